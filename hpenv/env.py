@@ -1,0 +1,470 @@
+"""The environment: an action sets the panel, the plant trains for one interval, features and terms are read, and returned.
+
+`TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of its own. `TrainLoopEnv` is
+the same with N = 1 and Python scalars in its info.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, Plant, Snapshot, Window
+from hpenv.render import History, draw, summarize
+from hpenv.rewards import REWARD_TERMS, check_weights, reward_terms
+from hpenv.telemetry import Reading, bounds, check_features, column_names, observe
+
+Info = dict[str, Any]
+RENDER_MODES = ("rgb_array", "ansi")
+SEED_MODES = ("independent", "grouped")
+
+
+class TrainLoopVectorEnv(gym.vector.VectorEnv):
+    """N training runs as one vector environment.
+
+    Attributes:
+        plant: what is trained.
+        action_names: name of each column of the action.
+        action_kinds: kind of each column's channel.
+        observation_names: name of each column of the observation.
+        autoreset_mode: what happens to a row whose episode has ended.
+    """
+
+    def __init__(
+        self,
+        plant: Plant,
+        *,
+        features: Sequence[str] = ("progress",),
+        reward: Mapping[str, float] | None = None,
+        interval: int = 50,
+        horizon: int = 561,
+        seed_mode: str = "independent",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+    ) -> None:
+        """Joins a plant with what is asked of it.
+
+        Args:
+            plant: N runs; its panel's cells are the action.
+            features: keys of FEATURES, side by side.
+            reward: key of REWARD_TERMS -> weight; default progress and divergence, 1 each.
+            interval: steps per decision [steps].
+            horizon: steps of an episode [steps].
+            seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows are the run of seed s.
+            autoreset_mode: an AutoresetMode, or its name.
+            render_mode: None, `rgb_array` or `ansi`.
+
+        Raises:
+            ValueError: for anything that does not fit, with what is accepted.
+        """
+        check_features(features)
+        self._weights = dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
+        check_weights(self._weights)
+        if not 1 <= interval <= horizon:
+            raise ValueError(f"interval={interval} must be between 1 and the {horizon} steps of the run")
+        if seed_mode not in SEED_MODES:
+            raise ValueError(f"unknown seed_mode {seed_mode!r}; expected one of {list(SEED_MODES)}")
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"unknown render_mode {render_mode!r}; expected None or one of {list(RENDER_MODES)}")
+        modes = {mode.name: mode for mode in AutoresetMode}
+        name = autoreset_mode.name if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
+        if name not in modes:
+            raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}; expected one of {sorted(modes)}")
+
+        self.plant, self.num_envs = plant, plant.num_rows
+        self.interval, self.horizon, self.seed_mode = interval, horizon, seed_mode
+        self.autoreset_mode, self.render_mode = modes[name], render_mode
+        self.metadata = {
+            "render_modes": list(RENDER_MODES),
+            "render_fps": 4,
+            "autoreset_mode": self.autoreset_mode,
+            "stacked": True,  # rows are trained as one stacked population
+        }
+        self._features = tuple(features)
+        self.action_names, self.action_kinds = plant.panel.names, plant.panel.kinds
+        self.observation_names = column_names(self._features, self.action_names)
+        low, high = bounds(self._features, self.action_names)
+        self.single_observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+        self._row_random = [np.random.default_rng(i) for i in range(self.num_envs)]
+        self._seeded = False
+        self._ended: BoolArray = np.ones(self.num_envs, dtype=bool)
+        self._truncated: BoolArray = np.zeros(self.num_envs, dtype=bool)
+        self._initial: FloatArray = np.zeros(self.num_envs)
+        self._previous_positions: FloatArray = np.zeros((self.num_envs, len(self.action_names)))
+        self._window: Window | None = None
+        self._history = [History() for _ in range(self.num_envs)]
+
+    @property
+    def num_decisions(self) -> int:
+        """Decisions of an episode; the last window may be shorter than the interval."""
+        return -(-self.horizon // self.interval)
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], Info]:
+        """Begins new episodes.
+
+        Args:
+            seed: of the first row, the next ones counting on from it, or one per row; None continues each row's stream.
+            options: `reset_mask` (N,) bool: the rows to reset, the others stay where they are.
+
+        Returns:
+            Observations (N, F) and infos.
+        """
+        rows = np.ones(self.num_envs, dtype=bool)
+        if options is not None and "reset_mask" in options:
+            rows = np.asarray(options["reset_mask"])
+            if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
+                raise ValueError(
+                    f"reset_mask must be ({self.num_envs},) bool with a True in it; got {rows.shape} {rows.dtype}: {rows}"
+                )
+        if self._window is None and not rows.all():
+            raise ValueError("the first reset must be of all rows; got a reset_mask with a False in it")
+        self._seed_rows(seed, rows)
+        self._begin(rows)
+        self._window = self.plant.advance(np.zeros(self.num_envs, dtype=np.int64))
+        self._initial[rows] = self._window.probe_loss[rows]
+        self._record(rows)
+        return self._observations(self._reading(self._window)), self._infos(self._window, rows)
+
+    def _seed_rows(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> None:
+        if seed is None:
+            if not self._seeded:
+                entropy = np.random.SeedSequence().spawn(self.num_envs)
+                self._row_random = [np.random.default_rng(child) for child in entropy]
+            self._seeded = True
+            return
+        first = seed if isinstance(seed, int | np.integer) else None
+        seeds = [int(first) + i for i in range(self.num_envs)] if first is not None else list(seed)  # type: ignore[arg-type]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} rows")
+        self._seeded = True
+        for row, own in enumerate(seeds):
+            if rows[row] and own is not None:
+                self._row_random[row] = np.random.default_rng(own)
+        super().reset(seed=None if seeds[0] is None else int(seeds[0]))
+
+    def _begin(self, rows: BoolArray) -> None:
+        """New weights, data order and neutral panel for these rows; each draws its run's seed from its own stream."""
+        chosen = np.flatnonzero(rows)
+        seeds = [int(self._row_random[row].integers(2**62)) for row in chosen]
+        if self.seed_mode == "grouped":
+            seeds = [seeds[0]] * len(seeds)
+        self.plant.reset(seeds, chosen.tolist())
+        self._ended[rows], self._truncated[rows], self._previous_positions[rows] = False, False, 0.0
+        for row in chosen:
+            self._history[row] = History()
+
+    def step(self, actions: NDArray[np.floating]) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, Info]:
+        """Sets the panel and advances every run by one interval.
+
+        Args:
+            actions: (N, A) floating point in [-1, 1]; 0 is neutral.
+
+        Returns:
+            Observations (N, F), rewards (N,), terminated (N,), truncated (N,) and infos.
+
+        Raises:
+            ValueError: for actions of the wrong shape or dtype, or with NaN.
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._window is None:
+            raise gym.error.ResetNeeded("call reset() before the first step()")
+        positions = self._checked(actions)
+        moving = ~self._ended
+        restarting = self._ended.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros_like(moving)
+        if restarting.any():
+            self._begin(restarting)
+        steps = np.where(moving, np.minimum(self.interval, self.horizon - self._window.steps), 0)
+        last = self._window
+        self.plant.panel.move(positions, moving)
+        self._window = self.plant.advance(steps)
+        self._initial[restarting] = self._window.probe_loss[restarting]
+
+        reading = self._reading(last)
+        terms = reward_terms(reading)
+        total = np.sum([weight * terms[name] for name, weight in self._weights.items()], axis=0)
+        rewards = np.where(moving, total, 0.0)
+        self._ended = np.where(
+            moving, (self._window.steps >= self.horizon) | (self._window.divergence > 0), self._ended & ~restarting
+        )
+        terminated = self._ended.copy()
+        observations = self._observations(reading)
+        infos = self._infos(self._window, moving | restarting, terms)
+        self._previous_positions[moving] = self.plant.panel.positions[moving]
+        self._record(moving | restarting)
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
+            observations, infos = self._restart_within_step(observations, infos)
+        return observations, rewards, terminated, self._truncated.copy(), infos
+
+    def _restart_within_step(self, observations: NDArray[np.float32], infos: Info) -> tuple[NDArray[np.float32], Info]:
+        ended = self._ended.copy()
+        final_observations = np.empty(self.num_envs, dtype=object)
+        for row in np.flatnonzero(ended):
+            final_observations[row] = observations[row].copy()
+        final = {"final_obs": final_observations, "_final_obs": ended.copy()}
+        final |= {"final_info": _masked(infos, ended), "_final_info": ended.copy()}
+        observations, fresh = self.reset(options={"reset_mask": ended})
+        return observations, _merged(infos, fresh, ended) | final
+
+    def _checked(self, actions: NDArray[np.floating]) -> FloatArray:
+        array = np.asarray(actions)
+        wanted = (self.num_envs, len(self.action_names))
+        if array.shape != wanted or not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(
+                f"actions must be floating point of shape {wanted}, one column per {list(self.action_names)}; "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"actions must be finite numbers in [-1, 1]; got {array.tolist()}")
+        return array.astype(np.float64)
+
+    def _reading(self, last: Window) -> Reading:
+        assert self._window is not None
+        return Reading(
+            window=self._window,
+            previous_probe_loss=last.probe_loss,
+            initial_probe_loss=self._initial,
+            progress=self._window.steps / self.horizon,
+            positions=self.plant.panel.positions,
+            previous_positions=self._previous_positions,
+            first=last.steps == 0,
+            action_names=self.action_names,
+        )
+
+    def _observations(self, reading: Reading) -> NDArray[np.float32]:
+        return observe(self._features, reading).astype(np.float32)
+
+    def _infos(self, window: Window, rows: BoolArray, terms: Mapping[str, FloatArray] | None = None) -> Info:
+        """What was measured, (N,) per key with a `_key` mask of the rows it is of; no NaN, no clock, no tensors."""
+        panel = self.plant.panel.values()
+        infos: Info = {
+            "step": window.steps.copy(),
+            "probe_loss": window.probe_loss.copy(),
+            "corpus": np.array([self.plant.corpus_digest] * self.num_envs),
+            "panel": {name: panel[:, column].copy() for column, name in enumerate(self.action_names)},
+        }
+        if terms is not None:
+            infos["train_loss"] = window.train_loss.copy()
+            infos["gradient_norm"] = np.minimum(window.gradient_norm, np.finfo(np.float32).max)
+            infos["reward_terms"] = {name: terms[name] + 0.0 for name in REWARD_TERMS}
+        infos = _with_masks(infos, rows)
+        diverged = rows & (window.divergence > 0)
+        if diverged.any():
+            infos["divergence_reason"] = np.array(
+                [DIVERGENCE_REASONS[code] for code in window.divergence], dtype=object
+            )
+            infos["_divergence_reason"] = diverged
+        return infos
+
+    def _record(self, rows: BoolArray) -> None:
+        assert self._window is not None
+        values = self.plant.panel.values()
+        for row in np.flatnonzero(rows):
+            self._history[row].append(int(self._window.steps[row]), float(self._window.probe_loss[row]), values[row])
+
+    def evaluate(self) -> FloatArray:
+        """Held-out bits per byte of every run, (N,); the only road to the validation slice."""
+        return self.plant.evaluate()
+
+    def snapshot(self) -> Snapshot:
+        """Everything the next step depends on: plant, reward and autoreset state, and each row's stream of seeds."""
+        assert self._window is not None, "nothing to save before the first reset"
+        inner = self.plant.snapshot()
+        tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
+        own = {"ended": self._ended, "initial": self._initial, "previous_positions": self._previous_positions}
+        tensors |= {f"env/{name}": torch.as_tensor(value.copy()) for name, value in own.items()}
+        tensors |= {f"window/{name}": torch.as_tensor(value.copy()) for name, value in vars(self._window).items()}
+        rows = [
+            {"random": random.bit_generator.state, "history": history.state()}
+            for random, history in zip(self._row_random, self._history, strict=True)
+        ]
+        return Snapshot(tensors, {"plant": inner.metadata, "env": self._description(), "rows": rows})
+
+    def _description(self) -> dict[str, object]:
+        return {
+            "interval": self.interval,
+            "horizon": self.horizon,
+            "features": list(self._features),
+            "reward": self._weights,
+            "seed_mode": self.seed_mode,
+        }
+
+    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
+        """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in force.
+
+        Raises:
+            ValueError: if the snapshot is of another configuration or number of rows.
+        """
+        ours, theirs = self._description(), snapshot.metadata["env"]
+        if ours != theirs:
+            raise ValueError(f"the snapshot is of the environment {theirs}; this one is {ours}")
+        tensors = snapshot.tensors
+        plant = {name.removeprefix("plant/"): t for name, t in tensors.items() if name.startswith("plant/")}
+        self.plant.restore(Snapshot(plant, snapshot.metadata["plant"]), keep_panel)
+        self._ended = tensors["env/ended"].numpy().copy()
+        self._truncated = np.zeros(self.num_envs, dtype=bool)
+        self._initial = tensors["env/initial"].numpy().copy()
+        self._previous_positions = tensors["env/previous_positions"].numpy().copy()
+        names = [name for name in tensors if name.startswith("window/")]
+        self._window = Window(**{name.removeprefix("window/"): tensors[name].numpy().copy() for name in names})
+        for row, saved in enumerate(snapshot.metadata["rows"]):
+            self._row_random[row].bit_generator.state = saved["random"]
+            self._history[row] = History(saved["history"])
+        self._seeded = True
+
+    def fork(self, k: int, row: int = 0) -> TrainLoopVectorEnv:
+        """A new vector env of k rows, each a copy of one row where it stands; this env is left untouched.
+
+        Raises:
+            ValueError: for k < 1 or a row that does not exist.
+        """
+        if k < 1 or not 0 <= row < self.num_envs:
+            raise ValueError(f"cannot fork {k} copies of row {row}; need k >= 1 and a row below {self.num_envs}")
+        whole = self.snapshot()
+        index = torch.full((k,), row)
+        tensors = {name: tensor[index.to(tensor.device)] for name, tensor in whole.tensors.items()}
+        copy = TrainLoopVectorEnv(
+            self.plant.spawn(k),
+            features=self._features,
+            reward=self._weights,
+            interval=self.interval,
+            horizon=self.horizon,
+            seed_mode=self.seed_mode,
+            autoreset_mode=self.autoreset_mode,
+            render_mode=self.render_mode,
+        )
+        copy.restore(Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
+        return copy
+
+    def render(self) -> tuple[NDArray[np.uint8] | str, ...] | None:  # type: ignore[override]
+        """One picture, or one line, per run so far."""
+        if self.render_mode is None:
+            return None
+        paint = draw if self.render_mode == "rgb_array" else summarize
+        return tuple(paint(history, self.action_names, self.horizon) for history in self._history)
+
+
+def _with_masks(infos: Info, rows: BoolArray) -> Info:
+    result: Info = {}
+    for key, value in infos.items():
+        result[key] = _with_masks(value, rows) if isinstance(value, dict) else value
+        result[f"_{key}"] = rows.copy()
+    return result
+
+
+def _masked(infos: Info, rows: BoolArray) -> Info:
+    """A copy of infos of which only some rows count."""
+    return {
+        key: _masked(value, rows)
+        if isinstance(value, dict)
+        else (value & rows if key.startswith("_") else value.copy())
+        for key, value in infos.items()
+    }
+
+
+def _merged(infos: Info, fresh: Info, rows: BoolArray) -> Info:
+    """Infos with the chosen rows taken from those of a reset; what a reset does not report is masked out for them."""
+    result: Info = {}
+    for key, value in infos.items():
+        if isinstance(value, dict):
+            result[key] = _merged(value, fresh.get(key, {}), rows)
+        elif key.startswith("_"):
+            result[key] = np.where(rows, fresh.get(key, np.zeros_like(value)), value)
+        else:
+            result[key] = np.where(rows, fresh[key], value) if key in fresh else value
+    return result
+
+
+def _row(infos: Info, row: int) -> Info:
+    """One row's info as Python scalars."""
+    result: Info = {}
+    for key, value in infos.items():
+        if key.startswith("_") or not infos[f"_{key}"][row]:
+            continue
+        result[key] = (
+            _row(value, row) if isinstance(value, dict) else getattr(value[row], "item", lambda v=value[row]: v)()
+        )
+    return result
+
+
+class TrainLoopEnv(gym.Env):
+    """One training run: TrainLoopVectorEnv with N = 1.
+
+    Attributes:
+        vector: the population of one that it is.
+    """
+
+    def __init__(self, vector: TrainLoopVectorEnv) -> None:
+        """Wraps a vector env of one row, made with autoreset_mode DISABLED.
+
+        Raises:
+            ValueError: for more than one row, or another autoreset mode.
+        """
+        if vector.num_envs != 1 or vector.autoreset_mode != AutoresetMode.DISABLED:
+            raise ValueError(
+                f"a single env needs one row and autoreset DISABLED; got {vector.num_envs}, {vector.autoreset_mode}"
+            )
+        self.vector, self.render_mode = vector, vector.render_mode
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}
+        self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
+        self.action_names, self.action_kinds = vector.action_names, vector.action_kinds
+        self.observation_names = vector.observation_names
+
+    @property
+    def plant(self) -> Plant:
+        """What is trained."""
+        return self.vector.plant
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], Info]:
+        """Begins a new run: observation (F,) and info."""
+        super().reset(seed=seed)
+        observations, infos = self.vector.reset(seed=seed)
+        return observations[0], _row(infos, 0)
+
+    def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:  # type: ignore[override]
+        """Sets the panel and advances by one interval: observation (F,), reward, terminated, truncated and info.
+
+        Raises:
+            ValueError: for an action of the wrong shape or dtype, or with NaN.
+            gymnasium.error.ResetNeeded: before the first reset, and after the run has ended.
+        """
+        if self.vector._window is not None and self.vector._ended[0]:
+            raise gym.error.ResetNeeded("the run has ended; call reset() before the next step()")
+        array = np.asarray(action)
+        observations, rewards, terminated, truncated, infos = self.vector.step(array[None])
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _row(infos, 0)
+
+    def evaluate(self) -> float:
+        """Held-out bits per byte; the only road to the validation slice."""
+        return float(self.vector.evaluate()[0])
+
+    def snapshot(self) -> Snapshot:
+        """Everything the next step depends on."""
+        return self.vector.snapshot()
+
+    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
+        """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in force."""
+        self.vector.restore(snapshot, keep_panel)
+
+    def fork(self, k: int) -> TrainLoopVectorEnv:
+        """A new vector env of k copies of this run where it stands."""
+        return self.vector.fork(k)
+
+    def render(self) -> NDArray[np.uint8] | str | None:  # type: ignore[override]
+        """A picture, or a line, of the run so far."""
+        pictures = self.vector.render()
+        return None if pictures is None else pictures[0]

@@ -1,0 +1,161 @@
+"""TrainLoop-JEL-v0: a learning-rate and weight-decay schedule, a decision every 50 steps of one small pretraining run.
+
+Description:
+    A transformer is trained on text for `num_steps` optimizer steps. Every `interval` steps the controller sees how far the run
+    has come and sets multipliers of the base learning rate and the base weight decay, which hold until the next decision. The
+    task of "Just Enough Learning" (Lee & Ndubuaku 2026), sections 3 and 4.
+
+Action Space:
+    `Box(-1, 1, (A,), float32)`. Column u sets a multiplier exp(ln 100 u) in [0.01, 100]; 0 is neutral.
+
+    | actions         | A | columns                                                                       |
+    |-----------------|---|-------------------------------------------------------------------------------|
+    | `shared`        | 2 | lr, weight_decay                                                              |
+    | `per_optimizer` | 4 | lr/adamw, lr/muon, weight_decay/adamw, weight_decay/muon                      |
+
+Observation Space:
+    `Box(low, high, (F,), float32)`; see `hpenv.telemetry.FEATURES` for bounds and units.
+
+    | observation | F (shared) | columns                                                                                  |
+    |-------------|------------|------------------------------------------------------------------------------------------|
+    | `progress`  | 1          | progress                                                                                 |
+    | `loss`      | 4          | progress, train_loss, probe_loss, probe_loss_change                                      |
+    | `gradient`  | 2          | progress, gradient_norm                                                                  |
+    | `momentum`  | 2          | progress, momentum_norm                                                                  |
+    | `full`      | 8          | progress, train_loss, probe_loss, probe_loss_change, gradient_norm, momentum_norm, position/lr, position/weight_decay |
+
+Rewards:
+    The decrease of the loss on 4 fixed probe batches over the window that the action controlled [nats per token], so that an
+    episode's rewards add up to L0 - LT; minus `penalties["gradient_norm"]` times the norm of the window's last gradient, minus
+    `penalties["smoothness"]` times the squared change of the action. A run that diverges is charged what it had earned and 1.
+
+Starting State:
+    Fresh weights and a fresh data order, drawn from the seed; the panel at neutral.
+
+Episode End:
+    `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient not finite, or loss above
+    3 ln V; `info["divergence_reason"]`). Never `truncated`.
+
+Arguments:
+    See `JELConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`.
+
+Version History:
+    v0: first version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant
+from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
+
+ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "shared": (("lr", "run"), ("weight_decay", "run")),
+    "per_optimizer": (("lr", "optimizer"), ("weight_decay", "optimizer")),
+}
+OBSERVATIONS: dict[str, tuple[str, ...]] = {
+    "progress": ("progress",),
+    "loss": ("progress", "train_loss", "probe_loss", "probe_loss_change"),
+    "gradient": ("progress", "gradient_norm"),
+    "momentum": ("progress", "momentum_norm"),
+    "full": (
+        "progress",
+        "train_loss",
+        "probe_loss",
+        "probe_loss_change",
+        "gradient_norm",
+        "momentum_norm",
+        "position",
+    ),
+}
+PENALTIES = ("gradient_norm", "smoothness")
+SCHEDULES = ("none", "warmup_flat_warmdown")
+
+
+@dataclass(frozen=True)
+class JELConfig:
+    """Arguments of TrainLoop-JEL-v0."""
+
+    preset: str = "nano"  # key of hpenv.model.PRESETS
+    data: str = "stdlib"  # `stdlib`, `synthetic`, a path, or `hf:<name>`
+    tokenizer: str = "bytes"  # `bytes`, `bpe:<vocabulary>`, or a path of a tokenizers file
+    num_steps: int = 561  # of an episode [steps] (JEL, table 2)
+    interval: int = 50  # steps per decision [steps] (JEL, table 2)
+    batch_tokens: int = 1024  # of one step [tokens]
+    sequence_length: int = 64  # [tokens]
+    optimizer: str = "adamw_muon"  # key of hpenv.optimizers.OPTIMIZERS
+    base_lr: PerGroup = 1e-3  # uniform, or group -> rate (JEL, section 4.1)
+    base_weight_decay: PerGroup = 1e-2  # uniform, or group -> rate (JEL, section 4.1)
+    # `none`, `warmup_flat_warmdown` (40 % warmdown), a Schedule, or group -> Schedule; of the learning rate
+    schedule: str | Schedule | Mapping[str, Schedule] = "warmup_flat_warmdown"
+    weight_decay_schedule: Schedule | Mapping[str, Schedule] = field(default_factory=Constant)  # of the weight decay
+    observation: str = "progress"  # key of OBSERVATIONS
+    actions: str = "shared"  # key of ACTIONS
+    penalties: Mapping[str, float] = field(
+        default_factory=dict
+    )  # gradient_norm, smoothness -> weight (JEL, section 3.4)
+    seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
+    eval_tokens: int = 65_536  # of the validation slice, for evaluate() [tokens]
+    device: str = "cpu"
+    dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
+    compile: bool = False  # torch.compile the loss
+
+    def __post_init__(self) -> None:
+        """Refuses what is not in the tables above.
+
+        Raises:
+            ValueError: naming what was given and what is accepted.
+        """
+        for name, table in (("observation", OBSERVATIONS), ("actions", ACTIONS)):
+            if getattr(self, name) not in table:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}")
+        if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; expected a Schedule or one of {list(SCHEDULES)}")
+        unknown = sorted(set(self.penalties) - set(PENALTIES))
+        if unknown:
+            raise ValueError(f"unknown penalties {unknown}; expected some of {list(PENALTIES)}")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+
+    def base_schedule(self) -> Schedule | Mapping[str, Schedule]:
+        """The base schedule of the learning rate."""
+        if not isinstance(self.schedule, str):
+            return self.schedule
+        return Constant() if self.schedule == "none" else WarmupFlatWarmdown(self.num_steps)
+
+    def plant_config(self) -> PretrainingConfig:
+        """What a run is."""
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(PretrainingConfig)}
+        return PretrainingConfig(**{name: getattr(self, name) for name in shared}, lr_schedule=self.base_schedule())
+
+
+def make_vector_env(
+    num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
+) -> TrainLoopVectorEnv:
+    """The population: `gym.make_vec("TrainLoop-JEL-v0", num_envs=N)`."""
+    known = {f.name for f in fields(JELConfig)}
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        raise ValueError(f"unknown arguments {unknown} of TrainLoop-JEL-v0; expected some of {sorted(known)}")
+    config = JELConfig(**arguments)
+    if not 1 <= config.interval <= config.num_steps:
+        raise ValueError(f"interval={config.interval} must be between 1 and num_steps={config.num_steps}")
+    return TrainLoopVectorEnv(
+        PretrainingPlant(config.plant_config(), num_envs, ACTIONS[config.actions]),
+        features=OBSERVATIONS[config.observation],
+        reward={"progress": 1.0, "divergence": 1.0} | dict(config.penalties),
+        interval=config.interval,
+        horizon=config.num_steps,
+        seed_mode=config.seed_mode,
+        autoreset_mode=autoreset_mode,
+        render_mode=render_mode,
+    )
+
+
+def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
+    """One run: `gym.make("TrainLoop-JEL-v0")`."""
+    return TrainLoopEnv(make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **arguments))

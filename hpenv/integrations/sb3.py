@@ -1,0 +1,176 @@
+"""A population as a VecEnv, the interface that stable-baselines3 asks for in place of Gymnasium's vector env.
+
+Between the two interfaces lie: one `done` in place of terminated and truncated, a reset that happens within the step
+(the last observation goes to `infos[i]["terminal_observation"]`), float32 rewards that the caller may write into, and
+one dictionary of information per row in place of one of arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "hpenv.integrations.sb3 needs stable-baselines3; install it with: pip install 'hpenv[agents]'", name=error.name
+    ) from error
+
+
+def _row_value(value: Any, row: int, num_envs: int) -> Any:
+    """Value of one row of what a vector env put under one key; what is not per row is every row's."""
+    if isinstance(value, Mapping):
+        return row_info(value, row, num_envs)
+    if isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == num_envs:
+        entry = value[row]
+        return entry.item() if isinstance(entry, np.generic) else entry
+    if isinstance(value, list | tuple) and len(value) == num_envs:
+        return value[row]
+    return value
+
+
+def row_info(infos: Mapping[str, Any], row: int, num_envs: int) -> dict[str, Any]:
+    """Information of one row of a vector env, as a single env would have given it.
+
+    Args:
+        infos: key -> array (N, ...), or a dictionary of such; `_key` -> mask (N,) of the rows that have the key.
+        row: which one.
+        num_envs: N.
+
+    Returns:
+        key -> Python scalar, string, array or dictionary; without the keys that this row lacks, and without the masks.
+    """
+    masks = {key: infos[f"_{key}"] for key in infos if f"_{key}" in infos}
+    return {
+        key: _row_value(value, row, num_envs)
+        for key, value in infos.items()
+        if not (key.startswith("_") and key[1:] in infos) and (key not in masks or masks[key][row])
+    }
+
+
+class SB3VecEnv(VecEnv):
+    """Adapter from a gymnasium vector env with autoreset disabled to the VecEnv of stable-baselines3.
+
+    Rows that end are reset within the same step, alone, through `options={"reset_mask": mask}`. As VecMonitor does,
+    the end of an episode carries its sum of rewards and its number of decisions in `infos[i]["episode"]` ("r", "l");
+    wall-clock time ("t") is left out. One object holds all rows: an attribute is the same for all of them, and a
+    method is called once.
+
+    Args:
+        env: vector env with `autoreset_mode` DISABLED.
+
+    Raises:
+        ValueError: the env resets rows by itself.
+
+    Example:
+        >>> env = gym.make_vec("TrainLoop-JEL-v0", num_envs=8, autoreset_mode="DISABLED")  # doctest: +SKIP
+        >>> PPO("MlpPolicy", SB3VecEnv(env), n_steps=12).learn(400 * 12)  # doctest: +SKIP
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.DISABLED:
+            raise ValueError(f"an env with autoreset_mode {mode}; expected one made with autoreset_mode='DISABLED'")
+        self.env = env
+        self._actions: np.ndarray | None = None
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds of the rows at the next reset: seed, seed + 1, ...; None: the env goes on with its own generators.
+
+        stable-baselines3's own would draw a seed from numpy's global generator in place of None.
+        """
+        self._seeds = [None if seed is None else seed + row for row in range(self.num_envs)]
+        return self._seeds
+
+    def reset(self) -> VecEnvObs:
+        """Starts a new episode in every row, with the seeds and options given since the last reset; (N, F)."""
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError("options that differ between rows; expected the same for all, they are one environment")
+        seeds: Any = None if self._seeds[0] is None else list(self._seeds)
+        obs, infos = self.env.reset(seed=seeds, options=self._options[0] or None)
+        self.reset_infos = [row_info(infos, row, self.num_envs) for row in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        return np.array(obs)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keeps the actions, (N, A), for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One decision in every row, then a reset of the rows that it ended.
+
+        Returns:
+            obs (N, F), of the new episode where one ended; rewards (N,) float32; dones (N,) bool; infos, one per row.
+        """
+        assert self._actions is not None, "step_wait without step_async"
+        obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        self._actions = None
+        obs = np.array(obs)
+        dones = np.logical_or(terminated, truncated)
+        self._returns += rewards
+        self._lengths += 1
+        rows = [row_info(infos, row, self.num_envs) for row in range(self.num_envs)]
+        for row, info in enumerate(rows):
+            info["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
+            if dones[row]:
+                info["terminal_observation"] = obs[row].copy()
+                info["episode"] = {"r": float(self._returns[row]), "l": int(self._lengths[row])}
+        if dones.any():
+            new_obs, new_infos = self.env.reset(options={"reset_mask": dones.copy()})
+            for row in np.flatnonzero(dones).tolist():
+                obs[row] = new_obs[row]
+                self.reset_infos[row] = row_info(new_infos, row, self.num_envs)
+            self._returns[dones] = 0.0
+            self._lengths[dones] = 0
+        return obs, np.array(rewards, dtype=np.float32), dones, rows
+
+    def close(self) -> None:
+        """Closes the env."""
+        self.env.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One picture per row."""
+        frames: Any = self.env.render()
+        return [None] * self.num_envs if frames is None else list(frames)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The env's attribute, once for each of the rows asked for."""
+        value = getattr(self.env.unwrapped, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets an attribute of the env.
+
+        Raises:
+            ValueError: some rows are asked for; they share the attribute.
+        """
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise ValueError(f"set_attr({attr_name!r}) for rows {indices}; expected all rows, they are one environment")
+        setattr(self.env.unwrapped, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Calls a method of the env, once; an array (N, ...) that it returns is dealt out to the rows asked for."""
+        result = getattr(self.env.unwrapped, method_name)(*method_args, **method_kwargs)
+        return [_row_value(result, row, self.num_envs) for row in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether the vector env wears this wrapper, once for each of the rows asked for."""
+        env, found = self.env, False
+        while isinstance(env, VectorWrapper):
+            found = found or isinstance(env, wrapper_class)
+            env = env.env
+        return [found for _ in self._get_indices(indices)]

@@ -1,0 +1,285 @@
+"""A decoder-only transformer over a population: every weight is (N, ...), every linear layer one batched product.
+
+The architecture is nanochat's: rotary positions, QK-norm, RMSNorm without gain, no biases, untied embeddings, squared-ReLU or
+SwiGLU feed-forward, tanh softcap on the logits; value embeddings, residual lambdas and sliding windows are options. Parameters
+are a plain dict `name -> (N, ...)`, the forward pass a pure function of it. Row i of a population is the single run with the
+same seed, up to the order in which a batched product adds.
+
+References:
+    nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So et al. 2021 (squared ReLU).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpenv.kernels import mean_softcapped_cross_entropy, softcapped_cross_entropy, squared_relu_feed_forward
+
+Parameters = dict[str, Tensor]
+
+#: Channels of the normed block input that a value-embedding gate reads (nanochat).
+GATE_CHANNELS = 32
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the model; the same for every run of a population."""
+
+    n_layer: int = 2
+    n_head: int = 2
+    n_embd: int = 64
+    vocab_size: int = 256
+    feed_forward: Literal["relu2", "swiglu"] = "relu2"
+    hidden_size: int | None = (
+        None  # of the feed-forward; None: 4 n_embd (relu2), 8/3 n_embd up to a multiple of 16 (swiglu)
+    )
+    value_embeddings: bool = False  # a (vocab_size, n_embd) table on every second layer, the last always
+    residual_lambdas: bool = False  # learned scalars on the residual stream and on the first embedding, per layer
+    window_pattern: str = "L"  # tiled over layers; S sees half the sequence, L all of it; the last layer is always L
+    logit_softcap: float = 15.0  # logits are c tanh(z / c)
+    rope_base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        """Refuses shapes that do not fit together."""
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head} (rotary pairs)")
+        if self.feed_forward not in ("relu2", "swiglu"):
+            raise ValueError(f"unknown feed_forward {self.feed_forward!r}; expected one of ['relu2', 'swiglu']")
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise ValueError(f"window_pattern={self.window_pattern!r} must be made of 'S' and 'L'")
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Hidden width of the feed-forward."""
+        if self.hidden_size is not None:
+            return self.hidden_size
+        return 4 * self.n_embd if self.feed_forward == "relu2" else 16 * math.ceil(8 * self.n_embd / 3 / 16)
+
+    def window(self, layer: int, sequence_length: int) -> int:
+        """How far back a token of this layer sees [tokens]."""
+        short = self.window_pattern[layer % len(self.window_pattern)] == "S" and layer < self.n_layer - 1
+        return max(1, sequence_length // 2) if short else sequence_length
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Every second layer, counted so that the last one has it."""
+        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+
+
+PRESETS: dict[str, GPTConfig] = {
+    "nano": GPTConfig(n_layer=2, n_head=2, n_embd=64),
+    "cell11": GPTConfig(n_layer=11, n_head=2, n_embd=64, feed_forward="swiglu"),
+    "shakespeare": GPTConfig(n_layer=4, n_head=4, n_embd=128),
+    "jel-73m": GPTConfig(
+        n_layer=6,
+        n_head=3,
+        n_embd=384,
+        vocab_size=32_768,
+        value_embeddings=True,
+        residual_lambdas=True,
+        window_pattern="SSSL",
+    ),
+}
+
+
+def preset(name: str, vocab_size: int | None = None) -> GPTConfig:
+    """The preset of this name, with the vocabulary of the corpus if that is larger.
+
+    Raises:
+        ValueError: for a name that is not in PRESETS.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; expected one of {sorted(PRESETS)}")
+    config = PRESETS[name]
+    return config if vocab_size is None else replace(config, vocab_size=max(config.vocab_size, vocab_size))
+
+
+def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of one run's weights, in the order in which they are initialized; matrices are (out, in)."""
+    C, V, H = config.n_embd, config.vocab_size, config.feed_forward_size
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (V, C)}
+    for i in range(config.n_layer):
+        shapes |= {f"layer.{i}.{name}": (C, C) for name in ("query", "key", "value", "output")}
+        if config.has_value_embedding(i):
+            shapes |= {f"layer.{i}.value_embedding": (V, C), f"layer.{i}.value_gate": (config.n_head, GATE_CHANNELS)}
+        if config.feed_forward == "swiglu":
+            shapes[f"layer.{i}.gate"] = (H, C)
+        shapes |= {f"layer.{i}.up": (H, C), f"layer.{i}.down": (C, H)}
+    if config.residual_lambdas:
+        shapes |= {"residual_lambdas": (config.n_layer,), "embedding_lambdas": (config.n_layer,)}
+    return shapes | {"unembedding": (V, C)}
+
+
+def parameter_kind(name: str) -> str:
+    """The optimizer group a tensor belongs to: `embedding`, `unembedding`, `scalar` or `matrix`."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("embedding", "value_embedding"):
+        return "embedding"
+    if leaf in ("residual_lambdas", "embedding_lambdas"):
+        return "scalar"
+    return "unembedding" if leaf == "unembedding" else "matrix"
+
+
+def num_parameters(config: GPTConfig) -> int:
+    """Parameters of one run."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def flops_per_token(config: GPTConfig, sequence_length: int) -> float:
+    """Floating-point operations of one token's forward and backward pass: 6 per weight of a product, 12 C per attended key.
+
+    Causal attention is counted in full, as is customary (PaLM, appendix B); lookups are free.
+    """
+    shapes = parameter_shapes(config)
+    weights = sum(math.prod(s) for n, s in shapes.items() if parameter_kind(n) in ("matrix", "unembedding"))
+    attended = sum(config.window(i, sequence_length) for i in range(config.n_layer))
+    return 6.0 * weights + 12.0 * config.n_embd * attended
+
+
+def init_parameters(config: GPTConfig, seeds: Sequence[int], device: torch.device | str = "cpu") -> Parameters:
+    """Initial weights of one run per seed, each drawn from its own generator: name -> (N, ...) float32.
+
+    nanochat's: embedding N(0, 1); unembedding N(0, 0.001^2); matrices uniform of standard deviation 1 / sqrt(C); the two
+    projections back to the residual stream, and the value gates, zero; residual lambdas 1 and 0.
+    """
+    rows = [_init_row(config, seed) for seed in seeds]
+    return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+
+
+def _init_row(config: GPTConfig, seed: int) -> Parameters:
+    generator = torch.Generator().manual_seed(seed)
+    bound = math.sqrt(3.0 / config.n_embd)
+    row: Parameters = {}
+    for name, shape in parameter_shapes(config).items():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "embedding":
+            row[name] = torch.randn(shape, generator=generator)
+        elif leaf == "unembedding":
+            row[name] = torch.randn(shape, generator=generator) * 0.001
+        elif leaf == "residual_lambdas":
+            row[name] = torch.ones(shape)
+        elif leaf in ("output", "down", "value_gate", "embedding_lambdas"):
+            row[name] = torch.zeros(shape)
+        else:
+            row[name] = (2.0 * torch.rand(shape, generator=generator) - 1.0) * bound
+    return row
+
+
+def rope_tables(config: GPTConfig, sequence_length: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of the rotary embedding, (T, 1, C / n_head) each, pairs split in halves (d, d + half)."""
+    half = config.n_embd // config.n_head // 2
+    frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+    angles = torch.arange(sequence_length, dtype=torch.float64, device=device)[:, None] * frequencies  # (T, half)
+    cosines, sines = angles.cos(), angles.sin()
+    return (
+        torch.cat([cosines, cosines], -1).float()[:, None],
+        torch.cat([sines, -sines], -1).float()[:, None],
+    )
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, M, in) times weight (N, out, in), transposed: (N, M, out)."""
+    return torch.bmm(x, weight.transpose(1, 2))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension, without gain."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def embed(table: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of each run's own table: table (N, V, C), tokens (N, M) -> (N, M, C)."""
+    N, V, C = table.shape
+    offsets = torch.arange(N, device=tokens.device)[:, None] * V
+    return F.embedding(tokens + offsets, table.reshape(N * V, C))
+
+
+def hidden_states(
+    params: Mapping[str, Tensor], config: GPTConfig, tokens: Tensor, rope: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C)."""
+    N, B, T = tokens.shape
+    flat = tokens.reshape(N, B * T)
+    x = rms_norm(embed(params["embedding"], flat))
+    first = x
+    for i in range(config.n_layer):
+        if config.residual_lambdas:
+            x = params["residual_lambdas"][:, i, None, None] * x + params["embedding_lambdas"][:, i, None, None] * first
+        layer = f"layer.{i}."
+        values = embed(params[layer + "value_embedding"], flat) if config.has_value_embedding(i) else None
+        x = x + _attention(params, config, i, rms_norm(x), values, (N, B, T), rope)
+        x = x + _feed_forward(params, config, layer, rms_norm(x))
+    return rms_norm(x)
+
+
+def _attention(
+    params: Mapping[str, Tensor],
+    config: GPTConfig,
+    i: int,
+    x: Tensor,
+    extra_values: Tensor | None,
+    shape: tuple[int, int, int],
+    rope: tuple[Tensor, Tensor],
+) -> Tensor:
+    N, B, T = shape
+    layer, heads = f"layer.{i}.", config.n_head
+    size = config.n_embd // heads
+    query = _rotate(linear(x, params[layer + "query"]).view(N * B, T, heads, size), rope)
+    key = _rotate(linear(x, params[layer + "key"]).view(N * B, T, heads, size), rope)
+    value = linear(x, params[layer + "value"])
+    if extra_values is not None:
+        gate = 2.0 * torch.sigmoid(linear(x[..., :GATE_CHANNELS], params[layer + "value_gate"]))  # (N, B T, heads)
+        value = (
+            value.view(N, B * T, heads, size) + gate[..., None] * extra_values.view(N, B * T, heads, size)
+        ).flatten(2)
+    mixed = causal_attention(
+        rms_norm(query).transpose(1, 2),
+        rms_norm(key).transpose(1, 2),
+        value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype),
+        config.window(i, T),
+    )
+    return linear(mixed.transpose(1, 2).reshape(N, B * T, config.n_embd), params[layer + "output"])
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """Softmax attention over the last `window` + 1 positions, (rows, heads, T, size) each."""
+    T = query.shape[-2]
+    if window >= T:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    distance = torch.arange(T, device=query.device)[:, None] - torch.arange(T, device=query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=(distance >= 0) & (distance <= window))
+
+
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates pairs (d, d + half) by minus the position's angle; x (rows, T, heads, size)."""
+    cosines, sines = rope
+    return x * cosines + x.roll(x.shape[-1] // 2, -1) * sines
+
+
+def _feed_forward(params: Mapping[str, Tensor], config: GPTConfig, layer: str, x: Tensor) -> Tensor:
+    up, down = params[layer + "up"], params[layer + "down"]
+    if config.feed_forward == "relu2":
+        return squared_relu_feed_forward(x, up, down)
+    return linear(F.silu(linear(x, params[layer + "gate"])) * linear(x, up), down)
+
+
+def token_losses(
+    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Cross-entropy of every target token: inputs, targets (N, B, T) -> (N, B T) [nats]."""
+    states = hidden_states(params, config, inputs, rope)
+    return softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), config.logit_softcap)
+
+
+def mean_losses(
+    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token]."""
+    states = hidden_states(params, config, inputs, rope)
+    return mean_softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), config.logit_softcap)

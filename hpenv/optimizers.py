@@ -1,0 +1,342 @@
+"""Optimizers over a population: every weight and every slot of state is (N, ...), every rate a number per run.
+
+Rows are independent clocks: a row's number of steps, its rates and its bias corrections are its own, so rows may stand at
+different steps. An optimizer is data: `OPTIMIZERS` maps a name to one update rule per kind of parameter, and a rule is a frozen
+dataclass with its hyperparameters and a pure in-place update. Weight decay is decoupled everywhere (w <- w (1 - lr wd)), and the
+factor 1 - lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+def row_scalars(values: NDArray[np.float64], like: Tensor) -> Tensor:
+    """One number per run, shaped to multiply `like`: (N,) -> (N, 1, ...) in its dtype."""
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+def decay_(weight: Tensor, lr: Tensor, weight_decay: Tensor) -> None:
+    """w <- w clamp(1 - lr wd, 0, 1)."""
+    weight.mul_((1.0 - lr * weight_decay).clamp_(0.0, 1.0))
+
+
+class Rule(Protocol):
+    """How one kind of parameter is updated.
+
+    Attributes:
+        optimizer: name of the optimizer the rule belongs to; cells of scope `optimizer` are indexed by it.
+        slots: names of the state's tensors; `momentum`, where there is one, is the first moment.
+    """
+
+    @property
+    def optimizer(self) -> str:
+        """Name of the optimizer."""
+
+    def init(self, weight: Tensor) -> State:
+        """The state of a run that has not moved."""
+
+    def update(
+        self,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        states: Sequence[State],
+        lrs: Sequence[Tensor],
+        decays: Sequence[Tensor],
+        steps: NDArray[np.int64],
+    ) -> None:
+        """Moves the weights in place; `steps` (N,) counts from 0, `lrs` and `decays` are (N, 1, ...) per tensor."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); arithmetic of torch.optim.AdamW."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    optimizer: str = "adamw"
+
+    def init(self, weight: Tensor) -> State:
+        """First and second moments."""
+        return {"momentum": torch.zeros_like(weight), "second_moment": torch.zeros_like(weight)}
+
+    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+        """See Rule."""
+        first = 1.0 - self.beta1 ** (steps + 1.0)
+        second = np.sqrt(1.0 - self.beta2 ** (steps + 1.0))
+        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
+            decay_(w, lr, wd)
+            m = state["momentum"].lerp_(g, 1.0 - self.beta1)
+            v = state["second_moment"].mul_(self.beta2).addcmul_(g, g, value=1.0 - self.beta2)
+            denominator = v.sqrt().div_(row_scalars(second, w)).add_(self.eps)
+            w.sub_(torch.div(m, denominator).mul_(lr / row_scalars(first, w)))
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with heavy-ball momentum, buffer <- momentum buffer + g (torch.optim.SGD)."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    optimizer: str = "sgd"
+
+    def init(self, weight: Tensor) -> State:
+        """The momentum buffer."""
+        return {"momentum": torch.zeros_like(weight)}
+
+    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+        """See Rule."""
+        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
+            decay_(w, lr, wd)
+            buffer = state["momentum"].mul_(self.momentum).add_(g)
+            w.sub_((g.add(buffer, alpha=self.momentum) if self.nesterov else buffer) * lr)
+
+
+#: Quintic Newton-Schulz of Keller Jordan's Muon: steepest slope at zero, singular values end in about [0.5, 1.5].
+JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
+#: Polar Express (Amsel et al. 2025, arXiv 2505.16932), five steps, safety factor 2e-2, as in nanochat.
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(matrices: Tensor, coefficients: Sequence[tuple[float, float, float]], safety: float = 1.0) -> Tensor:
+    """Approximates U V^T of each matrix by odd quintic iterations in bfloat16: (K, r, c) with r <= c -> the same."""
+    x = matrices.to(torch.bfloat16)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * safety).clamp_min(1e-7)
+    for a, b, c in coefficients:
+        gram = torch.bmm(x, x.transpose(1, 2))
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
+
+
+def _by_shape(gradients: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
+    """Indices of the tensors of each matrix shape, wide and tall ones together: (short side, long side) -> indices."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, g in enumerate(gradients):
+        groups.setdefault((min(g.shape[1:]), max(g.shape[1:])), []).append(i)
+    return groups
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Momentum orthogonalized by Newton-Schulz (Jordan 2024), with torch.optim.Muon's "original" semantics.
+
+    The update is lr sqrt(max(1, rows / columns)) times the orthogonalized Nesterov momentum; the decay uses the plain lr.
+    """
+
+    momentum: float = 0.95
+    optimizer: str = "muon"
+
+    def init(self, weight: Tensor) -> State:
+        """The momentum buffer.
+
+        Raises:
+            ValueError: for a parameter that is not a matrix.
+        """
+        if weight.ndim != 3:
+            raise ValueError(f"muon updates matrices only; got a parameter of shape {tuple(weight.shape[1:])}")
+        return {"momentum": torch.zeros_like(weight)}
+
+    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+        """See Rule."""
+        directions = []
+        for g, state in zip(gradients, states, strict=True):
+            buffer = state["momentum"].lerp_(g, 1.0 - self.momentum)
+            directions.append(g.lerp(buffer, self.momentum))
+        orthogonal = _orthogonalized(directions, JORDAN)
+        for w, direction, lr, wd in zip(weights, orthogonal, lrs, decays, strict=True):
+            decay_(w, lr, wd)
+            w.sub_(direction * (lr * _shape_factor(w)))
+
+
+def _shape_factor(weight: Tensor) -> float:
+    return float(max(1.0, weight.shape[1] / weight.shape[2]) ** 0.5)
+
+
+def _orthogonalized(
+    directions: Sequence[Tensor], coefficients: Sequence[tuple[float, float, float]], safety: float = 1.0
+) -> list[Tensor]:
+    """Orthogonalizes all matrices, those of one shape in one batched product; each (N, r, c) float32."""
+    result = list(directions)
+    for indices in _by_shape(directions).values():
+        wide = [d.transpose(1, 2) if d.shape[1] > d.shape[2] else d for d in (directions[i] for i in indices)]
+        parts = orthogonalize(torch.cat(wide), coefficients, safety).to(directions[0].dtype).split(wide[0].shape[0])
+        for i, part in zip(indices, parts, strict=True):
+            result[i] = part.transpose(1, 2) if directions[i].shape[1] > directions[i].shape[2] else part
+    return result
+
+
+@dataclass(frozen=True)
+class NanochatMuon:
+    """nanochat's Muon at commit 8630d32: Polar Express, NorMuon variance reduction, cautious decay, momentum warmup.
+
+    Departs from Muon in that lr sqrt(max(1, rows / columns)) multiplies the decay too, and that only weights whose sign
+    agrees with the update's decay.
+    """
+
+    start_momentum: float = 0.85
+    momentum: float = 0.95
+    momentum_steps: int = 300  # linear from start_momentum
+    beta2: float = 0.95  # of the row (or column) mean squares
+    optimizer: str = "muon"
+
+    def init(self, weight: Tensor) -> State:
+        """Momentum buffer and the mean squares along the longer side."""
+        state = Muon().init(weight)
+        return state | {"mean_square": torch.zeros_like(weight.sum(self._reduced(weight), keepdim=True))}
+
+    @staticmethod
+    def _reduced(weight: Tensor) -> int:
+        return 2 if weight.shape[1] >= weight.shape[2] else 1
+
+    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+        """See Rule."""
+        fraction = np.minimum(steps / self.momentum_steps, 1.0)
+        momentum = self.start_momentum + fraction * (self.momentum - self.start_momentum)
+        directions = []
+        for g, state in zip(gradients, states, strict=True):
+            mu = row_scalars(momentum, g)
+            buffer = state["momentum"]
+            buffer.add_((g - buffer) * (1.0 - mu))
+            directions.append(g + (buffer - g) * mu)
+        for w, u, state, lr, wd in zip(
+            weights, _orthogonalized(directions, POLAR_EXPRESS, 1.02), states, lrs, decays, strict=True
+        ):
+            axis = self._reduced(w)
+            square = u.square().mean(axis, keepdim=True)
+            state["mean_square"].lerp_(square, 1.0 - self.beta2)
+            scale = state["mean_square"].clamp_min(1e-10).rsqrt()
+            norm = u.norm(dim=(1, 2), keepdim=True)
+            scaled = (square * u.shape[axis]).mul_(scale.square()).sum((1, 2), keepdim=True).sqrt()
+            u = u * (scale * (norm / scaled.clamp_min(1e-10)))
+            rate = lr * _shape_factor(w)
+            shrink = (rate * wd).clamp(0.0, 1.0)
+            w.sub_(u * rate + w * shrink * (u * w >= 0))
+
+
+@dataclass(frozen=True)
+class ScheduleFreeSGD:
+    """Schedule-free SGD (Defazio et al. 2024): gradients at y, base iterate z, average x; arithmetic of `schedulefree`.
+
+    The weights of the model are y; the held-out numbers are those of x = (y - (1 - beta) z) / beta.
+    """
+
+    momentum: float = 0.9  # beta: y = (1 - beta) z + beta x
+    weight_lr_power: float = 2.0  # the average weighs a step by (largest lr so far)^power
+    optimizer: str = "schedule_free"
+
+    def init(self, weight: Tensor) -> State:
+        """The base iterate and, per run, the sum of averaging weights and the largest rate so far."""
+        zeros = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+        return {"z": weight.detach().clone(), "weight_sum": zeros, "largest_lr": zeros.clone()}
+
+    def direction(self, gradient: Tensor, state: State, steps: NDArray[np.int64]) -> Tensor:
+        """What z moves along: the gradient."""
+        return gradient
+
+    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+        """See Rule."""
+        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
+            _schedule_free_update(
+                w, self.direction(g, state, steps), state, lr, wd, self.momentum, self.weight_lr_power
+            )
+
+
+@dataclass(frozen=True)
+class ScheduleFreeAdamW:
+    """Schedule-free AdamW (Defazio et al. 2024); there is no first moment, beta1 interpolates y between z and x."""
+
+    momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_lr_power: float = 2.0
+    optimizer: str = "schedule_free"
+
+    def init(self, weight: Tensor) -> State:
+        """As ScheduleFreeSGD's, and the second moment."""
+        return ScheduleFreeSGD().init(weight) | {"second_moment": torch.zeros_like(weight)}
+
+    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+        """See Rule."""
+        correction = 1.0 - self.beta2 ** (steps + 1.0)
+        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
+            v = state["second_moment"].mul_(self.beta2).addcmul_(g, g, value=1.0 - self.beta2)
+            direction = g / v.div(row_scalars(correction, w)).sqrt_().add_(self.eps)
+            _schedule_free_update(w, direction, state, lr, wd, self.momentum, self.weight_lr_power)
+
+
+def _schedule_free_update(
+    y: Tensor, direction: Tensor, state: State, lr: Tensor, wd: Tensor, beta: float, power: float
+) -> None:
+    """y <- lerp(y, z, c) + lr (beta (1 - c) - 1) u and z <- z - lr u, with u = direction + wd y and c the average's weight."""
+    rate = lr.flatten().double()
+    state["largest_lr"].copy_(torch.maximum(state["largest_lr"], rate))
+    weight = state["largest_lr"] ** power
+    state["weight_sum"].add_(weight)
+    total = state["weight_sum"]
+    c = torch.where(total > 0, weight / total.clamp_min(1e-300), torch.zeros_like(total)).to(y.dtype).view(lr.shape)
+    # lr wd at most 1: at the corners a step may take a weight to zero, never past it.
+    decay = torch.minimum(wd, 1.0 / lr.clamp_min(1e-30))
+    u = direction + y * decay
+    y.add_((state["z"] - y) * c).add_(u * (lr * (beta * (1.0 - c) - 1.0)))
+    state["z"].sub_(u * lr)
+
+
+def evaluation_weights(rule: Rule, weight: Tensor, state: State) -> Tensor:
+    """The weights that held-out numbers belong to: the average x under a schedule-free rule, else the weights themselves."""
+    if isinstance(rule, ScheduleFreeSGD | ScheduleFreeAdamW):
+        return (weight - (1.0 - rule.momentum) * state["z"]) / rule.momentum
+    return weight
+
+
+_NANOCHAT_ADAMW = AdamW(beta1=0.8, beta2=0.95, eps=1e-10)
+_KINDS = ("embedding", "unembedding", "scalar", "matrix")
+
+
+def _hybrid(tables: Rule, matrices: Rule) -> dict[str, Rule]:
+    return {kind: matrices if kind == "matrix" else tables for kind in _KINDS}
+
+
+def _single(rule: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(_KINDS, rule)
+
+
+#: Name -> rule of each kind of parameter (`model.parameter_kind`).
+OPTIMIZERS: dict[str, Mapping[str, Rule]] = {
+    "adamw": _single(AdamW()),
+    "sgd": _single(SGD()),
+    "muon": _single(Muon()),
+    "adamw_muon": _hybrid(_NANOCHAT_ADAMW, Muon()),
+    "adamw_muon_nanochat": _hybrid(_NANOCHAT_ADAMW, NanochatMuon()),
+    "sgd_schedule_free": _single(ScheduleFreeSGD()),
+    "adamw_schedule_free": _single(ScheduleFreeAdamW()),
+    "schedule_free_sgd_muon": _hybrid(ScheduleFreeSGD(), Muon()),
+    "schedule_free_adamw_muon": _hybrid(ScheduleFreeAdamW(), Muon()),
+}
+
+
+def optimizer_rules(name: str) -> Mapping[str, Rule]:
+    """The rules of an optimizer.
+
+    Raises:
+        ValueError: for a name that is not in OPTIMIZERS.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; expected one of {sorted(OPTIMIZERS)}")
+    return OPTIMIZERS[name]

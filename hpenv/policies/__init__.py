@@ -1,0 +1,10 @@
+"""Policies: what acts, trained or written by hand, and can be saved and attached to a training loop. Imports torch."""
+
+from hpenv.policies.gaussian_mlp import GaussianMLP
+from hpenv.policies.neutral import Neutral
+from hpenv.policies.policy import Policy
+from hpenv.policies.sb3_mlp import SB3MLP
+from hpenv.policies.schedule_table import ScheduleTable
+from hpenv.policies.store import POLICIES, load_policy, save_policy
+
+__all__ = ["POLICIES", "SB3MLP", "GaussianMLP", "Neutral", "Policy", "ScheduleTable", "load_policy", "save_policy"]

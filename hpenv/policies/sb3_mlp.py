@@ -1,0 +1,73 @@
+"""The actor of a stable-baselines3 MlpPolicy, without stable-baselines3: what a trained PPO is exported to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpenv.policies.gaussian_mlp import check_sizes, tanh_layers
+from hpenv.policies.policy import Float32Array, as_observations
+
+
+class SB3MLP(nn.Module):
+    """MLP with a Gaussian over positions whose standard deviation does not depend on the observation.
+
+    position ~ clip(N(mean(obs), exp(log_std)), -1, 1): stable-baselines3 does not squash, it clips what leaves the box.
+    All numbers are 0 until they are loaded; training happens in stable-baselines3.
+
+    Args:
+        observation_size: F.
+        action_size: A.
+        hidden_sizes: width of each tanh layer of the actor.
+
+    References:
+        stable_baselines3.common.policies.ActorCriticPolicy with a DiagGaussianDistribution (2.9).
+    """
+
+    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        check_sizes(observation_size, action_size, hidden_sizes)
+        self.observation_size = observation_size
+        self.action_size = action_size
+        self.hidden_sizes = tuple(hidden_sizes)
+        sizes = [observation_size, *hidden_sizes]
+        self.body = tanh_layers(sizes)
+        self.head = nn.utils.skip_init(nn.Linear, sizes[-1], action_size)
+        self.log_std = nn.Parameter(torch.empty(action_size))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log standard deviation over positions before the clip, (..., A) each, at observations (..., F)."""
+        mean = self.head(self.body(obs))
+        return mean, self.log_std.expand_as(mean)
+
+    @torch.no_grad()
+    def act_mean(self, obs: np.ndarray) -> Float32Array:
+        """clip(mean, -1, 1), (N, A) float32, at observations (N, F)."""
+        mean, _ = self(torch.from_numpy(as_observations(obs, self.observation_size)))
+        return mean.clamp(-1.0, 1.0).numpy()
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able."""
+        return {
+            "observation_size": self.observation_size,
+            "action_size": self.action_size,
+            "hidden_sizes": list(self.hidden_sizes),
+        }
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights and of log_std."""
+        return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The policy whose `arguments` and `tensors` these are."""
+        policy = cls(**arguments)
+        policy.load_state_dict(dict(tensors))
+        return policy

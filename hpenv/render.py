@@ -1,0 +1,65 @@
+"""Pictures of a run so far: loss and multipliers over its steps, as an image or as a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class History:
+    """What render() shows of one run: probe loss after each window and the panel's values during it."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        """Empty, or as `state()` left it."""
+        self.steps: list[int] = list(state["steps"]) if state else []
+        self.losses: list[float] = list(state["losses"]) if state else []
+        self.values: list[list[float]] = [list(v) for v in state["values"]] if state else []
+
+    def append(self, step: int, loss: float, values: NDArray[np.float64]) -> None:
+        """Adds the end of a window."""
+        self.steps.append(step)
+        self.losses.append(loss)
+        self.values.append([float(v) for v in values])
+
+    def state(self) -> dict[str, list[Any]]:
+        """JSON-able copy."""
+        return {"steps": list(self.steps), "losses": list(self.losses), "values": [list(v) for v in self.values]}
+
+
+def summarize(history: History, names: tuple[str, ...], horizon: int) -> str:
+    """One line: step, probe loss and multipliers."""
+    if not history.steps:
+        return f"step 0/{horizon}"
+    dials = "  ".join(f"{name} x{value:.3g}" for name, value in zip(names, history.values[-1], strict=True))
+    return f"step {history.steps[-1]}/{horizon}  probe {history.losses[-1]:.4f} nats/token  {dials}"
+
+
+def draw(history: History, names: tuple[str, ...], horizon: int) -> NDArray[np.uint8]:
+    """Loss above, multipliers below, over the steps of the run: (480, 640, 3) uint8.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("render_mode='rgb_array' needs matplotlib: pip install 'hpenv[render]'") from error
+    figure = Figure(figsize=(6.4, 4.8), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(history.steps, history.losses, marker=".")
+    above.set_ylabel("probe loss [nats/token]")
+    for column, name in enumerate(names):
+        values = [v[column] for v in history.values[1:]]
+        if values:
+            below.stairs(values, history.steps, baseline=None, label=name, linewidth=1.5)
+    below.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
+    below.set(yscale="log", ylabel="multiplier", xlabel="step", xlim=(0, horizon))
+    if 0 < len(names) <= 8 and len(history.values) > 1:
+        below.legend(loc="best", fontsize="small")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

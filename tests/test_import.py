@@ -1,0 +1,51 @@
+"""What `import hpenv` costs: nothing beyond Gymnasium."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_python(code: str) -> str:
+    """What a fresh interpreter prints, on both streams, with every warning an error."""
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stdout
+    return finished.stdout
+
+
+def test_import_prints_nothing():
+    assert run_python("import hpenv") == ""
+
+
+def test_import_loads_no_module_beyond_gymnasium_and_the_standard_library():
+    printed = run_python(
+        "import sys, gymnasium\nbefore = set(sys.modules)\nimport hpenv\nprint(*sorted(set(sys.modules) - before))"
+    )
+    loaded = set(printed.split())
+    assert "hpenv" in loaded
+    # `torch` among them would cost seconds; a module of hpenv other than the root would soon bring it in.
+    assert {name for name in loaded if name.split(".")[0] not in sys.stdlib_module_names} == {"hpenv"}
+
+
+def test_torch_stays_unloaded():
+    assert run_python("import sys, hpenv\nprint('torch' in sys.modules)").strip() == "False"
+
+
+def test_import_registers_the_environments():
+    printed = run_python(
+        "import gymnasium\n"
+        "before = set(gymnasium.registry)\n"
+        "import hpenv\n"
+        "print(*sorted(set(gymnasium.registry) - before))"
+    )
+    ids = printed.split()
+    assert "TrainLoop-JEL-v0" in ids
+    assert all(id.startswith("TrainLoop-") for id in ids)

@@ -1,0 +1,192 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hpenv.policies import POLICIES, GaussianMLP, Neutral, ScheduleTable, load_policy, save_policy
+from hpenv.policies.policy import Policy
+from hpenv.policies.sb3_mlp import SB3MLP
+from hpenv.policies.store import load_state, save_state
+
+
+def make(name: str) -> Policy:
+    if name == "gaussian_mlp":
+        return GaussianMLP(1, 2, hidden_sizes=(8, 4), seed=3)
+    if name == "neutral":
+        return Neutral(2)
+    if name == "schedule_table":
+        return ScheduleTable(np.linspace(-1, 1, 24).reshape(12, 2))
+    assert name == "sb3_mlp"
+    policy = SB3MLP(1, 2, hidden_sizes=(8, 4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.uniform_(-2.0, 2.0, generator=generator)
+    return policy
+
+
+OBSERVATIONS = np.linspace(0.0, 1.0, 9, dtype=np.float32)[:, None]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_acts_in_the_box_and_repeats_itself(name):
+    policy = make(name)
+    positions = policy.act_mean(OBSERVATIONS)
+    assert positions.shape == (9, policy.action_size) == (9, 2)
+    assert positions.dtype == np.float32
+    assert np.abs(positions).max() <= 1.0
+    assert np.array_equal(positions, policy.act_mean(OBSERVATIONS))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_acts_the_same_after_saving_and_loading(name, tmp_path):
+    policy = make(name)
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    assert type(loaded) is POLICIES[name]
+    assert loaded.arguments() == policy.arguments()
+    assert np.array_equal(loaded.act_mean(OBSERVATIONS), policy.act_mean(OBSERVATIONS))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_a_policy_hands_out_is_a_copy(name):
+    policy = make(name)
+    before = policy.act_mean(OBSERVATIONS)
+    for tensor in policy.tensors().values():
+        tensor.fill_(0.5)
+    policy.act_mean(OBSERVATIONS)[:] = 9.0
+    assert np.array_equal(policy.act_mean(OBSERVATIONS), before)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("obs", [np.zeros(3), np.array([[np.nan]]), np.array([[np.inf]])])
+def test_bad_observations_are_refused(name, obs):
+    with pytest.raises(ValueError, match="observations"):
+        make(name).act_mean(obs)
+
+
+@pytest.mark.parametrize("name", ["gaussian_mlp", "sb3_mlp"])
+def test_a_network_refuses_observations_of_another_size(name):
+    with pytest.raises(ValueError, match=r"expected \(N, 1\)"):
+        make(name).act_mean(np.zeros((2, 3)))
+
+
+def test_the_global_generators_are_untouched_by_making_a_network():
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
+    GaussianMLP(3, 2, seed=1).act_mean(np.zeros((2, 3)))
+    SB3MLP(3, 2)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state["state"]["key"])  # noqa: NPY002
+
+
+def test_a_seed_decides_the_initial_weights():
+    weights = [torch.cat([p.flatten() for p in GaussianMLP(1, 2, seed=seed).parameters()]) for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_initial_weights_have_the_spread_of_a_torch_linear():
+    policy = GaussianMLP(1, 2, seed=0)
+    weight, bias = policy.body[2].weight.detach(), policy.body[2].bias.detach()
+    assert weight.abs().max() <= 1 / 8 and bias.abs().max() <= 1 / 8
+    assert math.isclose(weight.std(), 1 / 8 / math.sqrt(3), rel_tol=0.05)
+
+
+def test_the_network_is_the_papers():
+    # Linear(1, 64), Linear(64, 64), Linear(64, 4): appendix A.1
+    assert sum(p.numel() for p in GaussianMLP(1, 2).parameters()) == 128 + 4160 + 260
+
+
+def test_the_initial_standard_deviation_is_the_same_everywhere():
+    _, log_std = GaussianMLP(1, 2, seed=5)(torch.linspace(0, 1, 7)[:, None])
+    assert torch.equal(log_std, torch.full((7, 2), -0.5))
+
+
+def test_log_std_is_clamped():
+    policy = GaussianMLP(1, 2, seed=0)
+    with torch.no_grad():
+        policy.head.bias[2:] = torch.tensor([-9.0, 9.0])
+    _, log_std = policy(torch.zeros(1, 1))
+    assert log_std.tolist() == [[-5.0, 2.0]]
+
+
+def test_the_gaussians_mean_action_is_the_tanh_of_its_mean():
+    policy = GaussianMLP(1, 2, seed=0)
+    with torch.no_grad():
+        policy.head.weight[:] = 0.0
+        policy.head.bias[:] = torch.tensor([0.5, -3.0, 0.0, 0.0])
+    assert np.allclose(policy.act_mean(np.zeros((1, 1))), [[math.tanh(0.5), math.tanh(-3.0)]])
+
+
+def test_the_sb3_actors_mean_action_is_clipped():
+    policy = SB3MLP(1, 2)
+    with torch.no_grad():
+        policy.head.bias[:] = torch.tensor([0.5, -3.0])
+    assert policy.act_mean(np.zeros((1, 1))).tolist() == [[0.5, -1.0]]
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "interval"), [(561, 50), (600, 50), (49, 1), (561, 7), (10, 10), (100_000, 3), (999_983, 1000)]
+)
+def test_every_decision_reads_its_own_row_of_the_table(num_steps, interval):
+    steps = np.arange(0, num_steps, interval)
+    table = np.linspace(-1, 1, len(steps))[:, None]
+    progress = (steps / num_steps).astype(np.float32)[:, None]
+    assert np.array_equal(ScheduleTable(table).act_mean(progress), table.astype(np.float32))
+
+
+def test_the_table_holds_its_last_row_at_the_end_of_the_run():
+    assert ScheduleTable([[0.1], [0.2]]).act_mean(np.ones((1, 1))) == np.float32(0.2)
+
+
+def test_the_table_reads_the_column_it_is_told_to():
+    table = ScheduleTable([[0.1], [0.2]], progress_column=2)
+    assert table.act_mean(np.array([[9.0, 9.0, 0.0], [9.0, 9.0, 0.5]])).tolist() == [[np.float32(0.1)], [np.float32(0.2)]]
+    with pytest.raises(ValueError, match="columns"):
+        table.act_mean(np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("positions", [[0.0, 1.0], [[1.5]], [[np.nan]], np.zeros((0, 2))])
+def test_a_bad_table_is_refused(positions):
+    with pytest.raises(ValueError, match="positions"):
+        ScheduleTable(positions)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"observation_size": 0, "action_size": 2},
+        {"observation_size": 1, "action_size": 0},
+        {"observation_size": 1, "action_size": 2, "hidden_sizes": (64, 0)},
+        {"observation_size": 1, "action_size": 2, "initial_log_std": 3.0},
+    ],
+)
+def test_bad_sizes_are_refused(arguments):
+    with pytest.raises(ValueError, match="expected"):
+        GaussianMLP(**arguments)
+
+
+def test_what_is_no_policy_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected one of"):
+        save_policy(object(), tmp_path / "a")  # type: ignore[arg-type]
+    save_state(tmp_path / "b", "agent", {"x": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="expected 'policy'"):
+        load_policy(tmp_path / "b")
+    save_state(tmp_path / "c", "policy", {}, {"policy": "polcy", "arguments": {}})
+    with pytest.raises(ValueError, match="unknown policy 'polcy'"):
+        load_policy(tmp_path / "c")
+
+
+def test_saving_over_a_policy_replaces_it(tmp_path):
+    save_policy(Neutral(2), tmp_path / "policy")
+    save_policy(Neutral(3), tmp_path / "policy")
+    assert load_policy(tmp_path / "policy").action_size == 3
+    assert load_state(tmp_path / "policy", "policy")[1]["policy"] == "neutral"
+
+
+def test_policies_need_no_stable_baselines3():
+    code = "import sys, hpenv.policies; sys.exit('stable_baselines3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
