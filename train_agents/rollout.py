@@ -1,0 +1,82 @@
+"""Collecting episodes: a population of runs, controlled from their first decision to their last."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.base import Agent, Rollout
+from hpenv.env import TrainLoopVectorEnv
+
+
+class Episodes(NamedTuple):
+    """A rollout and what was seen beside it.
+
+    Attributes:
+        rollout: what the agent learns from.
+        positions: actions the env was given, (T, N, A).
+        losses: probe loss before the first decision and after each, (T + 1, N) [nats per token].
+        reasons: why each episode diverged, or None, (N,).
+    """
+
+    rollout: Rollout
+    positions: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    reasons: tuple[str | None, ...]
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """Undiscounted return of each episode, (N,)."""
+        return np.where(self.rollout.alive, self.rollout.rewards, 0.0).sum(0)
+
+
+def episode_seeds(seed: int, update: int, num_episodes: int) -> list[int]:
+    """Seeds of one update's episodes: a pure function of the training seed and the number of the update."""
+    first = int(np.random.SeedSequence([seed, update]).generate_state(1)[0])
+    return [first + i for i in range(num_episodes)]
+
+
+def collect(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
+    """Runs one episode per seed, as many at a time as the env has rows.
+
+    Args:
+        env: made with autoreset_mode DISABLED.
+        agent: decides, exploring.
+        seeds: one per episode; a multiple of the number of rows.
+
+    Raises:
+        ValueError: for a number of seeds that is not a multiple of the number of rows.
+    """
+    if not seeds or len(seeds) % env.num_envs:
+        raise ValueError(f"{len(seeds)} episodes; expected a multiple of the {env.num_envs} rows")
+    waves = [_wave(env, agent, seeds[i : i + env.num_envs]) for i in range(0, len(seeds), env.num_envs)]
+    rollout = Rollout(*(np.concatenate(parts, axis=1) for parts in zip(*(w.rollout for w in waves), strict=True)))
+    return Episodes(
+        rollout,
+        np.concatenate([w.positions for w in waves], axis=1),
+        np.concatenate([w.losses for w in waves], axis=1),
+        tuple(reason for w in waves for reason in w.reasons),
+    )
+
+
+def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
+    observations, infos = env.reset(seed=seeds)
+    alive = np.ones(env.num_envs, dtype=bool)
+    columns: dict[str, list[Any]] = {name: [] for name in ("obs", "raw", "log_prob", "rewards", "alive", "positions")}
+    losses, reasons = [infos["probe_loss"]], [None] * env.num_envs
+    for _ in range(env.num_decisions):
+        decision = agent.act(observations)
+        taken = observations
+        observations, rewards, terminated, truncated, infos = env.step(decision.action)
+        values = (taken, decision.raw, decision.log_prob, rewards, alive.copy(), decision.action)
+        for name, value in zip(columns, values, strict=True):
+            columns[name].append(value)
+        losses.append(infos["probe_loss"])
+        for row in np.flatnonzero(alive & infos.get("_divergence_reason", np.zeros_like(alive))):
+            reasons[row] = infos["divergence_reason"][row]
+        alive &= ~(terminated | truncated)
+    stacked = {name: np.stack(values) for name, values in columns.items()}
+    rollout = Rollout(stacked["obs"], stacked["raw"], stacked["log_prob"], stacked["rewards"], stacked["alive"])
+    return Episodes(rollout, stacked["positions"], np.stack(losses), tuple(reasons))

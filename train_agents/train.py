@@ -1,0 +1,204 @@
+"""Trains a controller: `python -m train_agents.train --agent jel --env TrainLoop-JEL-v0`.
+
+Writes into its folder: `config.json`, `progress.jsonl` (a line of metrics per update), `rollouts.jsonl` (every action, reward and
+probe loss), TensorBoard events, the latest checkpoints, and at the end `policy/`, which `train_agents.evaluate` and everything else that
+attaches a controller reads. Interrupted at any time, the same command goes on from the last update, with bitwise the same
+continuation: an update's episodes are a function of the seed and its number, all else is in the agent's checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+import hpenv
+from agents.grpo import JELAgent, JELAgentConfig
+from agents.ppo import PPOAgent, PPOAgentConfig
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.integrations.sb3 import SB3VecEnv
+from hpenv.policies.store import save_policy
+from train_agents.evaluate import parse_assignments
+from train_agents.logs import RunLog
+from train_agents.results import environment_facts
+from train_agents.rollout import Episodes, collect, episode_seeds
+
+gym.register_envs(hpenv)
+
+#: Checkpoints that are kept.
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train, on what, for how long, and where to write."""
+
+    agent: Literal["jel", "ppo"] = "jel"  # who learns
+    env: str = "TrainLoop-JEL-v0"  # a registered id
+    env_kwargs: tuple[str, ...] = ("batch_tokens=256",)  # key=value; a quarter of the default batch, as meta-training is cheap
+    num_updates: int = 50  # updates of the agent (JEL, table 2)
+    episodes_per_update: int = 8  # runs per update (JEL, table 2)
+    num_envs: int = 8  # runs trained together; episodes_per_update must be a multiple of it
+    seed: int = 0  # of the agent and of all episodes
+    out: Path = Path("runs/jel")  # folder; resumes if it holds a run of the same configuration
+    threads: int = 1  # torch threads
+    tensorboard: bool = True  # write TensorBoard events beside the JSON lines
+    jel: JELAgentConfig = field(default_factory=JELAgentConfig)  # hyperparameters, if agent is jel
+    ppo: PPOAgentConfig = field(default_factory=PPOAgentConfig)  # hyperparameters, if agent is ppo
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the env."""
+        return parse_assignments(self.env_kwargs)
+
+
+class JELTrainer:
+    """One update of JEL per call: collect, then learn."""
+
+    def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
+        """Builds the agent for the env's columns."""
+        self.env = env
+        self.agent = JELAgent(len(env.observation_names), len(env.action_names), config.jel, config.seed)
+
+    def update(self, seeds: list[int]) -> tuple[dict[str, float], Episodes]:
+        """Metrics of one update, and its episodes."""
+        episodes = collect(self.env, self.agent, seeds)
+        return self.agent.update(episodes.rollout), episodes
+
+
+class PPOTrainer:
+    """One call of stable-baselines3's learn per update; what it did is recorded on the way through the adapter."""
+
+    def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
+        """Builds the agent for the env's columns."""
+        self.env = env
+        self.agent = PPOAgent(len(env.observation_names), len(env.action_names), config.ppo, config.seed)
+        self._vec_env = SB3VecEnv(env)
+
+    def update(self, seeds: list[int]) -> tuple[dict[str, float], None]:
+        """Metrics of one update; stable-baselines3 keeps its episodes to itself."""
+        self._vec_env.seed(seeds[0])
+        return self.agent.learn(self._vec_env, len(seeds)), None
+
+
+TRAINERS: dict[str, Callable[[TrainConfig, TrainLoopVectorEnv], JELTrainer | PPOTrainer]] = {
+    "jel": JELTrainer,
+    "ppo": PPOTrainer,
+}
+
+
+def inner_metrics(episodes: Episodes, names: tuple[str, ...]) -> dict[str, float]:
+    """What the trained models did: final probe loss, mean multiplier of each dial, share of diverged runs."""
+    alive = episodes.rollout.alive[..., None]
+    means = np.where(alive, episodes.positions, 0.0).sum((0, 1)) / alive.sum((0, 1))
+    metrics = {f"inner/position/{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+    metrics["inner/probe_loss"] = float(episodes.losses[-1].mean())
+    metrics["inner/diverged"] = float(np.mean([reason is not None for reason in episodes.reasons]))
+    return metrics
+
+
+def _rollout_line(update: int, episodes: Episodes) -> dict[str, Any]:
+    return {
+        "update": update,
+        "returns": episodes.returns.tolist(),
+        "positions": np.round(episodes.positions.astype(float), 5).tolist(),
+        "losses": np.round(episodes.losses, 6).tolist(),
+        "reasons": list(episodes.reasons),
+    }
+
+
+def _configuration(config: TrainConfig) -> dict[str, Any]:
+    """What must be equal for a run to be continued; where it is written and how it is logged may change."""
+    values = json.loads(json.dumps(asdict(config), default=str))
+    return {key: value for key, value in values.items() if key not in ("out", "tensorboard", "num_updates")}
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    found = [(int(path.name.removeprefix("update-")), path) for path in (folder / "checkpoints").glob("update-*")]
+    return sorted((number, path) for number, path in found if (path / "MANIFEST.json").exists())
+
+
+def train(config: TrainConfig) -> dict[str, float]:
+    """Trains to the last update, resuming if the folder holds a run; returns the metrics of the last update.
+
+    Raises:
+        ValueError: if the folder holds a run of another configuration.
+    """
+    torch.set_num_threads(config.threads)
+    folder = config.out
+    folder.mkdir(parents=True, exist_ok=True)
+    ours, file = _configuration(config), folder / "config.json"
+    if file.exists():
+        theirs = json.loads(file.read_text())["configuration"]
+        different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
+        if different:
+            raise ValueError(f"{folder} holds another run, differing as (there, asked): {different}; give another --out")
+    env = gym.make_vec(config.env, num_envs=config.num_envs, autoreset_mode="DISABLED", **config.arguments())
+    assert isinstance(env, TrainLoopVectorEnv)
+    if not file.exists():
+        facts = environment_facts(config.arguments(), env.plant.corpus_digest)
+        file.write_text(json.dumps({"configuration": ours, "facts": facts}, indent=1))
+    trainer = TRAINERS[config.agent](config, env)
+    first = 0
+    for number, path in _checkpoints(folder)[-1:]:
+        trainer.agent.load(path)
+        first = number
+    return _updates(config, trainer, env, first)
+
+
+def _updates(
+    config: TrainConfig, trainer: JELTrainer | PPOTrainer, env: TrainLoopVectorEnv, first: int
+) -> dict[str, float]:
+    folder, metrics = config.out, {}
+    log = RunLog(folder, resume_at=first, tensorboard=config.tensorboard)
+    rollouts = _resumed_lines(folder / "rollouts.jsonl", first)
+    with log.progress(config.num_updates, f"{config.agent} seed {config.seed}", completed=first) as advance:
+        for update in range(first, config.num_updates):
+            metrics, episodes = trainer.update(episode_seeds(config.seed, update, config.episodes_per_update))
+            if episodes is not None:
+                metrics = metrics | inner_metrics(episodes, env.action_names)
+                rollouts.append(json.dumps(_rollout_line(update, episodes)))
+                (folder / "rollouts.jsonl").write_text("\n".join(rollouts) + "\n")
+            log.write(metrics, update + 1)
+            trainer.agent.save(folder / "checkpoints" / f"update-{update + 1:06d}")
+            for _, old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+            advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
+    log.close()
+    save_policy(trainer.agent.policy, folder / "policy")
+    return metrics
+
+
+def _resumed_lines(file: Path, first: int) -> list[str]:
+    """Lines of complete updates below `first`; a torn or later line is dropped, its update will be done again."""
+    if not file.exists():
+        return []
+    return [line for line in file.read_text().splitlines()[:first] if line.endswith("}")]
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    """The configuration as text."""
+    return json.dumps(config, indent=1, default=str)
+
+
+def main() -> None:
+    """Runs the program."""
+    import tyro
+
+    config = tyro.cli(TrainConfig, description=__doc__)
+    print(describe(asdict(config)))
+    try:
+        train(config)
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; the same command continues from {config.out}")
+
+
+if __name__ == "__main__":
+    main()
