@@ -67,6 +67,9 @@ class PPOAgentConfig:
                 raise ValueError(f"{name} {getattr(self, name)}; expected a number in [0, 1]")
         if not 0.0 < self.clip_range < 1.0:
             raise ValueError(f"clip_range {self.clip_range}; expected a number between 0 and 1")
+        for name in ("entropy_coefficient", "value_coefficient"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} {getattr(self, name)}; expected 0 or more")
         for name in ("num_epochs", "batch_size", "num_decisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}; expected at least 1")
@@ -222,9 +225,8 @@ class PPOAgent:
         self._last_values.values.clear()
         with self._own_generators():
             model.learn(num_episodes * config.num_decisions, reset_num_timesteps=False)
-        model.logger.dump(
-            model.num_timesteps
-        )  # learn dumps before it trains, so the last update is still to be written
+        # learn dumps before it trains: what the last update recorded is still to be written.
+        model.logger.dump(model.num_timesteps)
         return dict(self._last_values.values)
 
     def _check(self, vec_env: VecEnv, num_episodes: int) -> None:

@@ -1,8 +1,8 @@
 """Channels: the dials of a training loop as a table of data.
 
-A channel is one kind of quantity that may be moved. Its cells are one per run, optimizer, group, layer or tensor, as its scope
-says; an action holds one number in [-1, 1] per cell, 0 leaves training bit for bit as it is. A new dial is an entry of CHANNELS
-and the line of the plant that reads it.
+A channel is one kind of quantity that may be moved. Its cells are one per run, optimizer, group, layer or tensor, as
+its scope says; an action holds one number in [-1, 1] per cell, 0 leaves training bit for bit as it is. A new dial is
+an entry of CHANNELS and the line of the plant that reads it.
 """
 
 from __future__ import annotations

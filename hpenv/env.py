@@ -1,7 +1,7 @@
-"""The environment: an action sets the panel, the plant trains for one interval, features and terms are read, and returned.
+"""The environment: an action sets the panel, the plant trains for one interval, features and terms are read.
 
-`TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of its own. `TrainLoopEnv` is
-the same with N = 1 and Python scalars in its info.
+`TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of its own.
+`TrainLoopEnv` is the same with N = 1 and Python scalars in its info.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             reward: key of REWARD_TERMS -> weight; default progress and divergence, 1 each.
             interval: steps per decision [steps].
             horizon: steps of an episode [steps].
-            seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows are the run of seed s.
+            seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows are the run of
+                seed s.
             autoreset_mode: an AutoresetMode, or its name.
             render_mode: None, `rgb_array` or `ansi`.
 
@@ -127,7 +128,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             rows = np.asarray(options["reset_mask"])
             if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
                 raise ValueError(
-                    f"reset_mask must be ({self.num_envs},) bool with a True in it; got {rows.shape} {rows.dtype}: {rows}"
+                    f"reset_mask must be ({self.num_envs},) bool with a True in it; got {rows.dtype} {rows.shape}: {rows}"
                 )
         if self._window is None and not rows.all():
             raise ValueError("the first reset must be of all rows; got a reset_mask with a False in it")

@@ -1,10 +1,10 @@
 """The two wide parts of the model, written so that what is wide stays in the cache: feed-forward and output loss.
 
-A small model on a CPU is bound by memory, not by arithmetic: the hidden layer of the feed-forward and the logits are the widest
-tensors there are, and each pass over them costs as much as the products. Both are therefore worked through in chunks of one run
-and a few hundred tokens, forward and backward, each chunk while it is in the cache. On other devices, and under `torch.compile`,
-the same mathematics runs as whole batched products. Measured on two cores of an EPYC with `nano` at 8 x 256 tokens: a forward and
-backward pass of 24 ms instead of 34 ms.
+A small model on a CPU is bound by memory, not by arithmetic: the hidden layer of the feed-forward and the logits are
+the widest tensors there are, and each pass over them costs as much as the products. Both are therefore worked through
+in chunks of one run and a few hundred tokens, forward and backward, each chunk while it is in the cache. On other
+devices, and under `torch.compile`, the same mathematics runs as whole batched products. Measured on two cores of an
+EPYC with `nano` at 8 x 256 tokens: a forward and backward pass of 24 ms instead of 34 ms.
 
 Every function is differentiable once.
 """

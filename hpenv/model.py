@@ -1,12 +1,13 @@
 """A decoder-only transformer over a population: every weight is (N, ...), every linear layer one batched product.
 
-The architecture is nanochat's: rotary positions, QK-norm, RMSNorm without gain, no biases, untied embeddings, squared-ReLU or
-SwiGLU feed-forward, tanh softcap on the logits; value embeddings, residual lambdas and sliding windows are options. Parameters
-are a plain dict `name -> (N, ...)`, the forward pass a pure function of it. Row i of a population is the single run with the
-same seed, up to the order in which a batched product adds.
+The architecture is nanochat's: rotary positions, QK-norm, RMSNorm without gain, no biases, untied embeddings,
+squared-ReLU or SwiGLU feed-forward, tanh softcap on the logits; value embeddings, residual lambdas and sliding
+windows are options. Parameters are a plain dict `name -> (N, ...)`, the forward pass a pure function of it. Row i of
+a population is the single run with the same seed, up to the order in which a batched product adds.
 
 References:
-    nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So et al. 2021 (squared ReLU).
+    nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So et al. 2021
+    (squared ReLU).
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def flops_per_token(config: GPTConfig, sequence_length: int) -> float:
 def init_parameters(config: GPTConfig, seeds: Sequence[int], device: torch.device | str = "cpu") -> Parameters:
     """Initial weights of one run per seed, each drawn from its own generator: name -> (N, ...) float32.
 
-    nanochat's: embedding N(0, 1); unembedding N(0, 0.001^2); matrices uniform of standard deviation 1 / sqrt(C); the two
-    projections back to the residual stream, and the value gates, zero; residual lambdas 1 and 0.
+    nanochat's: embedding N(0, 1); unembedding N(0, 0.001^2); matrices uniform of standard deviation 1 / sqrt(C); the
+    two projections back to the residual stream, and the value gates, zero; residual lambdas 1 and 0.
     """
     rows = [_init_row(config, seed) for seed in seeds]
     return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}

@@ -1,9 +1,9 @@
 """Optimizers over a population: every weight and every slot of state is (N, ...), every rate a number per run.
 
-Rows are independent clocks: a row's number of steps, its rates and its bias corrections are its own, so rows may stand at
-different steps. An optimizer is data: `OPTIMIZERS` maps a name to one update rule per kind of parameter, and a rule is a frozen
-dataclass with its hyperparameters and a pure in-place update. Weight decay is decoupled everywhere (w <- w (1 - lr wd)), and the
-factor 1 - lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign.
+Rows are independent clocks: a row's number of steps, its rates and its bias corrections are its own, so rows may
+stand at different steps. An optimizer is data: `OPTIMIZERS` maps a name to one update rule per kind of parameter, and
+a rule is a frozen dataclass with its hyperparameters and a pure in-place update. Weight decay is decoupled everywhere
+(w <- w (1 - lr wd)), and the factor 1 - lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def _by_shape(gradients: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
 class Muon:
     """Momentum orthogonalized by Newton-Schulz (Jordan 2024), with torch.optim.Muon's "original" semantics.
 
-    The update is lr sqrt(max(1, rows / columns)) times the orthogonalized Nesterov momentum; the decay uses the plain lr.
+    The update is lr sqrt(max(1, rows / columns)) times the orthogonalized Nesterov momentum; the decay uses the plain
+    lr.
     """
 
     momentum: float = 0.95
@@ -284,7 +285,7 @@ class ScheduleFreeAdamW:
 def _schedule_free_update(
     y: Tensor, direction: Tensor, state: State, lr: Tensor, wd: Tensor, beta: float, power: float
 ) -> None:
-    """y <- lerp(y, z, c) + lr (beta (1 - c) - 1) u and z <- z - lr u, with u = direction + wd y and c the average's weight."""
+    """y <- lerp(y, z, c) + lr (beta (1 - c) - 1) u, z <- z - lr u; u = direction + wd y, c the average's weight."""
     rate = lr.flatten().double()
     state["largest_lr"].copy_(torch.maximum(state["largest_lr"], rate))
     weight = state["largest_lr"] ** power
@@ -299,7 +300,7 @@ def _schedule_free_update(
 
 
 def evaluation_weights(rule: Rule, weight: Tensor, state: State) -> Tensor:
-    """The weights that held-out numbers belong to: the average x under a schedule-free rule, else the weights themselves."""
+    """The weights that held-out numbers belong to: under a schedule-free rule the average x, else the weights."""
     if isinstance(rule, ScheduleFreeSGD | ScheduleFreeAdamW):
         return (weight - (1.0 - rule.momentum) * state["z"]) / rule.momentum
     return weight

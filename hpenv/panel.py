@@ -110,7 +110,7 @@ class Panel:
         return result
 
     def multiplier(self, name: str, tensor: str) -> FloatArray | None:
-        """What a channel multiplies this tensor's quantity by, (N,): the product over its scopes; None without a cell."""
+        """What a channel multiplies this tensor's quantity by, (N,): product over scopes; None without a cell."""
         result: FloatArray | None = None
         for (channel_name, _), bank in self.banks.items():
             if channel_name == name and tensor in bank.index:

@@ -1,8 +1,9 @@
 """The plant of language-model pretraining: a population of runs, each on its own clock, steered by one panel.
 
-Row i with seed s draws its weights and its data order from s alone. A run whose loss or gradient is not finite, or whose loss
-exceeds a stated multiple of that of a uniform guess, has diverged: it stops where it stands, the optimizer never sees that
-gradient, and the other rows do not notice.
+Row i with seed s draws its weights and its data order from s alone. A run whose loss or gradient is not finite, or
+whose loss
+exceeds a stated multiple of that of a uniform guess, has diverged: it stops where it stands, the optimizer never sees
+that gradient, and the other rows do not notice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Base schedules: closed forms that map the number of the step to a multiplier of a base rate.
 
 A schedule is a frozen dataclass that is called on an array of steps; it belongs to the plant's configuration, holds
-at every step, and is what the panel's multipliers are applied to. Step t is the t-th update, counted from 0, of `num_steps`.
+at every step, and is what the panel's multipliers are applied to. Step t is the t-th update, counted from 0, of
+`num_steps`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Features: the gauges of the observation, each a bounded function of what was measured.
 
-A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is an entry of FEATURES.
+A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is an entry of
+FEATURES.
 """
 
 from __future__ import annotations

@@ -144,7 +144,8 @@ def test_the_table_holds_its_last_row_at_the_end_of_the_run():
 
 def test_the_table_reads_the_column_it_is_told_to():
     table = ScheduleTable([[0.1], [0.2]], progress_column=2)
-    assert table.act_mean(np.array([[9.0, 9.0, 0.0], [9.0, 9.0, 0.5]])).tolist() == [[np.float32(0.1)], [np.float32(0.2)]]
+    obs = np.array([[9.0, 9.0, 0.0], [9.0, 9.0, 0.5]])
+    assert table.act_mean(obs).tolist() == [[np.float32(0.1)], [np.float32(0.2)]]
     with pytest.raises(ValueError, match="columns"):
         table.act_mean(np.zeros((1, 2)))
 

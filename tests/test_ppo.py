@@ -34,15 +34,15 @@ def weights(agent: PPOAgent) -> torch.Tensor:
 
 
 def test_it_solves_the_probe_environment():
-    env = TargetTrackingVectorEnv(num_envs=8, noise=0.1)
-    agent = PPOAgent(1, 2, PPOAgentConfig(learning_rate=5e-3), seed=0)
+    env = TargetTrackingVectorEnv(num_envs=32, noise=0.1)
+    agent = PPOAgent(1, 2, PPOAgentConfig(hidden_sizes=(32,), batch_size=192, learning_rate=1e-2), seed=0)
     start = regret(env, agent.policy)
     vec_env = SB3VecEnv(env)
     vec_env.seed(0)
-    for _ in range(4):
-        agent.learn(vec_env, 240)
+    for _ in range(2):
+        agent.learn(vec_env, 32 * 25)
     assert start > 0.5
-    assert regret(env, agent.policy) < 0.05
+    assert regret(env, agent.policy) < 0.1
 
 
 def test_the_exported_policy_acts_like_stable_baselines3s(tmp_path):
@@ -234,6 +234,8 @@ def test_an_agent_of_other_arguments_is_not_loaded(tmp_path):
         {"gamma": 1.1},
         {"gae_lambda": -0.1},
         {"clip_range": 1.0},
+        {"entropy_coefficient": -0.1},
+        {"value_coefficient": -0.1},
         {"num_epochs": 0},
         {"batch_size": 0},
         {"num_decisions": 0},

@@ -1,8 +1,9 @@
 """Trains a controller: `python -m train_agents.train --agent jel --env TrainLoop-JEL-v0`.
 
-Writes into its folder: `config.json`, `progress.jsonl` (a line of metrics per update), `rollouts.jsonl` (every action, reward and
-probe loss), TensorBoard events, the latest checkpoints, and at the end `policy/`, which `train_agents.evaluate` and everything else that
-attaches a controller reads. Interrupted at any time, the same command goes on from the last update, with bitwise the same
+Writes into its folder: `config.json`, `progress.jsonl` (a line of metrics per update), `rollouts.jsonl` (every
+action, reward and probe loss), TensorBoard events, the latest checkpoints, and at the end `policy/`, which
+`train_agents.evaluate` and everything else that attaches a controller reads. Interrupted at any time, the same
+command goes on from the last update, with bitwise the same
 continuation: an update's episodes are a function of the seed and its number, all else is in the agent's checkpoint.
 """
 
@@ -19,6 +20,9 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
+from train_agents.evaluate import parse_assignments
+from train_agents.logs import RunLog
+from train_agents.results import environment_facts
 
 import hpenv
 from agents.grpo import JELAgent, JELAgentConfig
@@ -26,9 +30,6 @@ from agents.ppo import PPOAgent, PPOAgentConfig
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.integrations.sb3 import SB3VecEnv
 from hpenv.policies.store import save_policy
-from train_agents.evaluate import parse_assignments
-from train_agents.logs import RunLog
-from train_agents.results import environment_facts
 from train_agents.rollout import Episodes, collect, episode_seeds
 
 gym.register_envs(hpenv)
@@ -43,7 +44,9 @@ class TrainConfig:
 
     agent: Literal["jel", "ppo"] = "jel"  # who learns
     env: str = "TrainLoop-JEL-v0"  # a registered id
-    env_kwargs: tuple[str, ...] = ("batch_tokens=256",)  # key=value; a quarter of the default batch, as meta-training is cheap
+    env_kwargs: tuple[str, ...] = (
+        "batch_tokens=256",
+    )  # key=value; a quarter of the default batch, as meta-training is cheap
     num_updates: int = 50  # updates of the agent (JEL, table 2)
     episodes_per_update: int = 8  # runs per update (JEL, table 2)
     num_envs: int = 8  # runs trained together; episodes_per_update must be a multiple of it
@@ -139,7 +142,9 @@ def train(config: TrainConfig) -> dict[str, float]:
         theirs = json.loads(file.read_text())["configuration"]
         different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
         if different:
-            raise ValueError(f"{folder} holds another run, differing as (there, asked): {different}; give another --out")
+            raise ValueError(
+                f"{folder} holds another run, differing as (there, asked): {different}; give another --out"
+            )
     env = gym.make_vec(config.env, num_envs=config.num_envs, autoreset_mode="DISABLED", **config.arguments())
     assert isinstance(env, TrainLoopVectorEnv)
     if not file.exists():

@@ -1,9 +1,9 @@
 """TrainLoop-JEL-v0: a learning-rate and weight-decay schedule, a decision every 50 steps of one small pretraining run.
 
 Description:
-    A transformer is trained on text for `num_steps` optimizer steps. Every `interval` steps the controller sees how far the run
-    has come and sets multipliers of the base learning rate and the base weight decay, which hold until the next decision. The
-    task of "Just Enough Learning" (Lee & Ndubuaku 2026), sections 3 and 4.
+    A transformer is trained on text for `num_steps` optimizer steps. Every `interval` steps the controller sees how
+    far the run has come and sets multipliers of the base learning rate and the base weight decay, which hold until
+    the next decision. The task of "Just Enough Learning" (Lee & Ndubuaku 2026), sections 3 and 4.
 
 Action Space:
     `Box(-1, 1, (A,), float32)`. Column u sets a multiplier exp(ln 100 u) in [0.01, 100]; 0 is neutral.
@@ -22,19 +22,20 @@ Observation Space:
     | `loss`      | 4          | progress, train_loss, probe_loss, probe_loss_change                                      |
     | `gradient`  | 2          | progress, gradient_norm                                                                  |
     | `momentum`  | 2          | progress, momentum_norm                                                                  |
-    | `full`      | 8          | progress, train_loss, probe_loss, probe_loss_change, gradient_norm, momentum_norm, position/lr, position/weight_decay |
+    | `full`      | 8          | those of `loss`, gradient_norm, momentum_norm, position/lr, position/weight_decay        |
 
 Rewards:
-    The decrease of the loss on 4 fixed probe batches over the window that the action controlled [nats per token], so that an
-    episode's rewards add up to L0 - LT; minus `penalties["gradient_norm"]` times the norm of the window's last gradient, minus
-    `penalties["smoothness"]` times the squared change of the action. A run that diverges is charged what it had earned and 1.
+    The decrease of the loss on 4 fixed probe batches over the window that the action controlled [nats per token], so
+    that an episode's rewards add up to L0 - LT; minus `penalties["gradient_norm"]` times the norm of the window's
+    last gradient, minus `penalties["smoothness"]` times the squared change of the action. A run that diverges is
+    charged what it had earned and 1.
 
 Starting State:
     Fresh weights and a fresh data order, drawn from the seed; the panel at neutral.
 
 Episode End:
-    `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient not finite, or loss above
-    3 ln V; `info["divergence_reason"]`). Never `truncated`.
+    `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient not finite, or
+    loss above 3 ln V; `info["divergence_reason"]`). Never `truncated`.
 
 Arguments:
     See `JELConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`.

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from hpenv import snapshots
 from hpenv.plant import Snapshot
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.schedule_table import ScheduleTable
+from hpenv.snapshots import load, save
 
 #: name in a saved folder -> class
 POLICIES: dict[str, type[Policy]] = {
@@ -31,7 +31,7 @@ def save_state(
 ) -> None:
     """Writes a folder of named tensors and JSON-able metadata, atomically; `kind` says what they are."""
     contents = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    snapshots.save(Path(path), Snapshot(contents, {"kind": kind, **metadata}))
+    save(Path(path), Snapshot(contents, {"kind": kind, **metadata}))
 
 
 def load_state(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -40,7 +40,7 @@ def load_state(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch
     Raises:
         ValueError: the folder is damaged (a SnapshotError that names the file), or holds something of another kind.
     """
-    snapshot = snapshots.load(Path(path))
+    snapshot = load(Path(path))
     found = snapshot.metadata.get("kind")
     if found != kind:
         raise ValueError(f"{path} holds a saved {found!r}; expected {kind!r}")
