@@ -49,7 +49,7 @@ class Channel:
     plants: tuple[str, ...] = ("pretraining",)
 
     def values(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions in [-1, 1] to values, any shape: neutral e^(u ln(high / neutral)) for u >= 0, alike to the low side.
+        """Positions in [-1, 1] to values: neutral e^(u ln(high / neutral)) for u >= 0, alike to the low side.
 
         Exactly `neutral` at 0, and within the bounds for every position in range.
         """

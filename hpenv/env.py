@@ -128,7 +128,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             rows = np.asarray(options["reset_mask"])
             if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
                 raise ValueError(
-                    f"reset_mask must be ({self.num_envs},) bool with a True in it; got {rows.dtype} {rows.shape}: {rows}"
+                    f"reset_mask must be ({self.num_envs},) bool with a True in it; got {rows.dtype} {rows}"
                 )
         if self._window is None and not rows.all():
             raise ValueError("the first reset must be of all rows; got a reset_mask with a False in it")

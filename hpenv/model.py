@@ -133,7 +133,7 @@ def num_parameters(config: GPTConfig) -> int:
 
 
 def flops_per_token(config: GPTConfig, sequence_length: int) -> float:
-    """Floating-point operations of one token's forward and backward pass: 6 per weight of a product, 12 C per attended key.
+    """Operations of one token's forward and backward pass: 6 per weight of a product, 12 C per attended key [FLOP].
 
     Causal attention is counted in full, as is customary (PaLM, appendix B); lookups are free.
     """
@@ -173,7 +173,7 @@ def _init_row(config: GPTConfig, seed: int) -> Parameters:
 
 
 def rope_tables(config: GPTConfig, sequence_length: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of the rotary embedding, (T, 1, C / n_head) each, pairs split in halves (d, d + half)."""
+    """Cosines and signed sines of the rotary embedding, (T, 1, C / n_head) each; pairs are (d, d + half)."""
     half = config.n_embd // config.n_head // 2
     frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
     angles = torch.arange(sequence_length, dtype=torch.float64, device=device)[:, None] * frequencies  # (T, half)

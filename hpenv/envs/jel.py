@@ -16,13 +16,13 @@ Action Space:
 Observation Space:
     `Box(low, high, (F,), float32)`; see `hpenv.telemetry.FEATURES` for bounds and units.
 
-    | observation | F (shared) | columns                                                                                  |
-    |-------------|------------|------------------------------------------------------------------------------------------|
-    | `progress`  | 1          | progress                                                                                 |
-    | `loss`      | 4          | progress, train_loss, probe_loss, probe_loss_change                                      |
-    | `gradient`  | 2          | progress, gradient_norm                                                                  |
-    | `momentum`  | 2          | progress, momentum_norm                                                                  |
-    | `full`      | 8          | those of `loss`, gradient_norm, momentum_norm, position/lr, position/weight_decay        |
+    | observation | F (shared) | columns                                                                         |
+    |-------------|------------|---------------------------------------------------------------------------------|
+    | `progress`  | 1          | progress                                                                        |
+    | `loss`      | 4          | progress, train_loss, probe_loss, probe_loss_change                             |
+    | `gradient`  | 2          | progress, gradient_norm                                                         |
+    | `momentum`  | 2          | progress, momentum_norm                                                         |
+    | `full`      | 8          | those of `loss`, gradient_norm, momentum_norm, one position/<column> each       |
 
 Rewards:
     The decrease of the loss on 4 fixed probe batches over the window that the action controlled [nats per token], so

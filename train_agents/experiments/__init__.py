@@ -1,0 +1,1 @@
+"""One program per paper: its tables and figures, from training to the committed numbers."""

@@ -1,0 +1,262 @@
+"""The tables and figures of "Just Enough Learning": `python -m train_agents.experiments.jel`.
+
+Controllers are meta-trained on cheap runs (few tokens a step) and deployed, frozen and deterministic, on full ones.
+Everything is compared on held-out bits per byte at equal tokens and equal evaluation seeds, which nothing was trained
+or chosen on: sweeps choose by the probe loss on tuning seeds of their own.
+
+Arms of controllers, 8 episodes per update:
+    paper      the paper's hyperparameters (table 2), independent seeds within a group;
+    ours       per-optimizer actions, grouped seeds, policy rate 2e-3;
+    ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO.
+
+`--demo` is the same on a run a quarter as long, in minutes. Interrupted, the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from baselines.schedules import BASELINES, constant_multipliers, schedule_free_configurations
+from baselines.sweeps import cma_search, random_search
+from train_agents.evaluate import evaluate_policy
+from train_agents.experiments.jel_report import report
+
+from agents.grpo import JELAgentConfig
+from agents.ppo import PPOAgentConfig
+from hpenv.policies import load_policy
+from train_agents.experiments.jobs import Job, run_jobs
+from train_agents.train import TrainConfig, train
+
+ENV = "TrainLoop-JEL-v0"
+#: Disjoint by construction: training seeds are 32-bit words drawn from the controller's seed.
+FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
+
+Rows = tuple[list[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Size of the experiment; the defaults are the committed one."""
+
+    out: Path = Path("results/jel")  # tables, figures and one JSON file per job
+    runs: Path = Path("runs/jel")  # checkpoints and logs of the controllers
+    num_steps: int = 561  # of a run [steps]
+    interval: int = 50  # steps per decision [steps]
+    deployment_tokens: int = 1024  # of a step [tokens]
+    meta_tokens: int = 128  # of a step in meta-training [tokens]
+    num_updates: int = 50  # of every controller
+    ablation_updates: int = 25  # of the ablations
+    num_controllers: int = 5  # of `paper`
+    num_own_controllers: int = 3  # of `ours`
+    num_evaluation_seeds: int = 10  # runs per controller and baseline
+    num_tuning_seeds: int = 2  # runs per configuration of a sweep
+    ablations: bool = True  # train and evaluate the ablations
+    demo: bool = False  # cut all of this to fit 10 minutes on two cores
+    num_workers: int = 2  # processes, one thread each
+    report_only: bool = False  # write tables and figures from the results that are there
+
+    def sized(self) -> ExperimentConfig:
+        """Itself, or the demo's sizes."""
+        if not self.demo:
+            return self
+        return replace(
+            self, out=Path("results/demo"), runs=Path("runs/demo"), num_steps=141, interval=12, num_updates=20,
+            ablation_updates=10, num_controllers=2, num_own_controllers=2, num_evaluation_seeds=5, num_tuning_seeds=2,
+            ablations=False,
+        )  # fmt: skip
+
+    def env_kwargs(self, **more: Any) -> dict[str, Any]:
+        """Arguments of a deployed run."""
+        return {
+            "num_steps": self.num_steps,
+            "interval": self.interval,
+            "batch_tokens": self.deployment_tokens,
+            **more,
+        }
+
+    def meta_kwargs(self, **more: Any) -> dict[str, Any]:
+        """Arguments of a meta-training run."""
+        return self.env_kwargs(**more) | {"batch_tokens": self.meta_tokens}
+
+    @property
+    def evaluation_seeds(self) -> list[int]:
+        """Seeds that reported numbers are measured on."""
+        return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + self.num_evaluation_seeds))
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """Seeds that configurations are chosen on."""
+        return list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a controller."""
+
+    name: str
+    agent: str = "jel"
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    jel: JELAgentConfig = field(default_factory=JELAgentConfig)
+
+
+PAPER = Arm("paper")
+OURS = Arm(
+    "ours",
+    env_kwargs={"actions": "per_optimizer", "seed_mode": "grouped"},
+    jel=JELAgentConfig(learning_rate=2e-3),
+)
+ABLATIONS = (
+    Arm("normalize_per_step_std", jel=JELAgentConfig(normalize="per_step_std")),
+    Arm("normalize_batch_std", jel=JELAgentConfig(normalize="batch_std")),
+    Arm("normalize_grpo", jel=JELAgentConfig(normalize="grpo")),
+    Arm("observation_full", env_kwargs={"observation": "full"}),
+    Arm("penalty_smoothness", env_kwargs={"penalties": {"smoothness": 0.1}}),
+    Arm("penalty_gradient_norm", env_kwargs={"penalties": {"gradient_norm": 0.1}}),
+    Arm("per_optimizer", env_kwargs={"actions": "per_optimizer"}),
+    Arm("no_base_schedule", env_kwargs={"schedule": "none"}),
+    Arm("ppo", agent="ppo"),
+)
+
+
+def controller(
+    arm: Arm, seed: int, num_updates: int, runs: str, meta_kwargs: dict[str, Any], deployment_kwargs: dict[str, Any],
+    evaluation_seeds: Sequence[int],
+) -> Rows:  # fmt: skip
+    """Trains one controller of an arm, then deploys it on every evaluation seed."""
+    folder = Path(runs) / f"{arm.name}-{seed}"
+    num_decisions = -(-meta_kwargs["num_steps"] // meta_kwargs["interval"])
+    config = TrainConfig(
+        agent=arm.agent,  # type: ignore[arg-type]
+        env=ENV,
+        env_kwargs=tuple(f"{key}={json.dumps(value)}" for key, value in (meta_kwargs | dict(arm.env_kwargs)).items()),
+        num_updates=num_updates,
+        seed=seed,
+        out=folder,
+        jel=arm.jel,
+        ppo=PPOAgentConfig(num_decisions=num_decisions),
+    )
+    train(config)
+    kwargs = {key: value for key, value in arm.env_kwargs.items() if key != "seed_mode"}
+    rows = evaluate_policy(load_policy(folder / "policy"), ENV, deployment_kwargs | kwargs, evaluation_seeds)
+    progress = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    return rows, {"training": progress, "actions": _action_quartiles(folder / "rollouts.jsonl")}
+
+
+def _action_quartiles(file: Path) -> dict[str, Any]:
+    """Quartiles of the sampled positions over all episodes of training, per decision and cell (Figure 3)."""
+    if not file.exists():
+        return {}
+    positions = np.array([json.loads(line)["positions"] for line in file.read_text().splitlines()])  # (U, T, N, A)
+    quartiles = np.quantile(positions, (0.25, 0.5, 0.75), axis=(0, 2))  # (3, T, A)
+    early, late = (np.median(part, axis=(0, 2)) for part in (positions[:5], positions[-5:]))
+    names = ("low", "median", "high", "median_first_updates", "median_last_updates")
+    values = (*quartiles, early, late)
+    return {name: np.round(value, 4).tolist() for name, value in zip(names, values, strict=True)}
+
+
+def baseline(env_kwargs: dict[str, Any], evaluation_seeds: Sequence[int]) -> Rows:
+    """A base schedule and base rates, with the panel at neutral."""
+    return evaluate_policy(None, ENV, env_kwargs, evaluation_seeds), {}
+
+
+def sweep(
+    configurations: Mapping[str, dict[str, Any]], env_kwargs: dict[str, Any], tuning_seeds: Sequence[int],
+    evaluation_seeds: Sequence[int],
+) -> Rows:  # fmt: skip
+    """Chooses the configuration with the lowest mean probe loss on the tuning seeds, and evaluates that one."""
+    tried = {
+        name: evaluate_policy(None, ENV, env_kwargs | overrides, tuning_seeds)
+        for name, overrides in configurations.items()
+    }
+    scores = {name: float(np.mean([_score(row) for row in rows])) for name, rows in tried.items()}
+    best = min(scores, key=scores.__getitem__)
+    table = [
+        {"configuration": name, "probe_loss": scores[name], "bpb": [row["bpb"] for row in rows]}
+        for name, rows in tried.items()
+    ]
+    rows = evaluate_policy(None, ENV, env_kwargs | configurations[best], evaluation_seeds)
+    return rows, {"chosen": best, "table": table, "runs_spent": len(configurations) * len(tuning_seeds)}
+
+
+def _score(row: dict[str, Any]) -> float:
+    """Final probe loss, or that of an untrained model if the run diverged [nats per token]."""
+    return row["probe_curve"][0] if row["divergence_reason"] else row["probe_loss"]
+
+
+def search(
+    method: str, num_episodes: int, seed: int, log: str, meta_kwargs: dict[str, Any], deployment_kwargs: dict[str, Any],
+    evaluation_seeds: Sequence[int],
+) -> Rows:  # fmt: skip
+    """Searches a schedule at JEL's own number of meta-training episodes, then deploys what it found."""
+    path = Path(log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if method == "cma":
+        policy, history = cma_search(meta_kwargs, num_episodes, seed, log=path)
+    else:
+        kind = {"random_schedule": "schedule", "random_constant": "constant"}[method]
+        policy, history = random_search(meta_kwargs, num_episodes, seed, kind=kind, log=path)
+    rows = evaluate_policy(policy, ENV, deployment_kwargs, evaluation_seeds)
+    return rows, {"history": history}
+
+
+def make_jobs(config: ExperimentConfig) -> list[Job]:
+    """All jobs, the most wanted first."""
+    seeds, deployed, meta = config.evaluation_seeds, config.env_kwargs(), config.meta_kwargs()
+
+    def trained(arm: Arm, seed: int, updates: int) -> Job:
+        arguments = {
+            "arm": arm, "seed": seed, "num_updates": updates, "runs": str(config.runs), "meta_kwargs": meta,
+            "deployment_kwargs": deployed, "evaluation_seeds": seeds,
+        }  # fmt: skip
+        return Job(f"{arm.name}-{seed}", controller, arguments)
+
+    def swept(name: str, configurations: Mapping[str, dict[str, Any]]) -> Job:
+        arguments = {
+            "configurations": dict(configurations), "env_kwargs": deployed, "tuning_seeds": config.tuning_seeds,
+            "evaluation_seeds": seeds,
+        }  # fmt: skip
+        return Job(name, sweep, arguments)
+
+    fixed = [
+        Job(f"baseline_{name}", baseline, {"env_kwargs": deployed | build(config.num_steps).env_kwargs,
+                                           "evaluation_seeds": seeds})
+        for name, build in BASELINES.items()
+    ]  # fmt: skip
+    sweeps = [
+        swept("sweep_constant", constant_multipliers(config.num_steps)),
+        swept("sweep_schedule_free_sgd", schedule_free_configurations("sgd", config.num_steps)),
+        swept("sweep_schedule_free_adamw", schedule_free_configurations("adamw", config.num_steps)),
+    ]
+    searches = [
+        Job(f"search_{method}", search, {
+            "method": method, "num_episodes": 8 * config.num_updates, "seed": 0, "meta_kwargs": meta,
+            "log": str(config.runs / f"search_{method}.jsonl"), "deployment_kwargs": deployed,
+            "evaluation_seeds": seeds,
+        })
+        for method in ("cma", "random_schedule", "random_constant")
+    ]  # fmt: skip
+    paper = [trained(PAPER, seed, config.num_updates) for seed in range(config.num_controllers)]
+    ours = [trained(OURS, seed, config.num_updates) for seed in range(config.num_own_controllers)]
+    ablations = [trained(arm, 0, config.ablation_updates) for arm in ABLATIONS] if config.ablations else []
+    return [*paper[:1], *ours[:1], *fixed, *sweeps, *paper[1:], *ours[1:], *searches[:1], *ablations, *searches[1:]]
+
+
+def main() -> None:
+    """Runs the program."""
+    import tyro
+
+    config = tyro.cli(ExperimentConfig, description=__doc__).sized()
+    print(json.dumps(asdict(config), indent=1, default=str), flush=True)
+    if not config.report_only:
+        run_jobs(make_jobs(config), config.out / "jobs", config.num_workers)
+    report(config.out, " ".join(["python -m train_agents.experiments.jel", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()
