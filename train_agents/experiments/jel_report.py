@@ -1,0 +1,254 @@
+"""Tables and figures of the JEL experiment, from its job files alone: results/jel/*.json -> README.md, summary.json, PNG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from train_agents.results import hierarchical_interval, markdown_table, mean_interval, paired_relative_interval
+
+from train_agents import figures
+
+Job = Mapping[str, Any]
+
+LABELS = {
+    "baseline_constant_warmdown": "conservative base, controller off (the paper's suboptimal)",
+    "baseline_constant": "conservative base, constant rate",
+    "baseline_cosine": "conservative base, cosine",
+    "baseline_hand_tuned": "hand-tuned per-group rates, warmdown",
+    "sweep_constant": "best constant multiplier of a sweep",
+    "sweep_schedule_free_sgd": "best of 8 schedule-free (SGD reading)",
+    "sweep_schedule_free_adamw": "best of 8 schedule-free (AdamW reading)",
+    "search_cma": "CMA-ES over schedules",
+    "search_random_schedule": "random search over schedules",
+    "search_random_constant": "random search over constants",
+    "paper": "JEL, the paper's hyperparameters",
+    "ours": "JEL, ours (per-optimizer actions, grouped seeds, policy rate 2e-3)",
+}
+REFERENCE = "baseline_constant_warmdown"
+#: Methods whose dynamics Figure 2 shows.
+SHOWN = (REFERENCE, "sweep_schedule_free_sgd", "sweep_constant", "baseline_hand_tuned", "search_cma", "paper", "ours")
+
+
+def load_jobs(folder: Path) -> dict[str, Job]:
+    """Name -> result of every job that is done."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+
+
+def grouped(jobs: Mapping[str, Job]) -> dict[str, list[Job]]:
+    """Method -> its results: one per controller of an arm, one for anything else."""
+    groups: dict[str, list[Job]] = {}
+    for name, job in jobs.items():
+        stem, _, number = name.rpartition("-")
+        groups.setdefault(stem if number.isdigit() else name, []).append(job)
+    return groups
+
+
+def scores(job: Job) -> np.ndarray:
+    """Held-out bits per byte of each evaluation seed; a diverged run without a number counts as a uniform guess, 8."""
+    return np.array([8.0 if row["bpb"] is None else row["bpb"] for row in job["rows"]])
+
+
+def _meta_tokens(jobs: Sequence[Job]) -> float:
+    """Tokens that one controller or search was trained on [tokens]."""
+    configuration = jobs[0]["configuration"]
+    if "meta_kwargs" not in configuration:
+        return 0.0
+    meta = configuration["meta_kwargs"]
+    episodes = configuration.get("num_episodes", 8 * configuration.get("num_updates", 0))
+    return float(episodes * meta["num_steps"] * meta["batch_tokens"])
+
+
+def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
+    """Method -> mean, interval, controllers, difference from the conservative base and from hand-tuned, tokens spent."""
+    groups = grouped(jobs)
+    references = {key: scores(groups[name][0]) for key, name in
+                  (("base", REFERENCE), ("constant", "baseline_constant"), ("hand_tuned", "baseline_hand_tuned"))
+                  if name in groups}  # fmt: skip
+    free = [name for name in groups if name.startswith("sweep_schedule_free")]
+    if free:
+        best = min(free, key=lambda name: scores(groups[name][0]).mean())
+        references["schedule_free"] = scores(groups[best][0])
+    summary: dict[str, dict[str, Any]] = {}
+    for name, members in groups.items():
+        matrix = np.stack([scores(job) for job in members])  # (controllers, seeds)
+        low, high = hierarchical_interval(matrix)[1:] if len(members) > 1 else mean_interval(matrix[0])[1:]
+        final = [row["train_loss"] for job in members for row in job["rows"] if row["train_loss"] is not None]
+        summary[name] = {
+            "bpb": float(matrix.mean()),
+            "interval": [float(low), float(high)],
+            "controllers": [float(value) for value in matrix.mean(1)],
+            "train_loss": float(np.mean(final)),
+            "diverged": int(sum(row["divergence_reason"] is not None for job in members for row in job["rows"])),
+            "seeds": matrix.shape[1],
+            "meta_tokens": _meta_tokens(members),
+            "runs_spent": members[0]["extra"].get("runs_spent", 0),
+            "versus": {
+                key: [float(v) for v in paired_relative_interval(matrix.mean(0), reference)]
+                for key, reference in references.items()
+            },
+        }
+    return summary
+
+
+def _percent(values: Sequence[float] | None) -> str:
+    return "" if values is None else f"{100 * values[0]:+.1f} % [{100 * values[1]:+.1f}, {100 * values[2]:+.1f}]"
+
+
+def main_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """The paper's Table 1, with everything that stands beside it, best last."""
+    rows = []
+    for name, entry in sorted(summary.items(), key=lambda item: -item[1]["bpb"]):
+        if name not in LABELS and not name.startswith("baseline_"):
+            continue
+        spread = entry["controllers"]
+        rows.append(
+            [
+                LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")),
+                f"{entry['bpb']:.4f} [{entry['interval'][0]:.4f}, {entry['interval'][1]:.4f}]",
+                f"{min(spread):.3f} to {max(spread):.3f} ({len(spread)})" if len(spread) > 1 else "",
+                f"{entry['train_loss']:.3f}",
+                _percent(entry["versus"].get("base")),
+                _percent(entry["versus"].get("schedule_free")),
+                _percent(entry["versus"].get("hand_tuned")),
+                f"{entry['meta_tokens'] / 1e6:.1f}" if entry["meta_tokens"] else "",
+                str(entry["runs_spent"]) if entry["runs_spent"] else "",
+            ]
+        )
+    headers = ["method", "held-out bits per byte", "controllers (number)", "train loss [nats]", "vs conservative base",
+               "vs best schedule-free", "vs hand-tuned", "meta-training [M tokens]", "tuning runs"]  # fmt: skip
+    return markdown_table(headers, rows)
+
+
+def sweep_table(job: Job) -> str:
+    """One sweep: what was tried, its probe loss (which chose) and its held-out bits per byte on the tuning seeds."""
+    rows = [
+        [
+            entry["configuration"] + (" (chosen)" if entry["configuration"] == job["extra"]["chosen"] else ""),
+            f"{entry['probe_loss']:.4f}",
+            ", ".join("diverged" if value is None else f"{value:.4f}" for value in entry["bpb"]),
+        ]
+        for entry in job["extra"]["table"]
+    ]
+    return markdown_table(["configuration", "probe loss [nats]", "held-out bits per byte, per tuning seed"], rows)
+
+
+def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
+    """Section 4.4: every ablation at its number of updates, next to the paper's arm at the same number."""
+    rows = []
+    for name, members in groups.items():
+        if name in LABELS or name.startswith(("baseline_", "sweep_", "search_")):
+            continue
+        training = members[0]["extra"]["training"]
+        rows.append(
+            [
+                name.replace("_", " "),
+                f"{scores(members[0]).mean():.4f}",
+                str(len(training)),
+                f"{np.mean([line.get('rollout/ep_rew_mean', np.nan) for line in training[-5:]]):.3f}",
+                _entropy(training, 0),
+                _entropy(training, 9),
+                _entropy(training, -1),
+            ]
+        )
+    for seed, job in enumerate(groups.get("paper", [])):
+        training = job["extra"]["training"]
+        upto = [line.get("rollout/ep_rew_mean", np.nan) for line in training]
+        rows.append(
+            [
+                f"paper, controller {seed}",
+                f"{scores(job).mean():.4f}",
+                str(len(training)),
+                f"{np.mean(upto[-5:]):.3f} (at update 25: {np.mean(upto[20:25]):.3f})",
+                _entropy(training, 0),
+                _entropy(training, 9),
+                _entropy(training, -1),
+            ]
+        )
+    headers = ["arm", "held-out bits per byte", "updates", "meta-training return, last 5 updates [nats]",
+               "entropy per cell after update 1", "after 10", "at the end [nats]"]  # fmt: skip
+    return markdown_table(headers, rows)
+
+
+def _entropy(training: Sequence[Mapping[str, float]], index: int) -> str:
+    if index >= len(training) or "train/entropy_per_cell" not in training[index]:
+        return ""
+    return f"{training[index]['train/entropy_per_cell']:.2f}"
+
+
+def draw_figures(folder: Path, groups: Mapping[str, Sequence[Job]], summary: Mapping[str, Mapping[str, Any]]) -> None:
+    """Figures 2 and 3, learning curves, entropies and the comparison, as PNG."""
+    curves = {}
+    for name in SHOWN:
+        if name in groups:
+            rows = [row for job in groups[name] for row in job["rows"] if row["divergence_reason"] is None]
+            points = np.array([row["probe_curve"] for row in rows]) / np.log(2.0)
+            curves[LABELS[name]] = (np.array(rows[0]["steps"]), points)
+    figures.training_dynamics(folder / "figure2_dynamics.png", curves, "probe loss [bits per byte]")
+    for arm in ("paper", "ours"):
+        members = groups.get(arm, [])
+        if members:
+            panels = [job["rows"][0]["panel"] for job in members]
+            quartiles = [np.exp(np.log(100.0) * np.array(members[0]["extra"]["actions"][key]))
+                         for key in ("low", "median", "high")]  # fmt: skip
+            steps = np.array(members[0]["rows"][0]["steps"][:-1])
+            schedules = [np.stack([panel[name] for name in panel], 1) for panel in panels]
+            file = folder / f"figure3_actions_{arm}.png"
+            figures.controller_actions(file, steps, *quartiles, names=list(panels[0]), schedules=schedules)
+    for key, label, file in (
+        ("rollout/ep_rew_mean", "return of an episode [nats]", "learning_curves.png"),
+        ("train/entropy_per_cell", "entropy per cell [nats]", "entropy.png"),
+    ):
+        lines = {}
+        for name, members in groups.items():
+            histories = [[line.get(key) for line in job["extra"].get("training", [])] for job in members]
+            if histories[0] and None not in histories[0]:
+                lines[LABELS.get(name, name.replace("_", " "))] = (
+                    np.arange(1, len(histories[0]) + 1),
+                    np.array(histories),
+                )
+        if lines:
+            figures.learning_curves(folder / file, lines, label)
+    bars = [(LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")), entry["bpb"], *entry["interval"])
+            for name, entry in summary.items() if name in LABELS or name.startswith("baseline_")]  # fmt: skip
+    figures.comparison_bars(folder / "comparison.png", sorted(bars, key=lambda bar: -bar[1]), "held-out bits per byte")
+
+
+def report(folder: Path, command: str) -> None:
+    """Writes README.md, summary.json and the figures from the job files in `folder`/jobs."""
+    jobs = load_jobs(folder / "jobs")
+    if REFERENCE not in {name for name in jobs}:
+        print(f"no report yet: {folder / 'jobs'} lacks {REFERENCE}")
+        return
+    groups, summary = grouped(jobs), summarize(jobs)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw_figures(folder, groups, summary)
+    facts = jobs[REFERENCE]["facts"]
+    commits = sorted({str(job["facts"]["commit"])[:12] for job in jobs.values()})
+    seeds = [row["seed"] for row in jobs[REFERENCE]["rows"]]
+    parts = [
+        "# JEL on `nano`",
+        f"Command: `{command}`  \nCommits of the jobs: {', '.join(commits)}  \nCorpus sha256: `{facts['corpus']}`  \n"
+        f"Evaluation seeds: {seeds[0]} to {seeds[-1]}; intervals are 95 %, over seeds, and over controllers and seeds "
+        "where there are several. Differences are paired by seed.",
+        "## Table 1: held-out bits per byte",
+        main_table(summary),
+        "![comparison](comparison.png)\n\n![dynamics](figure2_dynamics.png)",
+        "## What the controllers do (Figure 3)",
+        "![paper](figure3_actions_paper.png)\n\n![ours](figure3_actions_ours.png)",
+        "## Sweeps (Table 3)",
+        *(
+            f"### {LABELS[name]}\n\n{sweep_table(jobs[name])}"
+            for name in LABELS
+            if name.startswith("sweep_") and name in jobs
+        ),
+        "## Ablations (section 4.4)",
+        ablation_table(groups),
+        "![learning curves](learning_curves.png)\n\n![entropy](entropy.png)",
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n")
+    print(main_table(summary))
+    print(f"written: {folder}/README.md, summary.json and figures")
