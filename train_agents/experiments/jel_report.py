@@ -1,4 +1,4 @@
-"""Tables and figures of the JEL experiment, from its job files alone: results/jel/*.json -> README.md, summary.json, PNG."""
+"""Tables and figures of the JEL experiment, from its job files alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _meta_tokens(jobs: Sequence[Job]) -> float:
 
 
 def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
-    """Method -> mean, interval, controllers, difference from the conservative base and from hand-tuned, tokens spent."""
+    """Method -> mean, interval, controllers, differences from the reference baselines, tokens and runs spent."""
     groups = grouped(jobs)
     references = {key: scores(groups[name][0]) for key, name in
                   (("base", REFERENCE), ("constant", "baseline_constant"), ("hand_tuned", "baseline_hand_tuned"))

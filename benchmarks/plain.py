@@ -1,0 +1,54 @@
+"""The loop a person would write by hand: same model, rules and probe, nothing that an environment needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hpenv import model
+from hpenv.data import batch_starts, gather, load_corpus
+from hpenv.optimizers import OPTIMIZERS
+
+
+def plain_loop(num_steps: int, interval: int, batch_tokens: int, sequence_length: int = 64) -> float:
+    """Trains one `nano` run with AdamW + Muon at constant rates, measuring the probe before and after each interval.
+
+    Returns:
+        The last probe loss [nats per token].
+    """
+    corpus, config, size = load_corpus(), model.PRESETS["nano"], batch_tokens // sequence_length
+    rope = model.rope_tables(config, sequence_length, "cpu")
+    weights = model.init_parameters(config, [0])
+    rules = {name: OPTIMIZERS["adamw_muon"][model.parameter_kind(name)] for name in weights}
+    states = {name: rules[name].init(weight) for name, weight in weights.items()}
+    lr = {name: torch.full((1, 1, 1), 1e-3) for name in weights}
+    decay = {name: torch.full((1, 1, 1), 1e-2) for name in weights}
+    groups = {rule: [name for name in weights if rules[name] is rule] for rule in set(rules.values())}
+    probe = gather(
+        corpus.probe, batch_starts(len(corpus.probe), 0, 0, 4 * size, sequence_length)[None], sequence_length
+    )
+
+    @torch.no_grad()
+    def measure() -> float:
+        return float(model.mean_losses(weights, config, *probe, rope)[0])
+
+    loss = measure()
+    for step in range(num_steps):
+        starts = batch_starts(len(corpus.train), 0, step, size, sequence_length)[None]
+        inputs, targets = gather(corpus.train, starts, sequence_length)
+        leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
+        losses = model.mean_losses(leaves, config, inputs, targets, rope)
+        gradients = dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
+        with torch.no_grad():
+            for rule, names in groups.items():
+                rule.update(
+                    [weights[name] for name in names],
+                    [gradients[name] for name in names],
+                    [states[name] for name in names],
+                    [lr[name] for name in names],
+                    [decay[name] for name in names],
+                    np.array([step]),
+                )
+        if (step + 1) % interval == 0 or step + 1 == num_steps:
+            loss = measure()
+    return loss

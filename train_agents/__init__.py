@@ -1,0 +1,1 @@
+"""Programs that join agents, environments and baselines: train, evaluate, log, compare and draw."""

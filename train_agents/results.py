@@ -1,0 +1,374 @@
+"""Results that can be trusted later: what a number was measured with, files that hold it, and intervals around it.
+
+A result file is JSON: `kind`, `configuration`, `facts` (see `environment_facts`), `rows` (one per run), `extra` and `notes`.
+Statistics are pure functions; what they draw comes from a generator of their own. Lower is better wherever two samples are
+compared, as for losses and bits per byte: a positive difference says that `a` lies below `b`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+Sample = Sequence[float] | Mapping[int, float] | FloatArray
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = ("kind", "configuration", "facts", "rows", "extra", "notes")
+SIGNIFICANT_DIGITS = 6  # of numbers in lists: curves are for looking at, and 6 digits are more than a pixel
+
+
+class Interval(NamedTuple):
+    """A point estimate and the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def environment_facts(env_kwargs: Mapping[str, Any] | None = None, corpus: str | None = None) -> dict[str, Any]:
+    """What a number depends on besides its configuration, JSON-able.
+
+    Args:
+        env_kwargs: keyword arguments of the env.
+        corpus: sha256 of what was trained on, in hex.
+
+    Returns:
+        `versions`, `commit` and `dirty` (a Python file differs from the commit; both None outside a checkout),
+        `torch_threads`, `processor`, `command`; `env_kwargs` and `corpus` as given.
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("hpenv", "torch", "numpy", "gymnasium"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # hpenv, run from a checkout without an install
+            versions[name] = None
+    commit, dirty = _commit()
+    return {
+        "versions": versions,
+        "commit": commit,
+        "dirty": dirty,
+        "torch_threads": torch.get_num_threads(),
+        "processor": _processor(),
+        "command": _command(),
+        "env_kwargs": _plain(dict(env_kwargs or {}), "env_kwargs", [], rounds=False),
+        "corpus": corpus,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit and whether a source differs from it; a repository that merely contains our folder does not count."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT:
+        return None, None
+    # Of sources alone: the results that a long experiment rewrites as it goes change nothing that it runs.
+    status = _git("status", "--porcelain", "--", "*.py")
+    return _git("rev-parse", "HEAD"), None if status is None else bool(status)
+
+
+def _processor() -> str:
+    """The processor's name; Linux tells it in a file alone."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _command() -> list[str]:
+    """sys.argv, a program of ours as `-m module`: where the checkout lies is nobody's business."""
+    program = Path(sys.argv[0]).resolve()
+    if program.suffix == ".py" and program.is_relative_to(ROOT):
+        return ["-m", ".".join(program.relative_to(ROOT).with_suffix("").parts), *sys.argv[1:]]
+    return [program.name, *sys.argv[1:]]
+
+
+def write_result(
+    path: str | os.PathLike[str],
+    kind: str,
+    configuration: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a result file, whole or not at all; a reader never sees half of it.
+
+    Numbers in lists are rounded to 6 significant digits, but for those under a key with `bpb` in it; numbers that stand
+    alone, and the configuration, are not. A NaN or an infinity becomes null, and `notes` says where. What JSON does not
+    know is written as its repr. `corpus` is taken from the rows.
+
+    Args:
+        path: file; its folder is made.
+        kind: what the result is of.
+        configuration: all that the program was asked.
+        rows: one per run.
+        extra: what else is worth keeping.
+    """
+    notes: list[str] = []
+    corpora = sorted({str(row["corpus"]) for row in rows if row.get("corpus")})
+    parts = {
+        "kind": kind,
+        "configuration": _plain(configuration, "configuration", notes, rounds=False),
+        "facts": environment_facts(corpus=", ".join(corpora) or None),
+        "rows": [_plain(row, f"rows[{i}]", notes) for i, row in enumerate(rows)],
+        "extra": _plain(extra or {}, "extra", notes),
+    }
+    lines = ",\n".join(
+        f" {json.dumps(key)}: {_one_line_each(value)}" for key, value in (parts | {"notes": notes}).items()
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(f"{{\n{lines}\n}}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _one_line_each(value: Any) -> str:
+    """JSON of a value; the items of a list, or entries of a dictionary, on a line each, so that a diff shows a row."""
+    if isinstance(value, list) and value:
+        return "[\n  " + ",\n  ".join(json.dumps(item, allow_nan=False) for item in value) + "\n ]"
+    if isinstance(value, dict) and value:
+        entries = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
+        return "{\n  " + ",\n  ".join(entries) + "\n }"
+    return json.dumps(value, allow_nan=False)
+
+
+def _plain(value: Any, where: str, notes: list[str], rounds: bool = True, listed: bool = False) -> Any:
+    """A value in JSON's own types; `notes` grows by a line per number that JSON cannot hold."""
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            notes.append(f"{where} was {value}")
+            return None
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if listed and rounds else value
+    if isinstance(value, Mapping):
+        return {
+            str(key): _plain(item, f"{where}.{key}", notes, rounds and "bpb" not in str(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]", notes, rounds, listed=True) for i, item in enumerate(value)]
+    return str(value) if isinstance(value, Path) else repr(value)
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_result` wrote.
+
+    Raises:
+        ValueError: the file is no result file.
+    """
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); expected a file that write_result wrote") from error
+    missing = [key for key in KEYS if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise ValueError(f"{path} lacks {missing}; expected a file that write_result wrote")
+    return result
+
+
+def by_seed(rows: Sequence[Mapping[str, Any]], key: str = "bpb") -> dict[int, float]:
+    """seed -> value of a key, for the paired comparisons."""
+    return {int(row["seed"]): float(row[key]) for row in rows}
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t: the number that a draw stays below with this probability, in [0.5, 1).
+
+    Inverts P(|t| > q) = I_x(n / 2, 1 / 2), x = n / (n + q^2), by bisection; I is the regularized incomplete beta function.
+    """
+    if not 0.5 <= probability < 1.0 or degrees < 1:
+        raise ValueError(f"probability {probability}, degrees {degrees}; expected [0.5, 1) and at least 1")
+    low, high = 0.0, 1.0
+    while _tail(high, degrees) > 1.0 - probability:
+        low, high = high, 2.0 * high
+    for _ in range(100):  # halvings: to the last bit
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _tail(middle, degrees) > 1.0 - probability else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _tail(q: float, degrees: int) -> float:
+    """P(t > q) for q >= 0."""
+    a, b, x = degrees / 2.0, 0.5, degrees / (degrees + q * q)
+    if x > (a + 1.0) / (a + b + 2.0):  # where the fraction converges slowly: I_x(a, b) = 1 - I_(1-x)(b, a)
+        return 0.5 * (1.0 - _incomplete_beta(b, a, q * q / (degrees + q * q)))
+    return 0.5 * _incomplete_beta(a, b, x)
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """I_x(a, b) by Lentz's continued fraction (Press et al., Numerical Recipes, section 6.4)."""
+    if x <= 0.0:
+        return 0.0
+    front = (
+        math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+        if x < 1.0
+        else 0.0
+    )
+    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1.0))
+    fraction = d
+    for m in range(1, 1000):
+        even = m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0))
+        for term in (even, odd):
+            d, c = 1.0 / (1.0 + term * d), 1.0 + term / c
+            fraction *= c * d
+        if abs(c * d - 1.0) < 1e-15:
+            break
+    return front * fraction / a
+
+
+def _sample(values: ArrayLike, least: int = 2) -> FloatArray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size < least or not np.isfinite(array).all():
+        raise ValueError(f"got {array.size} values, {array.tolist()}; expected at least {least}, all finite")
+    return array
+
+
+def mean_interval(values: Sample, confidence: float = 0.95) -> Interval:
+    """Mean and Student's t interval of independent values, (n,) with n >= 2."""
+    array = _sample(list(values.values()) if isinstance(values, Mapping) else values)
+    half = t_quantile(0.5 + confidence / 2.0, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size)
+    return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
+
+
+def _paired(a: Sample, b: Sample) -> tuple[FloatArray, FloatArray]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if set(a) != set(b):
+            raise ValueError(f"got the seeds {sorted(a)} and {sorted(b)}; expected the same")
+        a, b = list(a.values()), [b[seed] for seed in a]
+    elif isinstance(a, Mapping) or isinstance(b, Mapping):
+        raise ValueError(f"got a {type(a).__name__} and a {type(b).__name__}; expected two mappings or two sequences")
+    first, second = _sample(a), _sample(b)
+    if first.shape != second.shape:
+        raise ValueError(f"got {first.shape} and {second.shape} values; expected one of each per seed")
+    return first, second
+
+
+def paired_interval(a: Sample, b: Sample, confidence: float = 0.95) -> Interval:
+    """How far `a` lies below `b`: b - a, matched by seed, with a t interval.
+
+    Args:
+        a: seed -> value, or values in the order of the seeds.
+        b: as `a`, of the same seeds.
+        confidence: of the interval.
+    """
+    first, second = _paired(a, b)
+    return mean_interval(second - first, confidence)
+
+
+def paired_relative_interval(a: Sample, b: Sample, confidence: float = 0.95) -> Interval:
+    """By which part `a` lies below `b`: (b - a) / b, matched by seed, with a t interval; 0.193 is 19.3 % below."""
+    first, second = _paired(a, b)
+    return mean_interval((second - first) / second, confidence)
+
+
+def interquartile_mean(values: ArrayLike) -> FloatArray:
+    """Mean without the lowest and highest floor(n / 4) values, along the last axis: (..., n) to (...).
+
+    References:
+        Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021).
+    """
+    array = np.sort(_sample(values, 1), axis=-1)
+    cut = array.shape[-1] // 4
+    return array[..., cut : array.shape[-1] - cut].mean(-1)
+
+
+def _mean(values: FloatArray) -> FloatArray:
+    return values.mean(-1)
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    *,
+    confidence: float = 0.95,
+    statistic: Callable[[FloatArray], FloatArray] = _mean,
+) -> Interval:
+    """Stratified percentile bootstrap.
+
+    Args:
+        values: (n,), or (strata, n): every stratum is resampled by itself.
+        num_resamples: draws.
+        seed: of the draws.
+        confidence: of the interval.
+        statistic: reduces the last axis, over which all strata are strung together.
+    """
+    array = np.atleast_2d(_sample(values))
+    rng = np.random.default_rng(seed)
+    index = rng.integers(array.shape[1], size=(num_resamples, *array.shape))
+    drawn = np.take_along_axis(array[None], index, axis=2).reshape(num_resamples, -1)
+    return _percentiles(float(statistic(array.reshape(-1))), statistic(drawn), confidence)
+
+
+def hierarchical_interval(
+    matrix: ArrayLike, num_resamples: int = 10_000, seed: int = 0, *, confidence: float = 0.95
+) -> Interval:
+    """Mean over controllers and seeds, with a two-way percentile bootstrap that resamples both.
+
+    Every controller meets the same seeds, so rows and columns are drawn independently of each other. With a handful of
+    controllers it is too narrow, as any percentile bootstrap of few values (by about sqrt((n - 1) / n) and more).
+
+    Args:
+        matrix: one row per controller, one column per evaluation seed, (C, S).
+        num_resamples: draws.
+        seed: of the draws.
+        confidence: of the interval.
+    """
+    array = _sample(matrix)
+    if array.ndim != 2:
+        raise ValueError(f"got a matrix of shape {array.shape}; expected (controllers, seeds)")
+    rng = np.random.default_rng(seed)
+    weights = [rng.multinomial(n, np.full(n, 1.0 / n), size=num_resamples) / n for n in array.shape]  # (R, C), (R, S)
+    means = ((weights[0] @ array) * weights[1]).sum(1)
+    return _percentiles(float(array.mean()), means, confidence)
+
+
+def _percentiles(estimate: float, drawn: FloatArray, confidence: float) -> Interval:
+    low, high = np.quantile(drawn, (0.5 - confidence / 2.0, 0.5 + confidence / 2.0))
+    return Interval(estimate, float(low), float(high))
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; columns without a word in them are aligned to the right.
+
+    Raises:
+        ValueError: a row has another number of cells than there are headers.
+    """
+    for row in rows:
+        if len(row) != len(headers):
+            raise ValueError(f"row {list(row)} has {len(row)} cells; expected {len(headers)}, one per {list(headers)}")
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    numeric = [all(not cell[:1].isalpha() for cell in column) for column in zip(*cells, strict=True)] if cells else []
+    rule = ["---:" if right else "---" for right in numeric or [False] * len(headers)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [list(headers), rule, *cells])
