@@ -16,12 +16,12 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from hpenv.infos import Info, merged, restricted, row_info, with_masks
 from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, Plant, Snapshot, Window
 from hpenv.render import History, draw, summarize
 from hpenv.rewards import REWARD_TERMS, check_weights, reward_terms
 from hpenv.telemetry import Reading, bounds, check_features, column_names, observe
 
-Info = dict[str, Any]
 RENDER_MODES = ("rgb_array", "ansi")
 SEED_MODES = ("independent", "grouped")
 
@@ -111,7 +111,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Decisions of an episode; the last window may be shorter than the interval."""
         return -(-self.horizon // self.interval)
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], Info]:
         """Begins new episodes.
@@ -146,8 +146,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 self._row_random = [np.random.default_rng(child) for child in entropy]
             self._seeded = True
             return
-        first = seed if isinstance(seed, int | np.integer) else None
-        seeds = [int(first) + i for i in range(self.num_envs)] if first is not None else list(seed)  # type: ignore[arg-type]
+        if isinstance(seed, int | np.integer):
+            seeds: list[int | None] = [int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} rows")
         self._seeded = True
@@ -214,10 +216,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         final_observations = np.empty(self.num_envs, dtype=object)
         for row in np.flatnonzero(ended):
             final_observations[row] = observations[row].copy()
-        final = {"final_obs": final_observations, "_final_obs": ended.copy()}
-        final |= {"final_info": _masked(infos, ended), "_final_info": ended.copy()}
+        final: Info = {"final_obs": final_observations, "_final_obs": ended.copy()}
+        final |= {"final_info": restricted(infos, ended), "_final_info": ended.copy()}
         observations, fresh = self.reset(options={"reset_mask": ended})
-        return observations, _merged(infos, fresh, ended) | final
+        return observations, merged(infos, fresh, ended) | final
 
     def _checked(self, actions: NDArray[np.floating]) -> FloatArray:
         array = np.asarray(actions)
@@ -260,7 +262,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             infos["train_loss"] = window.train_loss.copy()
             infos["gradient_norm"] = np.minimum(window.gradient_norm, np.finfo(np.float32).max)
             infos["reward_terms"] = {name: terms[name] + 0.0 for name in REWARD_TERMS}
-        infos = _with_masks(infos, rows)
+        infos = with_masks(infos, rows)
         diverged = rows & (window.divergence > 0)
         if diverged.any():
             infos["divergence_reason"] = np.array(
@@ -349,55 +351,12 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         copy.restore(Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
         return copy
 
-    def render(self) -> tuple[NDArray[np.uint8] | str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[NDArray[np.uint8] | str, ...] | None:
         """One picture, or one line, per run so far."""
         if self.render_mode is None:
             return None
         paint = draw if self.render_mode == "rgb_array" else summarize
         return tuple(paint(history, self.action_names, self.horizon) for history in self._history)
-
-
-def _with_masks(infos: Info, rows: BoolArray) -> Info:
-    result: Info = {}
-    for key, value in infos.items():
-        result[key] = _with_masks(value, rows) if isinstance(value, dict) else value
-        result[f"_{key}"] = rows.copy()
-    return result
-
-
-def _masked(infos: Info, rows: BoolArray) -> Info:
-    """A copy of infos of which only some rows count."""
-    return {
-        key: _masked(value, rows)
-        if isinstance(value, dict)
-        else (value & rows if key.startswith("_") else value.copy())
-        for key, value in infos.items()
-    }
-
-
-def _merged(infos: Info, fresh: Info, rows: BoolArray) -> Info:
-    """Infos with the chosen rows taken from those of a reset; what a reset does not report is masked out for them."""
-    result: Info = {}
-    for key, value in infos.items():
-        if isinstance(value, dict):
-            result[key] = _merged(value, fresh.get(key, {}), rows)
-        elif key.startswith("_"):
-            result[key] = np.where(rows, fresh.get(key, np.zeros_like(value)), value)
-        else:
-            result[key] = np.where(rows, fresh[key], value) if key in fresh else value
-    return result
-
-
-def _row(infos: Info, row: int) -> Info:
-    """One row's info as Python scalars."""
-    result: Info = {}
-    for key, value in infos.items():
-        if key.startswith("_") or not infos[f"_{key}"][row]:
-            continue
-        result[key] = (
-            _row(value, row) if isinstance(value, dict) else getattr(value[row], "item", lambda v=value[row]: v)()
-        )
-    return result
 
 
 class TrainLoopEnv(gym.Env):
@@ -434,9 +393,9 @@ class TrainLoopEnv(gym.Env):
         """Begins a new run: observation (F,) and info."""
         super().reset(seed=seed)
         observations, infos = self.vector.reset(seed=seed)
-        return observations[0], _row(infos, 0)
+        return observations[0], row_info(infos, 0, 1)
 
-    def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:  # type: ignore[override]
+    def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
         """Sets the panel and advances by one interval: observation (F,), reward, terminated, truncated and info.
 
         Raises:
@@ -447,7 +406,7 @@ class TrainLoopEnv(gym.Env):
             raise gym.error.ResetNeeded("the run has ended; call reset() before the next step()")
         array = np.asarray(action)
         observations, rewards, terminated, truncated, infos = self.vector.step(array[None])
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _row(infos, 0)
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), row_info(infos, 0, 1)
 
     def evaluate(self) -> float:
         """Held-out bits per byte; the only road to the validation slice."""
@@ -465,7 +424,7 @@ class TrainLoopEnv(gym.Env):
         """A new vector env of k copies of this run where it stands."""
         return self.vector.fork(k)
 
-    def render(self) -> NDArray[np.uint8] | str | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | str | None:
         """A picture, or a line, of the run so far."""
         pictures = self.vector.render()
         return None if pictures is None else pictures[0]

@@ -45,7 +45,7 @@ def squared_relu_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 class _SquaredReLUFeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, up: Tensor, down: Tensor) -> Tensor:  # type: ignore[override,no-untyped-def]
+    def forward(ctx, x: Tensor, up: Tensor, down: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         N, M, _ = x.shape
         hidden = x.new_empty(N, M, up.shape[1])
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -56,7 +56,7 @@ class _SquaredReLUFeedForward(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override,no-untyped-def]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
         x, up, down, hidden = ctx.saved_tensors
         N, M, _ = x.shape
         d_x, d_up, d_down = torch.empty_like(hidden[..., : x.shape[2]]), torch.zeros_like(up), torch.zeros_like(down)
@@ -90,7 +90,7 @@ class _MeanSoftcappedCrossEntropy(torch.autograd.Function):
     """Computes the gradient while the chunk's logits are at hand, so that nothing wide is stored or made twice."""
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:  # type: ignore[override,no-untyped-def]
+    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:  # type: ignore[no-untyped-def]
         N, M, _ = states.shape
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         totals = torch.zeros(N, dtype=torch.float32)
@@ -116,7 +116,7 @@ class _MeanSoftcappedCrossEntropy(torch.autograd.Function):
         return totals / M
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override,no-untyped-def]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
         d_states, d_weight = ctx.saved_tensors
         scale = gradient[:, None, None].to(d_states.dtype)
         return d_states * scale, d_weight * scale, None, None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpenv import model
 from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
-from hpenv.optimizers import evaluation_weights, optimizer_rules
+from hpenv.optimizers import Rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
 from hpenv.plant import BoolArray, FloatArray, IntArray, Snapshot, Window
 from hpenv.schedules import Constant, Schedule
@@ -78,10 +78,14 @@ class PretrainingConfig:
 
     def description(self) -> dict[str, object]:
         """The configuration as JSON-able values; schedules as their text."""
-        return {
+        plain: dict[str, object] = {
             key: value if isinstance(value, int | float | str | dict) and not _holds_schedules(value) else repr(value)
             for key, value in asdict(self).items()
-        } | {"lr_schedule": repr(self.lr_schedule), "weight_decay_schedule": repr(self.weight_decay_schedule)}
+        }
+        return plain | {
+            "lr_schedule": repr(self.lr_schedule),
+            "weight_decay_schedule": repr(self.weight_decay_schedule),
+        }
 
 
 def _holds_schedules(value: object) -> bool:
@@ -141,7 +145,8 @@ class PretrainingPlant:
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
-        self._window = Window(self.steps.copy(), *(np.zeros(num_rows) for _ in range(4)), self.divergence.copy())
+        zeros = np.zeros(num_rows)
+        self._window = Window(self.steps.copy(), zeros, zeros, zeros, zeros, self.divergence.copy())
         self.weights = model.init_parameters(self.model_config, list(range(num_rows)), self.device)
         self.optimizer_state = {name: self._rule(name).init(weight) for name, weight in self.weights.items()}
 
@@ -149,7 +154,7 @@ class PretrainingPlant:
         """A new plant of the same configuration with another number of rows."""
         return PretrainingPlant(self.config, num_rows, self.channels)
 
-    def _rule(self, name: str):  # type: ignore[no-untyped-def]
+    def _rule(self, name: str) -> Rule:
         return self._rules[self._groups[name]]
 
     def _check_groups(self) -> None:

@@ -36,13 +36,15 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "snapshots": ("plant",),
         "policies": ("snapshots",),
         "telemetry": ("plant",),
-        "rewards": ("plant",),
+        "rewards": ("plant", "telemetry"),
         "registers": ("panel",),
-        "env": ("plant", "telemetry", "rewards", "registers"),
+        "infos": ("plant",),
+        "render": (),
+        "env": ("plant", "telemetry", "rewards", "registers", "infos", "render"),
         "envs": ("env", "pretraining", "posttraining"),
         "trace": ("env", "snapshots"),
         "deploy": ("env", "policies"),
-        "integrations": ("env", "policies"),
+        "integrations": ("env", "infos", "policies"),
     },
     # Of hpenv, an agent sees the policies it trains and nothing else.
     "agents": {

@@ -5,7 +5,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
 
-from hpenv.integrations.sb3 import SB3VecEnv, row_info
+from hpenv.infos import row_info
+from hpenv.integrations.sb3 import SB3VecEnv
 from tests.probe_envs import TargetTrackingVectorEnv
 
 ZEROS = np.zeros((4, 2), dtype=np.float32)

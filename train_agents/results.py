@@ -202,49 +202,23 @@ def by_seed(rows: Sequence[Mapping[str, Any]], key: str = "bpb") -> dict[int, fl
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t: the number that a draw stays below with this probability, in [0.5, 1).
-
-    Inverts P(|t| > q) = I_x(n / 2, 1 / 2), x = n / (n + q^2), by bisection; I is the regularized incomplete beta function.
-    """
+    """Quantile of Student's t: the number that a draw stays below with this probability, in [0.5, 1); by bisection."""
     if not 0.5 <= probability < 1.0 or degrees < 1:
         raise ValueError(f"probability {probability}, degrees {degrees}; expected [0.5, 1) and at least 1")
-    low, high = 0.0, 1.0
-    while _tail(high, degrees) > 1.0 - probability:
-        low, high = high, 2.0 * high
-    for _ in range(100):  # halvings: to the last bit
+    low, high = 0.0, math.pi / 2.0  # of the angle atan(t / sqrt(n))
+    for _ in range(60):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if _tail(middle, degrees) > 1.0 - probability else (low, middle)
-    return 0.5 * (low + high)
+        low, high = (middle, high) if _within(middle, degrees) < 2.0 * probability - 1.0 else (low, middle)
+    return math.sqrt(degrees) * math.tan(0.5 * (low + high))
 
 
-def _tail(q: float, degrees: int) -> float:
-    """P(t > q) for q >= 0."""
-    a, b, x = degrees / 2.0, 0.5, degrees / (degrees + q * q)
-    if x > (a + 1.0) / (a + b + 2.0):  # where the fraction converges slowly: I_x(a, b) = 1 - I_(1-x)(b, a)
-        return 0.5 * (1.0 - _incomplete_beta(b, a, q * q / (degrees + q * q)))
-    return 0.5 * _incomplete_beta(a, b, x)
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """I_x(a, b) by Lentz's continued fraction (Press et al., Numerical Recipes, section 6.4)."""
-    if x <= 0.0:
-        return 0.0
-    front = (
-        math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-        if x < 1.0
-        else 0.0
-    )
-    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1.0))
-    fraction = d
-    for m in range(1, 1000):
-        even = m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0))
-        for term in (even, odd):
-            d, c = 1.0 / (1.0 + term * d), 1.0 + term / c
-            fraction *= c * d
-        if abs(c * d - 1.0) < 1e-15:
-            break
-    return front * fraction / a
+def _within(angle: float, degrees: int) -> float:
+    """P(|t| < sqrt(n) tan(angle)), a finite sum for whole n (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    odd, term, total = degrees % 2, 1.0, 0.0
+    for power in range(odd, degrees - 1, 2):  # cos^odd, then times k / (k + 1) cos^2 each
+        term = math.cos(angle) ** odd if power == odd else term * (power - 1) / power * math.cos(angle) ** 2
+        total += term
+    return 2.0 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def _sample(values: ArrayLike, least: int = 2) -> FloatArray:

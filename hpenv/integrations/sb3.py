@@ -7,12 +7,14 @@ one dictionary of information per row in place of one of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+from hpenv.infos import row_info, row_value
 
 try:
     from stable_baselines3.common.vec_env import VecEnv
@@ -21,37 +23,6 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "hpenv.integrations.sb3 needs stable-baselines3; install it with: pip install 'hpenv[agents]'", name=error.name
     ) from error
-
-
-def _row_value(value: Any, row: int, num_envs: int) -> Any:
-    """Value of one row of what a vector env put under one key; what is not per row is every row's."""
-    if isinstance(value, Mapping):
-        return row_info(value, row, num_envs)
-    if isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == num_envs:
-        entry = value[row]
-        return entry.item() if isinstance(entry, np.generic) else entry
-    if isinstance(value, list | tuple) and len(value) == num_envs:
-        return value[row]
-    return value
-
-
-def row_info(infos: Mapping[str, Any], row: int, num_envs: int) -> dict[str, Any]:
-    """Information of one row of a vector env, as a single env would have given it.
-
-    Args:
-        infos: key -> array (N, ...), or a dictionary of such; `_key` -> mask (N,) of the rows that have the key.
-        row: which one.
-        num_envs: N.
-
-    Returns:
-        key -> Python scalar, string, array or dictionary; without the keys that this row lacks, and without the masks.
-    """
-    masks = {key: infos[f"_{key}"] for key in infos if f"_{key}" in infos}
-    return {
-        key: _row_value(value, row, num_envs)
-        for key, value in infos.items()
-        if not (key.startswith("_") and key[1:] in infos) and (key not in masks or masks[key][row])
-    }
 
 
 class SB3VecEnv(VecEnv):
@@ -165,7 +136,7 @@ class SB3VecEnv(VecEnv):
     ) -> list[Any]:
         """Calls a method of the env, once; an array (N, ...) that it returns is dealt out to the rows asked for."""
         result = getattr(self.env.unwrapped, method_name)(*method_args, **method_kwargs)
-        return [_row_value(result, row, self.num_envs) for row in self._get_indices(indices)]
+        return [row_value(result, row, self.num_envs) for row in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether the vector env wears this wrapper, once for each of the rows asked for."""
