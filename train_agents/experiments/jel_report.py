@@ -52,14 +52,14 @@ def scores(job: Job) -> np.ndarray:
     return np.array([8.0 if row["bpb"] is None else row["bpb"] for row in job["rows"]])
 
 
-def _meta_tokens(jobs: Sequence[Job]) -> float:
-    """Tokens that one controller or search was trained on [tokens]."""
+def _run_equivalents(jobs: Sequence[Job]) -> float:
+    """Tokens that one controller, search or sweep was made with, in those of one deployed run."""
     configuration = jobs[0]["configuration"]
     if "meta_kwargs" not in configuration:
-        return 0.0
-    meta = configuration["meta_kwargs"]
+        return float(jobs[0]["extra"].get("runs_spent", 0))
+    meta, deployed = configuration["meta_kwargs"], configuration["deployment_kwargs"]
     episodes = configuration.get("num_episodes", 8 * configuration.get("num_updates", 0))
-    return float(episodes * meta["num_steps"] * meta["batch_tokens"])
+    return episodes * meta["batch_tokens"] / deployed["batch_tokens"]
 
 
 def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
@@ -84,8 +84,7 @@ def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
             "train_loss": float(np.mean(final)),
             "diverged": int(sum(row["divergence_reason"] is not None for job in members for row in job["rows"])),
             "seeds": matrix.shape[1],
-            "meta_tokens": _meta_tokens(members),
-            "runs_spent": members[0]["extra"].get("runs_spent", 0),
+            "run_equivalents": _run_equivalents(members),
             "versus": {
                 key: [float(v) for v in paired_relative_interval(matrix.mean(0), reference)]
                 for key, reference in references.items()
@@ -114,12 +113,13 @@ def main_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
                 _percent(entry["versus"].get("base")),
                 _percent(entry["versus"].get("schedule_free")),
                 _percent(entry["versus"].get("hand_tuned")),
-                f"{entry['meta_tokens'] / 1e6:.1f}" if entry["meta_tokens"] else "",
-                str(entry["runs_spent"]) if entry["runs_spent"] else "",
+                f"{entry['run_equivalents']:.0f}" if entry["run_equivalents"] else "",
             ]
         )
-    headers = ["method", "held-out bits per byte", "controllers (number)", "train loss [nats]", "vs conservative base",
-               "vs best schedule-free", "vs hand-tuned", "meta-training [M tokens]", "tuning runs"]  # fmt: skip
+    headers = [
+        "method", "held-out bits per byte", "controllers (number)", "train loss [nats]", "below conservative base",
+        "below best schedule-free", "below hand-tuned", "made with [runs, by tokens]",
+    ]  # fmt: skip
     return markdown_table(headers, rows)
 
 
@@ -140,7 +140,7 @@ def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
     """Section 4.4: every ablation at its number of updates, next to the paper's arm at the same number."""
     rows = []
     for name, members in groups.items():
-        if name in LABELS or name.startswith(("baseline_", "sweep_", "search_")):
+        if name in LABELS or "training" not in members[0]["extra"]:
             continue
         training = members[0]["extra"]["training"]
         rows.append(
@@ -171,6 +171,19 @@ def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
     headers = ["arm", "held-out bits per byte", "updates", "meta-training return, last 5 updates [nats]",
                "entropy per cell after update 1", "after 10", "at the end [nats]"]  # fmt: skip
     return markdown_table(headers, rows)
+
+
+def cost_table(benchmarks: Mapping[str, Any]) -> str:
+    """Section 4.3, measured: meta-training in run equivalents, and what deciding costs."""
+    rows = []
+    for threads in ("1 thread", "2 threads"):
+        cost, overhead = benchmarks[f"run_equivalents, {threads}"], benchmarks[f"controller_overhead, {threads}"]
+        for key in ("ratio 4", "ratio 16", "ratio 128"):
+            rows.append([f"400 episodes in deployed runs, deployment at {key.split()[1]} x the tokens, {threads}",
+                         f"{cost[key]['median']:.1f} [{cost[key]['min']:.1f}, {cost[key]['max']:.1f}]"])  # fmt: skip
+        share = overhead["share of a window"]
+        rows.append([f"controller's share of a deployed window, {threads}", f"{100 * share['median']:.3f} %"])
+    return markdown_table(["quantity (median [min, max] of alternating rounds)", "measured"], rows)
 
 
 def _entropy(training: Sequence[Mapping[str, float]], index: int) -> str:
@@ -249,6 +262,9 @@ def report(folder: Path, command: str) -> None:
         ablation_table(groups),
         "![learning curves](learning_curves.png)\n\n![entropy](entropy.png)",
     ]
+    benchmarks = folder.parent / "benchmarks.json"
+    if benchmarks.exists():
+        parts += ["## Cost (section 4.3)", cost_table(json.loads(benchmarks.read_text()))]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n")
     print(main_table(summary))
     print(f"written: {folder}/README.md, summary.json and figures")
