@@ -1,8 +1,8 @@
-"""Results that can be trusted later: what a number was measured with, files that hold it, and intervals around it.
+"""Results that can be trusted later: what a number was measured with, the file that holds it, an interval around it.
 
-A result file is JSON: `kind`, `configuration`, `facts` (see `environment_facts`), `rows` (one per run), `extra` and `notes`.
-Statistics are pure functions; what they draw comes from a generator of their own. Lower is better wherever two samples are
-compared, as for losses and bits per byte: a positive difference says that `a` lies below `b`.
+A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run), `extra`, `notes`.
+Statistics are pure functions; what they draw comes from a generator of their own. Where two samples are compared, lower
+is better, as for losses and bits per byte: a positive difference says that `a` lies below `b`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
-Sample = Sequence[float] | Mapping[int, float] | FloatArray
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("kind", "configuration", "facts", "rows", "extra", "notes")
@@ -41,13 +40,9 @@ class Interval(NamedTuple):
 def environment_facts(env_kwargs: Mapping[str, Any] | None = None, corpus: str | None = None) -> dict[str, Any]:
     """What a number depends on besides its configuration, JSON-able.
 
-    Args:
-        env_kwargs: keyword arguments of the env.
-        corpus: sha256 of what was trained on, in hex.
-
     Returns:
         `versions`, `commit` and `dirty` (a Python file differs from the commit; both None outside a checkout),
-        `torch_threads`, `processor`, `command`; `env_kwargs` and `corpus` as given.
+        `torch_threads`, `processor`, `command`; the env's arguments and the corpus's sha256 as given.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("hpenv", "torch", "numpy", "gymnasium"):
@@ -88,10 +83,8 @@ def _commit() -> tuple[str | None, bool | None]:
 
 def _processor() -> str:
     """The processor's name; Linux tells it in a file alone."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -115,14 +108,7 @@ def write_result(
 
     Numbers in lists are rounded to 6 significant digits, but for those under a key with `bpb` in it; numbers that stand
     alone, and the configuration, are not. A NaN or an infinity becomes null, and `notes` says where. What JSON does not
-    know is written as its repr. `corpus` is taken from the rows.
-
-    Args:
-        path: file; its folder is made.
-        kind: what the result is of.
-        configuration: all that the program was asked.
-        rows: one per run.
-        extra: what else is worth keeping.
+    know is written as its repr. The corpus of the facts is that of the rows.
     """
     notes: list[str] = []
     corpora = sorted({str(row["corpus"]) for row in rows if row.get("corpus")})
@@ -133,15 +119,13 @@ def write_result(
         "rows": [_plain(row, f"rows[{i}]", notes) for i, row in enumerate(rows)],
         "extra": _plain(extra or {}, "extra", notes),
     }
-    lines = ",\n".join(
-        f" {json.dumps(key)}: {_one_line_each(value)}" for key, value in (parts | {"notes": notes}).items()
-    )
+    text = ",\n".join(f' "{key}": {_one_line_each(value)}' for key, value in (parts | {"notes": notes}).items())
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(f"{{\n{lines}\n}}\n")
+            file.write(f"{{\n{text}\n}}\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -150,13 +134,14 @@ def write_result(
 
 
 def _one_line_each(value: Any) -> str:
-    """JSON of a value; the items of a list, or entries of a dictionary, on a line each, so that a diff shows a row."""
-    if isinstance(value, list) and value:
-        return "[\n  " + ",\n  ".join(json.dumps(item, allow_nan=False) for item in value) + "\n ]"
-    if isinstance(value, dict) and value:
-        entries = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
-        return "{\n  " + ",\n  ".join(entries) + "\n }"
-    return json.dumps(value, allow_nan=False)
+    """JSON with every item of a list, or entry of a dictionary, on a line of its own, so that a diff shows a row."""
+    if not value or not isinstance(value, list | dict):
+        return json.dumps(value, allow_nan=False)
+    names = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
+    items = value.values() if isinstance(value, dict) else value
+    lines = [name + json.dumps(item, allow_nan=False) for name, item in zip(names, items, strict=True)]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n  " + ",\n  ".join(lines) + f"\n {closing}"
 
 
 def _plain(value: Any, where: str, notes: list[str], rounds: bool = True, listed: bool = False) -> Any:
@@ -188,17 +173,11 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); expected a file that write_result wrote") from error
-    missing = [key for key in KEYS if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise ValueError(f"{path} lacks {missing}; expected a file that write_result wrote")
+    except ValueError:
+        result = None
+    if not isinstance(result, dict) or not set(KEYS) <= set(result):
+        raise ValueError(f"{path} is no JSON object with the keys {list(KEYS)}; expected what write_result wrote")
     return result
-
-
-def by_seed(rows: Sequence[Mapping[str, Any]], key: str = "bpb") -> dict[int, float]:
-    """seed -> value of a key, for the paired comparisons."""
-    return {int(row["seed"]): float(row[key]) for row in rows}
 
 
 def t_quantile(probability: float, degrees: int) -> float:
@@ -228,40 +207,28 @@ def _sample(values: ArrayLike, least: int = 2) -> FloatArray:
     return array
 
 
-def mean_interval(values: Sample, confidence: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Mean and Student's t interval of independent values, (n,) with n >= 2."""
-    array = _sample(list(values.values()) if isinstance(values, Mapping) else values)
+    array = _sample(values).reshape(-1)
     half = t_quantile(0.5 + confidence / 2.0, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size)
     return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
 
 
-def _paired(a: Sample, b: Sample) -> tuple[FloatArray, FloatArray]:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        if set(a) != set(b):
-            raise ValueError(f"got the seeds {sorted(a)} and {sorted(b)}; expected the same")
-        a, b = list(a.values()), [b[seed] for seed in a]
-    elif isinstance(a, Mapping) or isinstance(b, Mapping):
-        raise ValueError(f"got a {type(a).__name__} and a {type(b).__name__}; expected two mappings or two sequences")
+def _paired(a: ArrayLike, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
     first, second = _sample(a), _sample(b)
     if first.shape != second.shape:
         raise ValueError(f"got {first.shape} and {second.shape} values; expected one of each per seed")
     return first, second
 
 
-def paired_interval(a: Sample, b: Sample, confidence: float = 0.95) -> Interval:
-    """How far `a` lies below `b`: b - a, matched by seed, with a t interval.
-
-    Args:
-        a: seed -> value, or values in the order of the seeds.
-        b: as `a`, of the same seeds.
-        confidence: of the interval.
-    """
+def paired_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
+    """How far `a` lies below `b`: b - a with a t interval; both (n,), in the order of the same n seeds."""
     first, second = _paired(a, b)
     return mean_interval(second - first, confidence)
 
 
-def paired_relative_interval(a: Sample, b: Sample, confidence: float = 0.95) -> Interval:
-    """By which part `a` lies below `b`: (b - a) / b, matched by seed, with a t interval; 0.193 is 19.3 % below."""
+def paired_relative_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
+    """By which part `a` lies below `b`: (b - a) / b, as `paired_interval`; 0.193 is 19.3 % below."""
     first, second = _paired(a, b)
     return mean_interval((second - first) / second, confidence)
 
@@ -277,30 +244,23 @@ def interquartile_mean(values: ArrayLike) -> FloatArray:
     return array[..., cut : array.shape[-1] - cut].mean(-1)
 
 
-def _mean(values: FloatArray) -> FloatArray:
-    return values.mean(-1)
-
-
 def bootstrap_interval(
     values: ArrayLike,
     num_resamples: int = 10_000,
     seed: int = 0,
     *,
     confidence: float = 0.95,
-    statistic: Callable[[FloatArray], FloatArray] = _mean,
+    statistic: Callable[[FloatArray], FloatArray] = lambda values: values.mean(-1),
 ) -> Interval:
     """Stratified percentile bootstrap.
 
     Args:
         values: (n,), or (strata, n): every stratum is resampled by itself.
-        num_resamples: draws.
-        seed: of the draws.
-        confidence: of the interval.
+        num_resamples: draws, from a generator of `seed`.
         statistic: reduces the last axis, over which all strata are strung together.
     """
     array = np.atleast_2d(_sample(values))
-    rng = np.random.default_rng(seed)
-    index = rng.integers(array.shape[1], size=(num_resamples, *array.shape))
+    index = np.random.default_rng(seed).integers(array.shape[1], size=(num_resamples, *array.shape))
     drawn = np.take_along_axis(array[None], index, axis=2).reshape(num_resamples, -1)
     return _percentiles(float(statistic(array.reshape(-1))), statistic(drawn), confidence)
 
@@ -311,13 +271,11 @@ def hierarchical_interval(
     """Mean over controllers and seeds, with a two-way percentile bootstrap that resamples both.
 
     Every controller meets the same seeds, so rows and columns are drawn independently of each other. With a handful of
-    controllers it is too narrow, as any percentile bootstrap of few values (by about sqrt((n - 1) / n) and more).
+    controllers it is too narrow, as any percentile bootstrap of few values (by sqrt((n - 1) / n) and more).
 
     Args:
         matrix: one row per controller, one column per evaluation seed, (C, S).
-        num_resamples: draws.
-        seed: of the draws.
-        confidence: of the interval.
+        num_resamples: draws, from a generator of `seed`.
     """
     array = _sample(matrix)
     if array.ndim != 2:

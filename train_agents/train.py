@@ -20,9 +20,6 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from train_agents.evaluate import parse_assignments
-from train_agents.logs import RunLog
-from train_agents.results import environment_facts
 
 import hpenv
 from agents.grpo import JELAgent, JELAgentConfig
@@ -30,6 +27,9 @@ from agents.ppo import PPOAgent, PPOAgentConfig
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.integrations.sb3 import SB3VecEnv
 from hpenv.policies.store import save_policy
+from train_agents.evaluate import parse_assignments
+from train_agents.logs import RunLog
+from train_agents.results import environment_facts
 from train_agents.rollout import Episodes, collect, episode_seeds
 
 gym.register_envs(hpenv)

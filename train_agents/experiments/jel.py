@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from baselines.schedules import BASELINES, constant_multipliers, schedule_free_configurations
-from baselines.sweeps import cma_search, random_search
-from train_agents.evaluate import evaluate_policy
 
 from agents.grpo import JELAgentConfig
 from agents.ppo import PPOAgentConfig
+from baselines.schedules import BASELINES, constant_multipliers, schedule_free_configurations
+from baselines.sweeps import cma_search, random_search
 from hpenv.policies import load_policy
+from train_agents.evaluate import evaluate_policy
 from train_agents.experiments.jel_report import report
 from train_agents.experiments.jobs import Job, run_jobs
 from train_agents.train import TrainConfig, train

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from train_agents.results import hierarchical_interval, markdown_table, mean_interval, paired_relative_interval
 
 from train_agents import figures
+from train_agents.results import hierarchical_interval, markdown_table, mean_interval, paired_relative_interval
 
 Job = Mapping[str, Any]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from train_agents.results import write_result
 
 #: glibc gives freed memory back and faults it in again at every step otherwise: a tenth of a small model's time.
