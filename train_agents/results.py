@@ -58,9 +58,8 @@ def environment_facts(env_kwargs: Mapping[str, Any] | None = None, corpus: str |
         "torch_threads": torch.get_num_threads(),
         "processor": _processor(),
         "command": _command(),
-        "env_kwargs": _plain(dict(env_kwargs or {}), "env_kwargs", [], rounds=False),
         "corpus": corpus,
-    }
+    } | ({} if env_kwargs is None else {"env_kwargs": _plain(env_kwargs, "env_kwargs", [], rounds=False)})
 
 
 def _git(*arguments: str) -> str | None:
@@ -166,11 +165,7 @@ def _plain(value: Any, where: str, notes: list[str], rounds: bool = True, listed
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_result` wrote.
-
-    Raises:
-        ValueError: the file is no result file.
-    """
+    """What `write_result` wrote; a ValueError names a file that it did not write."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
@@ -234,11 +229,7 @@ def paired_relative_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.9
 
 
 def interquartile_mean(values: ArrayLike) -> FloatArray:
-    """Mean without the lowest and highest floor(n / 4) values, along the last axis: (..., n) to (...).
-
-    References:
-        Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021).
-    """
+    """Mean without the lowest and highest floor(n / 4) values (Agarwal et al. 2021): (..., n) to (...)."""
     array = np.sort(_sample(values, 1), axis=-1)
     cut = array.shape[-1] // 4
     return array[..., cut : array.shape[-1] - cut].mean(-1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from hpenv.env import TrainLoopVectorEnv
 from hpenv.integrations.sb3 import SB3VecEnv
 from hpenv.policies.store import save_policy
 from train_agents.evaluate import parse_assignments
-from train_agents.logs import RunLog
+from train_agents.logs import RunLog, describe
 from train_agents.results import environment_facts
 from train_agents.rollout import Episodes, collect, episode_seeds
 
@@ -56,6 +56,13 @@ class TrainConfig:
     tensorboard: bool = True  # write TensorBoard events beside the JSON lines
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)  # hyperparameters, if agent is jel
     ppo: PPOAgentConfig = field(default_factory=PPOAgentConfig)  # hyperparameters, if agent is ppo
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that do not fit together."""
+        if self.num_envs < 1 or self.episodes_per_update < 1 or self.episodes_per_update % self.num_envs:
+            raise ValueError(
+                f"episodes_per_update={self.episodes_per_update} must be a multiple of num_envs={self.num_envs}"
+            )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the env."""
@@ -162,9 +169,12 @@ def _updates(
     config: TrainConfig, trainer: JELTrainer | PPOTrainer, env: TrainLoopVectorEnv, first: int
 ) -> dict[str, float]:
     folder, metrics = config.out, {}
-    log = RunLog(folder, resume_at=first, tensorboard=config.tensorboard)
     rollouts = _resumed_lines(folder / "rollouts.jsonl", first)
-    with log.progress(config.num_updates, f"{config.agent} seed {config.seed}", completed=first) as advance:
+    title = f"{config.agent} seed {config.seed}"
+    with (
+        RunLog(folder, resume_at=first, tensorboard=config.tensorboard) as log,
+        log.progress(config.num_updates, title, completed=first) as advance,
+    ):
         for update in range(first, config.num_updates):
             metrics, episodes = trainer.update(episode_seeds(config.seed, update, config.episodes_per_update))
             if episodes is not None:
@@ -176,7 +186,6 @@ def _updates(
             for _, old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old)
             advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
-    log.close()
     save_policy(trainer.agent.policy, folder / "policy")
     return metrics
 
@@ -188,17 +197,12 @@ def _resumed_lines(file: Path, first: int) -> list[str]:
     return [line for line in file.read_text().splitlines()[:first] if line.endswith("}")]
 
 
-def describe(config: Mapping[str, Any]) -> str:
-    """The configuration as text."""
-    return json.dumps(config, indent=1, default=str)
-
-
 def main() -> None:
     """Runs the program."""
     import tyro
 
     config = tyro.cli(TrainConfig, description=__doc__)
-    print(describe(asdict(config)))
+    describe(config)
     try:
         train(config)
     except KeyboardInterrupt:

@@ -51,7 +51,7 @@ class ExperimentConfig:
     deployment_tokens: int = 1024  # of a step [tokens]
     meta_tokens: int = 128  # of a step in meta-training [tokens]
     num_updates: int = 50  # of every controller
-    ablation_updates: int = 25  # of the ablations
+    ablation_updates: int = 15  # of the ablations; standard GRPO is said to collapse within 10
     num_controllers: int = 5  # of `paper`
     num_own_controllers: int = 3  # of `ours`
     num_evaluation_seeds: int = 10  # runs per controller and baseline
@@ -119,7 +119,6 @@ ABLATIONS = (
     Arm("penalty_smoothness", env_kwargs={"penalties": {"smoothness": 0.1}}),
     Arm("penalty_gradient_norm", env_kwargs={"penalties": {"gradient_norm": 0.1}}),
     Arm("per_optimizer", env_kwargs={"actions": "per_optimizer"}),
-    Arm("no_base_schedule", env_kwargs={"schedule": "none"}),
     Arm("ppo", agent="ppo"),
 )
 
@@ -199,8 +198,7 @@ def search(
     if method == "cma":
         policy, history = cma_search(meta_kwargs, num_episodes, seed, log=path)
     else:
-        kind = {"random_schedule": "schedule", "random_constant": "constant"}[method]
-        policy, history = random_search(meta_kwargs, num_episodes, seed, kind=kind, log=path)
+        policy, history = random_search(meta_kwargs, num_episodes, seed, kind="schedule", log=path)
     rows = evaluate_policy(policy, ENV, deployment_kwargs, evaluation_seeds)
     return rows, {"history": history}
 
@@ -239,12 +237,12 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
             "log": str(config.runs / f"search_{method}.jsonl"), "deployment_kwargs": deployed,
             "evaluation_seeds": seeds,
         })
-        for method in ("cma", "random_schedule", "random_constant")
+        for method in ("cma", "random_schedule")
     ]  # fmt: skip
     paper = [trained(PAPER, seed, config.num_updates) for seed in range(config.num_controllers)]
     ours = [trained(OURS, seed, config.num_updates) for seed in range(config.num_own_controllers)]
     ablations = [trained(arm, 0, config.ablation_updates) for arm in ABLATIONS] if config.ablations else []
-    return [*paper[:1], *ours[:1], *fixed, *sweeps, *paper[1:], *ours[1:], *searches[:1], *ablations, *searches[1:]]
+    return [*fixed, *sweeps, *paper, *ours, *searches, *ablations]
 
 
 def main() -> None:

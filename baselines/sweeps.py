@@ -1,0 +1,390 @@
+"""Searches that a controller must beat at its own price: random search and CMA-ES over schedules, and tuning by hand.
+
+A schedule is K x A positions, one row per decision. A population plays one schedule per row, and a schedule is worth the
+sum of the rewards of the one run that it was played in: a single noisy number, as it is for a controller in training.
+Searches write a line of JSON per generation and go on from those lines bitwise; no global generator is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+import hpenv
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.policies import ScheduleTable
+
+gym.register_envs(hpenv)
+
+ENV = "TrainLoop-JEL-v0"
+FloatArray = NDArray[np.float64]
+History = list[dict[str, Any]]
+
+
+class Outcomes(NamedTuple):
+    """What a wave of runs came to.
+
+    Attributes:
+        returns: sum of the rewards of each run, (N,).
+        probe_losses: loss on the probe at the end, of a diverged run that before the first step, (N,) [nats per token].
+    """
+
+    returns: FloatArray
+    probe_losses: FloatArray
+
+
+class Evaluator(Protocol):
+    """Plays schedules.
+
+    Attributes:
+        num_rows: N, schedules played at once.
+        shape: (K, A) of a schedule.
+    """
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, A)."""
+
+    def play(self, positions: FloatArray, seeds: Sequence[int]) -> Outcomes:
+        """Outcomes of schedules (N, K, A), one per run and seed."""
+
+
+class Population:
+    """Evaluator that plays one schedule per row of a vector env."""
+
+    def __init__(self, env_kwargs: Mapping[str, Any], num_rows: int = 8, env: str = ENV) -> None:
+        """Makes the env.
+
+        Args:
+            env_kwargs: arguments of the env, `num_envs` and `autoreset_mode` excepted.
+            num_rows: N.
+            env: a registered id.
+        """
+        made = gym.make_vec(env, num_envs=num_rows, autoreset_mode="DISABLED", **env_kwargs)
+        assert isinstance(made, TrainLoopVectorEnv)
+        self.env, self.num_rows = made, num_rows
+        self.shape = (made.num_decisions, len(made.action_names))
+
+    def play(self, positions: FloatArray, seeds: Sequence[int]) -> Outcomes:
+        """See Evaluator."""
+        _, infos = self.env.reset(seed=list(seeds))
+        initial = infos["probe_loss"]
+        returns, diverged, ended = np.zeros(self.num_rows), np.zeros(self.num_rows, bool), np.zeros(self.num_rows, bool)
+        for decision in range(self.shape[0]):
+            action = positions[:, decision].astype(np.float32)
+            _, rewards, terminated, truncated, infos = self.env.step(action)
+            returns += rewards
+            diverged |= infos.get("_divergence_reason", False)
+            ended |= terminated | truncated
+            if ended.all():
+                break
+        return Outcomes(returns, np.where(diverged, initial, infos["probe_loss"]))
+
+
+class Strategy(Protocol):
+    """Proposes schedules and learns what they were worth."""
+
+    def ask(self) -> FloatArray:
+        """The next generation, (N, K, A) in [-1, 1]."""
+
+    def tell(self, positions: FloatArray, returns: FloatArray) -> None:
+        """What each schedule of a generation returned, (N,)."""
+
+    def best(self) -> FloatArray:
+        """The schedule that the search ends with, (K, A)."""
+
+
+class RandomStrategy:
+    """Uniform positions; ends with the schedule whose one run returned most.
+
+    That return is no estimate of what the schedule is worth: the best of many noisy numbers is too good (the winner's
+    curse), and the more so the more are drawn. It is what a random search at this price gives; deploy it to know.
+    """
+
+    def __init__(self, num_rows: int, shape: tuple[int, int], seed: int, kind: str = "schedule") -> None:
+        """Draws from a generator of its own.
+
+        Args:
+            num_rows: N.
+            shape: (K, A).
+            seed: of the draws.
+            kind: `schedule`: every decision independently; `constant`: one position per cell, held for the whole run.
+
+        Raises:
+            ValueError: for an unknown kind.
+        """
+        if kind not in ("schedule", "constant"):
+            raise ValueError(f"unknown kind {kind!r}; expected one of ['schedule', 'constant']")
+        self._random = np.random.default_rng([seed, 0])
+        self._num_rows, self._shape, self._kind = num_rows, shape, kind
+        self._best: tuple[float, FloatArray] = (-np.inf, np.zeros(shape))
+
+    def ask(self) -> FloatArray:
+        """See Strategy."""
+        decisions = self._shape[0] if self._kind == "schedule" else 1
+        drawn = self._random.uniform(-1.0, 1.0, (self._num_rows, decisions, self._shape[1]))
+        return np.broadcast_to(drawn, (self._num_rows, *self._shape)).copy()
+
+    def tell(self, positions: FloatArray, returns: FloatArray) -> None:
+        """See Strategy."""
+        row = int(np.argmax(returns))
+        if returns[row] > self._best[0]:
+            self._best = (float(returns[row]), positions[row].copy())
+
+    def best(self) -> FloatArray:
+        """See Strategy."""
+        return self._best[1]
+
+
+class CMAStrategy:
+    """CMA-ES (Hansen 2016, arXiv 1604.00772) over all K A positions; ends with the mean of its distribution.
+
+    Starts at neutral, as a controller does. The mean is less cursed by noise than the best sample. The package's own
+    termination criteria are not asked: the number of episodes is the budget.
+    """
+
+    def __init__(self, num_rows: int, shape: tuple[int, int], seed: int, sigma: float = 0.4) -> None:
+        """Sets up the package `cma` on a generator of our own.
+
+        Args:
+            num_rows: population size.
+            shape: (K, A).
+            seed: of the draws.
+            sigma: initial standard deviation of a position.
+
+        Raises:
+            ModuleNotFoundError: without the extra `baselines`.
+        """
+        try:
+            import cma
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("CMA-ES needs the package cma: pip install 'hpenv[baselines]'") from error
+        random = np.random.default_rng([seed, 0])
+        # Given its own source of numbers, and a seed that is not a number, cma leaves numpy's global generator alone.
+        options = {
+            "bounds": [-1.0, 1.0],
+            "popsize": num_rows,
+            "randn": lambda *size: random.standard_normal(size),
+            "seed": np.nan,
+            "verbose": -9,
+        }
+        self._shape = shape
+        self._search = cma.CMAEvolutionStrategy(np.zeros(shape[0] * shape[1]), sigma, options)
+
+    def ask(self) -> FloatArray:
+        """See Strategy."""
+        return np.clip(np.array(self._search.ask()), -1.0, 1.0).reshape(-1, *self._shape)
+
+    def tell(self, positions: FloatArray, returns: FloatArray) -> None:
+        """See Strategy."""
+        self._search.tell(list(positions.reshape(len(positions), -1)), (-returns).tolist())
+
+    def best(self) -> FloatArray:
+        """See Strategy."""
+        return np.clip(np.array(self._search.result.xfavorite), -1.0, 1.0).reshape(self._shape)
+
+
+def search(
+    strategy: Strategy,
+    evaluator: Evaluator,
+    num_episodes: int,
+    seed: int,
+    log: str | os.PathLike[str] | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> tuple[ScheduleTable, History]:
+    """Generations of N episodes, each with fresh seeds, until the episodes are spent.
+
+    Args:
+        strategy: proposes.
+        evaluator: plays.
+        num_episodes: budget; a multiple of the evaluator's rows.
+        seed: of the runs' seeds.
+        log: file of JSON lines; what it holds already is told to the strategy again instead of being played.
+        description: what the log must agree with to be continued.
+
+    Returns:
+        The schedule, and per generation: number, seeds, returns, probe losses and the best return so far.
+
+    Raises:
+        ValueError: for a number of episodes that does not fit, or a log of another search.
+    """
+    rows = evaluator.num_rows
+    if num_episodes < rows or num_episodes % rows:
+        raise ValueError(f"num_episodes={num_episodes} must be a positive multiple of the {rows} rows")
+    header = {"search": json.loads(json.dumps({"seed": seed, **(description or {})}, default=repr))}
+    lines = _read_log(log, header)
+    seeds_random, history, best = np.random.default_rng([seed, 1]), [], -np.inf
+    for generation in range(num_episodes // rows):
+        positions = strategy.ask()
+        seeds = [int(s) for s in seeds_random.integers(2**31, size=rows)]
+        if generation < len(lines):
+            line = lines[generation]
+            if line["seeds"] != seeds or line["positions"] != positions.tolist():
+                raise ValueError(f"generation {generation} of {log} is not what this search proposes; give another log")
+        else:
+            outcomes = evaluator.play(positions, seeds)
+            line = {
+                "generation": generation,
+                "seeds": seeds,
+                "returns": outcomes.returns.tolist(),
+                "probe_losses": outcomes.probe_losses.tolist(),
+                "positions": positions.tolist(),
+            }
+            lines.append(line)
+            _write_log(log, [header, *lines])
+        returns = np.array(line["returns"])
+        strategy.tell(positions, returns)
+        best = max(best, float(returns.max()))
+        history.append({key: value for key, value in line.items() if key != "positions"} | {"best_return": best})
+    return ScheduleTable(strategy.best()), history
+
+
+def random_search(
+    env_kwargs: Mapping[str, Any],
+    num_episodes: int,
+    seed: int,
+    num_envs: int = 8,
+    *,
+    kind: Literal["schedule", "constant"] = "schedule",
+    log: str | os.PathLike[str] | None = None,
+) -> tuple[ScheduleTable, History]:
+    """The best of `num_episodes` uniformly drawn schedules, by its own single return; see RandomStrategy.
+
+    Args:
+        env_kwargs: arguments of the env, at meta-training settings.
+        num_episodes: budget, a multiple of num_envs.
+        seed: of draws and runs.
+        num_envs: schedules played at once.
+        kind: `schedule` or `constant`.
+        log: file of JSON lines to write, and to go on from.
+    """
+    population = Population(env_kwargs, num_envs)
+    description = {"method": f"random_{kind}", "env_kwargs": dict(env_kwargs), "num_envs": num_envs}
+    strategy = RandomStrategy(num_envs, population.shape, seed, kind)
+    return search(strategy, population, num_episodes, seed, log, description)
+
+
+def cma_search(
+    env_kwargs: Mapping[str, Any],
+    num_episodes: int,
+    seed: int,
+    num_envs: int = 8,
+    *,
+    sigma: float = 0.4,
+    log: str | os.PathLike[str] | None = None,
+) -> tuple[ScheduleTable, History]:
+    """CMA-ES over schedules; see CMAStrategy.
+
+    The runs of a generation share weights and data order (`seed_mode="grouped"`, unless env_kwargs says otherwise): CMA-ES
+    only ranks within a generation, and common random numbers take most of the noise out of a rank.
+
+    Args:
+        env_kwargs: arguments of the env, at meta-training settings.
+        num_episodes: budget, a multiple of num_envs.
+        seed: of draws and runs.
+        num_envs: population size.
+        sigma: initial standard deviation of a position.
+        log: file of JSON lines to write, and to go on from.
+    """
+    arguments = {"seed_mode": "grouped"} | dict(env_kwargs)
+    population = Population(arguments, num_envs)
+    description = {"method": "cma", "env_kwargs": arguments, "num_envs": num_envs, "sigma": sigma}
+    strategy = CMAStrategy(num_envs, population.shape, seed, sigma)
+    return search(strategy, population, num_episodes, seed, log, description)
+
+
+def coordinate_search(
+    score: Callable[[dict[str, float]], float],
+    start: Mapping[str, float],
+    *,
+    factor: float = 2.0,
+    max_evaluations: int = 40,
+    log: str | os.PathLike[str] | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, float], History]:
+    """Tuning as it is done by hand: one coordinate after the other is multiplied or divided, as long as that helps.
+
+    Ends when a whole pass over the coordinates helps nowhere, or when the evaluations are spent.
+
+    Args:
+        score: of a point; lower is better.
+        start: coordinate -> value, positive.
+        factor: of one move.
+        max_evaluations: budget.
+        log: file of JSON lines; points in it are not evaluated again.
+        description: what the log must agree with to be continued.
+
+    Returns:
+        The best point, and every point that was evaluated, with its score.
+    """
+    header = {"search": json.loads(json.dumps({"start": dict(start), "factor": factor, **(description or {})}))}
+    history = _read_log(log, header)
+    known = {tuple(line["exponents"]): float(line["score"]) for line in history}
+    names, used = list(start), set[tuple[int, ...]]()
+
+    def value(exponents: tuple[int, ...]) -> float | None:
+        """Score of a point, or None without budget for it."""
+        if exponents not in used and len(used) == max_evaluations:
+            return None
+        used.add(exponents)
+        if exponents not in known:
+            point = {name: start[name] * factor**e for name, e in zip(names, exponents, strict=True)}
+            known[exponents] = float(score(point))
+            history.append({"exponents": list(exponents), "point": point, "score": known[exponents]})
+            _write_log(log, [header, *history])
+        return known[exponents]
+
+    here = (0,) * len(names)
+    best = value(here)
+    assert best is not None, "max_evaluations is at least 1"
+    improved = True
+    while improved:
+        improved = False
+        for axis in range(len(names)):
+            for direction in (1, -1):
+                moved = False
+                while True:
+                    there = (*here[:axis], here[axis] + direction, *here[axis + 1 :])
+                    found = value(there)
+                    if found is None or not found < best:
+                        break
+                    here, best, moved, improved = there, found, True, True
+                if moved:
+                    break
+    return {name: start[name] * factor**e for name, e in zip(names, here, strict=True)}, history
+
+
+def _read_log(path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> History:
+    """Lines after the header; a torn last line is dropped.
+
+    Raises:
+        ValueError: if the file is of another search.
+    """
+    if path is None or not Path(path).exists():
+        return []
+    text = Path(path).read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    if lines and lines[0] != header:
+        raise ValueError(f"{path} is the log of the search {lines[0]}; expected {dict(header)}")
+    return lines[1:]
+
+
+def _write_log(path: str | os.PathLike[str] | None, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces the log, whole or not at all: a killed search leaves the generations before."""
+    if path is None:
+        return
+    temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)

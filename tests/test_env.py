@@ -1,0 +1,456 @@
+"""Episodes, autoreset, rewards and snapshots: on a plant in closed form where the training does not matter."""
+
+import copy
+import math
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv.rewards import REWARD_TERMS
+from tests.fake_plant import INITIAL_LOSS, FakePlant
+
+MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
+
+
+def make(num_envs=3, diverges=None, mode="NEXT_STEP", **arguments):
+    arguments = {"interval": 10, "horizon": 23} | arguments
+    return TrainLoopVectorEnv(FakePlant(num_envs, diverges), autoreset_mode=mode, **arguments)
+
+
+def single(**arguments):
+    return TrainLoopEnv(make(1, mode="DISABLED", **arguments))
+
+
+def still(env):
+    return np.zeros(env.action_space.shape, dtype=np.float32)
+
+
+def steps(env):
+    return env.plant.steps.tolist()
+
+
+def test_561_steps_are_12_decisions_the_last_of_11_steps_and_13_measurements():
+    env = make(2, horizon=561, interval=50)
+    assert env.num_decisions == 12
+    env.reset(seed=0)
+    seen = []
+    for decision in range(12):
+        obs, _, terminated, truncated, infos = env.step(still(env))
+        seen.append(infos["step"].tolist())
+        assert obs[:, 0] == pytest.approx(infos["step"] / 561)
+        assert terminated.tolist() == [decision == 11] * 2 and not truncated.any()
+    assert seen == [[step] * 2 for step in [*range(50, 551, 50), 561]]
+    assert env.plant.measurements == 13
+
+
+@pytest.mark.parametrize(("horizon", "interval", "decisions"), [(23, 23, 1), (23, 1, 23), (20, 10, 2), (21, 10, 3)])
+def test_decisions_are_the_windows_that_the_budget_holds(horizon, interval, decisions):
+    env = single(horizon=horizon, interval=interval)
+    env.reset(seed=0)
+    taken, terminated = 0, False
+    while not terminated:
+        taken += 1
+        _, _, terminated, _, info = env.step(np.zeros(2, dtype=np.float32))
+    assert taken == decisions == env.vector.num_decisions and info["step"] == horizon
+
+
+def test_the_action_controls_the_window_that_follows_it():
+    env = single()
+    env.reset(seed=0)
+    loss = env.plant.losses[0]
+    for position in (0.0, 0.5, -0.5):
+        num_steps = min(10, 23 - env.plant.steps[0])
+        _, reward, _, _, info = env.step(np.array([position, 0.0], dtype=np.float32))
+        after = loss * (1 - 0.01 * 100**position) ** num_steps
+        assert reward == pytest.approx(loss - after) and info["probe_loss"] == pytest.approx(after)
+        assert info["panel"] == {"lr": pytest.approx(100**position), "weight_decay": 1.0}
+        loss = after
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("diverges", [None, {1: 13}])
+def test_rewards_add_up_to_the_decrease_of_the_probe_loss(mode, diverges):
+    env = make(3, diverges, mode)
+    _, infos = env.reset(seed=7)
+    initial, total, last, alive = infos["probe_loss"], np.zeros(3), np.zeros(3), np.ones(3, dtype=bool)
+    for _ in range(3):
+        _, rewards, terminated, _, infos = env.step(still(env) + 0.25)
+        last = np.where(terminated & alive, infos.get("final_info", infos)["probe_loss"], last)
+        total += np.where(alive, rewards, 0.0)
+        alive &= ~terminated
+    expected = initial - last
+    if diverges:
+        expected[1] = -1.0  # all that it had earned is taken back, and 1
+    assert total == pytest.approx(expected, abs=1e-12)
+
+
+def test_penalties_by_hand():
+    env = single(reward={"progress": 1.0, "gradient_norm": 0.5, "smoothness": 2.0})
+    env.reset(seed=0)
+    previous, loss = None, env.plant.losses[0]
+    for action in ([0.5, -0.5], [0.25, 0.0], [0.25, 0.0]):
+        _, reward, _, _, info = env.step(np.array(action))
+        after = info["probe_loss"]
+        jump = 0.0 if previous is None else float(np.square(np.subtract(action, previous)).sum())
+        assert reward == pytest.approx(loss - after - 0.5 * after / 10 - 2.0 * jump)
+        assert info["reward_terms"]["smoothness"] == pytest.approx(-jump)
+        loss, previous = after, action
+
+
+def test_next_step_spends_one_call_on_the_new_episode_and_ignores_its_action():
+    env = make(3, {1: 13}, "NEXT_STEP")
+    env.reset(seed=7)
+    env.step(still(env))
+    obs, rewards, terminated, truncated, infos = env.step(still(env))
+    assert terminated.tolist() == [False, True, False] and not truncated.any()
+    assert steps(env) == [20, 13, 20] and infos["_divergence_reason"].tolist() == [False, True, False]
+    assert infos["divergence_reason"][1] == "loss_nonfinite" and obs[1, 0] == np.float32(13 / 23)
+    obs, rewards, terminated, _, infos = env.step(still(env) + 0.5)
+    assert steps(env) == [23, 0, 23] and terminated.tolist() == [True, False, True]
+    assert rewards[1] == 0.0 and obs[1, 0] == 0.0 and "divergence_reason" not in infos
+    assert infos["panel"]["lr"].tolist() == pytest.approx([10.0, 1.0, 10.0])
+    obs, rewards, terminated, _, _ = env.step(still(env) + 0.5)
+    assert steps(env) == [0, 10, 0] and terminated.tolist() == [False] * 3
+    assert rewards[[0, 2]].tolist() == [0.0, 0.0] and rewards[1] > 0
+    env.step(still(env))
+    assert steps(env) == [10, 20, 10]  # from here on the rows stand at different clocks
+    assert env.step(still(env))[2].tolist() == [False, True, False] and steps(env) == [20, 23, 20]
+
+
+def test_same_step_hands_over_the_end_and_the_beginning_together():
+    env = make(3, {1: 13}, "SAME_STEP")
+    env.reset(seed=7)
+    _, _, _, _, infos = env.step(still(env))
+    assert "final_obs" not in infos and "final_info" not in infos
+    obs, rewards, terminated, _, infos = env.step(still(env))
+    assert terminated.tolist() == [False, True, False] and steps(env) == [20, 0, 20]
+    assert infos["_final_obs"].tolist() == infos["_final_info"].tolist() == [False, True, False]
+    assert infos["final_obs"][1].tolist() == [np.float32(13 / 23)] and infos["final_obs"][0] is None
+    assert infos["final_obs"].dtype == object
+    assert obs[:, 0].tolist() == [np.float32(20 / 23), 0.0, np.float32(20 / 23)] and rewards[1] == pytest.approx(-1.0, abs=2)
+    final = infos["final_info"]
+    assert final["step"][1] == 13 and final["_step"].tolist() == [False, True, False]
+    assert final["divergence_reason"][1] == "loss_nonfinite"
+    assert final["reward_terms"]["divergence"][1] == -1.0
+    assert infos["step"].tolist() == [20, 0, 20] and infos["_step"].all()
+    assert infos["_train_loss"].tolist() == infos["_reward_terms"].tolist() == [True, False, True]
+    assert not infos["_divergence_reason"].any()
+    assert env.step(still(env))[2].tolist() == [True, False, True] and steps(env) == [0, 10, 0]
+
+
+def test_disabled_lets_the_finished_wait_until_they_are_reset():
+    env = make(3, {1: 13}, "DISABLED")
+    env.reset(seed=7)
+    env.step(still(env))
+    last, _, _, _, _ = env.step(still(env))
+    for _ in range(2):
+        obs, rewards, terminated, _, infos = env.step(still(env) + 0.9)
+        assert terminated.tolist() == [True] * 3 and steps(env) == [23, 13, 23]
+        assert rewards[1] == 0.0 and obs[1].tolist() == last[1].tolist() and not infos["_step"][1]
+        assert infos["panel"]["lr"][1] == 1.0
+    assert rewards.tolist() == [0.0] * 3
+    obs, infos = env.reset(options={"reset_mask": np.array([False, True, False])})
+    assert steps(env) == [23, 0, 23] and obs[:, 0].tolist() == [1.0, 0.0, 1.0]
+    assert infos["_step"].tolist() == [False, True, False]
+    _, _, terminated, _, _ = env.step(still(env))
+    assert steps(env) == [23, 10, 23] and terminated.tolist() == [True, False, True]
+
+
+def test_a_seed_beside_a_mask_reaches_the_masked_rows_alone():
+    env, whole = make(3, mode="DISABLED"), make(3, mode="DISABLED")
+    env.reset(seed=7)
+    before = list(env.plant.seeds)
+    env.reset(seed=[50, 51, 52], options={"reset_mask": np.array([False, True, False])})
+    whole.reset(seed=[50, 51, 52])
+    assert env.plant.seeds == [before[0], whole.plant.seeds[1], before[2]]
+
+
+@pytest.mark.parametrize("mask", [[True, False], np.array([1, 0, 1]), np.zeros(3, dtype=bool), np.ones(4, dtype=bool)])
+def test_a_mask_that_does_not_fit_is_refused(mask):
+    env = make(3, mode="DISABLED")
+    env.reset(seed=7)
+    with pytest.raises(ValueError, match=r"reset_mask must be \(3,\) bool with a True in it; got"):
+        env.reset(options={"reset_mask": mask})
+
+
+def test_rows_are_seeded_one_by_one():
+    env = make(4)
+    env.reset(seed=20)
+    counted = list(env.plant.seeds)
+    assert len(set(counted)) == 4
+    env.reset(seed=[23, 22, 21, 20])
+    assert env.plant.seeds == counted[::-1]
+    for row in range(4):
+        alone = single()
+        alone.reset(seed=20 + row)
+        assert alone.plant.seeds == [counted[row]]
+
+
+def test_a_reset_without_seed_goes_on_with_new_runs():
+    env, twin, unseeded, other = make(2), make(2), make(2), make(2)
+    runs = []
+    for each in (env, twin):
+        each.reset(seed=1)
+        runs.append([each.plant.seeds[:], *(each.reset() and each.plant.seeds[:] for _ in range(2))])
+    assert runs[0] == runs[1] and len({seed for pair in runs[0] for seed in pair}) == 6
+    for each in (unseeded, other):
+        each.reset()
+    assert len({*unseeded.plant.seeds, *other.plant.seeds}) == 4
+
+
+def test_grouped_rows_are_one_run_and_every_episode_another():
+    env = make(3, seed_mode="grouped")
+    seeds = []
+    for seed in (5, None, None):
+        env.reset(seed=seed)
+        assert len(set(env.plant.seeds)) == 1
+        seeds.append(env.plant.seeds[0])
+    assert len(set(seeds)) == 3
+    obs, rewards, _, _, infos = env.step(still(env))
+    assert len(set(rewards)) == len(set(infos["probe_loss"])) == 1 and (obs == obs[0]).all()
+
+
+def test_actions_beyond_the_box_are_bounded_and_float64_is_taken():
+    env, twin = make(2), make(2)
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    left, right = env.step(np.full((2, 2), 3.0)), twin.step(np.ones((2, 2), dtype=np.float32))
+    assert left[1].tolist() == right[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros((2, 3), dtype=np.float32), r"shape \(2, 2\), one column per \['lr', 'weight_decay'\]; got float32 of"),
+        (np.zeros(2, dtype=np.float32), r"got float32 of shape \(2,\)"),
+        (np.zeros((3, 2), dtype=np.float32), r"got float32 of shape \(3, 2\)"),
+        (np.zeros((2, 2), dtype=np.int64), r"must be floating point .* got int64 of shape \(2, 2\)"),
+        (np.zeros((2, 2), dtype=bool), r"must be floating point .* got bool of shape \(2, 2\)"),
+        (np.array([[0.0, math.nan], [0.0, 0.0]]), r"must be finite numbers in \[-1, 1\]; got \[\[0.0, nan\]"),
+        (np.array([[0.0, 0.0], [math.inf, 0.0]]), r"must be finite numbers in \[-1, 1\]; got .*inf"),
+        ("up", "must be floating point"),
+    ],
+)
+def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
+    env = make(2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(action)
+    assert steps(env) == [0, 0] and env.plant.measurements == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": ["progress", "speed"]}, r"unknown feature 'speed'; expected some of \['gradient_norm'"),
+        ({"reward": {"progess": 1.0}}, r"unknown reward term 'progess'; expected some of \['divergence'"),
+        ({"reward": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be finite and not negative"),
+        ({"interval": 0}, "interval=0 must be between 1 and the 23 steps of the run"),
+        ({"interval": 24}, "interval=24 must be between 1 and the 23 steps of the run"),
+        ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
+        ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),
+        ({"mode": "LATER"}, r"unknown autoreset_mode 'LATER'; expected one of \['DISABLED', 'NEXT_STEP', 'SAME_STEP'\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(2, **arguments)
+
+
+@pytest.mark.parametrize("seed", [[1, 2], [1, 2, 3, 4]])
+def test_a_seed_per_row_is_counted(seed):
+    with pytest.raises(ValueError, match=f"got {len(seed)} seeds for 3 rows"):
+        make(3).reset(seed=seed)
+
+
+def test_autoreset_modes_are_given_by_name_or_as_such():
+    for mode in AutoresetMode:
+        for given in (mode, mode.name):
+            env = make(2, mode=given)
+            assert env.autoreset_mode is env.metadata["autoreset_mode"] is mode
+
+
+def test_stepping_comes_after_resetting():
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\)"):
+        make(2).step(np.zeros((2, 2)))
+    env = single()
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\)"):
+        env.step(np.zeros(2))
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(np.zeros(2))
+    with pytest.raises(gym.error.ResetNeeded, match="the run has ended"):
+        env.step(np.zeros(2))
+    with pytest.raises(ValueError, match="the first reset must be of all rows"):
+        make(2, mode="DISABLED").reset(options={"reset_mask": np.array([True, False])})
+
+
+def test_a_single_env_is_one_row_without_autoreset():
+    for vector in (make(2, mode="DISABLED"), make(1)):
+        with pytest.raises(ValueError, match="one row and autoreset DISABLED; got"):
+            TrainLoopEnv(vector)
+
+
+def leaves(info):
+    for value in info.values():
+        if isinstance(value, dict):
+            yield from leaves(value)
+        else:
+            yield value
+
+
+@pytest.mark.parametrize("diverges", [None, {0: 15}])
+def test_the_info_of_one_run_is_python_scalars(diverges):
+    env = single(diverges=diverges, features=["progress", "probe_loss", "gradient_norm"])
+    _, info = env.reset(seed=0)
+    assert set(info) == {"step", "probe_loss", "corpus", "panel"}
+    terminated = False
+    while not terminated:
+        for value in leaves(info):
+            assert type(value) in (int, float, str), value
+            assert not isinstance(value, float) or math.isfinite(value)
+        _, reward, terminated, truncated, info = env.step(np.zeros(2, dtype=np.float32))
+        assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
+    assert ("divergence_reason" in info) == (diverges is not None)
+    assert set(info["reward_terms"]) == set(REWARD_TERMS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_returned_is_the_callers_to_write_into(mode):
+    env, twin = make(3, {1: 13}, mode), make(3, {1: 13}, mode)
+    env.reset(seed=7)
+    twin.reset(seed=7)
+    for _ in range(5):
+        result, expected = env.step(still(env)), twin.step(still(twin))
+        for left, right in zip(result[:4], expected[:4], strict=True):
+            assert np.array_equal(left, right)
+            left[:] = 0
+        for value in (value for value in leaves(result[4]) if isinstance(value, np.ndarray)):
+            value[:] = value[:1] if value.dtype.kind in "OU" else 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("decision", range(4))
+def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
+    """With rows at different clocks, an episode that has ended, and the streams of seeds."""
+    arguments = {"diverges": {1: 13}, "mode": mode, "reward": {"progress": 1.0, "smoothness": 1.0}}
+    env, other = make(3, **arguments), make(3, **arguments)
+    env.reset(seed=7)
+    other.reset(seed=0)
+    actions = np.random.default_rng(0).uniform(-1, 1, (9, 3, 2)).astype(np.float32)
+    for action in actions[:decision]:
+        env.step(action)
+    snapshot = env.snapshot()
+    kept = copy.deepcopy(snapshot)
+    expected = [env.step(action) for action in actions[decision:]]
+    other.restore(snapshot)
+    assert env.snapshot().metadata != kept.metadata
+    assert snapshot.metadata == kept.metadata
+    for wanted, action in zip(expected, actions[decision:], strict=True):
+        found = other.step(action)
+        for left, right in zip(wanted[:4], found[:4], strict=True):
+            assert np.array_equal(left, right)
+        assert repr(wanted[4]) == repr(found[4])
+
+
+@pytest.mark.parametrize(
+    "change", [{"interval": 5}, {"horizon": 24}, {"reward": {"progress": 2.0}}, {"seed_mode": "grouped"}]
+)
+def test_a_snapshot_of_another_environment_is_refused(change):
+    env = make(2)
+    env.reset(seed=0)
+    other = make(2, **change)
+    with pytest.raises(ValueError, match=f"the snapshot is of the environment .*{next(iter(change))}"):
+        other.restore(env.snapshot())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forks_go_on_like_the_original_and_leave_it_alone(mode):
+    env, twin = make(3, mode=mode), make(3, mode=mode)
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 3, 2))
+    for each in (env, twin):
+        each.reset(seed=7)
+        each.step(actions[0])
+    fork = env.fork(4, row=1)
+    assert fork.num_envs == 4 and fork.autoreset_mode == env.autoreset_mode
+    for action in actions[1:]:
+        expected, untouched = twin.step(action), None
+        copies = fork.step(np.repeat(action[1:2], 4, axis=0))
+        untouched = env.step(action)
+        for left, right, forked in zip(expected[:4], untouched[:4], copies[:4], strict=True):
+            assert np.array_equal(left, right)
+            assert np.array_equal(forked, np.repeat(left[1:2], 4, axis=0))
+
+
+def test_forks_tell_what_other_actions_would_have_done():
+    env = single()
+    env.reset(seed=0)
+    env.step(np.zeros(2))
+    fork = env.fork(3)
+    rewards = fork.step(np.array([[-0.5, 0.0], [0.0, 0.0], [0.5, 0.0]]))[1]
+    assert rewards[0] < rewards[1] < rewards[2]
+    assert rewards[1] == env.step(np.zeros(2))[1]
+
+
+@pytest.mark.parametrize(("k", "row"), [(0, 0), (-1, 0), (2, 3), (2, -1)])
+def test_forks_that_cannot_be_are_refused(k, row):
+    env = make(3)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"cannot fork {k} copies of row {row}; need k >= 1 and a row below 3"):
+        env.fork(k, row)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pickled_env_goes_on_alike(mode):
+    env = make(3, {1: 13}, mode)
+    env.reset(seed=7)
+    env.step(still(env))
+    other = pickle.loads(pickle.dumps(env))
+    for _ in range(4):
+        left, right = env.step(still(env) + 0.1), other.step(still(env) + 0.1)
+        assert all(np.array_equal(a, b) for a, b in zip(left[:4], right[:4], strict=True))
+
+
+def test_pictures_are_rgb_and_change_as_the_run_goes():
+    env = single(render_mode="rgb_array")
+    env.reset(seed=0)
+    pictures = [env.render()]
+    for action in ([0.5, 0.0], [-0.5, 0.2], [0.0, 0.0]):
+        env.step(np.array(action))
+        pictures.append(env.render())
+    for picture in pictures:
+        assert picture.shape == (480, 640, 3) and picture.dtype == np.uint8
+    assert len({picture.tobytes() for picture in pictures}) == 4
+    assert env.render().tobytes() == pictures[-1].tobytes()
+
+
+def test_lines_say_where_the_run_stands():
+    env = make(2, render_mode="ansi")
+    assert env.render() == ("step 0/23", "step 0/23")
+    env.reset(seed=0)
+    env.step(np.array([[0.5, 0.0], [0.0, -0.5]]))
+    first, second = env.render()
+    assert first.startswith("step 10/23  probe ") and first.endswith("lr x10  weight_decay x1") and "\n" not in first
+    assert second.endswith("lr x1  weight_decay x0.1")
+    assert make(2).render() is None
+
+
+def test_a_new_episode_begins_a_new_picture():
+    env = make(2, {1: 13}, "NEXT_STEP", render_mode="ansi")
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(still(env))
+    assert [line.split("  ")[0] for line in env.render()] == ["step 23/23", "step 0/23"]
+
+
+def test_evaluation_is_the_plants():
+    env = make(3)
+    env.reset(seed=1)
+    assert env.evaluate().tolist() == env.plant.losses.tolist() and env.evaluate().min() >= INITIAL_LOSS
+    alone = single()
+    alone.reset(seed=1)
+    assert type(alone.evaluate()) is float

@@ -1,0 +1,491 @@
+"""The plant: rows are independent clocks, what is measured moves nothing, and a single run is a row of a population."""
+
+import copy
+import itertools
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from hpenv import model
+from hpenv.data import load_corpus
+from hpenv.optimizers import OPTIMIZERS, evaluation_weights
+from hpenv.plant import Snapshot
+from hpenv.pretraining import PretrainingConfig, PretrainingPlant
+from hpenv.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
+
+TINY = PretrainingConfig(data="synthetic", batch_tokens=64, sequence_length=16, eval_tokens=2048)
+GROUPS = ("embedding", "unembedding", "matrix")
+RUN = (("lr", "run"), ("weight_decay", "run"))
+OPTIMIZER = (("lr", "optimizer"), ("weight_decay", "optimizer"))
+EVERY_OPTIMIZER = sorted(OPTIMIZERS)
+
+
+def make(num_rows=1, seeds=None, channels=RUN, **changes):
+    plant = PretrainingPlant(replace(TINY, **changes), num_rows, channels)
+    plant.reset(list(range(100, 100 + num_rows)) if seeds is None else seeds)
+    return plant
+
+
+def advance(plant, *num_steps):
+    return plant.advance(np.array(num_steps if len(num_steps) == plant.num_rows else num_steps * plant.num_rows))
+
+
+def state_of(plant, row=None):
+    """Copies of every tensor of the plant, or of one row of them."""
+    tensors = plant.snapshot().tensors
+    return {name: value if row is None else value[row] for name, value in tensors.items()}
+
+
+def assert_same(left, right, but=()):
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name]) and not name.startswith(but)]
+    assert different == []
+
+
+def assert_same_window(left, right, row=slice(None), other=slice(None)):
+    for name, value in vars(left).items():
+        assert np.array_equal(value[row], vars(right)[name][other]), name
+
+
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
+def test_training_learns_under_every_optimizer(optimizer):
+    plant = make(optimizer=optimizer, base_lr=0.1 if optimizer.startswith("sgd") else 0.01)
+    first, last = advance(plant, 0), advance(plant, 30)
+    assert first.probe_loss[0] == pytest.approx(math.log(256), abs=0.02)
+    assert last.probe_loss[0] < first.probe_loss[0] - 0.01
+    assert last.steps.tolist() == [30] and last.divergence.tolist() == [0]
+
+
+def test_a_row_of_a_population_is_the_single_run_of_its_seed():
+    """After 40 steps at ten times the base rate.
+
+    On an AMD EPYC with torch 2.13 and one thread the two are bitwise equal. A library that adds up a batched product
+    in another order moves the last bits of it; the bounds are a few hundred roundings of float32.
+    """
+    seeds = [11, 7, 2**61, 0, 3, 3, 5, 1]
+    population = make(8, seeds)
+    population.panel.positions[:] = [0.5, 0.2]
+    window = advance(population, 40)
+    for row, seed in enumerate(seeds):
+        single = make(1, [seed])
+        single.panel.positions[:] = [0.5, 0.2]
+        alone = advance(single, 40)
+        for name in ("train_loss", "probe_loss", "gradient_norm", "momentum_norm"):
+            assert vars(window)[name][row] == pytest.approx(vars(alone)[name][0], rel=1e-4), name
+        for name, weight in single.weights.items():
+            torch.testing.assert_close(population.weights[name][row], weight[0], rtol=1e-3, atol=1e-4)
+    assert_same(state_of(population, 4), state_of(population, 5))  # two rows of one seed
+    assert len(set(window.probe_loss.tolist())) == 7
+
+
+def test_a_row_that_is_reset_leaves_the_others_bitwise_alone_and_starts_anew():
+    seeds = [5, 6, 7]
+    plant, undisturbed, fresh = make(3, seeds), make(3, seeds), make(3, [5, 40, 7])
+    for each in (plant, undisturbed):
+        each.panel.positions[:] = [0.3, -0.2]
+        advance(each, 7)
+    plant.reset([40], [1])
+    assert plant.panel.positions.tolist() == [[0.3, -0.2], [0.0, 0.0], [0.3, -0.2]]
+    assert plant.steps.tolist() == [7, 0, 7]
+    window, expected, anew = advance(plant, 5), advance(undisturbed, 5), advance(fresh, 5)
+    for row in (0, 2):
+        assert_same(state_of(plant, row), state_of(undisturbed, row))
+        assert_same_window(window, expected, row, row)
+    assert_same(state_of(plant, 1), state_of(fresh, 1))
+    assert_same_window(window, anew, 1, 1)
+
+
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
+def test_rows_stand_at_different_clocks(optimizer):
+    schedule = WarmupFlatWarmdown(20, warmup_steps=5)
+    plant = make(2, [5, 6], optimizer=optimizer, lr_schedule=schedule, base_lr=1e-2)
+    advance(plant, 6, 0)
+    advance(plant, 3, 9)
+    advance(plant, 0, 1)
+    for row, (seed, num_steps) in enumerate([(5, 9), (6, 10)]):
+        single = make(1, [seed], optimizer=optimizer, lr_schedule=schedule, base_lr=1e-2)
+        advance(single, num_steps)
+        assert plant.steps[row] == num_steps
+        for name, weight in single.weights.items():
+            torch.testing.assert_close(plant.weights[name][row], weight[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
+def test_a_row_that_takes_no_step_does_not_move(optimizer):
+    plant = make(3, optimizer=optimizer, base_lr=1e-2)
+    before = advance(plant, 4, 2, 4)
+    frozen = state_of(plant, 1)
+    after = advance(plant, 5, 0, 1)
+    assert_same(state_of(plant, 1), frozen)
+    assert_same_window(after, before, 1, 1)
+    assert after.steps.tolist() == [9, 2, 5]
+
+
+def test_no_steps_only_measures():
+    plant = make(2)
+    moved = advance(plant, 3)
+    before = state_of(plant)
+    for _ in range(2):
+        assert_same_window(advance(plant, 0), moved)
+    assert_same(state_of(plant), before)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_muon", "adamw_muon_nanochat", "adamw_schedule_free"])
+def test_advancing_in_one_go_equals_advancing_in_pieces(optimizer):
+    arguments = {"optimizer": optimizer, "base_lr": 1e-2, "lr_schedule": WarmupFlatWarmdown(12, warmup_steps=3)}
+    whole, pieces = make(2, **arguments), make(2, **arguments)
+    for plant in (whole, pieces):
+        plant.panel.positions[:] = [[0.4, -0.3], [-0.1, 0.9]]
+    at_once = advance(whole, 12)
+    windows = [advance(pieces, *(n for n in numbers)) for numbers in ((5, 1), (4, 4), (3, 7))]
+    assert_same(state_of(whole), state_of(pieces), but="window/train_loss")
+    taken = np.array([(5, 1), (4, 4), (3, 7)])
+    mean = (np.array([window.train_loss for window in windows]) * taken).sum(0) / 12
+    assert mean == pytest.approx(at_once.train_loss, rel=1e-12)
+
+
+def test_the_training_loss_is_the_mean_over_the_window():
+    plant, one_by_one = make(), make()
+    losses = [advance(one_by_one, 1).train_loss[0] for _ in range(6)]
+    assert advance(plant, 4).train_loss[0] == pytest.approx(np.mean(losses[:4]), rel=1e-12)
+    assert advance(plant, 2).train_loss[0] == pytest.approx(np.mean(losses[4:]), rel=1e-12)
+
+
+def test_norms_are_those_of_the_last_gradient_and_of_the_first_moments():
+    plant = make(optimizer="sgd", base_lr=0.0)
+    window = advance(plant, 1)
+    buffers = [state["momentum"][0].flatten() for state in plant.optimizer_state.values()]
+    # The first heavy-ball buffer is the first gradient.
+    assert window.gradient_norm[0] == pytest.approx(torch.cat(buffers).norm().item(), rel=1e-5)
+    assert window.momentum_norm[0] == pytest.approx(window.gradient_norm[0], rel=1e-5)
+    assert advance(plant, 1).momentum_norm[0] > window.momentum_norm[0]
+
+
+def test_restoring_a_snapshot_rewinds_the_data():
+    plant = make(2)
+    advance(plant, 3, 5)
+    snapshot = plant.snapshot()
+    first = advance(plant, 6)
+    advance(plant, 9, 1)
+    plant.restore(snapshot)
+    assert_same_window(advance(plant, 6), first)
+    assert plant.steps.tolist() == [9, 11]
+
+
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
+def test_a_restored_plant_continues_bitwise(optimizer):
+    plant = make(2, optimizer=optimizer, base_lr=1e-2)
+    plant.panel.positions[:] = [[0.5, -0.5], [0.1, 0.0]]
+    advance(plant, 3)
+    snapshot = plant.snapshot()
+    kept = copy.deepcopy(snapshot.tensors)
+    expected = advance(plant, 4)
+    other = make(2, [0, 1], optimizer=optimizer, base_lr=1e-2)
+    other.restore(snapshot)
+    assert_same_window(advance(other, 4), expected)
+    assert_same(state_of(other), state_of(plant))
+    assert_same(snapshot.tensors, kept)
+
+
+def test_a_snapshot_can_be_restored_under_the_present_panel():
+    plant = make(1)
+    plant.panel.positions[:] = [[0.5, -0.5]]
+    advance(plant, 2)
+    snapshot = plant.snapshot()
+    plant.panel.positions[:] = [[-0.5, 0.25]]
+    counterfactual = advance(plant, 3)
+    plant.restore(snapshot, keep_panel=True)
+    assert plant.panel.positions.tolist() == [[-0.5, 0.25]]
+    assert_same_window(advance(plant, 3), counterfactual)
+    plant.restore(snapshot)
+    assert plant.panel.positions.tolist() == [[0.5, -0.5]]
+    assert advance(plant, 3).probe_loss != counterfactual.probe_loss
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"optimizer": "adamw"}, "optimizer"),
+        ({"base_lr": 2e-3}, "base_lr"),
+        ({"lr_schedule": WarmupFlatWarmdown(10)}, "lr_schedule"),
+        ({"weight_decay_schedule": WarmupFlatWarmdown(10)}, "weight_decay_schedule"),
+        ({"data": "synthetic:1"}, "corpus"),
+        ({"sequence_length": 32}, "sequence_length"),
+        ({"channels": OPTIMIZER}, "channels"),
+        ({"channels": ()}, "channels"),
+    ],
+)
+def test_a_snapshot_of_another_configuration_is_refused_and_changes_nothing(change, key):
+    snapshot, other = make(2).snapshot(), make(2, **change)
+    before = state_of(other)
+    with pytest.raises(ValueError, match=f"configuration differs.*'{key}'"):
+        other.restore(snapshot)
+    assert_same(state_of(other), before)
+
+
+def test_a_snapshot_of_another_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="the snapshot has 3 rows; this plant has 2"):
+        make(2).restore(make(3).snapshot())
+
+
+def test_evaluation_touches_nothing_and_is_the_mean_over_validation_in_bits():
+    plant = make(2)
+    advance(plant, 5)
+    before, versions = state_of(plant), [weight._version for weight in plant.weights.values()]
+    measured = plant.evaluate()
+    assert np.array_equal(plant.evaluate(), measured)
+    assert_same(state_of(plant), before)
+    assert [weight._version for weight in plant.weights.values()] == versions
+    validation = load_corpus("synthetic").validation.long()
+    starts = np.linspace(0, len(validation) - 17, 128).astype(np.int64)
+    sequences = torch.stack([validation[start : start + 17] for start in starts]).expand(2, -1, -1)
+    rope = model.rope_tables(plant.model_config, 16, "cpu")
+    losses = model.token_losses(plant.weights, plant.model_config, sequences[..., :-1], sequences[..., 1:], rope)
+    assert measured == pytest.approx(losses.mean(1).numpy() / math.log(2), rel=1e-5)
+
+
+def test_training_probe_and_validation_are_read_from_their_own_slice(monkeypatch):
+    plant = make(1)
+    poisoned = {"train": 10, "probe": 20, "validation": 30}
+    for part, symbol in poisoned.items():
+        plant._tokens[part] = torch.full_like(plant._tokens[part], symbol)
+    seen = set()
+    for name in ("mean_losses", "token_losses"):
+        original = getattr(model, name)
+
+        def spy(weights, config, inputs, targets, rope, original=original):
+            seen.update(inputs.unique().tolist(), targets.unique().tolist())
+            return original(weights, config, inputs, targets, rope)
+
+        monkeypatch.setattr(model, name, spy)
+        plant._loss = spy if name == "mean_losses" else plant._loss
+    advance(plant, 0)
+    assert seen == {20}
+    seen.clear()
+    advance(plant, 1)
+    assert seen == {10, 20}
+    seen.clear()
+    plant.evaluate()
+    assert seen == {30}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd_schedule_free", "adamw_schedule_free", "schedule_free_adamw_muon"])
+def test_a_schedule_free_plant_is_measured_at_the_average(optimizer):
+    plant = make(optimizer=optimizer, base_lr=1e-2)
+    window, score = advance(plant, 10), plant.evaluate()
+    for name, weight in plant.weights.items():
+        average = evaluation_weights(plant._rule(name), weight, plant.optimizer_state[name])
+        is_averaged = optimizer != "schedule_free_adamw_muon" or model.parameter_kind(name) != "matrix"
+        assert torch.equal(average, weight) != is_averaged, name
+        weight.copy_(average)
+        if is_averaged:
+            plant.optimizer_state[name]["z"].copy_(average)  # x = y = z: the same plant, standing at its average
+    assert plant.evaluate() == pytest.approx(score, rel=1e-5)
+    assert advance(plant, 0).probe_loss == pytest.approx(window.probe_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("way", ["base_lr", "lr_schedule"])
+def test_rates_and_schedules_of_a_group_reach_that_group_alone(group, way):
+    off = 0.0 if way == "base_lr" else PiecewiseConstant((0.0,), 1)
+    on = 1e-2 if way == "base_lr" else Constant()
+    plant = make(**{way: {name: on if name == group else off for name in GROUPS}})
+    before = state_of(plant)
+    advance(plant, 3)
+    moved = {name for name, weight in plant.weights.items() if not torch.equal(before[f"weights/{name}"], weight)}
+    assert {model.parameter_kind(name) for name in moved} == {group}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("way", ["base_weight_decay", "weight_decay_schedule"])
+def test_weight_decay_of_a_group_reaches_that_group_alone(group, way):
+    off = 0.0 if way == "base_weight_decay" else PiecewiseConstant((0.0,), 1)
+    on = 0.5 if way == "base_weight_decay" else Constant()
+    arguments = {"base_weight_decay": 0.5} | {way: {name: on if name == group else off for name in GROUPS}}
+    with_decay, without = make(**arguments), make(base_weight_decay=0.0)
+    first = state_of(with_decay)
+    advance(with_decay, 1)
+    advance(without, 1)
+    for name, weight in with_decay.weights.items():
+        decay = 1e-3 * 0.5 * first[f"weights/{name}"] * (model.parameter_kind(name) == group)
+        torch.testing.assert_close(weight, without.weights[name] - decay, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "column", "kinds"),
+    [
+        (RUN, 0, set(GROUPS)),
+        (OPTIMIZER, 0, {"embedding", "unembedding"}),
+        (OPTIMIZER, 1, {"matrix"}),
+        ((("lr", "group"),), 0, {"embedding"}),
+    ],
+)
+def test_one_cell_follows_to_the_exact_change_of_every_weight(channels, column, kinds):
+    """The first step by hand: AdamW moves by lr g / (|g| + eps), Muon by lr times torch.optim.Muon's direction."""
+    plant = make(1, channels=channels, base_lr=2e-3, base_weight_decay=0.3)
+    plant.panel.positions[0, column] = 0.5  # ten times the base rate
+    before = {name: weight[0].clone() for name, weight in plant.weights.items()}
+    leaves = {name: weight.clone().requires_grad_() for name, weight in plant.weights.items()}
+    losses = model.mean_losses(leaves, plant.model_config, *plant._batch(), plant._rope)
+    gradients = dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
+    advance(plant, 1)
+    for name, weight in plant.weights.items():
+        kind, g = model.parameter_kind(name), gradients[name][0]
+        lr = 2e-2 if kind in kinds else 2e-3
+        if kind == "matrix":
+            expected = torch.nn.Parameter(before[name].clone())
+            expected.grad = g
+            torch.optim.Muon([expected], lr=lr, weight_decay=0.3, momentum=0.95).step()
+            expected = expected.detach()
+        else:
+            expected = before[name] * (1 - lr * 0.3) - lr * g / (g.abs() + 1e-10)
+        torch.testing.assert_close(weight[0], expected, rtol=1e-5, atol=lr * 1e-2)
+        assert (weight[0] - expected).abs().mean() < lr * 1e-3
+        assert not torch.equal(weight[0], before[name])
+
+
+def test_the_decay_cell_follows_to_the_exact_change_of_a_weight():
+    """With no gradient to speak of left out: the difference of two decays is lr (wd' - wd) w."""
+    plain, decayed = make(1, base_weight_decay=0.02), make(1, base_weight_decay=0.02)
+    decayed.panel.positions[0, 1] = 0.5  # ten times
+    first = {name: weight.clone() for name, weight in plain.weights.items()}
+    advance(plain, 1)
+    advance(decayed, 1)
+    for name, weight in decayed.weights.items():
+        expected = plain.weights[name] - 1e-3 * (0.2 - 0.02) * first[name]
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [RUN, OPTIMIZER], ids=["run", "optimizer"])
+def test_a_neutral_panel_is_no_panel(channels):
+    """Over the whole 561 steps, decision by decision, bitwise."""
+    arguments = {"batch_tokens": 32, "lr_schedule": WarmupFlatWarmdown(561)}
+    plant, bare = make(channels=channels, **arguments), _bare_run(**arguments)
+    for num_steps in [50] * 11 + [11]:
+        plant.panel.move(np.zeros(plant.panel.positions.shape), np.ones(1, dtype=bool))
+        advance(plant, num_steps)
+    assert plant.steps.tolist() == [561]
+    assert_same({name: t for name, t in state_of(plant).items() if name != "rows/panel"}, bare)
+
+
+_BARE = {}
+
+
+def _bare_run(**arguments):
+    """State after the same 561 steps of a plant without channels; trained once."""
+    if not _BARE:
+        plant = make(channels=(), **arguments)
+        assert plant.panel.positions.shape == (1, 0)
+        for num_steps in [50] * 11 + [11]:
+            advance(plant, num_steps)
+        _BARE.update({name: t for name, t in state_of(plant).items() if name != "rows/panel"})
+    return _BARE
+
+
+def test_bfloat16_stays_close_to_float32_and_keeps_float32_weights():
+    exact, half = make(2), make(2, dtype="bfloat16")
+    expected, window = advance(exact, 10), advance(half, 10)
+    assert {weight.dtype for weight in half.weights.values()} == {torch.float32}
+    assert window.probe_loss == pytest.approx(expected.probe_loss, rel=0.01)
+    assert half.evaluate() == pytest.approx(exact.evaluate(), rel=0.01)
+    assert (window.probe_loss != expected.probe_loss).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_plant_stays_close():
+    exact, compiled = make(2), make(2, compile=True)
+    assert advance(compiled, 3).probe_loss == pytest.approx(advance(exact, 3).probe_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["cell11", "shakespeare"])
+def test_every_preset_that_fits_a_cpu_trains(preset):
+    plant = make(preset=preset, batch_tokens=32)
+    first, last = advance(plant, 0), advance(plant, 3)
+    assert last.probe_loss < first.probe_loss
+
+
+def test_a_spawned_plant_shares_nothing_with_its_origin():
+    plant = make(2)
+    before = state_of(plant)
+    spawned = plant.spawn(3)
+    advance(spawned, 2)
+    assert spawned.num_rows == 3
+    assert_same(state_of(plant), before)
+
+
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
+def test_every_corner_of_the_panel_is_finite_or_an_outcome(optimizer):
+    corners = list(itertools.product([-1.0, 1.0], repeat=2))
+    plant = make(4, optimizer=optimizer, base_lr=0.1, base_weight_decay=0.5)
+    plant.panel.positions[:] = corners
+    for _ in range(2):
+        window = advance(plant, 10)
+        for name, value in vars(window).items():
+            assert np.isfinite(value).all(), name
+
+
+def test_a_step_to_the_corner_never_flips_the_sign_of_a_weight():
+    plant = make(1, optimizer="sgd", base_lr=1.0, base_weight_decay=1.0)
+    plant.panel.positions[:] = 1.0
+    gradients = state_of(plant)
+    plant._update({name: torch.zeros_like(w) for name, w in plant.weights.items()}, _rates(plant), np.array([True]))
+    for name, weight in plant.weights.items():
+        assert (weight * gradients[f"weights/{name}"] >= 0).all()
+
+
+def _rates(plant):
+    return {name: (lr[0], wd[0]) for name, (lr, wd) in plant._window_rates(1).items()}
+
+
+CONFIG, PLANT = partial(replace, TINY), partial(make)
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "message"),
+    [
+        (CONFIG, {"base_lr": -1e-3}, "base_lr=-0.001 must be finite and not negative"),
+        (CONFIG, {"base_lr": math.nan}, "base_lr=nan must be finite and not negative"),
+        (CONFIG, {"base_lr": math.inf}, "base_lr=inf must be finite and not negative"),
+        (CONFIG, {"base_lr": "fast"}, "base_lr='fast' must be finite and not negative"),
+        (CONFIG, {"base_weight_decay": {"matrix": -1.0}}, "base_weight_decay=.*must be finite and not negative"),
+        (CONFIG, {"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
+        (CONFIG, {"sequence_length": -4}, "sequence_length=-4 must be at least 1"),
+        (CONFIG, {"num_probe_batches": 0}, "num_probe_batches=0 must be at least 1"),
+        (CONFIG, {"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),
+        (CONFIG, {"dtype": "float16"}, r"unknown dtype 'float16'; expected one of \['bfloat16', 'float32'\]"),
+        (CONFIG, {"divergence_multiple": 1.0}, "divergence_multiple=1.0 must be above 1"),
+        (PLANT, {"num_rows": 0}, "num_rows=0 must be at least 1"),
+        (PLANT, {"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
+        (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
+        (PLANT, {"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
+        (PLANT, {"channels": [("speed", "run")]}, r"unknown channel 'speed'; expected one of \['lr', "),
+        (PLANT, {"base_lr": {"matrix": 1e-3}}, r"base_lr names the groups \['matrix'\]; 'nano' has \['embedding', "),
+        (PLANT, {"base_weight_decay": dict.fromkeys((*GROUPS, "scalar"), 0.1)}, "base_weight_decay names the groups"),
+        (PLANT, {"lr_schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]"),
+        (PLANT, {"num_rows": 2, "seeds": [1]}, "got 1 seeds for 2 rows"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
+
+
+def test_a_corpus_that_is_too_short_is_refused_with_both_numbers(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("x" * 1000)
+    with pytest.raises(ValueError, match=r"probe slice .*: 50 tokens, 80 are needed"):
+        make(data=str(text))
+
+
+def test_a_snapshot_owns_its_memory():
+    plant = make(1)
+    snapshot: Snapshot = plant.snapshot()
+    before = {name: value.clone() for name, value in snapshot.tensors.items()}
+    advance(plant, 2)
+    plant.panel.positions[:] = 0.5
+    assert_same(snapshot.tensors, before)

@@ -1,0 +1,237 @@
+"""Deploys a controller, frozen and deterministic: `python -m train_agents.evaluate --policy runs/jel/policy`.
+
+Every seed is one run from its first decision to its last, scored on the validation slice, which neither rewards nor
+observations ever saw. Without a policy, the panel stays at neutral: that is how baselines are measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import hpenv
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.policies import Policy, load_policy
+from train_agents.logs import describe, progress
+from train_agents.results import mean_interval, write_result
+
+gym.register_envs(hpenv)
+
+#: Row -> what is printed about it.
+COLUMNS = {
+    "bpb": "held-out bits per byte",
+    "train_loss": "train loss, last window [nats/token]",
+    "probe_loss": "probe loss [nats/token]",
+}
+#: What Python calls these; as a string each would be true.
+NOT_JSON = {"True": "true", "False": "false", "None": "null"}
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments from `key=value` texts; a value is JSON, or, if it is not, a string.
+
+    Example:
+        >>> parse_assignments(("batch_tokens=256", "schedule=none", 'penalties={"smoothness": 0.1}'))
+        {'batch_tokens': 256, 'schedule': 'none', 'penalties': {'smoothness': 0.1}}
+
+    Raises:
+        ValueError: for a text without `=`, a key that is no name or comes twice, and for True, False and None.
+    """
+    result: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"{text!r}; expected key=value")
+        if key in result:
+            raise ValueError(f"{key!r} is given twice, as {result[key]!r} and {value!r}")
+        if value in NOT_JSON:
+            raise ValueError(f"{text!r}; values are JSON, so write {key}={NOT_JSON[value]}")
+        try:
+            result[key] = json.loads(value)
+        except json.JSONDecodeError:
+            result[key] = value
+    return result
+
+
+def evaluate_policy(
+    policy: Policy | None,
+    env_id: str,
+    env_kwargs: Mapping[str, Any],
+    seeds: Sequence[int],
+    *,
+    curve: bool = True,
+    heldout_curve: bool = False,
+    max_rows: int = 10,
+    on_progress: Callable[[float], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Runs one episode per seed under the policy's mean.
+
+    A run that diverges stops where it is: its lists go on with the last value, so that all seeds' lists are as long as
+    each other. The last bits of a row depend on the number of rows that are trained together.
+
+    Args:
+        policy: positions from observations; None leaves the panel at neutral.
+        env_id: a registered id of a training loop.
+        env_kwargs: its keyword arguments.
+        seeds: one per run.
+        curve: give the lists, too.
+        heldout_curve: evaluate on the validation slice after each decision, too.
+        max_rows: runs trained together; bounds the memory.
+        on_progress: called after each decision with the runs' worth of work done since the last call.
+
+    Returns:
+        One dictionary per seed, K decisions: `seed`, `corpus` (sha256), `bpb` (held-out bits per byte at the end),
+        `train_loss` (mean over the last window [nats per token]; None if the run never took a step), `probe_loss`
+        [nats per token], `divergence_reason` (or None); with `curve`, `steps` (K + 1) [steps] and `probe_curve`
+        (K + 1), both before the first decision and after each, `train_curve` (K), `panel` (name -> (K) values in
+        force); with `heldout_curve`, `bpb_curve` (K + 1).
+
+    Raises:
+        ValueError: no seeds, max_rows below 1, grouped seeds, an id that is no training loop, or a policy of another
+            number of cells.
+    """
+    if not seeds or max_rows < 1:
+        raise ValueError(f"seeds {list(seeds)}, max_rows {max_rows}; expected at least one seed and max_rows >= 1")
+    if env_kwargs.get("seed_mode", "independent") != "independent":
+        raise ValueError(
+            f"seed_mode {env_kwargs['seed_mode']!r}; expected 'independent', or all seeds would be one run"
+        )
+    rows: list[dict[str, Any]] = []
+    env: TrainLoopVectorEnv | None = None
+    for first in range(0, len(seeds), max_rows):
+        chunk = [int(seed) for seed in seeds[first : first + max_rows]]
+        if env is None or env.num_envs != len(chunk):
+            env = _make(env_id, env_kwargs, len(chunk), policy)
+        rows += _episodes(policy, env, chunk, curve, heldout_curve, on_progress)
+    return rows
+
+
+def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Policy | None) -> TrainLoopVectorEnv:
+    env = gym.make_vec(env_id, num_envs=num_rows, autoreset_mode="DISABLED", **env_kwargs)
+    if not isinstance(env, TrainLoopVectorEnv):
+        raise ValueError(f"{env_id!r} makes a {type(env).__name__}; expected the id of a TrainLoopVectorEnv")
+    if policy is not None and policy.action_size != len(env.action_names):
+        raise ValueError(f"a policy of {policy.action_size} cells; {env_id} has {list(env.action_names)}")
+    return env
+
+
+def _episodes(
+    policy: Policy | None,
+    env: TrainLoopVectorEnv,
+    seeds: list[int],
+    curve: bool,
+    heldout_curve: bool,
+    on_progress: Callable[[float], object] | None,
+) -> list[dict[str, Any]]:
+    observations, infos = env.reset(seed=seeds)
+    corpus = env.plant.corpus_digest
+    neutral = np.zeros((len(seeds), len(env.action_names)), dtype=np.float32)
+    steps, probe = [infos["step"]], [infos["probe_loss"]]
+    heldout: list[NDArray[np.float64]] = [env.evaluate()] if heldout_curve else []
+    train: list[NDArray[np.float64]] = []
+    panel: dict[str, list[NDArray[np.float64]]] = {name: [] for name in env.action_names}
+    reasons: list[str | None] = [None] * len(seeds)
+    for _ in range(env.num_decisions):
+        positions = neutral if policy is None else policy.act_mean(observations)
+        observations, _, _, _, infos = env.step(positions)
+        steps.append(infos["step"])
+        probe.append(infos["probe_loss"])
+        train.append(infos["train_loss"])
+        for name, values in panel.items():
+            values.append(infos["panel"][name])
+        for ended in np.flatnonzero(infos.get("_divergence_reason", np.zeros(len(seeds), dtype=bool))):
+            reasons[ended] = str(infos["divergence_reason"][ended])
+        if heldout_curve:
+            heldout.append(env.evaluate())
+        if on_progress is not None:
+            on_progress(len(seeds) / env.num_decisions)
+    final = heldout[-1] if heldout_curve else env.evaluate()
+    rows = []
+    for i, seed in enumerate(seeds):
+        row: dict[str, Any] = {"seed": seed, "corpus": corpus, "bpb": float(final[i])}
+        row["train_loss"] = float(train[-1][i]) if steps[-1][i] > 0 else None
+        row |= {"probe_loss": float(probe[-1][i]), "divergence_reason": reasons[i]}
+        if curve:
+            row |= {"steps": [int(s[i]) for s in steps], "probe_curve": [float(p[i]) for p in probe]}
+            row |= {"train_curve": [float(t[i]) for t in train]}
+            row |= {"panel": {name: [float(v[i]) for v in values] for name, values in panel.items()}}
+        if heldout_curve:
+            row["bpb_curve"] = [float(b[i]) for b in heldout]
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to deploy, on what, on which seeds, and where to write."""
+
+    policy: Path | None = None  # folder of a saved policy; without one, the panel stays at neutral
+    env: str = "TrainLoop-JEL-v0"  # a registered id
+    env_kwargs: tuple[str, ...] = ()  # key=value, of the env
+    seeds: int = 10  # number of runs
+    first_seed: int = 1000  # the seeds count on from it
+    max_rows: int = 10  # runs trained together
+    heldout_curve: bool = False  # held-out bits per byte after each decision, too
+    threads: int = 1  # torch threads
+    out: Path | None = None  # result file
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program."""
+    import tyro
+
+    config = tyro.cli(EvaluateConfig, args=arguments, description=__doc__)
+    describe(config)
+    if config.seeds < 1:
+        raise ValueError(f"--seeds {config.seeds}; expected at least 1")
+    torch.set_num_threads(config.threads)
+    policy = None if config.policy is None else load_policy(config.policy)
+    env_kwargs = parse_assignments(config.env_kwargs)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    with progress(config.seeds, "evaluating") as advance:
+        rows = evaluate_policy(
+            policy,
+            config.env,
+            env_kwargs,
+            seeds,
+            heldout_curve=config.heldout_curve,
+            max_rows=config.max_rows,
+            on_progress=advance,
+        )
+    _print_table(rows)
+    if config.out is not None:
+        write_result(config.out, "evaluation", asdict(config) | {"env_kwargs": env_kwargs}, rows)
+        print(f"written: {config.out}")
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Mean, 95 % interval and range of each quantity over the seeds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    diverged = sum(row["divergence_reason"] is not None for row in rows)
+    table = Table("", "mean", "95 % interval", "range", title=f"{len(rows)} runs, {diverged} diverged")
+    for key, label in COLUMNS.items():
+        values = [row[key] for row in rows if row[key] is not None and np.isfinite(row[key])]
+        mean, interval = (f"{np.mean(values):.4f}", "-") if values else ("-", "-")
+        if len(values) > 1:
+            _, low, high = mean_interval(values)
+            interval = f"[{low:.4f}, {high:.4f}]"
+        table.add_row(label.replace("[", r"\["), mean, interval.replace("[", r"\["), _range(values))
+    Console().print(table)
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.4f} to {max(values):.4f}" if values else "-"
+
+
+if __name__ == "__main__":
+    main()

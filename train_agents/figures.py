@@ -1,0 +1,244 @@
+"""Figures of results, as PNG files: arrays in, a file out, and no state of pyplot's.
+
+Colors are Okabe and Ito's, which the color-blind can tell apart, and line styles differ, too. Legends stand outside the
+data.
+
+References:
+    Okabe & Ito, "Color Universal Design" (2008).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from train_agents.results import t_quantile
+
+FloatArray = NDArray[np.float64]
+Curve = tuple[ArrayLike, ArrayLike]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+DPI = 150
+BAND = {"alpha": 0.18, "linewidth": 0}
+
+
+def training_dynamics(path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str) -> None:
+    """Loss over the steps of a run, the mean over seeds in a band of its 95 % interval (JEL, figure 2).
+
+    The y axis ends where the curves come to be told apart: the untrained model's loss, the first point of all, is left
+    out of its limits.
+
+    Args:
+        path: PNG file.
+        curves: label -> (steps (P,), values (seeds, P)).
+        ylabel: quantity and unit.
+    """
+    figure, axes = _figure(8.0, 4.2)
+    lowest, highest = [], []
+    for number, (label, curve) in enumerate(curves.items()):
+        x, values = _checked(label, curve)
+        mean = values.mean(0)
+        axes.plot(x, mean, label=label, **_style(number))
+        if len(values) > 1:
+            half = t_quantile(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
+            axes.fill_between(x, mean - half, mean + half, color=_color(number), **BAND)
+        lowest.append(mean.min())
+        highest.append(mean[1:].max() if len(mean) > 2 else mean.max())
+    if curves and max(highest) > min(lowest):
+        margin = 0.05 * (max(highest) - min(lowest))
+        axes.set_ylim(min(lowest) - margin, max(highest) + margin)
+    axes.set(xlabel="training step", ylabel=ylabel)
+    _legend_right(figure, axes, "mean, 95 % interval over seeds")
+    _save(figure, path)
+
+
+def controller_actions(
+    path: str | os.PathLike[str],
+    steps: ArrayLike,
+    low: ArrayLike,
+    median: ArrayLike,
+    high: ArrayLike,
+    *,
+    names: Sequence[str],
+    schedules: Sequence[ArrayLike] = (),
+) -> None:
+    """Multipliers over the steps of a run, a panel per cell (JEL, figure 3).
+
+    Args:
+        path: PNG file.
+        steps: step of each decision (K,), or those and the end of the run (K + 1,); without the end, the last window is
+            drawn as long as the one before it.
+        low: 25th percentile of the multipliers that were tried in meta-training, (K, A).
+        median: their median, (K, A).
+        high: 75th percentile, (K, A).
+        names: of the cells, A.
+        schedules: what trained controllers do, (K, A) each.
+    """
+    bands = [np.asarray(values, dtype=np.float64) for values in (low, median, high)]
+    overlays = [np.asarray(values, dtype=np.float64) for values in schedules]
+    shape = bands[1].shape
+    if len(shape) != 2 or shape[1] != len(names) or any(values.shape != shape for values in [*bands, *overlays]):
+        shapes = [values.shape for values in [*bands, *overlays]]
+        raise ValueError(f"multipliers of shapes {shapes}; expected (K, {len(names)}) each, for {list(names)}")
+    edges = _edges(np.asarray(steps, dtype=np.float64), shape[0])
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    columns = min(2, len(names))
+    count = -(-len(names) // columns)
+    figure, grid = _figure(4.2 * columns + 0.6, 2.9 * count + 0.8, count, columns, sharex=True, sharey=True)
+    panels = list(np.atleast_1d(grid).flat)
+    for column, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        lower, middle, upper = (values[:, column] for values in bands)
+        axes.stairs(upper, edges, baseline=lower, fill=True, color=COLORS[0], label="25th to 75th percentile", **BAND)
+        axes.stairs(middle, edges, baseline=None, color=COLORS[0], linewidth=1.8, label="median in meta-training")
+        for number, values in enumerate(overlays):
+            label = "trained controllers" if number == 0 else None
+            axes.stairs(values[:, column], edges, baseline=None, color=COLORS[1], linewidth=1.0, alpha=0.7, label=label)
+        axes.axhline(1.0, color="0.45", linewidth=0.8, linestyle=":", label="neutral")
+        axes.set(yscale="log", xlim=(edges[0], edges[-1]))
+        axes.set_title(name, fontsize="medium")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    for axes in panels[len(names) :]:
+        axes.remove()
+    figure.supxlabel("training step", fontsize="medium")
+    figure.supylabel("multiplier of the base value", fontsize="medium")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2 * columns, frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str) -> None:
+    """A quantity over the updates of meta-training: the mean over controllers in a band from the lowest to the highest.
+
+    Args:
+        path: PNG file.
+        curves: label -> (updates (U,), values (controllers, U)).
+        ylabel: quantity and unit.
+    """
+    figure, axes = _figure(8.0, 4.2)
+    several = False
+    for number, (label, curve) in enumerate(curves.items()):
+        x, values = _checked(label, curve)
+        axes.plot(x, values.mean(0), label=label, **_style(number))
+        if len(values) > 1:
+            several = True
+            axes.fill_between(x, values.min(0), values.max(0), color=_color(number), **BAND)
+    axes.set(xlabel="update of the controller", ylabel=ylabel)
+    _legend_right(figure, axes, "mean, lowest to highest controller" if several else None)
+    _save(figure, path)
+
+
+def comparison_bars(
+    path: str | os.PathLike[str],
+    rows: Sequence[tuple[str, float, float, float]],
+    xlabel: str,
+    *,
+    reference: Mapping[str, float] | None = None,
+) -> None:
+    """Methods below each other, each a dot with its interval and its number; dots, as the axis does not begin at 0.
+
+    Args:
+        path: PNG file.
+        rows: (label, mean, low, high), from top to bottom.
+        xlabel: quantity and unit.
+        reference: label -> value, drawn as vertical lines.
+    """
+    lines = dict(reference or {})
+    figure, axes = _figure(8.5, 0.42 * len(rows) + 1.1 + 0.3 * bool(lines))
+    for number, (label, value) in enumerate(lines.items()):
+        axes.axvline(value, color=_color(number + 1), linestyle=LINE_STYLES[1 + number % 4], linewidth=1.1, label=label)
+    places = np.arange(len(rows))[::-1]
+    for place, (_, mean, low, high) in zip(places, rows, strict=True):
+        axes.plot([low, high], [place, place], color=COLORS[0], linewidth=1.6, solid_capstyle="butt")
+        axes.plot([mean], [place], color=COLORS[0], marker="o", markersize=5)
+    axes.set_yticks(places, [_wrapped(row[0], 40) for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel(xlabel + ", with 95 % interval")
+    axes.grid(axis="y", color="0.93")
+    numbers = axes.secondary_yaxis("right")
+    numbers.set_yticks(places, [f"{row[1]:.3f}" for row in rows])
+    numbers.tick_params(length=0)
+    numbers.spines["right"].set_visible(False)
+    if lines:
+        figure.legend(loc="outside upper center", ncols=min(3, len(lines)), frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any) -> tuple[Any, Any]:
+    """A figure of its own, and its axes."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'hpenv[agents]'") from error
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, **shared)
+    for axes in np.atleast_1d(grid).flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.93")
+        axes.set_axisbelow(True)
+    return figure, grid
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, format="png", metadata={"Software": None})  # the same numbers, the same bytes
+
+
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Color and line style of the n-th curve; a color comes again in another style."""
+    return {"color": _color(number), "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "linewidth": 1.6}
+
+
+def _legend_right(figure: Any, axes: Any, title: str | None) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        wrapped = [_wrapped(label) for label in labels]
+        legend = figure.legend(
+            handles, wrapped, loc="outside right upper", frameon=False, fontsize="small", title=title, alignment="left"
+        )
+        legend.get_title().set_fontsize("small")
+
+
+def _wrapped(label: str, width: int = 30) -> str:
+    """A label in lines that leave the data its room."""
+    lines = [""]
+    for word in label.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def _checked(label: str, curve: Curve) -> tuple[FloatArray, FloatArray]:
+    """x (P,) and values (n, P) of a curve; a ValueError names the curve if they do not fit."""
+    x, values = (np.asarray(part, dtype=np.float64) for part in curve)
+    if x.ndim != 1 or values.ndim != 2 or values.shape[0] < 1 or values.shape[1:] != x.shape:
+        raise ValueError(f"curve {label!r} of shapes {x.shape} and {values.shape}; expected (P,) and (n, P)")
+    return x, values
+
+
+def _edges(steps: FloatArray, num_decisions: int) -> FloatArray:
+    """Where each window begins and the last one ends, (K + 1,)."""
+    if steps.shape == (num_decisions + 1,):
+        return steps
+    if steps.shape != (num_decisions,):
+        raise ValueError(f"steps of shape {steps.shape}; expected ({num_decisions},) or ({num_decisions + 1},)")
+    interval = steps[-1] - steps[-2] if num_decisions > 1 else 1.0
+    return np.append(steps, steps[-1] + interval)
