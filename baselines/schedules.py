@@ -8,7 +8,7 @@ seeds is reported.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -194,7 +194,7 @@ BASELINES: dict[str, Callable[..., Baseline]] = {
 }
 
 
-def constant_multipliers(num_steps: int, num_multipliers: int = 9) -> dict[str, dict[str, Any]]:
+def constant_multipliers(num_steps: int, num_multipliers: int = 7) -> dict[str, dict[str, Any]]:
     """Sweep of one multiplier of the uniform base rate, 1 to 100 on a log grid, each with and without 40 % warmdown.
 
     What a controller could do that decides once. The base weight decay stays what it is, so that, being multiplied by the
@@ -202,7 +202,7 @@ def constant_multipliers(num_steps: int, num_multipliers: int = 9) -> dict[str, 
 
     Args:
         num_steps: of a run [steps].
-        num_multipliers: points of the grid; 9 are four a decade.
+        num_multipliers: points of the grid; 7 are three a decade.
 
     Returns:
         Name -> keyword arguments of the env.
@@ -260,12 +260,11 @@ def schedule_free_configurations(
 
     def configuration(lr: float, decay: float, warmup: int) -> dict[str, Any]:
         free = Constant(round(warmup * num_steps / PAPER_STEPS))
-        matrix: Mapping[str, Any] = {"lr": 0.02, "decay": 0.2, "schedule": WarmupFlatWarmdown(num_steps)}
         return {
             "optimizer": f"schedule_free_{reading}_muon",
-            "base_lr": {group: matrix["lr"] if group == "matrix" else lr for group in groups},
-            "base_weight_decay": {group: matrix["decay"] if group == "matrix" else decay for group in groups},
-            "schedule": {group: matrix["schedule"] if group == "matrix" else free for group in groups},
+            "base_lr": dict.fromkeys(groups, lr) | {"matrix": 0.02},
+            "base_weight_decay": dict.fromkeys(groups, decay) | {"matrix": 0.2},
+            "schedule": dict.fromkeys(groups, free) | {"matrix": WarmupFlatWarmdown(num_steps)},
         }
 
     return {f"lr{lr:g}_wd{wd:g}_warmup{warmup}": configuration(lr, wd, warmup) for lr, wd, warmup in SCHEDULE_FREE}

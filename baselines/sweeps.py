@@ -1,4 +1,4 @@
-"""Searches that a controller must beat at its own price: random search and CMA-ES over schedules, and tuning by hand.
+"""Searches that a controller must beat at its own price: random search and CMA-ES over schedules.
 
 A schedule is K x A positions, one row per decision. A population plays one schedule per row, and a schedule is worth the
 sum of the rewards of the one run that it was played in: a single noisy number, as it is for a controller in training.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -223,7 +223,7 @@ def search(
     if num_episodes < rows or num_episodes % rows:
         raise ValueError(f"num_episodes={num_episodes} must be a positive multiple of the {rows} rows")
     header = {"search": json.loads(json.dumps({"seed": seed, **(description or {})}, default=repr))}
-    lines = _read_log(log, header)
+    lines = read_log(log, header)
     seeds_random, history, best = np.random.default_rng([seed, 1]), [], -np.inf
     for generation in range(num_episodes // rows):
         positions = strategy.ask()
@@ -242,7 +242,7 @@ def search(
                 "positions": positions.tolist(),
             }
             lines.append(line)
-            _write_log(log, [header, *lines])
+            write_log(log, [header, *lines])
         returns = np.array(line["returns"])
         strategy.tell(positions, returns)
         best = max(best, float(returns.max()))
@@ -304,68 +304,7 @@ def cma_search(
     return search(strategy, population, num_episodes, seed, log, description)
 
 
-def coordinate_search(
-    score: Callable[[dict[str, float]], float],
-    start: Mapping[str, float],
-    *,
-    factor: float = 2.0,
-    max_evaluations: int = 40,
-    log: str | os.PathLike[str] | None = None,
-    description: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, float], History]:
-    """Tuning as it is done by hand: one coordinate after the other is multiplied or divided, as long as that helps.
-
-    Ends when a whole pass over the coordinates helps nowhere, or when the evaluations are spent.
-
-    Args:
-        score: of a point; lower is better.
-        start: coordinate -> value, positive.
-        factor: of one move.
-        max_evaluations: budget.
-        log: file of JSON lines; points in it are not evaluated again.
-        description: what the log must agree with to be continued.
-
-    Returns:
-        The best point, and every point that was evaluated, with its score.
-    """
-    header = {"search": json.loads(json.dumps({"start": dict(start), "factor": factor, **(description or {})}))}
-    history = _read_log(log, header)
-    known = {tuple(line["exponents"]): float(line["score"]) for line in history}
-    names, used = list(start), set[tuple[int, ...]]()
-
-    def value(exponents: tuple[int, ...]) -> float | None:
-        """Score of a point, or None without budget for it."""
-        if exponents not in used and len(used) == max_evaluations:
-            return None
-        used.add(exponents)
-        if exponents not in known:
-            point = {name: start[name] * factor**e for name, e in zip(names, exponents, strict=True)}
-            known[exponents] = float(score(point))
-            history.append({"exponents": list(exponents), "point": point, "score": known[exponents]})
-            _write_log(log, [header, *history])
-        return known[exponents]
-
-    here = (0,) * len(names)
-    best = value(here)
-    assert best is not None, "max_evaluations is at least 1"
-    improved = True
-    while improved:
-        improved = False
-        for axis in range(len(names)):
-            for direction in (1, -1):
-                moved = False
-                while True:
-                    there = (*here[:axis], here[axis] + direction, *here[axis + 1 :])
-                    found = value(there)
-                    if found is None or not found < best:
-                        break
-                    here, best, moved, improved = there, found, True, True
-                if moved:
-                    break
-    return {name: start[name] * factor**e for name, e in zip(names, here, strict=True)}, history
-
-
-def _read_log(path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> History:
+def read_log(path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> History:
     """Lines after the header; a torn last line is dropped.
 
     Raises:
@@ -380,7 +319,7 @@ def _read_log(path: str | os.PathLike[str] | None, header: Mapping[str, Any]) ->
     return lines[1:]
 
 
-def _write_log(path: str | os.PathLike[str] | None, lines: Sequence[Mapping[str, Any]]) -> None:
+def write_log(path: str | os.PathLike[str] | None, lines: Sequence[Mapping[str, Any]]) -> None:
     """Replaces the log, whole or not at all: a killed search leaves the generations before."""
     if path is None:
         return

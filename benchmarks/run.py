@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ def episode(env: TrainLoopVectorEnv) -> None:
         env.step(np.zeros((env.num_envs, len(env.action_names)), np.float32))
 
 
+def episodes(env: TrainLoopVectorEnv, count: int) -> None:
+    """Episodes one after the other."""
+    for _ in range(count):
+        episode(env)
+
+
 def env_overhead(config: BenchmarkConfig) -> dict[str, Any]:
     """Env stepping against a plain loop; goal: at most 1.03."""
     env = make(1, config, config.deployment_tokens)
@@ -100,9 +107,7 @@ def env_overhead(config: BenchmarkConfig) -> dict[str, Any]:
 def population_speedup(config: BenchmarkConfig) -> dict[str, Any]:
     """A population of 8 against 8 single runs, one after the other, at meta-training size; goal: at least 2."""
     eight, one = make(8, config, config.meta_tokens), make(1, config, config.meta_tokens)
-    times = alternate(
-        {"single": lambda: [episode(one) for _ in range(8)], "population": lambda: episode(eight)}, config.rounds
-    )
+    times = alternate({"single": lambda: episodes(one, 8), "population": lambda: episode(eight)}, config.rounds)
     return {"8 single runs / population of 8": ratio(times, "single", "population"), "goal": ">= 2"}
 
 
@@ -151,9 +156,8 @@ def run_equivalents(config: BenchmarkConfig) -> dict[str, Any]:
     result: dict[str, Any] = {"steps timed": steps, "goal at 128": "<= 5.6"}
     for factor in (4, 16, 128):
         deployed = make(1, config, config.meta_tokens * factor, num_steps=steps)
-        times = alternate(
-            {"meta": lambda: episode(meta), "deployed": lambda env=deployed: episode(env)}, max(3, config.rounds // 2)
-        )
+        functions = {"meta": partial(episode, meta), "deployed": partial(episode, deployed)}
+        times = alternate(functions, max(3, config.rounds // 2))
         one = ratio(times, "meta", "deployed")
         result[f"ratio {factor}"] = {key: value * META_EPISODES / 8 for key, value in one.items()}
     return result

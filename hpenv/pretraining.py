@@ -191,7 +191,8 @@ class PretrainingPlant:
 
         Returns:
             What was measured, always finite: rows that took no step keep the training loss and norms of their last
-            window, rows that diverged also their last probe loss.
+            window (before the first, the training loss is that of the probe), rows that diverged also their last
+            probe loss.
         """
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         longest = int(goal.max(initial=0))
@@ -209,9 +210,10 @@ class PretrainingPlant:
         last, probe, momentum = self._window, self._probe(), self._momentum_norm()
         self._judge(self.divergence == 0, probe, momentum)
         alive = self.divergence == 0
+        untrained = np.where((self.steps == 0) & alive, probe, last.train_loss)
         self._window = Window(
             steps=self.steps.copy(),
-            train_loss=np.where(taken > 0, losses / np.maximum(taken, 1), last.train_loss),
+            train_loss=np.where(taken > 0, losses / np.maximum(taken, 1), untrained),
             probe_loss=np.where(alive, probe, last.probe_loss),
             gradient_norm=norms,
             momentum_norm=np.where(alive, momentum, last.momentum_norm),

@@ -31,7 +31,9 @@ class FakePlant:
         self, num_rows: int = 1, diverges: Mapping[int, int] | None = None, reason: str = "loss_nonfinite"
     ) -> None:
         self.num_rows, self.corpus_digest = num_rows, "0" * 64
-        self.panel = Panel([("lr", "run"), ("weight_decay", "run")], {"w": Site("matrix", "muon")}, num_rows, "pretraining")
+        self.panel = Panel(
+            [("lr", "run"), ("weight_decay", "run")], {"w": Site("matrix", "muon")}, num_rows, "pretraining"
+        )
         self.losses: FloatArray = np.full(num_rows, INITIAL_LOSS)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)

@@ -28,7 +28,7 @@ gym.register_envs(hpenv)
 #: Row -> what is printed about it.
 COLUMNS = {
     "bpb": "held-out bits per byte",
-    "train_loss": "train loss, last window [nats/token]",
+    "train_loss": "last train loss [nats/token]",
     "probe_loss": "probe loss [nats/token]",
 }
 #: What Python calls these; as a string each would be true.

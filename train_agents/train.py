@@ -10,6 +10,7 @@ continuation: an update's episodes are a function of the seed and its number, al
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import torch
 import hpenv
 from agents.grpo import JELAgent, JELAgentConfig
 from agents.ppo import PPOAgent, PPOAgentConfig
+from hpenv import snapshots
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.integrations.sb3 import SB3VecEnv
 from hpenv.policies.store import save_policy
@@ -130,9 +132,18 @@ def _configuration(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("out", "tensorboard", "num_updates")}
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    found = [(int(path.name.removeprefix("update-")), path) for path in (folder / "checkpoints").glob("update-*")]
-    return sorted((number, path) for number, path in found if (path / "MANIFEST.json").exists())
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("update-"))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("update-*"), key=_number)
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
 
 
 def train(config: TrainConfig) -> dict[str, float]:
@@ -156,12 +167,13 @@ def train(config: TrainConfig) -> dict[str, float]:
     assert isinstance(env, TrainLoopVectorEnv)
     if not file.exists():
         facts = environment_facts(config.arguments(), env.plant.corpus_digest)
-        file.write_text(json.dumps({"configuration": ours, "facts": facts}, indent=1))
+        _write(file, json.dumps({"configuration": ours, "facts": facts}, indent=1))
     trainer = TRAINERS[config.agent](config, env)
     first = 0
-    for number, path in _checkpoints(folder)[-1:]:
-        trainer.agent.load(path)
-        first = number
+    newest = snapshots.latest(folder / "checkpoints") if _checkpoints(folder) else None
+    if newest is not None:
+        trainer.agent.load(newest)
+        first = _number(newest)
     return _updates(config, trainer, env, first)
 
 
@@ -169,7 +181,7 @@ def _updates(
     config: TrainConfig, trainer: JELTrainer | PPOTrainer, env: TrainLoopVectorEnv, first: int
 ) -> dict[str, float]:
     folder, metrics = config.out, {}
-    rollouts = _resumed_lines(folder / "rollouts.jsonl", first)
+    _keep_lines(folder / "rollouts.jsonl", first)
     title = f"{config.agent} seed {config.seed}"
     with (
         RunLog(folder, resume_at=first, tensorboard=config.tensorboard) as log,
@@ -179,22 +191,22 @@ def _updates(
             metrics, episodes = trainer.update(episode_seeds(config.seed, update, config.episodes_per_update))
             if episodes is not None:
                 metrics = metrics | inner_metrics(episodes, env.action_names)
-                rollouts.append(json.dumps(_rollout_line(update, episodes)))
-                (folder / "rollouts.jsonl").write_text("\n".join(rollouts) + "\n")
+                with open(folder / "rollouts.jsonl", "a") as file:
+                    file.write(json.dumps(_rollout_line(update, episodes)) + "\n")
             log.write(metrics, update + 1)
             trainer.agent.save(folder / "checkpoints" / f"update-{update + 1:06d}")
-            for _, old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+            for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old)
             advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
     save_policy(trainer.agent.policy, folder / "policy")
     return metrics
 
 
-def _resumed_lines(file: Path, first: int) -> list[str]:
-    """Lines of complete updates below `first`; a torn or later line is dropped, its update will be done again."""
-    if not file.exists():
-        return []
-    return [line for line in file.read_text().splitlines()[:first] if line.endswith("}")]
+def _keep_lines(file: Path, first: int) -> None:
+    """Drops lines of updates from `first` on, which will be done again, and a torn last one."""
+    if file.exists():
+        whole = [line for line in file.read_text().splitlines() if line.endswith("}")]
+        _write(file, "".join(f"{line}\n" for line in whole if json.loads(line)["update"] < first))
 
 
 def main() -> None:

@@ -47,8 +47,8 @@ def grouped(jobs: Mapping[str, Job]) -> dict[str, list[Job]]:
 
 
 def scores(job: Job) -> np.ndarray:
-    """Held-out bits per byte of each evaluation seed; a diverged run without a number counts as a uniform guess, 8."""
-    return np.array([8.0 if row["bpb"] is None else row["bpb"] for row in job["rows"]])
+    """Held-out bits per byte of each evaluation seed; a run that diverged counts as a uniform guess over bytes, 8."""
+    return np.array([8.0 if row["bpb"] is None or row["divergence_reason"] else row["bpb"] for row in job["rows"]])
 
 
 def _run_equivalents(jobs: Sequence[Job]) -> float:
@@ -204,12 +204,14 @@ def draw_figures(folder: Path, groups: Mapping[str, Sequence[Job]], summary: Map
         members = groups.get(arm, [])
         if members:
             panels = [job["rows"][0]["panel"] for job in members]
-            quartiles = [np.exp(np.log(100.0) * np.array(members[0]["extra"]["actions"][key]))
-                         for key in ("low", "median", "high")]  # fmt: skip
-            steps = np.array(members[0]["rows"][0]["steps"][:-1])
+            quartiles = [
+                np.exp(np.log(100.0) * np.mean([job["extra"]["actions"][key] for job in members], 0))
+                for key in ("low", "median", "high")
+            ]
+            steps = np.array(members[0]["rows"][0]["steps"])
             schedules = [np.stack([panel[name] for name in panel], 1) for panel in panels]
-            file = folder / f"figure3_actions_{arm}.png"
-            figures.controller_actions(file, steps, *quartiles, names=list(panels[0]), schedules=schedules)
+            picture = folder / f"figure3_actions_{arm}.png"
+            figures.controller_actions(picture, steps, *quartiles, names=list(panels[0]), schedules=schedules)
     for key, label, file in (
         ("rollout/ep_rew_mean", "return of an episode [nats]", "learning_curves.png"),
         ("train/entropy_per_cell", "entropy per cell [nats]", "entropy.png"),
@@ -245,7 +247,8 @@ def report(folder: Path, command: str) -> None:
         "# JEL on `nano`",
         f"Command: `{command}`  \nCommits of the jobs: {', '.join(commits)}  \nCorpus sha256: `{facts['corpus']}`  \n"
         f"Evaluation seeds: {seeds[0]} to {seeds[-1]}; intervals are 95 %, over seeds, and over controllers and seeds "
-        "where there are several. Differences are paired by seed.",
+        "where there are several (a bootstrap of both, too narrow with so few controllers). Differences are paired by "
+        "seed. Figure 3: quartiles over the episodes of meta-training, averaged over the controllers.",
         "## Table 1: held-out bits per byte",
         main_table(summary),
         "![comparison](comparison.png)\n\n![dynamics](figure2_dynamics.png)",

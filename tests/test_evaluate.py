@@ -1,0 +1,173 @@
+"""Deploying a controller: what a row holds, what it equals when the env is driven by hand, and the program."""
+
+import json
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import hpenv
+from hpenv.policies import Neutral, ScheduleTable, save_policy
+from train_agents.evaluate import evaluate_policy, main, parse_assignments
+from train_agents.results import read_result
+
+gym.register_envs(hpenv)
+
+ENV = "TrainLoop-JEL-v0"
+TINY = {
+    "data": "stdlib",
+    "batch_tokens": 128,
+    "sequence_length": 32,
+    "num_steps": 23,
+    "interval": 10,
+    "eval_tokens": 2048,
+}
+TABLE = ScheduleTable([[0.5, 0.1], [0.2, -0.3], [-1.0, 1.0]])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_row_equals_the_run_driven_by_hand():
+    (row,) = evaluate_policy(TABLE, ENV, TINY, [7], heldout_curve=True)
+    env = gym.make(ENV, **TINY)
+    _, info = env.reset(seed=7)
+    probe, bpb, train = [info["probe_loss"]], [env.unwrapped.evaluate()], []
+    for positions in TABLE.positions:
+        _, _, terminated, _, info = env.step(positions)
+        probe.append(info["probe_loss"])
+        bpb.append(env.unwrapped.evaluate())
+        train.append(info["train_loss"])
+    assert terminated
+    assert row["seed"] == 7 and row["corpus"] == info["corpus"] and row["divergence_reason"] is None
+    assert row["steps"] == [0, 10, 20, 23]
+    assert row["probe_curve"] == probe and row["probe_loss"] == probe[-1]
+    assert row["train_curve"] == train and row["train_loss"] == train[-1]
+    assert row["bpb_curve"] == bpb and row["bpb"] == bpb[-1]
+
+
+def test_the_panel_is_the_multipliers_the_policy_asked_for():
+    (row,) = evaluate_policy(TABLE, ENV, TINY, [0])
+    assert list(row["panel"]) == ["lr", "weight_decay"]
+    expected = 100.0 ** TABLE.positions.astype(float)
+    np.testing.assert_allclose(np.transpose(list(row["panel"].values())), expected, rtol=1e-6)
+
+
+def test_no_policy_and_the_neutral_policy_are_the_same_bitwise():
+    none = evaluate_policy(None, ENV, TINY, [3, 4])
+    assert none == evaluate_policy(Neutral(2), ENV, TINY, [3, 4])
+    assert set(none[0]["panel"]["lr"]) == {1.0}
+
+
+def test_rows_come_in_the_order_of_the_seeds_whatever_the_chunks():
+    seeds = [5, 1, 9]
+    together = evaluate_policy(TABLE, ENV, TINY, seeds)
+    chunked = evaluate_policy(TABLE, ENV, TINY, seeds, max_rows=2)
+    assert [row["seed"] for row in together] == [row["seed"] for row in chunked] == seeds
+    for one, other in zip(together, chunked, strict=True):
+        assert one["bpb"] == pytest.approx(other["bpb"], rel=1e-4)
+    assert len({row["bpb"] for row in together}) == 3
+
+
+def test_evaluation_is_deterministic_and_leaves_the_global_generators_alone():
+    before = torch.get_rng_state().clone(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = evaluate_policy(TABLE, ENV, TINY, [1, 2])
+    assert first == evaluate_policy(TABLE, ENV, TINY, [1, 2])
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_without_curves_the_numbers_stay_and_the_lists_go():
+    (full,) = evaluate_policy(TABLE, ENV, TINY, [1])
+    (short,) = evaluate_policy(TABLE, ENV, TINY, [1], curve=False)
+    assert short == {
+        key: full[key] for key in ("seed", "corpus", "bpb", "train_loss", "probe_loss", "divergence_reason")
+    }
+
+
+def test_a_diverged_run_says_why_keeps_its_length_and_leaves_the_others_alone():
+    wild = TINY | {"base_lr": 1e30, "optimizer": "sgd", "schedule": "none"}
+    (row,) = evaluate_policy(None, ENV, wild, [0])
+    assert row["divergence_reason"] in ("loss_nonfinite", "gradient_nonfinite", "loss_above_limit")
+    assert row["steps"][-1] < 23
+    assert len(row["steps"]) == len(row["probe_curve"]) == 4 and len(row["train_curve"]) == 3
+    assert all(math.isfinite(value) for value in row["probe_curve"])
+
+
+def test_progress_adds_up_to_the_number_of_runs():
+    done = []
+    evaluate_policy(None, ENV, TINY, [1, 2, 3], max_rows=2, on_progress=done.append)
+    assert len(done) == 2 * 3 and sum(done) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"seeds": []}, r"seeds \[\]"),
+        ({"seeds": [1], "max_rows": 0}, "max_rows 0"),
+        ({"seeds": [1], "policy": Neutral(3)}, "3 cells.*'lr', 'weight_decay'"),
+        ({"seeds": [1], "env_kwargs": TINY | {"seed_mode": "grouped"}}, "seed_mode 'grouped'.*one run"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(kwargs, message):
+    arguments = {"policy": None, "env_id": ENV, "env_kwargs": TINY} | kwargs
+    with pytest.raises(ValueError, match=message):
+        evaluate_policy(**arguments)
+
+
+def test_assignments_are_json_and_else_strings():
+    texts = (
+        "batch_tokens=256",
+        "base_lr=1e-3",
+        "schedule=none",
+        "compile=false",
+        'penalties={"smoothness": 0.1}',
+        "data=a=b",
+    )
+    assert parse_assignments(texts) == {
+        "batch_tokens": 256,
+        "base_lr": 1e-3,
+        "schedule": "none",
+        "compile": False,
+        "penalties": {"smoothness": 0.1},
+        "data": "a=b",
+    }
+    assert parse_assignments(()) == {}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("preset",), "'preset'; expected key=value"),
+        (("=1",), "'=1'; expected key=value"),
+        (("a-b=1",), "'a-b=1'; expected key=value"),
+        (("a=1", "a=2"), "'a' is given twice, as 1 and '2'"),
+        (("compile=False",), "write compile=false"),
+    ],
+)
+def test_bad_assignments_are_named(texts, message):
+    with pytest.raises(ValueError, match=message):
+        parse_assignments(texts)
+
+
+def test_the_program_evaluates_a_saved_policy_and_writes_its_result(tmp_path, capsys):
+    save_policy(TABLE, tmp_path / "policy")
+    assignments = [f"{key}={value}" for key, value in TINY.items()]
+    arguments = ["--policy", str(tmp_path / "policy"), "--env", ENV, "--env-kwargs", *assignments]
+    main([*arguments, "--seeds", "2", "--first-seed", "5", "--out", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    shown, _ = json.JSONDecoder().raw_decode(printed)  # the configuration comes first
+    assert shown["seeds"] == 2 and shown["first_seed"] == 5
+    assert "held-out bits per byte" in printed and "95 % interval" in printed
+    result = read_result(tmp_path / "out.json")
+    expected = evaluate_policy(TABLE, ENV, TINY, [5, 6])
+    assert [row["bpb"] for row in result["rows"]] == [row["bpb"] for row in expected]
+    assert result["configuration"]["env_kwargs"] == TINY
+    assert result["facts"]["corpus"] == expected[0]["corpus"]

@@ -1,0 +1,373 @@
+"""Every rule against its reference: three rows at different steps and rates are three optimizers of their own."""
+
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import schedulefree
+import torch
+
+from hpenv.optimizers import (
+    OPTIMIZERS,
+    SGD,
+    AdamW,
+    Muon,
+    NanochatMuon,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+    evaluation_weights,
+    optimizer_rules,
+)
+
+STARTS = (0, 4, 9)  # when each row takes its first step
+NUM_TICKS = 16
+DECAYS = (0.1, 0.0, 0.02)
+SHAPES = ((6, 4), (3, 5))  # tall and wide
+RULES = {type(rule): rule for rules in OPTIMIZERS.values() for rule in rules.values()}
+
+
+def rates(scale, kind):
+    """Rate of each row at each of its own steps, (3, NUM_TICKS)."""
+    steps = np.arange(NUM_TICKS)
+    shape = {
+        "constant": np.ones(NUM_TICKS),
+        "warmup": np.minimum(1.0, (steps + 1) / 5),
+        "changing": np.exp(np.sin(steps)),
+        "from zero": (steps >= 2) * 1.0,
+    }[kind]
+    return scale * np.array([[1.0], [0.3], [2.0]]) * shape
+
+
+def draw(shape, row, step, dtype):
+    generator = torch.Generator().manual_seed(1000 * row + step)
+    return torch.randn(shape, generator=generator, dtype=dtype)
+
+
+class Rows:
+    """Three rows under one rule, of which some have not begun."""
+
+    def __init__(self, rule, lrs, decays=DECAYS, shapes=SHAPES, dtype=torch.float64):
+        self.rule, self.lrs, self.decays, self.shapes, self.dtype = rule, lrs, decays, shapes, dtype
+        self.weights = [torch.stack([draw(s, row, 999 - i, dtype) for row in range(3)]) for i, s in enumerate(shapes)]
+        self.states = [rule.init(weight) for weight in self.weights]
+        self.steps = np.zeros(3, dtype=np.int64)
+
+    def column(self, values):
+        return torch.as_tensor(np.array(values), dtype=self.dtype).view(3, 1, 1)
+
+    def tick(self, now):
+        """One step of the rows that have begun; the others are put back, as the plant does."""
+        moving = [now >= start for start in STARTS]
+        everything = self.weights + [value for state in self.states for value in state.values()]
+        kept = [value.clone() for value in everything]
+        gradients = [
+            torch.stack([draw(s, row, 50 * i + int(self.steps[row]), self.dtype) for row in range(3)])
+            for i, s in enumerate(self.shapes)
+        ]
+        lr = self.column([self.lrs[row, self.steps[row]] for row in range(3)])
+        count = len(self.shapes)
+        self.rule.update(
+            self.weights, gradients, self.states, [lr] * count, [self.column(self.decays)] * count, self.steps
+        )
+        for value, old in zip(everything, kept, strict=True):
+            for row in range(3):
+                if not moving[row]:
+                    value[row] = old[row]
+        self.steps += moving
+
+    def run(self, num_ticks=NUM_TICKS):
+        for now in range(num_ticks):
+            self.tick(now)
+        return self
+
+    def evaluated(self):
+        pairs = zip(self.weights, self.states, strict=True)
+        return [evaluation_weights(self.rule, weight, state) for weight, state in pairs]
+
+
+def reference(make, lrs, row, shapes=SHAPES, dtype=torch.float64, decays=DECAYS):
+    """The weights (train, evaluation) of one row under an optimizer of somebody else."""
+    parameters = [torch.nn.Parameter(draw(s, row, 999 - i, dtype)) for i, s in enumerate(shapes)]
+    optimizer = make(parameters, decays[row])
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    for step in range(NUM_TICKS - STARTS[row]):
+        for i, parameter in enumerate(parameters):
+            parameter.grad = draw(parameter.shape, row, 50 * i + step, dtype)
+        for group in optimizer.param_groups:
+            group["lr"] = float(lrs[row, step])
+        optimizer.step()
+    train = [parameter.detach().clone() for parameter in parameters]
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+    return train, [parameter.detach().clone() for parameter in parameters]
+
+
+def assert_twins(rule, make, lrs, dtype=torch.float64, decays=DECAYS, **tolerance):
+    rows = Rows(rule, lrs, decays, dtype=dtype).run()
+    for row in range(3):
+        train, evaluation = reference(make, lrs, row, dtype=dtype, decays=decays)
+        for ours, theirs in ((rows.weights, train), (rows.evaluated(), evaluation)):
+            for mine, other in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(mine[row], other, **tolerance)
+    return rows
+
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}  # of float64
+
+
+@pytest.mark.parametrize("kind", ["constant", "changing"])
+@pytest.mark.parametrize("rule", [AdamW(), AdamW(0.8, 0.95, 1e-10), AdamW(0.95, 0.999, 1e-3)])
+def test_adamw_is_torchs(rule, kind):
+    def make(parameters, weight_decay):
+        return torch.optim.AdamW(
+            parameters, betas=(rule.beta1, rule.beta2), eps=rule.eps, weight_decay=weight_decay, foreach=False
+        )
+
+    assert_twins(rule, make, rates(0.03, kind), **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["constant", "changing"])
+@pytest.mark.parametrize("rule", [SGD(), SGD(0.5, nesterov=True), SGD(0.0)])
+def test_sgd_is_torchs(rule, kind):
+    """Without weight decay, which is decoupled here and added to the gradient there."""
+
+    def make(parameters, weight_decay):
+        return torch.optim.SGD(parameters, lr=0.1, momentum=rule.momentum, nesterov=rule.nesterov, foreach=False)
+
+    assert_twins(rule, make, rates(0.03, kind), decays=(0.0, 0.0, 0.0), **EXACT)
+
+
+def test_the_decay_of_sgd_is_decoupled():
+    lrs = rates(0.03, "constant")
+    without = Rows(SGD(0.0), lrs, (0.0, 0.0, 0.0)).run(1)
+    with_decay = Rows(SGD(0.0), lrs, (0.5, 0.5, 0.5)).run(1)
+    start = Rows(SGD(0.0), lrs).weights[0][0]
+    torch.testing.assert_close(without.weights[0][0] - with_decay.weights[0][0], start * 0.03 * 0.5, **EXACT)
+
+
+@pytest.mark.parametrize("adjust", [None, "original"])
+@pytest.mark.parametrize("momentum", [0.95, 0.5])
+def test_muon_is_torchs(momentum, adjust):
+    """Up to the bfloat16 of Newton-Schulz: 16 steps of rate 0.02, of which each may be off by a few parts in 256."""
+
+    def make(parameters, weight_decay):
+        return torch.optim.Muon(parameters, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=adjust)
+
+    lrs = rates(0.02, "changing")
+    rows = assert_twins(Muon(momentum), make, lrs, torch.float32, rtol=0.0, atol=4e-3)
+    moved = rows.weights[0] - Rows(Muon(), lrs, dtype=torch.float32).weights[0]
+    assert moved.abs().mean() > 0.02  # much more than the tolerance
+
+
+def package_sgd(rule, warmup_steps=0):
+    def make(parameters, weight_decay):
+        return schedulefree.SGDScheduleFree(
+            parameters,
+            momentum=rule.momentum,
+            weight_decay=weight_decay,
+            weight_lr_power=rule.weight_lr_power,
+            warmup_steps=warmup_steps,
+        )
+
+    return make
+
+
+def package_adamw(rule, warmup_steps=0):
+    def make(parameters, weight_decay):
+        return schedulefree.AdamWScheduleFree(
+            parameters,
+            betas=(rule.momentum, rule.beta2),
+            eps=rule.eps,
+            weight_decay=weight_decay,
+            weight_lr_power=rule.weight_lr_power,
+            warmup_steps=warmup_steps,
+        )
+
+    return make
+
+
+FREE = [
+    (ScheduleFreeSGD(), package_sgd),
+    (ScheduleFreeSGD(0.5, 0.0), package_sgd),
+    (ScheduleFreeAdamW(), package_adamw),
+    (ScheduleFreeAdamW(0.95, 0.9, 1e-3, 1.0), package_adamw),
+]
+
+
+@pytest.mark.parametrize("kind", ["constant", "changing", "from zero"])
+@pytest.mark.parametrize(("rule", "package"), FREE)
+def test_schedule_free_is_the_packages_in_training_and_in_evaluation(rule, package, kind):
+    rows = assert_twins(rule, package(rule), rates(0.1, kind), **EXACT)
+    assert not torch.allclose(rows.weights[0], rows.evaluated()[0])
+
+
+@pytest.mark.parametrize(("rule", "package"), FREE)
+def test_a_warmup_outside_is_the_packages_own_warmup(rule, package):
+    constant, warmed = rates(0.1, "constant"), rates(0.1, "warmup")
+    rows = Rows(rule, warmed).run()
+    for row in range(3):
+        for ours, theirs in zip(
+            (rows.weights, rows.evaluated()), reference(package(rule, 5), constant, row), strict=True
+        ):
+            for mine, other in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(mine[row], other, **EXACT)
+
+
+def nanochat_step(w, g, buffer, mean_square, lr, wd, step):
+    """One matrix by nanochat's muon.py at commit 8630d32 and its momentum schedule, written again from its description."""
+    coefficients = [
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ]
+    momentum = 0.85 + min(step / 300, 1) * 0.1
+    buffer = momentum * buffer + (1 - momentum) * g
+    x = ((1 - momentum) * g + momentum * buffer).bfloat16()
+    tall = w.shape[0] > w.shape[1]
+    x = x.T if tall else x
+    x = x / (x.norm() * 1.02 + 1e-6)
+    for a, b, c in coefficients:
+        gram = x @ x.T
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.addmm(x, polynomial, x, beta=a)
+    update = (x.T if tall else x).float()
+    axis = 1 if w.shape[0] >= w.shape[1] else 0
+    squares = (update**2).mean(axis, keepdim=True)
+    mean_square = 0.95 * mean_square + 0.05 * squares
+    scaled = update / mean_square.sqrt()
+    update = scaled * update.norm() / scaled.norm()
+    rate = lr * math.sqrt(max(1, w.shape[0] / w.shape[1]))
+    agrees = (update * w) >= 0
+    return w - rate * update - rate * wd * w * agrees, buffer, mean_square, update
+
+
+def test_nanochats_muon_is_its_description():
+    """Step by step from our own state: whether a weight decays hangs on a sign, which bfloat16 decides near zero."""
+    lrs, decays = rates(0.02, "changing"), (0.8, 0.0, 0.2)
+    rows = Rows(NanochatMuon(), lrs, decays, dtype=torch.float32)
+    rows.steps[:] = (0, 140, 295)  # momentum before, in and after the end of its warmup
+    rows.lrs = np.zeros((3, 320))
+    for row, first in enumerate(rows.steps):
+        rows.lrs[row, first : first + NUM_TICKS] = lrs[row]
+    compared = 0
+    for now in range(NUM_TICKS):
+        steps = rows.steps.copy()
+        weights = [weight.clone() for weight in rows.weights]
+        states = [{name: value.clone() for name, value in state.items()} for state in rows.states]
+        rows.tick(now)
+        for i, shape in enumerate(SHAPES):
+            for row in np.flatnonzero(rows.steps > steps):
+                g = draw(shape, int(row), 50 * i + int(steps[row]), torch.float32)
+                before = [value[row] for value in (weights[i], states[i]["momentum"], states[i]["mean_square"])]
+                w, buffer, mean_square, update = nanochat_step(
+                    before[0], g, *before[1:], rows.lrs[row, steps[row]], decays[row], int(steps[row])
+                )
+                torch.testing.assert_close(rows.states[i]["momentum"][row], buffer)
+                torch.testing.assert_close(rows.states[i]["mean_square"][row], mean_square, rtol=0.03, atol=1e-3)
+                sure = update.abs() > 0.03
+                rate = rows.lrs[row, steps[row]] * math.sqrt(max(1, shape[0] / shape[1]))
+                moved, expected = rows.weights[i][row] - before[0], w - before[0]
+                torch.testing.assert_close(moved[sure], expected[sure], rtol=0.03, atol=0.03 * rate)
+                compared += int(sure.sum())
+    assert compared > 900  # of 32 steps of 39 weights
+
+
+@pytest.fixture(params=RULES.values(), ids=lambda rule: type(rule).__name__)
+def rule(request):
+    return request.param
+
+
+def test_every_rule_of_the_table_has_a_reference_above():
+    assert set(RULES) == {AdamW, SGD, Muon, NanochatMuon, ScheduleFreeSGD, ScheduleFreeAdamW}
+
+
+def test_a_rule_is_deterministic_and_leaves_the_global_generator_alone(rule):
+    before = torch.get_rng_state()
+    first, second = (Rows(rule, rates(0.02, "changing"), dtype=torch.float32).run() for _ in range(2))
+    for a, b in zip(first.weights, second.weights, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+OTHER_VALUES = {
+    "beta1": 0.3,
+    "beta2": 0.5,
+    "eps": 0.1,
+    "momentum": 0.3,
+    "nesterov": True,
+    "start_momentum": 0.2,
+    "momentum_steps": 3,
+    "weight_lr_power": 0.0,
+}
+
+
+def test_every_hyperparameter_of_a_rule_has_an_effect(rule):
+    lrs = rates(0.02, "changing")
+    plain = Rows(rule, lrs, dtype=torch.float32).run()
+    for name in (f.name for f in fields(rule) if f.name != "optimizer"):
+        assert getattr(rule, name) != OTHER_VALUES[name]
+        changed = Rows(replace(rule, **{name: OTHER_VALUES[name]}), lrs, dtype=torch.float32).run()
+        for row in range(3):
+            # bfloat16 swallows less than a part in 256
+            assert (changed.weights[0][row] - plain.weights[0][row]).abs().max() > 1e-4, name
+
+
+def test_rate_and_decay_have_an_effect_on_their_own_row_alone(rule):
+    lrs = rates(0.02, "constant")
+    plain = Rows(rule, lrs, dtype=torch.float32).run()
+    faster = lrs.copy()
+    faster[1] *= 2
+    for changed in (Rows(rule, faster, dtype=torch.float32), Rows(rule, lrs, (0.1, 0.5, 0.02), dtype=torch.float32)):
+        changed.run()
+        for mine, other in zip(changed.weights, plain.weights, strict=True):
+            assert torch.equal(mine[[0, 2]], other[[0, 2]])
+            assert not torch.equal(mine[1], other[1])
+
+
+@pytest.mark.parametrize("product", [1.5, 1e2, 1e6])
+@pytest.mark.parametrize("lr", [1e-3, 1.0, 1e2])
+def test_a_rate_times_decay_above_one_flips_no_sign(rule, lr, product):
+    """From the start of a run, with a gradient of zero, so that decay alone moves the weights."""
+    rows = Rows(rule, rates(1.0, "constant"))
+    start = [weight.clone() for weight in rows.weights]
+    zeros = [torch.zeros_like(weight) for weight in rows.weights]
+    scale = [rows.column([lr] * 3)] * 2, [rows.column([product / lr] * 3)] * 2
+    for step in range(4):
+        rows.rule.update(rows.weights, zeros, rows.states, *scale, np.full(3, step))
+        for weight, first, evaluated in zip(rows.weights, start, rows.evaluated(), strict=True):
+            for now in (weight, evaluated):
+                assert (now * first >= -1e-12).all()
+                assert (now.abs() <= first.abs() + 1e-12).all()
+
+
+@pytest.mark.parametrize("rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__)
+def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
+    """Where base iterate and average differ, decay at y may take z past zero, but what follows shrinks."""
+    rows = Rows(rule, rates(0.1, "changing")).run()
+    zeros = [torch.zeros_like(weight) for weight in rows.weights]
+    before = max(max(w.abs().max(), s["z"].abs().max()) for w, s in zip(rows.weights, rows.states, strict=True))
+    for step in range(60):
+        lr, decay = rows.column([1.0] * 3), rows.column([1e4] * 3)
+        rows.rule.update(rows.weights, zeros, rows.states, [lr] * 2, [decay] * 2, np.full(3, 16 + step))
+        assert max(weight.abs().max() for weight in rows.weights) <= 2 * before
+    assert max(weight.abs().max() for weight in rows.weights) < 1e-2 * before
+
+
+def test_muon_refuses_what_is_no_matrix():
+    for rule in (Muon(), NanochatMuon()):
+        with pytest.raises(ValueError, match=r"matrices only; got a parameter of shape \(5,\)"):
+            rule.init(torch.zeros(2, 5))
+
+
+def test_an_unknown_optimizer_is_named_with_what_is_accepted():
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adma'.*'adamw_muon'"):
+        optimizer_rules("adma")
+
+
+def test_every_optimizer_has_a_rule_for_every_kind_of_parameter():
+    for rules in OPTIMIZERS.values():
+        assert set(rules) == {"embedding", "unembedding", "scalar", "matrix"}

@@ -1,0 +1,410 @@
+"""Contracts that every registered id keeps, and those of TrainLoop-JEL-v0's arguments."""
+
+import itertools
+import json
+import math
+import pickle
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+
+import hpenv  # noqa: F401  registers the ids
+from hpenv import snapshots
+from hpenv.envs import jel
+from hpenv.schedules import Constant, Cosine
+
+ROOT = Path(__file__).resolve().parent.parent
+IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
+JEL = "TrainLoop-JEL-v0"
+MODES = list(itertools.product(jel.OBSERVATIONS, jel.ACTIONS))
+# The checkers play many episodes; these take 5 steps.
+SHORT = {"num_steps": 5, "interval": 2, "batch_tokens": 32}
+# Arguments beyond `tiny` under which an id is held to its contract.
+VARIANTS = {JEL: [{"observation": observation, "actions": actions} for observation, actions in MODES]}
+CASES = [pytest.param(id, variant, id=f"{id}-{'-'.join(variant.values())}") for id in IDS for variant in VARIANTS[id]]
+
+
+def play(env, actions, seed=None):
+    """Observations, rewards, ends and infos of an episode under these actions, the reset's first."""
+    obs, info = env.reset(seed=seed)
+    result = [(obs, 0.0, False, False, info)]
+    for action in actions:
+        result.append(env.step(action))
+        if np.all(result[-1][2]):
+            break
+    return result
+
+
+def random_actions(env, count=3, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, (count, *env.action_space.shape)).astype(np.float32)
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for ours, theirs in zip(left, right, strict=True):
+        for a, b in zip(ours[:4], theirs[:4], strict=True):
+            assert np.array_equal(a, b)
+        assert repr(ours[4]) == repr(theirs[4])
+
+
+def weights_of(env):
+    return {name: weight.clone() for name, weight in env.unwrapped.plant.weights.items()}
+
+
+def test_ids_are_registered():
+    assert JEL in IDS and set(VARIANTS) == set(IDS)
+
+
+@pytest.mark.parametrize(("id", "variant"), CASES)
+def test_gymnasium_and_stable_baselines3_find_nothing_to_warn_of(id, variant, tiny):
+    env = gym.make(id, **tiny | SHORT, **variant)
+    check_env(env.unwrapped, skip_render_check=True)
+    check_env_for_sb3(env)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_gymnasium_finds_nothing_to_warn_of_in_render_and_close(id, tiny):
+    check_env(gym.make(id, **tiny | SHORT, render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize(("id", "variant"), CASES)
+def test_observations_lie_in_the_space_and_columns_have_names(id, variant, tiny):
+    env = gym.make(id, **tiny, **variant)
+    for obs, reward, _, _, _ in play(env, random_actions(env), seed=1):
+        assert env.observation_space.contains(obs) and math.isfinite(reward)
+    single = env.unwrapped
+    assert env.observation_space.shape == (len(single.observation_names),)
+    assert env.action_space.shape == (len(single.action_names),) == (len(single.action_kinds),)
+    assert env.action_space.dtype == env.observation_space.dtype == np.float32
+
+
+@pytest.mark.parametrize(("id", "variant"), CASES)
+def test_the_same_seed_and_actions_give_the_same_episode_bitwise(id, variant, tiny):
+    first, second = gym.make(id, **tiny, **variant), gym.make(id, **tiny, **variant)
+    actions = random_actions(first)
+    episode = play(first, actions, seed=5)
+    assert_same(episode, play(second, actions, seed=5))
+    for name, weight in weights_of(first).items():
+        assert torch.equal(weight, second.unwrapped.plant.weights[name])
+    other = play(second, actions, seed=6)
+    assert other[-1][4]["probe_loss"] != episode[-1][4]["probe_loss"]
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_an_episode_is_repeated_bitwise_on_the_same_object(id, tiny):
+    env = gym.make(id, **tiny)
+    actions = random_actions(env)
+    episode = play(env, actions, seed=5)
+    play(env, actions[::-1], seed=9)
+    assert_same(play(env, actions, seed=5), episode)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_two_environments_that_take_turns_do_not_notice_each_other(id, tiny):
+    left, right = gym.make(id, **tiny), gym.make(id, **tiny)
+    actions = random_actions(left)
+    alone = [play(left, actions, seed=5), play(left, -actions, seed=6)]
+    together = [[(*left.reset(seed=5),)], [(*right.reset(seed=6),)]]
+    for action in actions:
+        together[0].append(left.step(action))
+        together[1].append(right.step(-action))
+    for expected, found in zip(alone, together, strict=True):
+        assert_same(found[1:], expected[1:])
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, tiny):
+    env = gym.make(id, **tiny)
+    actions = random_actions(env)
+    env.reset(seed=3)
+    env.step(actions[0])
+    other = pickle.loads(pickle.dumps(env))
+    assert_same([env.step(action) for action in actions[1:]], [other.step(action) for action in actions[1:]])
+    for name, weight in weights_of(env).items():
+        assert torch.equal(weight, other.unwrapped.plant.weights[name])
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_global_generators_are_never_touched(id, tiny):
+    def states():
+        numpy = np.random.get_state()  # noqa: NPY002  it is what must stay as it is
+        return random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()
+
+    before = states()
+    for env in (gym.make(id, **tiny, render_mode="rgb_array"), gym.make_vec(id, num_envs=2, **tiny)):
+        for seed in (None, 1):
+            play(env, random_actions(env), seed)
+        env.unwrapped.evaluate()
+        env.render()
+        env.unwrapped.restore(env.unwrapped.snapshot())
+        env.unwrapped.fork(2)
+    assert states() == before
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_global_generators_are_never_read(id, tiny):
+    env = gym.make(id, **tiny)
+    actions = random_actions(env)
+    episode = play(env, actions, seed=5)
+    state = torch.get_rng_state()
+    torch.manual_seed(1234)
+    try:
+        assert_same(play(gym.make(id, **tiny), actions, seed=5), episode)
+    finally:
+        torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_row_of_make_vec_is_make_of_its_seed(id, tiny):
+    """Bitwise on one thread of the machine it was written on; test_pretraining.py says where the bound is from."""
+    vector = gym.make_vec(id, num_envs=3, **tiny, observation="full")
+    actions = random_actions(vector)
+    episode = play(vector, actions, seed=7)
+    for row in range(3):
+        env = gym.make(id, **tiny, observation="full")
+        alone = play(env, actions[:, row], seed=7 + row)
+        for ours, theirs in zip(episode, alone, strict=True):
+            assert ours[0][row] == pytest.approx(theirs[0], rel=1e-4, abs=1e-5)
+            assert ours[4]["probe_loss"][row] == pytest.approx(theirs[4]["probe_loss"], rel=1e-4)
+        assert vector.unwrapped.evaluate()[row] == pytest.approx(env.unwrapped.evaluate(), rel=1e-4)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_id_is_found_by_the_name_of_its_module(id, tiny):
+    code = f"""
+import gymnasium, json, sys, torch
+torch.set_num_threads(1)
+env = gymnasium.make("hpenv:{id}", **json.loads(sys.argv[1]))
+env.reset(seed=0)
+print(env.spec.id, env.step(env.action_space.sample())[4]["step"])
+"""
+    command = [sys.executable, "-W", "error", "-c", code, json.dumps(tiny)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [id, "10"]
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_every_decision_can_be_restored_in_another_process(id, tiny, tmp_path):
+    """Bitwise: observations, rewards, infos and weights are those of the run that never stopped."""
+    arguments = tiny | {"observation": "full"}
+    env = gym.make_vec(id, num_envs=2, **arguments)
+    env.reset(seed=4)
+    for decision, action in enumerate(random_actions(env, 4)):  # the last one begins the next episode
+        snapshots.save(tmp_path / str(decision), env.unwrapped.snapshot())
+        env.step(action)
+    code = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from tests.test_registered import continued
+print(json.dumps([continued(decision, *sys.argv[1:3], json.loads(sys.argv[3])) for decision in range(4)]))
+"""
+    command = [sys.executable, "-W", "error", "-c", code, id, str(tmp_path), json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    never_stopped = continued(None, id, tmp_path, arguments)
+    for decision, found in enumerate(results):
+        assert found == {"steps": never_stopped["steps"][decision:], "weights": never_stopped["weights"]}
+
+
+def continued(decision, id, folder, arguments):
+    """What follows a decision's snapshot, as text and exact numbers; all of it without one for None."""
+    env = gym.make_vec(id, num_envs=2, **arguments)
+    actions = random_actions(env, 4)
+    env.reset(seed=4 if decision is None else 99)
+    if decision is not None:
+        env.unwrapped.restore(snapshots.load(f"{folder}/{decision}"))
+    taken = []
+    for action in actions[decision or 0 :]:
+        obs, rewards, terminated, _, infos = env.step(action)
+        taken.append([obs.tolist(), rewards.tolist(), terminated.tolist(), repr(infos)])
+    weights = {name: weight.double().flatten().tolist()[::97] for name, weight in weights_of(env).items()}
+    return {"steps": taken, "weights": weights}
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_forks_of_a_run_go_on_like_it(id, tiny):
+    env = gym.make(id, **tiny)
+    actions = random_actions(env)
+    env.reset(seed=2)
+    env.step(actions[0])
+    before = weights_of(env)
+    fork = env.unwrapped.fork(3)
+    copies = fork.step(np.repeat(actions[1:2], 3, axis=0))
+    for name, weight in before.items():
+        assert torch.equal(weight, env.unwrapped.plant.weights[name])
+    expected = env.step(actions[1])
+    assert (copies[0] == expected[0]).all() and copies[1] == pytest.approx([expected[1]] * 3, rel=1e-4)
+    for name, weight in fork.plant.weights.items():
+        assert torch.equal(weight[0], weight[1]) and torch.equal(weight[0], weight[2])
+        torch.testing.assert_close(weight[0], weights_of(env)[name][0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("corner", [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
+@pytest.mark.parametrize("optimizer", ["adamw_muon", "sgd", "adamw_schedule_free"])
+def test_corners_held_for_a_whole_run_give_finite_numbers(corner, optimizer, tiny):
+    arguments = tiny | {"optimizer": optimizer, "base_lr": 0.02, "base_weight_decay": 0.1, "observation": "full"}
+    env = gym.make_vec(JEL, num_envs=2, **arguments, penalties={"gradient_norm": 0.1, "smoothness": 0.1})
+    env.reset(seed=0)
+    for _ in range(4):
+        obs, rewards, _, _, infos = env.step(np.array([corner] * 2, dtype=np.float32))
+        assert env.observation_space.contains(obs) and np.isfinite(rewards).all()
+        for key in ("probe_loss", "train_loss", "gradient_norm"):
+            assert np.isfinite(infos[key]).all()
+
+
+def test_grouped_rows_are_equal_under_equal_actions_and_part_under_others(tiny):
+    env = gym.make_vec(JEL, num_envs=3, **tiny, seed_mode="grouped")
+    env.reset(seed=3)
+    for weight in weights_of(env).values():
+        assert torch.equal(weight[0], weight[1]) and torch.equal(weight[0], weight[2])
+    _, _, _, _, infos = env.step(np.array([[0.3, 0.0], [0.3, 0.0], [-0.3, 0.0]], dtype=np.float32))
+    assert infos["probe_loss"][0] == infos["probe_loss"][1] != infos["probe_loss"][2]
+
+
+def test_rewards_add_up_to_the_decrease_of_the_probe_loss(tiny):
+    env = gym.make(JEL, **tiny)
+    episode = play(env, random_actions(env), seed=0)
+    decrease = episode[0][4]["probe_loss"] - episode[-1][4]["probe_loss"]
+    assert sum(step[1] for step in episode) == pytest.approx(decrease, abs=1e-12)
+    assert episode[-1][2] and episode[-1][4]["step"] == 23
+
+
+def test_the_corpus_is_named_by_its_digest(tiny):
+    env = gym.make(JEL, **tiny)
+    _, info = env.reset(seed=0)
+    assert info["corpus"] == env.unwrapped.plant.corpus.sha256 and len(info["corpus"]) == 64
+
+
+def manual_table(heading):
+    """Rows of the manual's table whose first column has this heading, as lists of cells."""
+    lines = [line.strip() for line in jel.__doc__.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} "))
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return {row[0].strip("`"): row[1:] for row in ([c.strip() for c in line.strip("|").split("|")] for line in table)}
+
+
+def test_the_manuals_actions_are_those_of_the_space(tiny):
+    table = manual_table("actions")
+    assert set(table) == set(jel.ACTIONS)
+    for actions, (count, columns) in table.items():
+        env = gym.make(JEL, **tiny, actions=actions)
+        assert ", ".join(env.unwrapped.action_names) == columns
+        assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count),), np.float32)
+
+
+@pytest.mark.parametrize("actions", jel.ACTIONS)
+def test_the_manuals_observations_are_those_of_the_space(tiny, actions):
+    table = manual_table("observation")
+    assert set(table) == set(jel.OBSERVATIONS)
+    for observation, (count, columns) in table.items():
+        env = gym.make(JEL, **tiny, observation=observation, actions=actions).unwrapped
+        names = []
+        for column in columns.split(", "):
+            if inherited := re.fullmatch(r"those of `(\w+)`", column):
+                names += table[inherited[1]][1].split(", ")
+            elif column == "one position/<column> each":
+                names += [f"position/{name}" for name in env.action_names]
+            else:
+                names.append(column)
+        assert env.observation_names == tuple(names)
+        if actions == "shared":
+            assert env.observation_space.shape == (int(count),)
+
+
+def test_the_manual_says_where_multipliers_end(tiny):
+    env = gym.make(JEL, **tiny)
+    assert "exp(ln 100 u) in [0.01, 100]" in jel.__doc__
+    env.reset(seed=0)
+    for position, value in ((-1.0, 0.01), (0.5, 10.0), (1.0, 100.0)):
+        panel = env.step(np.full(2, position, dtype=np.float32))[4]["panel"]
+        assert panel == pytest.approx({"lr": value, "weight_decay": value})
+
+
+def test_defaults_are_the_papers():
+    config = jel.JELConfig()
+    assert (config.num_steps, config.interval) == (561, 50)
+    assert (config.base_lr, config.base_weight_decay, config.plant_config().num_probe_batches) == (1e-3, 1e-2, 4)
+    assert config.schedule == "warmup_flat_warmdown" and config.penalties == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rates"),
+    [
+        ({"schedule": "none"}, [1.0, 1.0]),
+        ({}, [1.0, 1 / 9]),  # the last of nine steps of warmdown: 40 % of 23
+        ({"schedule": Cosine(23)}, [1.0, 0.5 * (1 + math.cos(math.pi * 22 / 23))]),
+        ({"schedule": dict.fromkeys(("embedding", "unembedding", "matrix"), Constant(4))}, [0.25, 1.0]),
+    ],
+)
+def test_base_schedules_reach_the_plant(arguments, rates, tiny):
+    plant = gym.make(JEL, **tiny, **arguments).unwrapped.plant
+    lr, _ = plant._window_rates(23)["layer.0.up"]
+    assert lr[[0, 22]].flatten().tolist() == pytest.approx([1e-3 * rate for rate in rates])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
+        ({"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
+        ({"tokenizer": "words"}, "tokenizer 'words'"),
+        ({"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected a Schedule or one of \['none', 'warmup"),
+        ({"schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]; 'nano' has"),
+        ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', "),
+        ({"actions": "each"}, r"unknown actions 'each'; expected one of \['per_optimizer', 'shared'\]"),
+        ({"penalties": {"entropy": 1.0}}, r"unknown penalties \['entropy'\]; expected some of \['gradient_norm', "),
+        ({"penalties": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be finite and not negat"),
+        ({"penalties": {"smoothness": math.nan}}, "weight nan of reward term 'smoothness' must be finite"),
+        ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
+        ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),
+        ({"base_lr": -1e-3}, "base_lr=-0.001 must be finite and not negative"),
+        ({"base_lr": math.nan}, "base_lr=nan must be finite and not negative"),
+        ({"base_lr": {"matrix": 1e-3}}, r"base_lr names the groups \['matrix'\]; 'nano' has \['embedding', "),
+        ({"base_weight_decay": -1.0}, "base_weight_decay=-1.0 must be finite and not negative"),
+        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
+        ({"interval": 0}, "interval=0 must be between 1 and num_steps=23"),
+        ({"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),
+        ({"eval_tokens": 0}, "eval_tokens=0 must be at least 1"),
+        ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
+        ({"batch_token": 64}, r"unknown arguments \['batch_token'\] of TrainLoop-JEL-v0; expected some of \['actions'"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        gym.make(JEL, **tiny | arguments)
+    with pytest.raises(ValueError, match=message):
+        gym.make_vec(JEL, num_envs=2, **tiny | arguments)
+
+
+def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
+    with pytest.raises(ValueError, match=r"unknown autoreset_mode 'NEVER'; expected one of \['DISABLED', "):
+        gym.make_vec(JEL, num_envs=2, **tiny, autoreset_mode="NEVER")
+    with pytest.raises(ValueError, match="num_rows=0 must be at least 1"):
+        gym.make_vec(JEL, num_envs=0, **tiny)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [np.zeros(3, dtype=np.float32), np.zeros(2, dtype=np.int64), np.array([math.nan, 0.0]), np.array([0.0, math.inf])],
+    ids=["shape", "dtype", "nan", "infinity"],
+)
+def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
+    env = gym.make(JEL, **tiny).unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions must be (floating point of shape|finite numbers in \[-1, 1\]).*got"):
+        env.step(action)
+    assert env.plant.steps.tolist() == [0]

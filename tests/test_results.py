@@ -1,0 +1,294 @@
+"""Intervals by hand and against tables, result files that are whole or absent, and the figures' arguments."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from train_agents import figures, results
+from train_agents.results import (
+    bootstrap_interval,
+    environment_facts,
+    hierarchical_interval,
+    interquartile_mean,
+    markdown_table,
+    mean_interval,
+    paired_interval,
+    paired_relative_interval,
+    read_result,
+    t_quantile,
+    write_result,
+)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [
+        (1, 12.706205), (2, 4.302653), (3, 3.182446), (4, 2.776445), (5, 2.570582), (9, 2.262157), (10, 2.228139),
+        (29, 2.045230), (30, 2.042272), (120, 1.979930), (1000, 1.962339),
+    ],
+)  # fmt: skip
+def test_t_quantiles_equal_the_tables(degrees, quantile):
+    assert t_quantile(0.975, degrees) == pytest.approx(quantile, abs=1e-6)
+
+
+def test_t_quantiles_equal_closed_forms():
+    assert t_quantile(0.5, 7) == pytest.approx(0.0, abs=1e-12)
+    assert t_quantile(0.75, 1) == pytest.approx(1.0)  # Cauchy: tan(pi (p - 1/2))
+    p = 0.99
+    assert t_quantile(p, 2) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)))
+    assert t_quantile(0.995, 9) == pytest.approx(3.249836, abs=1e-6)
+
+
+@pytest.mark.parametrize(("probability", "degrees"), [(0.4, 3), (1.0, 3), (0.9, 0)])
+def test_t_quantiles_that_do_not_exist_are_refused(probability, degrees):
+    with pytest.raises(ValueError, match=r"expected \[0.5, 1\)"):
+        t_quantile(probability, degrees)
+
+
+def test_mean_interval_by_hand():
+    # mean 2, standard deviation 1, t(0.975, 2) = 4.302653: half width 4.302653 / sqrt(3)
+    interval = mean_interval([1.0, 2.0, 3.0])
+    assert interval == pytest.approx((2.0, 2.0 - 2.484138, 2.0 + 2.484138), abs=1e-6)
+    assert mean_interval([5.0, 5.0]) == (5.0, 5.0, 5.0)
+    assert mean_interval([1.0, 2.0, 3.0], 0.9)[2] == pytest.approx(2.0 + 2.919986 / math.sqrt(3), abs=1e-6)
+
+
+def test_paired_intervals_by_hand():
+    a, b = [1.0, 2.0, 3.0], [2.0, 4.0, 6.0]  # b - a = 1, 2, 3; (b - a) / b = 1/2 each
+    assert paired_interval(a, b) == pytest.approx((2.0, 2.0 - 2.484138, 2.0 + 2.484138), abs=1e-6)
+    assert paired_relative_interval(a, b) == pytest.approx((0.5, 0.5, 0.5))
+    assert paired_relative_interval(b, a) == pytest.approx((-1.0, -1.0, -1.0))
+
+
+def test_pairing_removes_what_a_seed_has_in_common():
+    rng = np.random.default_rng(0)
+    luck = rng.normal(0.0, 1.0, 10)
+    a, b = 2.0 + luck, 2.5 + luck + rng.normal(0.0, 0.01, 10)
+    _, low, high = paired_interval(a, b)
+    assert 0.48 < low < 0.5 < high < 0.52
+    assert mean_interval(b)[2] - mean_interval(b)[1] > 10 * (high - low)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_an_interval_of_too_little_or_of_nan_is_refused(values):
+    with pytest.raises(ValueError, match="expected at least 2, all finite"):
+        mean_interval(values)
+
+
+def test_samples_that_do_not_pair_are_refused():
+    with pytest.raises(ValueError, match="one of each per seed"):
+        paired_interval([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_interquartile_mean_by_hand():
+    assert interquartile_mean([9.0, 1.0, 2.0, 3.0]) == 2.5  # without 1 and 9
+    assert interquartile_mean([1.0, 2.0, 6.0]) == 3.0  # too few to cut
+    assert interquartile_mean(np.arange(10.0)) == 4.5
+    np.testing.assert_array_equal(interquartile_mean([[0.0, 1.0, 2.0, 99.0], [4.0, 4.0, 4.0, 4.0]]), [1.5, 4.0])
+
+
+def test_bootstrap_interval_of_two_values_by_hand():
+    # means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: the 2.5 % and 97.5 % points are the ends
+    assert bootstrap_interval([0.0, 1.0]) == (0.5, 0.0, 1.0)
+    # at 40 % confidence, the 30 % and 70 % points both lie in the middle
+    assert bootstrap_interval([0.0, 1.0], confidence=0.4) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_stays_within_its_strata():
+    assert bootstrap_interval([[0.0, 0.0], [10.0, 10.0]]) == (5.0, 5.0, 5.0)
+    one_stratum = bootstrap_interval([0.0, 0.0, 10.0, 10.0])
+    assert one_stratum.low < 5.0 < one_stratum.high
+
+
+def test_bootstrap_agrees_with_t_on_many_normal_values():
+    values = np.random.default_rng(1).normal(3.0, 1.0, 200)
+    np.testing.assert_allclose(bootstrap_interval(values), mean_interval(values), atol=0.01)
+
+
+def test_bootstrap_takes_any_statistic_and_follows_its_seed():
+    values = [1.0, 2.0, 3.0, 100.0]
+    interval = bootstrap_interval(values, statistic=interquartile_mean, seed=3)
+    assert interval.mean == 2.5
+    assert interval == bootstrap_interval(values, statistic=interquartile_mean, seed=3)
+    samples = np.random.default_rng(0).normal(size=20)
+    assert bootstrap_interval(samples, seed=0) != bootstrap_interval(samples, seed=1)
+
+
+def test_hierarchical_interval_counts_both_ways_of_chance():
+    controllers = np.array([[0.0] * 4, [1.0] * 4])  # seeds agree: only the controllers are by chance
+    assert hierarchical_interval(controllers) == (0.5, 0.0, 1.0)
+    assert hierarchical_interval(controllers.T) == (0.5, 0.0, 1.0)  # and only the seeds
+    assert hierarchical_interval(np.full((3, 3), 2.0)) == pytest.approx((2.0, 2.0, 2.0))
+    rng = np.random.default_rng(0)
+    a, s = rng.normal(size=(20, 1)), rng.normal(size=(1, 20))
+    width = {key: np.subtract(*hierarchical_interval(m)[:0:-1]) for key, m in
+             {"controllers": a + 0 * s, "seeds": s + 0 * a, "both": a + s}.items()}  # fmt: skip
+    assert width["both"] == pytest.approx(math.hypot(width["controllers"], width["seeds"]), rel=0.05)
+
+
+def test_hierarchical_interval_of_a_vector_is_refused():
+    with pytest.raises(ValueError, match=r"\(2,\); expected \(controllers, seeds\)"):
+        hierarchical_interval([1.0, 2.0])
+
+
+def test_statistics_leave_the_global_generators_alone():
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    bootstrap_interval([1.0, 2.0])
+    hierarchical_interval([[1.0, 2.0]])
+    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_markdown_table_aligns_numbers_and_escapes():
+    text = markdown_table(["method", "bpb"], [["a|b", 1.25], ["c\nd", "-"]])
+    assert text == "| method | bpb |\n| --- | ---: |\n| a\\|b | 1.25 |\n| c d | - |"
+    assert markdown_table(["x"], []) == "| x |\n| --- |"
+    with pytest.raises(ValueError, match="has 1 cells; expected 2"):
+        markdown_table(["a", "b"], [[1]])
+
+
+ROW = {
+    "seed": 1,
+    "corpus": "abc",
+    "bpb": 1.23456789012,
+    "probe_curve": [1.23456789012, 2],
+    "bpb_curve": [1.23456789012],
+}
+
+
+def test_a_result_comes_back_as_it_was_written(tmp_path):
+    path = tmp_path / "deep" / "result.json"
+    write_result(path, "test", {"rate": [0.123456789], "path": tmp_path}, [ROW, ROW | {"seed": 2}], {"note": "x"})
+    result = read_result(path)
+    assert result["kind"] == "test" and result["extra"] == {"note": "x"} and result["notes"] == []
+    assert result["configuration"] == {"rate": [0.123456789], "path": str(tmp_path)}
+    assert result["rows"][1]["seed"] == 2 and result["facts"]["corpus"] == "abc"
+
+
+def test_curves_are_rounded_and_scores_are_not(tmp_path):
+    write_result(tmp_path / "r.json", "test", {}, [ROW], {"table": [{"bpb": [1.23456789012]}]})
+    result = read_result(tmp_path / "r.json")
+    assert result["rows"][0]["bpb"] == 1.23456789012
+    assert result["rows"][0]["bpb_curve"] == [1.23456789012]
+    assert result["rows"][0]["probe_curve"] == [1.23457, 2]
+    assert result["extra"]["table"][0]["bpb"] == [1.23456789012]
+
+
+def test_numbers_that_json_cannot_hold_become_null_with_a_note(tmp_path):
+    row = {"seed": 1, "bpb": float("nan"), "curve": np.array([1.0, np.inf])}
+    write_result(tmp_path / "r.json", "test", {}, [row])
+    json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    result = read_result(tmp_path / "r.json")
+    assert result["rows"] == [{"seed": 1, "bpb": None, "curve": [1.0, None]}]
+    assert result["notes"] == ["rows[0].bpb was nan", "rows[0].curve[1] was inf"]
+
+
+def test_arrays_tensors_and_scalars_become_plain(tmp_path):
+    row = {
+        "a": np.float32(0.5),
+        "b": np.arange(2),
+        "c": torch.ones(1),
+        "d": np.bool_(True),
+        "e": (1, None),
+        "f": object,
+    }
+    write_result(tmp_path / "r.json", "test", {}, [row])
+    expected = {"a": 0.5, "b": [0, 1], "c": [1.0], "d": True, "e": [1, None], "f": "<class 'object'>"}
+    assert read_result(tmp_path / "r.json")["rows"] == [expected]
+
+
+def test_a_write_that_fails_leaves_the_old_result_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    write_result(path, "old", {}, [])
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_result(path, "new", {}, [])
+    assert read_result(path)["kind"] == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "x"}'])
+def test_what_is_no_result_file_is_named(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ValueError, match=r"r\.json is no JSON object with the keys"):
+        read_result(tmp_path / "r.json")
+
+
+def test_facts_name_what_a_number_depends_on():
+    facts = environment_facts({"preset": "nano"}, "abc")
+    assert facts["versions"]["torch"] == torch.__version__ and facts["versions"]["numpy"] == np.__version__
+    assert set(facts["versions"]) == {"python", "hpenv", "torch", "numpy", "gymnasium"}
+    assert facts["torch_threads"] == torch.get_num_threads()
+    assert facts["corpus"] == "abc" and facts["env_kwargs"] == {"preset": "nano"}
+    assert facts["processor"] and facts["command"][1:] == sys.argv[1:]
+    assert facts == json.loads(json.dumps(facts))
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_the_commit_is_that_of_the_checkout_and_dirty_is_about_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert environment_facts()["commit"] is None and environment_facts()["dirty"] is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "x")
+    facts = environment_facts()
+    assert len(facts["commit"]) == 40 and facts["dirty"] is False
+    (tmp_path / "result.json").write_text("{}")
+    assert environment_facts()["dirty"] is False
+    (tmp_path / "b.py").write_text("")
+    assert environment_facts()["dirty"] is True
+    (tmp_path / "inner").mkdir()
+    monkeypatch.setattr(results, "ROOT", tmp_path / "inner")  # somebody else's repository around us
+    assert environment_facts()["commit"] is None
+
+
+def test_the_command_does_not_say_where_the_checkout_lies(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(results.ROOT / "train_agents" / "train.py"), "--seed", "1"])
+    assert environment_facts()["command"] == ["-m", "train_agents.train", "--seed", "1"]
+
+
+STEPS = np.array([0, 10, 20, 23])
+MULTIPLIERS = np.exp(np.random.default_rng(0).normal(size=(3, 2)))
+DRAWINGS = {
+    "dynamics": lambda path: figures.training_dynamics(
+        path, {"one": (STEPS, np.ones((1, 4))), "two": (STEPS, np.arange(8.0).reshape(2, 4))}, "loss [nats]"
+    ),
+    "actions": lambda path: figures.controller_actions(
+        path, STEPS, MULTIPLIERS * 0.5, MULTIPLIERS, MULTIPLIERS * 2, names=["lr", "wd"], schedules=[MULTIPLIERS]
+    ),
+    "learning": lambda path: figures.learning_curves(path, {"a": (STEPS, np.ones((2, 4)))}, "return [nats]"),
+    "bars": lambda path: figures.comparison_bars(path, [("a", 1.0, 0.9, 1.1)], "bpb", reference={"base": 1.2}),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_is_a_png_without_state_and_the_same_each_time(name, tmp_path):
+    had_pyplot = "matplotlib.pyplot" in sys.modules
+    DRAWINGS[name](tmp_path / "folder" / "a.png")
+    DRAWINGS[name](tmp_path / "b.png")
+    first = (tmp_path / "folder" / "a.png").read_bytes()
+    assert first.startswith(b"\x89PNG") and first == (tmp_path / "b.png").read_bytes()
+    assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
+
+
+def test_arrays_that_do_not_fit_a_figure_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"curve 'x' of shapes \(4,\) and \(2, 3\)"):
+        figures.learning_curves(tmp_path / "x.png", {"x": (STEPS, np.ones((2, 3)))}, "y")
+    with pytest.raises(ValueError, match=r"expected \(K, 1\) each, for \['lr'\]"):
+        figures.controller_actions(tmp_path / "x.png", STEPS, *[MULTIPLIERS] * 3, names=["lr"])
+    with pytest.raises(ValueError, match=r"steps of shape \(2,\); expected \(3,\) or \(4,\)"):
+        figures.controller_actions(tmp_path / "x.png", STEPS[:2], *[MULTIPLIERS] * 3, names=["lr", "wd"])
