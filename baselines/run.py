@@ -50,7 +50,7 @@ class RunConfig:
     tokenizer: str = "bytes"
     num_steps: int = 561  # of a run [steps]
     interval: int = 50  # steps per measurement of the curves [steps]
-    batch_tokens: int = 1024  # of one step [tokens]
+    batch_tokens: int = 512  # of one step [tokens]
     sequence_length: int = 64  # [tokens]
     eval_tokens: int = 65_536  # of the validation slice [tokens]
     device: str = "cpu"

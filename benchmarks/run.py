@@ -37,8 +37,8 @@ class BenchmarkConfig:
     out: Path = Path("results/benchmarks.json")  # JSON with every number
     rounds: int = 7  # alternating rounds per ratio; the median is reported
     num_steps: int = 100  # of a timed run [steps]
-    meta_tokens: int = 256  # of a step in meta-training [tokens]
-    deployment_tokens: int = 1024  # of a step of a deployed run [tokens]
+    meta_tokens: int = 128  # of a step in meta-training [tokens]
+    deployment_tokens: int = 512  # of a step of a deployed run [tokens]
 
 
 def seconds(function: Callable[[], object]) -> float:

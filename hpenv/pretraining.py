@@ -38,7 +38,7 @@ class PretrainingConfig:
     preset: str = "nano"  # a key of model.PRESETS
     data: str = "stdlib"  # see data.load_corpus
     tokenizer: str = "bytes"  # see data.load_corpus
-    batch_tokens: int = 1024  # tokens of one optimizer step [tokens]
+    batch_tokens: int = 512  # tokens of one optimizer step [tokens]
     sequence_length: int = 64  # [tokens]
     optimizer: str = "adamw_muon"  # a key of optimizers.OPTIMIZERS
     base_lr: PerGroup = 1e-3  # one for all groups, or group -> rate (JEL: uniform 1e-3)

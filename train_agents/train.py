@@ -46,9 +46,7 @@ class TrainConfig:
 
     agent: Literal["jel", "ppo"] = "jel"  # who learns
     env: str = "TrainLoop-JEL-v0"  # a registered id
-    env_kwargs: tuple[str, ...] = (
-        "batch_tokens=256",
-    )  # key=value; a quarter of the default batch, as meta-training is cheap
+    env_kwargs: tuple[str, ...] = ("batch_tokens=128",)  # key=value; a quarter of the default batch: cheap runs
     num_updates: int = 50  # updates of the agent (JEL, table 2)
     episodes_per_update: int = 8  # runs per update (JEL, table 2)
     num_envs: int = 8  # runs trained together; episodes_per_update must be a multiple of it

@@ -86,7 +86,7 @@ class JELConfig:
     tokenizer: str = "bytes"  # `bytes`, `bpe:<vocabulary>`, or a path of a tokenizers file
     num_steps: int = 561  # of an episode [steps] (JEL, table 2)
     interval: int = 50  # steps per decision [steps] (JEL, table 2)
-    batch_tokens: int = 1024  # of one step [tokens]
+    batch_tokens: int = 512  # of one step [tokens]
     sequence_length: int = 64  # [tokens]
     optimizer: str = "adamw_muon"  # key of hpenv.optimizers.OPTIMIZERS
     base_lr: PerGroup = 1e-3  # uniform, or group -> rate (JEL, section 4.1)

@@ -48,7 +48,7 @@ class ExperimentConfig:
     runs: Path = Path("runs/jel")  # checkpoints and logs of the controllers
     num_steps: int = 561  # of a run [steps]
     interval: int = 50  # steps per decision [steps]
-    deployment_tokens: int = 1024  # of a step [tokens]
+    deployment_tokens: int = 512  # of a step [tokens]
     meta_tokens: int = 128  # of a step in meta-training [tokens]
     num_updates: int = 50  # of every controller
     ablation_updates: int = 15  # of the ablations; standard GRPO is said to collapse within 10
