@@ -156,7 +156,10 @@ def run_equivalents(config: BenchmarkConfig) -> dict[str, Any]:
     result: dict[str, Any] = {"steps timed": steps, "goal at 128": "<= 5.6"}
     for factor in (4, 16, 128):
         deployed = make(1, config, config.meta_tokens * factor, num_steps=steps)
-        functions = {"meta": partial(episode, meta), "deployed": partial(episode, deployed)}
+        functions: dict[str, Callable[[], object]] = {
+            "meta": partial(episode, meta),
+            "deployed": partial(episode, deployed),
+        }
         times = alternate(functions, max(3, config.rounds // 2))
         one = ratio(times, "meta", "deployed")
         result[f"ratio {factor}"] = {key: value * META_EPISODES / 8 for key, value in one.items()}

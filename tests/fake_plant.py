@@ -1,4 +1,4 @@
-"""A plant whose losses are a closed form, for tests of the environment alone: instant, and its divergence is arranged."""
+"""A plant whose losses are a closed form, for tests of the environment alone: instant, diverging when told to."""
 
 from __future__ import annotations
 

@@ -137,17 +137,18 @@ def sweep_table(job: Job) -> str:
 
 def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
     """Section 4.4: every ablation at its number of updates, next to the paper's arm at the same number."""
-    rows = []
+    rows, lengths = [], []
     for name, members in groups.items():
         if name in LABELS or "training" not in members[0]["extra"]:
             continue
         training = members[0]["extra"]["training"]
+        lengths.append(len(training))
         rows.append(
             [
                 name.replace("_", " "),
                 f"{scores(members[0]).mean():.4f}",
                 str(len(training)),
-                f"{np.mean([line.get('rollout/ep_rew_mean', np.nan) for line in training[-5:]]):.3f}",
+                _late_return(training),
                 _entropy(training, 0),
                 _entropy(training, 9),
                 _entropy(training, -1),
@@ -155,13 +156,13 @@ def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
         )
     for seed, job in enumerate(groups.get("paper", [])):
         training = job["extra"]["training"]
-        upto = [line.get("rollout/ep_rew_mean", np.nan) for line in training]
+        at_equal_length = training[: max(lengths, default=len(training))]
         rows.append(
             [
                 f"paper, controller {seed}",
                 f"{scores(job).mean():.4f}",
                 str(len(training)),
-                f"{np.mean(upto[-5:]):.3f} (updates 11 to 15: {np.mean(upto[10:15]):.3f})",
+                f"{_late_return(training)} ({_late_return(at_equal_length)} after {len(at_equal_length)} updates)",
                 _entropy(training, 0),
                 _entropy(training, 9),
                 _entropy(training, -1),
@@ -183,6 +184,10 @@ def cost_table(benchmarks: Mapping[str, Any]) -> str:
         share = overhead["share of a window"]
         rows.append([f"controller's share of a deployed window, {threads}", f"{100 * share['median']:.3f} %"])
     return markdown_table(["quantity (median [min, max] of alternating rounds)", "measured"], rows)
+
+
+def _late_return(training: Sequence[Mapping[str, float]]) -> str:
+    return f"{np.mean([line['rollout/ep_rew_mean'] for line in training[-5:]]):.3f}" if training else ""
 
 
 def _entropy(training: Sequence[Mapping[str, float]], index: int) -> str:
