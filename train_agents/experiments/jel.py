@@ -242,7 +242,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     paper = [trained(PAPER, seed, config.num_updates) for seed in range(config.num_controllers)]
     ours = [trained(OURS, seed, config.num_updates) for seed in range(config.num_own_controllers)]
     ablations = [trained(arm, 0, config.ablation_updates) for arm in ABLATIONS] if config.ablations else []
-    return [*fixed, *sweeps, *paper, *ours, *searches, *ablations]
+    return [*fixed, *sweeps, *paper[:2], *ours[:2], *paper[2:], *searches, *ours[2:], *ablations]
 
 
 def main() -> None:
