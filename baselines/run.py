@@ -3,9 +3,9 @@
 Every baseline is a population with seeds as rows and all dials at neutral, scored on the validation slice. Sweeps are
 evaluated whole; choose from one on tuning seeds, not on the seeds that are reported.
 
-Tuning goes through the per-group rates one after the other, by factors of two, starting from nanochat's, at the settings
-of the deployed run, and looks at the probe loss alone, on seeds of its own. It writes `baselines/hand_tuned.json`;
-interrupted, the same command goes on from its log.
+Tuning goes through the per-group rates one after the other, by factors of two, starting from nanochat's, at the
+settings of the deployed run, and looks at the probe loss alone, on seeds of its own. It writes
+`baselines/hand_tuned.json`; interrupted, the same command goes on from its log.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Baselines: base rates and base schedules of the plant, true at every step, with every dial at neutral.
 
-A baseline is keyword arguments of the environment and nothing else; whoever runs it gives zero actions. `BASELINES` are the
-ones with a name; `constant_multipliers` and `schedule_free_configurations` are the sweeps, of which the best on tuning
-seeds is reported.
+A baseline is keyword arguments of the environment and nothing else; whoever runs it gives zero actions. `BASELINES`
+are the ones with a name; `constant_multipliers` and `schedule_free_configurations` are the sweeps, of which the best on
+tuning seeds is reported.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def nanochat_rates(preset: str = "nano") -> dict[str, PerGroup]:
     """nanochat's own base rates at the size of a preset: `base_lr` and `base_weight_decay`, group -> rate.
 
     Embeddings 0.3 and unembedding 0.004, times (n_embd / 768)^-0.5; matrices 0.02; weight decay on matrices alone, 0.2
-    (12 / depth)^2, which is the 0.8 of JEL's section 4.1. nanochat fitted that rule on depths of 8 to 20: at the 2 layers of
-    `nano` it says 7.2, a seventh of a matrix per step, so below 6 layers it is left at 0.2. nanochat has 0.005 for
-    the residual lambdas and 0.5 for those of the embedding; they are one group here, which gets the 0.005.
+    (12 / depth)^2, which is the 0.8 of JEL's section 4.1. nanochat fitted that rule on depths of 8 to 20: at the 2
+    layers of `nano` it says 7.2, a seventh of a matrix per step, so below 6 layers it is left at 0.2. nanochat has
+    0.005 for the residual lambdas and 0.5 for those of the embedding; they are one group here, which gets the 0.005.
 
     References:
         nanochat at commit 8630d32, gpt.setup_optimizers and scripts/base_train.py.
@@ -197,8 +197,8 @@ BASELINES: dict[str, Callable[..., Baseline]] = {
 def constant_multipliers(num_steps: int, num_multipliers: int = 7) -> dict[str, dict[str, Any]]:
     """Sweep of one multiplier of the uniform base rate, 1 to 100 on a log grid, each with and without 40 % warmdown.
 
-    What a controller could do that decides once. The base weight decay stays what it is, so that, being multiplied by the
-    learning rate, the decay of a step grows along.
+    What a controller could do that decides once. The base weight decay stays what it is, so that, being multiplied by
+    the learning rate, the decay of a step grows along.
 
     Args:
         num_steps: of a run [steps].

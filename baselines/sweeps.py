@@ -1,8 +1,9 @@
 """Searches that a controller must beat at its own price: random search and CMA-ES over schedules.
 
-A schedule is K x A positions, one row per decision. A population plays one schedule per row, and a schedule is worth the
-sum of the rewards of the one run that it was played in: a single noisy number, as it is for a controller in training.
-Searches write a line of JSON per generation and go on from those lines bitwise; no global generator is touched.
+A schedule is K x A positions, one row per decision. A population plays one schedule per row, and a schedule is worth
+the sum of the rewards of the one run that it was played in: a single noisy number, as it is for a controller in
+training. Searches write a line of JSON per generation and go on from those lines bitwise; no global generator is
+touched. Both searches are one loop over two strategies, and are easier read together: hence the length of the file.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Population:
     def play(self, positions: FloatArray, seeds: Sequence[int]) -> Outcomes:
         """See Evaluator."""
         _, infos = self.env.reset(seed=list(seeds))
-        initial = infos["probe_loss"]
+        initial: FloatArray = infos["probe_loss"]
         returns, diverged, ended = np.zeros(self.num_rows), np.zeros(self.num_rows, bool), np.zeros(self.num_rows, bool)
         for decision in range(self.shape[0]):
             action = positions[:, decision].astype(np.float32)
@@ -89,7 +90,8 @@ class Population:
             ended |= terminated | truncated
             if ended.all():
                 break
-        return Outcomes(returns, np.where(diverged, initial, infos["probe_loss"]))
+        last: FloatArray = infos["probe_loss"]
+        return Outcomes(returns, np.where(diverged, initial, last))
 
 
 class Strategy(Protocol):
@@ -286,8 +288,8 @@ def cma_search(
 ) -> tuple[ScheduleTable, History]:
     """CMA-ES over schedules; see CMAStrategy.
 
-    The runs of a generation share weights and data order (`seed_mode="grouped"`, unless env_kwargs says otherwise): CMA-ES
-    only ranks within a generation, and common random numbers take most of the noise out of a rank.
+    The runs of a generation share weights and data order (`seed_mode="grouped"`, unless env_kwargs says otherwise):
+    CMA-ES only ranks within a generation, and common random numbers take most of the noise out of a rank.
 
     Args:
         env_kwargs: arguments of the env, at meta-training settings.

@@ -161,6 +161,19 @@ def test_disabled_lets_the_finished_wait_until_they_are_reset():
     assert steps(env) == [23, 10, 23] and terminated.tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_every_episode_is_measured_against_its_own_beginning(mode):
+    env = make(3, {1: 13}, mode, features=["progress", "probe_loss"])
+    env.reset(seed=7)
+    for _ in range(3 if mode == "NEXT_STEP" else 2):
+        obs, _, terminated, _, infos = env.step(still(env))
+    if mode == "DISABLED":
+        obs, infos = env.reset(options={"reset_mask": terminated})
+    assert obs[1].tolist() == [0.0, 1.0]
+    earlier, _, _, _, infos = env.step(still(env))
+    assert earlier[1, 1] == pytest.approx(infos["probe_loss"][1] / (INITIAL_LOSS + env.plant.seeds[1] % 1000 / 1000))
+
+
 def test_a_seed_beside_a_mask_reaches_the_masked_rows_alone():
     env, whole = make(3, mode="DISABLED"), make(3, mode="DISABLED")
     env.reset(seed=7)

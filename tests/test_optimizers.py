@@ -216,7 +216,7 @@ def test_a_warmup_outside_is_the_packages_own_warmup(rule, package):
 
 
 def nanochat_step(w, g, buffer, mean_square, lr, wd, step):
-    """One matrix by nanochat's muon.py at commit 8630d32 and its momentum schedule, written again from its description."""
+    """One matrix by nanochat's muon.py and momentum schedule at commit 8630d32, written again from a description."""
     coefficients = [
         (8.156554524902461, -22.48329292557795, 15.878769915207462),
         (4.042929935166739, -2.808917465908714, 0.5000178451051316),

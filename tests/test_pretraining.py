@@ -328,6 +328,9 @@ def test_one_cell_follows_to_the_exact_change_of_every_weight(channels, column, 
     """The first step by hand: AdamW moves by lr g / (|g| + eps), Muon by lr times torch.optim.Muon's direction."""
     plant = make(1, channels=channels, base_lr=2e-3, base_weight_decay=0.3)
     plant.panel.positions[0, column] = 0.5  # ten times the base rate
+    for weight in plant.weights.values():
+        if not weight.any():  # projections that begin at zero let no gradient through
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
     before = {name: weight[0].clone() for name, weight in plant.weights.items()}
     leaves = {name: weight.clone().requires_grad_() for name, weight in plant.weights.items()}
     losses = model.mean_losses(leaves, plant.model_config, *plant._batch(), plant._rope)
@@ -336,6 +339,7 @@ def test_one_cell_follows_to_the_exact_change_of_every_weight(channels, column, 
     for name, weight in plant.weights.items():
         kind, g = model.parameter_kind(name), gradients[name][0]
         lr = 2e-2 if kind in kinds else 2e-3
+        assert g.any(), name
         if kind == "matrix":
             expected = torch.nn.Parameter(before[name].clone())
             expected.grad = g

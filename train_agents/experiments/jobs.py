@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
         return
     os.environ.update({key: value for key, value in ALLOCATOR.items() if key not in os.environ})
     failed: dict[str, str] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would outlive this one
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
     futures: dict[Future[float], Job] = {pool.submit(_execute, job, folder): job for job in missing}
     try:
