@@ -68,8 +68,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         check_features(features)
         self._weights = dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
         check_weights(self._weights)
-        if not 1 <= interval <= horizon:
-            raise ValueError(f"interval={interval} must be between 1 and the {horizon} steps of the run")
+        if not (isinstance(interval, int | np.integer) and 1 <= interval <= horizon):
+            raise ValueError(f"interval={interval} must be a whole number between 1 and the {horizon} steps of the run")
         if seed_mode not in SEED_MODES:
             raise ValueError(f"unknown seed_mode {seed_mode!r}; expected one of {list(SEED_MODES)}")
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -103,6 +103,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._truncated: BoolArray = np.zeros(self.num_envs, dtype=bool)
         self._initial: FloatArray = np.zeros(self.num_envs)
         self._previous_positions: FloatArray = np.zeros((self.num_envs, len(self.action_names)))
+        self._observations = np.zeros((self.num_envs, len(self.observation_names)), dtype=np.float32)
         self._window: Window | None = None
         self._history = [History() for _ in range(self.num_envs)]
 
@@ -137,7 +138,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._window = self.plant.advance(np.zeros(self.num_envs, dtype=np.int64))
         self._initial[rows] = self._window.probe_loss[rows]
         self._record(rows)
-        return self._observations(self._reading(self._window)), self._infos(self._window, rows)
+        return self._observe(self._reading(self._window, rows), rows), self._infos(self._window, rows)
 
     def _seed_rows(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> None:
         if seed is None:
@@ -195,7 +196,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._window = self.plant.advance(steps)
         self._initial[restarting] = self._window.probe_loss[restarting]
 
-        reading = self._reading(last)
+        reading = self._reading(last, restarting)
         terms = reward_terms(reading)
         total = np.sum([weight * terms[name] for name, weight in self._weights.items()], axis=0)
         rewards = np.where(moving, total, 0.0)
@@ -203,8 +204,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             moving, (self._window.steps >= self.horizon) | (self._window.divergence > 0), self._ended & ~restarting
         )
         terminated = self._ended.copy()
-        observations = self._observations(reading)
-        infos = self._infos(self._window, moving | restarting, terms)
+        observations = self._observe(reading, moving | restarting)
+        infos = self._infos(self._window, moving | restarting) | self._measured(self._window, moving, terms)
         self._previous_positions[moving] = self.plant.panel.positions[moving]
         self._record(moving | restarting)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
@@ -233,23 +234,35 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise ValueError(f"actions must be finite numbers in [-1, 1]; got {array.tolist()}")
         return array.astype(np.float64)
 
-    def _reading(self, last: Window) -> Reading:
+    def _reading(self, last: Window, fresh: BoolArray) -> Reading:
+        """What was measured, against the window before; a row that has just begun has none but its own."""
         assert self._window is not None
         return Reading(
             window=self._window,
-            previous_probe_loss=last.probe_loss,
+            previous_probe_loss=np.where(fresh, self._window.probe_loss, last.probe_loss),
             initial_probe_loss=self._initial,
             progress=self._window.steps / self.horizon,
             positions=self.plant.panel.positions,
             previous_positions=self._previous_positions,
-            first=last.steps == 0,
+            first=fresh | (last.steps == 0),
             action_names=self.action_names,
         )
 
-    def _observations(self, reading: Reading) -> NDArray[np.float32]:
-        return observe(self._features, reading).astype(np.float32)
+    def _observe(self, reading: Reading, rows: BoolArray) -> NDArray[np.float32]:
+        """Observations (N, F); rows that neither moved nor began anew repeat their last."""
+        self._observations[rows] = observe(self._features, reading)[rows].astype(np.float32)
+        return self._observations.copy()
 
-    def _infos(self, window: Window, rows: BoolArray, terms: Mapping[str, FloatArray] | None = None) -> Info:
+    def _measured(self, window: Window, rows: BoolArray, terms: Mapping[str, FloatArray]) -> Info:
+        """The infos of rows that were trained."""
+        infos: Info = {
+            "train_loss": window.train_loss.copy(),
+            "gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max),
+            "reward_terms": {name: terms[name] + 0.0 for name in REWARD_TERMS},
+        }
+        return with_masks(infos, rows)
+
+    def _infos(self, window: Window, rows: BoolArray) -> Info:
         """What was measured, (N,) per key with a `_key` mask of the rows it is of; no NaN, no clock, no tensors."""
         panel = self.plant.panel.values()
         infos: Info = {
@@ -258,10 +271,6 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "corpus": np.array([self.plant.corpus_digest] * self.num_envs),
             "panel": {name: panel[:, column].copy() for column, name in enumerate(self.action_names)},
         }
-        if terms is not None:
-            infos["train_loss"] = window.train_loss.copy()
-            infos["gradient_norm"] = np.minimum(window.gradient_norm, np.finfo(np.float32).max)
-            infos["reward_terms"] = {name: terms[name] + 0.0 for name in REWARD_TERMS}
         infos = with_masks(infos, rows)
         diverged = rows & (window.divergence > 0)
         if diverged.any():
@@ -287,6 +296,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         inner = self.plant.snapshot()
         tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
         own = {"ended": self._ended, "initial": self._initial, "previous_positions": self._previous_positions}
+        own["observations"] = self._observations
         tensors |= {f"env/{name}": torch.as_tensor(value.copy()) for name, value in own.items()}
         tensors |= {f"window/{name}": torch.as_tensor(value.copy()) for name, value in vars(self._window).items()}
         rows = [
@@ -320,6 +330,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._truncated = np.zeros(self.num_envs, dtype=bool)
         self._initial = tensors["env/initial"].numpy().copy()
         self._previous_positions = tensors["env/previous_positions"].numpy().copy()
+        self._observations = tensors["env/observations"].numpy().copy()
         names = [name for name in tensors if name.startswith("window/")]
         self._window = Window(**{name.removeprefix("window/"): tensors[name].numpy().copy() for name in names})
         for row, saved in enumerate(snapshot.metadata["rows"]):
@@ -405,6 +416,11 @@ class TrainLoopEnv(gym.Env):
         if self.vector._window is not None and self.vector._ended[0]:
             raise gym.error.ResetNeeded("the run has ended; call reset() before the next step()")
         array = np.asarray(action)
+        if array.shape != self.action_space.shape:
+            raise ValueError(
+                f"an action must be of shape {self.action_space.shape}, one number per {list(self.action_names)}; "
+                f"got shape {array.shape}"
+            )
         observations, rewards, terminated, truncated, infos = self.vector.step(array[None])
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), row_info(infos, 0, 1)
 

@@ -59,7 +59,7 @@ class _SquaredReLUFeedForward(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
         x, up, down, hidden = ctx.saved_tensors
         N, M, _ = x.shape
-        d_x, d_up, d_down = torch.empty_like(hidden[..., : x.shape[2]]), torch.zeros_like(up), torch.zeros_like(down)
+        d_x, d_up, d_down = torch.empty_like(x), torch.zeros_like(up), torch.zeros_like(down)
         for n, part in _chunks(N, M):
             g, h = gradient[n, part], hidden[n, part]
             d_down[n].addmm_(g.T, h * h)

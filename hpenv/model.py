@@ -51,6 +51,8 @@ class GPTConfig:
         """Refuses shapes that do not fit together."""
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
             raise ValueError(f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head} (rotary pairs)")
+        if self.value_embeddings and self.n_embd < GATE_CHANNELS:
+            raise ValueError(f"value embeddings are gated by {GATE_CHANNELS} channels; got n_embd={self.n_embd}")
         if self.feed_forward not in ("relu2", "swiglu"):
             raise ValueError(f"unknown feed_forward {self.feed_forward!r}; expected one of ['relu2', 'swiglu']")
         if not self.window_pattern or set(self.window_pattern) - set("SL"):

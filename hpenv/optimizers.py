@@ -292,7 +292,8 @@ def _schedule_free_update(
     state["weight_sum"].add_(weight)
     total = state["weight_sum"]
     c = torch.where(total > 0, weight / total.clamp_min(1e-300), torch.zeros_like(total)).to(y.dtype).view(lr.shape)
-    # lr wd at most 1: at the corners a step may take a weight to zero, never past it.
+    # lr wd at most 1: a step's decay, evaluated at y, is at most y itself. It is applied to z as well, as the package
+    # does, and can take z past zero where the two have drifted apart.
     decay = torch.minimum(wd, 1.0 / lr.clamp_min(1e-30))
     u = direction + y * decay
     y.add_((state["z"] - y) * c).add_(u * (lr * (beta * (1.0 - c) - 1.0)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -57,11 +57,14 @@ class PretrainingConfig:
         for name in ("base_lr", "base_weight_decay"):
             rates = getattr(self, name)
             for rate in rates.values() if isinstance(rates, Mapping) else (rates,):
-                if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
+                if not (is_number(rate) and math.isfinite(rate) and rate >= 0):
                     raise ValueError(f"{name}={rates!r} must be finite and not negative")
+        for name in ("lr_schedule", "weight_decay_schedule"):
+            schedules = getattr(self, name)
+            if not all(callable(s) for s in (schedules.values() if isinstance(schedules, Mapping) else (schedules,))):
+                raise ValueError(f"{name}={schedules!r} must be a Schedule (see hpenv.schedules), or group -> Schedule")
         for name in ("batch_tokens", "sequence_length", "num_probe_batches", "eval_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            check_count(name, getattr(self, name))
         if self.batch_tokens % self.sequence_length:
             raise ValueError(
                 f"batch_tokens={self.batch_tokens} must be a multiple of sequence_length={self.sequence_length}"
@@ -70,6 +73,12 @@ class PretrainingConfig:
             raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
         if not self.divergence_multiple > 1:
             raise ValueError(f"divergence_multiple={self.divergence_multiple} must be above 1")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"unknown device {self.device!r}; expected one that torch knows, as 'cpu' or 'cuda'"
+            ) from error
 
     @property
     def batch_size(self) -> int:
@@ -78,18 +87,30 @@ class PretrainingConfig:
 
     def description(self) -> dict[str, object]:
         """The configuration as JSON-able values; schedules as their text."""
-        plain: dict[str, object] = {
-            key: value if isinstance(value, int | float | str | dict) and not _holds_schedules(value) else repr(value)
-            for key, value in asdict(self).items()
-        }
-        return plain | {
-            "lr_schedule": repr(self.lr_schedule),
-            "weight_decay_schedule": repr(self.weight_decay_schedule),
-        }
+        return {field.name: _described(getattr(self, field.name)) for field in fields(self)}
 
 
-def _holds_schedules(value: object) -> bool:
-    return isinstance(value, Mapping) and not all(isinstance(v, int | float | str) for v in value.values())
+def _described(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _described(entry) for key, entry in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, int | float | str) else repr(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a real number, of Python or numpy; True and False are not."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuses what is not a whole number of at least 1.
+
+    Raises:
+        ValueError: naming the argument and what was given.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
 
 
 class PretrainingPlant:
@@ -182,6 +203,8 @@ class PretrainingPlant:
                 self.optimizer_state[name][slot][index] = value
         self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
         self.panel.positions[chosen] = 0.0
+        fresh_rows = np.isin(np.arange(self.num_rows), chosen)
+        self._window = Window(**{key: np.where(fresh_rows, 0, value) for key, value in vars(self._window).items()})
 
     def advance(self, num_steps: IntArray) -> Window:
         """Trains row i for num_steps[i] steps, then measures; 0 only measures. A row that has diverged does not move.

@@ -58,7 +58,8 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if name not in REWARD_TERMS:
             raise ValueError(f"unknown reward term {name!r}; expected some of {sorted(REWARD_TERMS)}")
-        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not (number and math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight {weight!r} of reward term {name!r} must be finite and not negative")
 
 

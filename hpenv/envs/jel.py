@@ -51,7 +51,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant
+from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant, check_count
 from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
 
 ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -116,11 +116,13 @@ class JELConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}")
         if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; expected a Schedule or one of {list(SCHEDULES)}")
+        for name in ("num_steps", "interval"):
+            check_count(name, getattr(self, name))
         unknown = sorted(set(self.penalties) - set(PENALTIES))
         if unknown:
             raise ValueError(f"unknown penalties {unknown}; expected some of {list(PENALTIES)}")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+        if self.interval > self.num_steps:
+            raise ValueError(f"interval={self.interval} must be between 1 and num_steps={self.num_steps}")
 
     def base_schedule(self) -> Schedule | Mapping[str, Schedule]:
         """The base schedule of the learning rate."""
@@ -138,13 +140,7 @@ def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
 ) -> TrainLoopVectorEnv:
     """The population: `gym.make_vec("TrainLoop-JEL-v0", num_envs=N)`."""
-    known = {f.name for f in fields(JELConfig)}
-    unknown = sorted(set(arguments) - known)
-    if unknown:
-        raise ValueError(f"unknown arguments {unknown} of TrainLoop-JEL-v0; expected some of {sorted(known)}")
-    config = JELConfig(**arguments)
-    if not 1 <= config.interval <= config.num_steps:
-        raise ValueError(f"interval={config.interval} must be between 1 and num_steps={config.num_steps}")
+    config = JELConfig(**_known(arguments))
     return TrainLoopVectorEnv(
         PretrainingPlant(config.plant_config(), num_envs, ACTIONS[config.actions]),
         features=OBSERVATIONS[config.observation],
@@ -159,4 +155,13 @@ def make_vector_env(
 
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-JEL-v0")`."""
-    return TrainLoopEnv(make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **arguments))
+    known = _known(arguments)
+    return TrainLoopEnv(make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **known))
+
+
+def _known(arguments: dict[str, Any]) -> dict[str, Any]:
+    accepted = {f.name for f in fields(JELConfig)}
+    unknown = sorted(set(arguments) - accepted)
+    if unknown:
+        raise ValueError(f"unknown arguments {unknown} of TrainLoop-JEL-v0; expected some of {sorted(accepted)}")
+    return arguments
