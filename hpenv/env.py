@@ -69,7 +69,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._weights = dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
         check_weights(self._weights)
         if not (isinstance(interval, int | np.integer) and 1 <= interval <= horizon):
-            raise ValueError(f"interval={interval} must be a whole number between 1 and the {horizon} steps of the run")
+            raise ValueError(
+                f"interval={interval} must be between 1 and the {horizon} steps of the run, a whole number"
+            )
         if seed_mode not in SEED_MODES:
             raise ValueError(f"unknown seed_mode {seed_mode!r}; expected one of {list(SEED_MODES)}")
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -418,7 +420,7 @@ class TrainLoopEnv(gym.Env):
         array = np.asarray(action)
         if array.shape != self.action_space.shape:
             raise ValueError(
-                f"an action must be of shape {self.action_space.shape}, one number per {list(self.action_names)}; "
+                f"action must be of shape {self.action_space.shape}, one number per {list(self.action_names)}; "
                 f"got shape {array.shape}"
             )
         observations, rewards, terminated, truncated, infos = self.vector.step(array[None])

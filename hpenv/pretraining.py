@@ -103,14 +103,19 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
+def is_count(value: object) -> bool:
+    """Whether this is a whole number of at least 1."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
 def check_count(name: str, value: object) -> None:
     """Refuses what is not a whole number of at least 1.
 
     Raises:
         ValueError: naming the argument and what was given.
     """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
+    if not is_count(value):
+        raise ValueError(f"{name}={value!r} must be at least 1, a whole number")
 
 
 class PretrainingPlant:

@@ -266,7 +266,7 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
         ({"features": ["progress", "speed"]}, r"unknown feature 'speed'; expected some of \['gradient_norm'"),
         ({"reward": {"progess": 1.0}}, r"unknown reward term 'progess'; expected some of \['divergence'"),
         ({"reward": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be finite and not negative"),
-        ({"interval": 0}, "interval=0 must be a whole number"),
+        ({"interval": 0}, "interval=0 must be between 1 and the 23 steps of the run"),
         ({"interval": 24}, "interval=24 must be between 1 and the 23 steps of the run"),
         ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
         ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),

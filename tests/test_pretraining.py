@@ -457,7 +457,7 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
         (CONFIG, {"base_lr": math.inf}, "base_lr=inf must be finite and not negative"),
         (CONFIG, {"base_lr": "fast"}, "base_lr='fast' must be finite and not negative"),
         (CONFIG, {"base_weight_decay": {"matrix": -1.0}}, "base_weight_decay=.*must be finite and not negative"),
-        (CONFIG, {"batch_tokens": 0}, "batch_tokens=0 must be a whole number, at least 1"),
+        (CONFIG, {"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
         (CONFIG, {"sequence_length": -4}, "sequence_length=-4 must be at least 1"),
         (CONFIG, {"num_probe_batches": 0}, "num_probe_batches=0 must be at least 1"),
         (CONFIG, {"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),

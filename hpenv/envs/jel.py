@@ -51,7 +51,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant, check_count
+from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant, check_count, is_count
 from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
 
 ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -116,13 +116,12 @@ class JELConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}")
         if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; expected a Schedule or one of {list(SCHEDULES)}")
-        for name in ("num_steps", "interval"):
-            check_count(name, getattr(self, name))
+        check_count("num_steps", self.num_steps)
+        if not (is_count(self.interval) and self.interval <= self.num_steps):
+            raise ValueError(f"interval={self.interval} must be between 1 and num_steps={self.num_steps}")
         unknown = sorted(set(self.penalties) - set(PENALTIES))
         if unknown:
             raise ValueError(f"unknown penalties {unknown}; expected some of {list(PENALTIES)}")
-        if self.interval > self.num_steps:
-            raise ValueError(f"interval={self.interval} must be between 1 and num_steps={self.num_steps}")
 
     def base_schedule(self) -> Schedule | Mapping[str, Schedule]:
         """The base schedule of the learning rate."""
