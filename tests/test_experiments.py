@@ -13,6 +13,7 @@ from train_agents.results import write_result
 
 TINY = ExperimentConfig(
     num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2, ablation_updates=1,
+    ablation_steps=12, ablation_interval=1,
     num_controllers=2, num_own_controllers=1, num_evaluation_seeds=2, num_tuning_seeds=1,
 )  # fmt: skip
 

@@ -7,7 +7,8 @@ or chosen on: sweeps choose by the probe loss on tuning seeds of their own.
 Arms of controllers, 8 episodes per update:
     paper      the paper's hyperparameters (table 2), independent seeds within a group;
     ours       per-optimizer actions, grouped seeds, policy rate 2e-3;
-    ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO.
+    ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO, on runs a quarter as long,
+               beside a `reference` without any change at the same size.
 
 `--demo` is the same on a run a quarter as long, in minutes. Interrupted, the same command goes on where it stopped.
 """
@@ -51,7 +52,9 @@ class ExperimentConfig:
     deployment_tokens: int = 512  # of a step [tokens]
     meta_tokens: int = 128  # of a step in meta-training [tokens]
     num_updates: int = 50  # of every controller
-    ablation_updates: int = 15  # of the ablations; standard GRPO is said to collapse within 10
+    ablation_steps: int = 141  # of a run of the ablations, which are compared among themselves [steps]
+    ablation_interval: int = 12  # steps per decision of the ablations [steps]
+    ablation_updates: int = 25  # of the ablations; standard GRPO is said to collapse within 10
     num_controllers: int = 5  # of `paper`
     num_own_controllers: int = 3  # of `ours`
     num_evaluation_seeds: int = 10  # runs per controller and baseline
@@ -112,6 +115,7 @@ OURS = Arm(
     jel=JELAgentConfig(learning_rate=2e-3),
 )
 ABLATIONS = (
+    Arm("reference"),
     Arm("normalize_per_step_std", jel=JELAgentConfig(normalize="per_step_std")),
     Arm("normalize_batch_std", jel=JELAgentConfig(normalize="batch_std")),
     Arm("normalize_grpo", jel=JELAgentConfig(normalize="grpo")),
@@ -207,10 +211,11 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     """All jobs, the most wanted first."""
     seeds, deployed, meta = config.evaluation_seeds, config.env_kwargs(), config.meta_kwargs()
 
-    def trained(arm: Arm, seed: int, updates: int) -> Job:
+    def trained(arm: Arm, seed: int, updates: int, size: Mapping[str, Any] | None = None) -> Job:
         arguments = {
-            "arm": arm, "seed": seed, "num_updates": updates, "runs": str(config.runs), "meta_kwargs": meta,
-            "deployment_kwargs": deployed, "evaluation_seeds": seeds,
+            "arm": arm, "seed": seed, "num_updates": updates, "runs": str(config.runs),
+            "meta_kwargs": meta | dict(size or {}), "deployment_kwargs": deployed | dict(size or {}),
+            "evaluation_seeds": seeds,
         }  # fmt: skip
         return Job(f"{arm.name}-{seed}", controller, arguments)
 
@@ -241,8 +246,9 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     ]  # fmt: skip
     paper = [trained(PAPER, seed, config.num_updates) for seed in range(config.num_controllers)]
     ours = [trained(OURS, seed, config.num_updates) for seed in range(config.num_own_controllers)]
-    ablations = [trained(arm, 0, config.ablation_updates) for arm in ABLATIONS] if config.ablations else []
-    return [*fixed, *sweeps, *paper[:2], *ours[:2], *paper[2:], *searches, *ours[2:], *ablations]
+    short = {"num_steps": config.ablation_steps, "interval": config.ablation_interval}
+    ablations = [trained(arm, 0, config.ablation_updates, short) for arm in ABLATIONS] if config.ablations else []
+    return [*fixed, *sweeps, *paper[:2], *ours[:2], *paper[2:], *searches[:1], *ablations, *searches[1:], *ours[2:]]
 
 
 def main() -> None:

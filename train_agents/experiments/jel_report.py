@@ -136,33 +136,18 @@ def sweep_table(job: Job) -> str:
 
 
 def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
-    """Section 4.4: every ablation at its number of updates, next to the paper's arm at the same number."""
-    rows, lengths = [], []
+    """Section 4.4: every ablation beside the reference of its own size."""
+    rows = []
     for name, members in groups.items():
         if name in LABELS or "training" not in members[0]["extra"]:
             continue
         training = members[0]["extra"]["training"]
-        lengths.append(len(training))
         rows.append(
             [
                 name.replace("_", " "),
                 f"{scores(members[0]).mean():.4f}",
                 str(len(training)),
                 _late_return(training),
-                _entropy(training, 0),
-                _entropy(training, 9),
-                _entropy(training, -1),
-            ]
-        )
-    for seed, job in enumerate(groups.get("paper", [])):
-        training = job["extra"]["training"]
-        at_equal_length = training[: max(lengths, default=len(training))]
-        rows.append(
-            [
-                f"paper, controller {seed}",
-                f"{scores(job).mean():.4f}",
-                str(len(training)),
-                f"{_late_return(training)} ({_late_return(at_equal_length)} after {len(at_equal_length)} updates)",
                 _entropy(training, 0),
                 _entropy(training, 9),
                 _entropy(training, -1),
@@ -217,23 +202,31 @@ def draw_figures(folder: Path, groups: Mapping[str, Sequence[Job]], summary: Map
             schedules = [np.stack([panel[name] for name in panel], 1) for panel in panels]
             picture = folder / f"figure3_actions_{arm}.png"
             figures.controller_actions(picture, steps, *quartiles, names=list(panels[0]), schedules=schedules)
+    arms = {name: members for name, members in groups.items() if members[0]["extra"].get("training")}
+    long = {name: members for name, members in arms.items() if name in LABELS}
+    short = {name: members for name, members in arms.items() if name not in LABELS}
     for key, label, file in (
-        ("rollout/ep_rew_mean", "return of an episode [nats]", "learning_curves.png"),
-        ("train/entropy_per_cell", "entropy per cell [nats]", "entropy.png"),
+        ("rollout/ep_rew_mean", "return of an episode [nats]", "learning_curves"),
+        ("train/entropy_per_cell", "entropy per cell [nats]", "entropy"),
     ):
-        lines = {}
-        for name, members in groups.items():
-            histories = [[line.get(key) for line in job["extra"].get("training", [])] for job in members]
-            if histories[0] and None not in histories[0]:
-                lines[LABELS.get(name, name.replace("_", " "))] = (
-                    np.arange(1, len(histories[0]) + 1),
-                    np.array(histories),
-                )
-        if lines:
-            figures.learning_curves(folder / file, lines, label)
+        for some, suffix in ((long, ""), (short, "_ablations")):
+            lines = _histories(some, key)
+            if lines:
+                figures.learning_curves(folder / f"{file}{suffix}.png", lines, label)
     bars = [(LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")), entry["bpb"], *entry["interval"])
             for name, entry in summary.items() if name in LABELS or name.startswith("baseline_")]  # fmt: skip
     figures.comparison_bars(folder / "comparison.png", sorted(bars, key=lambda bar: -bar[1]), "held-out bits per byte")
+
+
+def _histories(groups: Mapping[str, Sequence[Job]], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Label -> (updates, one line per controller) of a metric that every update has."""
+    lines = {}
+    for name, members in groups.items():
+        histories = [[line.get(key) for line in job["extra"]["training"]] for job in members]
+        if None not in histories[0]:
+            label = LABELS.get(name, name.replace("_", " "))
+            lines[label] = (np.arange(1, len(histories[0]) + 1), np.array(histories, dtype=float))
+    return lines
 
 
 def report(folder: Path, command: str) -> None:
@@ -266,7 +259,10 @@ def report(folder: Path, command: str) -> None:
             if name.startswith("sweep_") and name in jobs
         ),
         "## Ablations (section 4.4)",
+        "One controller each, on runs a quarter as long; `reference` is the paper's arm at that size.",
         ablation_table(groups),
+        "![entropy](entropy_ablations.png)\n\n![learning curves](learning_curves_ablations.png)",
+        "## Learning",
         "![learning curves](learning_curves.png)\n\n![entropy](entropy.png)",
     ]
     benchmarks = folder.parent / "benchmarks.json"
