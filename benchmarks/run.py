@@ -7,7 +7,6 @@ for both sides.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -189,7 +188,6 @@ def main() -> None:
     config = tyro.cli(BenchmarkConfig, description=__doc__)
     results: dict[str, Any] = {"configuration": asdict(config) | {"out": str(config.out)}}
     results["facts"] = environment_facts({}, "")
-    results["allocator"] = {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")}
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for benchmark in (env_overhead, population_speedup, achieved_flops, run_equivalents, controller_overhead):

@@ -249,8 +249,8 @@ class PretrainingPlant:
         )
         return self._window
 
-    def _window_rates(self, num_steps: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Learning rate and weight decay of every tensor, run and step ahead: name -> two of (S, N, 1, ...) [1].
+    def _window_rates(self, num_steps: int) -> dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Learning rate and weight decay of every tensor, run and step ahead: name -> two of S times (N, 1, ...) [1].
 
         Base rate x base schedule x the panel's multiplier, which is exactly 1 at neutral.
         """
@@ -268,7 +268,7 @@ class PretrainingPlant:
             for quantity, table in zip(("lr", "weight_decay"), base[self._groups[name]], strict=True):
                 multiplier = self.panel.multiplier(quantity, name)
                 value = torch.as_tensor(table if multiplier is None else table * multiplier, dtype=torch.float32)
-                pair.append(value.view(*table.shape, *[1] * (weight.ndim - 1)).to(self.device))
+                pair.append(value.view(*table.shape, *[1] * (weight.ndim - 1)).to(self.device).unbind(0))
             rates[name] = (pair[0], pair[1])
         return rates
 
@@ -327,8 +327,8 @@ class PretrainingPlant:
     ) -> None:
         """Steps every group's rule on all rows, then puts back the rows that must not move, bit for bit."""
         still = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
-        everything = [*self.weights.values(), *(v for state in self.optimizer_state.values() for v in state.values())]
-        kept = [value[still].clone() for value in everything] if len(still) else []
+        everything = self._tensors() if len(still) else []
+        kept = [value[still].clone() for value in everything]
         for group in dict.fromkeys(self._groups.values()):
             names = [name for name, own in self._groups.items() if own == group]
             self._rules[group].update(
@@ -339,8 +339,11 @@ class PretrainingPlant:
                 [rates[name][1] for name in names],
                 self.steps,
             )
-        for value, old in zip(everything, kept, strict=False):
+        for value, old in zip(everything, kept, strict=True):
             value[still] = old
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.weights.values(), *(v for state in self.optimizer_state.values() for v in state.values())]
 
     @torch.no_grad()
     def _evaluation_weights(self) -> Mapping[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -17,9 +16,6 @@ from typing import Any
 import torch
 
 from train_agents.results import write_result
-
-#: glibc gives freed memory back and faults it in again at every step otherwise: a tenth of a small model's time.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,6 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done; {len(missing)} to do on {num_workers} processes")
     if not missing:
         return
-    os.environ.update({key: value for key, value in ALLOCATOR.items() if key not in os.environ})
     failed: dict[str, str] = {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would outlive this one
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
