@@ -1,7 +1,8 @@
 """The environment: an action sets the panel, the plant trains for one interval, features and terms are read.
 
 `TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of its own.
-`TrainLoopEnv` is the same with N = 1 and Python scalars in its info.
+`TrainLoopEnv` is the same with N = 1 and Python scalars in its info. The two stand in one module, past its usual
+length, because the second is nothing without the first.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Rows are independent clocks: a row's number of steps, its rates and its bias cor
 stand at different steps. An optimizer is data: `OPTIMIZERS` maps a name to one update rule per kind of parameter, and
 a rule is a frozen dataclass with its hyperparameters and a pure in-place update. Weight decay is decoupled everywhere
 (w <- w (1 - lr wd)), and the factor 1 - lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign.
+
+The rules stand together, past the usual length of a module, because the table at its end is what is imported.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Row i with seed s draws its weights and its data order from s alone. A run whose
 whose loss
 exceeds a stated multiple of that of a uniform guess, has diverged: it stops where it stands, the optimizer never sees
 that gradient, and the other rows do not notice.
+
+Configuration, dynamics and measurement stand in one module, past its usual length, because they share every attribute.
 """
 
 from __future__ import annotations
