@@ -1,9 +1,8 @@
 """The plant of language-model pretraining: a population of runs, each on its own clock, steered by one panel.
 
 Row i with seed s draws its weights and its data order from s alone. A run whose loss or gradient is not finite, or
-whose loss
-exceeds a stated multiple of that of a uniform guess, has diverged: it stops where it stands, the optimizer never sees
-that gradient, and the other rows do not notice.
+whose loss exceeds a stated multiple of that of a uniform guess, has diverged: it stops where it stands, the optimizer
+never sees that gradient, and the other rows do not notice.
 
 Configuration, dynamics and measurement stand in one module, past its usual length, because they share every attribute.
 """

@@ -3,8 +3,8 @@
 Writes into its folder: `config.json`, `progress.jsonl` (a line of metrics per update), `rollouts.jsonl` (every
 action, reward and probe loss), TensorBoard events, the latest checkpoints, and at the end `policy/`, which
 `train_agents.evaluate` and everything else that attaches a controller reads. Interrupted at any time, the same
-command goes on from the last update, with bitwise the same
-continuation: an update's episodes are a function of the seed and its number, all else is in the agent's checkpoint.
+command goes on from the last update, with bitwise the same continuation: an update's episodes are a function of the
+seed and its number, all else is in the agent's checkpoint.
 """
 
 from __future__ import annotations
