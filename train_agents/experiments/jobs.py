@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from train_agents.logs import progress
 from train_agents.results import write_result
 
 
@@ -56,15 +57,17 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
     futures: dict[Future[float], Job] = {pool.submit(_execute, job, folder): job for job in missing}
     try:
-        while futures:
-            for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                job = futures.pop(future)
-                error = future.exception()
-                if error is not None:
-                    failed[job.name] = f"{type(error).__name__}: {error}"
-                    print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
-                else:
-                    print(f"{job.name}: {future.result():.0f} s, {len(futures)} to go", flush=True)
+        with progress(len(missing), folder.parent.name) as advance:
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    job = futures.pop(future)
+                    error = future.exception()
+                    if error is not None:
+                        failed[job.name] = f"{type(error).__name__}: {error}"
+                        print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
+                    else:
+                        print(f"{job.name}: {future.result():.0f} s, {len(futures)} to go", flush=True)
+                    advance(1, job.name)
     except KeyboardInterrupt:
         for process in list(pool._processes.values()):
             process.terminate()
