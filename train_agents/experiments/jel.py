@@ -54,7 +54,7 @@ class ExperimentConfig:
     num_updates: int = 50  # of every controller
     ablation_steps: int = 141  # of a run of the ablations, which are compared among themselves [steps]
     ablation_interval: int = 12  # steps per decision of the ablations [steps]
-    ablation_updates: int = 25  # of the ablations; standard GRPO is said to collapse within 10
+    ablation_updates: int = 12  # of the ablations; standard GRPO is said to collapse within 10
     num_controllers: int = 5  # of `paper`
     num_own_controllers: int = 3  # of `ours`
     num_evaluation_seeds: int = 10  # runs per controller and baseline
@@ -70,7 +70,7 @@ class ExperimentConfig:
             return self
         return replace(
             self, out=Path("results/demo"), runs=Path("runs/demo"), num_steps=141, interval=12, num_updates=16,
-            ablation_updates=10, num_controllers=2, num_own_controllers=2, num_evaluation_seeds=5, num_tuning_seeds=2,
+            num_controllers=2, num_own_controllers=2, num_evaluation_seeds=5, num_tuning_seeds=2,
             ablations=False,
         )  # fmt: skip
 
