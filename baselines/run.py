@@ -27,6 +27,7 @@ from baselines.schedules import (
     schedule_free_configurations,
 )
 from baselines.sweeps import ENV, History, Population, read_log, write_log
+from hpenv.data import load_corpus
 from hpenv.schedules import WarmupFlatWarmdown
 from train_agents.evaluate import evaluate_policy
 from train_agents.logs import describe, progress
@@ -199,7 +200,7 @@ def tune(config: RunConfig) -> dict[str, Any]:
         "start": {"source": "nanochat at commit 8630d32", "rates": start, "probe_loss": history[0]["score"]},
         "method": "coordinate search by factors of 2 on the mean probe loss [nats per token] of the tuning seeds",
         **description,
-        "facts": environment_facts(config.env_kwargs()),
+        "facts": environment_facts(config.env_kwargs(), load_corpus(config.data, config.tokenizer).sha256),
         "history": history,
     }
     config.tuned.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

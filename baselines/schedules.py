@@ -57,7 +57,8 @@ def nanochat_rates(preset: str = "nano") -> dict[str, PerGroup]:
     Embeddings 0.3 and unembedding 0.004, times (n_embd / 768)^-0.5; matrices 0.02; weight decay on matrices alone, 0.2
     (12 / depth)^2, which is the 0.8 of JEL's section 4.1. nanochat fitted that rule on depths of 8 to 20: at the 2
     layers of `nano` it says 7.2, a seventh of a matrix per step, so below 6 layers it is left at 0.2. nanochat has
-    0.005 for the residual lambdas and 0.5 for those of the embedding; they are one group here, which gets the 0.005.
+    0.005 for the residual lambdas and 0.5 for those of the embedding; they are one group here, which gets the 0.005 and
+    one pair of betas.
 
     References:
         nanochat at commit 8630d32, gpt.setup_optimizers and scripts/base_train.py.
@@ -86,6 +87,12 @@ def hand_tuned_rates(preset: str = "nano") -> dict[str, PerGroup]:
             f"`python -m baselines.run --tune --preset {preset}`"
         )
     return {name: dict(found["rates"][name]) for name in ("base_lr", "base_weight_decay")}
+
+
+def tuning_runs() -> int:
+    """Runs that the hand-tuned rates were found with."""
+    found = json.loads(HAND_TUNED.read_text(encoding="utf-8"))
+    return len(found["history"]) * len(found["seeds"])
 
 
 def _uniform() -> dict[str, Any]:

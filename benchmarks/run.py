@@ -148,7 +148,8 @@ def muon_flops(shape: model.GPTConfig) -> float:
 def run_equivalents(config: BenchmarkConfig) -> dict[str, Any]:
     """Meta-training of 400 episodes in deployed runs, by the ratio of their tokens; the goal at 128 is the paper's 5.6.
 
-    Measured on shortened runs, and extrapolated: both sides are linear in the number of steps.
+    Measured on shortened runs, and extrapolated: both sides grow alike with the number of steps, but for the reset and
+    the first probe, which weigh more in a short run.
     """
     steps = 24
     meta = make(8, config, config.meta_tokens, num_steps=steps)

@@ -189,6 +189,7 @@ def _orthogonalized(
 class NanochatMuon:
     """nanochat's Muon at commit 8630d32: Polar Express, NorMuon variance reduction, cautious decay, momentum warmup.
 
+    The norm that the iteration starts from is bounded below by 1e-7, where nanochat adds 1e-6.
     Departs from Muon in that lr sqrt(max(1, rows / columns)) multiplies the decay too, and that only weights whose sign
     agrees with the update's decay.
     """

@@ -35,6 +35,12 @@ def test_a_job_that_has_a_result_is_not_run_again(tmp_path):
     assert json.loads((tmp_path / "jobs" / "one.json").read_text())["extra"] == {"note": "done"}
 
 
+def test_a_result_of_another_configuration_is_refused(tmp_path):
+    run_jobs([Job("one", count, {"file": str(tmp_path / "a")})], tmp_path / "jobs", 1)
+    with pytest.raises(ValueError, match="is the result of another configuration"):
+        run_jobs([Job("one", count, {"file": str(tmp_path / "b")})], tmp_path / "jobs", 1)
+
+
 def test_a_failed_job_is_named_after_the_others_are_done(tmp_path):
     arguments = {"file": str(tmp_path / "trace")}
     jobs = [Job("bad", count, arguments | {"fail": True}), Job("good", count, arguments)]
@@ -83,14 +89,14 @@ def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
     _write(folder, "baseline_hand_tuned", [2.0, 1.0])
     for seed, bpbs in enumerate(([3.0, 1.5], [2.0, 1.0])):
         _write(folder, f"paper-{seed}", bpbs, arguments, {"training": [line] * 5, "actions": actions})
-    report(tmp_path, "a command")
+    report(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["paper"]["controllers"] == [2.25, 1.5]
-    np.testing.assert_allclose(summary["paper"]["versus"]["base"], [0.375, 0.375, 0.375])
-    np.testing.assert_allclose(summary["paper"]["versus"]["hand_tuned"], [-0.25, -0.25, -0.25])
+    np.testing.assert_allclose(summary["paper"]["versus"]["base"], [0.375, 0.25, 0.5])
+    np.testing.assert_allclose(summary["paper"]["versus"]["hand_tuned"], [-0.25, -0.5, 0.0])
     assert summary["paper"]["run_equivalents"] == 40 * 64 / 256
     text = (tmp_path / "README.md").read_text()
-    assert LABELS["paper"] in text and "+37.5 %" in text and "a command" in text
+    assert LABELS["paper"] in text and "+37.5 %" in text
     assert {file.name for file in tmp_path.glob("*.png")} >= {"comparison.png", "figure2_dynamics.png", "entropy.png"}
 
 
@@ -106,7 +112,7 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path):
     jobs = make_jobs(config)
     run_jobs(jobs[:3], config.out / "jobs", 2)
     run_jobs(jobs, config.out / "jobs", 2)
-    report(config.out, "test")
+    report(config.out)
     summary = json.loads((config.out / "summary.json").read_text())
     assert set(LABELS) - {"baseline_constant_warmdown"} <= set(summary)
     assert (config.out / "figure3_actions_ours.png").exists()

@@ -50,7 +50,7 @@ def test_names_and_kinds_follow_the_order_of_the_columns():
     panel = Panel([("lr", "optimizer"), ("weight_decay", "run"), ("lr", "group")], SITES, 1, "pretraining")
     groups = ("lr/embedding", "lr/matrix", "lr/unembedding")
     assert panel.names == ("lr/adamw", "lr/muon", "weight_decay", *groups)
-    assert panel.kinds == ("scale",) * 6
+    assert panel.kinds == ("scale", "scale", "shrink", "scale", "scale", "scale")
 
 
 def test_two_scopes_of_one_channel_multiply():

@@ -240,20 +240,20 @@ def git(folder, *arguments):
 
 def test_the_commit_is_that_of_the_checkout_and_dirty_is_about_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert environment_facts()["commit"] is None and environment_facts()["dirty"] is None
+    assert results._commit() == (None, None)
     git(tmp_path, "init", "-q")
     (tmp_path / "a.py").write_text("")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "x")
-    facts = environment_facts()
-    assert len(facts["commit"]) == 40 and facts["dirty"] is False
+    commit, dirty = results._commit()
+    assert len(commit) == 40 and dirty is False
     (tmp_path / "result.json").write_text("{}")
-    assert environment_facts()["dirty"] is False
+    assert results._commit()[1] is False
     (tmp_path / "b.py").write_text("")
-    assert environment_facts()["dirty"] is True
+    assert results._commit()[1] is True
     (tmp_path / "inner").mkdir()
     monkeypatch.setattr(results, "ROOT", tmp_path / "inner")  # somebody else's repository around us
-    assert environment_facts()["commit"] is None
+    assert results._commit()[0] is None
 
 
 def test_the_command_does_not_say_where_the_checkout_lies(monkeypatch):

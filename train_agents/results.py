@@ -50,7 +50,7 @@ def environment_facts(env_kwargs: Mapping[str, Any] | None = None, corpus: str |
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # hpenv, run from a checkout without an install
             versions[name] = None
-    commit, dirty = _commit()
+    commit, dirty = _COMMIT
     return {
         "versions": versions,
         "commit": commit,
@@ -78,6 +78,10 @@ def _commit() -> tuple[str | None, bool | None]:
     # Of sources alone: the results that a long experiment rewrites as it goes change nothing that it runs.
     status = _git("status", "--porcelain", "--", "*.py")
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)
+
+
+#: Of the code that this process runs: read when it is loaded, since a checkout may move on during a long experiment.
+_COMMIT = _commit()
 
 
 def _processor() -> str:

@@ -36,19 +36,32 @@ def _execute(job: Job, folder: Path) -> float:
     torch.set_num_threads(1)
     start = time.monotonic()
     rows, extra = job.run(**job.arguments)
-    configuration = json.loads(json.dumps(job.arguments, default=repr))
-    write_result(job.file(folder), job.name, configuration, rows, extra)
+    write_result(job.file(folder), job.name, _configuration(job), rows, extra)
     return time.monotonic() - start
+
+
+def _is_done(job: Job, folder: Path) -> bool:
+    file = job.file(folder)
+    if not file.exists():
+        return False
+    if json.loads(file.read_text())["configuration"] != _configuration(job):
+        raise ValueError(f"{file} is the result of another configuration; move it away, or give another --out")
+    return True
+
+
+def _configuration(job: Job) -> dict[str, Any]:
+    return json.loads(json.dumps(job.arguments, default=repr))
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     """Runs what has no result yet, in order, `num_workers` at a time with one thread each.
 
     Raises:
+        ValueError: if there is a result of another configuration.
         RuntimeError: naming the jobs that failed, after all others are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if not job.file(folder).exists()]
+    missing = [job for job in jobs if not _is_done(job, folder)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done; {len(missing)} to do on {num_workers} processes")
     if not missing:
         return
