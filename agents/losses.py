@@ -9,11 +9,8 @@ import torch
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
-def gaussian_log_prob(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
-    """Log density of a diagonal Gaussian, summed over the last axis.
-
-    JEL's density is over raw actions. The Jacobian of tanh is left out on purpose: it is the same under the old and
-    the new policy and cancels in their ratio.
+def gaussian_log_density(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """Log density of each of many independent Gaussians, -((raw - mean) / std)^2 / 2 - ln std - ln(2 pi) / 2.
 
     Args:
         raw: where the density is asked for, (..., A).
@@ -21,11 +18,20 @@ def gaussian_log_prob(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tens
         log_std: log of the standard deviations, (..., A).
 
     Returns:
-        (...,) [nats].
+        (..., A) [nats].
     """
     assert raw.shape == mean.shape == log_std.shape, f"{raw.shape}, {mean.shape}, {log_std.shape} differ"
     z = (raw - mean) * torch.exp(-log_std)
-    return (-0.5 * (z**2 + LOG_TWO_PI) - log_std).sum(-1)
+    return -0.5 * (z**2 + LOG_TWO_PI) - log_std
+
+
+def gaussian_log_prob(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """Log density of a diagonal Gaussian: `gaussian_log_density` summed over the last axis, (...,) [nats].
+
+    JEL's density is over raw actions. The Jacobian of tanh is left out on purpose: it is the same under the old and
+    the new policy and cancels in their ratio.
+    """
+    return gaussian_log_density(raw, mean, log_std).sum(-1)
 
 
 def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:

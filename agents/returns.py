@@ -179,3 +179,61 @@ def gae(
         advantages[t] = following
         next_value = value
     return advantages
+
+
+def credit_weights(delay: int, horizon: int, gamma: float, immediate: bool) -> FloatArray:
+    """How much each reward counts in the credit of a decision, from the decision's own reward on.
+
+    Reward k after the decision weighs gamma^max(0, k - delay) for k = delay ... delay + horizon - 1, where the first
+    reward that answers the decision comes `delay` decisions after it. For an immediate cell the rewards before it,
+    k = 0 ... delay - 1, count in full as well.
+
+    Why: with the fall of the training loss as reward, r(t) = L(t - 1) - L(t), the update that decision t shapes shows
+    in r(t + 1), delay 1. But a dial that the forward pass reads has moved L(t) itself, and r(t + 1) alone would pay it
+    for spoiling L(t). In r(t) + r(t + 1) = L(t - 1) - L(t + 1) the loss it spoiled is gone, and what is left is what
+    the decision left behind.
+
+    Args:
+        delay: decisions between an action and the first reward that answers it.
+        horizon: rewards added up from there.
+        gamma: discount per decision beyond the first of them.
+        immediate: whether the loss of the decision's own step answers to the cell already.
+
+    Returns:
+        (delay + horizon,).
+    """
+    assert delay >= 0 and horizon >= 1, f"delay {delay}, horizon {horizon}"
+    after = np.arange(delay + horizon)
+    weights = gamma ** np.maximum(after - delay, 0).astype(np.float64)
+    return weights if immediate else np.where(after >= delay, weights, 0.0)
+
+
+def leave_one_out(values: NDArray[np.floating], alive: BoolArray) -> FloatArray:
+    """Mean of the other runs' values at the same decision; 0 for a run that is not alive or has no other.
+
+    Args:
+        values: (T, N).
+        alive: True for decisions that were taken, (T, N) bool.
+
+    Returns:
+        (T, N); independent of the run's own value, so that as a baseline it biases nothing.
+    """
+    _assert_pair(values, alive)
+    taken = np.where(alive, values, 0.0).astype(np.float64)
+    others = alive.sum(axis=1, keepdims=True) - 1
+    return np.where(alive & (others > 0), (taken.sum(axis=1, keepdims=True) - taken) / np.maximum(others, 1), 0.0)
+
+
+def corrected_mean(
+    accumulated: NDArray[np.floating], count: NDArray[np.integer] | NDArray[np.floating], decay: float
+) -> FloatArray:
+    """Exponential mean of `count` values from its recursion m <- decay m + (1 - decay) x that began at 0.
+
+    m / (1 - decay^count), as Adam corrects its moments (Kingma & Ba 2015, section 3); 0 where nothing was counted.
+
+    Args:
+        accumulated: m, (...).
+        count: how many values it holds; broadcasts against m.
+        decay: in [0, 1).
+    """
+    return np.where(count > 0, accumulated / (1.0 - decay ** np.maximum(count, 1)), 0.0)

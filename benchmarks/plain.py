@@ -7,7 +7,7 @@ import torch
 
 from hpenv import model
 from hpenv.data import batch_starts, gather, load_corpus
-from hpenv.optimizers import OPTIMIZERS
+from hpenv.optimizers import OPTIMIZERS, Rates
 
 
 def plain_loop(num_steps: int, interval: int, batch_tokens: int, sequence_length: int = 64) -> float:
@@ -21,9 +21,11 @@ def plain_loop(num_steps: int, interval: int, batch_tokens: int, sequence_length
     weights = model.init_parameters(config, [0])
     rules = {name: OPTIMIZERS["adamw_muon"][model.parameter_kind(name)] for name in weights}
     states = {name: rules[name].init(weight) for name, weight in weights.items()}
-    lr = {name: torch.full((1, 1, 1), 1e-3) for name in weights}
-    decay = {name: torch.full((1, 1, 1), 1e-2) for name in weights}
     groups = {rule: [name for name in weights if rules[name] is rule] for rule in set(rules.values())}
+    rates = {
+        rule: Rates.of(*torch.tensor([1e-3, 1e-2]).double().expand(1, len(n), 2).unbind(-1))
+        for rule, n in groups.items()
+    }
     probe = gather(
         corpus.probe, batch_starts(len(corpus.probe), 0, 0, 4 * size, sequence_length)[None], sequence_length
     )
@@ -45,8 +47,7 @@ def plain_loop(num_steps: int, interval: int, batch_tokens: int, sequence_length
                     [weights[name] for name in names],
                     [gradients[name] for name in names],
                     [states[name] for name in names],
-                    [lr[name] for name in names],
-                    [decay[name] for name in names],
+                    rates[rule],
                     np.array([step]),
                 )
         if (step + 1) % interval == 0 or step + 1 == num_steps:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +18,9 @@ import numpy as np
 import torch
 
 from agents.grpo import JELAgent
+from benchmarks.cell import sidecar_price, surface_price
 from benchmarks.plain import plain_loop
+from benchmarks.timing import alternate, ratio
 from hpenv import model
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.jel import make_vector_env
@@ -38,30 +39,8 @@ class BenchmarkConfig:
     num_steps: int = 100  # of a timed run [steps]
     meta_tokens: int = 128  # of a step in meta-training [tokens]
     deployment_tokens: int = 512  # of a step of a deployed run [tokens]
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call [s]."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def alternate(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Times of each function over alternating rounds, after one round that is not counted [s]."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(rounds):
-        for name, function in functions.items():
-            times[name].append(seconds(function))
-    return times
-
-
-def ratio(times: dict[str, list[float]], above: str, below: str) -> dict[str, float]:
-    """Median, smallest and largest of the rounds' ratios."""
-    ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    cell_rounds: int = 15  # alternating rounds of 4 steps of TrainLoop-Cell-v0
+    only: tuple[str, ...] = ()  # names of benchmarks; empty: all of them
 
 
 def make(num_envs: int, config: BenchmarkConfig, batch_tokens: int, num_steps: int | None = None) -> TrainLoopVectorEnv:
@@ -182,6 +161,36 @@ def controller_overhead(config: BenchmarkConfig) -> dict[str, Any]:
             "milliseconds per decision": 10 * statistics.median(times["decide"]), "goal": "< 0.01"}  # fmt: skip
 
 
+def cell_surface(config: BenchmarkConfig) -> dict[str, Any]:
+    """The price of channels and gauges at `cell11`; goal: a step with all of them at most 1.10 of the bare one."""
+    return {
+        f"{name}, {tokens} tokens a step": surface_price(config.cell_rounds, tokens, num_envs)
+        for name, num_envs in (("N = 1", 1), ("N = 8", 8))
+        for tokens in (config.deployment_tokens, config.meta_tokens)
+        if num_envs == 1 or tokens == config.meta_tokens
+    }
+
+
+def sidecar_share(config: BenchmarkConfig) -> dict[str, Any]:
+    """The Sidecar's share of a step at `cell11` and at 73 M parameters; goal there: under 0.02."""
+    return {
+        "cell11, N = 1": sidecar_price(30, config.deployment_tokens, "cell11", 1),
+        "cell11, N = 8": sidecar_price(15, config.meta_tokens, "cell11", 8),
+        "jel-73m, N = 1": sidecar_price(3, config.deployment_tokens, "jel-73m", 1) | {"goal": "< 0.02"},
+    }
+
+
+BENCHMARKS = (
+    env_overhead,
+    population_speedup,
+    achieved_flops,
+    run_equivalents,
+    controller_overhead,
+    cell_surface,
+    sidecar_share,
+)
+
+
 def main() -> None:
     """Runs every benchmark at one and at two threads, prints and writes the numbers."""
     import tyro
@@ -191,7 +200,9 @@ def main() -> None:
     results["facts"] = environment_facts({}, "")
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for benchmark in (env_overhead, population_speedup, achieved_flops, run_equivalents, controller_overhead):
+        for benchmark in BENCHMARKS:
+            if config.only and benchmark.__name__ not in config.only:
+                continue
             name = f"{benchmark.__name__}, {threads} thread{'s' * (threads > 1)}"
             results[name] = benchmark(config)
             print(name, json.dumps(results[name], indent=1), flush=True)

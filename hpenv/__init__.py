@@ -7,3 +7,8 @@ register(
     entry_point="hpenv.envs.jel:make_env",
     vector_entry_point="hpenv.envs.jel:make_vector_env",
 )
+register(
+    id="TrainLoop-Cell-v0",
+    entry_point="hpenv.envs.cell:make_env",
+    vector_entry_point="hpenv.envs.cell:make_vector_env",
+)

@@ -3,11 +3,15 @@
 A channel is one kind of quantity that may be moved. Its cells are one per run, optimizer, group, layer or tensor, as
 its scope says; an action holds one number in [-1, 1] per cell, 0 leaves training bit for bit as it is. A new dial is
 an entry of CHANNELS and the line of the plant that reads it.
+
+A channel whose neutral is an end of its bounds (a cap, a probability) is one-sided: noise around neutral must do
+nothing, so it is neutral on the whole of [-1, DEAD_ZONE] and moves beyond.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: What a cell may be indexed by. `optimizer` is finer than `run` and coarser than `group`: AdamW and Muon of a hybrid.
+#: `layer` and `tensor` are of the body: embedding and unembedding stand in no layer and have no such cell.
 SCOPES = ("run", "optimizer", "group", "layer", "tensor")
+
+#: One-sided channels are neutral up to this position.
+DEAD_ZONE = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,15 +33,20 @@ class Channel:
     Attributes:
         name: key in CHANNELS.
         scopes: scopes it may be asked for at.
-        surface: what it acts on.
+        surface: what it acts on; the Sidecar paper counts as `forward` all that is neither the shape of the optimizer's
+            update nor the route of the gradient.
         bounds: smallest and largest value.
-        kind: what its worst case is (`scale` multiplies by at most e^lambda, `shrink` multiplies a weight by [0, 1]).
+        kind: what its worst case is: `scale` multiplies by at most e^lambda, `shrink` multiplies a weight by [0, 1],
+            `clip` is a cap that starts dormant, `skip` leaves something out with a probability that starts at 0,
+            `two_sided` can rotate or amplify a gradient and is unsafe.
         unit: unit of the value.
         source: where it comes from.
-        reads: the one place of the plant that reads it.
+        reads: the one place that reads it.
         neutral: the value at position 0.
-        warp: how a position becomes a value; `log` goes geometrically from neutral to either bound.
+        warp: how a position becomes a value: evenly in its logarithm (`log`) or in itself (`linear`).
         plants: kinds of plant that have it.
+        optimizers: names of the optimizers that have a use for it; empty for all.
+        immediate: the forward pass reads it, so that the loss of its own step already answers to it.
     """
 
     name: str
@@ -45,51 +58,281 @@ class Channel:
     source: str
     reads: str
     neutral: float = 1.0
-    warp: Literal["log"] = "log"
+    warp: Literal["log", "linear"] = "log"
     plants: tuple[str, ...] = ("pretraining",)
+    optimizers: tuple[str, ...] = ()
+    immediate: bool = False
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether neutral is an end of the bounds."""
+        return self.neutral in self.bounds
 
     def values(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions in [-1, 1] to values: neutral e^(u ln(high / neutral)) for u >= 0, alike to the low side.
+        """Positions in [-1, 1] to values, exactly `neutral` at 0 and within the bounds.
 
-        Exactly `neutral` at 0, and within the bounds for every position in range.
+        From neutral to the high bound for u >= 0, to the low one below; one-sided: to the far end, (u - 0.1) / 0.9 of
+        the way.
         """
         low, high = self.bounds
-        up, down = math.log(high / self.neutral), math.log(self.neutral / low)
-        return np.clip(self.neutral * np.exp(np.where(positions >= 0, up, down) * positions), low, high)
+        if self.one_sided:
+            far = low if self.neutral == high else high
+            values = self._between(far, np.clip((positions - DEAD_ZONE) / (1.0 - DEAD_ZONE), 0.0, 1.0))
+        else:
+            values = np.where(
+                positions >= 0, self._between(high, np.abs(positions)), self._between(low, np.abs(positions))
+            )
+        return np.clip(values, low, high)
 
+    def _between(self, end: float, part: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The value `part` of the way from neutral to an end."""
+        if self.warp == "log":
+            return self.neutral * np.exp(math.log(end / self.neutral) * part)
+        return self.neutral + (end - self.neutral) * part
+
+
+_RATES = ("run", "optimizer", "group", "layer", "tensor")
+_LAYERS = ("run", "layer")
+_SIDECAR = "Reward-Driven Training Control"
 
 CHANNELS: dict[str, Channel] = {
     channel.name: channel
     for channel in (
         Channel(
             name="lr",
-            scopes=("run", "optimizer", "group"),
-            surface="optimizer",
+            scopes=_RATES,
+            surface="forward",
             bounds=(0.01, 100.0),
             kind="scale",
             unit="multiplier of the base learning rate",
-            source="JEL, section 3.3: exp(ln 100 u)",
+            source=f"JEL, section 3.3: exp(ln 100 u); {_SIDECAR}, sections 2.2 and 7",
             reads="PretrainingPlant._window_rates",
         ),
         Channel(
             name="weight_decay",
-            scopes=("run", "optimizer", "group"),
-            surface="optimizer",
+            scopes=_RATES,
+            surface="forward",
             bounds=(0.01, 100.0),
             kind="shrink",
             unit="multiplier of the base weight decay",
-            source="JEL, section 3.3: exp(ln 100 u)",
+            source=f"JEL, section 3.3: exp(ln 100 u); {_SIDECAR}, section 5",
             reads="PretrainingPlant._window_rates",
+        ),
+        Channel(
+            name="grad_scale",
+            scopes=_RATES,
+            surface="forward",
+            bounds=(0.1, 10.0),
+            kind="scale",
+            unit="multiplier of the gradient before the optimizer",
+            source=f"{_SIDECAR}, section 2.2",
+            reads="gradients.steered",
+        ),
+        Channel(
+            name="state_norm_cap",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.1, 1000.0),
+            kind="clip",
+            neutral=1000.0,
+            unit="largest root mean square of a token's residual stream after the layer",
+            source=f"{_SIDECAR}, sections 2.2 and 8",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="attention_temperature",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.25, 4.0),
+            kind="scale",
+            unit="temperature of the attention's softmax",
+            source=f"{_SIDECAR}, section 2.2",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="attention_gain",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.5, 2.0),
+            kind="scale",
+            unit="multiplier of the attention branch",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="feed_forward_gain",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.5, 2.0),
+            kind="scale",
+            unit="multiplier of the feed-forward branch",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="residual_gain",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.8, 1.25),  # compounds over the layers
+            kind="scale",
+            unit="multiplier of the residual stream that enters the layer",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="embedding_gain",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.25, 4.0),
+            kind="scale",
+            unit="multiplier of the normed embedding",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="logit_softcap",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.2, 4.0),
+            kind="scale",
+            unit="multiplier of the logits' softcap",
+            source=f"{_SIDECAR}, section 1: the clamp on every saturating function",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="dropout",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.0, 0.5),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that a unit of a branch's output is left out",
+            source=f"{_SIDECAR}, section 1",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="beta1",
+            scopes=_RATES,
+            surface="optimizer",
+            bounds=(0.1, 5.0),
+            kind="scale",
+            unit="multiplier of 1 - beta1",
+            source=f"{_SIDECAR}, section 4: beta schedules",
+            reads="PretrainingPlant._window_rates",
+            optimizers=("adamw",),
+        ),
+        Channel(
+            name="beta2",
+            scopes=_RATES,
+            surface="optimizer",
+            bounds=(0.1, 5.0),
+            kind="scale",
+            unit="multiplier of 1 - beta2",
+            source=f"{_SIDECAR}, section 4: beta schedules",
+            reads="PretrainingPlant._window_rates",
+            optimizers=("adamw",),
+        ),
+        Channel(
+            name="eps",
+            scopes=_RATES,
+            surface="optimizer",
+            bounds=(0.001, 1000.0),
+            kind="scale",
+            unit="multiplier of eps",
+            source=f"{_SIDECAR}, sections 1 and 4",
+            reads="PretrainingPlant._window_rates",
+            optimizers=("adamw",),
+        ),
+        Channel(
+            name="grad_clip",
+            scopes=_LAYERS,
+            surface="optimizer",
+            bounds=(0.001, 10_000.0),
+            kind="clip",
+            neutral=10_000.0,
+            unit="largest L2 norm of the gradient of the run, or of the layer",
+            source=f"{_SIDECAR}, section 8",
+            reads="gradients.steered",
+        ),
+        Channel(
+            name="grad_noise",
+            scopes=_LAYERS,
+            surface="optimizer",
+            bounds=(0.0, 1.0),
+            kind="two_sided",
+            neutral=0.0,
+            warp="linear",
+            unit="standard deviation of added Gaussian noise, in root mean squares of the tensor's gradient",
+            source=f"{_SIDECAR}, section 4",
+            reads="gradients.steered",
+        ),
+        Channel(
+            name="grad_skip",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that the layer's gradients are zeroed, all together",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.steered",
+        ),
+        Channel(
+            name="grad_gate",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that a tensor's gradient is zeroed, drawn for each tensor of the layer",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.steered",
+        ),
+        Channel(
+            name="grad_truncate",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="its mean over the layers is the part of the stack, from the first layer on, with gradients of zero",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.steered",
+        ),
+        Channel(
+            name="momentum_blend",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(-1.0, 1.0),
+            kind="two_sided",
+            neutral=0.0,
+            warp="linear",
+            unit="b in (1 - b) gradient + b first moment",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.steered",
+            optimizers=("adamw", "muon", "sgd"),
         ),
     )
 }
 
 
-def channel(name: str, scope: str, plant: str) -> Channel:
-    """The channel of this name, if this plant has it at this scope.
+def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Channel:
+    """The channel of this name, if this plant and one of its optimizers have it at this scope.
 
     Raises:
-        ValueError: for an unknown name, a scope it does not allow or a plant that does not have it.
+        ValueError: for an unknown name, a scope it does not allow, or a plant or optimizers that have no use for it.
     """
     if name not in CHANNELS:
         raise ValueError(f"unknown channel {name!r}; expected one of {sorted(CHANNELS)}")
@@ -98,4 +341,9 @@ def channel(name: str, scope: str, plant: str) -> Channel:
         raise ValueError(f"channel {name!r} has no scope {scope!r}; expected one of {list(found.scopes)}")
     if plant not in found.plants:
         raise ValueError(f"channel {name!r} does not apply to the plant {plant!r}; it applies to {list(found.plants)}")
+    if found.optimizers and not set(found.optimizers) & set(optimizers):
+        raise ValueError(
+            f"the optimizers {sorted(set(optimizers))} have no use for the channel {name!r}; "
+            f"it applies to {list(found.optimizers)}"
+        )
     return found

@@ -17,11 +17,13 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from hpenv.infos import Info, merged, restricted, row_info, with_masks
+from hpenv.infos import Info, by_name, merged, restricted, row_info, with_masks
 from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, Plant, Snapshot, Window
+from hpenv.registers import Registers
 from hpenv.render import History, draw, summarize
-from hpenv.rewards import REWARD_TERMS, check_weights, reward_terms
-from hpenv.telemetry import Reading, bounds, check_features, column_names, observe
+from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
+from hpenv.telemetry import Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
+from hpenv.trajectory import Trajectory
 
 RENDER_MODES = ("rgb_array", "ansi")
 SEED_MODES = ("independent", "grouped")
@@ -32,8 +34,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
     Attributes:
         plant: what is trained.
-        action_names: name of each column of the action.
-        action_kinds: kind of each column's channel.
+        action_names: name of each column of the action: the panel's cells, then the registers.
+        action_kinds: kind of each column's channel; `register` for a register.
+        action_immediate: whether the loss of a decision's first step already answers to the column.
         observation_names: name of each column of the observation.
         autoreset_mode: what happens to a row whose episode has ended.
     """
@@ -46,6 +49,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         reward: Mapping[str, float] | None = None,
         interval: int = 50,
         horizon: int = 561,
+        num_registers: int = 0,
+        register_leak: float = 0.9,
         seed_mode: str = "independent",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
@@ -58,6 +63,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             reward: key of REWARD_TERMS -> weight; default progress and divergence, 1 each.
             interval: steps per decision [steps].
             horizon: steps of an episode [steps].
+            num_registers: accumulators that further columns of the action write and the feature `registers` reads.
+            register_leak: part of a register that a decision keeps, in [0, 1).
             seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows are the run of
                 seed s.
             autoreset_mode: an AutoresetMode, or its name.
@@ -92,9 +99,16 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "stacked": True,  # rows are trained as one stacked population
         }
         self._features = tuple(features)
-        self.action_names, self.action_kinds = plant.panel.names, plant.panel.kinds
-        self.observation_names = column_names(self._features, self.action_names)
-        low, high = bounds(self._features, self.action_names)
+        tiers = feature_tiers(self._features) | reward_tiers(self._weights)
+        plant.measure(tiers)
+        self._probes, self._terms = "probe" in tiers, measured_terms(tiers)
+        self._registers = Registers(self.num_envs, num_registers, register_leak)
+        self._layout = Layout(plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers)
+        self.action_names = self._layout.cell_names + self._registers.names
+        self.action_kinds = self._layout.cell_kinds + ("register",) * num_registers
+        self.action_immediate = plant.panel.immediate + (False,) * num_registers
+        self.observation_names = column_names(self._features, self._layout)
+        low, high = bounds(self._features, self._layout)
         self.single_observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -105,7 +119,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._ended: BoolArray = np.ones(self.num_envs, dtype=bool)
         self._truncated: BoolArray = np.zeros(self.num_envs, dtype=bool)
         self._initial: FloatArray = np.zeros(self.num_envs)
-        self._previous_positions: FloatArray = np.zeros((self.num_envs, len(self.action_names)))
+        self._previous_positions: FloatArray = np.zeros_like(plant.panel.positions)
+        self._trajectory = Trajectory.empty(self.num_envs)
         self._observations = np.zeros((self.num_envs, len(self.observation_names)), dtype=np.float32)
         self._window: Window | None = None
         self._history = [History() for _ in range(self.num_envs)]
@@ -139,9 +154,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._seed_rows(seed, rows)
         self._begin(rows)
         self._window = self.plant.advance(np.zeros(self.num_envs, dtype=np.int64))
-        self._initial[rows] = self._window.probe_loss[rows]
+        self._remember(np.zeros_like(rows), rows)
         self._record(rows)
-        return self._observe(self._reading(self._window, rows), rows), self._infos(self._window, rows)
+        return self._observe(self._reading(self._window, rows), rows), self._infos(self._window, rows, rows)
 
     def _seed_rows(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> None:
         if seed is None:
@@ -170,6 +185,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             seeds = [seeds[0]] * len(seeds)
         self.plant.reset(seeds, chosen.tolist())
         self._ended[rows], self._truncated[rows], self._previous_positions[rows] = False, False, 0.0
+        self._registers.clear(rows)
+        self._trajectory = self._trajectory.cleared(rows)
         for row in chosen:
             self._history[row] = History()
 
@@ -189,26 +206,29 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if self._window is None:
             raise gym.error.ResetNeeded("call reset() before the first step()")
         positions = self._checked(actions)
+        cells = len(self._layout.cell_names)
         moving = ~self._ended
         restarting = self._ended.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros_like(moving)
         if restarting.any():
             self._begin(restarting)
         steps = np.where(moving, np.minimum(self.interval, self.horizon - self._window.steps), 0)
         last = self._window
-        self.plant.panel.move(positions, moving)
+        self.plant.panel.move(positions[:, :cells], moving)
+        self._registers.write(positions[:, cells:], moving)
         self._window = self.plant.advance(steps)
-        self._initial[restarting] = self._window.probe_loss[restarting]
+        self._remember(moving, restarting)
 
         reading = self._reading(last, restarting)
-        terms = reward_terms(reading)
-        total = np.sum([weight * terms[name] for name, weight in self._weights.items()], axis=0)
+        terms = reward_terms(self._terms, reading)
+        total = np.sum([weight * terms[name] for name, weight in self._weights.items() if weight], axis=0)
         rewards = np.where(moving, total, 0.0)
         self._ended = np.where(
             moving, (self._window.steps >= self.horizon) | (self._window.divergence > 0), self._ended & ~restarting
         )
         terminated = self._ended.copy()
         observations = self._observe(reading, moving | restarting)
-        infos = self._infos(self._window, moving | restarting) | self._measured(self._window, moving, terms)
+        infos = self._infos(self._window, moving | restarting, restarting)
+        infos |= self._measured(self._window, moving, terms)
         self._previous_positions[moving] = self.plant.panel.positions[moving]
         self._record(moving | restarting)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
@@ -237,18 +257,29 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise ValueError(f"actions must be finite numbers in [-1, 1]; got {array.tolist()}")
         return array.astype(np.float64)
 
+    def _remember(self, moved: BoolArray, fresh: BoolArray) -> None:
+        """Keeps the losses of the rows that moved, and what the loss of those that have just begun was."""
+        assert self._window is not None
+        self._initial[fresh] = self._window.probe_loss[fresh]
+        self._trajectory = self._trajectory.with_losses(moved, self._window.train_loss)
+        if self._probes:
+            self._trajectory = self._trajectory.with_probe_losses(moved | fresh, self._window.probe_loss)
+
     def _reading(self, last: Window, fresh: BoolArray) -> Reading:
         """What was measured, against the window before; a row that has just begun has none but its own."""
         assert self._window is not None
         return Reading(
             window=self._window,
+            trajectory=self._trajectory,
+            previous_train_loss=np.where(fresh, self._window.train_loss, last.train_loss),
             previous_probe_loss=np.where(fresh, self._window.probe_loss, last.probe_loss),
             initial_probe_loss=self._initial,
             progress=self._window.steps / self.horizon,
             positions=self.plant.panel.positions,
             previous_positions=self._previous_positions,
+            registers=self._registers.values,
             first=fresh | (last.steps == 0),
-            action_names=self.action_names,
+            layout=self._layout,
         )
 
     def _observe(self, reading: Reading, rows: BoolArray) -> NDArray[np.float32]:
@@ -261,20 +292,23 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         infos: Info = {
             "train_loss": window.train_loss.copy(),
             "gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max),
-            "reward_terms": {name: terms[name] + 0.0 for name in REWARD_TERMS},
+            "reward_terms": {name: term + 0.0 for name, term in terms.items()},
         }
         return with_masks(infos, rows)
 
-    def _infos(self, window: Window, rows: BoolArray) -> Info:
-        """What was measured, (N,) per key with a `_key` mask of the rows it is of; no NaN, no clock, no tensors."""
-        panel = self.plant.panel.values()
+    def _infos(self, window: Window, rows: BoolArray, fresh: BoolArray) -> Info:
+        """What was measured, (N,) per key with a `_key` mask of the rows it is of; no NaN, no clock, no tensors.
+
+        The probe is measured of the rows that have just begun, and of the others if a feature or a term needs it.
+        """
         infos: Info = {
             "step": window.steps.copy(),
-            "probe_loss": window.probe_loss.copy(),
             "corpus": np.array([self.plant.corpus_digest] * self.num_envs),
-            "panel": {name: panel[:, column].copy() for column, name in enumerate(self.action_names)},
+            "panel": by_name(self._layout.cell_names, self.plant.panel.values()),
         }
         infos = with_masks(infos, rows)
+        if self._probes or fresh.any():
+            infos |= with_masks({"probe_loss": window.probe_loss.copy()}, rows if self._probes else fresh)
         diverged = rows & (window.divergence > 0)
         if diverged.any():
             infos["divergence_reason"] = np.array(
@@ -284,10 +318,13 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return infos
 
     def _record(self, rows: BoolArray) -> None:
+        """Keeps what render() shows, which is of the size of an episode's actions, only where it is asked for."""
         assert self._window is not None
-        values = self.plant.panel.values()
+        if self.render_mode is None:
+            return
+        values, losses = self.plant.panel.values(), self._window.probe_loss if self._probes else self._window.train_loss
         for row in np.flatnonzero(rows):
-            self._history[row].append(int(self._window.steps[row]), float(self._window.probe_loss[row]), values[row])
+            self._history[row].append(int(self._window.steps[row]), float(losses[row]), values[row])
 
     def evaluate(self) -> FloatArray:
         """Held-out bits per byte of every run, (N,); the only road to the validation slice."""
@@ -299,9 +336,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         inner = self.plant.snapshot()
         tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
         own = {"ended": self._ended, "initial": self._initial, "previous_positions": self._previous_positions}
-        own["observations"] = self._observations
+        own |= {"observations": self._observations, "registers": self._registers.values}
         tensors |= {f"env/{name}": torch.as_tensor(value.copy()) for name, value in own.items()}
-        tensors |= {f"window/{name}": torch.as_tensor(value.copy()) for name, value in vars(self._window).items()}
+        for record, values in (("window", self._window), ("trajectory", self._trajectory)):
+            tensors |= {f"{record}/{name}": torch.as_tensor(value.copy()) for name, value in vars(values).items()}
         rows = [
             {"random": random.bit_generator.state, "history": history.state()}
             for random, history in zip(self._row_random, self._history, strict=True)
@@ -314,6 +352,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "horizon": self.horizon,
             "features": list(self._features),
             "reward": self._weights,
+            "num_registers": self._layout.num_registers,
+            "register_leak": self._registers.leak,
             "seed_mode": self.seed_mode,
         }
 
@@ -327,15 +367,15 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if ours != theirs:
             raise ValueError(f"the snapshot is of the environment {theirs}; this one is {ours}")
         tensors = snapshot.tensors
-        plant = {name.removeprefix("plant/"): t for name, t in tensors.items() if name.startswith("plant/")}
-        self.plant.restore(Snapshot(plant, snapshot.metadata["plant"]), keep_panel)
+        self.plant.restore(Snapshot(_under("plant/", tensors), snapshot.metadata["plant"]), keep_panel)
         self._ended = tensors["env/ended"].numpy().copy()
         self._truncated = np.zeros(self.num_envs, dtype=bool)
         self._initial = tensors["env/initial"].numpy().copy()
         self._previous_positions = tensors["env/previous_positions"].numpy().copy()
         self._observations = tensors["env/observations"].numpy().copy()
-        names = [name for name in tensors if name.startswith("window/")]
-        self._window = Window(**{name.removeprefix("window/"): tensors[name].numpy().copy() for name in names})
+        self._registers.values = tensors["env/registers"].numpy().copy()
+        self._window = Window(**{k: t.numpy().copy() for k, t in _under("window/", tensors).items()})
+        self._trajectory = Trajectory(**{k: t.numpy().copy() for k, t in _under("trajectory/", tensors).items()})
         for row, saved in enumerate(snapshot.metadata["rows"]):
             self._row_random[row].bit_generator.state = saved["random"]
             self._history[row] = History(saved["history"])
@@ -347,6 +387,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         Raises:
             ValueError: for k < 1 or a row that does not exist.
         """
+        return self._copies(k, row, self.autoreset_mode, self.render_mode)
+
+    def _copies(self, k: int, row: int, mode: AutoresetMode, render_mode: str | None) -> TrainLoopVectorEnv:
         if k < 1 or not 0 <= row < self.num_envs:
             raise ValueError(f"cannot fork {k} copies of row {row}; need k >= 1 and a row below {self.num_envs}")
         whole = self.snapshot()
@@ -358,19 +401,67 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             reward=self._weights,
             interval=self.interval,
             horizon=self.horizon,
+            num_registers=self._layout.num_registers,
+            register_leak=self._registers.leak,
             seed_mode=self.seed_mode,
-            autoreset_mode=self.autoreset_mode,
-            render_mode=self.render_mode,
+            autoreset_mode=mode,
+            render_mode=render_mode,
         )
         copy.restore(Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
         return copy
+
+    def counterfactual(
+        self, actions: NDArray[np.floating], horizon: int, row: int = 0, hold: bool = False
+    ) -> FloatArray:
+        """What each of k actions would earn, were it the next one: played by copies, the run stays where it is.
+
+        The copies train on the same batches, so that their difference is the actions' alone. Each rebuilds the plant,
+        so this costs far more than a step. At one step per decision a training loss answers to an update one decision
+        later: with `loss_change`, horizon 2 is the smallest that sees what the actions do to the weights.
+
+        Args:
+            actions: one candidate per copy, (k, A) floating point in [-1, 1].
+            horizon: decisions that are played [decisions]; a copy that ends before earns nothing more.
+            row: of which run.
+            hold: play the candidate at every decision; otherwise at the first one alone, and then the cells return to
+                where they are now.
+
+        Returns:
+            Sums of the rewards, (k,).
+
+        Raises:
+            ValueError: for actions of the wrong shape or dtype or with NaN, a horizon < 1 or a row that does not exist.
+            gymnasium.error.ResetNeeded: before the first reset, or if the run has ended.
+        """
+        array = np.asarray(actions)
+        if array.ndim != 2 or horizon < 1:
+            raise ValueError(
+                f"need actions (k, {len(self.action_names)}) and horizon >= 1; got shape {array.shape} and {horizon}"
+            )
+        if self._window is None or (0 <= row < self.num_envs and self._ended[row]):
+            raise gym.error.ResetNeeded(f"run {row} has not begun, or has ended; call reset() first")
+        copies = self._copies(len(array), row, AutoresetMode.DISABLED, None)
+        after = np.zeros(array.shape) if not hold else array
+        if not hold:
+            after[:, : len(self._layout.cell_names)] = self.plant.panel.positions[row]
+        total = copies.step(array)[1]
+        for _ in range(horizon - 1):
+            if copies._ended.all():
+                break
+            total += copies.step(after)[1]
+        return total
 
     def render(self) -> tuple[NDArray[np.uint8] | str, ...] | None:
         """One picture, or one line, per run so far."""
         if self.render_mode is None:
             return None
         paint = draw if self.render_mode == "rgb_array" else summarize
-        return tuple(paint(history, self.action_names, self.horizon) for history in self._history)
+        loss = "probe loss" if self._probes else "training loss"
+        return tuple(paint(history, self._layout.cell_names, self.horizon, loss) for history in self._history)
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 class TrainLoopEnv(gym.Env):
@@ -394,6 +485,7 @@ class TrainLoopEnv(gym.Env):
         self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}
         self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
         self.action_names, self.action_kinds = vector.action_names, vector.action_kinds
+        self.action_immediate = vector.action_immediate
         self.observation_names = vector.observation_names
 
     @property
@@ -442,6 +534,10 @@ class TrainLoopEnv(gym.Env):
     def fork(self, k: int) -> TrainLoopVectorEnv:
         """A new vector env of k copies of this run where it stands."""
         return self.vector.fork(k)
+
+    def counterfactual(self, actions: NDArray[np.floating], horizon: int, hold: bool = False) -> FloatArray:
+        """What each of k actions would earn within `horizon` decisions, (k,); see TrainLoopVectorEnv."""
+        return self.vector.counterfactual(actions, horizon, 0, hold)
 
     def render(self) -> NDArray[np.uint8] | str | None:
         """A picture, or a line, of the run so far."""

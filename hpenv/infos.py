@@ -7,17 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from hpenv.plant import BoolArray
+from hpenv.plant import BoolArray, FloatArray
 
 Info = dict[str, Any]
+
+
+def by_name(names: tuple[str, ...], values: FloatArray) -> Info:
+    """Columns of (N, A) under their names, each an array (N,) of its own."""
+    return dict(zip(names, np.ascontiguousarray(values.T), strict=True))
 
 
 def with_masks(infos: Info, rows: BoolArray) -> Info:
     """Adds the mask of every key, at every level: the rows that these infos are of."""
     result: Info = {}
-    for key, value in infos.items():
+    # One allocation for all: an env of many cells has as many keys, and a decision may be every step.
+    for (key, value), mask in zip(infos.items(), np.tile(rows, (len(infos), 1)), strict=True):
         result[key] = with_masks(value, rows) if isinstance(value, dict) else value
-        result[f"_{key}"] = rows.copy()
+        result[f"_{key}"] = mask
     return result
 
 
@@ -32,7 +38,7 @@ def restricted(infos: Info, rows: BoolArray) -> Info:
 
 
 def merged(infos: Info, fresh: Info, rows: BoolArray) -> Info:
-    """Infos with the chosen rows taken from those of a reset; what a reset does not report is masked out for them."""
+    """Infos with the chosen rows taken from those of their reset; what a reset does not report is masked out."""
     result: Info = {}
     for key, value in infos.items():
         if isinstance(value, dict):
@@ -41,16 +47,15 @@ def merged(infos: Info, fresh: Info, rows: BoolArray) -> Info:
             result[key] = np.where(rows, fresh.get(key, np.zeros_like(value)), value)
         else:
             result[key] = np.where(rows, fresh[key], value) if key in fresh else value
-    return result
+    return result | {key: value for key, value in fresh.items() if key not in infos}
 
 
 def row_value(value: Any, row: int, num_envs: int) -> Any:
     """Value of one row of what a vector env put under one key; what is not per row is every row's."""
+    if isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == num_envs:
+        return value.item(row) if value.ndim == 1 else value[row]
     if isinstance(value, Mapping):
         return row_info(value, row, num_envs)
-    if isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == num_envs:
-        entry = value[row]
-        return entry.item() if isinstance(entry, np.generic) else entry
     if isinstance(value, list | tuple) and len(value) == num_envs:
         return value[row]
     return value
@@ -67,9 +72,11 @@ def row_info(infos: Mapping[str, Any], row: int, num_envs: int) -> dict[str, Any
     Returns:
         key -> Python scalar, string, array or dictionary; without the keys that this row lacks, and without the masks.
     """
-    masks = {key: infos[f"_{key}"] for key in infos if f"_{key}" in infos}
-    return {
-        key: row_value(value, row, num_envs)
-        for key, value in infos.items()
-        if not (key.startswith("_") and key[1:] in infos) and (key not in masks or masks[key][row])
-    }
+    result: dict[str, Any] = {}
+    for key, value in infos.items():
+        if key[:1] == "_" and key[1:] in infos:
+            continue
+        mask = infos.get("_" + key)
+        if mask is None or mask.item(row):
+            result[key] = row_value(value, row, num_envs)
+    return result

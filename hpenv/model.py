@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,39 @@ Parameters = dict[str, Tensor]
 
 #: Channels of the normed block input that a value-embedding gate reads (nanochat).
 GATE_CHANNELS = 32
+
+
+#: Tokens of a run that the activation gauges look at: enough for a standard error of a few per cent.
+GAUGED_TOKENS = 32
+
+#: A SwiGLU gate beyond this is saturated: its sigmoid is within 5 % of 0 or 1.
+SATURATED_GATE = 3.0
+
+
+class Dials(NamedTuple):
+    """What the panel moves in the forward pass; None where nothing of a kind is moved, so that nothing is computed.
+
+    Attributes:
+        attention_temperature: (N, L).
+        attention_gain: multiplier of the attention branch, (N, L).
+        feed_forward_gain: multiplier of the feed-forward branch, (N, L).
+        residual_gain: multiplier of the stream that enters a layer, (N, L).
+        state_norm_cap: largest root mean square of a token's stream after a layer, (N, L).
+        dropout: probability that a unit of a branch's output is left out, (N, L).
+        embedding_gain: multiplier of the normed embedding, (N,).
+        logit_softcap: the cap itself, (N,).
+        generators: one per run, which dropout draws from.
+    """
+
+    attention_temperature: Tensor | None = None
+    attention_gain: Tensor | None = None
+    feed_forward_gain: Tensor | None = None
+    residual_gain: Tensor | None = None
+    state_norm_cap: Tensor | None = None
+    dropout: Tensor | None = None
+    embedding_gain: Tensor | None = None
+    logit_softcap: Tensor | None = None
+    generators: Sequence[torch.Generator] = ()
 
 
 @dataclass(frozen=True)
@@ -204,21 +237,83 @@ def embed(table: Tensor, tokens: Tensor) -> Tensor:
 
 
 def hidden_states(
-    params: Mapping[str, Tensor], config: GPTConfig, tokens: Tensor, rope: tuple[Tensor, Tensor]
+    params: Mapping[str, Tensor],
+    config: GPTConfig,
+    tokens: Tensor,
+    rope: tuple[Tensor, Tensor],
+    dials: Dials | None = None,
+    gauges: list[Tensor] | None = None,
 ) -> Tensor:
-    """The normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C)."""
+    """The normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C).
+
+    `gauges`, if given, is filled with one (3, N) per layer: mean and variance of the stream after it, and the part of
+    its feed-forward units that are saturated (squared ReLU: zero; SwiGLU: gate beyond SATURATED_GATE).
+    """
     N, B, T = tokens.shape
+    dials = NEUTRAL if dials is None else dials
     flat = tokens.reshape(N, B * T)
-    x = rms_norm(embed(params["embedding"], flat))
+    x = _scaled(rms_norm(embed(params["embedding"], flat)), dials.embedding_gain)
     first = x
     for i in range(config.n_layer):
         if config.residual_lambdas:
             x = params["residual_lambdas"][:, i, None, None] * x + params["embedding_lambdas"][:, i, None, None] * first
+        x = _scaled(x, _of_layer(dials.residual_gain, i))
         layer = f"layer.{i}."
         values = embed(params[layer + "value_embedding"], flat) if config.has_value_embedding(i) else None
-        x = x + _attention(params, config, i, rms_norm(x), values, (N, B, T), rope)
-        x = x + _feed_forward(params, config, layer, rms_norm(x))
+        branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, dials)
+        x = x + _dropped(branch, _of_layer(dials.dropout, i), dials.generators)
+        normed = rms_norm(x)
+        branch = _feed_forward(params, config, layer, normed, _of_layer(dials.feed_forward_gain, i))
+        x = x + _dropped(branch, _of_layer(dials.dropout, i), dials.generators)
+        if dials.state_norm_cap is not None:
+            x = _capped(x, dials.state_norm_cap[:, i])
+        if gauges is not None:
+            gauges.append(_gauged(params, config, layer, x, normed))
     return rms_norm(x)
+
+
+#: No dial is moved.
+NEUTRAL = Dials()
+
+
+def _of_layer(values: Tensor | None, layer: int) -> Tensor | None:
+    return None if values is None else values[:, layer]
+
+
+def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
+    """x (N, ...) times one number per run, (N,)."""
+    return x if gain is None else x * gain.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+
+
+def _capped(x: Tensor, cap: Tensor) -> Tensor:
+    """Scales tokens down whose root mean square is above the cap of their run, x (N, M, C), cap (N,)."""
+    size = x.square().mean(-1, keepdim=True).clamp_min(1e-18).sqrt()  # a token of zeros has a gradient
+    return x * (cap.view(-1, 1, 1).to(x.dtype) / size).clamp(max=1.0)
+
+
+def _dropped(x: Tensor, probability: Tensor | None, generators: Sequence[torch.Generator]) -> Tensor:
+    """Leaves units out with each run's probability and scales up the rest; x (N, M, C), probability (N,)."""
+    if probability is None:
+        return x
+    keep = torch.ones(x.shape, dtype=x.dtype)
+    for row, p in enumerate(probability.tolist()):
+        if p > 0:
+            keep[row] = (torch.rand(x.shape[1:], generator=generators[row]) >= p) / (1.0 - p)
+    return x * keep.to(x.device)
+
+
+@torch.no_grad()
+def _gauged(params: Mapping[str, Tensor], config: GPTConfig, layer: str, x: Tensor, normed: Tensor) -> Tensor:
+    """Mean and variance of the stream and saturation of the feed-forward, on evenly spaced tokens: (3, N)."""
+    stride = max(1, x.shape[1] // GAUGED_TOKENS)
+    stream, some = x[:, ::stride].float(), normed[:, ::stride]
+    mean = stream.mean((1, 2))
+    variance = stream.square().mean((1, 2)) - mean.square()  # torch.var_mean is ten times slower on a CPU
+    if config.feed_forward == "relu2":
+        saturated = linear(some, params[layer + "up"]) <= 0
+    else:
+        saturated = linear(some, params[layer + "gate"]).abs() > SATURATED_GATE
+    return torch.stack([mean, variance.clamp_min(0.0), saturated.float().mean((1, 2))])
 
 
 def _attention(
@@ -229,6 +324,7 @@ def _attention(
     extra_values: Tensor | None,
     shape: tuple[int, int, int],
     rope: tuple[Tensor, Tensor],
+    dials: Dials,
 ) -> Tensor:
     N, B, T = shape
     layer, heads = f"layer.{i}.", config.n_head
@@ -241,13 +337,18 @@ def _attention(
         value = (
             value.view(N, B * T, heads, size) + gate[..., None] * extra_values.view(N, B * T, heads, size)
         ).flatten(2)
+    query = rms_norm(query)
+    if dials.attention_temperature is not None:
+        query = _scaled(query.view(N, B, T, heads, size), 1.0 / dials.attention_temperature[:, i]).flatten(0, 1)
     mixed = causal_attention(
-        rms_norm(query).transpose(1, 2),
+        query.transpose(1, 2),
         rms_norm(key).transpose(1, 2),
         value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype),
         config.window(i, T),
     )
-    return linear(mixed.transpose(1, 2).reshape(N, B * T, config.n_embd), params[layer + "output"])
+    # A gain of the branch is one of its last matrix, which is far smaller than what comes out of it.
+    output = _scaled(params[layer + "output"], _of_layer(dials.attention_gain, i))
+    return linear(mixed.transpose(1, 2).reshape(N, B * T, config.n_embd), output)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
@@ -265,24 +366,32 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return x * cosines + x.roll(x.shape[-1] // 2, -1) * sines
 
 
-def _feed_forward(params: Mapping[str, Tensor], config: GPTConfig, layer: str, x: Tensor) -> Tensor:
-    up, down = params[layer + "up"], params[layer + "down"]
+def _feed_forward(
+    params: Mapping[str, Tensor], config: GPTConfig, layer: str, x: Tensor, gain: Tensor | None
+) -> Tensor:
+    up, down = params[layer + "up"], _scaled(params[layer + "down"], gain)
     if config.feed_forward == "relu2":
         return squared_relu_feed_forward(x, up, down)
     return linear(F.silu(linear(x, params[layer + "gate"])) * linear(x, up), down)
 
 
 def token_losses(
-    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor]
-) -> Tensor:
+    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor],
+    dials: Dials | None = None,
+) -> Tensor:  # fmt: skip
     """Cross-entropy of every target token: inputs, targets (N, B, T) -> (N, B T) [nats]."""
-    states = hidden_states(params, config, inputs, rope)
-    return softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), config.logit_softcap)
+    states = hidden_states(params, config, inputs, rope, dials)
+    return softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), _softcap(config, dials))
 
 
 def mean_losses(
-    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token]."""
-    states = hidden_states(params, config, inputs, rope)
-    return mean_softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), config.logit_softcap)
+    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor],
+    dials: Dials | None = None, gauges: list[Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token]; gauges: see hidden_states."""
+    states = hidden_states(params, config, inputs, rope, dials, gauges)
+    return mean_softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), _softcap(config, dials))
+
+
+def _softcap(config: GPTConfig, dials: Dials | None) -> float | Tensor:
+    return config.logit_softcap if dials is None or dials.logit_softcap is None else dials.logit_softcap

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,41 @@ State = dict[str, Tensor]
 def row_scalars(values: NDArray[np.float64], like: Tensor) -> Tensor:
     """One number per run, shaped to multiply `like`: (N,) -> (N, 1, ...) in its dtype."""
     return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+class Rates(NamedTuple):
+    """What a group's tensors are updated with, (N, K) float64 each: one number per run and tensor.
+
+    Attributes:
+        lr: learning rate.
+        weight_decay: decoupled, multiplied by the learning rate.
+        beta1: multiplier of 1 - beta1.
+        beta2: multiplier of 1 - beta2.
+        eps: multiplier of eps.
+    """
+
+    lr: Tensor
+    weight_decay: Tensor
+    beta1: Tensor
+    beta2: Tensor
+    eps: Tensor
+
+    @staticmethod
+    def of(lr: Tensor, weight_decay: Tensor) -> Rates:
+        """These rates, and all else as the rule has it."""
+        one = torch.ones_like(lr)
+        return Rates(lr, weight_decay, one, one, one)
+
+
+def spread(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A number per run and tensor as multipliers of the tensors: (N, K) -> K times (N, 1, ...) in their dtype."""
+    columns = values.to(like[0].dtype).T.contiguous().unbind(0)
+    return [column.view(-1, *[1] * (w.ndim - 1)) for column, w in zip(columns, like, strict=True)]
+
+
+def _pairs(rates: Rates, weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Learning rates and weight decays of each tensor, (N, 1, ...)."""
+    return spread(rates.lr, weights), spread(rates.weight_decay, weights)
 
 
 def decay_(weight: Tensor, lr: Tensor, weight_decay: Tensor) -> None:
@@ -52,16 +87,20 @@ class Rule(Protocol):
         weights: Sequence[Tensor],
         gradients: Sequence[Tensor],
         states: Sequence[State],
-        lrs: Sequence[Tensor],
-        decays: Sequence[Tensor],
+        rates: Rates,
         steps: NDArray[np.int64],
     ) -> None:
-        """Moves the weights in place; `steps` (N,) counts from 0, `lrs` and `decays` are (N, 1, ...) per tensor."""
+        """Moves the weights of K tensors in place; `steps` (N,) counts from 0."""
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); arithmetic of torch.optim.AdamW."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); arithmetic of torch.optim.AdamW.
+
+    The betas may move while a run goes on. The corrections of the moments' bias therefore divide by 1 minus the product
+    of the betas that were in force, which is beta^t where they stayed: the corrected moments are weighted means of
+    what was seen whatever the betas did, and cannot exceed it.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.95
@@ -69,19 +108,39 @@ class AdamW:
     optimizer: str = "adamw"
 
     def init(self, weight: Tensor) -> State:
-        """First and second moments."""
-        return {"momentum": torch.zeros_like(weight), "second_moment": torch.zeros_like(weight)}
+        """First and second moments, and the products of the betas so far, (N,)."""
+        one = torch.ones(weight.shape[0], dtype=torch.float64, device=weight.device)
+        moments = {"momentum": torch.zeros_like(weight), "second_moment": torch.zeros_like(weight)}
+        return moments | {"beta1_product": one, "beta2_product": one.clone()}
 
-    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+    def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
-        first = 1.0 - self.beta1 ** (steps + 1.0)
-        second = np.sqrt(1.0 - self.beta2 ** (steps + 1.0))
-        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
-            decay_(w, lr, wd)
-            m = state["momentum"].lerp_(g, 1.0 - self.beta1)
-            v = state["second_moment"].mul_(self.beta2).addcmul_(g, g, value=1.0 - self.beta2)
-            denominator = v.sqrt().div_(row_scalars(second, w)).add_(self.eps)
-            w.sub_(torch.div(m, denominator).mul_(lr / row_scalars(first, w)))
+        new1, new2 = (1.0 - self.beta1) * rates.beta1, (1.0 - self.beta2) * rates.beta2  # (N, K)
+        first = 1.0 - _product(states, "beta1_product", 1.0 - new1)
+        root = (1.0 - _product(states, "beta2_product", 1.0 - new2)).sqrt()
+        scalars = torch.stack(
+            [
+                (1.0 - rates.lr * rates.weight_decay).clamp(0.0, 1.0),
+                new1,
+                new2,
+                self.eps * rates.eps * root,
+                rates.lr * root / first,
+            ],
+            dim=1,
+        )  # (N, 5, K)
+        per_tensor = zip(*(spread(scalars[:, i], weights) for i in range(5)), strict=True)
+        for w, g, state, (keep, a1, a2, eps, size) in zip(weights, gradients, states, per_tensor, strict=True):
+            m = state["momentum"].lerp_(g, a1)
+            v = state["second_moment"].lerp_(g * g, a2)
+            w.mul_(keep).sub_((m * size).div_(v.sqrt().add_(eps)))
+
+
+def _product(states: Sequence[State], slot: str, factors: Tensor) -> Tensor:
+    """Multiplies each tensor's running product by its factor: factors and result (N, K)."""
+    result = torch.stack([state[slot] for state in states], dim=1) * factors
+    for state, column in zip(states, result.unbind(1), strict=True):
+        state[slot].copy_(column)
+    return result
 
 
 @dataclass(frozen=True)
@@ -96,9 +155,9 @@ class SGD:
         """The momentum buffer."""
         return {"momentum": torch.zeros_like(weight)}
 
-    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+    def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
-        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
+        for w, g, state, lr, wd in zip(weights, gradients, states, *_pairs(rates, weights), strict=True):
             decay_(w, lr, wd)
             buffer = state["momentum"].mul_(self.momentum).add_(g)
             w.sub_((g.add(buffer, alpha=self.momentum) if self.nesterov else buffer) * lr)
@@ -156,14 +215,14 @@ class Muon:
             raise ValueError(f"muon updates matrices only; got a parameter of shape {tuple(weight.shape[1:])}")
         return {"momentum": torch.zeros_like(weight)}
 
-    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+    def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
         directions = []
         for g, state in zip(gradients, states, strict=True):
             buffer = state["momentum"].lerp_(g, 1.0 - self.momentum)
             directions.append(g.lerp(buffer, self.momentum))
         orthogonal = _orthogonalized(directions, JORDAN)
-        for w, direction, lr, wd in zip(weights, orthogonal, lrs, decays, strict=True):
+        for w, direction, lr, wd in zip(weights, orthogonal, *_pairs(rates, weights), strict=True):
             decay_(w, lr, wd)
             w.sub_(direction * (lr * _shape_factor(w)))
 
@@ -209,7 +268,7 @@ class NanochatMuon:
     def _reduced(weight: Tensor) -> int:
         return 2 if weight.shape[1] >= weight.shape[2] else 1
 
-    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+    def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
         fraction = np.minimum(steps / self.momentum_steps, 1.0)
         momentum = self.start_momentum + fraction * (self.momentum - self.start_momentum)
@@ -220,7 +279,7 @@ class NanochatMuon:
             buffer.add_((g - buffer) * (1.0 - mu))
             directions.append(g + (buffer - g) * mu)
         for w, u, state, lr, wd in zip(
-            weights, _orthogonalized(directions, POLAR_EXPRESS, 1.02), states, lrs, decays, strict=True
+            weights, _orthogonalized(directions, POLAR_EXPRESS, 1.02), states, *_pairs(rates, weights), strict=True
         ):
             axis = self._reduced(w)
             square = u.square().mean(axis, keepdim=True)
@@ -254,9 +313,9 @@ class ScheduleFreeSGD:
         """What z moves along: the gradient."""
         return gradient
 
-    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+    def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
-        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
+        for w, g, state, lr, wd in zip(weights, gradients, states, *_pairs(rates, weights), strict=True):
             _schedule_free_update(
                 w, self.direction(g, state, steps), state, lr, wd, self.momentum, self.weight_lr_power
             )
@@ -276,10 +335,10 @@ class ScheduleFreeAdamW:
         """As ScheduleFreeSGD's, and the second moment."""
         return ScheduleFreeSGD().init(weight) | {"second_moment": torch.zeros_like(weight)}
 
-    def update(self, weights, gradients, states, lrs, decays, steps):  # type: ignore[no-untyped-def]
+    def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
         correction = 1.0 - self.beta2 ** (steps + 1.0)
-        for w, g, state, lr, wd in zip(weights, gradients, states, lrs, decays, strict=True):
+        for w, g, state, lr, wd in zip(weights, gradients, states, *_pairs(rates, weights), strict=True):
             v = state["second_moment"].mul_(self.beta2).addcmul_(g, g, value=1.0 - self.beta2)
             direction = g / v.div(row_scalars(correction, w)).sqrt_().add_(self.eps)
             _schedule_free_update(w, direction, state, lr, wd, self.momentum, self.weight_lr_power)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hpenv.channels import Channel, channel
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,23 @@ class Bank:
         channel: the dial.
         scope: what it is indexed by.
         cells: name of each cell.
-        index: tensor name -> column of its cell; tensors that no cell moves are missing.
+        index: cell of each tensor, -1 where none moves it, (K,).
         columns: where its cells stand in the action.
     """
 
     channel: Channel
     scope: str
     cells: tuple[str, ...]
-    index: Mapping[str, int]
+    index: IntArray
     columns: slice
 
 
 def _key(name: str, site: Site, scope: str) -> str | None:
     if scope == "run":
         return "run"
-    if scope == "layer":
-        return None if site.layer is None else f"layer.{site.layer}"
-    return {"optimizer": site.optimizer, "group": site.group, "tensor": name}[scope]
+    if scope in ("layer", "tensor"):  # of the body: what stands in no layer has no such cell
+        return None if site.layer is None else name if scope == "tensor" else f"layer.{site.layer}"
+    return {"optimizer": site.optimizer, "group": site.group}[scope]
 
 
 class Panel:
@@ -54,6 +55,8 @@ class Panel:
 
     Attributes:
         banks: cells of each (channel, scope), in the order of the action's columns.
+        tensors: names of the K tensors that cells are indexed by, in the order of the tables.
+        layers: layer of each tensor, -1 for none, (K,).
         positions: (N, A) in [-1, 1]; 0 is neutral.
     """
 
@@ -73,14 +76,31 @@ class Panel:
         """
         if len(set(channels)) != len(channels):
             raise ValueError(f"channels {list(channels)} name a (channel, scope) pair twice")
+        self.tensors = tuple(sites)
+        self.layers: IntArray = np.array([-1 if site.layer is None else site.layer for site in sites.values()])
+        self._first_of_layer = [
+            int(np.flatnonzero(self.layers == i)[0]) for i in range(self.layers.max(initial=-1) + 1)
+        ]
+        optimizers = [site.optimizer for site in sites.values()]
         self.banks: dict[tuple[str, str], Bank] = {}
         start = 0
         for name, scope in channels:
-            keys = {tensor: _key(tensor, site, scope) for tensor, site in sites.items()}
-            cells = tuple(dict.fromkeys(key for key in keys.values() if key is not None))
-            index = {tensor: cells.index(key) for tensor, key in keys.items() if key is not None}
+            dial = channel(name, scope, plant, optimizers)
+            if dial.neutral != 1.0 and any(name == other for other, _ in self.banks):
+                raise ValueError(f"channel {name!r} is not a multiplier, so it can be asked for at one scope only")
+            keys = [
+                _key(tensor, site, scope) if not dial.optimizers or site.optimizer in dial.optimizers else None
+                for tensor, site in sites.items()
+            ]
+            cells = tuple(dict.fromkeys(key for key in keys if key is not None))
+            if not cells:
+                raise ValueError(
+                    f"channel {name!r} has no cell at scope {scope!r}: it applies to tensors under "
+                    f"{list(dial.optimizers) or 'any optimizer'}, and none of them stands there"
+                )
+            index = np.array([-1 if key is None else cells.index(key) for key in keys])
             columns = slice(start, start + len(cells))
-            self.banks[name, scope] = Bank(channel(name, scope, plant), scope, cells, index, columns)
+            self.banks[name, scope] = Bank(dial, scope, cells, index, columns)
             start = columns.stop
         self.positions: FloatArray = np.zeros((num_rows, start))
 
@@ -98,6 +118,11 @@ class Panel:
         """Kind of each column's channel."""
         return tuple(bank.channel.kind for bank in self.banks.values() for _ in bank.cells)
 
+    @property
+    def immediate(self) -> tuple[bool, ...]:
+        """Whether each column is read by the forward pass, so that the loss of its own step answers to it."""
+        return tuple(bank.channel.immediate for bank in self.banks.values() for _ in bank.cells)
+
     def move(self, positions: FloatArray, rows: NDArray[np.bool_]) -> None:
         """Sets the cells of the chosen rows: positions (N, A) in [-1, 1], clipped; rows (N,) bool."""
         self.positions[rows] = np.clip(positions[rows], -1.0, 1.0)
@@ -109,12 +134,31 @@ class Panel:
             result[:, bank.columns] = bank.channel.values(self.positions[:, bank.columns])
         return result
 
-    def multiplier(self, name: str, tensor: str) -> FloatArray | None:
-        """What a channel multiplies this tensor's quantity by, (N,): product over scopes; None without a cell."""
+    def table(self, name: str) -> FloatArray | None:
+        """Value of a channel for every tensor, (N, K): the product over its scopes, neutral where no cell moves it.
+
+        The product, too, stays within the channel's bounds. None if nothing of it is moved in any run: then it need
+        not be read.
+        """
         result: FloatArray | None = None
+        bounds = (-np.inf, np.inf)
         for (channel_name, _), bank in self.banks.items():
-            if channel_name == name and tensor in bank.index:
-                column = bank.columns.start + bank.index[tensor]
-                value = bank.channel.values(self.positions[:, column])
-                result = value if result is None else result * value
-        return result
+            if channel_name == name:
+                values = bank.channel.values(self.positions[:, bank.columns])
+                if (values == bank.channel.neutral).all():
+                    continue
+                own = np.where(bank.index < 0, bank.channel.neutral, values[:, bank.index])
+                result, bounds = own if result is None else result * own, bank.channel.bounds
+        return None if result is None else np.clip(result, *bounds)
+
+    def per_layer(self, name: str) -> FloatArray | None:
+        """Value of a channel for every layer, (N, L), or None as for `table`."""
+        table = self.table(name)
+        if table is None:
+            return None
+        return table[:, self._first_of_layer]
+
+    def per_run(self, name: str) -> FloatArray | None:
+        """Value of a channel that has no scope but `run`, (N,), or None as for `table`."""
+        table = self.table(name)
+        return None if table is None else table[:, 0]

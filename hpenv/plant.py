@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,9 @@ BoolArray = NDArray[np.bool_]
 
 #: Why a run ended before its budget; the empty string means that it did not.
 DIVERGENCE_REASONS = ("", "loss_nonfinite", "gradient_nonfinite", "loss_above_limit")
+
+#: What `advance` measures only if asked to, since it costs something.
+TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,24 @@ class Snapshot:
 class Window:
     """What was measured while every run advanced by its number of steps.
 
-    A row that did not move keeps the numbers of its last window.
+    A row that did not move keeps the numbers of its last window. Everything is finite; what is not measured is 0, and a
+    probe that is not measured keeps its last value.
 
     Attributes:
         steps: optimizer steps each run stands at, (N,).
         train_loss: mean training loss over the window's steps, (N,) [nats per token].
-        probe_loss: loss on the fixed probe batches at the window's end, (N,) [nats per token].
+        probe_loss: loss on the fixed probe batches at the window's end, (N,) [nats per token]; tier `probe`.
         gradient_norm: global L2 norm of the last step's gradient, before the optimizer saw it, (N,).
-        momentum_norm: global L2 norm of the optimizer's first moments at the window's end, (N,).
+        momentum_norm: global L2 norm of the optimizer's first moments at the window's end, (N,); tier `momentum`.
         divergence: index into DIVERGENCE_REASONS, (N,).
+        same_batch_loss: loss of the window's last batch after its own update, (N,) [nats per token]; tier `same_batch`.
+        layer_gradient_norm: L2 norm of the last step's gradient of each layer's matrices, (N, L).
+        layer_gradient_max: its largest magnitude, (N, L); tier `gradient_max`.
+        layer_activation_mean: mean of the residual stream after each layer at the last step, (N, L);
+            tier `activations`.
+        layer_activation_variance: its variance, (N, L); tier `activations`.
+        layer_saturation: part of each layer's feed-forward units that are saturated, (N, L) in [0, 1];
+            tier `activations`.
     """
 
     steps: IntArray
@@ -54,6 +66,19 @@ class Window:
     gradient_norm: FloatArray
     momentum_norm: FloatArray
     divergence: IntArray
+    same_batch_loss: FloatArray
+    layer_gradient_norm: FloatArray
+    layer_gradient_max: FloatArray
+    layer_activation_mean: FloatArray
+    layer_activation_variance: FloatArray
+    layer_saturation: FloatArray
+
+    @staticmethod
+    def empty(num_rows: int, num_layers: int) -> Window:
+        """The window of runs that nothing was measured of."""
+        per_run, per_layer = np.zeros(num_rows), np.zeros((num_rows, num_layers))
+        counts = np.zeros(num_rows, dtype=np.int64)
+        return Window(counts, per_run, per_run, per_run, per_run, counts, per_run, *[per_layer] * 5)
 
 
 class Plant(Protocol):
@@ -62,12 +87,19 @@ class Plant(Protocol):
     Attributes:
         panel: current value of every cell of every run; read at every step.
         num_rows: N, runs in the population.
+        num_layers: L, layers of the model.
+        tiers: what `advance` measures beside what is free.
         corpus_digest: sha256 of what the runs are trained on.
     """
 
     panel: Panel
     num_rows: int
+    num_layers: int
+    tiers: frozenset[str]
     corpus_digest: str
+
+    def measure(self, tiers: Collection[str]) -> None:
+        """From now on `advance` measures these of TIERS; before, a plant measures `probe` and `momentum`."""
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         """Gives all rows, or some, new weights and a new data order, and puts their panel at neutral."""

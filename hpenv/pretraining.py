@@ -10,18 +10,21 @@ Configuration, dynamics and measurement stand in one module, past its usual leng
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpenv import model
+from hpenv.channels import CHANNELS
 from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
-from hpenv.optimizers import Rule, evaluation_weights, optimizer_rules
+from hpenv.gradients import DROPOUT, draws, flat, squared_norms, steered
+from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
-from hpenv.plant import BoolArray, FloatArray, IntArray, Snapshot, Window
+from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
 from hpenv.schedules import Constant, Schedule
 
 #: Sequences per forward pass of a measurement; bounds its memory.
@@ -29,6 +32,30 @@ MEASURE_SEQUENCES = 64
 
 PerGroup = float | Mapping[str, float]
 SchedulePerGroup = Schedule | Mapping[str, Schedule]
+#: Dials of the forward pass that are one number per layer, under the name they have in model.Dials.
+LAYER_DIALS = (
+    "attention_temperature",
+    "attention_gain",
+    "feed_forward_gain",
+    "residual_gain",
+    "state_norm_cap",
+    "dropout",
+)
+#: A gradient of this norm counts as not finite: scaled by ten, its square would leave float32.
+LARGEST_NORM = 1e17
+#: What a cap at neutral is read as when another run's is not: an infinity would make its gradient NaN.
+DORMANT_CAP = 1e9
+#: Field of Window -> the tier that measures it.
+TIER_OF = {
+    "momentum_norm": "momentum",
+    "layer_gradient_max": "gradient_max",
+    "layer_activation_mean": "activations",
+    "layer_activation_variance": "activations",
+    "layer_saturation": "activations",
+    "same_batch_loss": "same_batch",
+}
+#: What the optimizer's rates hold beside base quantities; each a multiplier.
+MULTIPLIERS = ("beta1", "beta2", "eps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -99,6 +126,12 @@ def _described(value: object) -> object:
     return value if isinstance(value, int | float | str) else repr(value)
 
 
+def _bounded(values: FloatArray) -> FloatArray:
+    """Finite numbers: NaN is 0, an infinity the largest of float32; what they are of has diverged."""
+    limit = float(np.finfo(np.float32).max)
+    return np.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
+
+
 def is_number(value: object) -> bool:
     """Whether this is a real number, of Python or numpy; True and False are not."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
@@ -133,6 +166,7 @@ class PretrainingPlant:
         steps: optimizer steps each run has taken, (N,).
         seeds: seed of each run, (N,).
         divergence: index into plant.DIVERGENCE_REASONS, (N,).
+        tiers: what `advance` measures beside what is free.
     """
 
     kind = "pretraining"
@@ -166,20 +200,37 @@ class PretrainingPlant:
         }
         self.panel = Panel(self.channels, sites, num_rows, self.kind)
         self.device = torch.device(config.device)
+        self._in_layer = (self.panel.layers[:, None] == np.arange(self.model_config.n_layer)).astype(
+            np.float64
+        )  # (K, L)
         self._rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
         self._tokens = {part: getattr(self.corpus, part).to(self.device) for part in ("train", "probe", "validation")}
         self._loss = torch.compile(model.mean_losses) if config.compile else model.mean_losses
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
-        zeros = np.zeros(num_rows)
-        self._window = Window(self.steps.copy(), zeros, zeros, zeros, zeros, self.divergence.copy())
+        self.tiers: frozenset[str] = frozenset(("probe", "momentum"))
+        self.num_layers = self.model_config.n_layer
+        self._window = Window.empty(num_rows, self.num_layers)
         self.weights = model.init_parameters(self.model_config, list(range(num_rows)), self.device)
         self.optimizer_state = {name: self._rule(name).init(weight) for name, weight in self.weights.items()}
 
     def spawn(self, num_rows: int) -> PretrainingPlant:
         """A new plant of the same configuration with another number of rows."""
-        return PretrainingPlant(self.config, num_rows, self.channels)
+        plant = PretrainingPlant(self.config, num_rows, self.channels)
+        plant.measure(self.tiers)
+        return plant
+
+    def measure(self, tiers: Collection[str]) -> None:
+        """From now on `advance` measures these of plant.TIERS, beside what is free.
+
+        Raises:
+            ValueError: for a tier that is not in the table.
+        """
+        unknown = sorted(set(tiers) - set(TIERS))
+        if unknown:
+            raise ValueError(f"unknown tiers {unknown}; expected some of {list(TIERS)}")
+        self.tiers = frozenset(tiers)
 
     def _rule(self, name: str) -> Rule:
         return self._rules[self._groups[name]]
@@ -209,8 +260,10 @@ class PretrainingPlant:
                 self.optimizer_state[name][slot][index] = value
         self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
         self.panel.positions[chosen] = 0.0
-        fresh_rows = np.isin(np.arange(self.num_rows), chosen)
-        self._window = Window(**{key: np.where(fresh_rows, 0, value) for key, value in vars(self._window).items()})
+        cleared = {key: value.copy() for key, value in vars(self._window).items()}
+        for value in cleared.values():
+            value[chosen] = 0
+        self._window = Window(**cleared)
 
     def advance(self, num_steps: IntArray) -> Window:
         """Trains row i for num_steps[i] steps, then measures; 0 only measures. A row that has diverged does not move.
@@ -225,74 +278,150 @@ class PretrainingPlant:
         """
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         longest = int(goal.max(initial=0))
-        rates = self._window_rates(longest)
-        losses, taken, norms = np.zeros(self.num_rows), np.zeros(self.num_rows), self._window.gradient_norm.copy()
+        rates, dials = self._window_rates(longest), self._dials()
+        measured = {
+            key: value.copy() if key not in TIER_OF or TIER_OF[key] in self.tiers else np.zeros_like(value)
+            for key, value in vars(self._window).items()
+        }
+        losses, taken = np.zeros(self.num_rows), np.zeros(self.num_rows)
         for step in range(longest):
             active = (goal > step) & (self.divergence == 0)
             if not active.any():
                 break
-            loss, norm = self._step(active, {name: (lr[step], wd[step]) for name, (lr, wd) in rates.items()})
+            seen = self._step(
+                active, {group: Rates(*(r[step] for r in table)) for group, table in rates.items()}, dials
+            )
             moved = active & (self.divergence == 0)
-            losses[moved] += loss[moved]
+            losses[moved] += seen.pop("loss")[moved]
             taken[moved] += 1
-            norms[moved] = norm[moved]
-        last, probe, momentum = self._window, self._probe(), self._momentum_norm()
-        self._judge(self.divergence == 0, probe, momentum)
+            for key, value in seen.items():
+                measured[key][moved] = value[moved]
+        self._finish_window(measured)
         alive = self.divergence == 0
-        untrained = np.where((self.steps == 0) & alive, probe, last.train_loss)
-        self._window = Window(
-            steps=self.steps.copy(),
-            train_loss=np.where(taken > 0, losses / np.maximum(taken, 1), untrained),
-            probe_loss=np.where(alive, probe, last.probe_loss),
-            gradient_norm=norms,
-            momentum_norm=np.where(alive, momentum, last.momentum_norm),
-            divergence=self.divergence.copy(),
-        )
+        untrained = np.where((self.steps == 0) & alive, measured["probe_loss"], measured["train_loss"])
+        measured["train_loss"] = np.where(taken > 0, losses / np.maximum(taken, 1), untrained)
+        self._window = Window(**measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()})
         return self._window
 
-    def _window_rates(self, num_steps: int) -> dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        """Learning rate and weight decay of every tensor, run and step ahead: name -> two of S times (N, 1, ...) [1].
+    def _finish_window(self, measured: dict[str, FloatArray]) -> None:
+        """Measures what is measured at a window's end, and judges the runs by it."""
+        alive = self.divergence == 0
+        probed = alive if "probe" in self.tiers else alive & (self.steps == 0)
+        momentum = self._momentum_norm() if "momentum" in self.tiers else np.zeros(self.num_rows)
+        probe = self._probe() if probed.any() else np.zeros(self.num_rows)
+        self._judge(probed, probe, momentum)
+        self._judge(alive & (self.divergence == 0), np.zeros(self.num_rows), momentum)
+        for key, value, rows in (("probe_loss", probe, probed), ("momentum_norm", momentum, alive)):
+            kept = rows & (self.divergence == 0)
+            measured[key][kept] = value[kept]
+
+    def _window_rates(self, num_steps: int) -> dict[str, tuple[Tensor, ...]]:
+        """What every group is updated with at the steps ahead: group -> the fields of Rates, (S, N, K) each.
 
         Base rate x base schedule x the panel's multiplier, which is exactly 1 at neutral.
         """
         steps = self.steps + np.arange(num_steps)[:, None]  # (S, N)
-        base = {
-            group: (
-                self._base("base_lr", "lr_schedule", group, steps),
-                self._base("base_weight_decay", "weight_decay_schedule", group, steps),
-            )
-            for group in set(self._groups.values())
-        }
+        tables = {name: self.panel.table(name) for name in ("lr", "weight_decay", *MULTIPLIERS)}
         rates = {}
-        for name, weight in self.weights.items():
-            pair = []
-            for quantity, table in zip(("lr", "weight_decay"), base[self._groups[name]], strict=True):
-                multiplier = self.panel.multiplier(quantity, name)
-                value = torch.as_tensor(table if multiplier is None else table * multiplier, dtype=torch.float32)
-                pair.append(value.view(*table.shape, *[1] * (weight.ndim - 1)).to(self.device).unbind(0))
-            rates[name] = (pair[0], pair[1])
+        for group in dict.fromkeys(self._groups.values()):
+            members = [k for k, name in enumerate(self.panel.tensors) if self._groups[name] == group]
+            shape = (num_steps, self.num_rows, len(members))
+            fields = []
+            for name, table in tables.items():
+                base = (
+                    np.ones(shape[:2])
+                    if name in MULTIPLIERS
+                    else self._base(f"base_{name}", f"{name}_schedule", group, steps)
+                )
+                moved = base[:, :, None] if table is None else base[:, :, None] * table[:, members]
+                fields.append(torch.as_tensor(np.broadcast_to(moved, shape).copy()).to(self.device))
+            rates[group] = tuple(fields)
         return rates
+
+    def _dials(self) -> model.Dials | None:
+        """What the panel moves in the forward pass; None if it moves nothing there."""
+        moved = {name: self.panel.per_layer(name) for name in LAYER_DIALS}
+        moved |= {name: self.panel.per_run(name) for name in ("embedding_gain", "logit_softcap")}
+        cap, softcap = moved["state_norm_cap"], moved["logit_softcap"]
+        if cap is not None:
+            moved["state_norm_cap"] = np.where(cap < CHANNELS["state_norm_cap"].neutral, cap, DORMANT_CAP)
+        if softcap is not None:
+            moved["logit_softcap"] = self.model_config.logit_softcap * softcap
+        given: dict[str, Any] = {
+            name: torch.as_tensor(value, dtype=torch.float32).to(self.device)
+            for name, value in moved.items()
+            if value is not None
+        }
+        return model.NEUTRAL._replace(**given) if given else None
 
     def _base(self, rate: str, schedule: str, group: str, steps: IntArray) -> FloatArray:
         rates, schedules = getattr(self.config, rate), getattr(self.config, schedule)
         multiplier = (schedules[group] if isinstance(schedules, Mapping) else schedules)(steps)
         return float(rates[group] if isinstance(rates, Mapping) else rates) * multiplier
 
-    def _step(self, active: BoolArray, rates: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[FloatArray, FloatArray]:
-        """One optimizer step of the active rows; returns every row's loss (N,) [nats] and gradient norm (N,)."""
+    def _step(self, active: BoolArray, rates: Mapping[str, Rates], dials: model.Dials | None) -> dict[str, FloatArray]:
+        """One optimizer step of the active rows; what was measured of every row, under the names of Window, and `loss`.
+
+        Every statistic comes out of this pass, but for `same_batch_loss`, which is a second forward pass.
+        """
         inputs, targets = self._batch()
         leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
+        gauges: list[Tensor] | None = [] if "activations" in self.tiers else None
+        if dials is not None and dials.dropout is not None:
+            dials = dials._replace(
+                generators=[draws(s, t, DROPOUT) for s, t in zip(self.seeds, self.steps, strict=True)]
+            )
         with torch.enable_grad():
-            losses = self._loss(self._cast(leaves), self.model_config, inputs, targets, self._cast_rope())
+            losses = self._loss(
+                self._cast(leaves), self.model_config, inputs, targets, self._cast_rope(), dials, gauges
+            )
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]).norm(dim=0)
-        loss, norm = torch.stack([losses.detach().float(), norms]).double().cpu().numpy()
+        squares = squared_norms(gradients)
+        loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
         self._judge(active, loss, norm)
         moving = active & (self.divergence == 0)
+        seen = {"loss": loss, "gradient_norm": norm} | self._layer_gauges(gradients, squares, gauges)
         if moving.any():
-            self._update(dict(zip(leaves, gradients, strict=True)), rates, moving)
+            given = dict(zip(leaves, gradients, strict=True))
+            momenta = {name: s["momentum"] for name, s in self.optimizer_state.items() if "momentum" in s}
+            given = dict(steered(given, momenta, squares, self.panel, self.seeds, self.steps, moving))
+            self._update(given, rates, moving)
+        if "same_batch" in self.tiers:
+            again = self._again(inputs, targets, dials)
+            seen["same_batch_loss"] = np.where(np.isfinite(again), again, loss)
         self.steps[moving] += 1
-        return loss, norm
+        return seen
+
+    def _drawing(self, dials: model.Dials | None) -> model.Dials | None:
+        """The dials with the generators of this step, from their start, if dropout draws."""
+        if dials is None or dials.dropout is None:
+            return dials
+        return dials._replace(generators=[draws(s, t, DROPOUT) for s, t in zip(self.seeds, self.steps, strict=True)])
+
+    @torch.no_grad()
+    def _again(self, inputs: Tensor, targets: Tensor, dials: model.Dials | None) -> FloatArray:
+        """Loss of a step's batch after its update, (N,): with the same dials and draws, only the weights differ."""
+        weights, rope = self._cast(self.weights), self._cast_rope()
+        losses = self._loss(weights, self.model_config, inputs, targets, rope, self._drawing(dials), None)
+        return losses.double().cpu().numpy()
+
+    @torch.no_grad()
+    def _layer_gauges(
+        self, gradients: Sequence[Tensor], squares: FloatArray, gauges: Sequence[Tensor] | None
+    ) -> dict[str, FloatArray]:
+        """Statistics of each layer, (N, L) each, finite."""
+        seen = {"layer_gradient_norm": np.sqrt(_bounded(squares) @ self._in_layer)}
+        if "gradient_max" in self.tiers:
+            # Two reductions without a copy; the infinity norm of torch.linalg is ten times slower on a CPU.
+            high, low = ([side(flat(g), dim=1) for g in gradients] for side in (torch.amax, torch.amin))
+            largest = torch.maximum(torch.stack(high, 1), -torch.stack(low, 1))
+            members = _bounded(largest.double().cpu().numpy())[:, :, None] * self._in_layer
+            seen["layer_gradient_max"] = members.max(1)
+        if gauges is not None:
+            values = _bounded(torch.stack(list(gauges), -1).double().cpu().numpy())  # (3, N, L)
+            names = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")
+            seen |= dict(zip(names, values, strict=True))
+        return seen
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         starts = np.stack(
@@ -319,13 +448,12 @@ class PretrainingPlant:
 
     def _judge(self, active: BoolArray, loss: FloatArray, norm: FloatArray) -> None:
         limit = self.config.divergence_multiple * math.log(self.model_config.vocab_size)
-        reasons = np.select([~np.isfinite(loss), ~np.isfinite(norm), loss > limit], [1, 2, 3], default=0)
+        broken = ~(norm < LARGEST_NORM)  # NaN is broken, too
+        reasons = np.select([~np.isfinite(loss), broken, loss > limit], [1, 2, 3], default=0)
         self.divergence = np.where(active, reasons, self.divergence)
 
     @torch.no_grad()
-    def _update(
-        self, gradients: Mapping[str, Tensor], rates: Mapping[str, tuple[Tensor, Tensor]], moving: BoolArray
-    ) -> None:
+    def _update(self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray) -> None:
         """Steps every group's rule on all rows, then puts back the rows that must not move, bit for bit."""
         still = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
         everything = self._tensors() if len(still) else []
@@ -336,8 +464,7 @@ class PretrainingPlant:
                 [self.weights[name] for name in names],
                 [gradients[name] for name in names],
                 [self.optimizer_state[name] for name in names],
-                [rates[name][0] for name in names],
-                [rates[name][1] for name in names],
+                rates[group],
                 self.steps,
             )
         for value, old in zip(everything, kept, strict=True):
@@ -360,32 +487,44 @@ class PretrainingPlant:
         """Loss on the same few sequences of the probe slice for every run, (N,) [nats per token]."""
         count = self.config.num_probe_batches * self.config.batch_size
         starts = batch_starts(len(self._tokens["probe"]), 0, 0, count, self.config.sequence_length)
-        weights, total = self._evaluation_weights(), np.zeros(self.num_rows)
+        weights, dials, total = self._evaluation_weights(), self._dials(), np.zeros(self.num_rows)
         for first in range(0, count, MEASURE_SEQUENCES):
             part = starts[first : first + MEASURE_SEQUENCES]
             inputs, targets = gather(
                 self._tokens["probe"], np.tile(part, (self.num_rows, 1)), self.config.sequence_length
             )
-            losses = model.mean_losses(weights, self.model_config, inputs, targets, self._cast_rope())
-            total += losses.double().cpu().numpy() * len(part)
+            total += self._measured_losses(weights, inputs, targets, dials) * len(part)
         return total / count
+
+    @torch.no_grad()
+    def _measured_losses(
+        self, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, dials: model.Dials | None
+    ) -> FloatArray:
+        """Every run's mean loss without a gradient and without dropout, (N,) [nats per token]."""
+        if dials is not None:
+            dials = dials._replace(dropout=None)
+        losses = model.mean_losses(weights, self.model_config, inputs, targets, self._cast_rope(), dials)
+        return losses.double().cpu().numpy()
 
     @torch.no_grad()
     def evaluate(self) -> FloatArray:
         """Held-out bits per byte of every run, (N,), on evenly spaced sequences of the validation slice.
 
-        Not finite only for a run whose weights are not.
+        The dials of the forward pass are part of the model and stand where the panel has them; dropout is off. Not
+        finite only for a run whose weights are not.
         """
         T = self.config.sequence_length
         tokens = self._tokens["validation"]
         count = min(max(1, self.config.eval_tokens // T), (len(tokens) - 1) // T)
         starts = np.linspace(0, len(tokens) - T - 1, count).astype(np.int64)
         weights, nats, size = self._evaluation_weights(), np.zeros(self.num_rows), 0.0
+        dials = self._dials()
+        dials = None if dials is None else dials._replace(dropout=None)
         bytes_of = self.corpus.token_bytes.to(self.device)
         for first in range(0, count, MEASURE_SEQUENCES):
             part = np.tile(starts[first : first + MEASURE_SEQUENCES], (self.num_rows, 1))
             inputs, targets = gather(tokens, part, T)
-            losses = model.token_losses(weights, self.model_config, inputs, targets, self._cast_rope())
+            losses = model.token_losses(weights, self.model_config, inputs, targets, self._cast_rope(), dials)
             counted = bytes_of[targets[0].flatten()]  # tokens that stand for no byte count neither way
             nats += (losses.double() * (counted > 0)).sum(1).cpu().numpy()
             size += float(counted.double().sum())

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: Cells that are called by their names.
+MOST_NAMED = 8
+
 
 class History:
-    """What render() shows of one run: probe loss after each window and the panel's values during it."""
+    """What render() shows of one run: the loss after each window and the panel's values during it."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         """Empty, or as `state()` left it."""
@@ -29,15 +32,18 @@ class History:
         return {"steps": list(self.steps), "losses": list(self.losses), "values": [list(v) for v in self.values]}
 
 
-def summarize(history: History, names: tuple[str, ...], horizon: int) -> str:
-    """One line: step, probe loss and multipliers."""
+def summarize(history: History, names: tuple[str, ...], horizon: int, loss: str) -> str:
+    """One line: step, loss (`probe loss` or `training loss`) and the values of the first cells."""
     if not history.steps:
         return f"step 0/{horizon}"
-    dials = "  ".join(f"{name} x{value:.3g}" for name, value in zip(names, history.values[-1], strict=True))
-    return f"step {history.steps[-1]}/{horizon}  probe {history.losses[-1]:.4f} nats/token  {dials}"
+    pairs = list(zip(names, history.values[-1], strict=True))
+    dials = [f"{name} x{value:.3g}" for name, value in pairs[:MOST_NAMED]]
+    dials += [f"and {len(pairs) - MOST_NAMED} more"] if len(pairs) > MOST_NAMED else []
+    measured = f"{loss.removesuffix(' loss')} {history.losses[-1]:.4f} nats/token"
+    return "  ".join([f"step {history.steps[-1]}/{horizon}", measured, *dials])
 
 
-def draw(history: History, names: tuple[str, ...], horizon: int) -> NDArray[np.uint8]:
+def draw(history: History, names: tuple[str, ...], horizon: int, loss: str) -> NDArray[np.uint8]:
     """Loss above, multipliers below, over the steps of the run: (480, 640, 3) uint8.
 
     Raises:
@@ -52,14 +58,14 @@ def draw(history: History, names: tuple[str, ...], horizon: int) -> NDArray[np.u
     canvas = FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(history.steps, history.losses, marker=".")
-    above.set_ylabel("probe loss [nats/token]")
+    above.set_ylabel(f"{loss} [nats/token]")
     for column, name in enumerate(names):
         values = [v[column] for v in history.values[1:]]
         if values:
             below.stairs(values, history.steps, baseline=None, label=name, linewidth=1.5)
     below.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
-    below.set(yscale="log", ylabel="multiplier", xlabel="step", xlim=(0, horizon))
-    if 0 < len(names) <= 8 and len(history.values) > 1:
+    below.set(yscale="log", ylabel="value", xlabel="step", xlim=(0, horizon))
+    if 0 < len(names) <= MOST_NAMED and len(history.values) > 1:
         below.legend(loc="best", fontsize="small")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

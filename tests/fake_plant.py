@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, IntArray, Snapshot, Window
+from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
 
 INITIAL_LOSS = 5.0
+NUM_LAYERS = 2
+CHANNELS = (("lr", "run"), ("weight_decay", "run"))
 
 
 class FakePlant:
     """Every step takes the loss of row i from x to x (1 - 0.01 m), where m is its multiplier of the learning rate.
 
-    Row i of seed s starts at INITIAL_LOSS + (s mod 1000) / 1000.
+    Row i of seed s starts at INITIAL_LOSS + (s mod 1000) / 1000. The loss of the last batch after its update is 0.99 of
+    the run's, layer j's numbers are 1 / (j + 1) of those of the run.
 
     Args:
         num_rows: N.
         diverges: row -> steps after which its first run diverges.
         reason: of those divergences.
+        channels: of the panel; the learning rate alone has an effect.
+        before_update: report the training loss before the window's steps, as a plant does at one step per window;
+            otherwise the mean of those before and after.
 
     Attributes:
+        tiers: what is measured.
         measurements: how often `advance` was called.
     """
 
     def __init__(
-        self, num_rows: int = 1, diverges: Mapping[int, int] | None = None, reason: str = "loss_nonfinite"
+        self,
+        num_rows: int = 1,
+        diverges: Mapping[int, int] | None = None,
+        reason: str = "loss_nonfinite",
+        channels: Sequence[tuple[str, str]] = CHANNELS,
+        before_update: bool = False,
     ) -> None:
-        self.num_rows, self.corpus_digest = num_rows, "0" * 64
-        self.panel = Panel(
-            [("lr", "run"), ("weight_decay", "run")], {"w": Site("matrix", "muon")}, num_rows, "pretraining"
-        )
+        self.before_update = before_update
+        self.num_rows, self.corpus_digest, self.num_layers, self.channels = num_rows, "0" * 64, NUM_LAYERS, channels
+        sites = {f"layer.{i}.w": Site("matrix", "adamw", i) for i in range(NUM_LAYERS)}
+        self.panel = Panel(channels, sites, num_rows, "pretraining")
+        self.tiers = {"probe", "momentum"}
+        self.probes: FloatArray = np.zeros(num_rows)
         self.losses: FloatArray = np.full(num_rows, INITIAL_LOSS)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
@@ -44,6 +58,10 @@ class FakePlant:
         self.arranged: BoolArray = np.zeros(num_rows, dtype=bool)  # the run that diverges has begun
         self.reason = DIVERGENCE_REASONS.index(reason)
         self.measurements = 0
+
+    def measure(self, tiers: Collection[str]) -> None:
+        assert set(tiers) <= set(TIERS)
+        self.tiers = set(tiers)
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         for row, seed in zip(range(self.num_rows) if rows is None else rows, seeds, strict=True):
@@ -59,19 +77,31 @@ class FakePlant:
         self.measurements += 1
         before = self.losses.copy()
         taken = np.where(self.divergence > 0, 0, np.minimum(num_steps, self.ends - self.steps))
-        rates = self.panel.multiplier("lr", "w")
-        assert rates is not None
+        table = self.panel.table("lr")
+        rates = np.ones(self.num_rows) if table is None else table.mean(1)
         self.losses = self.losses * np.maximum(1.0 - 0.01 * rates, 0.0) ** taken
         self.steps = self.steps + taken
         self.divergence = np.where(self.steps >= self.ends, self.reason, self.divergence)
+        probed = (self.divergence == 0) & (("probe" in self.tiers) | (self.steps == 0))
+        self.probes = np.where(probed, self.losses, self.probes)
+        layers = self.losses[:, None] / (1.0 + np.arange(NUM_LAYERS))  # (N, L)
         return Window(
             steps=self.steps.copy(),
-            train_loss=(before + self.losses) / 2,
-            probe_loss=np.where(self.divergence > 0, before, self.losses),
+            train_loss=before if self.before_update else (before + self.losses) / 2,
+            probe_loss=self.probes.copy(),
             gradient_norm=self.losses / 10,
-            momentum_norm=self.losses / 20,
+            momentum_norm=self._if("momentum", self.losses / 20),
             divergence=self.divergence.copy(),
+            same_batch_loss=self._if("same_batch", 0.99 * self.losses),
+            layer_gradient_norm=layers / 10,
+            layer_gradient_max=self._if("gradient_max", layers / 100),
+            layer_activation_mean=self._if("activations", layers - 3),
+            layer_activation_variance=self._if("activations", layers),
+            layer_saturation=self._if("activations", layers / 10),
         )
+
+    def _if(self, tier: str, values: FloatArray) -> FloatArray:
+        return values if tier in self.tiers else np.zeros_like(values)
 
     def evaluate(self) -> FloatArray:
         return self.losses.copy()
@@ -83,6 +113,7 @@ class FakePlant:
             "divergence": self.divergence,
             "ends": self.ends,
             "arranged": self.arranged,
+            "probes": self.probes,
             "panel": self.panel.positions,
         }
 
@@ -95,4 +126,4 @@ class FakePlant:
                 value[...] = snapshot.tensors[name].numpy()
 
     def spawn(self, num_rows: int) -> FakePlant:
-        return FakePlant(num_rows, reason=DIVERGENCE_REASONS[self.reason])
+        return FakePlant(num_rows, None, DIVERGENCE_REASONS[self.reason], self.channels, self.before_update)

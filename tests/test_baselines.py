@@ -1,5 +1,6 @@
 """Baselines are what they say at every step; searches find what can be found, and go on where they stopped."""
 
+import itertools
 import json
 import math
 from functools import partial
@@ -102,9 +103,11 @@ def used(monkeypatch):
     update = PretrainingPlant._update
 
     def recording(self, gradients, rates, moving):
-        for name, (lr, decay) in rates.items():
-            for row in np.flatnonzero(moving):
-                record[name, int(row), int(self.steps[row])] = (lr[row].item(), decay[row].item())
+        for group, table in rates.items():
+            members = [name for name, own in self._groups.items() if own == group]
+            for (k, name), row in itertools.product(enumerate(members), np.flatnonzero(moving)):
+                numbers = (table.lr[row, k].item(), table.weight_decay[row, k].item())
+                record[name, int(row), int(self.steps[row])] = numbers
         update(self, gradients, rates, moving)
 
     monkeypatch.setattr(PretrainingPlant, "_update", recording)

@@ -10,10 +10,12 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.rewards import REWARD_TERMS
+from hpenv.rewards import REWARD_TERMS, measured_terms
+from hpenv.telemetry import FEATURES
 from tests.fake_plant import INITIAL_LOSS, FakePlant
 
 MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
+EVERYTHING = {"features": list(FEATURES), "reward": dict.fromkeys(REWARD_TERMS, 1.0), "num_registers": 3}
 
 
 def make(num_envs=3, diverges=None, mode="NEXT_STEP", **arguments):
@@ -152,6 +154,7 @@ def test_disabled_lets_the_finished_wait_until_they_are_reset():
         obs, rewards, terminated, _, infos = env.step(still(env) + 0.9)
         assert terminated.tolist() == [True] * 3 and steps(env) == [23, 13, 23]
         assert rewards[1] == 0.0 and obs[1].tolist() == last[1].tolist() and not infos["_step"][1]
+        assert "probe_loss" in infos and not infos["_probe_loss"][1]
         assert infos["panel"]["lr"][1] == 1.0
     assert rewards.tolist() == [0.0] * 3
     obs, infos = env.reset(options={"reset_mask": np.array([False, True, False])})
@@ -264,10 +267,12 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
     ("arguments", "message"),
     [
         ({"features": ["progress", "speed"]}, r"unknown feature 'speed'; expected some of \['gradient_norm'"),
-        ({"reward": {"progess": 1.0}}, r"unknown reward term 'progess'; expected some of \['divergence'"),
+        ({"reward": {"progess": 1.0}}, r"unknown reward term 'progess'; expected some of \['budget', 'divergence'"),
         ({"reward": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be finite and not negative"),
         ({"interval": 0}, "interval=0 must be between 1 and the 23 steps of the run"),
         ({"interval": 24}, "interval=24 must be between 1 and the 23 steps of the run"),
+        ({"num_registers": -1}, "num_registers=-1 must be at least 0, a whole number"),
+        ({"register_leak": 1.0}, "register_leak=1.0 must be at least 0 and below 1"),
         ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
         ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),
         (
@@ -336,7 +341,7 @@ def test_the_info_of_one_run_is_python_scalars(diverges):
         _, reward, terminated, truncated, info = env.step(np.zeros(2, dtype=np.float32))
         assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
     assert ("divergence_reason" in info) == (diverges is not None)
-    assert set(info["reward_terms"]) == set(REWARD_TERMS)
+    assert tuple(info["reward_terms"]) == measured_terms({"probe"})
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -356,12 +361,12 @@ def test_what_is_returned_is_the_callers_to_write_into(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("decision", range(4))
 def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
-    """With rows at different clocks, an episode that has ended, and the streams of seeds."""
-    arguments = {"diverges": {1: 13}, "mode": mode, "reward": {"progress": 1.0, "smoothness": 1.0}}
+    """With rows at different clocks, an episode that has ended, the streams of seeds, and all that is remembered."""
+    arguments = EVERYTHING | {"diverges": {1: 13}, "mode": mode}
     env, other = make(3, **arguments), make(3, **arguments)
     env.reset(seed=7)
     other.reset(seed=0)
-    actions = np.random.default_rng(0).uniform(-1, 1, (9, 3, 2)).astype(np.float32)
+    actions = np.random.default_rng(0).uniform(-1, 1, (9, *env.action_space.shape)).astype(np.float32)
     for action in actions[:decision]:
         env.step(action)
     snapshot = env.snapshot()
@@ -378,7 +383,15 @@ def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
 
 
 @pytest.mark.parametrize(
-    "change", [{"interval": 5}, {"horizon": 24}, {"reward": {"progress": 2.0}}, {"seed_mode": "grouped"}]
+    "change",
+    [
+        {"interval": 5},
+        {"horizon": 24},
+        {"reward": {"progress": 2.0}},
+        {"seed_mode": "grouped"},
+        {"num_registers": 1},
+        {"register_leak": 0.5},
+    ],
 )
 def test_a_snapshot_of_another_environment_is_refused(change):
     env = make(2)
@@ -390,8 +403,8 @@ def test_a_snapshot_of_another_environment_is_refused(change):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_forks_go_on_like_the_original_and_leave_it_alone(mode):
-    env, twin = make(3, mode=mode), make(3, mode=mode)
-    actions = np.random.default_rng(0).uniform(-1, 1, (6, 3, 2))
+    env, twin = make(3, mode=mode, **EVERYTHING), make(3, mode=mode, **EVERYTHING)
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, *env.action_space.shape))
     for each in (env, twin):
         each.reset(seed=7)
         each.step(actions[0])
@@ -426,7 +439,7 @@ def test_forks_that_cannot_be_are_refused(k, row):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_pickled_env_goes_on_alike(mode):
-    env = make(3, {1: 13}, mode)
+    env = make(3, {1: 13}, mode, **EVERYTHING)
     env.reset(seed=7)
     env.step(still(env))
     other = pickle.loads(pickle.dumps(env))
@@ -474,3 +487,195 @@ def test_evaluation_is_the_plants():
     alone = single()
     alone.reset(seed=1)
     assert type(alone.evaluate()) is float
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tiers"),
+    [
+        ({"features": ["progress"], "reward": {"divergence": 1.0}}, set()),
+        ({}, {"probe"}),
+        ({"reward": {"progress": 0.0, "loss_change": 1.0}}, set()),
+        ({"reward": {"same_batch_change": 0.5}}, {"same_batch"}),
+        (
+            {"features": ["progress", "momentum_norm", "layer_saturation"], "reward": {}},
+            {"momentum", "activations"},
+        ),
+        (EVERYTHING, {"probe", "momentum", "gradient_max", "activations", "same_batch"}),
+    ],
+)
+def test_only_what_is_asked_for_is_measured_and_every_term_that_is_measured_is_reported(arguments, tiers):
+    env = make(2, **arguments)
+    assert env.plant.tiers == tiers
+    env.reset(seed=0)
+    infos = env.step(still(env))[4]
+    assert {name for name in infos["reward_terms"] if name[0] != "_"} == {
+        name for name, term in REWARD_TERMS.items() if term.tier is None or term.tier in tiers
+    }
+    assert ("probe_loss" in infos) == ("probe" in tiers)
+    assert env.fork(1).plant.tiers == tiers
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_probe_the_loss_before_training_is_known_and_no_other_is_told(mode):
+    env = make(3, {1: 13}, mode, reward={"loss_change": 1.0})
+    _, infos = env.reset(seed=7)
+    assert infos["_probe_loss"].all() and infos["probe_loss"].tolist() == env.plant.losses.tolist()
+    assert "probe_loss" not in env.step(still(env))[4]
+    infos = env.step(still(env))[4]  # row 1 diverges
+    if mode == "NEXT_STEP":
+        assert "probe_loss" not in infos
+        infos = env.step(still(env))[4]
+    elif mode == "DISABLED":
+        assert "probe_loss" not in infos
+        _, infos = env.reset(options={"reset_mask": np.array([False, True, False])})
+    else:
+        assert "probe_loss" not in infos["final_info"]
+    assert infos["_probe_loss"].tolist() == [False, True, False]
+    assert infos["probe_loss"][1] == INITIAL_LOSS + env.plant.seeds[1] % 1000 / 1000
+
+
+def test_the_default_of_a_decision_every_step_rewards_an_action_one_decision_later():
+    env = single(interval=1, reward={"loss_change": 1.0})
+    env.reset(seed=0)
+    losses = []
+    for position in (0.5, 0.0, 0.0):
+        _, reward, _, _, info = env.step(np.array([position, 0.0]))
+        losses.append(info["train_loss"])
+        assert reward == pytest.approx(0.0 if len(losses) == 1 else losses[-2] - losses[-1])
+
+
+def test_registers_follow_the_cells_and_come_back_in_the_next_observation():
+    env = make(2, features=["registers", "progress"], num_registers=2, register_leak=0.75)
+    assert env.action_names == ("lr", "weight_decay", "register/0", "register/1")
+    assert env.action_kinds == ("scale", "shrink", "register", "register")
+    assert env.action_immediate == (False,) * 4
+    assert env.observation_names == ("registers/0", "registers/1", "progress")
+    obs, _ = env.reset(seed=0)
+    assert obs[:, :2].tolist() == [[0.0, 0.0]] * 2
+    obs, *_ = env.step(np.array([[0.0, 0.0, 1.0, -1.0], [0.0, 0.0, 0.5, 3.0]]))
+    assert obs[:, :2] == pytest.approx(np.array([[0.25, -0.25], [0.125, 0.25]]))
+    obs, *_ = env.step(np.array([[0.0, 0.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]]))
+    assert obs[:, :2] == pytest.approx(np.array([[0.1875, -0.4375], [0.09375, 0.1875]]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_new_run_begins_with_empty_registers_and_no_losses_and_the_others_keep_theirs(mode):
+    env = make(3, {1: 13}, mode, **EVERYTHING)
+    names = env.observation_names
+    memory = [i for i, name in enumerate(names) if name.startswith(("registers", "loss_"))]
+    env.reset(seed=7)
+    for _ in range(2):
+        obs, _, terminated, _, _ = env.step(still(env) + 0.5)
+    if mode == "NEXT_STEP":
+        obs, *_ = env.step(still(env) + 0.5)
+    if mode == "DISABLED":
+        obs, _ = env.reset(options={"reset_mask": terminated})
+    assert (obs[1, memory] == 0.0).all()
+    assert (obs[[0, 2]][:, names.index("registers/0")] > 0.0).all()
+    assert (obs[[0, 2]][:, names.index("loss_slope")] < 0.0).all()
+
+
+def test_a_finished_row_that_waits_writes_no_register_and_remembers_no_loss():
+    env = make(2, {0: 13}, "DISABLED", **EVERYTHING)
+    env.reset(seed=7)
+    for _ in range(2):
+        env.step(still(env) + 0.5)
+    before = env.snapshot().tensors
+    env.step(still(env) - 0.5)
+    after = env.snapshot().tensors
+    for name in (name for name in before if name.startswith(("trajectory/", "env/registers"))):
+        assert before[name][0].equal(after[name][0]), name
+    assert not before["env/registers"][1].equal(after["env/registers"][1])
+
+
+def test_a_counterfactual_by_hand():
+    env = single()
+    env.reset(seed=0)
+    env.step(np.array([0.25, 0.0]))
+    loss, candidates = env.plant.losses[0], (-0.5, 0.0, 0.5)
+    assert steps(env) == [10]
+    actions = np.array([[position, 0.0] for position in candidates])
+    for horizon, hold in ((1, False), (2, False), (2, True), (9, False)):
+        expected = []
+        for position in candidates:
+            rest = position if hold else 0.25
+            after = loss * (1 - 0.01 * 100**position) ** 10
+            if horizon > 1:
+                after *= (1 - 0.01 * 100**rest) ** 3  # the last window has 3 of the 23 steps
+            expected.append(loss - after)
+        assert env.counterfactual(actions, horizon, hold=hold) == pytest.approx(np.array(expected))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_counterfactual_leaves_the_run_where_it_is(mode):
+    env, twin = make(3, {1: 18}, mode, **EVERYTHING), make(3, {1: 18}, mode, **EVERYTHING)
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, *env.action_space.shape))
+    for each in (env, twin):
+        each.reset(seed=7)
+    for decision, action in enumerate(actions):
+        if not env._ended[1]:
+            tried = env.counterfactual(actions[:, 1], 5, row=1, hold=decision % 2 == 0)
+            assert tried.shape == (4,) and np.isfinite(tried).all()
+        for ours, theirs in zip(env.step(action)[:4], twin.step(action)[:4], strict=True):
+            assert np.array_equal(ours, theirs)
+    left, right = env.snapshot(), twin.snapshot()
+    assert left.metadata == right.metadata and left.tensors.keys() == right.tensors.keys()
+    assert all(left.tensors[name].equal(right.tensors[name]) for name in left.tensors)
+
+
+def test_a_counterfactual_is_what_then_happens():
+    env = make(3, mode="DISABLED", **EVERYTHING)
+    env.reset(seed=7)
+    actions = np.random.default_rng(0).uniform(-1, 1, env.action_space.shape)
+    env.step(-actions)
+    expected = [env.counterfactual(actions[[row]], 2, row=row, hold=True)[0] for row in range(3)]
+    earned = sum(env.step(actions)[1] for _ in range(2))
+    assert earned == pytest.approx(expected)
+
+
+def test_with_the_change_of_the_training_loss_the_second_decision_is_the_first_to_see_an_update():
+    plant = FakePlant(1, before_update=True)
+    env = TrainLoopVectorEnv(plant, interval=1, reward={"loss_change": 1.0}, horizon=23)
+    env.reset(seed=0)
+    env.step(still(env))
+    one, two = (env.counterfactual(np.array([[0.0, 0.0], [0.5, 0.0]]), horizon) for horizon in (1, 2))
+    assert one[0] == one[1] and two[0] < two[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((2, 3)), 1), r"shape \(2, 2\).* got float64 of shape \(2, 3\)"),
+        ((np.zeros(2), 1), r"need actions \(k, 2\) and horizon >= 1; got shape \(2,\) and 1"),
+        ((np.zeros((2, 2)), 0), r"got shape \(2, 2\) and 0"),
+        ((np.zeros((0, 2)), 1), "cannot fork 0 copies of row 0"),
+        ((np.zeros((2, 2)), 1, 3), "cannot fork 2 copies of row 3"),
+        ((np.full((2, 2), math.nan), 1), "must be finite numbers"),
+    ],
+)
+def test_counterfactuals_that_cannot_be_are_refused(arguments, message):
+    env = make(3)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.counterfactual(*arguments)
+
+
+def test_a_counterfactual_needs_a_run_that_goes_on():
+    env = make(2, {1: 13})
+    with pytest.raises(gym.error.ResetNeeded, match="run 0 has not begun, or has ended"):
+        env.counterfactual(np.zeros((2, 2)), 1)
+    env.reset(seed=0)
+    for _ in range(2):
+        env.step(still(env))
+    env.counterfactual(np.zeros((2, 2)), 1)
+    with pytest.raises(gym.error.ResetNeeded, match="run 1 has not begun, or has ended"):
+        env.counterfactual(np.zeros((2, 2)), 1, row=1)
+
+
+def test_lines_name_the_training_loss_where_there_is_no_probe_and_the_first_of_many_cells():
+    plant = FakePlant(1, channels=[(name, "layer") for name in ("lr", "grad_scale", "grad_clip", "dropout", "eps")])
+    env = TrainLoopVectorEnv(plant, reward={"loss_change": 1.0}, render_mode="ansi", horizon=23, interval=10)
+    env.reset(seed=0)
+    env.step(still(env))
+    (line,) = env.render()
+    assert line.startswith("step 10/23  training ") and line.endswith("dropout/layer.1 x0  and 2 more")

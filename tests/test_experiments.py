@@ -6,15 +6,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hpenv.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
 from train_agents.experiments.jel_report import LABELS, REFERENCE, report, scores, summarize
 from train_agents.experiments.jobs import Job, run_jobs
+from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
+from train_agents.experiments.sidecar import constant_configurations, late_jobs, schedule_configurations, selected
+from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
+from train_agents.experiments.sidecar_arms import ARMS, BINDING_CAP, DEFAULT, position_of
+from train_agents.experiments.sidecar_claims import CLAIMS, EXPERIMENTS, Claim, advantage, final_values, verdict
+from train_agents.experiments.sidecar_claims import LABELS as SIDECAR_LABELS
+from train_agents.experiments.sidecar_claims import scores as sidecar_scores
+from train_agents.experiments.sidecar_report import report as sidecar_report
+from train_agents.experiments.sidecar_signal import Credit, credits_of, effect_size, measure_signal, steps_to_know
 from train_agents.results import write_result
 
 TINY = ExperimentConfig(
     num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2, ablation_updates=1,
     ablation_steps=12, ablation_interval=1,
     num_controllers=2, num_own_controllers=1, num_evaluation_seeds=2, num_tuning_seeds=1,
+)  # fmt: skip
+
+TINY_SIDECAR = SidecarExperiment(
+    data="synthetic", num_steps=24, long_steps=30, batch_tokens=32, sequence_length=16, eval_tokens=256,
+    eval_interval=12, num_traces=6, num_evaluation_seeds=2, num_tuning_seeds=1, num_reward_seeds=2, hidden_size=4,
+    signal_states=(1,), signal_layers=(1,), signal_batches=2, signal_noise_steps=3,
 )  # fmt: skip
 
 
@@ -116,3 +132,152 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path):
     summary = json.loads((config.out / "summary.json").read_text())
     assert set(LABELS) - {"baseline_constant_warmdown"} <= set(summary)
     assert (config.out / "figure3_actions_ours.png").exists()
+
+
+def test_every_arm_of_the_sidecar_has_a_job_in_the_order_wanted():
+    names = [job.name for job in make_sidecar_jobs(SidecarExperiment())]
+    assert len(names) == len(set(names))
+    assert names[:3] == ["detached", "foundational", "sweep_constant"] and names[-1] == "long_detached"
+    assert {arm.name for arm in ARMS} | {"sweep_constant", "sweep_schedule", "signal"} == set(names)
+    assert set(SIDECAR_LABELS) == set(names) - {"signal"}
+    compared = {name for _, arms, references in EXPERIMENTS.values() for name in (*arms, *references)}
+    assert compared == set(SIDECAR_LABELS)
+    assert {name for claim in CLAIMS for name in (claim.arm, claim.reference)} <= compared
+
+
+def test_jobs_are_selected_by_how_they_begin():
+    jobs = make_sidecar_jobs(SidecarExperiment())
+    assert [job.name for job in selected(jobs, ("sweep", "detached"))] == [
+        "detached", "sweep_constant", "sweep_schedule",
+    ]  # fmt: skip
+    assert selected(jobs, ()) == jobs
+    with pytest.raises(ValueError, match=r"no job begins with \['sweeep'\]"):
+        selected(jobs, ("sweeep",))
+
+
+def test_the_default_is_among_what_a_sweep_tries_and_seeds_are_disjoint():
+    assert DEFAULT["base_lr"] in [entry["base_lr"] for entry in constant_configurations().values()]
+    assert len(schedule_configurations(100)) == 4
+    full = SidecarExperiment()
+    assert not set(full.evaluation_seeds) & set(full.tuning_seeds)
+
+
+def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
+    jobs = {job.name: job.arguments["config"].sidecar.initial_mean for job in make_sidecar_jobs(TINY_SIDECAR)
+            if "config" in job.arguments}  # fmt: skip
+    cap, skip = (CHANNELS[name].values for name in ("state_norm_cap", "grad_skip"))
+    assert float(cap(np.array(jobs["cap_binding"]["state_norm_cap"]))) == pytest.approx(BINDING_CAP)
+    assert float(skip(np.array(jobs["wrong_neutral"]["grad_skip"]))) == pytest.approx(0.6)
+    assert not jobs["cap_dormant"] and not jobs["foundational"]
+    with pytest.raises(ValueError, match=r"grad_skip = 1.5; expected a value between 0.0 and 1.0"):
+        position_of("grad_skip", 1.5)
+
+
+def test_credits_and_signal_by_hand():
+    terms = {"loss_change": np.array([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0]])}
+    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 1), False), [3.0, 5.0])
+    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 1), True), [4.0, 7.0])
+    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 2), False), [10.0, 16.0])
+    # Means 2 and 0, variances 2 and 8 over 2 batches: mean of 4 - 1 and 0 - 4 is negative.
+    assert effect_size(np.array([[1.0, 2.0], [3.0, -2.0]])) == 0.0
+    assert effect_size(np.array([[3.0], [5.0]])) == pytest.approx(np.sqrt(16.0 - 1.0))
+    assert steps_to_know(0.5, 10.0) == 1600.0 and steps_to_know(0.0, 1.0) is None
+    with pytest.raises(ValueError, match="at least 2 batches"):
+        effect_size(np.array([[3.0, 5.0]]))
+
+
+def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
+    arguments = TINY_SIDECAR.env_arguments(
+        preset="nano", num_steps=60, channels=[["lr", "layer"], ["dropout", "layer"]]
+    )
+    sizes = {"states": (6,), "layers": (1,), "num_batches": 4, "num_noise_steps": 4}
+    rows, _ = measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={"scale": 0.5, "skip": 0.05}, **sizes)
+    found = {(row["channel"], row["reward"]): row for row in rows}
+    assert all(found["dropout", row["reward"]]["effect"] == 0.0 for row in rows)
+    assert found["lr", "same-batch loss change"]["effect"] > 0.0
+    assert all(row["cells"] == 1 and row["noise"] > 0.0 for row in rows)
+    with pytest.raises(ValueError, match=r"states \[50\] of 60 steps; expected 21 steps after each"):
+        measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={}, **(sizes | {"states": (50,)}))
+
+
+def test_claims_are_judged_by_their_intervals():
+    better = Claim("", "a", "b", "better", 0.42)
+    assert verdict([0.4, 0.3, 0.5], better) == "yes"
+    assert verdict([0.1, 0.05, 0.2], better) == "direction, not size"
+    assert verdict([0.6, 0.5, 0.7], better) == "yes, more"
+    assert verdict([0.1, -0.1, 0.3], better) == "undecided"
+    assert verdict([-0.2, -0.3, -0.1], better) == "no, the reverse"
+    assert verdict([0.1], better) == verdict(None, better) == "not measured"
+    worse = Claim("", "a", "b", "worse", -0.14)
+    assert verdict([-0.15, -0.2, -0.1], worse) == "yes" and verdict([0.2, 0.1, 0.3], worse) == "no, the reverse"
+    neither = Claim("", "a", "b", "not better")
+    assert verdict([0.1, -0.1, 0.3], neither) == "yes, no difference seen"
+    assert verdict([0.2, 0.1, 0.3], neither) == "no, better"
+
+
+def test_advantages_are_paired_over_the_seeds_in_common_in_bits_and_in_perplexity():
+    ours, reference = {1: 1.0, 2: 2.0, 3: 9.0}, {1: 2.0, 2: 4.0}
+    np.testing.assert_allclose(advantage(ours, reference, "bpb"), [0.5, 0.5, 0.5])
+    assert advantage(ours, reference, "perplexity")[0] == pytest.approx((0.5 + 0.75) / 2)
+    assert advantage({1: 1.0}, reference, "bpb") == [0.5] and advantage({7: 1.0}, reference, "bpb") is None
+
+
+def _sidecar_row(seed, bpb, reason=None):
+    curve = [8.0, bpb + 1.0, bpb]
+    return {"seed": seed, "bpb": bpb, "bpb_curve": curve, "steps": [0, 1000, 3000], "divergence_reason": reason}
+
+
+def test_a_sidecars_scores_are_means_over_the_rows_of_a_seed():
+    job = {"rows": [_sidecar_row(1, 2.0), _sidecar_row(1, 4.0), _sidecar_row(2, 3.0, "loss_above_limit")]}
+    assert sidecar_scores(job) == {1: 3.0, 2: 8.0}
+    assert sidecar_scores(job, 900) == {1: 4.0, 2: 4.0}
+
+
+def test_final_values_are_those_of_the_channel():
+    extra = {"names": ["lr/layer.0", "lr/layer.1", "dropout/layer.0"], "final_mean": [[0.5, -0.5, 0.0]]}
+    found = final_values({"extra": extra}, "lr")
+    assert found == pytest.approx({"mean": 1.0, "low": 0.1, "high": 10.0})
+    assert final_values({"extra": extra}, "beta1") is None
+
+
+def _write_sidecar(folder, name, bpbs):
+    extra = {"agent_ms": 2.0, "env_ms": 80.0, "names": ["lr/layer.0"], "final_mean": [[0.0]] * len(bpbs)}
+    extra["trace"] = {"steps": [0, 50], "mean": [[[0.0]] * len(bpbs)] * 2, "sampled": []}
+    rows = [_sidecar_row(seed, value) for seed, value in enumerate(bpbs)]
+    write_result(folder / f"{name}.json", name, {}, rows, extra)
+
+
+def test_the_sidecars_report_is_made_of_whatever_is_there(tmp_path):
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    sidecar_report(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+    _write_sidecar(folder, "detached", [3.0, 3.2])
+    sidecar_report(tmp_path)
+    assert "not measured" in (tmp_path / "README.md").read_text()
+    _write_sidecar(folder, "foundational", [2.0, 2.2])
+    _write_sidecar(folder, "layer_lr", [3.1, 3.1])
+    sidecar_report(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "+50.00 % [+50.00, +50.00]" in text  # a bit less is half the perplexity
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["foundational"]["versus"]["detached"]["bpb"][0] == pytest.approx((1 / 3 + 1 / 3.2) / 2)
+    pictures = {file.name for file in tmp_path.glob("*.png")}
+    assert pictures == {"figure3_foundational.png", "figure5_layer_lr.png"}
+    assert all(name in text for name in pictures)
+
+
+@pytest.mark.slow
+def test_the_sidecars_experiments_run_resume_and_report(tmp_path):
+    config = replace(TINY_SIDECAR, out=tmp_path / "results", runs=tmp_path / "runs")
+    jobs = make_sidecar_jobs(config)
+    assert late_jobs(config) == []
+    run_jobs(selected(jobs, ("detached",)), config.out / "jobs", 1)
+    run_jobs(jobs, config.out / "jobs", 2)
+    run_jobs(late_jobs(config), config.out / "jobs", 1)
+    sidecar_report(config.out)
+    summary = json.loads((config.out / "summary.json").read_text())
+    assert set(summary) == set(SIDECAR_LABELS)
+    forensic = json.loads((config.out / "jobs" / "forensics.json").read_text())
+    assert len(forensic["rows"]) == 2 and len(forensic["rows"][0]["tensors"]) == 77
+    assert len(list(config.out.glob("*.png"))) == 10

@@ -45,11 +45,11 @@ def at_step(plant, step, fault):
     """Calls `fault` once, just before the population's optimizer step of this number."""
     original, calls = plant._step, []
 
-    def wrapped(active, rates):
+    def wrapped(*arguments):
         calls.append(None)
         if len(calls) == step + 1:
             fault()
-        return original(active, rates)
+        return original(*arguments)
 
     plant._step = wrapped
 

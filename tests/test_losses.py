@@ -25,6 +25,13 @@ def test_log_prob_and_entropy_equal_torchs():
     assert torch.allclose(losses.gaussian_entropy(log_std), normal.entropy().sum(-1))
 
 
+def test_log_density_of_each_cell_adds_up_to_the_log_prob():
+    raw, mean, log_std = torch.randn(3, 5, 4, 2, generator=torch.Generator().manual_seed(0))
+    density = losses.gaussian_log_density(raw, mean, log_std)
+    assert torch.allclose(density, torch.distributions.Normal(mean, log_std.exp()).log_prob(raw), atol=1e-5)
+    assert torch.equal(density.sum(-1), losses.gaussian_log_prob(raw, mean, log_std))
+
+
 def test_initial_entropy_is_the_papers():
     assert math.isclose(losses.gaussian_entropy(torch.tensor([-0.5])).item(), 0.919, abs_tol=5e-4)
 

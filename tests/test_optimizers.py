@@ -8,12 +8,14 @@ import pytest
 import schedulefree
 import torch
 
+from hpenv.channels import CHANNELS
 from hpenv.optimizers import (
     OPTIMIZERS,
     SGD,
     AdamW,
     Muon,
     NanochatMuon,
+    Rates,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
     evaluation_weights,
@@ -44,6 +46,11 @@ def draw(shape, row, step, dtype):
     return torch.randn(shape, generator=generator, dtype=dtype)
 
 
+def same(lrs, decays):
+    """Rates of tensors from their learning rates and decays, (N, 1, 1) each."""
+    return Rates.of(*(torch.stack([v.flatten() for v in values], 1).double() for values in (lrs, decays)))
+
+
 class Rows:
     """Three rows under one rule, of which some have not begun."""
 
@@ -68,7 +75,7 @@ class Rows:
         lr = self.column([self.lrs[row, self.steps[row]] for row in range(3)])
         count = len(self.shapes)
         self.rule.update(
-            self.weights, gradients, self.states, [lr] * count, [self.column(self.decays)] * count, self.steps
+            self.weights, gradients, self.states, same([lr] * count, [self.column(self.decays)] * count), self.steps
         )
         for value, old in zip(everything, kept, strict=True):
             for row in range(3):
@@ -337,7 +344,7 @@ def test_a_rate_times_decay_above_one_flips_no_sign(rule, lr, product):
     zeros = [torch.zeros_like(weight) for weight in rows.weights]
     scale = [rows.column([lr] * 3)] * 2, [rows.column([product / lr] * 3)] * 2
     for step in range(4):
-        rows.rule.update(rows.weights, zeros, rows.states, *scale, np.full(3, step))
+        rows.rule.update(rows.weights, zeros, rows.states, same(*scale), np.full(3, step))
         for weight, first, evaluated in zip(rows.weights, start, rows.evaluated(), strict=True):
             for now in (weight, evaluated):
                 assert (now * first >= -1e-12).all()
@@ -352,7 +359,7 @@ def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
     before = max(max(w.abs().max(), s["z"].abs().max()) for w, s in zip(rows.weights, rows.states, strict=True))
     for step in range(60):
         lr, decay = rows.column([1.0] * 3), rows.column([1e4] * 3)
-        rows.rule.update(rows.weights, zeros, rows.states, [lr] * 2, [decay] * 2, np.full(3, 16 + step))
+        rows.rule.update(rows.weights, zeros, rows.states, same([lr] * 2, [decay] * 2), np.full(3, 16 + step))
         assert max(weight.abs().max() for weight in rows.weights) <= 2 * before
     assert max(weight.abs().max() for weight in rows.weights) < 1e-2 * before
 
@@ -371,3 +378,59 @@ def test_an_unknown_optimizer_is_named_with_what_is_accepted():
 def test_every_optimizer_has_a_rule_for_every_kind_of_parameter():
     for rules in OPTIMIZERS.values():
         assert set(rules) == {"embedding", "unembedding", "scalar", "matrix"}
+
+
+def test_moving_betas_by_hand():
+    """Over three steps: the corrected moments are weighted means of what was seen, with weights that sum to one."""
+    rule, weight = AdamW(beta1=0.9, beta2=0.8, eps=1e-3), torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
+    state, seen = rule.init(weight), [[1.0, -2.0], [3.0, 0.5], [-4.0, 6.0]]
+    new1 = np.array([[0.1 * 5, 0.1 * 0.1, 0.1 * 2], [0.1, 0.1, 0.1]])  # row 1 stays: beta^t
+    new2 = np.array([[0.2 * 0.1, 0.2 * 5, 0.2 * 3], [0.2, 0.2, 0.2]])  # at 0.2 * 5 there is no memory left
+    eps, expected = np.array([[10.0, 0.1, 1.0], [1.0, 1.0, 1.0]]), weight.numpy().copy()[:, 0]
+    for t, gradient in enumerate(seen):
+        column = [torch.as_tensor(v) for v in (new1[:, t : t + 1] / 0.1, new2[:, t : t + 1] / 0.2, eps[:, t : t + 1])]
+        lr, decay = torch.full((2, 1), 0.5, dtype=torch.float64), torch.full((2, 1), 0.1, dtype=torch.float64)
+        g = torch.tensor(gradient, dtype=torch.float64)[:, None]
+        rule.update([weight], [g], [state], Rates(lr, decay, *column), np.full(2, t))
+        for row in range(2):
+            shares1, shares2 = (
+                np.array([new[row, i] * np.prod(1 - new[row, i + 1 : t + 1]) for i in range(t + 1)])
+                for new in (new1, new2)
+            )
+            gs = np.array(seen)[: t + 1, row]
+            m, v = shares1 / shares1.sum() @ gs, shares2 / shares2.sum() @ gs**2
+            assert (shares1 / shares1.sum()).sum() == pytest.approx(1) and abs(m) <= abs(gs).max()
+            product1, product2 = 1 - state["beta1_product"][row].item(), 1 - state["beta2_product"][row].item()
+            assert (shares1.sum(), shares2.sum()) == pytest.approx((product1, product2))
+            assert state["momentum"][row, 0].item() / product1 == pytest.approx(m)
+            assert state["second_moment"][row, 0].item() / product2 == pytest.approx(v)
+            expected[row] = expected[row] * (1 - 0.5 * 0.1) - 0.5 * m / (math.sqrt(v) + 1e-3 * eps[row, t])
+        assert weight[:, 0].tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("multiplier", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("field", ["beta1", "beta2", "eps"])
+@pytest.mark.parametrize(
+    "rule", sorted({rule for rules in OPTIMIZERS.values() for rule in rules.values() if type(rule) is AdamW}, key=repr)
+)
+def test_the_ends_of_a_constant_keep_every_adamw_a_mean_of_what_it_saw(rule, field, multiplier):
+    """1 - beta beyond 1 would leave the second moment negative: the bounds of the channels have to fit every rule."""
+    assert CHANNELS["beta1"].bounds == CHANNELS["beta2"].bounds == (0.1, 5.0)
+    weight = torch.zeros(1, 1)
+    state, one = rule.init(weight), torch.ones(1, 1, dtype=torch.float64)
+    rates = Rates.of(one * 1e-3, one * 0)._replace(**{field: one * multiplier})
+    for step in range(60):
+        g = torch.full((1, 1), 3.0 if step % 7 == 0 else 0.01)
+        rule.update([weight], [g], [state], rates, np.array([step]))
+        assert 0 <= state["second_moment"].item() <= 9.0001 and abs(state["momentum"].item()) <= 3.0001
+        assert abs(weight.item()) <= 60 * 1e-3 * 3.0 / 0.01, "more than every step at the largest over the smallest"
+
+
+def test_the_products_of_the_betas_are_those_of_every_tensor_and_row():
+    rule, weights = AdamW(), [torch.ones(2, 1, 1), torch.ones(2, 1, 1)]
+    states, one = [rule.init(w) for w in weights], torch.ones(2, 2, dtype=torch.float64)
+    rates = Rates.of(one, one)._replace(beta1=torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))
+    for step in range(2):
+        rule.update(weights, [torch.ones(2, 1, 1)] * 2, states, rates, np.full(2, step))
+    products = torch.stack([state["beta1_product"] for state in states], 1)
+    assert products.numpy() == pytest.approx(np.array([[0.9, 0.8], [0.7, 0.6]]) ** 2)

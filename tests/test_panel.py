@@ -8,20 +8,12 @@ SITES = {
     "embedding": Site("embedding", "adamw"),
     "layer.0.up": Site("matrix", "muon", 0),
     "layer.1.up": Site("matrix", "muon", 1),
+    "layer.1.value_embedding": Site("embedding", "adamw", 1),
     "unembedding": Site("unembedding", "adamw"),
 }
+LAYERED = {"layer.0.up": Site("matrix", "adamw", 0), "layer.1.up": Site("matrix", "adamw", 1)}
 EVERY_ROW = np.ones(2, dtype=bool)
 PAIRS = [(name, scope) for name, found in CHANNELS.items() for scope in found.scopes]
-
-
-@pytest.mark.parametrize("found", CHANNELS.values(), ids=CHANNELS)
-def test_values_are_exactly_neutral_at_zero_and_within_bounds_everywhere(found):
-    positions = np.linspace(-1, 1, 2001)
-    values = found.values(positions)
-    assert found.values(np.zeros(3)).tolist() == [found.neutral] * 3
-    assert values.min() >= found.bounds[0] and values.max() <= found.bounds[1]
-    assert found.values(np.array([-1.0, 1.0])) == pytest.approx(found.bounds)
-    assert (np.diff(values) > 0).all()
 
 
 def test_positions_are_logarithms_of_multipliers():
@@ -29,41 +21,114 @@ def test_positions_are_logarithms_of_multipliers():
     assert values == pytest.approx([0.01, 0.1, 1.0, 100**0.25, 10.0, 100.0], rel=1e-12)
 
 
+KEYS = {
+    "run": dict.fromkeys(SITES, "run"),
+    "optimizer": {tensor: site.optimizer for tensor, site in SITES.items()},
+    "group": {tensor: site.group for tensor, site in SITES.items()},
+    "layer": {"layer.0.up": "layer.0", "layer.1.up": "layer.1", "layer.1.value_embedding": "layer.1"},
+    "tensor": {tensor: tensor for tensor, site in SITES.items() if site.layer is not None},
+}
+
+
 @pytest.mark.parametrize(("name", "scope"), PAIRS)
 def test_every_cell_moves_the_tensors_of_its_key_and_no_others(name, scope):
-    panel = Panel([(name, scope)], SITES, 2, "pretraining")
-    keys = {
-        "run": dict.fromkeys(SITES, "run"),
-        "optimizer": {tensor: site.optimizer for tensor, site in SITES.items()},
-        "group": {tensor: site.group for tensor, site in SITES.items()},
-    }[scope]
+    panel, found = Panel([(name, scope)], SITES, 2, "pretraining"), CHANNELS[name]
+    users = {t for t, site in SITES.items() if not found.optimizers or site.optimizer in found.optimizers}
+    keys = {tensor: key for tensor, key in KEYS[scope].items() if tensor in users}
+    cells = panel.banks[name, scope].cells
     assert panel.positions.shape == (2, len(set(keys.values()))) == (2, len(panel.names)) == (2, len(panel.kinds))
-    for column, cell in enumerate(panel.banks[name, scope].cells):
+    assert cells == tuple(dict.fromkeys(keys.values())), "in the order of the tensors"
+    assert panel.table(name) is None
+    for column, cell in enumerate(cells):
         panel.positions[:] = 0.0
         panel.positions[1, column] = 0.5
-        for tensor in SITES:
-            moved = CHANNELS[name].values(np.array([0.5]))[0] if keys[tensor] == cell else CHANNELS[name].neutral
-            assert panel.multiplier(name, tensor).tolist() == [CHANNELS[name].neutral, moved]
+        moved = CHANNELS[name].values(np.array([0.5]))[0]
+        assert moved != found.neutral
+        expected = [moved if keys.get(tensor) == cell else found.neutral for tensor in SITES]
+        assert panel.table(name).tolist() == [[found.neutral] * len(SITES), expected]
+        assert panel.values()[1].tolist() == [moved if c == column else found.neutral for c in range(len(cells))]
 
 
-def test_names_and_kinds_follow_the_order_of_the_columns():
-    panel = Panel([("lr", "optimizer"), ("weight_decay", "run"), ("lr", "group")], SITES, 1, "pretraining")
+@pytest.mark.parametrize("name", [name for name, found in CHANNELS.items() if "layer" in found.scopes])
+def test_a_value_of_a_layer_is_that_of_its_tensors_and_one_of_the_run_is_everywhere(name):
+    panel = Panel([(name, "layer")], LAYERED, 2, "pretraining")
+    assert panel.per_layer(name) is None
+    panel.positions[1] = [0.5, 0.9]
+    moved = CHANNELS[name].values(np.array([0.5, 0.9])).tolist()
+    assert panel.per_layer(name).tolist() == [[CHANNELS[name].neutral] * 2, moved]
+    if "run" in CHANNELS[name].scopes:
+        panel = Panel([(name, "run")], LAYERED, 2, "pretraining")
+        panel.positions[1] = 0.5
+        assert panel.per_layer(name)[1].tolist() == moved[:1] * 2 and panel.per_run(name)[1] == moved[0]
+
+
+def test_the_layers_are_those_of_the_sites_in_the_order_of_their_number():
+    sites = {"b": Site("matrix", "adamw", 1), "a": Site("matrix", "adamw", 0), "c": Site("matrix", "adamw", 1)}
+    panel = Panel([("lr", "layer"), ("dropout", "layer")], sites, 1, "pretraining")
+    panel.positions[:] = [[0.5, 0.0, 0.5, 0.0]]  # the columns are in the order of the tensors
+    assert panel.names[:2] == ("lr/layer.1", "lr/layer.0")
+    assert panel.per_layer("lr")[0] == pytest.approx([1.0, 10.0])
+    assert panel.layers.tolist() == [1, 0, 1]
+
+
+def test_one_sided_channels_are_not_read_in_their_dead_zone():
+    for name in ("dropout", "state_norm_cap", "grad_clip", "grad_skip", "grad_noise"):
+        panel = Panel([(name, "layer")], LAYERED, 3, "pretraining")
+        panel.positions[:] = [[-1.0, 0.1], [0.0, -0.3], [0.05, 0.1]]
+        assert panel.table(name) is None
+
+
+def test_names_kinds_and_immediacy_follow_the_order_of_the_columns():
+    channels = [("lr", "optimizer"), ("weight_decay", "run"), ("dropout", "layer"), ("lr", "group"), ("beta2", "run")]
+    panel = Panel(channels, SITES, 1, "pretraining")
     groups = ("lr/embedding", "lr/matrix", "lr/unembedding")
-    assert panel.names == ("lr/adamw", "lr/muon", "weight_decay", *groups)
-    assert panel.kinds == ("scale", "scale", "shrink", "scale", "scale", "scale")
+    dropout = ("dropout/layer.0", "dropout/layer.1")
+    assert panel.names == ("lr/adamw", "lr/muon", "weight_decay", *dropout, *groups, "beta2")
+    assert panel.kinds == ("scale", "scale", "shrink", "skip", "skip", "scale", "scale", "scale", "scale")
+    assert panel.immediate == (False, False, False, True, True, False, False, False, False)
 
 
 def test_two_scopes_of_one_channel_multiply():
-    panel = Panel([("lr", "run"), ("lr", "group")], SITES, 1, "pretraining")
-    panel.move(np.array([[0.5, 0.0, -0.5, 0.25]]), np.array([True]))
-    assert panel.multiplier("lr", "embedding") == pytest.approx([10.0])
-    assert panel.multiplier("lr", "layer.1.up") == pytest.approx([1.0])
-    assert panel.multiplier("lr", "unembedding") == pytest.approx([10 * 100**0.25])
+    panel = Panel([("lr", "run"), ("lr", "group"), ("lr", "layer")], SITES, 1, "pretraining")
+    panel.move(np.array([[0.5, 0.0, -0.5, 0.25, 0.0, 0.5]]), np.array([True]))
+    expected = {
+        "embedding": 10.0,
+        "layer.0.up": 1.0,
+        "layer.1.up": 10.0,
+        "layer.1.value_embedding": 100.0,
+        "unembedding": 10 * 100**0.25,
+    }
+    assert panel.table("lr")[0] == pytest.approx([expected[tensor] for tensor in panel.tensors])
 
 
-def test_a_channel_that_is_not_there_has_no_multiplier():
+def test_scopes_that_undo_each_other_are_neutral_up_to_rounding():
+    panel = Panel([("lr", "run"), ("lr", "layer")], SITES, 1, "pretraining")
+    panel.positions[:] = [[0.7, -0.7, -0.7]]
+    assert panel.table("lr")[0, 1:4] == pytest.approx(np.ones(3), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, found in CHANNELS.items() if len(found.scopes) == 5])
+def test_the_product_of_all_scopes_stays_within_the_bounds(name):
+    sites = {"layer.0.up": Site("matrix", "adamw", 0)}
+    panel = Panel([(name, scope) for scope in CHANNELS[name].scopes], sites, 3, "pretraining")
+    panel.positions[:] = [[1.0] * 5, [-1.0] * 5, [0.0] * 5]
+    assert panel.table(name)[:, 0] == pytest.approx([CHANNELS[name].bounds[1], CHANNELS[name].bounds[0], 1.0])
+
+
+def test_the_order_in_which_scopes_are_named_does_not_matter():
+    """Twice up and once down is once up, wherever the bound is met on the way."""
+    sites = {"layer.0.up": Site("matrix", "adamw", 0)}
+    for order in (("run", "layer", "tensor"), ("run", "tensor", "layer"), ("layer", "run", "tensor")):
+        panel = Panel([("lr", scope) for scope in order], sites, 1, "pretraining")
+        panel.positions[0, [order.index(scope) for scope in ("run", "layer", "tensor")]] = [1.0, 1.0, -1.0]
+        assert panel.table("lr") == pytest.approx(np.array([[100.0]])), order
+
+
+def test_a_channel_that_is_not_there_has_no_table():
     panel = Panel([("lr", "run")], SITES, 1, "pretraining")
-    assert panel.multiplier("weight_decay", "embedding") is None
+    panel.positions[:] = 0.5
+    assert panel.table("weight_decay") is None
+    assert panel.per_layer("dropout") is None and panel.per_run("logit_softcap") is None
     assert Panel([], SITES, 3, "pretraining").values().shape == (3, 0)
 
 
@@ -88,14 +153,23 @@ def test_the_panel_keeps_no_hold_of_the_action():
 @pytest.mark.parametrize(
     ("pair", "plant", "message"),
     [
-        (("learning_rate", "run"), "pretraining", r"'learning_rate'; expected one of \['lr', 'weight_decay'\]"),
-        (("lr", "layer"), "pretraining", r"'lr' has no scope 'layer'; expected one of \['run', 'optimizer', 'group'\]"),
+        (
+            ("learning_rate", "run"),
+            "pretraining",
+            r"'learning_rate'; expected one of \['attention_gain', .*'weight_decay'\]",
+        ),
+        (
+            ("lr", "head"),
+            "pretraining",
+            r"'lr' has no scope 'head'; expected one of \['run', 'optimizer', 'group', 'la",
+        ),
+        (("grad_skip", "run"), "pretraining", r"'grad_skip' has no scope 'run'; expected one of \['layer'\]"),
         (("lr", "run"), "posttraining", r"'lr' does not apply to the plant 'posttraining'; it applies to \['pretrain"),
     ],
 )
 def test_channels_that_do_not_fit_are_refused_by_name(pair, plant, message):
     with pytest.raises(ValueError, match=message):
-        channel(*pair, plant)
+        channel(*pair, plant, ["adamw"])
     with pytest.raises(ValueError, match=message):
         Panel([pair], SITES, 1, plant)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.policies import POLICIES, GaussianMLP, Neutral, ScheduleTable, load_policy, save_policy
+from hpenv.policies import POLICIES, CellMLP, GaussianMLP, Neutral, ScheduleTable, load_policy, save_policy
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.store import load_state, save_state
@@ -15,6 +15,8 @@ from hpenv.policies.store import load_state, save_state
 def make(name: str) -> Policy:
     if name == "gaussian_mlp":
         return GaussianMLP(1, 2, hidden_sizes=(8, 4), seed=3)
+    if name == "cells":
+        return CellMLP(9, 1, 2, hidden_size=4, initial_mean=(0.3, -0.4, 0.1), common=(0, 0))
     if name == "neutral":
         return Neutral(2)
     if name == "schedule_table":
@@ -68,7 +70,7 @@ def test_bad_observations_are_refused(name, obs):
         make(name).act_mean(obs)
 
 
-@pytest.mark.parametrize("name", ["gaussian_mlp", "sb3_mlp"])
+@pytest.mark.parametrize("name", ["cells", "gaussian_mlp", "sb3_mlp"])
 def test_a_network_refuses_observations_of_another_size(name):
     with pytest.raises(ValueError, match=r"expected \(N, 1\)"):
         make(name).act_mean(np.zeros((2, 3)))
@@ -78,6 +80,7 @@ def test_the_global_generators_are_untouched_by_making_a_network():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
     GaussianMLP(3, 2, seed=1).act_mean(np.zeros((2, 3)))
     SB3MLP(3, 2)
+    CellMLP(2, 3, 2).act_mean(np.zeros((2, 3)))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state["state"]["key"])  # noqa: NPY002
 
@@ -126,6 +129,82 @@ def test_the_sb3_actors_mean_action_is_clipped():
     with torch.no_grad():
         policy.head.bias[:] = torch.tensor([0.5, -3.0])
     assert policy.act_mean(np.zeros((1, 1))).tolist() == [[0.5, -1.0]]
+
+
+def randomized_cells(**arguments) -> CellMLP:
+    policy = CellMLP(3, 2, 4, hidden_size=5, **arguments)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        policy.head_weight.uniform_(-1.0, 1.0, generator=generator)
+    return policy
+
+
+def test_a_row_of_the_stack_is_a_network_of_plain_linear_layers():
+    policy = randomized_cells()
+    obs = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(1))
+    mean, log_std = policy(obs)
+    hidden = torch.tanh(obs[1] @ policy.weight_1[1] + policy.bias_1[1])
+    hidden = torch.tanh(hidden @ policy.weight_2[1] + policy.bias_2[1])
+    head = hidden @ policy.head_weight[1] / math.sqrt(5) + policy.head_bias[1]
+    assert torch.allclose(mean[1], torch.tanh(head[:, :4]), atol=1e-6)
+    assert torch.allclose(log_std[1], head[:, 4:], atol=1e-6)
+
+
+def test_no_row_of_the_stack_reaches_another():
+    policy = randomized_cells()
+    obs = np.ones((3, 2), dtype=np.float32)
+    before = policy.act_mean(obs)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter[2] = math.nan
+    assert np.array_equal(policy.act_mean(obs)[:2], before[:2])
+    assert not np.array_equal(before[0], before[1])
+
+
+def test_cells_start_where_they_are_told_whatever_is_observed():
+    policy = CellMLP(2, 3, 2, initial_mean=(0.5, -0.9), initial_std=(0.1, 0.04))
+    mean, log_std = policy(torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(mean, torch.tensor([0.5, -0.9]))
+    assert torch.allclose(log_std.exp(), torch.tensor([0.1, 0.04]))
+    assert not CellMLP(2, 3, 2).act_mean(np.ones((2, 3))).any()
+
+
+def test_what_is_common_is_added_to_every_cell_of_its_group_and_the_sum_clipped():
+    policy = CellMLP(1, 1, 3, hidden_size=2, common=(0, 1, 0))
+    raw = torch.tensor([[0.1, 0.2, 0.8, 0.5, -0.3]])
+    assert torch.allclose(policy.positions(raw), torch.tensor([[0.6, -0.1, 1.0]]))
+
+
+def test_a_standard_deviation_outside_its_bounds_finds_its_way_back():
+    policy = CellMLP(1, 1, 2, hidden_size=2)
+    low, high = (math.log(bound) for bound in policy.std_bounds)
+    with torch.no_grad():
+        policy.head_bias[..., 2:] = torch.tensor([low - 1.0, high + 1.0])
+    for sign, expected in ((1.0, [0.0, 1.0]), (-1.0, [-1.0, 0.0])):  # of the loss, and what of it is kept
+        policy.zero_grad()
+        _, log_std = policy(torch.zeros(1, 1, 1))
+        assert torch.allclose(log_std, torch.tensor([low, high]))
+        (sign * log_std).sum().backward()
+        assert policy.head_bias.grad[0, 0, 2:].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_rows": 0},
+        {"hidden_size": 0},
+        {"initial_mean": 1.0},
+        {"initial_mean": (0.1,)},
+        {"initial_std": 0.6},
+        {"std_bounds": (0.5, 0.1)},
+        {"common": (0,)},
+        {"common": (0, 2)},
+        {"seeds": (1,)},
+    ],
+)
+def test_bad_arguments_of_cells_are_refused(change):
+    with pytest.raises(ValueError, match="expected"):
+        CellMLP(**{"num_rows": 2, "observation_size": 1, "action_size": 2, **change})
 
 
 @pytest.mark.parametrize(

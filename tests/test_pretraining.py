@@ -12,10 +12,12 @@ import torch
 
 from hpenv import model
 from hpenv.data import load_corpus
-from hpenv.optimizers import OPTIMIZERS, evaluation_weights
+from hpenv.optimizers import OPTIMIZERS, Rates, evaluation_weights
 from hpenv.plant import Snapshot
 from hpenv.pretraining import PretrainingConfig, PretrainingPlant
 from hpenv.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
+from tests import tiny_plants
+from tests.tiny_plants import ALL_TIERS, FINEST, TOGETHER
 
 TINY = PretrainingConfig(data="synthetic", batch_tokens=64, sequence_length=16, eval_tokens=2048)
 GROUPS = ("embedding", "unembedding", "matrix")
@@ -257,9 +259,9 @@ def test_training_probe_and_validation_are_read_from_their_own_slice(monkeypatch
     for name in ("mean_losses", "token_losses"):
         original = getattr(model, name)
 
-        def spy(weights, config, inputs, targets, rope, original=original):
+        def spy(weights, config, inputs, targets, rope, *more, original=original):
             seen.update(inputs.unique().tolist(), targets.unique().tolist())
-            return original(weights, config, inputs, targets, rope)
+            return original(weights, config, inputs, targets, rope, *more)
 
         monkeypatch.setattr(model, name, spy)
         plant._loss = spy if name == "mean_losses" else plant._loss
@@ -443,7 +445,7 @@ def test_a_step_to_the_corner_never_flips_the_sign_of_a_weight():
 
 
 def _rates(plant):
-    return {name: (lr[0], wd[0]) for name, (lr, wd) in plant._window_rates(1).items()}
+    return {group: Rates(*(field[0] for field in fields)) for group, fields in plant._window_rates(1).items()}
 
 
 CONFIG, PLANT = partial(replace, TINY), partial(make)
@@ -467,7 +469,7 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
         (PLANT, {"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
         (PLANT, {"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
-        (PLANT, {"channels": [("speed", "run")]}, r"unknown channel 'speed'; expected one of \['lr', "),
+        (PLANT, {"channels": [("speed", "run")]}, r"unknown channel 'speed'; expected one of \['attention_gain', "),
         (PLANT, {"base_lr": {"matrix": 1e-3}}, r"base_lr names the groups \['matrix'\]; 'nano' has \['embedding', "),
         (PLANT, {"base_weight_decay": dict.fromkeys((*GROUPS, "scalar"), 0.1)}, "base_weight_decay names the groups"),
         (PLANT, {"lr_schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]"),
@@ -493,3 +495,180 @@ def test_a_snapshot_owns_its_memory():
     advance(plant, 2)
     plant.panel.positions[:] = 0.5
     assert_same(snapshot.tensors, before)
+
+
+# What a window holds, tier by tier
+
+
+TIER_FIELDS = {
+    "momentum": ("momentum_norm",),
+    "gradient_max": ("layer_gradient_max",),
+    "activations": ("layer_activation_mean", "layer_activation_variance", "layer_saturation"),
+    "same_batch": ("same_batch_loss",),
+}
+FREE_FIELDS = ("steps", "train_loss", "gradient_norm", "divergence", "layer_gradient_norm")
+
+
+def measured_by_hand(plant):
+    """Losses and gradients of the step ahead, (N,) and name -> (N, ...), from the plain model."""
+    leaves = {name: weight.clone().requires_grad_() for name, weight in plant.weights.items()}
+    losses = model.mean_losses(leaves, plant.model_config, *plant._batch(), plant._rope)
+    return losses.detach(), dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
+
+
+@pytest.mark.parametrize("preset", ["swiglu", "everything"])
+def test_gauges_of_the_layers_are_those_of_the_last_steps_gradient(preset):
+    plant = tiny_plants.make(2, (), preset, ALL_TIERS)
+    tiny_plants.advance(plant, 2)
+    _, gradients = measured_by_hand(plant)
+    window = tiny_plants.advance(plant, 1)
+    for row, i in itertools.product(range(2), range(plant.num_layers)):
+        own = torch.cat([g[row].flatten() for name, g in gradients.items() if name.startswith(f"layer.{i}.")])
+        assert window.layer_gradient_norm[row, i] == pytest.approx(own.norm().item(), rel=1e-5)
+        assert window.layer_gradient_max[row, i] == pytest.approx(own.abs().max().item(), rel=1e-5)
+    everything = torch.cat([g.flatten(1) for g in gradients.values()], 1)
+    assert window.gradient_norm == pytest.approx(everything.norm(dim=1).numpy(), rel=1e-5)
+    body = torch.cat([g.flatten(1) for name, g in gradients.items() if name.startswith("layer.")], 1)
+    assert (window.layer_gradient_norm**2).sum(1) == pytest.approx(body.square().sum(1).numpy(), rel=1e-5)
+
+
+def test_the_largest_gradient_may_be_a_negative_one(monkeypatch):
+    plant = tiny_plants.make(1, (), tiers=("gradient_max",))
+    original = torch.autograd.grad
+
+    def grad(outputs, inputs, **keywords):
+        result = [torch.zeros_like(g) for g in original(outputs, inputs, **keywords)]
+        result[3][0, 2, 1], result[3][0, 0, 0] = -5.0, 2.0  # of layer 0
+        result[8][0, 0, 0] = 4.0  # of layer 1
+        return result
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    assert tiny_plants.advance(plant, 1).layer_gradient_max.tolist() == [[5.0, 4.0, 0.0]]
+
+
+def test_activations_are_those_of_the_last_forward_pass():
+    plant = tiny_plants.make(2, (), "swiglu", ALL_TIERS)
+    tiny_plants.advance(plant, 2)
+    gauges = []
+    model.mean_losses(plant.weights, plant.model_config, *plant._batch(), plant._rope, None, gauges)
+    window, names = tiny_plants.advance(plant, 1), TIER_FIELDS["activations"]
+    for i, gauge in enumerate(gauges):
+        for name, values in zip(names, gauge, strict=True):
+            assert vars(window)[name][:, i] == pytest.approx(values.numpy(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("positions", [0.0, 0.6])
+def test_the_same_batch_is_measured_after_its_update_under_the_dials_of_its_step(positions):
+    """A temperature is part of the model: the loss before and after are of one model, so is their difference."""
+    plant = tiny_plants.make(2, (("attention_temperature", "layer"),), "swiglu", ALL_TIERS, base_lr=1e-2)
+    plant.panel.positions[:] = positions
+    tiny_plants.advance(plant, 1)
+    batch, dials = plant._batch(), None
+    if positions:
+        dials = model.Dials(attention_temperature=torch.full((2, 3), 4.0**positions))
+    before = model.mean_losses(plant.weights, plant.model_config, *batch, plant._rope, dials)
+    window = tiny_plants.advance(plant, 1)
+    after = model.mean_losses(plant.weights, plant.model_config, *batch, plant._rope, dials)
+    assert window.train_loss == pytest.approx(before.numpy(), rel=1e-6)
+    assert window.same_batch_loss == pytest.approx(after.numpy(), rel=1e-6)
+    assert (window.same_batch_loss < window.train_loss).all()
+
+
+def test_what_is_moved_by_dropout_alone_earns_nothing_on_the_same_batch():
+    """At a learning rate of zero nothing is learned, whatever the dials: the batch's two losses must agree."""
+    plant = tiny_plants.make(2, (("dropout", "layer"),), "swiglu", ALL_TIERS, base_lr=0.0)
+    plant.panel.positions[1] = 1.0
+    for _ in range(3):
+        window = tiny_plants.advance(plant, 1)
+        assert window.same_batch_loss == pytest.approx(window.train_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("tiers", [(), *((tier,) for tier in TIER_FIELDS)], ids=str)
+def test_what_is_not_measured_is_zero_and_moves_nothing(tiers):
+    plant, full = tiny_plants.make(2, (), tiers=tiers), tiny_plants.make(2, (), tiers=ALL_TIERS)
+    for num_steps in (0, 2, 1):
+        window, expected = tiny_plants.advance(plant, num_steps), tiny_plants.advance(full, num_steps)
+    for name in FREE_FIELDS:
+        assert np.array_equal(vars(window)[name], vars(expected)[name]), name
+    for tier, names in TIER_FIELDS.items():
+        for name in names:
+            assert vars(expected)[name].any()
+            assert np.array_equal(vars(window)[name], vars(expected)[name] * (tier in tiers)), name
+    for name, weight in plant.weights.items():
+        assert torch.equal(weight, full.weights[name])
+
+
+@pytest.mark.parametrize("tier", TIER_FIELDS)
+def test_what_is_no_longer_measured_is_zero_and_not_what_it_was(tier):
+    plant = tiny_plants.make(2, (), tiers=ALL_TIERS)
+    tiny_plants.advance(plant, 2)
+    plant.measure([other for other in ALL_TIERS if other != tier])
+    window = tiny_plants.advance(plant, 1)
+    for other, names in TIER_FIELDS.items():
+        for name in names:
+            assert vars(window)[name].any() == (other != tier), name
+
+
+def test_without_its_tier_the_probe_is_measured_at_the_first_step_alone(monkeypatch):
+    plant, calls = tiny_plants.make(2, (), tiers=("momentum",)), []
+    original = plant._probe
+    monkeypatch.setattr(plant, "_probe", lambda: calls.append(None) or original())
+    first = tiny_plants.advance(plant, 0)
+    assert len(calls) == 1 and first.probe_loss.any() and np.array_equal(first.train_loss, first.probe_loss)
+    for _ in range(3):
+        window = tiny_plants.advance(plant, 1)
+        assert len(calls) == 1 and np.array_equal(window.probe_loss, first.probe_loss)
+    plant.reset([9], [1])
+    anew = tiny_plants.advance(plant, 0)
+    assert len(calls) == 2 and anew.probe_loss[0] == first.probe_loss[0] and anew.probe_loss[1] != first.probe_loss[1]
+    assert anew.train_loss[0] == window.train_loss[0] and anew.train_loss[1] == anew.probe_loss[1]
+    assert tiny_plants.advance(plant, 1).probe_loss.tolist() == anew.probe_loss.tolist()
+
+
+def test_tiers_that_are_not_in_the_table_are_refused_and_those_of_a_plant_are_those_of_its_copies():
+    plant = make(1)
+    with pytest.raises(ValueError, match=r"unknown tiers \['hessian'\]; expected some of \['probe', 'momentum', "):
+        plant.measure(["probe", "hessian"])
+    assert plant.tiers == {"probe", "momentum"}
+    plant.measure(["activations"])
+    assert plant.spawn(2).tiers == {"activations"}
+
+
+@pytest.mark.parametrize("preset", ["relu2", "everything"])
+@pytest.mark.parametrize("channels", [FINEST, TOGETHER], ids=["finest", "together"])
+def test_a_run_with_every_dial_moved_continues_bitwise_from_a_snapshot(channels, preset):
+    """Dropout, noise, skips and gates draw from (seed, step): there is nothing to remember."""
+    plant, other = (tiny_plants.make(2, channels, preset, ALL_TIERS) for _ in range(2))
+    positions = np.random.default_rng(5).uniform(-0.4, 0.4, plant.panel.positions.shape)
+    plant.panel.move(positions, np.ones(2, dtype=bool))
+    advance(plant, 2, 3)
+    snapshot = plant.snapshot()
+    expected = advance(plant, 2)
+    assert not expected.divergence.any()
+    other.reset([1, 2])
+    other.restore(snapshot)
+    assert_same_window(advance(other, 2), expected)
+    assert_same(state_of(other), state_of(plant))
+    plant.restore(snapshot)
+    pieces = [advance(plant, 1), advance(plant, 1)][-1]
+    assert_same(state_of(plant), state_of(other), but=("window/train_loss",))
+    assert np.array_equal(pieces.layer_gradient_max, expected.layer_gradient_max)
+
+
+def test_rows_that_stand_still_or_have_diverged_do_not_notice_the_dials_of_others():
+    plant = tiny_plants.make(3, FINEST, "swiglu", ALL_TIERS)
+    plant.panel.positions[:] = 0.3
+    advance(plant, 2)
+    plant.weights["layer.1.up"][2] = math.nan
+    advance(plant, 1)
+    assert plant.divergence.tolist()[2] > 0 and not plant.divergence[:2].any()
+    frozen = {row: state_of(plant, row) for row in (1, 2)}
+    for position in (-1.0, 0.9):
+        plant.panel.positions[0] = position
+        window = advance(plant, 1, 0, 1)
+        for row in (1, 2):
+            now = state_of(plant, row)
+            for name, value in frozen[row].items():
+                both = (value, now[name])
+                assert all(t.isnan().any() for t in both) or torch.equal(*both) or name == "window/probe_loss", name
+        assert all(np.isfinite(value).all() for value in vars(window).values())

@@ -1,4 +1,4 @@
-"""Contracts that every registered id keeps, and those of TrainLoop-JEL-v0's arguments."""
+"""Contracts that every registered id keeps, and those of the arguments of each."""
 
 import itertools
 import json
@@ -19,18 +19,31 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv import snapshots
-from hpenv.envs import jel
+from hpenv.channels import CHANNELS
+from hpenv.envs import cell, jel
+from hpenv.rewards import REWARD_TERMS
 from hpenv.schedules import Constant, Cosine
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
-JEL = "TrainLoop-JEL-v0"
+JEL, CELL = jel.ID, cell.ID
 MODES = list(itertools.product(jel.OBSERVATIONS, jel.ACTIONS))
 # The checkers play many episodes; these take 5 steps.
 SHORT = {"num_steps": 5, "interval": 2, "batch_tokens": 32}
 # Arguments beyond `tiny` under which an id is held to its contract.
-VARIANTS = {JEL: [{"observation": observation, "actions": actions} for observation, actions in MODES]}
+VARIANTS = {
+    JEL: [{"observation": observation, "actions": actions} for observation, actions in MODES],
+    CELL: [{"channels": surface, "observation": "full"} for surface in cell.SURFACES]
+    + [{"channels": "layer_lr", "observation": observation} for observation in cell.OBSERVATIONS],
+}
 CASES = [pytest.param(id, variant, id=f"{id}-{'-'.join(variant.values())}") for id in IDS for variant in VARIANTS[id]]
+# Arguments beyond `tiny` under which all tests of an id take a fraction of a second.
+SMALL = {JEL: {}, CELL: {"preset": "nano"}}
+
+
+@pytest.fixture
+def small(id, tiny):
+    return tiny | SMALL[id]
 
 
 def play(env, actions, seed=None):
@@ -61,47 +74,49 @@ def weights_of(env):
 
 
 def test_ids_are_registered():
-    assert JEL in IDS and set(VARIANTS) == set(IDS)
+    assert {JEL, CELL} <= set(IDS) == set(VARIANTS) == set(SMALL)
 
 
 @pytest.mark.parametrize(("id", "variant"), CASES)
-def test_gymnasium_and_stable_baselines3_find_nothing_to_warn_of(id, variant, tiny):
-    env = gym.make(id, **tiny | SHORT, **variant)
+def test_gymnasium_and_stable_baselines3_find_nothing_to_warn_of(id, variant, small):
+    env = gym.make(id, **small | SHORT, **variant)
     check_env(env.unwrapped, skip_render_check=True)
     check_env_for_sb3(env)
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_gymnasium_finds_nothing_to_warn_of_in_render_and_close(id, tiny):
-    check_env(gym.make(id, **tiny | SHORT, render_mode="rgb_array").unwrapped)
+def test_gymnasium_finds_nothing_to_warn_of_in_render_and_close(id, small):
+    check_env(gym.make(id, **small | SHORT, render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize(("id", "variant"), CASES)
-def test_observations_lie_in_the_space_and_columns_have_names(id, variant, tiny):
-    env = gym.make(id, **tiny, **variant)
+def test_observations_lie_in_the_space_and_columns_have_names(id, variant, small):
+    env = gym.make(id, **small, **variant)
     for obs, reward, _, _, _ in play(env, random_actions(env), seed=1):
         assert env.observation_space.contains(obs) and math.isfinite(reward)
     single = env.unwrapped
     assert env.observation_space.shape == (len(single.observation_names),)
     assert env.action_space.shape == (len(single.action_names),) == (len(single.action_kinds),)
+    assert single.action_immediate == single.vector.action_immediate
+    assert len(single.action_immediate) == len(single.action_names)
     assert env.action_space.dtype == env.observation_space.dtype == np.float32
 
 
 @pytest.mark.parametrize(("id", "variant"), CASES)
-def test_the_same_seed_and_actions_give_the_same_episode_bitwise(id, variant, tiny):
-    first, second = gym.make(id, **tiny, **variant), gym.make(id, **tiny, **variant)
+def test_the_same_seed_and_actions_give_the_same_episode_bitwise(id, variant, small):
+    first, second = gym.make(id, **small, **variant), gym.make(id, **small, **variant)
     actions = random_actions(first)
     episode = play(first, actions, seed=5)
     assert_same(episode, play(second, actions, seed=5))
     for name, weight in weights_of(first).items():
         assert torch.equal(weight, second.unwrapped.plant.weights[name])
     other = play(second, actions, seed=6)
-    assert other[-1][4]["probe_loss"] != episode[-1][4]["probe_loss"]
+    assert other[-1][4]["train_loss"] != episode[-1][4]["train_loss"]
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_an_episode_is_repeated_bitwise_on_the_same_object(id, tiny):
-    env = gym.make(id, **tiny)
+def test_an_episode_is_repeated_bitwise_on_the_same_object(id, small):
+    env = gym.make(id, **small)
     actions = random_actions(env)
     episode = play(env, actions, seed=5)
     play(env, actions[::-1], seed=9)
@@ -109,8 +124,8 @@ def test_an_episode_is_repeated_bitwise_on_the_same_object(id, tiny):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_two_environments_that_take_turns_do_not_notice_each_other(id, tiny):
-    left, right = gym.make(id, **tiny), gym.make(id, **tiny)
+def test_two_environments_that_take_turns_do_not_notice_each_other(id, small):
+    left, right = gym.make(id, **small), gym.make(id, **small)
     actions = random_actions(left)
     alone = [play(left, actions, seed=5), play(left, -actions, seed=6)]
     together = [[(*left.reset(seed=5),)], [(*right.reset(seed=6),)]]
@@ -122,8 +137,8 @@ def test_two_environments_that_take_turns_do_not_notice_each_other(id, tiny):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, tiny):
-    env = gym.make(id, **tiny)
+def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, small):
+    env = gym.make(id, **small)
     actions = random_actions(env)
     env.reset(seed=3)
     env.step(actions[0])
@@ -134,13 +149,13 @@ def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, tiny):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_the_global_generators_are_never_touched(id, tiny):
+def test_the_global_generators_are_never_touched(id, small):
     def states():
         numpy = np.random.get_state()  # noqa: NPY002  it is what must stay as it is
         return random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()
 
     before = states()
-    for env in (gym.make(id, **tiny, render_mode="rgb_array"), gym.make_vec(id, num_envs=2, **tiny)):
+    for env in (gym.make(id, **small, render_mode="rgb_array"), gym.make_vec(id, num_envs=2, **small)):
         for seed in (None, 1):
             play(env, random_actions(env), seed)
         env.unwrapped.evaluate()
@@ -151,35 +166,35 @@ def test_the_global_generators_are_never_touched(id, tiny):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_the_global_generators_are_never_read(id, tiny):
-    env = gym.make(id, **tiny)
+def test_the_global_generators_are_never_read(id, small):
+    env = gym.make(id, **small)
     actions = random_actions(env)
     episode = play(env, actions, seed=5)
     state = torch.get_rng_state()
     torch.manual_seed(1234)
     try:
-        assert_same(play(gym.make(id, **tiny), actions, seed=5), episode)
+        assert_same(play(gym.make(id, **small), actions, seed=5), episode)
     finally:
         torch.set_rng_state(state)
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_a_row_of_make_vec_is_make_of_its_seed(id, tiny):
+def test_a_row_of_make_vec_is_make_of_its_seed(id, small):
     """Bitwise on one thread of the machine it was written on; test_pretraining.py says where the bound is from."""
-    vector = gym.make_vec(id, num_envs=3, **tiny, observation="full")
+    vector = gym.make_vec(id, num_envs=3, **small, observation="full")
     actions = random_actions(vector)
     episode = play(vector, actions, seed=7)
     for row in range(3):
-        env = gym.make(id, **tiny, observation="full")
+        env = gym.make(id, **small, observation="full")
         alone = play(env, actions[:, row], seed=7 + row)
         for ours, theirs in zip(episode, alone, strict=True):
             assert ours[0][row] == pytest.approx(theirs[0], rel=1e-4, abs=1e-5)
-            assert ours[4]["probe_loss"][row] == pytest.approx(theirs[4]["probe_loss"], rel=1e-4)
+            assert ours[4]["step"][row] == theirs[4]["step"]
         assert vector.unwrapped.evaluate()[row] == pytest.approx(env.unwrapped.evaluate(), rel=1e-4)
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_the_id_is_found_by_the_name_of_its_module(id, tiny):
+def test_the_id_is_found_by_the_name_of_its_module(id, small):
     code = f"""
 import gymnasium, json, sys, torch
 torch.set_num_threads(1)
@@ -187,16 +202,16 @@ env = gymnasium.make("hpenv:{id}", **json.loads(sys.argv[1]))
 env.reset(seed=0)
 print(env.spec.id, env.step(env.action_space.sample())[4]["step"])
 """
-    command = [sys.executable, "-W", "error", "-c", code, json.dumps(tiny)]
+    command = [sys.executable, "-W", "error", "-c", code, json.dumps(small)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [id, "10"]
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_every_decision_can_be_restored_in_another_process(id, tiny, tmp_path):
+def test_every_decision_can_be_restored_in_another_process(id, small, tmp_path):
     """Bitwise: observations, rewards, infos and weights are those of the run that never stopped."""
-    arguments = tiny | {"observation": "full"}
+    arguments = small | {"observation": "full"}
     env = gym.make_vec(id, num_envs=2, **arguments)
     env.reset(seed=4)
     for decision, action in enumerate(random_actions(env, 4)):  # the last one begins the next episode
@@ -236,8 +251,8 @@ def continued(decision, id, folder, arguments):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_forks_of_a_run_go_on_like_it(id, tiny):
-    env = gym.make(id, **tiny)
+def test_forks_of_a_run_go_on_like_it(id, small):
+    env = gym.make(id, **small)
     actions = random_actions(env)
     env.reset(seed=2)
     env.step(actions[0])
@@ -247,7 +262,8 @@ def test_forks_of_a_run_go_on_like_it(id, tiny):
     for name, weight in before.items():
         assert torch.equal(weight, env.unwrapped.plant.weights[name])
     expected = env.step(actions[1])
-    assert (copies[0] == expected[0]).all() and copies[1] == pytest.approx([expected[1]] * 3, rel=1e-4)
+    assert copies[0] == pytest.approx(np.tile(expected[0], (3, 1)), rel=1e-4, abs=1e-5)
+    assert copies[1] == pytest.approx([expected[1]] * 3, rel=1e-4)
     for name, weight in fork.plant.weights.items():
         assert torch.equal(weight[0], weight[1]) and torch.equal(weight[0], weight[2])
         torch.testing.assert_close(weight[0], weights_of(env)[name][0], rtol=1e-3, atol=1e-4)
@@ -289,16 +305,31 @@ def test_the_corpus_is_named_by_its_digest(tiny):
     assert info["corpus"] == env.unwrapped.plant.corpus.sha256 and len(info["corpus"]) == 64
 
 
-def manual_table(heading):
-    """Rows of the manual's table whose first column has this heading, as lists of cells."""
-    lines = [line.strip() for line in jel.__doc__.splitlines()]
+def manual_table(manual, heading):
+    """Rows of the manual's table whose first column has this heading: number and columns, continued lines joined."""
+    lines = [line.strip() for line in manual.splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} "))
-    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
-    return {row[0].strip("`"): row[1:] for row in ([c.strip() for c in line.strip("|").split("|")] for line in table)}
+    table = {}
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
+        name, count, columns = (entry.strip() for entry in line.strip("|").split("|"))
+        if name:
+            table[last := name.strip("`")] = [count, columns]
+        else:
+            table[last][1] += f" {columns}"
+    return table
+
+
+def listed(table, name):
+    """Entries of a row, with those of the row that it says it has as well."""
+    entries = []
+    for entry in table[name][1].split(", "):
+        inherited = re.fullmatch(r"those of `(\w+)`", entry)
+        entries += listed(table, inherited[1]) if inherited else [entry]
+    return entries
 
 
 def test_the_manuals_actions_are_those_of_the_space(tiny):
-    table = manual_table("actions")
+    table = manual_table(jel.__doc__, "actions")
     assert set(table) == set(jel.ACTIONS)
     for actions, (count, columns) in table.items():
         env = gym.make(JEL, **tiny, actions=actions)
@@ -308,15 +339,13 @@ def test_the_manuals_actions_are_those_of_the_space(tiny):
 
 @pytest.mark.parametrize("actions", jel.ACTIONS)
 def test_the_manuals_observations_are_those_of_the_space(tiny, actions):
-    table = manual_table("observation")
+    table = manual_table(jel.__doc__, "observation")
     assert set(table) == set(jel.OBSERVATIONS)
-    for observation, (count, columns) in table.items():
+    for observation, (count, _) in table.items():
         env = gym.make(JEL, **tiny, observation=observation, actions=actions).unwrapped
         names = []
-        for column in columns.split(", "):
-            if inherited := re.fullmatch(r"those of `(\w+)`", column):
-                names += table[inherited[1]][1].split(", ")
-            elif column == "one position/<column> each":
+        for column in listed(table, observation):
+            if column == "one position/<column> each":
                 names += [f"position/{name}" for name in env.action_names]
             else:
                 names.append(column)
@@ -352,8 +381,8 @@ def test_defaults_are_the_papers():
 )
 def test_base_schedules_reach_the_plant(arguments, rates, tiny):
     plant = gym.make(JEL, **tiny, **arguments).unwrapped.plant
-    lr, _ = plant._window_rates(23)["layer.0.up"]
-    assert torch.cat([lr[0], lr[22]]).flatten().tolist() == pytest.approx([1e-3 * rate for rate in rates])
+    lr = plant._window_rates(23)["matrix"][0]  # (23, 1, tensors of the group)
+    assert lr[[0, 22], 0, 0].tolist() == pytest.approx([1e-3 * rate for rate in rates])
 
 
 @pytest.mark.parametrize(
@@ -411,3 +440,159 @@ def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
     with pytest.raises(ValueError, match=message):
         env.step(action)
     assert env.plant.steps.tolist() == [0]
+
+
+def test_the_manuals_surfaces_are_those_of_the_space(tiny):
+    table = manual_table(cell.__doc__, "channels")
+    assert list(table) == list(cell.SURFACES)
+    for surface, (count, _) in table.items():
+        assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(cell.SURFACES[surface])
+        env = gym.make(CELL, **tiny, channels=surface)
+        assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count) + 8,), np.float32)
+        assert env.unwrapped.action_names[-8:] == tuple(f"register/{i}" for i in range(8))
+
+
+def test_the_manuals_gauges_are_those_of_the_space(tiny):
+    table = manual_table(cell.__doc__, "observation")
+    assert list(table) == list(cell.OBSERVATIONS)
+    for observation, (count, _) in table.items():
+        env = gym.make(CELL, **tiny, observation=observation).unwrapped
+        columns = {"<layer>": range(11), "<register>": range(8), "<cell>": env.plant.panel.names}
+        names = []
+        for entry in listed(table, observation):
+            gauge, _, index = entry.partition("/")
+            names += [f"{gauge}/{own}" for own in columns[index]] if index else [gauge]
+        assert env.observation_names == tuple(names) and len(names) == int(count)
+
+
+def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():
+    assert set(cell.USUAL_SCOPES) == set(CHANNELS)
+    for name, scope in cell.USUAL_SCOPES.items():
+        assert scope in CHANNELS[name].scopes
+    unsafe = {name for name, channel in CHANNELS.items() if channel.kind == "two_sided"}
+    assert {name for name, _ in cell.FULL} == set(CHANNELS) - unsafe
+    for surface, pairs in cell.SURFACES.items():
+        assert {name for name, _ in pairs} & unsafe <= {surface}
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"),
+    [
+        (["grad_clip", "eps"], ["grad_clip", "eps/layer.0", "eps/layer.1"]),
+        ([("lr", "run"), "grad_noise"], ["lr", "grad_noise"]),
+        ((["lr", "layer"], ["dropout", "run"]), ["lr/layer.0", "lr/layer.1", "dropout"]),
+        ([], []),
+    ],
+)
+def test_channels_can_be_chosen_one_by_one(channels, names, tiny):
+    env = gym.make(CELL, **tiny, preset="nano", channels=channels, num_registers=1).unwrapped
+    assert env.action_names == (*names, "register/0")
+    env.reset(seed=0)
+    assert np.isfinite(env.step(np.full(len(names) + 1, 0.5))[1])
+
+
+def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
+    env = gym.make(CELL, **tiny, preset="nano", channels=["lr", "dropout", "grad_scale", "embedding_gain"]).unwrapped
+    for name, immediate, kind in zip(env.action_names, env.action_immediate, env.action_kinds, strict=True):
+        assert immediate == name.startswith(("dropout", "embedding_gain"))
+        assert (kind == "register") == name.startswith("register/")
+
+
+@pytest.mark.parametrize("surface", ["full", "momentum_blend"])
+@pytest.mark.parametrize("corner", [1.0, -1.0, "either"])
+def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
+    """On the model of the id's own preset, with the noise channel as well."""
+    arguments = tiny | {"interval": 1, "num_steps": 5, "channels": [*cell.SURFACES[surface], "grad_noise"]}
+    reward = dict.fromkeys(REWARD_TERMS, 1.0)
+    env = gym.make_vec(CELL, num_envs=2, **arguments, observation="full_position", reward=reward)
+    env.reset(seed=0)
+    random = np.random.default_rng(1)
+    for _ in range(6):
+        action = (
+            random.choice([-1.0, 1.0], env.action_space.shape)
+            if corner == "either"
+            else np.full(env.action_space.shape, corner)
+        )
+        obs, rewards, _, _, infos = env.step(action.astype(np.float32))
+        assert env.observation_space.contains(obs) and np.isfinite(rewards).all()
+        assert all(np.isfinite(values).all() for values in infos["panel"].values())
+        for name in REWARD_TERMS:
+            assert np.isfinite(infos["reward_terms"][name]).all(), name
+
+
+def test_random_cells_of_the_ids_own_preset_give_a_moving_observation(tiny):
+    """No gauge stands still, of any layer: what a controller is shown is measured."""
+    env = gym.make(CELL, **tiny | {"interval": 1}, reward={"loss_change": 1.0})
+    seen = np.array([step[0] for step in play(env, random_actions(env, 6), seed=0)[1:]])
+    still = [name for name, column in zip(env.unwrapped.observation_names, seen.T, strict=True) if np.ptp(column) == 0]
+    assert not [name for name in still if not name.startswith("layer_saturation")], still
+    assert seen[:, [name.startswith("layer_saturation") for name in env.unwrapped.observation_names]].max() <= 1.0
+
+
+def test_the_reward_of_a_decision_is_the_fall_of_the_training_loss_since_the_last(tiny):
+    env = gym.make(CELL, **tiny | {"interval": 1, "preset": "nano"})
+    episode = play(env, random_actions(env, 5), seed=0)
+    losses = [step[4]["train_loss"] for step in episode[1:]]
+    rewards = [step[1] for step in episode[1:]]
+    assert rewards == pytest.approx([0.0, *(a - b for a, b in itertools.pairwise(losses))])
+    assert "probe_loss" in episode[0][4] and not any("probe_loss" in step[4] for step in episode[1:])
+
+
+def test_an_update_reaches_the_reward_one_decision_later_and_a_forward_dial_at_once(tiny):
+    arguments = tiny | {"interval": 1, "preset": "nano", "base_lr": 0.02}
+    env = gym.make(CELL, **arguments, channels=["lr", "attention_gain"]).unwrapped
+    env.reset(seed=0)
+    for _ in range(5):  # the branches of an untrained model put out nothing that could gain
+        env.step(np.zeros(len(env.action_names)))
+    actions = np.zeros((3, len(env.action_names)))
+    actions[1, [name.startswith("lr/") for name in env.action_names]] = 0.5
+    actions[2, [name.startswith("attention_gain/") for name in env.action_names]] = 0.5
+    one, two = env.counterfactual(actions, 1), env.counterfactual(actions, 2)
+    assert one[0] == pytest.approx(one[1], abs=1e-6) and abs(one[2] - one[0]) > 1e-5
+    assert abs(two[1] - two[0]) > 1e-5
+
+
+def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
+    arguments = tiny | {"interval": 1, "preset": "nano", "channels": "full"}
+    env, twin = gym.make(CELL, **arguments).unwrapped, gym.make(CELL, **arguments).unwrapped
+    actions = random_actions(env, 4)
+    for each in (env, twin):
+        each.reset(seed=3)
+        each.step(actions[0])
+    assert len(set(env.counterfactual(actions, 3))) == 4
+    for action in actions[1:]:
+        assert_same([env.step(action)], [twin.step(action)])
+    for name, weight in weights_of(env).items():
+        assert torch.equal(weight, twin.plant.weights[name])
+
+
+def test_defaults_of_cell_are_those_of_its_manual():
+    config = cell.CellConfig()
+    assert (config.preset, config.num_steps, config.interval) == ("cell11", 3000, 1)
+    assert config.reward == {"loss_change": 1.0, "divergence": 1.0} and config.channels == "foundational"
+    assert config.plant_config().lr_schedule == Constant() and config.plant_config().optimizer == "adamw"
+    assert "r <- 0.9 r + 0.1 u" in cell.__doc__ and (config.num_registers, config.register_leak) == (8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": "all"}, r"unknown channels 'all'; expected one of \['foundational', 'full', "),
+        ({"channels": ["rate"]}, r"unknown channel 'rate'; expected one of \['attention_gain', "),
+        ({"channels": [("lr", "head")]}, r"channel 'lr' has no scope 'head'; expected one of \['run', "),
+        ({"channels": [("lr", "layer", "run")]}, "neither a name nor a"),
+        ({"channels": ["eps"], "optimizer": "sgd"}, "have no use for the channel 'eps'"),
+        ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', 'full_position', "),
+        ({"reward": {"loss": 1.0}}, r"unknown reward term 'loss'; expected some of \['budget', "),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected a Schedule or one of \['none', 'warmup"),
+        ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
+        ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
+        ({"register_leak": 1.5}, "register_leak=1.5 must be at least 0 and below 1"),
+        ({"channel": "full"}, r"unknown arguments \['channel'\] of TrainLoop-Cell-v0; expected some of \['base_lr'"),
+    ],
+)
+def test_bad_arguments_of_cell_are_refused_by_name(arguments, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        gym.make(CELL, **tiny | {"preset": "nano"} | arguments)
+    with pytest.raises(ValueError, match=message):
+        gym.make_vec(CELL, num_envs=2, **tiny | {"preset": "nano"} | arguments)

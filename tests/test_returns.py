@@ -150,3 +150,31 @@ def test_gae_reads_no_last_value_of_an_episode_that_has_ended():
 def test_shapes_are_asserted(call):
     with pytest.raises(AssertionError):
         call()
+
+
+def test_credit_weights_by_hand():
+    assert returns.credit_weights(0, 1, 1.0, False).tolist() == [1.0]
+    assert returns.credit_weights(1, 1, 1.0, False).tolist() == [0.0, 1.0]
+    assert returns.credit_weights(1, 1, 1.0, True).tolist() == [1.0, 1.0]
+    assert returns.credit_weights(2, 3, 0.5, False).tolist() == [0.0, 0.0, 1.0, 0.5, 0.25]
+    assert returns.credit_weights(2, 3, 0.5, True).tolist() == [1.0, 1.0, 1.0, 0.5, 0.25]
+
+
+def test_leave_one_out_by_hand():
+    values = np.array([[1.0, 2.0, 6.0], [1.0, np.nan, 6.0], [1.0, np.nan, np.nan]])
+    expected = [[4.0, 3.5, 1.5], [6.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert returns.leave_one_out(values, np.isfinite(values)).tolist() == expected
+
+
+def test_differences_from_the_others_are_centered_returns_but_for_a_factor():
+    values, alive = random_batch()
+    alive = np.ones_like(alive)
+    values = np.nan_to_num(values)
+    others = values - returns.leave_one_out(values, alive)
+    assert np.allclose(others, 8 / 7 * returns.centered_returns(values, alive))
+
+
+def test_corrected_mean_by_hand():
+    # 4, then 2, decay 3/4: m = 1, then 1.25; corrected 4, then 1.25 / (7 / 16)
+    accumulated, count = np.array([0.0, 1.0, 1.25]), np.array([0, 1, 2])
+    assert np.allclose(returns.corrected_mean(accumulated, count, 0.75), [0.0, 4.0, 20 / 7])

@@ -4,35 +4,123 @@ import numpy as np
 import pytest
 
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.rewards import REWARD_TERMS, check_weights, reward_terms
+from hpenv.plant import TIERS
+from hpenv.rewards import (
+    LARGEST_CHANGE,
+    REWARD_TERMS,
+    check_weights,
+    measured_terms,
+    reward_terms,
+    reward_tiers,
+)
+from hpenv.telemetry import Layout
 from tests.fake_plant import FakePlant
-from tests.test_telemetry import EXTREMES, reading, window
+from tests.test_telemetry import EXTREMES, reading, trajectory, window
 
 
 def test_every_term_by_hand():
-    terms = reward_terms(reading())
-    assert terms.keys() == REWARD_TERMS.keys() == {"progress", "gradient_norm", "smoothness", "divergence"}
+    terms = reward_terms(REWARD_TERMS, reading())
+    assert terms.keys() == REWARD_TERMS.keys()
     assert terms["progress"] == pytest.approx([1.0, 0.5])
+    assert terms["loss_change"] == pytest.approx([0.0, 1.0])  # 0 at a run's first decision
+    assert terms["same_batch_change"] == pytest.approx([0.5, 0.0])
+    assert terms["stability"] == pytest.approx([0.0, -((0.9 / 3.1) ** 2)])  # 4 above the mean 3.1 of 3 and 5
+    assert terms["probe_slope"] == pytest.approx([1.0, 0.5])
+    assert terms["budget"] == pytest.approx([-0.25, -0.5])
+    # The means end at 0.95 * 5.975 + 0.05 * 5, their lowest, and at 0.95 * 3.1 + 0.05 * 4 above their lowest, 3.
+    assert terms["late_divergence"] == pytest.approx([0.0, -0.2 * 0.145 / 4.0])
     assert terms["gradient_norm"] == pytest.approx([-1.0, -0.01])
     assert terms["smoothness"] == pytest.approx([0.0, -0.5])  # the first decision jumps from nowhere
     assert terms["divergence"] == pytest.approx([0.0, 0.0])
 
 
 def test_a_diverged_run_pays_back_what_it_earned_and_one():
-    terms = reward_terms(reading(window=window(divergence=np.array([0, 2]))))
+    terms = reward_terms(REWARD_TERMS, reading(window=window(divergence=np.array([0, 2]))))
     assert terms["progress"] == pytest.approx([1.0, 3.5 - 4.0])
+    assert terms["loss_change"] == pytest.approx([0.0, 5.0 - 4.0])  # the first run had earned nothing
     assert terms["divergence"] == pytest.approx([0.0, -1.0])
 
 
 @pytest.mark.parametrize("name", REWARD_TERMS)
 @pytest.mark.parametrize("value", [v for v in EXTREMES if v < 1e300])
 def test_terms_are_finite_whatever_the_run_does(name, value):
+    losses = ((value, value / 2, value), (0.0, value, 0.0))
     extreme = reading(
-        window=window(probe_loss=np.full(2, value), gradient_norm=np.full(2, value), divergence=np.array([1, 0])),
+        window=window(
+            **dict.fromkeys(("train_loss", "probe_loss", "gradient_norm", "same_batch_loss"), np.full(2, value)),
+            divergence=np.array([1, 0]),
+        ),
+        trajectory=trajectory(losses, losses),
+        previous_train_loss=np.array([0.0, value]),
         positions=np.array([[1.0, -1.0], [-1.0, 1.0]]),
         previous_positions=np.array([[-1.0, 1.0], [1.0, -1.0]]),
     )
-    assert np.isfinite(reward_terms(extreme)[name]).all()
+    assert np.isfinite(reward_terms([name], extreme)[name]).all()
+
+
+RELATIVE = ("stability", "budget", "late_divergence", "divergence")
+
+
+@pytest.mark.parametrize("name", ["loss_change", "same_batch_change", "probe_slope", *RELATIVE])
+@pytest.mark.parametrize("value", EXTREMES)
+def test_terms_are_bounded_whatever_the_run_does(name, value):
+    losses = ((value, 0.0, value), (0.0, value, 0.0))
+    for left, right in ((value, 0.0), (0.0, value)):
+        extreme = reading(
+            window=window(train_loss=np.full(2, left), same_batch_loss=np.full(2, right)),
+            trajectory=trajectory(losses, losses),
+            previous_train_loss=np.full(2, right),
+            initial_probe_loss=np.full(2, value),
+            progress=np.ones(2),
+        )
+        values = reward_terms([name], extreme)[name]
+        if name in RELATIVE:
+            assert (values <= 0.0).all() and (values >= -1.0).all()
+        else:
+            assert (abs(values) <= LARGEST_CHANGE).all()
+
+
+def test_a_loss_below_its_mean_is_stable_and_one_that_doubles_is_as_bad_as_can_be():
+    for newest, expected in ((2.0, 0.0), (4.0, 0.0), (5.0, -0.0625), (8.0, -1.0), (400.0, -1.0)):
+        past = trajectory(((4.0, newest), (4.0, 4.0)))
+        assert reward_terms(["stability"], reading(trajectory=past))["stability"] == pytest.approx([expected, 0.0])
+
+
+def test_a_late_regression_costs_most():
+    past = trajectory(((4.0, 8.0), (4.0, 8.0)))  # their means rise from 4 to 4.2
+    term = reward_terms(["late_divergence"], reading(trajectory=past, progress=np.array([0.1, 0.9])))["late_divergence"]
+    assert term == pytest.approx([-0.1 * 0.2 / 5.0, -0.9 * 0.2 / 4.0])
+
+
+def test_only_cells_that_scale_or_shrink_have_a_budget():
+    layout = Layout(("a", "b", "c"), ("scale", "clip", "skip"))
+    positions = np.array([[0.5, 1.0, 1.0], [0.0, 1.0, -1.0]])
+    assert reward_terms(["budget"], reading(positions=positions, layout=layout))["budget"].tolist() == [-0.25, 0.0]
+    none = reading(positions=positions[:, 1:], layout=Layout(("b", "c"), ("clip", "skip")))
+    assert reward_terms(["budget"], none)["budget"].tolist() == [0.0, 0.0]
+
+
+def test_terms_name_what_the_plant_must_measure():
+    assert reward_tiers(dict.fromkeys(REWARD_TERMS, 1.0)) == {"probe", "same_batch"} <= set(TIERS)
+    assert reward_tiers({"progress": 0.0, "same_batch_change": 0.1, "stability": 1.0}) == {"same_batch"}
+    assert set(REWARD_TERMS) - set(measured_terms(())) == {"progress", "probe_slope", "same_batch_change"}
+    assert set(measured_terms(["probe", "same_batch"])) == set(REWARD_TERMS)
+
+
+def test_an_update_is_answered_after_the_delay_that_the_term_states():
+    """One decision of the two differs; the terms answer at that decision or the next, as they say."""
+    names = [name for name, term in REWARD_TERMS.items() if name not in ("gradient_norm", "divergence", "smoothness")]
+    rewards = []
+    for position in (0.0, 0.5):
+        plant = FakePlant(1, before_update=True)
+        env = TrainLoopVectorEnv(plant, reward=dict.fromkeys(names, 1.0), interval=1, horizon=23)
+        env.reset(seed=0)
+        env.step(np.zeros((1, 2)))
+        rewards.append([env.step(np.array([[u, 0.0]]))[4]["reward_terms"] for u in (position, 0.0)])
+    for name in names:
+        same = [np.array_equal(left[name], right[name]) for left, right in zip(*rewards, strict=True)]
+        if name not in ("stability", "late_divergence"):  # a loss that falls answers with zero
+            assert same.index(False) == REWARD_TERMS[name].delay, name
 
 
 def episode(reward, actions=None):
@@ -48,8 +136,9 @@ def test_weight_zero_changes_nothing_and_every_term_is_reported_unweighted(name)
     again, reported = episode({"progress": 1.0, name: 1.0 if name == "progress" else 0.0})
     assert np.array_equal(rewards, again)
     for left, right in zip(terms, reported, strict=True):
-        assert np.array_equal(left[name], right[name])
-        assert set(left) == {key for term in REWARD_TERMS for key in (term, f"_{term}")}
+        assert all(np.array_equal(left[key], right[key]) for key in left)
+        measured = measured_terms({"probe"})
+        assert set(left) == {key for term in measured for key in (term, f"_{term}")} <= set(right)
 
 
 @pytest.mark.parametrize("name", REWARD_TERMS)
@@ -72,5 +161,5 @@ def test_weights_that_are_not_finite_and_not_negative_are_refused(weight):
 
 
 def test_unknown_terms_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"unknown reward term 'progess'; expected some of \['divergence', "):
+    with pytest.raises(ValueError, match=r"unknown reward term 'progess'; expected some of \['budget', 'divergence', "):
         check_weights({"progess": 1.0})

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
 
+import hpenv  # noqa: F401  registers the ids
 from hpenv.infos import row_info
 from hpenv.integrations.sb3 import SB3VecEnv
 from tests.probe_envs import TargetTrackingVectorEnv
@@ -190,3 +192,31 @@ def test_closing_closes_the_env():
     env = make()
     env.close()
     assert env.env.closed
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        (PPO, {"n_steps": 4, "batch_size": 8, "n_epochs": 1}),
+        (SAC, {"learning_starts": 4, "batch_size": 8, "buffer_size": 100, "train_freq": 2}),
+    ],
+)
+def test_its_algorithms_train_on_a_run_with_a_decision_every_step(algorithm, arguments, tiny):
+    """Across the end of an episode, with every number that they see finite."""
+    env = SB3VecEnv(
+        gym.make_vec(
+            "TrainLoop-Cell-v0",
+            num_envs=2,
+            autoreset_mode="DISABLED",
+            **tiny | {"preset": "nano", "interval": 1, "num_steps": 5},
+            observation="full_position",
+        )
+    )
+    model = algorithm("MlpPolicy", VecCheckNan(env, raise_exception=True), seed=0, device="cpu", **arguments)
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    model.learn(16)
+    changed = [not left.equal(right) for left, right in zip(before, model.policy.parameters(), strict=True)]
+    assert any(changed) and all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    assert model.num_timesteps == 16 and len(model.ep_info_buffer) == 2
+    action, _ = model.predict(env.reset(), deterministic=True)
+    assert action.shape == (2, len(env.get_attr("action_names", 0)[0])) and (abs(action) <= 1).all()

@@ -4,10 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hpenv.plant import Window
-from hpenv.telemetry import FEATURES, Reading, bounds, check_features, column_names, observe
+from hpenv.plant import TIERS, Window
+from hpenv.telemetry import FEATURES, Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
+from hpenv.trajectory import Trajectory
 
-NAMES = ("lr", "weight_decay/adamw")
+LAYOUT = Layout(("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2)
+ALL = np.array([True, True])
+PER_RUN = ("train_loss", "probe_loss", "gradient_norm", "momentum_norm", "same_batch_loss")
+PER_LAYER = tuple(name for name in Window.__dataclass_fields__ if name.startswith("layer_"))
 
 
 def window(**changes):
@@ -18,20 +22,39 @@ def window(**changes):
         "gradient_norm": np.array([1.0, 0.01]),
         "momentum_norm": np.array([100.0, 1.0]),
         "divergence": np.array([0, 0]),
+        "same_batch_loss": np.array([4.5, 4.0]),
+        "layer_gradient_norm": np.array([[1.0, 0.01, 100.0], [1e4, 1e-4, 0.0]]),
+        "layer_gradient_max": np.array([[0.1, 0.001, 10.0], [1e3, 1e-6, 0.0]]),
+        "layer_activation_mean": np.array([[1.0, -1.0, 3.0], [0.0, -9.0, 0.25]]),
+        "layer_activation_variance": np.array([[1.0, 100.0, 0.01], [1e4, 1e-4, 0.0]]),
+        "layer_saturation": np.array([[0.0, 0.5, 1.0], [0.25, 0.75, 0.125]]),
     }
     return Window(**(values | changes))
+
+
+def trajectory(losses=((6.0, 5.5, 5.0), (3.0, 5.0, 4.0)), probe_losses=((5.0, 4.0), (3.5, 3.0))):
+    """Of two runs, their losses in order."""
+    result = Trajectory.empty(2)
+    for values in zip(*losses, strict=True):
+        result = result.with_losses(ALL, np.array(values))
+    for values in zip(*probe_losses, strict=True):
+        result = result.with_probe_losses(ALL, np.array(values))
+    return result
 
 
 def reading(**changes):
     values = {
         "window": window(),
+        "trajectory": trajectory(),
+        "previous_train_loss": np.array([5.5, 5.0]),
         "previous_probe_loss": np.array([5.0, 3.5]),
         "initial_probe_loss": np.array([5.0, 4.0]),
         "progress": np.array([0.1, 0.2]),
         "positions": np.array([[0.5, -0.5], [1.0, 0.0]]),
         "previous_positions": np.array([[0.0, 0.0], [0.5, 0.5]]),
+        "registers": np.array([[0.25, -0.75], [0.0, 1.0]]),
         "first": np.array([True, False]),
-        "action_names": NAMES,
+        "layout": LAYOUT,
     }
     return Reading(**(values | changes))
 
@@ -45,6 +68,16 @@ def test_every_feature_by_hand():
         "gradient_norm": [[0.0], [-0.25]],
         "momentum_norm": [[0.25], [0.0]],
         "position": [[0.5, -0.5], [1.0, 0.0]],
+        "layer_gradient_norm": [[0.0, -0.25, 0.25], [0.5, -0.5, -1.0]],
+        "layer_gradient_max": [[-0.125, -0.375, 0.125], [0.375, -0.75, -1.0]],
+        "layer_activation_mean": [[0.5, -0.5, 0.75], [0.0, -0.9, 0.2]],
+        "layer_activation_variance": [[0.0, 0.25, -0.25], [0.5, -0.5, -1.0]],
+        "layer_saturation": [[0.0, 0.5, 1.0], [0.25, 0.75, 0.125]],
+        "registers": [[0.25, -0.75], [0.0, 1.0]],
+        "loss_slope": [[-1.0], [1.0]],  # -0.5 and 0.5 per decision, times 16 / initial, clipped
+        "loss_curvature": [[0.0], [-0.75]],
+        # exponential means of those before: 6 - 0.05 * 0.5 and 3 + 0.05 * 2
+        "loss_ema_deviation": [[(5.0 - 5.975) / 5.0], [(4.0 - 3.1) / 4.0]],
     }
     assert expected.keys() == FEATURES.keys()
     for name, values in expected.items():
@@ -59,16 +92,22 @@ EXTREMES = [0.0, 1e-300, 1e-8, 1e8, 1e300]
 @pytest.mark.parametrize("initial", EXTREMES)
 def test_features_are_finite_and_within_bounds_whatever_the_run_does(name, value, initial):
     both = np.array([value, -value])
+    layers = np.tile(both[:, None], (1, 3))
     extreme = reading(
-        window=window(train_loss=both, probe_loss=both, gradient_norm=abs(both), momentum_norm=abs(both)),
+        window=window(
+            **dict.fromkeys(("train_loss", "probe_loss"), both),
+            **dict.fromkeys(("gradient_norm", "momentum_norm"), abs(both)),
+            **dict.fromkeys(PER_LAYER, layers) | {"layer_saturation": abs(layers)},
+        ),
+        trajectory=trajectory(np.stack([both, both / 2, -both, both], axis=1)),
         previous_probe_loss=-both,
         initial_probe_loss=np.full(2, initial),
         progress=np.array([0.0, 1.0]),
         positions=np.array([[1.0, -1.0], [-1.0, 1.0]]),
     )
-    low, high = bounds([name], NAMES)
+    low, high = bounds([name], LAYOUT)
     values = observe([name], extreme)
-    assert values.shape == (2, len(column_names([name], NAMES))) == (2, len(low)) == (2, len(high))
+    assert values.shape == (2, len(column_names([name], LAYOUT))) == (2, len(low)) == (2, len(high))
     assert np.isfinite(values).all() and (values >= low).all() and (values <= high).all()
     assert np.isfinite(values.astype(np.float32)).all()
 
@@ -78,9 +117,9 @@ def test_features_are_not_constant(name):
     values = observe([name], reading())
     other = replace(
         reading(),
-        window=window(**{key: vars(window())[key] * 1.1 for key in ("train_loss", "probe_loss")})
-        if "loss" in name
-        else window(gradient_norm=np.array([2.0, 3.0]), momentum_norm=np.array([2.0, 3.0])),
+        window=window(**{key: vars(window())[key] * 0.9 + 0.02 for key in PER_RUN + PER_LAYER}),
+        trajectory=trajectory(((5.1, 5.0, 4.8), (3.9, 4.0, 4.2))),
+        registers=np.array([[0.3, -0.7], [0.1, 0.9]]),
         progress=np.array([0.5, 0.6]),
         positions=np.array([[0.1, 0.2], [0.3, 0.4]]),
     )
@@ -92,15 +131,17 @@ def test_a_row_is_read_from_its_own_numbers(name):
     whole = observe([name], reading())
     for row in range(2):
         part = {key: value[[row]] for key, value in vars(reading()).items() if isinstance(value, np.ndarray)}
-        alone = reading(window=Window(**{key: value[[row]] for key, value in vars(window()).items()}), **part)
+        own = Window(**{key: value[[row]] for key, value in vars(window()).items()})
+        past = Trajectory(**{key: value[[row]] for key, value in vars(trajectory()).items()})
+        alone = reading(window=own, trajectory=past, **part)
         assert np.array_equal(observe([name], alone)[0], whole[row])
 
 
 def test_features_stand_side_by_side_in_the_order_given():
     names = ["progress", "position", "probe_loss"]
-    assert column_names(names, NAMES) == ("progress", "position/lr", "position/weight_decay/adamw", "probe_loss")
+    assert column_names(names, LAYOUT) == ("progress", "position/lr", "position/weight_decay/adamw", "probe_loss")
     assert observe(names, reading())[0] == pytest.approx([0.1, 0.5, -0.5, 0.8])
-    low, high = bounds(names, NAMES)
+    low, high = bounds(names, LAYOUT)
     assert low.tolist() == [0.0, -1.0, -1.0, 0.0] and high.tolist() == [1.0, 1.0, 1.0, 3.0]
 
 
@@ -117,3 +158,21 @@ def test_unknown_features_are_refused_by_name():
 def test_an_observation_without_the_progress_of_the_run_is_refused():
     with pytest.raises(ValueError, match=r"'probe_loss'.* lack 'progress'"):
         check_features(["probe_loss"])
+
+
+def test_columns_of_layers_and_registers_are_counted():
+    assert column_names(["layer_saturation"], LAYOUT) == tuple(f"layer_saturation/{i}" for i in range(3))
+    assert column_names(["registers"], LAYOUT) == ("registers/0", "registers/1")
+    assert column_names(["progress", "registers", "layer_gradient_max"], Layout()) == ("progress",)
+
+
+def test_a_run_without_losses_shows_none():
+    empty = reading(trajectory=Trajectory.empty(2))
+    for name in ("loss_slope", "loss_curvature", "loss_ema_deviation"):
+        assert observe([name], empty).tolist() == [[0.0], [0.0]]
+
+
+def test_features_name_what_the_plant_must_measure():
+    assert feature_tiers(FEATURES) == set(TIERS) - {"same_batch"}
+    assert feature_tiers(["progress", "train_loss", "gradient_norm", "layer_gradient_norm", "registers"]) == set()
+    assert feature_tiers(["layer_saturation", "probe_loss"]) == {"activations", "probe"}

@@ -137,13 +137,14 @@ def _episodes(
     steps, probe = [infos["step"]], [infos["probe_loss"]]
     heldout: list[NDArray[np.float64]] = [env.evaluate()] if heldout_curve else []
     train: list[NDArray[np.float64]] = []
-    panel: dict[str, list[NDArray[np.float64]]] = {name: [] for name in env.action_names}
+    panel: dict[str, list[NDArray[np.float64]]] = {name: [] for name in env.plant.panel.names}
     reasons: list[str | None] = [None] * len(seeds)
     for _ in range(env.num_decisions):
         positions = neutral if policy is None else policy.act_mean(observations)
         observations, _, _, _, infos = env.step(positions)
         steps.append(infos["step"])
-        probe.append(infos["probe_loss"])
+        if "probe_loss" in infos:
+            probe.append(infos["probe_loss"])
         train.append(infos["train_loss"])
         for name, values in panel.items():
             values.append(infos["panel"][name])
@@ -154,19 +155,31 @@ def _episodes(
         if on_progress is not None:
             on_progress(len(seeds) / env.num_decisions)
     final = heldout[-1] if heldout_curve else env.evaluate()
+    last_probe = infos["probe_loss"] if "probe_loss" in infos else _probe(env)
     rows = []
     for i, seed in enumerate(seeds):
         row: dict[str, Any] = {"seed": seed, "corpus": corpus, "bpb": float(final[i])}
         row["train_loss"] = float(train[-1][i]) if steps[-1][i] > 0 else None
-        row |= {"probe_loss": float(probe[-1][i]), "divergence_reason": reasons[i]}
+        row |= {"probe_loss": float(last_probe[i]), "divergence_reason": reasons[i]}
         if curve:
-            row |= {"steps": [int(s[i]) for s in steps], "probe_curve": [float(p[i]) for p in probe]}
+            row |= {"steps": [int(s[i]) for s in steps]}
+            if len(probe) == len(steps):
+                row |= {"probe_curve": [float(p[i]) for p in probe]}
             row |= {"train_curve": [float(t[i]) for t in train]}
             row |= {"panel": {name: [float(v[i]) for v in values] for name, values in panel.items()}}
         if heldout_curve:
             row["bpb_curve"] = [float(b[i]) for b in heldout]
         rows.append(row)
     return rows
+
+
+def _probe(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
+    """The probe loss of an env that does not measure it by itself, (N,) [nats per token]."""
+    tiers = env.plant.tiers
+    env.plant.measure(tiers | {"probe"})
+    loss = env.plant.advance(np.zeros(env.num_envs, dtype=np.int64)).probe_loss
+    env.plant.measure(tiers)
+    return loss
 
 
 @dataclass(frozen=True)

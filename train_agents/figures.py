@@ -1,7 +1,8 @@
 """Figures of results, as PNG files: arrays in, a file out, and no state of pyplot's.
 
-Colors are Okabe and Ito's, which the color-blind can tell apart, and line styles differ, too. Legends stand outside the
-data.
+Colors are Okabe and Ito's, which the color-blind can tell apart, and line styles differ, too; layers are colored in
+their order. Legends stand outside the data. The figures stand together, past the usual length of a module, because they
+share one look.
 
 References:
     Okabe & Ito, "Color Universal Design" (2008).
@@ -170,6 +171,104 @@ def comparison_bars(
     numbers.spines["right"].set_visible(False)
     if lines:
         figure.legend(loc="outside upper center", ncols=min(3, len(lines)), frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def cell_trajectories(
+    path: str | os.PathLike[str],
+    steps: ArrayLike,
+    panels: Mapping[str, Mapping[str, ArrayLike]],
+    ylabel: str,
+) -> None:
+    """Values of many cells over the steps of a run, a panel per kind of tensor ("Reward-Driven ...", figures 2 and 5).
+
+    Args:
+        path: PNG file.
+        steps: where they were recorded, (K,).
+        panels: title -> cell (a layer) -> values (K,); a cell has the same color in every panel.
+        ylabel: quantity and unit, drawn on a logarithmic axis.
+    """
+    from matplotlib import colormaps
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    plain = FuncFormatter(lambda value, _: f"{value:.3g}")
+    every_value = np.concatenate([np.asarray(values) for cells in panels.values() for values in cells.values()])
+    is_wide = every_value.max() > 5.0 * every_value.min()  # as wide as that, labels between 1, 2 and 5 run together
+    labels = list(dict.fromkeys(label for cells in panels.values() for label in cells))
+    colors = {label: colormaps["viridis"](i / max(1, len(labels) - 1)) for i, label in enumerate(labels)}
+    columns = min(4, len(panels))
+    count = -(-len(panels) // columns)
+    shared = {"sharex": True, "sharey": True}
+    width = 2.7 * columns + (2.4 if columns > 1 else 4.5)
+    figure, grid = _figure(width, (2.5 if columns > 1 else 3.5) * count + 0.7, count, columns, **shared)
+    every = list(np.atleast_1d(grid).flat)
+    handles: dict[str, Any] = {}
+    for axes, (title, cells) in zip(every, panels.items(), strict=False):
+        for label, values in cells.items():
+            x, y = _checked(f"{title} {label}", (steps, np.asarray(values)[None]))
+            handles[label] = axes.plot(x, y[0], color=colors[label], linewidth=1.1)[0]
+        axes.axhline(1.0, color="0.45", linewidth=0.8, linestyle=":")
+        axes.set(yscale="log")
+        axes.set_title(title, fontsize="medium")
+        if is_wide:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(NullFormatter() if is_wide else plain)
+    for axes in every[len(panels) :]:
+        axes.remove()
+    figure.supxlabel("training step", fontsize="medium")
+    figure.supylabel(ylabel, fontsize="medium")
+    figure.legend(
+        [handles[label] for label in labels], labels, loc="outside right upper", frameon=False, fontsize="small"
+    )
+    _save(figure, path)
+
+
+def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], ylabel: str) -> None:
+    """One cloud of points per property, all against the same quantity ("Reward-Driven ...", figure 4).
+
+    Args:
+        path: PNG file.
+        panels: title -> (x (n,), y (n,)).
+        ylabel: quantity and unit of y.
+    """
+    columns = min(3, len(panels))
+    count = -(-len(panels) // columns)
+    figure, grid = _figure(3.0 * columns + 0.5, 2.6 * count + 0.4, count, columns, sharey=True)
+    every = list(np.atleast_1d(grid).flat)
+    for axes, (title, (x, y)) in zip(every, panels.items(), strict=False):
+        axes.plot(x, y, linestyle="", marker="o", markersize=3, alpha=0.5, color=COLORS[0], markeredgewidth=0)
+        axes.set_title(title, fontsize="medium")
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    for axes in every[len(panels) :]:
+        axes.remove()
+    figure.supylabel(ylabel, fontsize="medium")
+    _save(figure, path)
+
+
+def logarithmic_dots(
+    path: str | os.PathLike[str], series: Mapping[str, Mapping[str, float | None]], xlabel: str
+) -> None:
+    """Positive numbers over orders of magnitude, a line of dots per row and a marker per series.
+
+    Args:
+        path: PNG file.
+        series: label -> row -> number; None, and what is not positive, has no dot.
+        xlabel: quantity and unit.
+    """
+    rows = list(dict.fromkeys(row for values in series.values() for row in values))
+    figure, axes = _figure(8.0, 0.34 * len(rows) + 1.2)
+    for number, (label, values) in enumerate(series.items()):
+        known = [
+            (value, len(rows) - 1 - place) for place, row in enumerate(rows) if (value := values.get(row) or 0) > 0
+        ]
+        x, y = [value for value, _ in known], [place for _, place in known]
+        marker = "osD^v"[number % 5]
+        axes.plot(x, y, label=label, linestyle="", marker=marker, color=_color(number), markersize=6, alpha=0.85)
+    axes.set_yticks(range(len(rows)), rows[::-1])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set(xscale="log", xlabel=xlabel)
+    _legend_right(figure, axes, None)
     _save(figure, path)
 
 

@@ -47,13 +47,15 @@ Version History:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant, check_count, is_count
-from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
+from hpenv.envs import arguments as shared
+from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant
+from hpenv.schedules import Constant, Schedule
 
+ID = "TrainLoop-JEL-v0"
 ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "shared": (("lr", "run"), ("weight_decay", "run")),
     "per_optimizer": (("lr", "optimizer"), ("weight_decay", "optimizer")),
@@ -74,7 +76,6 @@ OBSERVATIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 PENALTIES = ("gradient_norm", "smoothness")
-SCHEDULES = ("none", "warmup_flat_warmdown")
 
 
 @dataclass(frozen=True)
@@ -111,35 +112,24 @@ class JELConfig:
         Raises:
             ValueError: naming what was given and what is accepted.
         """
-        for name, table in (("observation", OBSERVATIONS), ("actions", ACTIONS)):
-            if getattr(self, name) not in table:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}")
-        if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; expected a Schedule or one of {list(SCHEDULES)}")
-        check_count("num_steps", self.num_steps)
-        if not (is_count(self.interval) and self.interval <= self.num_steps):
-            raise ValueError(f"interval={self.interval} must be between 1 and num_steps={self.num_steps}")
+        shared.check_key("observation", self.observation, OBSERVATIONS)
+        shared.check_key("actions", self.actions, ACTIONS)
+        shared.check_episode(self.num_steps, self.interval)
+        shared.base_schedule(self.schedule, self.num_steps)
         unknown = sorted(set(self.penalties) - set(PENALTIES))
         if unknown:
             raise ValueError(f"unknown penalties {unknown}; expected some of {list(PENALTIES)}")
 
-    def base_schedule(self) -> Schedule | Mapping[str, Schedule]:
-        """The base schedule of the learning rate."""
-        if not isinstance(self.schedule, str):
-            return self.schedule
-        return Constant() if self.schedule == "none" else WarmupFlatWarmdown(self.num_steps)
-
     def plant_config(self) -> PretrainingConfig:
         """What a run is."""
-        shared = {f.name for f in fields(self)} & {f.name for f in fields(PretrainingConfig)}
-        return PretrainingConfig(**{name: getattr(self, name) for name in shared}, lr_schedule=self.base_schedule())
+        return shared.plant_config(self)
 
 
 def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
 ) -> TrainLoopVectorEnv:
     """The population: `gym.make_vec("TrainLoop-JEL-v0", num_envs=N)`."""
-    config = JELConfig(**_known(arguments))
+    config = JELConfig(**shared.known(arguments, JELConfig, ID))
     return TrainLoopVectorEnv(
         PretrainingPlant(config.plant_config(), num_envs, ACTIONS[config.actions]),
         features=OBSERVATIONS[config.observation],
@@ -154,13 +144,5 @@ def make_vector_env(
 
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-JEL-v0")`."""
-    known = _known(arguments)
+    known = shared.known(arguments, JELConfig, ID)
     return TrainLoopEnv(make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **known))
-
-
-def _known(arguments: dict[str, Any]) -> dict[str, Any]:
-    accepted = {f.name for f in fields(JELConfig)}
-    unknown = sorted(set(arguments) - accepted)
-    if unknown:
-        raise ValueError(f"unknown arguments {unknown} of TrainLoop-JEL-v0; expected some of {sorted(accepted)}")
-    return arguments

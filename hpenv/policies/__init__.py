@@ -1,5 +1,6 @@
 """Policies: what acts, trained or written by hand, and can be saved and attached to a training loop. Imports torch."""
 
+from hpenv.policies.cells import CellMLP
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
@@ -7,4 +8,14 @@ from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.schedule_table import ScheduleTable
 from hpenv.policies.store import POLICIES, load_policy, save_policy
 
-__all__ = ["POLICIES", "SB3MLP", "GaussianMLP", "Neutral", "Policy", "ScheduleTable", "load_policy", "save_policy"]
+__all__ = [
+    "POLICIES",
+    "SB3MLP",
+    "CellMLP",
+    "GaussianMLP",
+    "Neutral",
+    "Policy",
+    "ScheduleTable",
+    "load_policy",
+    "save_policy",
+]

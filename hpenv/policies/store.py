@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hpenv.plant import Snapshot
+from hpenv.policies.cells import CellMLP
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
@@ -19,6 +20,7 @@ from hpenv.snapshots import load, save
 
 #: name in a saved folder -> class
 POLICIES: dict[str, type[Policy]] = {
+    "cells": CellMLP,
     "gaussian_mlp": GaussianMLP,
     "neutral": Neutral,
     "sb3_mlp": SB3MLP,

@@ -1,0 +1,434 @@
+"""The REINFORCE Sidecar: beside every run a small network that moves every dial a little and learns from the loss.
+
+Each cell's position is drawn from a Gaussian of its own, at every decision; when the rewards that answer are in, the
+credit minus a baseline says whether the draw was a good one, and the policy gradient moves mean and standard deviation.
+N runs have N sidecars, stacked like the runs: no weight, number or draw of one reaches another (but for the baseline
+`population`, which compares rows). A sidecar learns while its run trains and ends with it.
+
+Departs from the paper (000, sections 2.3 and 5.1) where it is silent. Its "short history used to stabilize REINFORCE"
+is a replay of the last decisions with PPO's clipped ratio, per cell. Advantages are divided by their running root mean
+square, so that the unit of the reward does not matter. Cells that the forward pass reads are credited with one reward
+more (`returns.credit_weights`). Sizes, rates and standard deviations are ours.
+
+The ratio's denominator is the density under the weights at the start of `update`, per cell, computed from the stored
+observations: those weights took the decisions, by the contract of a Rollout, and in training online (one decision, one
+update) always. `Rollout.log_prob`, a sum over cells, could not be split into cells again. A rollout of an older version
+can be learned from, but as if this version had taken it: what that ignores is reported as `train/staleness`.
+
+Past 300 lines: the configuration, and a state that learns in mid-run and is written down whole, are half of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from agents.base import (
+    BoolArray,
+    Decision,
+    FloatArray,
+    Rollout,
+    check_rollout,
+    check_saved,
+    config_json,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from agents.credits import BASELINES, Advantages, Baseline, CreditStream
+from agents.losses import clipped_surrogate, gaussian_log_density
+from hpenv.policies.cells import CellMLP
+from hpenv.policies.neutral import Neutral
+from hpenv.policies.store import load_state, save_state
+
+#: Standard deviation at the start by kind of cell [position]. One-sided cells do nothing up to 0.1 (hpenv.channels):
+#: 0.04 leaves 0.6 % of the draws beyond it. `scale` at 0.1 cost a run of 1000 steps 0.8 % in bits per byte by its noise
+#: alone, at 0.03 nothing that three seeds could show (the tax goes with the square).
+INITIAL_STD: dict[str, float] = {
+    "scale": 0.03,
+    "shrink": 0.1,
+    "clip": 0.04,
+    "skip": 0.04,
+    "two_sided": 0.1,
+    "register": 0.1,
+}
+
+
+@dataclass(frozen=True)
+class SidecarConfig:
+    """Hyperparameters of the Sidecar. The paper states none of these numbers."""
+
+    attached: bool = True  # False: the detached run; zeros are decided, nothing is drawn, nothing learned
+    hidden_size: int = 256  # width of the two tanh layers; 0.14 M parameters at 100 features and cells
+    # Of Adam, which moves as far for noise as for a signal: rewards of pure noise carried the means of `scale` cells
+    # 0.23 from neutral in 3000 decisions, and 0.17 at 1e-4 (one seed, 100 cells), and shrank the deviations to 0.07.
+    learning_rate: float = 3e-4
+    initial_std: Mapping[str, float] = field(default_factory=dict)  # by kind [position]; others as in INITIAL_STD
+    initial_mean: Mapping[str, float] = field(default_factory=dict)  # by cell or channel [position]; others at neutral
+    std_bounds: tuple[float, float] = (1e-3, 0.5)  # smallest and largest standard deviation [position]
+    learn_std: bool = True  # False: standard deviations stay as they start
+    delay: int = 1  # decisions between an action and the first reward that answers it
+    horizon: int = 1  # rewards added up to a credit
+    gamma: float = 1.0  # discount of these per decision
+    baseline: Baseline = "own"  # or `population`: the other rows' mean, for rows that see the same batches
+    baseline_decay: float = 0.95  # of a cell's exponential mean of credits; a memory of 20 decisions
+    scale_decay: float = 0.99  # of the mean square that advantages are divided by; a memory of 100 decisions
+    advantage_clip: float = 5.0  # largest magnitude of an advantage [running root mean squares]
+    replay_size: int = 16  # decisions that an update averages over
+    clip_range: float = 0.2  # eps of the clipped objective, per cell
+    update_interval: int = 1  # decisions between updates
+    common: bool = False  # one more Gaussian per channel, added to all its cells: learned from the signal of them all
+    max_grad_norm: float | None = 1.0  # L2 norm over a row's weights; None: unbounded
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.initial_std) - set(INITIAL_STD))
+        if unknown:
+            raise ValueError(f"initial_std of unknown kinds {unknown}; expected some of {list(INITIAL_STD)}")
+        low, high = self.std_bounds
+        if not 0.0 < low < high:
+            raise ValueError(f"std_bounds {self.std_bounds}; expected 0 < smallest < largest")
+        if not all(low <= std <= high for std in self.initial_std.values()):
+            raise ValueError(
+                f"initial_std {dict(self.initial_std)}; expected numbers within std_bounds [{low}, {high}]"
+            )
+        if not all(-1.0 < position < 1.0 for position in self.initial_mean.values()):
+            raise ValueError(f"initial_mean {dict(self.initial_mean)}; expected positions between -1 and 1")
+        if self.baseline not in BASELINES:
+            raise ValueError(f"unknown baseline {self.baseline!r}; expected one of {list(BASELINES)}")
+        if not (0.0 < self.learning_rate < math.inf):
+            raise ValueError(f"learning_rate {self.learning_rate}; expected a positive number")
+        for name, least in {"hidden_size": 1, "delay": 0, "horizon": 1, "replay_size": 1, "update_interval": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}; expected at least {least}")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma {self.gamma}; expected a number in [0, 1]")
+        for name in ("baseline_decay", "scale_decay"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} {getattr(self, name)}; expected a number in [0, 1)")
+        if not 0.0 < self.clip_range < 1.0:
+            raise ValueError(f"clip_range {self.clip_range}; expected a number between 0 and 1")
+        if not self.advantage_clip > 0:
+            raise ValueError(f"advantage_clip {self.advantage_clip}; expected a positive number")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm {self.max_grad_norm}; expected a positive number or None")
+
+
+class SidecarAgent:
+    """N sidecars. All they draw comes from generators of their own, one per row.
+
+    `Decision.raw` and `Rollout.raw` are (N, M) and (T, N, M): A cells and, with `config.common`, K channels.
+
+    Args:
+        num_rows: N.
+        observation_size: F.
+        action_kinds: kind of every cell, (A,).
+        action_immediate: cells whose effect the reward of their own decision shows already, (A,); see
+            `returns.credit_weights`.
+        config: hyperparameters.
+        seed: row n draws from np.random.SeedSequence([seed, first_row + n]).
+        action_names: names of the cells, (A,), `channel/...`; needed for `initial_mean` and `common`.
+        first_row: number of the first row, so that one row of a population can be had alone.
+
+    Attributes:
+        num_decisions: decisions learned from or waiting to be.
+        num_updates: steps of Adam so far.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        observation_size: int,
+        action_kinds: Sequence[str],
+        action_immediate: Sequence[bool],
+        config: SidecarConfig | None = None,
+        seed: int = 0,
+        action_names: Sequence[str] = (),
+        first_row: int = 0,
+    ) -> None:
+        self.config = SidecarConfig() if config is None else config
+        kinds, immediate, names = list(action_kinds), [bool(flag) for flag in action_immediate], list(action_names)
+        _check_columns(kinds, immediate, names, self.config)
+        if self.config.baseline == "population" and num_rows < 2:
+            raise ValueError(f"baseline 'population' of {num_rows} row; expected at least 2, or baseline 'own'")
+        channels = [name.split("/")[0] for name in names] if self.config.common else []
+        groups = list(dict.fromkeys(channels))
+        first = [channels.index(group) for group in groups]  # a cell of each group
+        share = 1.0 / math.sqrt(2.0) if groups else 1.0  # own and common part together have the variance asked for
+        stds = [(INITIAL_STD | dict(self.config.initial_std))[kind] * share for kind in kinds]
+        # Two streams per row, or the first noise would repeat the initial weights.
+        words = [np.random.SeedSequence([seed, first_row + row]).generate_state(2) for row in range(num_rows)]
+        self._cells = CellMLP(
+            num_rows,
+            observation_size,
+            len(kinds),
+            self.config.hidden_size,
+            [*_initial_means(names, len(kinds), self.config.initial_mean), *[0.0] * len(groups)],
+            [*stds, *(stds[cell] for cell in first)],
+            self.config.std_bounds,
+            [groups.index(channel) for channel in channels],
+            [int(weights_seed) for weights_seed, _ in words],
+        )
+        self._neutral = Neutral(len(kinds))
+        self._generators = [torch.Generator().manual_seed(int(draws_seed)) for _, draws_seed in words]
+        self._parameters = list(self._cells.parameters())
+        self._optimizer = torch.optim.Adam(self._parameters, lr=self.config.learning_rate, fused=True)
+        self._credits = CreditStream(
+            num_rows,
+            [*immediate, *(immediate[cell] for cell in first)],
+            self.config.delay,
+            self.config.horizon,
+            self.config.gamma,
+            self.config.baseline,
+            self.config.baseline_decay,
+            self.config.scale_decay,
+            self.config.advantage_clip,
+        )
+        N, F, M, R = num_rows, observation_size, self._cells.output_size, self.config.replay_size
+        self._pending: list[torch.Tensor] = []  # of decisions whose credit is open: obs, raw, log density (N, F + 2 M)
+        self._replay = torch.zeros(N, R, F + 3 * M)  # the same and the advantages
+        self._splits = (F, M, M, M)
+        self._num_replayed = 0  # decisions that ever entered the replay
+        self._ended = np.zeros(num_rows, dtype=bool)
+        self.num_decisions = 0
+        self.num_updates = 0
+        self._names = names
+        self._kinds = {kind: torch.tensor([k == kind for k in kinds]) for kind in dict.fromkeys(kinds)}
+        self._columns = {"action_kinds": kinds, "action_immediate": immediate, "action_names": names}
+
+    @property
+    def policy(self) -> CellMLP | Neutral:
+        """The networks, or neutral where they are detached."""
+        return self._cells if self.config.attached else self._neutral
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, deterministic: bool = False) -> Decision:
+        """Draws raw ~ N(mean, std) for each cell and decides clip(raw, -1, 1).
+
+        Args:
+            obs: observations, (N, F).
+            deterministic: raw is the mean, and the generators are not advanced.
+        """
+        N, M = self._cells.num_rows, self._cells.output_size
+        batch = self._cells.as_rows(obs)
+        if not self.config.attached:
+            zeros = np.zeros((N, M), dtype=np.float32)
+            return Decision(self._neutral.act_mean(obs), zeros, zeros[:, 0].copy())
+        mean, log_std = self._cells(batch)
+        raw = mean
+        if not deterministic:
+            noise = torch.stack([torch.randn(1, M, generator=generator) for generator in self._generators])
+            raw = mean + torch.exp(log_std) * noise
+        log_prob = gaussian_log_density(raw, mean, log_std).sum(-1)
+        return Decision(self._cells.positions(raw[:, 0]).numpy(), raw[:, 0].numpy(), log_prob[:, 0].numpy())
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Takes T decisions in order; whenever a credit is complete, one step of Adam on the replay.
+
+        In training online T is 1. A row that is not alive has ended: its weights and moments stay as they are.
+
+        Returns:
+            Metrics under stable-baselines3's tags, means over the rows that are alive: rollout/reward over all T
+            decisions; train/std/<kind> of the last decision's applied position, train/mean_abs_position/<kind> of its
+            mean; and once a credit is complete train/policy_gradient_loss, train/clip_fraction, train/gradient_norm
+            before its bound, train/credit, train/baseline and train/advantage_rms [reward], each as of the last step.
+            train/staleness: mean difference per cell between the log density as it was recorded and as it is at the
+            start of this update, 0 but for rounding if these weights took the decisions [nats].
+
+        Raises:
+            ValueError: the rollout's shapes disagree, it holds a NaN or no decision, or a row that ended is alive.
+        """
+        check_rollout(rollout, self._cells.observation_size, self._cells.output_size)
+        alive = rollout.alive
+        if alive.shape[1] != self._cells.num_rows:
+            raise ValueError(f"a rollout of {alive.shape[1]} rows; expected {self._cells.num_rows}")
+        if (alive & self._ended).any():
+            rows = np.flatnonzero((alive & self._ended).any(axis=0)).tolist()
+            raise ValueError(f"rollout.alive is True again in rows {rows}; a sidecar ends with its run")
+        self._ended = self._ended | ~alive[-1]
+        rewards = np.where(alive, np.asarray(rollout.rewards, dtype=np.float64), 0.0)
+        metrics = {"rollout/reward": float(rewards.sum() / alive.sum())}
+        if not self.config.attached:
+            return metrics
+
+        obs, raw = _per_row(rollout.observations, alive), _per_row(rollout.raw, alive)  # (N, T, F), (N, T, M)
+        with torch.no_grad():
+            mean, log_std = self._cells(obs)
+            log_density = gaussian_log_density(raw, mean, log_std)
+            decisions = torch.cat([obs, raw, log_density], dim=-1)
+        recorded = np.where(alive, rollout.log_prob, 0.0)
+        difference = np.abs(log_density.sum(-1).numpy().T - recorded)[alive]
+        metrics["train/staleness"] = float(difference.mean() / self._cells.output_size)
+        last = int(np.flatnonzero(alive.any(axis=1))[-1])
+        metrics |= self._spread(mean[:, last][alive[last]], log_std[:, last][alive[last]])
+        for t in range(last + 1):
+            metrics |= self._take(decisions[:, t], rewards[t], alive[t])
+        return metrics
+
+    def _take(self, decision: torch.Tensor, rewards: FloatArray, alive: BoolArray) -> dict[str, float]:
+        """One decision: its reward may complete the credit of an earlier one, which is then learned from."""
+        self._pending.append(decision)
+        self.num_decisions += 1
+        advantages = self._credits.push(rewards, alive)
+        if advantages is None:
+            return {}
+        values = torch.from_numpy(advantages.values.astype(np.float32))
+        slot = self._num_replayed % self.config.replay_size
+        self._replay[:, slot] = torch.cat([self._pending.pop(0), values], dim=-1)
+        self._num_replayed += 1
+        if self.num_decisions % self.config.update_interval:
+            return {}
+        return self._step(alive) | _credit_metrics(advantages, alive)
+
+    def _step(self, alive: BoolArray) -> dict[str, float]:
+        """One step of Adam on the replay; rows that are not alive do not move."""
+        filled = min(self._num_replayed, self.config.replay_size)
+        obs, raw, old, advantages = self._replay[:, :filled].split(self._splits, dim=-1)
+        mean, log_std = self._cells(obs)
+        if not self.config.learn_std:
+            log_std = log_std.detach()
+        log_density = gaussian_log_density(raw, mean, log_std)  # (N, filled, M)
+        objective = clipped_surrogate(
+            log_density.flatten(), old.flatten(), advantages.flatten(), self.config.clip_range
+        ).view_as(old)
+        losses = -objective.sum(dim=-1).mean(dim=-1)  # (N,)
+        self._optimizer.zero_grad()
+        losses.sum().backward()
+        norms = self._bound_gradients()
+        self._move(alive)
+        self.num_updates += 1
+        with torch.no_grad():
+            rows = torch.from_numpy(alive)
+            outside = (torch.exp(log_density - old) - 1.0).abs() > self.config.clip_range
+            return {
+                "train/policy_gradient_loss": losses[rows].mean().item(),
+                "train/clip_fraction": outside[rows].float().mean().item(),
+                "train/gradient_norm": norms[rows].mean().item(),
+                "train/n_updates": float(self.num_updates),
+            }
+
+    @torch.no_grad()
+    def _bound_gradients(self) -> torch.Tensor:
+        """Scales each row's gradient to `max_grad_norm` at most; the norms before that, (N,)."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2)) for g in gradients]).norm(dim=0)
+        if self.config.max_grad_norm is not None:
+            factors = (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
+            for gradient in gradients:
+                gradient.mul_(factors)
+        return norms
+
+    @torch.no_grad()
+    def _move(self, alive: BoolArray) -> None:
+        """Steps Adam, and puts weights and moments of rows that have ended back where they were."""
+        ended = torch.from_numpy(np.flatnonzero(~alive))
+        held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if len(ended):
+            slots = [t for p in self._parameters for t in (p, *self._optimizer.state[p].values()) if t.ndim == 3]
+            held = [(tensor, tensor[ended]) for tensor in slots]  # indexing by a list copies
+        self._optimizer.step()
+        for tensor, values in held:
+            tensor[ended] = values
+
+    def _spread(self, mean: torch.Tensor, log_std: torch.Tensor) -> dict[str, float]:
+        """Standard deviation and distance from neutral per kind of cell, from means and deviations of rows (., M)."""
+        A = self._cells.action_size
+        variance = torch.exp(2.0 * log_std)
+        own = variance[:, :A]
+        if self._cells.common:
+            own = own + variance[:, A:][:, list(self._cells.common)]
+        std, distance = own.sqrt().mean(dim=0), self._cells.positions(mean).abs().mean(dim=0)  # (A,)
+        metrics = {}
+        for kind, cells in self._kinds.items():
+            metrics[f"train/std/{kind}"] = std[cells].mean().item()
+            metrics[f"train/mean_abs_position/{kind}"] = distance[cells].mean().item()
+        return metrics
+
+    def _identity(self) -> dict[str, object]:
+        """What a saved agent must agree in with the one that loads it."""
+        return {
+            "agent": "sidecar",
+            "num_rows": self._cells.num_rows,
+            "observation_size": self._cells.observation_size,
+            **self._columns,
+            "config": config_json(self.config),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes weights, Adam's moments, generators, replay, open credits, baselines and counters to a folder."""
+        tensors = {f"policy.{name}": tensor for name, tensor in self._cells.tensors().items()}
+        tensors |= optimizer_tensors(self._optimizer)
+        tensors |= {f"credits.{name}": torch.from_numpy(array) for name, array in self._credits.arrays().items()}
+        tensors["generators"] = torch.stack([generator.get_state() for generator in self._generators])
+        tensors["replay"] = self._replay
+        tensors["ended"] = torch.from_numpy(self._ended)
+        tensors |= {f"pending.{index}": decision for index, decision in enumerate(self._pending)}
+        counters = {
+            "num_decisions": self.num_decisions,
+            "num_updates": self.num_updates,
+            "num_replayed": self._num_replayed,
+            "num_pending": len(self._pending),
+        }
+        save_state(path, "agent", tensors, {**self._identity(), **counters})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continues bitwise where the saved agent stood.
+
+        Raises:
+            ValueError: the folder is damaged, or its agent has other sizes, columns or another configuration.
+        """
+        tensors, metadata = load_state(path, "agent")
+        check_saved(metadata, self._identity(), path)
+        self._cells.load_state_dict({name: tensors[f"policy.{name}"] for name in self._cells.state_dict()})
+        restore_optimizer(self._optimizer, tensors)
+        self._credits.restore({name: tensors[f"credits.{name}"].numpy() for name in self._credits.arrays()})
+        for generator, state in zip(self._generators, tensors["generators"], strict=True):
+            generator.set_state(state.clone())  # of a view into a larger tensor it reads past the end
+        self._replay = tensors["replay"].clone()
+        self._ended = tensors["ended"].numpy().copy()
+        self._pending = [tensors[f"pending.{index}"].clone() for index in range(metadata["num_pending"])]
+        self.num_decisions = metadata["num_decisions"]
+        self.num_updates = metadata["num_updates"]
+        self._num_replayed = metadata["num_replayed"]
+
+
+def _check_columns(kinds: list[str], immediate: list[bool], names: list[str], config: SidecarConfig) -> None:
+    """Raises a ValueError if what is said of the cells disagrees."""
+    unknown = sorted(set(kinds) - set(INITIAL_STD))
+    if unknown:
+        raise ValueError(f"unknown kinds of cells {unknown}; expected some of {list(INITIAL_STD)}")
+    if len(immediate) != len(kinds):
+        raise ValueError(f"{len(immediate)} flags in action_immediate; expected {len(kinds)}, one for each cell")
+    if names and len(names) != len(kinds):
+        raise ValueError(f"{len(names)} names in action_names; expected {len(kinds)}, one for each cell")
+    if not names and (config.common or config.initial_mean):
+        raise ValueError("no action_names; expected the names of the cells, for `common` and `initial_mean`")
+
+
+def _initial_means(names: Sequence[str], num_cells: int, wanted: Mapping[str, float]) -> list[float]:
+    """Positions at which the means of the cells start: of the longest entry that is a cell or what it belongs to."""
+    means = [0.0] * num_cells
+    for prefix in sorted(wanted, key=len):
+        cells = [index for index, name in enumerate(names) if f"{name}/".startswith(f"{prefix}/")]
+        if not cells:
+            raise ValueError(f"initial_mean of {prefix!r}, which is no cell; expected some of {sorted(names)}")
+        for cell in cells:
+            means[cell] = wanted[prefix]
+    return means
+
+
+def _per_row(array: np.ndarray, alive: BoolArray) -> torch.Tensor:
+    """A rollout's array (T, N, X) as (N, T, X) float32, 0 where not alive."""
+    taken = np.where(alive[..., None], array, 0.0).astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(taken.swapaxes(0, 1)))
+
+
+def _credit_metrics(advantages: Advantages, alive: BoolArray) -> dict[str, float]:
+    return {
+        "train/credit": float(advantages.credits[alive].mean()),
+        "train/baseline": float(advantages.baseline[alive].mean()),
+        "train/advantage_rms": float(advantages.rms[alive].mean()),
+    }

@@ -1,0 +1,191 @@
+"""The Sidecar's policy: per run one network that sets every cell of the panel, N of them stacked like the runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpenv.policies.gaussian_mlp import check_sizes
+from hpenv.policies.policy import Float32Array, as_observations
+
+
+class _ClampWithReturn(torch.autograd.Function):
+    """Clamp whose gradient outside the bounds is kept where descending it leads back inside.
+
+    Where torch's clamp binds there is no gradient at all: a standard deviation that once left its bounds on Adam's
+    momentum would stay there for good.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        ctx.save_for_backward(values)
+        ctx.bounds = (low, high)
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (values,), (low, high), (gradient,) = ctx.saved_tensors, ctx.bounds, gradients
+        outward = ((values <= low) & (gradient > 0)) | ((values >= high) & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0), None, None
+
+
+class CellMLP(nn.Module):
+    """N networks, one per run, from an observation to a Gaussian over each cell's position.
+
+    raw ~ N(mean(obs), std(obs)), independent from cell to cell; the position of a cell is clip(raw, -1, 1). Two tanh
+    layers and a linear head: mean = tanh(head), std = exp(head) within its bounds. Weights are (N, inputs, outputs),
+    so that nothing of a row reaches another.
+
+    The head's weights start at 0. So whatever is observed, the mean starts at `initial_mean`, by default 0: neutral,
+    the static configuration (Sidecar, section 3), and the standard deviation at `initial_std`. The tanh layers start
+    as torch initializes a Linear (uniform within 1/sqrt(inputs) of 0). What the head reads is divided by
+    sqrt(hidden_size): Adam moves every weight by about the learning rate whatever the gradient, so that one step would
+    move a mean that reads 256 units by some 0.03, a third of its standard deviation. Measured on rewards of pure noise,
+    1000 decisions at the Sidecar's defaults: standard deviations fell from 0.1 to 0.009 without the division, to 0.09
+    with it.
+
+    With `common` there is beside the cells' Gaussians one more for each of K groups of cells, and a cell's position is
+    clip(own + that of its group, -1, 1): what all cells of a group agree on is learned from one number.
+
+    Args:
+        num_rows: N.
+        observation_size: F.
+        action_size: A, cells.
+        hidden_size: width H of both tanh layers.
+        initial_mean: positions at which the means start, within (-1, 1), (A + K,) or one for all.
+        initial_std: standard deviations at the start, (A + K,) or one for all [position].
+        std_bounds: smallest and largest standard deviation.
+        common: for every cell the number of its group, 0 ... K - 1; empty: no groups, K = 0.
+        seeds: of each row's initial weights, (N,); default 0 ... N - 1.
+
+    References:
+        Sidecar (paper 000), sections 2.3 and 3. It says nothing of the network but its number of parameters.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        observation_size: int,
+        action_size: int,
+        hidden_size: int = 256,
+        initial_mean: float | Sequence[float] = 0.0,
+        initial_std: float | Sequence[float] = 0.1,
+        std_bounds: tuple[float, float] = (1e-3, 0.5),
+        common: Sequence[int] = (),
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(observation_size, action_size, [hidden_size])
+        if num_rows < 1:
+            raise ValueError(f"num_rows {num_rows}; expected at least 1")
+        if len(common) not in (0, action_size) or set(common) != set(range(max(common, default=-1) + 1)):
+            raise ValueError(f"common {list(common)}; expected nothing, or for each of {action_size} cells a group")
+        self.num_rows = num_rows
+        self.observation_size = observation_size
+        self.action_size = action_size
+        self.hidden_size = hidden_size
+        self.common = tuple(common)
+        self.output_size = action_size + max(common, default=-1) + 1  # M = A + K
+        self.initial_mean = self._per_output("initial_mean", initial_mean)
+        self.initial_std = self._per_output("initial_std", initial_std)
+        self.std_bounds = (std_bounds[0], std_bounds[1])
+        self.seeds = tuple(range(num_rows) if seeds is None else seeds)
+        low, high = self.std_bounds
+        if not 0.0 < low < high:
+            raise ValueError(f"std_bounds {self.std_bounds}; expected 0 < smallest < largest")
+        if not all(-1.0 < mean < 1.0 for mean in self.initial_mean):
+            raise ValueError(f"initial_mean {self.initial_mean}; expected positions between -1 and 1")
+        if not all(low <= std <= high for std in self.initial_std):
+            raise ValueError(f"initial_std {self.initial_std}; expected numbers within std_bounds [{low}, {high}]")
+        if len(self.seeds) != num_rows:
+            raise ValueError(f"{len(self.seeds)} seeds; expected one for each of {num_rows} rows")
+        N, H, M = num_rows, hidden_size, self.output_size
+        self.weight_1 = nn.Parameter(torch.empty(N, observation_size, H))
+        self.bias_1 = nn.Parameter(torch.empty(N, 1, H))
+        self.weight_2 = nn.Parameter(torch.empty(N, H, H))
+        self.bias_2 = nn.Parameter(torch.empty(N, 1, H))
+        self.head_weight = nn.Parameter(torch.zeros(N, H, 2 * M))
+        self.head_bias = nn.Parameter(torch.empty(N, 1, 2 * M))
+        self._groups = torch.tensor(self.common, dtype=torch.int64)
+        self._initialize()
+
+    def _per_output(self, name: str, values: float | Sequence[float]) -> tuple[float, ...]:
+        if isinstance(values, int | float):
+            return (float(values),) * self.output_size
+        if len(values) != self.output_size:
+            raise ValueError(f"{len(values)} numbers in {name}; expected {self.output_size}")
+        return tuple(float(value) for value in values)
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        for row, seed in enumerate(self.seeds):
+            generator = torch.Generator().manual_seed(seed)
+            for weight, bias in ((self.weight_1, self.bias_1), (self.weight_2, self.bias_2)):
+                bound = 1.0 / math.sqrt(weight.shape[1])
+                weight[row].uniform_(-bound, bound, generator=generator)
+                bias[row].uniform_(-bound, bound, generator=generator)
+        self.head_bias[..., : self.output_size] = torch.tensor([math.atanh(mean) for mean in self.initial_mean])
+        self.head_bias[..., self.output_size :] = torch.tensor([math.log(std) for std in self.initial_std])
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log standard deviation over raw, (N, B, A + K) each, at B observations of each row, (N, B, F)."""
+        hidden = torch.tanh(torch.baddbmm(self.bias_1, obs, self.weight_1))
+        hidden = torch.tanh(torch.baddbmm(self.bias_2, hidden, self.weight_2))
+        head = torch.baddbmm(self.head_bias, hidden, self.head_weight, alpha=1.0 / math.sqrt(self.hidden_size))
+        mean, log_std = head.chunk(2, dim=-1)
+        low, high = self.std_bounds
+        return torch.tanh(mean), _ClampWithReturn.apply(log_std, math.log(low), math.log(high))
+
+    def positions(self, raw: torch.Tensor) -> torch.Tensor:
+        """Positions (..., A) that raw (..., A + K) stands for: own part plus the group's, clipped to [-1, 1]."""
+        own = raw[..., : self.action_size]
+        if self.common:
+            own = own + raw[..., self.action_size :][..., self._groups]
+        return own.clamp(-1.0, 1.0)
+
+    def as_rows(self, obs: np.ndarray) -> torch.Tensor:
+        """Checks observations (N, F), one per row, and returns them as (N, 1, F).
+
+        Raises:
+            ValueError: another number of rows or columns, or a number that is not finite.
+        """
+        batch = as_observations(obs, self.observation_size)
+        if len(batch) != self.num_rows:
+            raise ValueError(f"observations of {len(batch)} rows; expected {self.num_rows}, one for each network")
+        return torch.from_numpy(batch)[:, None]
+
+    @torch.no_grad()
+    def act_mean(self, obs: np.ndarray) -> Float32Array:
+        """Positions of the means, (N, A) float32, at observations (N, F): row n is decided by network n."""
+        mean, _ = self(self.as_rows(obs))
+        return self.positions(mean[:, 0]).numpy()
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able."""
+        return {
+            "num_rows": self.num_rows,
+            "observation_size": self.observation_size,
+            "action_size": self.action_size,
+            "hidden_size": self.hidden_size,
+            "initial_mean": list(self.initial_mean),
+            "initial_std": list(self.initial_std),
+            "std_bounds": list(self.std_bounds),
+            "common": list(self.common),
+            "seeds": list(self.seeds),
+        }
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights."""
+        return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The policy whose `arguments` and `tensors` these are."""
+        policy = cls(**arguments)
+        policy.load_state_dict(dict(tensors))
+        return policy

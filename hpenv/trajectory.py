@@ -1,0 +1,129 @@
+"""Trajectories: the last losses of every run, and the few statistics that gauges and reward terms read from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hpenv.plant import BoolArray, FloatArray, IntArray
+
+#: Training losses, and probe losses, that are kept [decisions].
+NUM_LOSSES, NUM_PROBE_LOSSES = 16, 8
+
+#: Of the exponential mean of the training loss; it forgets over some twenty decisions.
+MEAN_DECAY = 0.95
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What is remembered of the losses of every run.
+
+    Attributes:
+        losses: training losses of the last decisions, the newest last, (N, 16) [nats per token].
+        num_losses: how many of them there are, (N,); the columns before those are 0.
+        mean: exponential mean of the training losses, begun at the first, (N,) [nats per token].
+        mean_before: the same without the newest loss; that loss itself if there is no other, (N,) [nats per token].
+        lowest_mean: smallest `mean` so far, (N,) [nats per token].
+        probe_losses: probe losses, that of the untrained run included, the newest last, (N, 8) [nats per token].
+        num_probe_losses: how many of them there are, (N,).
+    """
+
+    losses: FloatArray
+    num_losses: IntArray
+    mean: FloatArray
+    mean_before: FloatArray
+    lowest_mean: FloatArray
+    probe_losses: FloatArray
+    num_probe_losses: IntArray
+
+    @staticmethod
+    def empty(num_rows: int) -> Trajectory:
+        """Of runs that have not begun."""
+        scalars, counts = np.zeros(num_rows), np.zeros(num_rows, dtype=np.int64)
+        losses, probe_losses = np.zeros((num_rows, NUM_LOSSES)), np.zeros((num_rows, NUM_PROBE_LOSSES))
+        return Trajectory(losses, counts, scalars, scalars, scalars, probe_losses, counts)
+
+    def cleared(self, rows: BoolArray) -> Trajectory:
+        """The same with nothing remembered of these rows."""
+        return Trajectory(
+            **{key: np.where(rows.reshape(-1, *[1] * (a.ndim - 1)), 0, a) for key, a in vars(self).items()}
+        )
+
+    def with_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
+        """The same with one more training loss of these rows: losses (N,) [nats per token]."""
+        first = self.num_losses == 0
+        before = np.where(first, losses, self.mean)
+        mean = MEAN_DECAY * before + (1.0 - MEAN_DECAY) * losses
+        recent, count = _appended(self.losses, self.num_losses, rows, losses)
+        return replace(
+            self,
+            losses=recent,
+            num_losses=count,
+            mean=np.where(rows, mean, self.mean),
+            mean_before=np.where(rows, before, self.mean_before),
+            lowest_mean=np.where(rows, np.where(first, mean, np.minimum(mean, self.lowest_mean)), self.lowest_mean),
+        )
+
+    def with_probe_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
+        """The same with one more probe loss of these rows: losses (N,) [nats per token]."""
+        recent, count = _appended(self.probe_losses, self.num_probe_losses, rows, losses)
+        return replace(self, probe_losses=recent, num_probe_losses=count)
+
+
+def _appended(recent: FloatArray, count: IntArray, rows: BoolArray, values: FloatArray) -> tuple[FloatArray, IntArray]:
+    shifted = np.concatenate([recent[:, 1:], values[:, None]], axis=1)
+    return np.where(rows[:, None], shifted, recent), np.minimum(count + rows, recent.shape[1])
+
+
+def _slope_weights(count: int, width: int) -> FloatArray:
+    """w with w . x the least-squares slope of the last `count` of x, (width,)."""
+    weights = np.zeros(width)
+    if count > 1:
+        time = np.arange(count) - (count - 1) / 2
+        weights[width - count :] = time / np.square(time).sum()
+    return weights
+
+
+def _curvature_weights(count: int, width: int) -> FloatArray:
+    """w with w . x the second difference of the means of the first, middle and last third of the last `count` of x."""
+    weights = np.zeros(width)
+    third = count // 3
+    if third:
+        first, last = width - count, width - third
+        weights[first : first + third] = weights[last:] = 1.0 / third
+        weights[first + third : last] = -2.0 / (count - 2 * third)
+    return weights
+
+
+# By number of losses: (count + 1, width).
+_SLOPES = {w: np.stack([_slope_weights(i, w) for i in range(w + 1)]) for w in (NUM_LOSSES, NUM_PROBE_LOSSES)}
+_CURVATURES = np.stack([_curvature_weights(i, NUM_LOSSES) for i in range(NUM_LOSSES + 1)])
+
+
+def slope(recent: FloatArray, count: IntArray) -> FloatArray:
+    """Least-squares slope of the last `count` numbers of each row, 0 for fewer than two.
+
+    Args:
+        recent: the newest last, (N, 16) or (N, 8).
+        count: how many of them there are, (N,).
+
+    Returns:
+        (N,) [unit of recent per decision].
+    """
+    return (recent * _SLOPES[recent.shape[1]][count]).sum(1)
+
+
+def curvature(recent: FloatArray, count: IntArray) -> FloatArray:
+    """Second difference of the means of three parts of the last `count` numbers of each row, 0 for fewer than three.
+
+    m1 - 2 m2 + m3, where the first and the last part hold a third of the numbers, rounded down.
+
+    Args:
+        recent: the newest last, (N, 16).
+        count: how many of them there are, (N,).
+
+    Returns:
+        (N,) [unit of recent].
+    """
+    return (recent * _CURVATURES[count]).sum(1)

@@ -1,0 +1,161 @@
+"""Online training: a Sidecar beside each run, resumed bitwise, detached as if there were none, and losses of runs."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import hpenv
+from agents.reinforce import SidecarConfig
+from train_agents.evaluate import evaluate_policy
+from train_agents.online import OnlineConfig, run_online
+from train_agents.population import checkpoints
+
+gym.register_envs(hpenv)
+
+ENV = {
+    "preset": "nano", "data": "synthetic", "num_steps": 11, "batch_tokens": 32, "sequence_length": 16,
+    "eval_tokens": 256, "num_registers": 2,
+}  # fmt: skip
+#: Another pace each, so that no two fall together by chance.
+PACES = {"eval_interval": 4, "trace_interval": 3, "log_interval": 2, "checkpoint_interval": 5}
+
+
+def tiny(out: Path, **changes) -> OnlineConfig:
+    sidecar = SidecarConfig(hidden_size=8, **changes.pop("sidecar", {}))
+    return OnlineConfig(
+        **{"seeds": 2, "first_seed": 3, "out": out, "tensorboard": False, **PACES, **changes}, sidecar=sidecar
+    )
+
+
+def stop_at(last):
+    def on_step(step):
+        if step == last:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def logs(folder):
+    return {name: (folder / name).read_text() for name in ("progress.jsonl", "curves.jsonl", "trace.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return (*run_online(tiny(folder), ENV), folder)
+
+
+@pytest.mark.parametrize("last", [3, 5, 9, 11])  # before the first checkpoint, at it, beyond it, at the end
+def test_a_run_that_was_interrupted_continues_bitwise(tmp_path, whole, last):
+    rows, extra, folder = whole
+    with pytest.raises(KeyboardInterrupt):
+        run_online(tiny(tmp_path), ENV, stop_at(last))
+    with open(tmp_path / "trace.jsonl", "a") as file:
+        file.write('{"step": 99, "torn')
+    again, more = run_online(tiny(tmp_path), ENV)
+    assert again == rows
+    assert more["trace"] == extra["trace"] and more["final_mean"] == extra["final_mean"]
+    assert logs(tmp_path) == logs(folder)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        run_online(tiny(tmp_path), ENV, stop_at(10))
+    newest = checkpoints(tmp_path)[-1]
+    (newest / "env" / "state.json").write_text("{}")
+    with pytest.warns(UserWarning, match="skipped a checkpoint"):
+        rows, _ = run_online(tiny(tmp_path), ENV)
+    assert rows == whole[0]
+
+
+def test_only_the_last_checkpoints_are_kept_whole(whole):
+    kept = checkpoints(whole[2])
+    assert [path.name for path in kept] == ["step-0000010", "step-0000011"]
+    assert all({child.name for child in path.iterdir()} == {"env", "agent", "program"} for path in kept)
+    assert [path.name for path in kept[0].parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_curves_and_traces_are_recorded_at_their_steps(whole):
+    rows, extra, folder = whole
+    assert rows[0]["steps"] == [0, 4, 8, 11] and len(rows[0]["train_curve"]) == 3
+    assert extra["trace"]["steps"] == [0, 3, 6, 9]
+    shape = (4, 2, len(extra["names"]))
+    assert np.shape(extra["trace"]["mean"]) == np.shape(extra["trace"]["sampled"]) == shape
+    assert np.all(np.array(extra["trace"]["mean"])[0] == 0.0) and np.any(np.array(extra["trace"]["sampled"])[0])
+    assert np.shape(extra["final_mean"]) == shape[1:]
+    assert [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()] == [
+        2, 4, 6, 8, 10, 11,
+    ]  # fmt: skip
+    assert rows[0]["bpb"] == rows[0]["bpb_curve"][-1] and [row["seed"] for row in rows] == [3, 4]
+    assert extra["env_ms"] > 0 and extra["agent_ms"] > 0
+
+
+def test_a_detached_run_is_the_run_without_a_controller(tmp_path):
+    rows, extra = run_online(tiny(tmp_path, sidecar={"attached": False}), ENV)
+    measured = ENV | {"reward": {"progress": 1.0}, "channels": "layer_lr", "num_registers": 0, "interval": 4}
+    plain = evaluate_policy(None, "TrainLoop-Cell-v0", measured, [3, 4], curve=False)
+    assert [row["probe_loss"] for row in rows] == [row["probe_loss"] for row in plain]
+    assert [row["bpb"] for row in rows] == [row["bpb"] for row in plain]
+    assert not np.any(extra["trace"]["sampled"]) and not np.any(extra["final_mean"])
+
+
+def test_held_out_scores_are_those_of_the_means_and_touch_nothing(tmp_path, whole):
+    rows, _ = run_online(replace(tiny(tmp_path), eval_interval=11), ENV)
+    assert [row["bpb"] for row in rows] == [row["bpb"] for row in whole[0]]
+
+
+def test_grouped_rows_are_one_run_with_a_sidecar_each(tmp_path):
+    rows, extra = run_online(tiny(tmp_path, seed_mode="grouped", sidecar={"baseline": "population"}), ENV)
+    assert [row["seed"] for row in rows] == [3, 3]
+    assert rows[0]["bpb_curve"][0] == rows[1]["bpb_curve"][0] and rows[0]["bpb"] != rows[1]["bpb"]
+    first = np.array(extra["trace"]["sampled"])[0]
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_a_run_that_diverges_is_an_outcome_and_the_others_go_on(tmp_path, monkeypatch):
+    from hpenv.pretraining import PretrainingPlant
+
+    advance = PretrainingPlant.advance
+
+    def poisoned(plant, num_steps):
+        if plant.steps[0] == 5:
+            plant.weights["embedding"][0] = float("nan")
+        return advance(plant, num_steps)
+
+    monkeypatch.setattr(PretrainingPlant, "advance", poisoned)
+    rows, _ = run_online(tiny(tmp_path), ENV)
+    assert [row["divergence_reason"] for row in rows] == ["loss_nonfinite", None]
+    assert rows[0]["bpb"] is None and np.isfinite(rows[1]["bpb"])
+    assert rows[1]["steps"] == [0, 4, 8, 11] and rows[1]["train_curve"][-1] is not None
+    assert rows[0]["train_curve"][-1] is None  # it had ended before
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, whole):
+    with pytest.raises(ValueError, match=r"holds another run, differing as .*agent_seed"):
+        run_online(replace(tiny(whole[2]), agent_seed=7), ENV)
+    with pytest.raises(ValueError, match=r"differing as .*num_steps"):
+        run_online(tiny(whole[2]), ENV | {"num_steps": 12})
+
+
+def test_what_cannot_be_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="trace_interval=0; expected at least 1"):
+        OnlineConfig(trace_interval=0)
+    with pytest.raises(ValueError, match="expected it in the config"):
+        run_online(tiny(tmp_path), ENV | {"seed_mode": "grouped"})
+
+
+def test_the_program_runs_from_the_command_line(tmp_path):
+    arguments = [f"{key}={value}" for key, value in (ENV | {"num_steps": 4}).items()]
+    command = [sys.executable, "-m", "train_agents.online", "--out", str(tmp_path), "--env-kwargs", *arguments]
+    command += ["--sidecar.no-attached", "--eval-interval", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"attached": false' in done.stdout and "held-out bits per byte" in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["rows"][0]["steps"] == [0, 2, 4] and list(tmp_path.glob("**/events.out.tfevents*"))

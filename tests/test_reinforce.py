@@ -1,0 +1,501 @@
+import copy
+import dataclasses
+import math
+import subprocess
+import sys
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+
+from agents.base import Decision, Rollout
+from agents.credits import CreditStream
+from agents.losses import gaussian_log_density
+from agents.reinforce import INITIAL_STD, SidecarAgent, SidecarConfig
+from hpenv.policies import load_policy, save_policy
+
+NAMES = ("lr/0", "lr/1", "dropout/0", "dropout/1")
+KINDS = ("scale", "scale", "scale", "scale")
+IMMEDIATE = (False, False, True, True)
+TARGETS = np.array([0.4, 0.4, -0.3, -0.3])
+SMALL = SidecarConfig(hidden_size=8, replay_size=4)
+# Ten times the default rate and wider noise: a bandit's reward is clearer than a loss, and the test is to be short.
+FAST = SidecarConfig(hidden_size=16, learning_rate=3e-3, initial_std={"scale": 0.1})
+
+
+def make(config=SMALL, num_rows=2, kinds=KINDS, immediate=IMMEDIATE, names=NAMES, **arguments) -> SidecarAgent:
+    return SidecarAgent(num_rows, 3, kinds, immediate, config, action_names=names, **arguments)
+
+
+def observations(decision: int, num_rows: int = 2) -> np.ndarray:
+    """Different for every decision and row, and the same whatever the number of rows."""
+    return np.stack([np.sin([decision + row, 0.3 * decision, 1.0 + row]) for row in range(num_rows)]).astype(np.float32)
+
+
+def one(obs: np.ndarray, decision: Decision, rewards: np.ndarray, alive: np.ndarray | None = None) -> Rollout:
+    """A rollout of a single decision."""
+    alive = np.ones(len(obs), dtype=bool) if alive is None else np.asarray(alive)
+    return Rollout(obs[None], decision.raw[None], decision.log_prob[None], np.asarray(rewards)[None], alive[None])
+
+
+def train(agent, num_decisions, start=0, rewards=None, alive=None, num_rows=2):
+    """Online, with rewards drawn from elsewhere; all decisions and metrics."""
+    trace = []
+    for t in range(start, start + num_decisions):
+        obs = observations(t, num_rows)
+        decision = agent.act(obs)
+        given = np.random.default_rng(t).normal(size=num_rows) if rewards is None else rewards(t)
+        trace.append((decision, agent.update(one(obs, decision, given, alive))))
+    return trace
+
+
+def play(agent, num_decisions, delay=0, noise=0.02, num_rows=8, targets=TARGETS, sharpness=1.0):
+    """Online on a bandit: reward -sum (u - target)^2 of the decision `delay` back, plus noise; metrics of the last."""
+    generator = np.random.default_rng(0)
+    costs = deque(np.zeros((delay, num_rows)))
+    obs = np.full((num_rows, 3), 0.5, dtype=np.float32)
+    metrics = {}
+    for _ in range(num_decisions):
+        decision = agent.act(obs)
+        costs.append(sharpness * ((decision.action - targets) ** 2).sum(axis=1))
+        metrics = agent.update(one(obs, decision, generator.normal(0.0, noise, num_rows) - costs.popleft()))
+    return agent.policy.act_mean(obs), metrics
+
+
+def numbers(agent: SidecarAgent, row=slice(None)) -> list[torch.Tensor]:
+    """Weights and Adam's moments of a row or of all."""
+    moments = [
+        t for state in agent._optimizer.state.values() for key, t in sorted(state.items()) if key.startswith("exp")
+    ]
+    return [tensor.detach()[row].clone() for tensor in [*agent.policy.parameters(), *moments]]
+
+
+def equal(first, second) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("baseline", ["own", "population"])
+@pytest.mark.parametrize("common", [False, True])
+def test_the_means_of_a_bandit_move_to_their_targets(common, baseline):
+    config = dataclasses.replace(FAST, delay=0, common=common, baseline=baseline)
+    mean, _ = play(make(config, num_rows=8), 1000)
+    assert np.abs(mean.mean(axis=0) - TARGETS).max() < 0.1  # from 0.4 and 0.3 at the start
+    assert np.sqrt(((mean - TARGETS) ** 2).mean()) < 0.15
+
+
+def test_a_sharp_optimum_shrinks_the_standard_deviation_at_which_it_is_looked_for():
+    config = dataclasses.replace(FAST, delay=0)
+    _, metrics = play(make(config, num_rows=8), 600, targets=np.zeros(4), noise=0.0)
+    assert metrics["train/std/scale"] < 0.6 * INITIAL_STD["scale"]
+    held = make(dataclasses.replace(config, learn_std=False), num_rows=8)
+    _, metrics = play(held, 100, targets=np.zeros(4), noise=0.0)
+    assert math.isclose(metrics["train/std/scale"], INITIAL_STD["scale"], rel_tol=1e-6)
+
+
+def test_a_reward_that_answers_one_decision_later_is_learned_from_with_delay_1_alone():
+    errors = {}
+    for delay in (0, 1):
+        config = dataclasses.replace(FAST, delay=delay)
+        mean, _ = play(make(config, num_rows=8, immediate=(False,) * 4), 600, delay=1)
+        errors[delay] = np.abs(mean.mean(axis=0) - TARGETS).mean()
+    assert errors[1] < 0.1
+    assert errors[0] > 0.25  # where it started: 0.35
+
+
+def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
+    # A loss that each cell's own square adds to, at its own step and no other; reward: its fall. Nothing lasts.
+    def final(immediate):
+        agent = make(dataclasses.replace(FAST, initial_mean={"lr": 0.3, "dropout": 0.3}), 8, immediate=immediate)
+        obs = np.full((8, 3), 0.5, dtype=np.float32)
+        last = np.zeros(8)
+        for _ in range(400):
+            decision = agent.act(obs)
+            loss = (decision.action**2).sum(axis=1)
+            agent.update(one(obs, decision, last - loss))
+            last = loss
+        return np.abs(agent.policy.act_mean(obs)).mean()
+
+    assert final((False,) * 4) > 0.6  # the next reward alone pays it, and it goes to the corner
+    assert final((True,) * 4) < 0.45
+
+
+def test_the_first_decision_is_the_static_configuration_plus_noise_of_the_kinds_own_size():
+    kinds = ("scale", "clip", "skip", "register")
+    agent = SidecarAgent(500, 3, kinds, (False,) * 4, SMALL)
+    assert not agent.act(observations(0, 500), deterministic=True).action.any()
+    actions = np.concatenate([agent.act(observations(t, 500)).action for t in range(20)])  # 10,000 draws a cell
+    assert np.allclose(actions.std(axis=0), [INITIAL_STD[kind] for kind in kinds], rtol=0.05)
+    active = (actions > 0.1).mean(axis=0)
+    assert active[1] < 0.01 and active[2] < 0.01 < active[3]
+
+
+def test_common_parts_leave_the_size_of_the_noise_as_it_was():
+    kinds = ("skip", "skip", "scale", "scale")
+    config = dataclasses.replace(SMALL, common=True)
+    agent = SidecarAgent(
+        500, 3, kinds, (False,) * 4, config, action_names=("grad_skip/0", "grad_skip/1", "lr/0", "lr/1")
+    )
+    decisions = [agent.act(observations(t, 500)) for t in range(20)]
+    actions = np.concatenate([decision.action for decision in decisions])
+    assert decisions[0].raw.shape == (500, 6)
+    assert (actions[:, :2] > 0.1).mean() < 0.01
+    assert np.allclose(actions.std(axis=0), [0.04, 0.04, 0.03, 0.03], rtol=0.05)
+    correlation = np.corrcoef(actions.T)
+    assert math.isclose(correlation[0, 1], 0.5, abs_tol=0.05) and math.isclose(correlation[1, 2], 0.0, abs_tol=0.05)
+    metrics = agent.update(one(observations(0, 500), decisions[0], np.zeros(500)))
+    assert math.isclose(metrics["train/std/skip"], 0.04, rel_tol=1e-5)
+
+
+def test_initial_means_are_put_where_they_are_asked_for():
+    config = dataclasses.replace(SMALL, initial_mean={"lr": 0.5, "lr/1": -0.9})
+    action = make(config).act(observations(0), deterministic=True).action
+    assert np.allclose(action, [[0.5, -0.9, 0.0, 0.0]] * 2)
+
+
+def test_a_decision_is_the_clipped_sample_and_its_log_density():
+    agent = make(dataclasses.replace(SMALL, initial_mean={"lr": 0.95}), num_rows=50)
+    obs = observations(0, 50)
+    decision = agent.act(obs)
+    mean, log_std = agent.policy(torch.from_numpy(obs)[:, None])
+    for array, shape in zip(decision, [(50, 4), (50, 4), (50,)], strict=True):
+        assert array.shape == shape and array.dtype == np.float32
+    assert decision.raw.max() > 1.0
+    assert np.array_equal(decision.action, np.clip(decision.raw, -1.0, 1.0))
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    expected = normal.log_prob(torch.from_numpy(decision.raw)[:, None]).sum(-1)[:, 0].detach()
+    assert np.allclose(decision.log_prob, expected, atol=1e-5)
+
+
+def test_deterministic_decisions_are_the_policys_and_draw_nothing():
+    agent, twin = make(), make()
+    train(agent, 5), train(twin, 5)
+    decision = agent.act(observations(9), deterministic=True)
+    assert np.array_equal(decision.action, agent.policy.act_mean(observations(9)))
+    assert np.array_equal(agent.act(observations(9)).raw, twin.act(observations(9)).raw)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_the_first_step_on_one_decision_is_reinforce(max_grad_norm):
+    # delay 0, a replay of one: ratio 1, so the gradient is that of -A log pi; Adam's first step does the rest.
+    config = dataclasses.replace(SMALL, delay=0, replay_size=1, max_grad_norm=max_grad_norm)
+    agent, twin = make(config), make(config)
+    with torch.no_grad():
+        for policy in (agent.policy, twin.policy):  # a head that is not 0 everywhere, so that the layers below move too
+            policy.head_weight += 0.1 * torch.sin(torch.arange(policy.head_weight.numel())).view_as(policy.head_weight)
+    train(agent, 1, rewards=lambda t: np.array([1.0, -2.0]))  # a first credit has no baseline and teaches nothing
+    before = numbers(agent)[:6]
+    assert equal(before, [p.detach() for p in twin.policy.parameters()])
+    obs = observations(1)
+    decision = agent.act(obs)
+    agent.update(one(obs, decision, np.array([1.5, -1.0])))
+    optimizer = torch.optim.Adam(twin.policy.parameters(), lr=config.learning_rate)
+    for parameter in twin.policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # what the first credit did
+    # The only advantages so far are +0.5 and +1: one root mean square each.
+    mean, log_std = twin.policy(torch.from_numpy(obs)[:, None])
+    loss = -gaussian_log_density(torch.from_numpy(decision.raw)[:, None], mean, log_std).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    if max_grad_norm is not None:
+        for row in range(2):
+            norm = math.sqrt(sum(p.grad[row].square().sum().item() for p in twin.policy.parameters()))
+            assert norm > max_grad_norm
+            for parameter in twin.policy.parameters():
+                parameter.grad[row] *= max_grad_norm / norm
+    optimizer.step()
+    for ours, theirs, start in zip(agent.policy.parameters(), twin.policy.parameters(), before, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-7)
+        assert not torch.equal(ours.detach(), start)
+
+
+def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_decisions():
+    # Followed by hand: replay of 3, delay 1, steps so large that ratios leave the clip, cells that answer unlike fast.
+    agent = make(dataclasses.replace(SMALL, replay_size=3, learning_rate=0.02))
+    credits = CreditStream(2, IMMEDIATE, 1, 1, 1.0, "own", 0.95, 0.99, 5.0)
+    history, advantages = [], []
+    for t in range(9):
+        policy = copy.deepcopy(agent.policy)
+        obs = observations(t)
+        decision = agent.act(obs)
+        columns = torch.from_numpy(obs)[:, None], torch.from_numpy(decision.raw)[:, None]
+        history.append((*columns, gaussian_log_density(columns[1], *policy(columns[0])).detach()))
+        rewards = np.random.default_rng(t).normal(size=2)
+        done = credits.push(rewards, np.ones(2, dtype=bool))
+        advantages += [] if done is None else [torch.from_numpy(done.values)[:, None]]
+        metrics = agent.update(one(obs, decision, rewards))
+        if done is None:
+            continue
+        total = 0.0
+        for (obs, raw, old), advantage in zip(history[:-1][-3:], advantages[-3:], strict=True):
+            ratio = torch.exp(gaussian_log_density(raw, *policy(obs)) - old)
+            total += torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum().item()
+        expected = -total / min(t, 3) / 2
+        assert math.isclose(metrics["train/policy_gradient_loss"], expected, rel_tol=1e-4, abs_tol=1e-6)
+    assert not torch.allclose(advantages[-1][..., 0], advantages[-1][..., 2])
+    assert 0.0 < metrics["train/clip_fraction"] < 1.0
+
+
+def test_a_bound_on_the_gradient_holds_for_each_row():
+    moved = []
+    for bound in (None, 1e-9):
+        agent = make(dataclasses.replace(SMALL, max_grad_norm=bound))
+        before = numbers(agent)
+        train(agent, 6)
+        moved.append(
+            [(now - then).abs().sum(dim=(1, 2)) for now, then in zip(numbers(agent), before, strict=False)][-1]
+        )
+    # Adam divides by the gradient's own size, but for its eps of 1e-8: a gradient of 1e-9 barely moves anything.
+    assert (moved[1] < 0.3 * moved[0]).all()
+
+
+def test_a_rollout_of_older_weights_is_reported_as_stale():
+    agent = make(dataclasses.replace(SMALL, learning_rate=0.01))
+    old = [(observations(t), agent.act(observations(t))) for t in range(2)]
+    assert agent.update(one(*old[0], np.zeros(2)))["train/staleness"] < 1e-6
+    train(agent, 10)
+    assert agent.update(one(*old[1], np.zeros(2)))["train/staleness"] > 1e-3
+
+
+def test_a_rollout_of_many_decisions_is_taken_in_order():
+    # The rate is so small that the weights are the same throughout; what is left is the order of credits and replay.
+    config = dataclasses.replace(SMALL, learning_rate=1e-12, horizon=2)
+    online, whole = make(config), make(config)
+    trace = train(online, 8)
+    rewards = np.stack([np.random.default_rng(t).normal(size=2) for t in range(8)])
+    obs = np.stack([observations(t) for t in range(8)])
+    decisions = [whole.act(o) for o in obs]
+    assert np.allclose(decisions[7].raw, trace[7][0].raw, atol=1e-6)
+    raw, log_prob = np.stack([d.raw for d in decisions]), np.stack([d.log_prob for d in decisions])
+    metrics = whole.update(Rollout(obs, raw, log_prob, rewards, np.ones((8, 2), dtype=bool)))
+    for tag in ("train/policy_gradient_loss", "train/baseline", "train/advantage_rms", "train/credit"):
+        assert math.isclose(metrics[tag], trace[7][1][tag], rel_tol=1e-4), tag
+    assert torch.allclose(online._replay, whole._replay, atol=1e-5)
+    assert online.num_updates == whole.num_updates == 6  # the first credit is complete with the third reward
+
+
+def test_updates_keep_their_interval():
+    agent = make(dataclasses.replace(SMALL, update_interval=3))
+    assert ["train/policy_gradient_loss" in m for _, m in train(agent, 7)] == [False, False, True] * 2 + [False]
+    assert agent.num_updates == 2 and agent.num_decisions == 7
+
+
+def test_no_row_reaches_another():
+    agent, twin = make(), make()
+    train(agent, 12)
+    train(twin, 12, rewards=lambda t: np.array([np.random.default_rng(t).normal(size=2)[0], 1e6 * (-1) ** t]))
+    assert equal(numbers(agent, 0), numbers(twin, 0))
+    assert not equal(numbers(agent, 1), numbers(twin, 1))
+    population = dataclasses.replace(SMALL, baseline="population")
+    agent, twin = make(population), make(population)
+    train(agent, 12)
+    train(twin, 12, rewards=lambda t: np.array([np.random.default_rng(t).normal(size=2)[0], 1e6 * (-1) ** t]))
+    assert not equal(numbers(agent, 0), numbers(twin, 0))
+
+
+def test_a_row_of_a_population_is_the_single_sidecar_of_its_seed():
+    agent = make(num_rows=3, seed=5)
+    single = make(num_rows=1, seed=5, first_row=2)
+    for t in range(20):
+        obs = observations(t, 3)
+        many, alone = agent.act(obs), single.act(obs[2:])
+        assert np.allclose(many.raw[2], alone.raw[0], atol=1e-5)
+        rewards = np.random.default_rng(t).normal(size=3)
+        agent.update(one(obs, many, rewards))
+        single.update(one(obs[2:], alone, rewards[2:]))
+    assert not np.allclose(many.raw[1], many.raw[2], atol=1e-2)
+
+
+def test_a_row_that_has_ended_stays_bitwise_where_it_was_and_the_others_learn_on():
+    agent, twin = make(), make()
+    train(agent, 8), train(twin, 8)
+    ended = numbers(agent, 1)
+    poison = one(observations(8), agent.act(observations(8)), np.array([0.3, np.nan]), [True, False])
+    poison.observations[:, 1], poison.log_prob[:, 1] = np.nan, np.inf
+    agent.update(poison)
+    twin.update(one(observations(8), twin.act(observations(8)), np.array([0.3, -7.0])))
+    train(agent, 5, start=9, alive=[True, False]), train(twin, 5, start=9)
+    assert equal(numbers(agent, 1), ended)
+    assert not equal(numbers(twin, 1), ended)
+    assert equal(numbers(agent, 0), numbers(twin, 0))
+    with pytest.raises(ValueError, match=r"True again in rows \[1\]"):
+        train(agent, 1, start=14)
+
+
+def test_detached_it_decides_zeros_draws_nothing_and_learns_nothing():
+    agent = make(dataclasses.replace(SMALL, attached=False, common=True, initial_mean={"lr": 0.5}))
+    states = [generator.get_state() for generator in agent._generators]
+    before = [p.detach().clone() for p in agent._cells.parameters()]
+    trace = train(agent, 5)
+    assert all(not array.any() for decision, _ in trace for array in decision)
+    assert trace[0][0].action.shape == (2, 4) and trace[0][0].raw.shape == (2, 6)
+    assert set(trace[-1][1]) == {"rollout/reward"}
+    assert equal(before, [p.detach() for p in agent._cells.parameters()])
+    assert equal(states, [generator.get_state() for generator in agent._generators])
+    assert not agent.policy.act_mean(observations(0)).any()
+
+
+@pytest.mark.parametrize("change", [{}, {"horizon": 3}, {"baseline": "population"}, {"common": True}])
+@pytest.mark.parametrize("num_decisions", [0, 1, 11])
+def test_saved_in_mid_run_and_loaded_it_continues_bitwise(change, num_decisions, tmp_path):
+    config = dataclasses.replace(SMALL, **change)
+    agent, other = make(config, seed=1), make(config, seed=2)
+    train(agent, num_decisions), train(other, 7)
+    agent.save(tmp_path / "agent")
+    other.load(tmp_path / "agent")
+    for (decision, metrics), (same, same_metrics) in zip(
+        train(agent, 20, start=num_decisions), train(other, 20, start=num_decisions), strict=True
+    ):
+        assert np.array_equal(decision.raw, same.raw) and metrics == same_metrics
+    assert equal(numbers(agent), numbers(other))
+    assert (agent.num_decisions, agent.num_updates) == (other.num_decisions, other.num_updates)
+
+
+CONTINUE = """
+import sys
+from tests.test_reinforce import make, train
+agent = make(seed=9)
+agent.load(sys.argv[1])
+train(agent, 5, start=6)
+agent.save(sys.argv[2])
+"""
+
+
+def test_loaded_in_a_fresh_process_it_continues_bitwise(tmp_path):
+    agent, other = make(seed=1), make(seed=1)
+    train(agent, 6)
+    agent.save(tmp_path / "before")
+    subprocess.run([sys.executable, "-c", CONTINUE, tmp_path / "before", tmp_path / "after"], check=True)
+    train(agent, 5, start=6)
+    other.load(tmp_path / "after")
+    assert equal(numbers(agent), numbers(other))
+    assert np.array_equal(agent.act(observations(0)).raw, other.act(observations(0)).raw)
+
+
+def test_a_row_that_has_ended_has_ended_after_loading_too(tmp_path):
+    agent, other = make(), make()
+    train(agent, 4), train(agent, 1, start=4, alive=[False, True])
+    agent.save(tmp_path / "agent")
+    other.load(tmp_path / "agent")
+    with pytest.raises(ValueError, match="True again"):
+        train(other, 1)
+
+
+def test_an_agent_of_other_arguments_is_not_loaded(tmp_path):
+    make().save(tmp_path / "agent")
+    for other, message in [
+        (make(dataclasses.replace(SMALL, delay=2)), "config"),
+        (make(num_rows=3), "num_rows"),
+        (make(immediate=(True,) * 4), "action_immediate"),
+        (make(names=("a", "b", "c", "d")), "action_names"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            other.load(tmp_path / "agent")
+
+
+def test_its_policy_can_be_taken_out_and_acts_identically(tmp_path):
+    agent = make(dataclasses.replace(SMALL, common=True))
+    train(agent, 10)
+    save_policy(agent.policy, tmp_path / "policy")
+    positions = load_policy(tmp_path / "policy").act_mean(observations(3))
+    assert positions.any()
+    assert np.array_equal(positions, agent.act(observations(3), deterministic=True).action)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
+    traces = []
+    for seed in (4, 4, 5):
+        agent = make(seed=seed)
+        traces.append((train(agent, 6)[-1][1], numbers(agent)))
+    assert traces[0][0] == traces[1][0] and equal(traces[0][1], traces[1][1])
+    assert not equal(traces[0][1], traces[2][1])
+
+
+def test_the_global_generators_are_untouched():
+    torch_state = torch.get_rng_state()
+    numpy_state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    train(make(), 3)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    now = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    assert np.array_equal(now["key"], numpy_state["key"]) and now["pos"] == numpy_state["pos"]
+
+
+def test_metrics_are_finite_and_named_alike_as_soon_as_there_is_a_credit():
+    agent = make(kinds=("scale", "shrink", "clip", "clip"))
+    trace = [metrics for _, metrics in train(agent, 6)]
+    assert "train/policy_gradient_loss" not in trace[0]
+    assert set(trace[1]) == set(trace[5])
+    for name in ("policy_gradient_loss", "clip_fraction", "gradient_norm", "baseline", "advantage_rms", "credit"):
+        assert f"train/{name}" in trace[5]
+    assert {
+        f"train/{name}/{kind}" for name in ("std", "mean_abs_position") for kind in ("scale", "shrink", "clip")
+    } <= set(trace[5])
+    assert all(isinstance(value, float) and math.isfinite(value) for metrics in trace for value in metrics.values())
+    rewards = [np.random.default_rng(t).normal(size=2) for t in range(6)]
+    assert math.isclose(trace[5]["rollout/reward"], rewards[5].mean())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"initial_std": {"scal": 0.1}},
+        {"initial_std": {"scale": 0.9}},
+        {"initial_mean": {"lr": 1.0}},
+        {"std_bounds": (0.0, 1.0)},
+        {"baseline": "mean"},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"hidden_size": 0},
+        {"delay": -1},
+        {"horizon": 0},
+        {"gamma": 1.1},
+        {"baseline_decay": 1.0},
+        {"scale_decay": -0.1},
+        {"advantage_clip": 0.0},
+        {"replay_size": 0},
+        {"clip_range": 1.0},
+        {"update_interval": 0},
+        {"max_grad_norm": 0.0},
+    ],
+)
+def test_bad_hyperparameters_are_refused(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} .*expected"):
+        SidecarConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kinds": ("scale", "scale", "scale", "scal")}, "unknown kinds"),
+        ({"immediate": (True,)}, "action_immediate; expected 4"),
+        ({"names": ("a",)}, "action_names; expected 4"),
+        ({"names": (), "config": dataclasses.replace(SMALL, common=True)}, "no action_names"),
+        ({"config": dataclasses.replace(SMALL, initial_mean={"l": 0.1})}, "which is no cell"),
+        ({"num_rows": 1, "config": dataclasses.replace(SMALL, baseline="population")}, "at least 2"),
+        ({"num_rows": 0}, "num_rows 0"),
+    ],
+)
+def test_what_does_not_fit_the_cells_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": np.zeros((1, 3))}, "rewards of shape"),
+        ({"raw": np.zeros((1, 2, 5))}, "raw of shape"),
+        ({"rewards": np.full((1, 2), np.nan)}, "rewards holds a NaN"),
+        ({"alive": np.zeros((1, 2), dtype=bool)}, "without a single decision"),
+    ],
+)
+def test_bad_rollouts_are_refused(change, message):
+    agent = make()
+    rollout = one(observations(0), agent.act(observations(0)), np.zeros(2))
+    with pytest.raises(ValueError, match=message):
+        agent.update(rollout._replace(**change))
+    with pytest.raises(ValueError, match="a rollout of 1 rows; expected 2"):
+        agent.update(Rollout(*(array[:, :1] for array in rollout)))
+    with pytest.raises(ValueError, match="observations of 3 rows"):
+        agent.act(observations(0, 3))

@@ -1,0 +1,108 @@
+"""The Sidecar's arms: the default that they all begin at, and what each changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from hpenv.channels import CHANNELS
+
+ENV = "TrainLoop-Cell-v0"
+#: What is not under a Sidecar's control, and where its cells start: ordinary, and committed before any arm was run.
+DEFAULT: dict[str, Any] = {
+    "preset": "cell11",
+    "optimizer": "adamw",
+    "base_lr": 1e-3,
+    "base_weight_decay": 1e-2,
+    "schedule": "none",
+    "batch_tokens": 128,
+    "sequence_length": 64,
+}
+FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
+#: Multipliers of base_lr that the sweeps try.
+CONSTANT_MULTIPLIERS, SCHEDULE_MULTIPLIERS = (0.3, 1.0, 3.0, 10.0), (3.0, 10.0)
+#: Part of a run's steps that a swept schedule warms up for; 2 % as Haegele et al. 2024.
+WARMUP_FRACTION = 0.02
+#: Where a cap binds at the start: 1.5 times the root mean square of a token's first, normed embedding.
+BINDING_CAP = 1.5
+#: Section 6: what a gate does whose neutral is read as a probability.
+WRONG_NEUTRAL = 0.6
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to attach a Sidecar.
+
+    Attributes:
+        name: of the job.
+        env_kwargs: what it changes of the env.
+        sidecar: what it changes of the Sidecar.
+        initial_value: channel -> value that its cells start at instead of neutral.
+        seeds: which seeds it runs on.
+        grouped: all rows are the run of the first seed.
+        long: five times as long.
+    """
+
+    name: str
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    initial_value: Mapping[str, float] = field(default_factory=dict)
+    seeds: Literal["evaluation", "reward"] = "evaluation"
+    grouped: bool = False
+    long: bool = False
+
+
+def position_of(channel: str, value: float) -> float:
+    """The position in (0, 1) at which a channel has this value, by bisection.
+
+    Raises:
+        ValueError: if the value is not strictly between neutral and what the channel has at 1.
+    """
+    values, low, high = CHANNELS[channel].values, 0.0, 1.0
+
+    def at(position: float) -> float:
+        return float(values(np.array(position)))
+
+    rising = at(high) > at(low)
+    if not min(at(low), at(high)) < value < max(at(low), at(high)):
+        raise ValueError(f"{channel} = {value}; expected a value between {at(low)} and {at(high)}")
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if (at(middle) < value) == rising else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _rewarded(name: str, reward: str = "loss_change", **more: Any) -> Arm:
+    """An arm of the rewards, on tuning seeds."""
+    env_kwargs = {"channels": "foundational", "reward": {reward: 1.0, "divergence": 1.0}}
+    return Arm(name, env_kwargs, more.pop("sidecar", {}), seeds="reward", **more)
+
+
+_CAP = {"channels": (("state_norm_cap", "layer"),)}
+DETACHED = {"attached": False}
+#: The most wanted first, but for those of the long runs, which come last of all.
+ARMS: tuple[Arm, ...] = (
+    Arm("detached", {"channels": "foundational"}, DETACHED),
+    Arm("foundational", {"channels": "foundational"}),
+    _rewarded("reward_detached", sidecar=DETACHED),
+    _rewarded("reward_next"),
+    _rewarded("reward_same_batch", "same_batch_change", sidecar={"delay": 0}),
+    _rewarded("reward_probe", "progress", sidecar={"delay": 0}),
+    _rewarded("reward_window", sidecar={"horizon": 16}),
+    _rewarded("reward_population", sidecar={"baseline": "population"}, grouped=True),
+    _rewarded("reward_common", sidecar={"common": True}),
+    Arm("backward_grad_skip", {"channels": "grad_skip"}),
+    Arm("backward_grad_gate", {"channels": "grad_gate"}),
+    Arm("backward_grad_truncate", {"channels": "grad_truncate"}),
+    Arm("backward_momentum_blend", {"channels": "momentum_blend"}),
+    Arm("cap_dormant", _CAP),
+    Arm("cap_binding", _CAP, initial_value={"state_norm_cap": BINDING_CAP}),
+    Arm("wrong_neutral", {"channels": "grad_skip"}, initial_value={"grad_skip": WRONG_NEUTRAL}),
+    Arm("layer_lr", {"channels": "layer_lr"}),
+    Arm("long_foundational", {"channels": "foundational"}, long=True),
+    Arm("long_weight_decay", {"channels": "weight_decay"}, long=True),
+    Arm("long_detached", {"channels": "foundational"}, DETACHED, long=True),
+)

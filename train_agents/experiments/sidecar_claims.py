@@ -1,0 +1,211 @@
+"""What the Sidecar's experiments compare, what the paper says about it, and whether the numbers agree.
+
+Held-out bits per byte are what is measured; perplexity is 2^bpb, per byte, and a percentage of it is several times the
+same difference's percentage of bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from hpenv.channels import CHANNELS
+from train_agents.results import mean_interval, paired_relative_interval
+
+Job = Mapping[str, Any]
+#: Seed -> held-out bits per byte, the mean over its rows.
+Scores = dict[int, float]
+
+LABELS = {
+    "detached": "default, no Sidecar",
+    "foundational": "Sidecar, foundational surface",
+    "sweep_constant": "best constant rate of a sweep",
+    "sweep_schedule": "best schedule of a sweep",
+    "layer_lr": "Sidecar, a rate per layer alone",
+    "reward_detached": "default, no Sidecar",
+    "reward_next": "next step's loss change (the default)",
+    "reward_same_batch": "loss change on the same batch",
+    "reward_probe": "probe loss change",
+    "reward_window": "loss change over 16 steps",
+    "reward_population": "loss change, baseline of rows on the same data",
+    "reward_common": "loss change, a common part per channel",
+    "backward_grad_skip": "foundational and gradient skipping",
+    "backward_grad_gate": "foundational and gradient gating",
+    "backward_grad_truncate": "foundational and gradient truncation",
+    "backward_momentum_blend": "foundational and momentum blending",
+    "cap_dormant": "caps alone, dormant at the start",
+    "cap_binding": "caps alone, binding at the start",
+    "wrong_neutral": "skipping whose neutral is a probability of 0.6",
+    "long_detached": "default, no Sidecar",
+    "long_foundational": "Sidecar, foundational surface",
+    "long_weight_decay": "foundational and weight decay per tensor",
+}
+#: Experiment -> title, arms, and the arms they are compared with.
+EXPERIMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "foundational": (
+        "The foundational comparison (section 3) and a rate per layer (section 7)",
+        ("detached", "foundational", "layer_lr", "sweep_constant", "sweep_schedule"),
+        ("detached", "sweep_constant", "sweep_schedule"),
+    ),
+    "rewards": (
+        "What the Sidecar hears (sections 4 and 9), on tuning seeds",
+        (
+            "reward_detached", "reward_next", "reward_same_batch", "reward_probe", "reward_window",
+            "reward_population", "reward_common",
+        ),
+        ("reward_detached", "reward_next"),
+    ),
+    "backward": (
+        "The backward pass (section 6)",
+        (
+            "detached", "foundational", "backward_grad_skip", "backward_grad_gate", "backward_grad_truncate",
+            "backward_momentum_blend",
+        ),
+        ("detached", "sweep_constant", "sweep_schedule", "foundational"),
+    ),
+    "caps": (
+        "Caps and neutrals (sections 6 and 8)",
+        ("detached", "cap_dormant", "cap_binding", "wrong_neutral"),
+        ("detached", "sweep_constant", "sweep_schedule", "cap_dormant"),
+    ),
+    "weight_decay": (
+        "Weight decay per tensor (section 5)",
+        ("long_detached", "long_foundational", "long_weight_decay"),
+        ("long_detached", "long_foundational"),
+    ),
+}  # fmt: skip
+
+
+def shown(experiment: str, names: Collection[str]) -> bool:
+    """Whether there is a result of an arm that no experiment before this one has."""
+    before = list(EXPERIMENTS)[: list(EXPERIMENTS).index(experiment)]
+    old = {name for other in before for name in EXPERIMENTS[other][1]}
+    return any(name in names for name in EXPERIMENTS[experiment][1] if name not in old)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says about a difference between two arms.
+
+    Attributes:
+        text: in our words.
+        arm: which arm.
+        reference: against which.
+        direction: what is claimed of the arm.
+        number: by which part it is ahead (negative: behind), or None.
+        step: where on the run; None for its end.
+    """
+
+    text: str
+    arm: str
+    reference: str
+    direction: Literal["better", "worse", "not better"]
+    number: float | None = None
+    step: int | None = None
+
+
+CLAIMS = (
+    Claim("attached 42 % ahead of detached (3)", "foundational", "detached", "better", 0.42),
+    Claim("ahead of a tuned constant, too (1)", "foundational", "sweep_constant", "better"),
+    Claim("ahead of a tuned schedule, too (1)", "foundational", "sweep_schedule", "better"),
+    Claim("rates per layer 12 % ahead of a uniform rate (7)", "layer_lr", "detached", "better", 0.12),
+    Claim("weight decay per tensor 19.3 % ahead at the end (5.3)", "long_weight_decay", "long_foundational", "better",
+          0.193),
+    Claim("skipping gradients does not beat the foundational surface (6)", "backward_grad_skip", "foundational",
+          "not better"),
+    Claim("nor does gating (6)", "backward_grad_gate", "foundational", "not better"),
+    Claim("nor does truncation (6)", "backward_grad_truncate", "foundational", "not better"),
+    Claim("nor does momentum blending (6)", "backward_momentum_blend", "foundational", "not better"),
+    Claim("a cap that binds at the start costs 14 % by step 1000 (8)", "cap_binding", "cap_dormant", "worse", -0.14,
+          1000),
+    Claim("a wrong neutral costs dearly (6)", "wrong_neutral", "backward_grad_skip", "worse"),
+    Claim("a richer reward adds gains: probe (4)", "reward_probe", "reward_next", "better"),
+    Claim("a richer reward adds gains: window (4)", "reward_window", "reward_next", "better"),
+)  # fmt: skip
+
+
+def scores(job: Job, step: int | None = None) -> Scores:
+    """Held-out bits per byte of each seed, at the end or at the point of the curve nearest to a step.
+
+    A run that has diverged counts as a uniform guess over bytes, 8.
+    """
+    found: dict[int, list[float]] = {}
+    for row in job["rows"]:
+        value = row["bpb"]
+        if step is not None:
+            value = row["bpb_curve"][int(np.argmin(np.abs(np.array(row["steps"]) - step)))]
+        lost = value is None or (step is None and row["divergence_reason"])
+        found.setdefault(int(row["seed"]), []).append(8.0 if lost else float(value))
+    return {seed: float(np.mean(values)) for seed, values in found.items()}
+
+
+def advantage(ours: Scores, reference: Scores, unit: Literal["bpb", "perplexity"]) -> list[float] | None:
+    """By which part we lie below the reference, paired over the seeds both have: mean, and 95 % interval if it exists.
+
+    Returns:
+        [mean, low, high], [mean] with one seed in common, or None without any.
+    """
+    seeds = sorted(set(ours) & set(reference))
+    a, b = (np.array([values[seed] for seed in seeds]) for values in (ours, reference))
+    if unit == "perplexity":
+        a, b = 2.0**a, 2.0**b
+    if len(seeds) > 1:
+        return [float(value) for value in paired_relative_interval(a, b)]
+    return [float((b[0] - a[0]) / b[0])] if seeds else None
+
+
+def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
+    """Arm -> held-out bits per byte and perplexity, differences from the other arms, price and rates."""
+    summary: dict[str, dict[str, Any]] = {}
+    for name in (name for name in LABELS if name in jobs):
+        ours = scores(jobs[name])
+        values = np.array(list(ours.values()))
+        references = {r for _, arms, compared in EXPERIMENTS.values() if name in arms for r in compared if r in jobs}
+        summary[name] = {
+            "seeds": list(ours),
+            "bpb": float(values.mean()),
+            "perplexity": float((2.0**values).mean()),
+            "interval": list(mean_interval(values)[1:]) if len(values) > 1 else None,
+            "diverged": sum(row["divergence_reason"] is not None for row in jobs[name]["rows"]),
+            "versus": {
+                reference: {unit: advantage(ours, scores(jobs[reference]), unit) for unit in ("bpb", "perplexity")}
+                for reference in sorted(references - {name})
+            },
+            "agent_ms": jobs[name]["extra"].get("agent_ms"),
+            "env_ms": jobs[name]["extra"].get("env_ms"),
+            "rates": final_values(jobs[name], "lr"),
+        }
+    return summary
+
+
+def final_values(job: Job, channel: str) -> dict[str, float] | None:
+    """Values at which a channel's cells ended under the policies' means: their geometric mean and their ends."""
+    names = job["extra"].get("names", [])
+    columns = [column for column, name in enumerate(names) if name.split("/")[0] == channel]
+    if not columns:
+        return None
+    values = CHANNELS[channel].values(np.array(job["extra"]["final_mean"])[:, columns])
+    mean = float(np.exp(np.log(values).mean()))
+    return {"mean": mean, "low": float(values.min()), "high": float(values.max())}
+
+
+def verdict(found: Sequence[float] | None, claim: Claim) -> str:
+    """Whether an advantage in perplexity, with its interval, supports a claim."""
+    if found is None or len(found) < 3:
+        return "not measured"
+    _, low, high = found
+    if claim.direction == "not better":
+        return "no, better" if low > 0.0 else "yes, worse" if high < 0.0 else "yes, no difference seen"
+    sign = 1.0 if claim.direction == "better" else -1.0
+    low, high = sorted((sign * low, sign * high))
+    if high < 0.0:
+        return "no, the reverse"
+    if low <= 0.0:
+        return "undecided"
+    if claim.number is None:
+        return "yes"
+    size = sign * claim.number
+    return "direction, not size" if high < size else "yes, more" if low > size else "yes"
