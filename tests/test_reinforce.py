@@ -87,10 +87,10 @@ def test_the_means_of_a_bandit_move_to_their_targets(common, baseline):
 def test_a_sharp_optimum_shrinks_the_standard_deviation_at_which_it_is_looked_for():
     config = dataclasses.replace(FAST, delay=0)
     _, metrics = play(make(config, num_rows=8), 600, targets=np.zeros(4), noise=0.0)
-    assert metrics["train/std/scale"] < 0.6 * INITIAL_STD["scale"]
+    assert metrics["train/std/scale"] < 0.6 * config.initial_std["scale"]
     held = make(dataclasses.replace(config, learn_std=False), num_rows=8)
     _, metrics = play(held, 100, targets=np.zeros(4), noise=0.0)
-    assert math.isclose(metrics["train/std/scale"], INITIAL_STD["scale"], rel_tol=1e-6)
+    assert math.isclose(metrics["train/std/scale"], config.initial_std["scale"], rel_tol=1e-6)
 
 
 def test_a_reward_that_answers_one_decision_later_is_learned_from_with_delay_1_alone():
