@@ -53,7 +53,9 @@ def play(env: TrainLoopVectorEnv, actions: np.ndarray) -> None:
 
 
 def explored(env: TrainLoopVectorEnv, steps: int) -> np.ndarray:
-    """What a fresh Sidecar samples, (S, N, A)."""
+    """What a fresh Sidecar samples, (S, N, A); A may be 0."""
+    if not env.action_names:
+        return np.zeros((steps, env.num_envs, 0), np.float32)
     agent = sidecar(env)
     observations = np.zeros((env.num_envs, len(env.observation_names)), np.float32)
     return np.stack([agent.act(observations).action for _ in range(steps)])

@@ -53,8 +53,11 @@ class Rates(NamedTuple):
 
 def spread(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """A number per run and tensor as multipliers of the tensors: (N, K) -> K times (N, 1, ...) in their dtype."""
-    columns = values.to(like[0].dtype).T.contiguous().unbind(0)
-    return [column.view(-1, *[1] * (w.ndim - 1)) for column, w in zip(columns, like, strict=True)]
+    columns = values.T.to(like[0].dtype, memory_format=torch.contiguous_format)  # (K, N)
+    dimensions = {w.ndim for w in like}
+    if len(dimensions) == 1:  # one view for all: hundreds of small views cost as much as the update
+        return list(columns.view(*columns.shape, *[1] * (dimensions.pop() - 1)).unbind(0))
+    return [column.view(-1, *[1] * (w.ndim - 1)) for column, w in zip(columns.unbind(0), like, strict=True)]
 
 
 def _pairs(rates: Rates, weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

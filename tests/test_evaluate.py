@@ -171,3 +171,12 @@ def test_the_program_evaluates_a_saved_policy_and_writes_its_result(tmp_path, ca
     assert [row["bpb"] for row in result["rows"]] == [row["bpb"] for row in expected]
     assert result["configuration"]["env_kwargs"] == TINY
     assert result["facts"]["corpus"] == expected[0]["corpus"]
+
+
+def test_an_environment_without_a_probe_is_evaluated_and_its_probe_measured_at_the_end(tiny):
+    arguments = tiny | {"preset": "nano", "num_steps": 6, "interval": 1, "channels": ["lr"], "observation": "loss"}
+    row = evaluate_policy(None, "TrainLoop-Cell-v0", arguments, [3], curve=True)[0]
+    probed = arguments | {"reward": {"progress": 1.0}}
+    twin = evaluate_policy(None, "TrainLoop-Cell-v0", probed, [3], curve=True)[0]
+    assert row["probe_loss"] == twin["probe_loss"] == twin["probe_curve"][-1] and row["bpb"] == twin["bpb"]
+    assert "probe_curve" not in row and len(row["train_curve"]) == 6 and set(row["panel"]) == set(twin["panel"])
