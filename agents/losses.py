@@ -82,3 +82,8 @@ def approximate_kl(log_prob: torch.Tensor, old_log_prob: torch.Tensor) -> torch.
     assert log_prob.shape == old_log_prob.shape, f"{log_prob.shape}, {old_log_prob.shape} differ"
     log_ratio = log_prob - old_log_prob
     return (torch.expm1(log_ratio) - log_ratio).mean()
+
+
+def scale_gradient(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The values as they are, with a gradient that is multiplied by a factor (broadcast)."""
+    return values.detach() + factor * (values - values.detach())

@@ -185,13 +185,13 @@ def credit_weights(delay: int, horizon: int, gamma: float, immediate: bool) -> F
     """How much each reward counts in the credit of a decision, from the decision's own reward on.
 
     Reward k after the decision weighs gamma^max(0, k - delay) for k = delay ... delay + horizon - 1, where the first
-    reward that answers the decision comes `delay` decisions after it. For an immediate cell the rewards before it,
-    k = 0 ... delay - 1, count in full as well.
+    reward that answers the decision comes `delay` decisions after it. For an immediate cell with a delay the rewards
+    before it, k = 0 ... delay - 1, count in full as well, and the decision's own, k = 0, twice.
 
     Why: with the fall of the training loss as reward, r(t) = L(t - 1) - L(t), the update that decision t shapes shows
     in r(t + 1), delay 1. But a dial that the forward pass reads has moved L(t) itself, and r(t + 1) alone would pay it
-    for spoiling L(t). In r(t) + r(t + 1) = L(t - 1) - L(t + 1) the loss it spoiled is gone, and what is left is what
-    the decision left behind.
+    for spoiling L(t). r(t) + r(t + 1) = L(t - 1) - L(t + 1) is what the decision left behind in the weights; the other
+    r(t) is what the dial did to the loss while it stood there, and would do again wherever it stood.
 
     Args:
         delay: decisions between an action and the first reward that answers it.
@@ -205,7 +205,9 @@ def credit_weights(delay: int, horizon: int, gamma: float, immediate: bool) -> F
     assert delay >= 0 and horizon >= 1, f"delay {delay}, horizon {horizon}"
     after = np.arange(delay + horizon)
     weights = gamma ** np.maximum(after - delay, 0).astype(np.float64)
-    return weights if immediate else np.where(after >= delay, weights, 0.0)
+    if immediate:
+        return weights + ((after == 0) & (delay > 0))
+    return np.where(after >= delay, weights, 0.0)
 
 
 def leave_one_out(values: NDArray[np.floating], alive: BoolArray) -> FloatArray:

@@ -272,7 +272,7 @@ CHANNELS: dict[str, Channel] = {
             neutral=0.0,
             warp="linear",
             unit="standard deviation of added Gaussian noise, in root mean squares of the tensor's gradient",
-            source=f"{_SIDECAR}, section 4",
+            source="ours, beside section 4 of the same paper: a dial that perturbs the gradient",
             reads="gradients.steered",
         ),
         Channel(
@@ -319,7 +319,7 @@ CHANNELS: dict[str, Channel] = {
             kind="two_sided",
             neutral=0.0,
             warp="linear",
-            unit="b in (1 - b) gradient + b first moment",
+            unit="b in (1 - b) gradient + b first moment (under SGD the momentum buffer, a sum)",
             source=f"{_SIDECAR}, section 6",
             reads="gradients.steered",
             optimizers=("adamw", "muon", "sgd"),

@@ -95,19 +95,20 @@ def _turned(
     rows: BoolArray,
 ) -> dict[str, Tensor]:
     """g + noise rms(g) N(0, 1), then (1 - b) g + b m: the two that can turn a gradient; rows at neutral keep theirs."""
+    nothing = np.zeros_like(squares)
+    noise, blend = nothing if noise is None else noise, nothing if blend is None else blend
     result = dict(gradients)
-    for row in np.flatnonzero(rows):
+    for row in np.flatnonzero(rows & ((noise != 0) | (blend != 0)).any(1)):
         generator = draws(seeds[row], steps[row], NOISE)
         for k, (name, g) in enumerate(gradients.items()):
             own = g[row]
-            if noise is not None and noise[row, k] > 0:
+            if noise[row, k] > 0:
                 size = noise[row, k] * float(np.sqrt(squares[row, k] / own.numel()))
                 own = own + size * torch.randn(own.shape, generator=generator).to(own)
-            if blend is not None and blend[row, k] != 0 and name in momenta:
+            if blend[row, k] != 0 and name in momenta:
                 own = own.lerp(momenta[name][row], float(blend[row, k]))
-            if own is not g[row] and not torch.equal(own, g[row]):
-                if result[name] is g:
-                    result[name] = g.clone()
+            if noise[row, k] > 0 or blend[row, k] != 0:
+                result[name] = g.clone() if result[name] is g else result[name]
                 result[name][row] = own
     return result
 

@@ -126,6 +126,11 @@ def _described(value: object) -> object:
     return value if isinstance(value, int | float | str) else repr(value)
 
 
+def _settled(dials: model.Dials | None) -> model.Dials | None:
+    """The dials without dropout, as a measurement has them."""
+    return None if dials is None else dials._replace(dropout=None)
+
+
 def _bounded(values: FloatArray) -> FloatArray:
     """Finite numbers: NaN is 0, an infinity the largest of float32; what they are of has diverged."""
     limit = float(np.finfo(np.float32).max)
@@ -367,14 +372,9 @@ class PretrainingPlant:
         inputs, targets = self._batch()
         leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         gauges: list[Tensor] | None = [] if "activations" in self.tiers else None
-        if dials is not None and dials.dropout is not None:
-            dials = dials._replace(
-                generators=[draws(s, t, DROPOUT) for s, t in zip(self.seeds, self.steps, strict=True)]
-            )
+        rope, drawing = self._cast_rope(), self._drawing(dials)
         with torch.enable_grad():
-            losses = self._loss(
-                self._cast(leaves), self.model_config, inputs, targets, self._cast_rope(), dials, gauges
-            )
+            losses = self._loss(self._cast(leaves), self.model_config, inputs, targets, rope, drawing, gauges)
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         squares = squared_norms(gradients)
         loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
@@ -501,9 +501,7 @@ class PretrainingPlant:
         self, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, dials: model.Dials | None
     ) -> FloatArray:
         """Every run's mean loss without a gradient and without dropout, (N,) [nats per token]."""
-        if dials is not None:
-            dials = dials._replace(dropout=None)
-        losses = model.mean_losses(weights, self.model_config, inputs, targets, self._cast_rope(), dials)
+        losses = model.mean_losses(weights, self.model_config, inputs, targets, self._cast_rope(), _settled(dials))
         return losses.double().cpu().numpy()
 
     @torch.no_grad()
@@ -518,8 +516,7 @@ class PretrainingPlant:
         count = min(max(1, self.config.eval_tokens // T), (len(tokens) - 1) // T)
         starts = np.linspace(0, len(tokens) - T - 1, count).astype(np.int64)
         weights, nats, size = self._evaluation_weights(), np.zeros(self.num_rows), 0.0
-        dials = self._dials()
-        dials = None if dials is None else dials._replace(dropout=None)
+        dials = _settled(self._dials())
         bytes_of = self.corpus.token_bytes.to(self.device)
         for first in range(0, count, MEASURE_SEQUENCES):
             part = np.tile(starts[first : first + MEASURE_SEQUENCES], (self.num_rows, 1))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from agents.credits import CreditStream
 from hpenv.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
 from train_agents.experiments.jel_report import LABELS, REFERENCE, report, scores, summarize
@@ -18,7 +19,16 @@ from train_agents.experiments.sidecar_claims import CLAIMS, EXPERIMENTS, Claim, 
 from train_agents.experiments.sidecar_claims import LABELS as SIDECAR_LABELS
 from train_agents.experiments.sidecar_claims import scores as sidecar_scores
 from train_agents.experiments.sidecar_report import report as sidecar_report
-from train_agents.experiments.sidecar_signal import Credit, credits_of, effect_size, measure_signal, steps_to_know
+from train_agents.experiments.sidecar_report import sweep_table
+from train_agents.experiments.sidecar_signal import (
+    CREDITS,
+    Credit,
+    credits_of,
+    effect_size,
+    measure_signal,
+    steps_to_know,
+)
+from train_agents.experiments.sweeping import sweep
 from train_agents.results import write_result
 
 TINY = ExperimentConfig(
@@ -30,6 +40,7 @@ TINY = ExperimentConfig(
 TINY_SIDECAR = SidecarExperiment(
     data="synthetic", num_steps=24, long_steps=30, batch_tokens=32, sequence_length=16, eval_tokens=256,
     eval_interval=12, num_traces=6, num_evaluation_seeds=2, num_tuning_seeds=1, num_reward_seeds=2, hidden_size=4,
+    num_probe_batches=2,
     signal_states=(1,), signal_layers=(1,), signal_batches=2, signal_noise_steps=3,
 )  # fmt: skip
 
@@ -137,7 +148,7 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path):
 def test_every_arm_of_the_sidecar_has_a_job_in_the_order_wanted():
     names = [job.name for job in make_sidecar_jobs(SidecarExperiment())]
     assert len(names) == len(set(names))
-    assert names[:3] == ["detached", "foundational", "sweep_constant"] and names[-1] == "long_detached"
+    assert names[:4] == ["detached", "foundational", "no_learning", "sweep_constant"] and names[-1] == "long_detached"
     assert {arm.name for arm in ARMS} | {"sweep_constant", "sweep_schedule", "signal"} == set(names)
     assert set(SIDECAR_LABELS) == set(names) - {"signal"}
     compared = {name for _, arms, references in EXPERIMENTS.values() for name in (*arms, *references)}
@@ -157,9 +168,34 @@ def test_jobs_are_selected_by_how_they_begin():
 
 def test_the_default_is_among_what_a_sweep_tries_and_seeds_are_disjoint():
     assert DEFAULT["base_lr"] in [entry["base_lr"] for entry in constant_configurations().values()]
-    assert len(schedule_configurations(100)) == 4
+    assert len(schedule_configurations(100)) == 6
+    assert DEFAULT["base_lr"] in [entry["base_lr"] for entry in schedule_configurations(100).values()]
     full = SidecarExperiment()
-    assert not set(full.evaluation_seeds) & set(full.tuning_seeds)
+    piloted = {2000, 2001, 2002}
+    assert not set(full.evaluation_seeds) & (set(full.tuning_seeds) | piloted)
+    assert not set(full.reward_seeds) & (set(full.tuning_seeds) | set(full.evaluation_seeds) | piloted)
+    ran = {job.name: job.arguments["config"] for job in make_sidecar_jobs(full) if "config" in job.arguments}
+    for name, config in ran.items():
+        expected = full.reward_seeds if name.startswith("reward_") else full.evaluation_seeds
+        assert config.row_seeds == expected or (name == "reward_population" and config.row_seeds == expected[:1] * 5)
+
+
+def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():
+    arguments = TINY_SIDECAR.env_arguments(
+        preset="nano", channels="layer_lr", observation="progress", reward={"progress": 1.0}, num_registers=0,
+        interval=12,
+    )  # fmt: skip
+    configurations = {"still": {"base_lr": 1e-9}, "moving": {"base_lr": 1e-2}}
+    rows, extra = sweep("TrainLoop-Cell-v0", configurations, arguments, [5, 6], [8], heldout_curve=True)
+    tried = {entry["configuration"]: entry for entry in extra["table"]}
+    assert extra["chosen"] == "moving" and tried["moving"]["probe_loss"] < tried["still"]["probe_loss"]
+    assert extra["runs_spent"] == 4 and [len(entry["bpb"]) for entry in tried.values()] == [2, 2]
+    assert [row["seed"] for row in rows] == [8] and rows[0]["bpb_curve"][-1] == rows[0]["bpb"]
+    # More batches tell the probe loss better, and change nothing of the runs.
+    more, _ = sweep("TrainLoop-Cell-v0", configurations, arguments | {"num_probe_batches": 9}, [5], [8])
+    assert more[0]["bpb"] == rows[0]["bpb"] and more[0]["probe_loss"] != rows[0]["probe_loss"]
+    extra["table"][0]["bpb"][0] = None
+    assert "Runs spent on the choice: 4." in sweep_table({"extra": extra})
 
 
 def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
@@ -169,21 +205,37 @@ def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
     assert float(cap(np.array(jobs["cap_binding"]["state_norm_cap"]))) == pytest.approx(BINDING_CAP)
     assert float(skip(np.array(jobs["wrong_neutral"]["grad_skip"]))) == pytest.approx(0.6)
     assert not jobs["cap_dormant"] and not jobs["foundational"]
+    sidecars = {job.name: job.arguments["config"].sidecar for job in make_sidecar_jobs(TINY_SIDECAR)
+                if "config" in job.arguments}  # fmt: skip
+    # What is left between the two is where the caps start.
+    assert replace(sidecars["cap_binding"], initial_mean={}) == sidecars["cap_dormant"]
+    assert sidecars["cap_dormant"].initial_std == {"clip": 0.01} and sidecars["cap_dormant"].attached
     with pytest.raises(ValueError, match=r"grad_skip = 1.5; expected a value between 0.0 and 1.0"):
         position_of("grad_skip", 1.5)
 
 
 def test_credits_and_signal_by_hand():
     terms = {"loss_change": np.array([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0]])}
-    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 1), False), [3.0, 5.0])
-    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 1), True), [4.0, 7.0])
-    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 2), False), [10.0, 16.0])
+    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 1), False), [[3.0, 5.0], [7.0, 11.0]])
+    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 2), False), [[10.0, 16.0]])
+    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 0, 2), True), [[4.0, 7.0], [10.0, 16.0]])
     # Means 2 and 0, variances 2 and 8 over 2 batches: mean of 4 - 1 and 0 - 4 is negative.
-    assert effect_size(np.array([[1.0, 2.0], [3.0, -2.0]])) == 0.0
-    assert effect_size(np.array([[3.0], [5.0]])) == pytest.approx(np.sqrt(16.0 - 1.0))
-    assert steps_to_know(0.5, 10.0) == 1600.0 and steps_to_know(0.0, 1.0) is None
+    assert effect_size(np.array([[1.0, 2.0], [3.0, -2.0]])) == (0.0, pytest.approx(np.sqrt((1.0 + 4.0) / 2)))
+    assert effect_size(np.array([[3.0], [5.0]])) == (pytest.approx(np.sqrt(16.0 - 1.0)), pytest.approx(1.0))
+    assert steps_to_know(0.5, 10.0) == 1600.0
     with pytest.raises(ValueError, match="at least 2 batches"):
         effect_size(np.array([[3.0, 5.0]]))
+
+
+@pytest.mark.parametrize("immediate", [False, True])
+@pytest.mark.parametrize(("delay", "horizon"), [(0, 1), (0, 2), (1, 1), (1, 3)])
+def test_credits_are_those_that_the_agent_learns_from(delay, horizon, immediate):
+    rewards = np.random.default_rng(3).normal(size=(7, 2))
+    stream = CreditStream(2, [immediate], delay, horizon, 1.0, "own", 0.9, 0.9, 5.0)
+    alive = np.ones(2, dtype=bool)
+    learned = [found.credits[:, 0] for row in rewards if (found := stream.push(row, alive)) is not None]
+    ours = credits_of({"loss_change": rewards}, Credit("loss_change", delay, horizon), immediate)
+    np.testing.assert_allclose(ours, learned, rtol=1e-12)
 
 
 def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
@@ -193,9 +245,15 @@ def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
     sizes = {"states": (6,), "layers": (1,), "num_batches": 4, "num_noise_steps": 4}
     rows, _ = measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={"scale": 0.5, "skip": 0.05}, **sizes)
     found = {(row["channel"], row["reward"]): row for row in rows}
-    assert all(found["dropout", row["reward"]]["effect"] == 0.0 for row in rows)
-    assert found["lr", "same-batch loss change"]["effect"] > 0.0
+    for reward in CREDITS:
+        row = found["dropout", reward]
+        assert row["effect"] == row["standard_error"] == 0.0 and row["snr"] is row["steps_to_know"] is None
+    told = found["lr", "same-batch loss change"]
+    assert told["effect"] > 2.0 * told["standard_error"] and told["snr"] == told["effect"] / told["noise"]
     assert all(row["cells"] == 1 and row["noise"] > 0.0 for row in rows)
+    # Rows on the same batches share what a batch does to the loss.
+    alone, together = (found["lr", name] for name in ("next-step loss change", "the same, less other rows'"))
+    assert together["effect"] == alone["effect"] and together["noise"] < alone["noise"]
     with pytest.raises(ValueError, match=r"states \[50\] of 60 steps; expected 21 steps after each"):
         measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={}, **(sizes | {"states": (50,)}))
 
@@ -211,7 +269,9 @@ def test_claims_are_judged_by_their_intervals():
     worse = Claim("", "a", "b", "worse", -0.14)
     assert verdict([-0.15, -0.2, -0.1], worse) == "yes" and verdict([0.2, 0.1, 0.3], worse) == "no, the reverse"
     neither = Claim("", "a", "b", "not better")
-    assert verdict([0.1, -0.1, 0.3], neither) == "yes, no difference seen"
+    assert verdict([0.1, -0.1, 0.3], neither) == "undecided"  # as much as 30 % better, for all that is known
+    assert verdict([0.001, -0.003, 0.005], neither) == "yes, not by 1 %"
+    assert verdict([-0.2, -0.3, -0.1], neither) == "yes, worse"
     assert verdict([0.2, 0.1, 0.3], neither) == "no, better"
 
 
@@ -230,7 +290,9 @@ def _sidecar_row(seed, bpb, reason=None):
 def test_a_sidecars_scores_are_means_over_the_rows_of_a_seed():
     job = {"rows": [_sidecar_row(1, 2.0), _sidecar_row(1, 4.0), _sidecar_row(2, 3.0, "loss_above_limit")]}
     assert sidecar_scores(job) == {1: 3.0, 2: 8.0}
-    assert sidecar_scores(job, 900) == {1: 4.0, 2: 4.0}
+    assert sidecar_scores(job, 900) == {1: 4.0, 2: 4.0}  # it diverged later
+    job["rows"][2]["steps"] = [0, 850, 850]
+    assert sidecar_scores(job, 900) == {1: 4.0, 2: 8.0}
 
 
 def test_final_values_are_those_of_the_channel():
@@ -241,7 +303,14 @@ def test_final_values_are_those_of_the_channel():
 
 
 def _write_sidecar(folder, name, bpbs):
-    extra = {"agent_ms": 2.0, "env_ms": 80.0, "names": ["lr/layer.0"], "final_mean": [[0.0]] * len(bpbs)}
+    extra = {
+        "agent_ms": 2.0,
+        "env_ms": 80.0,
+        "advantage_rms": 0.0625,
+        "evidence": 0.125,
+        "names": ["lr/layer.0"],
+        "final_mean": [[0.0]] * len(bpbs),
+    }
     extra["trace"] = {"steps": [0, 50], "mean": [[[0.0]] * len(bpbs)] * 2, "sampled": []}
     rows = [_sidecar_row(seed, value) for seed, value in enumerate(bpbs)]
     write_result(folder / f"{name}.json", name, {}, rows, extra)
@@ -260,6 +329,7 @@ def test_the_sidecars_report_is_made_of_whatever_is_there(tmp_path):
     sidecar_report(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "+50.00 % [+50.00, +50.00]" in text  # a bit less is half the perplexity
+    assert "| 80.0 | 2.0 | 0.0625 | 0.125 |" in text
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["foundational"]["versus"]["detached"]["bpb"][0] == pytest.approx((1 / 3 + 1 / 3.2) / 2)
     pictures = {file.name for file in tmp_path.glob("*.png")}

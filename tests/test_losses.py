@@ -74,6 +74,25 @@ def test_kl_estimate_is_zero_at_the_old_policy_and_positive_elsewhere():
     assert math.isclose(losses.approximate_kl(old + shift, old).item(), expected, rel_tol=1e-4)
 
 
+def test_a_scaled_gradient_leaves_the_values_bitwise_as_they_are():
+    values = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for shape in ((4, 5, 3), (4, 1, 3), (3,), ()):
+        factor = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        scaled = losses.scale_gradient(values, factor)
+        assert torch.equal(scaled, values)
+        upstream = torch.arange(60.0).view(4, 5, 3)
+        (gradient,) = torch.autograd.grad((upstream * scaled).sum(), values)
+        assert torch.allclose(gradient, upstream * factor)
+    (gradient,) = torch.autograd.grad(losses.scale_gradient(values, torch.zeros(3)).square().sum(), values)
+    assert not gradient.any()
+
+
+def test_a_scaled_gradient_reaches_what_the_values_were_made_of_and_not_the_factor():
+    x, factor = torch.tensor([2.0, 3.0], requires_grad=True), torch.tensor([0.5, 4.0])
+    losses.scale_gradient(x**2, factor).sum().backward()
+    assert x.grad.tolist() == [0.5 * 4.0, 4.0 * 6.0]
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import hpenv
-from agents.reinforce import SidecarConfig
-from train_agents.evaluate import evaluate_policy
+from agents.reinforce import SidecarAgent, SidecarConfig
+from train_agents.evaluate import evaluate_policy, probe_loss
 from train_agents.online import OnlineConfig, run_online
-from train_agents.population import checkpoints
+from train_agents.population import Population, checkpoints
 
 gym.register_envs(hpenv)
 
@@ -60,7 +60,8 @@ def test_a_run_that_was_interrupted_continues_bitwise(tmp_path, whole, last):
         file.write('{"step": 99, "torn')
     again, more = run_online(tiny(tmp_path), ENV)
     assert again == rows
-    assert more["trace"] == extra["trace"] and more["final_mean"] == extra["final_mean"]
+    kept = ("trace", "final_mean", "advantage_rms", "evidence")
+    assert [more[key] for key in kept] == [extra[key] for key in kept]
     assert logs(tmp_path) == logs(folder)
 
 
@@ -94,6 +95,10 @@ def test_curves_and_traces_are_recorded_at_their_steps(whole):
     ]  # fmt: skip
     assert rows[0]["bpb"] == rows[0]["bpb_curve"][-1] and [row["seed"] for row in rows] == [3, 4]
     assert extra["env_ms"] > 0 and extra["agent_ms"] > 0
+    lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    assert extra["advantage_rms"] > 0.0
+    assert extra["advantage_rms"] == pytest.approx(np.mean([line["train/advantage_rms"] for line in lines]))
+    assert extra["evidence"] == lines[-1]["train/evidence"]
 
 
 def test_a_detached_run_is_the_run_without_a_controller(tmp_path):
@@ -103,11 +108,28 @@ def test_a_detached_run_is_the_run_without_a_controller(tmp_path):
     assert [row["probe_loss"] for row in rows] == [row["probe_loss"] for row in plain]
     assert [row["bpb"] for row in rows] == [row["bpb"] for row in plain]
     assert not np.any(extra["trace"]["sampled"]) and not np.any(extra["final_mean"])
+    assert extra["advantage_rms"] is extra["evidence"] is None
 
 
 def test_held_out_scores_are_those_of_the_means_and_touch_nothing(tmp_path, whole):
     rows, _ = run_online(replace(tiny(tmp_path), eval_interval=11), ENV)
     assert [row["bpb"] for row in rows] == [row["bpb"] for row in whole[0]]
+
+
+def test_the_probe_is_measured_with_the_dials_at_the_means_and_leaves_the_panel():
+    env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
+    config = SidecarConfig(hidden_size=8, initial_std={"scale": 0.4})
+    columns = (env.action_kinds, env.action_immediate)
+    agent = SidecarAgent(2, len(env.observation_names), *columns, config=config, action_names=env.action_names)
+    population = Population(env, agent, [3, 4])
+    for _ in range(3):
+        population.decide(trace=False)
+    sampled = env.plant.panel.positions.copy()
+    found = population.probe()
+    assert np.array_equal(env.plant.panel.positions, sampled)
+    assert not np.array_equal(found, probe_loss(env))  # the dials at their last samples
+    env.plant.panel.move(population.means()[:, : sampled.shape[1]], np.ones(2, dtype=bool))
+    assert np.array_equal(found, probe_loss(env))
 
 
 def test_grouped_rows_are_one_run_with_a_sidecar_each(tmp_path):
@@ -134,6 +156,7 @@ def test_a_run_that_diverges_is_an_outcome_and_the_others_go_on(tmp_path, monkey
     assert rows[0]["bpb"] is None and np.isfinite(rows[1]["bpb"])
     assert rows[1]["steps"] == [0, 4, 8, 11] and rows[1]["train_curve"][-1] is not None
     assert rows[0]["train_curve"][-1] is None  # it had ended before
+    assert rows[0]["steps"] == [0, 4, 5, 5]  # and stays where it was
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, whole):

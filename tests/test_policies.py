@@ -146,8 +146,29 @@ def test_a_row_of_the_stack_is_a_network_of_plain_linear_layers():
     hidden = torch.tanh(obs[1] @ policy.weight_1[1] + policy.bias_1[1])
     hidden = torch.tanh(hidden @ policy.weight_2[1] + policy.bias_2[1])
     head = hidden @ policy.head_weight[1] / math.sqrt(5) + policy.head_bias[1]
-    assert torch.allclose(mean[1], torch.tanh(head[:, :4]), atol=1e-6)
-    assert torch.allclose(log_std[1], head[:, 4:], atol=1e-6)
+    assert head.shape == (6, 4)
+    assert torch.allclose(mean[1], torch.tanh(head), atol=1e-6)
+    assert torch.equal(log_std[1], policy.log_std[1].expand(6, 4))
+
+
+def test_log_std_is_a_number_per_row_and_cell_that_no_observation_and_no_other_weight_moves():
+    policy = randomized_cells(initial_std=(0.05, 0.1, 0.2, 0.4))
+    with torch.no_grad():
+        policy.log_std += 0.1 * torch.arange(3.0)[:, None, None] - 0.1
+    assert policy.log_std.shape == (3, 1, 4)
+    obs = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    mean, log_std = policy(obs)
+    assert mean.shape == log_std.shape == (3, 6, 4)
+    assert torch.equal(log_std, policy.log_std.expand(3, 6, 4))
+    assert not torch.equal(mean[:, 0], mean[:, 1])
+    assert torch.equal(policy(100.0 * obs)[1], log_std)
+    inputs = {"obs": obs, **dict(policy.named_parameters())}
+    gradients = torch.autograd.grad(log_std.sum(), list(inputs.values()), allow_unused=True)
+    reached = {name for name, gradient in zip(inputs, gradients, strict=True) if gradient is not None}
+    assert reached == {"log_std"}
+    gradients = torch.autograd.grad(mean.sum(), list(inputs.values()), allow_unused=True)
+    unreached = {name for name, gradient in zip(inputs, gradients, strict=True) if gradient is None}
+    assert unreached == {"log_std"}
 
 
 def test_no_row_of_the_stack_reaches_another():
@@ -179,13 +200,13 @@ def test_a_standard_deviation_outside_its_bounds_finds_its_way_back():
     policy = CellMLP(1, 1, 2, hidden_size=2)
     low, high = (math.log(bound) for bound in policy.std_bounds)
     with torch.no_grad():
-        policy.head_bias[..., 2:] = torch.tensor([low - 1.0, high + 1.0])
+        policy.log_std[:] = torch.tensor([low - 1.0, high + 1.0])
     for sign, expected in ((1.0, [0.0, 1.0]), (-1.0, [-1.0, 0.0])):  # of the loss, and what of it is kept
         policy.zero_grad()
         _, log_std = policy(torch.zeros(1, 1, 1))
         assert torch.allclose(log_std, torch.tensor([low, high]))
         (sign * log_std).sum().backward()
-        assert policy.head_bias.grad[0, 0, 2:].tolist() == expected
+        assert policy.log_std.grad[0, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(

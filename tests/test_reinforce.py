@@ -19,9 +19,10 @@ NAMES = ("lr/0", "lr/1", "dropout/0", "dropout/1")
 KINDS = ("scale", "scale", "scale", "scale")
 IMMEDIATE = (False, False, True, True)
 TARGETS = np.array([0.4, 0.4, -0.3, -0.3])
-SMALL = SidecarConfig(hidden_size=8, replay_size=4)
-# Ten times the default rate and wider noise: a bandit's reward is clearer than a loss, and the test is to be short.
-FAST = SidecarConfig(hidden_size=16, learning_rate=3e-3, initial_std={"scale": 0.1})
+# Mechanics are tested with the gate open, learning with the gate as it is by default.
+SMALL = SidecarConfig(hidden_size=8, replay_size=4, evidence=0.0)
+# A higher rate and wider noise: a bandit's reward is clearer than a loss, and the test is to be short.
+FAST = SidecarConfig(hidden_size=16, learning_rate=0.3, initial_std={"scale": 0.1})
 
 
 def make(config=SMALL, num_rows=2, kinds=KINDS, immediate=IMMEDIATE, names=NAMES, **arguments) -> SidecarAgent:
@@ -64,21 +65,28 @@ def play(agent, num_decisions, delay=0, noise=0.02, num_rows=8, targets=TARGETS,
 
 
 def numbers(agent: SidecarAgent, row=slice(None)) -> list[torch.Tensor]:
-    """Weights and Adam's moments of a row or of all."""
-    moments = [
-        t for state in agent._optimizer.state.values() for key, t in sorted(state.items()) if key.startswith("exp")
-    ]
-    return [tensor.detach()[row].clone() for tensor in [*agent.policy.parameters(), *moments]]
+    """Weights, evidence and means of credits of a row or of all."""
+    means = [array for name, array in agent._credits.arrays().items() if name.startswith(("mean", "square"))]
+    arrays = [torch.from_numpy(array) for array in [*agent._evidence.arrays().values(), *means]]
+    return [tensor.detach()[row].clone() for tensor in [*agent.policy.parameters(), *arrays]]
 
 
 def equal(first, second) -> bool:
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("baseline", ["own", "population"])
-@pytest.mark.parametrize("common", [False, True])
-def test_the_means_of_a_bandit_move_to_their_targets(common, baseline):
-    config = dataclasses.replace(FAST, delay=0, common=common, baseline=baseline)
+@pytest.mark.parametrize(
+    ("common", "baseline", "evidence"),
+    [
+        (False, "own", 0.0),
+        (True, "own", 0.0),
+        (False, "population", 0.0),
+        (True, "population", 0.0),
+        (True, "own", 2.0),
+    ],
+)
+def test_the_means_of_a_bandit_move_to_their_targets(common, baseline, evidence):
+    config = dataclasses.replace(FAST, delay=0, common=common, baseline=baseline, evidence=evidence)
     mean, _ = play(make(config, num_rows=8), 1000)
     assert np.abs(mean.mean(axis=0) - TARGETS).max() < 0.1  # from 0.4 and 0.3 at the start
     assert np.sqrt(((mean - TARGETS) ** 2).mean()) < 0.15
@@ -89,8 +97,10 @@ def test_a_sharp_optimum_shrinks_the_standard_deviation_at_which_it_is_looked_fo
     _, metrics = play(make(config, num_rows=8), 600, targets=np.zeros(4), noise=0.0)
     assert metrics["train/std/scale"] < 0.6 * config.initial_std["scale"]
     held = make(dataclasses.replace(config, learn_std=False), num_rows=8)
+    log_std = held.policy.log_std.detach().clone()
     _, metrics = play(held, 100, targets=np.zeros(4), noise=0.0)
     assert math.isclose(metrics["train/std/scale"], config.initial_std["scale"], rel_tol=1e-6)
+    assert torch.equal(held.policy.log_std, log_std)
 
 
 def test_a_reward_that_answers_one_decision_later_is_learned_from_with_delay_1_alone():
@@ -117,7 +127,52 @@ def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
         return np.abs(agent.policy.act_mean(obs)).mean()
 
     assert final((False,) * 4) > 0.6  # the next reward alone pays it, and it goes to the corner
-    assert final((True,) * 4) < 0.45
+    assert final((True,) * 4) < 0.1  # from 0.3: its own reward counts twice, so that the loss it stands for counts once
+
+
+def test_rewards_of_pure_noise_leave_the_cells_where_they_are():
+    def wander(evidence):
+        """Mean distance from neutral, (rows,), and standard deviations over those of the start, (rows, cells)."""
+        generator, kinds = np.random.default_rng(0), ("scale",) * 100
+        config = SidecarConfig(evidence=evidence)
+        agent = SidecarAgent(4, 20, kinds, (True, False) * 50, config)
+        for _ in range(600):
+            obs = generator.normal(size=(4, 20)).astype(np.float32)
+            decision = agent.act(obs)
+            agent.update(one(obs, decision, generator.normal(size=4)))
+        stds = torch.exp(agent.policy.log_std.detach())[:, 0].numpy() / INITIAL_STD["scale"]
+        return np.abs(agent.policy.act_mean(generator.normal(size=(4, 20)))).mean(axis=1), stds
+
+    distance, stds = wander(SidecarConfig().evidence)
+    assert distance.max() < 0.01
+    assert np.abs(stds.mean(axis=1) - 1.0).max() < 0.1
+    assert (np.abs(stds - 1.0) < 0.1).mean() > 0.8
+    open_distance, open_stds = wander(0.0)  # what the gate is for
+    assert open_distance.min() > 0.015 and (np.abs(open_stds - 1.0) < 0.1).mean() < 0.3
+
+
+def test_the_cell_that_matters_passes_the_gate_and_the_others_stay_within_their_noise():
+    names, matters = tuple(f"lr/{cell}" for cell in range(40)), np.arange(40) == 3
+
+    def final(evidence):
+        """Means of the cells, (rows, cells), and their standard deviations over those of the start."""
+        config = dataclasses.replace(FAST, learning_rate=0.1, delay=0, evidence=evidence)
+        agent = make(config, 4, ("scale",) * 40, (False,) * 40, names)
+        generator, obs = np.random.default_rng(0), np.full((4, 3), 0.5, dtype=np.float32)
+        for _ in range(800):
+            decision = agent.act(obs)
+            cost = (decision.action[:, 3] - 0.4) ** 2
+            agent.update(one(obs, decision, generator.normal(0.0, 0.02, 4) - cost))
+        return agent.policy.act_mean(obs), torch.exp(agent.policy.log_std.detach())[:, 0].numpy() / 0.1
+
+    means, stds = final(2.0)
+    assert np.abs(means[:, matters] - 0.4).max() < 0.06
+    assert (stds[:, matters] < 0.6).all()
+    others = np.abs(means[:, ~matters])
+    assert others.mean() < 0.02 and np.quantile(others, 0.95) < 0.1  # their noise: 0.1
+    assert np.abs(stds[:, ~matters].mean(axis=1) - 1.0).max() < 0.1
+    means, stds = final(0.0)
+    assert np.abs(means[:, ~matters]).mean() > 0.04 and stds[:, ~matters].mean() < 0.6
 
 
 def test_the_first_decision_is_the_static_configuration_plus_noise_of_the_kinds_own_size():
@@ -175,83 +230,127 @@ def test_deterministic_decisions_are_the_policys_and_draw_nothing():
     assert np.array_equal(agent.act(observations(9)).raw, twin.act(observations(9)).raw)
 
 
-@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_the_first_step_on_one_decision_is_reinforce(max_grad_norm):
-    # delay 0, a replay of one: ratio 1, so the gradient is that of -A log pi; Adam's first step does the rest.
-    config = dataclasses.replace(SMALL, delay=0, replay_size=1, max_grad_norm=max_grad_norm)
-    agent, twin = make(config), make(config)
+def natural_step(policy, rate, replay, gates) -> list[torch.Tensor]:
+    """By hand: what a step adds to each parameter (in order), gradients of means and log deviations written out.
+
+    Args:
+        replay: per decision what it was taken on (N, 1, F), raw (N, 1, M) and the weight of each cell, (N, 1, M).
+        gates: of means and of log deviations, (N, 1, M) each.
+    """
+    weights = [parameter for name, parameter in policy.named_parameters() if name != "log_std"]
+    steps = [torch.zeros_like(parameter) for parameter in policy.parameters()]
+    for obs, raw, weight in replay:
+        mean, log_std = policy(obs)
+        z = ((raw - mean) / log_std.exp()).detach()
+        toward = (rate / len(replay) * gates[0] * weight * z * log_std.exp()).detach()  # where the means are to go
+        through = iter(torch.autograd.grad((toward * mean).sum(), weights))
+        for step, (name, _) in zip(steps, policy.named_parameters(), strict=True):
+            step += rate / len(replay) * gates[1] * 0.5 * weight * (z**2 - 1.0) if name == "log_std" else next(through)
+    return steps
+
+
+def off_zero(policy) -> None:
+    """Moves the head off the 0 it starts at, so that the layers below it learn too."""
     with torch.no_grad():
-        for policy in (agent.policy, twin.policy):  # a head that is not 0 everywhere, so that the layers below move too
-            policy.head_weight += 0.1 * torch.sin(torch.arange(policy.head_weight.numel())).view_as(policy.head_weight)
+        policy.head_weight += 0.1 * torch.sin(torch.arange(policy.head_weight.numel())).view_as(policy.head_weight)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_the_first_step_on_one_decision_is_the_natural_gradient_of_reinforce(max_grad_norm):
+    # delay 0, a replay of one: ratio 1. The head is not 0, so that the layers below move too.
+    config = dataclasses.replace(SMALL, delay=0, replay_size=1, max_grad_norm=max_grad_norm)
+    agent = make(config)
+    off_zero(agent.policy)
+    before = copy.deepcopy(agent.policy)
     train(agent, 1, rewards=lambda t: np.array([1.0, -2.0]))  # a first credit has no baseline and teaches nothing
-    before = numbers(agent)[:6]
-    assert equal(before, [p.detach() for p in twin.policy.parameters()])
+    assert equal(list(agent.policy.parameters()), list(before.parameters()))
     obs = observations(1)
     decision = agent.act(obs)
-    agent.update(one(obs, decision, np.array([1.5, -1.0])))
-    optimizer = torch.optim.Adam(twin.policy.parameters(), lr=config.learning_rate)
-    for parameter in twin.policy.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # what the first credit did
-    # The only advantages so far are +0.5 and +1: one root mean square each.
-    mean, log_std = twin.policy(torch.from_numpy(obs)[:, None])
-    loss = -gaussian_log_density(torch.from_numpy(decision.raw)[:, None], mean, log_std).sum()
-    optimizer.zero_grad()
-    loss.backward()
+    agent.update(one(obs, decision, np.array([1.5, -3.0])))
+    # The only advantages so far are 0.5 and -1: one root mean square each.
+    advantages = torch.tensor([1.0, -1.0])[:, None, None].expand(2, 1, 4)
+    replay = [(torch.from_numpy(obs)[:, None], torch.from_numpy(decision.raw)[:, None], advantages)]
+    steps = natural_step(before, config.learning_rate, replay, (torch.ones(2, 1, 4),) * 2)
     if max_grad_norm is not None:
-        for row in range(2):
-            norm = math.sqrt(sum(p.grad[row].square().sum().item() for p in twin.policy.parameters()))
-            assert norm > max_grad_norm
-            for parameter in twin.policy.parameters():
-                parameter.grad[row] *= max_grad_norm / norm
-    optimizer.step()
-    for ours, theirs, start in zip(agent.policy.parameters(), twin.policy.parameters(), before, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-7)
-        assert not torch.equal(ours.detach(), start)
+        norms = torch.stack([step.square().sum(dim=(1, 2)) for step in steps]).sum(dim=0).sqrt() / config.learning_rate
+        assert (norms > max_grad_norm).all()
+        for step in steps:
+            step *= (max_grad_norm / norms)[:, None, None]
+    for (name, now), then, step in zip(agent.policy.named_parameters(), before.parameters(), steps, strict=True):
+        assert step.flatten(1).any(dim=1).all(), name
+        assert torch.allclose(now - then, step, rtol=1e-3, atol=1e-7), name
+        assert not torch.allclose(now, then, atol=1e-5), name
 
 
-def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_decisions():
+@pytest.mark.parametrize("evidence", [0.0, 0.7])
+def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_decisions(evidence):
     # Followed by hand: replay of 3, delay 1, steps so large that ratios leave the clip, cells that answer unlike fast.
-    agent = make(dataclasses.replace(SMALL, replay_size=3, learning_rate=0.02))
+    config = dataclasses.replace(SMALL, replay_size=3, learning_rate=0.5, evidence=evidence, evidence_decay=0.8)
+    agent = make(config)
+    off_zero(agent.policy)
     credits = CreditStream(2, IMMEDIATE, 1, 1, 1.0, "own", 0.95, 0.99, 5.0)
-    history, advantages = [], []
-    for t in range(9):
+    history, advantages, closed = [], [], []
+    for t in range(14):
         policy = copy.deepcopy(agent.policy)
         obs = observations(t)
         decision = agent.act(obs)
         columns = torch.from_numpy(obs)[:, None], torch.from_numpy(decision.raw)[:, None]
-        history.append((*columns, gaussian_log_density(columns[1], *policy(columns[0])).detach()))
+        mean, log_std = (tensor.detach() for tensor in policy(columns[0]))
+        noise = (columns[1] - mean) / log_std.exp()
+        scores = torch.stack([noise, (noise**2 - 1.0) / math.sqrt(2.0)])  # of unit variance each
+        history.append((*columns, gaussian_log_density(columns[1], mean, log_std), scores))
         rewards = np.random.default_rng(t).normal(size=2)
         done = credits.push(rewards, np.ones(2, dtype=bool))
-        advantages += [] if done is None else [torch.from_numpy(done.values)[:, None]]
+        advantages += [] if done is None else [torch.from_numpy(done.values).float()[:, None]]
         metrics = agent.update(one(obs, decision, rewards))
         if done is None:
             continue
-        total = 0.0
-        for (obs, raw, old), advantage in zip(history[:-1][-3:], advantages[-3:], strict=True):
-            ratio = torch.exp(gaussian_log_density(raw, *policy(obs)) - old)
-            total += torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum().item()
+        told = torch.stack([past[3] * a for past, a in zip(history[:-1], advantages, strict=True)])
+        decays = (0.8 ** torch.arange(len(told) - 1.0, -1.0, -1.0)).view(-1, 1, 1, 1, 1)
+        inverse = (decays * told).square().sum(dim=0) / (decays * told).sum(dim=0).square()  # 1 / t^2
+        gates = (1.0 - evidence**2 * inverse).clamp(min=0.0) if t > 2 else torch.zeros(2, 2, 1, 4)
+        total, replay = 0.0, []
+        for (obs, raw, old, _), advantage in zip(history[:-1][-3:], advantages[-3:], strict=True):
+            ratio = torch.exp(gaussian_log_density(raw, *policy(obs)) - old).detach()
+            clipped = ratio.clamp(0.8, 1.2) * advantage
+            total += torch.minimum(ratio * advantage, clipped).sum().item()
+            replay.append((obs, raw, torch.where(ratio * advantage > clipped, 0.0, ratio * advantage)))
         expected = -total / min(t, 3) / 2
         assert math.isclose(metrics["train/policy_gradient_loss"], expected, rel_tol=1e-4, abs_tol=1e-6)
+        assert math.isclose(metrics["train/evidence"], gates[0].mean(), rel_tol=1e-3, abs_tol=1e-6)
+        steps = natural_step(policy, config.learning_rate, replay, gates)
+        for now, then, step in zip(agent.policy.parameters(), policy.parameters(), steps, strict=True):
+            assert torch.allclose(now - then, step, rtol=1e-3, atol=1e-6)
+        closed.append((gates == 0.0).float().mean().item())
     assert not torch.allclose(advantages[-1][..., 0], advantages[-1][..., 2])
     assert 0.0 < metrics["train/clip_fraction"] < 1.0
+    assert all(step.any() for step in steps)
+    assert closed[-1] == 0.0 if evidence == 0.0 else 0.0 < closed[-1] < 1.0
 
 
 def test_a_bound_on_the_gradient_holds_for_each_row():
-    moved = []
-    for bound in (None, 1e-9):
+    def moved(bound):
         agent = make(dataclasses.replace(SMALL, max_grad_norm=bound))
-        before = numbers(agent)
-        train(agent, 6)
-        moved.append(
-            [(now - then).abs().sum(dim=(1, 2)) for now, then in zip(numbers(agent), before, strict=False)][-1]
-        )
-    # Adam divides by the gradient's own size, but for its eps of 1e-8: a gradient of 1e-9 barely moves anything.
-    assert (moved[1] < 0.3 * moved[0]).all()
+        train(agent, 3)  # with delay 1 the third decision is the first with a baseline
+        before = [parameter.detach().clone() for parameter in agent.policy.parameters()]
+        metrics = train(agent, 1, start=3)[0][1]
+        steps = [now.detach() - then for now, then in zip(agent.policy.parameters(), before, strict=True)]
+        squares = torch.stack([step.square().sum(dim=(1, 2)) for step in steps]).sum(dim=0)
+        return steps, squares.sqrt() / SMALL.learning_rate, metrics["train/gradient_norm"]
+
+    free, norms, reported = moved(None)
+    assert math.isclose(reported, norms.mean(), rel_tol=1e-4)
+    low, high = (int(row) for row in norms.argsort())
+    assert norms[high] > 1.2 * norms[low] > 0.0
+    bound = norms.mean().item()
+    steps, bounded, reported = moved(bound)
+    assert equal([step[low] for step in steps], [step[low] for step in free])
+    assert math.isclose(bounded[high], bound, rel_tol=1e-4)
+    assert math.isclose(reported, bound, rel_tol=1e-4)  # as it was before the bound: the mean of both rows
 
 
 def test_a_rollout_of_older_weights_is_reported_as_stale():
-    agent = make(dataclasses.replace(SMALL, learning_rate=0.01))
+    agent = make(dataclasses.replace(SMALL, learning_rate=0.3))
     old = [(observations(t), agent.act(observations(t))) for t in range(2)]
     assert agent.update(one(*old[0], np.zeros(2)))["train/staleness"] < 1e-6
     train(agent, 10)
@@ -272,6 +371,8 @@ def test_a_rollout_of_many_decisions_is_taken_in_order():
     for tag in ("train/policy_gradient_loss", "train/baseline", "train/advantage_rms", "train/credit"):
         assert math.isclose(metrics[tag], trace[7][1][tag], rel_tol=1e-4), tag
     assert torch.allclose(online._replay, whole._replay, atol=1e-5)
+    for ours, theirs in zip(online._evidence.arrays().values(), whole._evidence.arrays().values(), strict=True):
+        assert ours.all() and np.allclose(ours, theirs, atol=1e-4)
     assert online.num_updates == whole.num_updates == 6  # the first credit is complete with the third reward
 
 
@@ -336,7 +437,9 @@ def test_detached_it_decides_zeros_draws_nothing_and_learns_nothing():
     assert not agent.policy.act_mean(observations(0)).any()
 
 
-@pytest.mark.parametrize("change", [{}, {"horizon": 3}, {"baseline": "population"}, {"common": True}])
+@pytest.mark.parametrize(
+    "change", [{}, {"horizon": 3}, {"baseline": "population"}, {"common": True}, {"evidence": 1.0, "horizon": 3}]
+)
 @pytest.mark.parametrize("num_decisions", [0, 1, 11])
 def test_saved_in_mid_run_and_loaded_it_continues_bitwise(change, num_decisions, tmp_path):
     config = dataclasses.replace(SMALL, **change)
@@ -350,6 +453,42 @@ def test_saved_in_mid_run_and_loaded_it_continues_bitwise(change, num_decisions,
         assert np.array_equal(decision.raw, same.raw) and metrics == same_metrics
     assert equal(numbers(agent), numbers(other))
     assert (agent.num_decisions, agent.num_updates) == (other.num_decisions, other.num_updates)
+
+
+def test_evidence_baselines_and_open_credits_are_saved_bitwise_and_decide_what_follows(tmp_path):
+    config = dataclasses.replace(SMALL, evidence=1.0, horizon=3)
+    agent, other = make(config, seed=1), make(config, seed=2)
+    train(agent, 25), train(other, 7)
+
+    def arrays(agent):
+        return {"evidence": agent._evidence.arrays(), "credits": agent._credits.arrays()}
+
+    agent.save(tmp_path / "agent")
+    other.load(tmp_path / "agent")
+    saved = arrays(agent)
+    assert set(saved["evidence"]) == {"sum", "squares"}
+    assert {"rewards", "baselines", "known", "mean", "square"} <= set(saved["credits"])
+    for part, named in saved.items():
+        for name, array in named.items():
+            loaded = arrays(other)[part][name]
+            assert array.any() and np.array_equal(array, loaded) and array.dtype == loaded.dtype, name
+    assert len(saved["credits"]["baselines"]) == 3  # delay + horizon - 1 decisions are open
+    for forget in ("evidence", "baselines"):  # what is lost shows in the very next step, or it need not be saved
+        forgetful = make(config, seed=3)
+        forgetful.load(tmp_path / "agent")
+        if forget == "evidence":
+            forgetful._evidence.restore(
+                {name: 0.5 * array for name, array in saved["evidence"].items()}
+                | {"sum": 0.0 * saved["evidence"]["sum"]}
+            )
+        else:
+            forgetful._credits.restore(saved["credits"] | {"baselines": 0.0 * saved["credits"]["baselines"]})
+        train(forgetful, 1, start=25)
+        same = make(config, seed=4)
+        same.load(tmp_path / "agent")
+        train(same, 1, start=25)
+        assert not equal(numbers(forgetful), numbers(same))
+        assert not torch.equal(forgetful.policy.log_std, same.policy.log_std)
 
 
 CONTINUE = """
@@ -394,6 +533,15 @@ def test_an_agent_of_other_arguments_is_not_loaded(tmp_path):
             other.load(tmp_path / "agent")
 
 
+def test_the_noise_that_was_learned_is_the_same_whatever_is_observed():
+    agent = make(dataclasses.replace(SMALL, common=True))
+    train(agent, 20)
+    mean, log_std = agent.policy(torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)))
+    assert not torch.equal(mean[:, 0], mean[:, 1])
+    assert torch.equal(log_std, log_std[:, :1].expand(2, 5, 6))
+    assert len(log_std[:, 0].unique()) == 12  # each of its row and cell, and none where it started
+
+
 def test_its_policy_can_be_taken_out_and_acts_identically(tmp_path):
     agent = make(dataclasses.replace(SMALL, common=True))
     train(agent, 10)
@@ -428,6 +576,7 @@ def test_metrics_are_finite_and_named_alike_as_soon_as_there_is_a_credit():
     assert set(trace[1]) == set(trace[5])
     for name in ("policy_gradient_loss", "clip_fraction", "gradient_norm", "baseline", "advantage_rms", "credit"):
         assert f"train/{name}" in trace[5]
+    assert trace[5]["train/evidence"] == 1.0  # this agent's gate is open
     assert {
         f"train/{name}/{kind}" for name in ("std", "mean_abs_position") for kind in ("scale", "shrink", "clip")
     } <= set(trace[5])
@@ -452,6 +601,10 @@ def test_metrics_are_finite_and_named_alike_as_soon_as_there_is_a_credit():
         {"gamma": 1.1},
         {"baseline_decay": 1.0},
         {"scale_decay": -0.1},
+        {"evidence": -0.1},
+        {"evidence": math.inf},
+        {"evidence": math.nan},
+        {"evidence_decay": 1.0},
         {"advantage_clip": 0.0},
         {"replay_size": 0},
         {"clip_range": 1.0},

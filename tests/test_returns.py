@@ -155,9 +155,15 @@ def test_shapes_are_asserted(call):
 def test_credit_weights_by_hand():
     assert returns.credit_weights(0, 1, 1.0, False).tolist() == [1.0]
     assert returns.credit_weights(1, 1, 1.0, False).tolist() == [0.0, 1.0]
-    assert returns.credit_weights(1, 1, 1.0, True).tolist() == [1.0, 1.0]
+    assert returns.credit_weights(0, 3, 0.5, True).tolist() == [
+        1.0,
+        0.5,
+        0.25,
+    ]  # no reward before the first: no difference
+    assert returns.credit_weights(1, 1, 1.0, True).tolist() == [2.0, 1.0]
+    assert returns.credit_weights(1, 2, 0.5, True).tolist() == [2.0, 1.0, 0.5]
     assert returns.credit_weights(2, 3, 0.5, False).tolist() == [0.0, 0.0, 1.0, 0.5, 0.25]
-    assert returns.credit_weights(2, 3, 0.5, True).tolist() == [1.0, 1.0, 1.0, 0.5, 0.25]
+    assert returns.credit_weights(2, 3, 0.5, True).tolist() == [2.0, 1.0, 1.0, 0.5, 0.25]
 
 
 def test_leave_one_out_by_hand():

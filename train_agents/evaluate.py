@@ -155,7 +155,7 @@ def _episodes(
         if on_progress is not None:
             on_progress(len(seeds) / env.num_decisions)
     final = heldout[-1] if heldout_curve else env.evaluate()
-    last_probe = infos["probe_loss"] if "probe_loss" in infos else _probe(env)
+    last_probe = infos["probe_loss"] if "probe_loss" in infos else probe_loss(env)
     rows = []
     for i, seed in enumerate(seeds):
         row: dict[str, Any] = {"seed": seed, "corpus": corpus, "bpb": float(final[i])}
@@ -173,8 +173,11 @@ def _episodes(
     return rows
 
 
-def _probe(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
-    """The probe loss of an env that does not measure it by itself, (N,) [nats per token]."""
+def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
+    """The probe loss of an env that does not measure it by itself, (N,) [nats per token]; for a run's end.
+
+    Tuning goes by it, since the validation slice is for reporting.
+    """
     tiers = env.plant.tiers
     env.plant.measure(tiers | {"probe"})
     loss = env.plant.advance(np.zeros(env.num_envs, dtype=np.int64)).probe_loss

@@ -35,7 +35,7 @@ from hpenv.env import TrainLoopVectorEnv
 from train_agents.evaluate import parse_assignments
 from train_agents.logs import RunLog, describe
 from train_agents.population import DECIMALS, FloatArray, Population, checkpoints
-from train_agents.results import environment_facts, write_result
+from train_agents.results import Rows, environment_facts, write_result
 
 gym.register_envs(hpenv)
 
@@ -43,7 +43,6 @@ gym.register_envs(hpenv)
 KEPT_CHECKPOINTS = 2
 #: Fields of the configuration that may change when a run is continued.
 MAY_CHANGE = ("out", "tensorboard", "threads", "checkpoint_interval")
-Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,12 @@ def run_online(
     Returns:
         One dictionary per row: `seed`, `corpus` (sha256), `bpb` (held-out bits per byte at the end), `train_loss` (mean
         since the point before the last of the curve) and `probe_loss` [nats per token], `divergence_reason` (or None),
-        `steps` (P) [steps], `bpb_curve` (P), `train_curve` (P - 1). And what else there is: `names` and `kinds` of the
-        cells, `trace` (`steps` (K), `mean` (K, N, A), `sampled` (K, N, A)), `final_mean` (N, A), and milliseconds per
-        decision `agent_ms` and `env_ms`, wall clock of this process, None if it had nothing to do.
+        `steps` (P) [steps], where a run that diverged stays at its last, `bpb_curve` (P), `train_curve` (P - 1). And
+        what else there is: `names` and `kinds` of the cells, `trace` (`steps` (K), `mean` (K, N, A), `sampled`
+        (K, N, A)), `final_mean` (N, A); `advantage_rms`, the mean over the log of the advantages' root mean square
+        [reward], and `evidence`, the factor that the means learned with at the end, in [0, 1], both None if nothing was
+        learned; milliseconds per decision `agent_ms` and `env_ms`, wall clock of this process, None if it had nothing
+        to do.
 
     Raises:
         ValueError: if the folder holds a run of another configuration, or the id is no training loop.
@@ -201,9 +203,10 @@ def _inner_metrics(population: Population) -> dict[str, float]:
 
 
 def _results(config: OnlineConfig, population: Population) -> Rows:
-    curves, trace = _read_lines(config.out / "curves.jsonl"), _read_lines(config.out / "trace.jsonl")
+    curves, trace, log = (_read_lines(config.out / f"{name}.jsonl") for name in ("curves", "trace", "progress"))
     final_mean, probe = population.means(), population.probe()
     env, rows = population.env, []
+    taken = env.snapshot().tensors["window/steps"].tolist()  # a run that diverged stays where it is
     for i, seed in enumerate(config.row_seeds):
         trained = [line["train_loss"][i] for line in curves[1:]]
         measured = [value for value in trained if value is not None]
@@ -215,12 +218,15 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
                 "train_loss": measured[-1] if measured else None,
                 "probe_loss": float(probe[i]),
                 "divergence_reason": population.reasons[i],
-                "steps": [line["step"] for line in curves],
+                "steps": [min(line["step"], taken[i]) for line in curves],
                 "bpb_curve": [line["bpb"][i] for line in curves],
                 "train_curve": trained,
             }
         )
     timed = population.timed
+    spreads, evidence = (
+        [line[tag] for line in log if tag in line] for tag in ("train/advantage_rms", "train/evidence")
+    )
     extra = {
         "names": list(env.action_names),
         "kinds": list(env.action_kinds),
@@ -230,6 +236,8 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
             "sampled": [line["sampled"] for line in trace],
         },
         "final_mean": final_mean.round(DECIMALS).tolist(),
+        "advantage_rms": float(np.mean(spreads)) if spreads else None,
+        "evidence": evidence[-1] if evidence else None,
         "agent_ms": 1e3 * population.agent_seconds / timed if timed else None,
         "env_ms": 1e3 * population.env_seconds / timed if timed else None,
     }

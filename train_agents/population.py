@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from agents.reinforce import SidecarAgent
 from hpenv import snapshots
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import Snapshot
+from train_agents.evaluate import probe_loss
 
 #: Decimals of positions in a trace.
 DECIMALS = 4
@@ -96,21 +98,23 @@ class Population:
 
     def evaluate(self) -> FloatArray:
         """Held-out bits per byte, (N,), with the forward dials at the policies' means instead of their last samples."""
+        with self._at_means():
+            return self.env.evaluate()
+
+    def probe(self) -> FloatArray:
+        """Loss on the probe batches, (N,) [nats per token], with the dials as in `evaluate`; for the end."""
+        with self._at_means():
+            return probe_loss(self.env)
+
+    @contextmanager
+    def _at_means(self) -> Iterator[None]:
+        """Sets the panel to the policies' means, and back."""
         panel = self.env.plant.panel
         sampled = panel.positions.copy()
         rows = np.ones(self.env.num_envs, dtype=bool)
         panel.move(self.means()[:, : sampled.shape[1]], rows)
-        score = self.env.evaluate()
+        yield
         panel.move(sampled, rows)
-        return score
-
-    def probe(self) -> FloatArray:
-        """Loss on the probe batches where the runs stand, (N,) [nats per token]; for the end, as it changes the tiers.
-
-        Tuning goes by it, since the validation slice is for reporting.
-        """
-        self.env.plant.measure(("probe",))
-        return self.env.plant.advance(np.zeros(self.env.num_envs, dtype=np.int64)).probe_loss
 
     def mean_loss(self, purpose: Literal["curve", "log"]) -> FloatArray:
         """Mean training loss since the last call for the same purpose, (N,); NaN for rows that had ended before."""

@@ -23,6 +23,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+#: What a result file is made of: a dictionary per run, and what else there is.
+Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("kind", "configuration", "facts", "rows", "extra", "notes")

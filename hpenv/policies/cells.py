@@ -17,8 +17,8 @@ from hpenv.policies.policy import Float32Array, as_observations
 class _ClampWithReturn(torch.autograd.Function):
     """Clamp whose gradient outside the bounds is kept where descending it leads back inside.
 
-    Where torch's clamp binds there is no gradient at all: a standard deviation that once left its bounds on Adam's
-    momentum would stay there for good.
+    Where torch's clamp binds there is no gradient at all: a standard deviation that a step took out of its bounds would
+    stay there for good.
     """
 
     @staticmethod
@@ -37,17 +37,16 @@ class _ClampWithReturn(torch.autograd.Function):
 class CellMLP(nn.Module):
     """N networks, one per run, from an observation to a Gaussian over each cell's position.
 
-    raw ~ N(mean(obs), std(obs)), independent from cell to cell; the position of a cell is clip(raw, -1, 1). Two tanh
-    layers and a linear head: mean = tanh(head), std = exp(head) within its bounds. Weights are (N, inputs, outputs),
-    so that nothing of a row reaches another.
+    raw ~ N(mean(obs), std), independent from cell to cell; the position of a cell is clip(raw, -1, 1). Two tanh
+    layers and a linear head: mean = tanh(head); std is one number per cell, within its bounds. Weights are (N, inputs,
+    outputs), so that nothing of a row reaches another.
 
     The head's weights start at 0. So whatever is observed, the mean starts at `initial_mean`, by default 0: neutral,
     the static configuration (Sidecar, section 3), and the standard deviation at `initial_std`. The tanh layers start
     as torch initializes a Linear (uniform within 1/sqrt(inputs) of 0). What the head reads is divided by
-    sqrt(hidden_size): Adam moves every weight by about the learning rate whatever the gradient, so that one step would
-    move a mean that reads 256 units by some 0.03, a third of its standard deviation. Measured on rewards of pure noise,
-    1000 decisions at the Sidecar's defaults: standard deviations fell from 0.1 to 0.009 without the division, to 0.09
-    with it.
+    sqrt(hidden_size), so that a step moves a mean about as far through the head's weights as through its bias, whatever
+    the width. A standard deviation that came out of the network as well let the noise of all cells rise and fall
+    together, fourfold within one run.
 
     With `common` there is beside the cells' Gaussians one more for each of K groups of cells, and a cell's position is
     clip(own + that of its group, -1, 1): what all cells of a group agree on is learned from one number.
@@ -109,8 +108,9 @@ class CellMLP(nn.Module):
         self.bias_1 = nn.Parameter(torch.empty(N, 1, H))
         self.weight_2 = nn.Parameter(torch.empty(N, H, H))
         self.bias_2 = nn.Parameter(torch.empty(N, 1, H))
-        self.head_weight = nn.Parameter(torch.zeros(N, H, 2 * M))
-        self.head_bias = nn.Parameter(torch.empty(N, 1, 2 * M))
+        self.head_weight = nn.Parameter(torch.zeros(N, H, M))
+        self.head_bias = nn.Parameter(torch.empty(N, 1, M))
+        self.log_std = nn.Parameter(torch.empty(N, 1, M))
         self._groups = torch.tensor(self.common, dtype=torch.int64)
         self._initialize()
 
@@ -129,17 +129,17 @@ class CellMLP(nn.Module):
                 bound = 1.0 / math.sqrt(weight.shape[1])
                 weight[row].uniform_(-bound, bound, generator=generator)
                 bias[row].uniform_(-bound, bound, generator=generator)
-        self.head_bias[..., : self.output_size] = torch.tensor([math.atanh(mean) for mean in self.initial_mean])
-        self.head_bias[..., self.output_size :] = torch.tensor([math.log(std) for std in self.initial_std])
+        self.head_bias[:] = torch.tensor([math.atanh(mean) for mean in self.initial_mean])
+        self.log_std[:] = torch.tensor([math.log(std) for std in self.initial_std])
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log standard deviation over raw, (N, B, A + K) each, at B observations of each row, (N, B, F)."""
         hidden = torch.tanh(torch.baddbmm(self.bias_1, obs, self.weight_1))
         hidden = torch.tanh(torch.baddbmm(self.bias_2, hidden, self.weight_2))
         head = torch.baddbmm(self.head_bias, hidden, self.head_weight, alpha=1.0 / math.sqrt(self.hidden_size))
-        mean, log_std = head.chunk(2, dim=-1)
         low, high = self.std_bounds
-        return torch.tanh(mean), _ClampWithReturn.apply(log_std, math.log(low), math.log(high))
+        log_std = _ClampWithReturn.apply(self.log_std, math.log(low), math.log(high))
+        return torch.tanh(head), log_std.expand_as(head)
 
     def positions(self, raw: torch.Tensor) -> torch.Tensor:
         """Positions (..., A) that raw (..., A + K) stands for: own part plus the group's, clipped to [-1, 1]."""

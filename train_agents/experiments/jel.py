@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,13 @@ from hpenv.policies import load_policy
 from train_agents.evaluate import evaluate_policy
 from train_agents.experiments.jel_report import report
 from train_agents.experiments.jobs import Job, run_jobs
+from train_agents.experiments.sweeping import sweep
+from train_agents.results import Rows
 from train_agents.train import TrainConfig, train
 
 ENV = "TrainLoop-JEL-v0"
 #: Disjoint, but for chance in a million: training seeds are 32-bit words drawn from the controller's seed.
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
-
-Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -175,30 +176,6 @@ def baseline(env_kwargs: dict[str, Any], evaluation_seeds: Sequence[int]) -> Row
     return evaluate_policy(None, ENV, env_kwargs, evaluation_seeds), {"runs_spent": spent}
 
 
-def sweep(
-    configurations: Mapping[str, dict[str, Any]], env_kwargs: dict[str, Any], tuning_seeds: Sequence[int],
-    evaluation_seeds: Sequence[int],
-) -> Rows:  # fmt: skip
-    """Chooses the configuration with the lowest mean probe loss on the tuning seeds, and evaluates that one."""
-    tried = {
-        name: evaluate_policy(None, ENV, env_kwargs | overrides, tuning_seeds)
-        for name, overrides in configurations.items()
-    }
-    scores = {name: float(np.mean([_score(row) for row in rows])) for name, rows in tried.items()}
-    best = min(scores, key=scores.__getitem__)
-    table = [
-        {"configuration": name, "probe_loss": scores[name], "bpb": [row["bpb"] for row in rows]}
-        for name, rows in tried.items()
-    ]
-    rows = evaluate_policy(None, ENV, env_kwargs | configurations[best], evaluation_seeds)
-    return rows, {"chosen": best, "table": table, "runs_spent": len(configurations) * len(tuning_seeds)}
-
-
-def _score(row: dict[str, Any]) -> float:
-    """Final probe loss, or that of an untrained model if the run diverged [nats per token]."""
-    return row["probe_curve"][0] if row["divergence_reason"] else row["probe_loss"]
-
-
 def search(
     method: str, num_episodes: int, seed: int, log: str, meta_kwargs: dict[str, Any], deployment_kwargs: dict[str, Any],
     evaluation_seeds: Sequence[int],
@@ -231,7 +208,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
             "configurations": dict(configurations), "env_kwargs": deployed, "tuning_seeds": config.tuning_seeds,
             "evaluation_seeds": seeds,
         }  # fmt: skip
-        return Job(name, sweep, arguments)
+        return Job(name, partial(sweep, ENV), arguments)
 
     fixed = [
         Job(f"baseline_{name}", baseline, {"env_kwargs": deployed | build(config.num_steps).env_kwargs,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from train_agents.logs import progress
-from train_agents.results import write_result
+from train_agents.results import Rows, write_result
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Job:
     """One piece of work: `run(**arguments)` gives (rows, extra), which is written to `<folder>/<name>.json`."""
 
     name: str
-    run: Callable[..., tuple[list[dict[str, Any]], dict[str, Any]]]
+    run: Callable[..., Rows]
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def file(self, folder: Path) -> Path:

@@ -1,12 +1,12 @@
 """The experiments of "Reward-Driven Training Control": `python -m train_agents.experiments.sidecar`.
 
 The Sidecar learns beside the run that it steers, so there is nothing to train beforehand: an arm is one population,
-a row per seed, compared by seed on held-out bits per byte at equal tokens. The default configuration was committed
-before any arm was run (`sidecar_arms.DEFAULT`); beside it stand the best constant rate and the best schedule of a
-sweep, chosen by the probe loss on tuning seeds.
+a row per seed, compared by seed on held-out bits per byte at equal tokens. The default configuration was fixed before
+any reported arm (`sidecar_arms.DEFAULT`); beside it stand the best constant rate and the best schedule of a sweep,
+chosen by the probe loss on tuning seeds.
 
-    foundational   attached against detached (section 3), and what a sweep finds
-    rewards        what the Sidecar hears (sections 4 and 9), on tuning seeds; and how much of it is noise
+    foundational   attached against detached (section 3), the price of exploring alone, and what a sweep finds
+    rewards        what the Sidecar hears (sections 4 and 9), on seeds of their own; and how much of it is noise
     backward       the four backward-pass channels (section 6)
     caps           a cap that binds at the start, and a wrong neutral (sections 6 and 8)
     layer_lr       a learning rate per layer alone (section 7)
@@ -21,15 +21,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from agents.reinforce import INITIAL_STD, SidecarConfig
 from hpenv import snapshots
 from hpenv.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
-from train_agents.evaluate import evaluate_policy
 from train_agents.experiments.forensics import body, compare_runs
 from train_agents.experiments.jobs import Job, run_jobs
 from train_agents.experiments.sidecar_arms import (
@@ -38,6 +36,7 @@ from train_agents.experiments.sidecar_arms import (
     DEFAULT,
     ENV,
     FIRST_EVALUATION_SEED,
+    FIRST_REWARD_SEED,
     FIRST_TUNING_SEED,
     SCHEDULE_MULTIPLIERS,
     WARMUP_FRACTION,
@@ -46,14 +45,15 @@ from train_agents.experiments.sidecar_arms import (
 )
 from train_agents.experiments.sidecar_report import report
 from train_agents.experiments.sidecar_signal import measure_signal
-from train_agents.online import OnlineConfig, Rows, run_online
+from train_agents.experiments.sweeping import sweep
+from train_agents.online import OnlineConfig, run_online
 from train_agents.population import checkpoints
-from train_agents.results import read_result
+from train_agents.results import Rows, read_result
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Size of the experiments; the defaults are the committed ones."""
+    """Size of the experiments; the defaults are those of the reported ones."""
 
     out: Path = Path("results/sidecar")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/sidecar")  # checkpoints and logs of the runs
@@ -68,7 +68,8 @@ class ExperimentConfig:
     num_traces: int = 60  # points of a run at which the cells' positions are recorded
     num_evaluation_seeds: int = 5  # rows of an arm
     num_tuning_seeds: int = 2  # rows of each configuration of a sweep
-    num_reward_seeds: int = 5  # rows of an arm of the rewards; they start at the tuning seeds
+    num_probe_batches: int = 64  # that a sweep chooses by
+    num_reward_seeds: int = 5  # rows of an arm of the rewards, on seeds of their own
     hidden_size: int = 256  # of a Sidecar's network
     signal_states: tuple[int, ...] = (100, 1000, 2500)  # where the signal is measured [steps]
     signal_layers: tuple[int, ...] = (0, 5, 10)  # whose cells are moved
@@ -93,10 +94,10 @@ class ExperimentConfig:
         """Seeds that constants and schedules are chosen on."""
         return list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds))
 
-
-def attach(config: OnlineConfig, env_arguments: Mapping[str, Any]) -> Rows:
-    """One population with a Sidecar per row, or without."""
-    return run_online(config, env_arguments)
+    @property
+    def reward_seeds(self) -> list[int]:
+        """Seeds that the rewards are compared on."""
+        return list(range(FIRST_REWARD_SEED, FIRST_REWARD_SEED + self.num_reward_seeds))
 
 
 def constant_configurations() -> dict[str, dict[str, Any]]:
@@ -116,32 +117,6 @@ def schedule_configurations(num_steps: int) -> dict[str, dict[str, Any]]:
         for name, schedule in schedules.items()
         for m in SCHEDULE_MULTIPLIERS
     }
-
-
-def sweep(
-    configurations: Mapping[str, Mapping[str, Any]], env_arguments: Mapping[str, Any], tuning_seeds: Sequence[int],
-    evaluation_seeds: Sequence[int],
-) -> Rows:  # fmt: skip
-    """Chooses the configuration with the lowest mean probe loss on the tuning seeds, and evaluates that one."""
-    tried = {
-        name: evaluate_policy(None, ENV, {**env_arguments, **changes}, tuning_seeds, curve=True)
-        for name, changes in configurations.items()
-    }
-    scores = {
-        # A run that diverged scores as an untrained one.
-        name: float(np.mean([row["probe_curve"][0] if row["divergence_reason"] else row["probe_loss"] for row in rows]))
-        for name, rows in tried.items()
-    }
-    best = min(scores, key=scores.__getitem__)
-    table = [
-        {"configuration": name, "probe_loss": scores[name], "bpb": [row["bpb"] for row in rows]}
-        for name, rows in tried.items()
-    ]
-    chosen = {**env_arguments, **configurations[best]}
-    rows = evaluate_policy(None, ENV, chosen, evaluation_seeds, heldout_curve=True)
-    kept = ("seed", "corpus", "bpb", "train_loss", "probe_loss", "divergence_reason", "steps", "bpb_curve")
-    short = [{key: row[key] for key in kept} for row in rows]
-    return short, {"chosen": best, "table": table, "runs_spent": len(configurations) * len(tuning_seeds)}
 
 
 def signal(env_arguments: Mapping[str, Any], seed: int, **sizes: Any) -> Rows:
@@ -176,21 +151,21 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     arms = {arm.name: _arm_job(arm, config) for arm in ARMS}
     static = config.env_arguments(
         channels="layer_lr", observation="progress", reward={"progress": 1.0, "divergence": 1.0}, num_registers=0,
-        interval=min(config.eval_interval, config.num_steps),
+        interval=min(config.eval_interval, config.num_steps), num_probe_batches=config.num_probe_batches,
     )  # fmt: skip
 
     def swept(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Job:
         arguments = {
-            "configurations": dict(configurations), "env_arguments": static, "tuning_seeds": config.tuning_seeds,
-            "evaluation_seeds": config.evaluation_seeds,
+            "configurations": dict(configurations), "env_kwargs": static, "tuning_seeds": config.tuning_seeds,
+            "evaluation_seeds": config.evaluation_seeds, "heldout_curve": True,
         }  # fmt: skip
-        return Job(name, sweep, arguments)
+        return Job(name, partial(sweep, ENV), arguments)
 
     listening = Job(
         "signal",
         signal,
         {
-            "env_arguments": config.env_arguments(channels="foundational"), "seed": FIRST_TUNING_SEED,
+            "env_arguments": config.env_arguments(channels="weight_decay"), "seed": FIRST_TUNING_SEED,
             "states": config.signal_states, "layers": config.signal_layers, "num_batches": config.signal_batches,
             "num_noise_steps": config.signal_noise_steps,
         },
@@ -202,6 +177,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     return [
         arms["detached"],
         arms["foundational"],
+        arms["no_learning"],
         swept("sweep_constant", constant_configurations()),
         *named("reward_"),
         swept("sweep_schedule", schedule_configurations(config.num_steps)),
@@ -227,13 +203,13 @@ def late_jobs(config: ExperimentConfig) -> list[Job]:
 
 def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
     num_steps = config.long_steps if arm.long else config.num_steps
-    rewarded = arm.seeds == "reward"
+    seeds = config.reward_seeds if arm.seeds == "reward" else config.evaluation_seeds
     positions = {name: position_of(name, value) for name, value in arm.initial_value.items()}
     sidecar = {"hidden_size": config.hidden_size, **arm.sidecar} | ({"initial_mean": positions} if positions else {})
     online = OnlineConfig(
         env=ENV,
-        seeds=config.num_reward_seeds if rewarded else config.num_evaluation_seeds,
-        first_seed=FIRST_TUNING_SEED if rewarded else FIRST_EVALUATION_SEED,
+        seeds=len(seeds),
+        first_seed=seeds[0],
         seed_mode="grouped" if arm.grouped else "independent",
         sidecar=SidecarConfig(**sidecar),
         eval_interval=config.eval_interval,
@@ -242,7 +218,9 @@ def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
         out=config.runs / arm.name,
     )
     arguments = config.env_arguments(**arm.env_kwargs) | {"num_steps": num_steps}
-    return Job(arm.name, attach, {"config": online, "env_arguments": arguments})
+    if "interval" in arguments:
+        arguments["interval"] = min(arguments["interval"], config.eval_interval)
+    return Job(arm.name, run_online, {"config": online, "env_arguments": arguments})
 
 
 def selected(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:

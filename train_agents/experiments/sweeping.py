@@ -1,0 +1,53 @@
+"""A sweep: configurations without a controller, chosen on tuning seeds and reported on others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from train_agents.evaluate import evaluate_policy
+from train_agents.results import Rows
+
+
+def sweep(
+    env_id: str,
+    configurations: Mapping[str, Mapping[str, Any]],
+    env_kwargs: Mapping[str, Any],
+    tuning_seeds: Sequence[int],
+    evaluation_seeds: Sequence[int],
+    heldout_curve: bool = False,
+) -> Rows:
+    """Chooses the configuration with the lowest mean probe loss on the tuning seeds, and evaluates that one.
+
+    Args:
+        env_id: a registered id of a training loop that measures the probe.
+        configurations: name -> what it changes of `env_kwargs`.
+        env_kwargs: arguments of the env.
+        tuning_seeds: one run of each configuration per seed.
+        evaluation_seeds: of what was chosen, one run per seed.
+        heldout_curve: evaluate what was chosen on the validation slice after each decision, too.
+
+    Returns:
+        Rows of `evaluate_policy` of what was chosen; and `chosen`, `table` (per configuration its mean `probe_loss`
+        [nats per token] and the `bpb` of its runs), `runs_spent` on the choice.
+    """
+    tried = {
+        name: evaluate_policy(None, env_id, {**env_kwargs, **changes}, tuning_seeds)
+        for name, changes in configurations.items()
+    }
+    scores = {name: float(np.mean([_score(row) for row in rows])) for name, rows in tried.items()}
+    best = min(scores, key=scores.__getitem__)
+    table = [
+        {"configuration": name, "probe_loss": scores[name], "bpb": [row["bpb"] for row in rows]}
+        for name, rows in tried.items()
+    ]
+    chosen = {**env_kwargs, **configurations[best]}
+    rows = evaluate_policy(None, env_id, chosen, evaluation_seeds, heldout_curve=heldout_curve)
+    return rows, {"chosen": best, "table": table, "runs_spent": len(configurations) * len(tuning_seeds)}
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    """Final probe loss, or that of an untrained model if the run diverged [nats per token]."""
+    return row["probe_curve"][0] if row["divergence_reason"] else row["probe_loss"]
