@@ -4,14 +4,13 @@ Row i with seed s draws its weights and its data order from s alone. A run whose
 whose loss exceeds a stated multiple of that of a uniform guess, has diverged: it stops where it stands, the optimizer
 never sees that gradient, and the other rows do not notice.
 
-Configuration, dynamics and measurement stand in one module, past its usual length, because they share every attribute.
+Dynamics and measurement stand in one module, past its usual length, because they share every attribute.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,16 @@ from torch import Tensor
 
 from hpenv import model
 from hpenv.channels import CHANNELS
+from hpenv.configuration import DTYPES, PretrainingConfig
 from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.gradients import DROPOUT, draws, flat, squared_norms, steered
 from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
 from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
-from hpenv.schedules import Constant, Schedule
 
 #: Sequences per forward pass of a measurement; bounds its memory.
 MEASURE_SEQUENCES = 64
 
-PerGroup = float | Mapping[str, float]
-SchedulePerGroup = Schedule | Mapping[str, Schedule]
 #: Dials of the forward pass that are one number per layer, under the name they have in model.Dials.
 LAYER_DIALS = (
     "attention_temperature",
@@ -56,74 +53,6 @@ TIER_OF = {
 }
 #: What the optimizer's rates hold beside base quantities; each a multiplier.
 MULTIPLIERS = ("beta1", "beta2", "eps")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class PretrainingConfig:
-    """What a run is; the same for every row of a population."""
-
-    preset: str = "nano"  # a key of model.PRESETS
-    data: str = "stdlib"  # see data.load_corpus
-    tokenizer: str = "bytes"  # see data.load_corpus
-    batch_tokens: int = 512  # tokens of one optimizer step [tokens]
-    sequence_length: int = 64  # [tokens]
-    optimizer: str = "adamw_muon"  # a key of optimizers.OPTIMIZERS
-    base_lr: PerGroup = 1e-3  # one for all groups, or group -> rate (JEL: uniform 1e-3)
-    base_weight_decay: PerGroup = 1e-2  # decoupled, multiplied by the learning rate (JEL: uniform 1e-2)
-    lr_schedule: SchedulePerGroup = field(default_factory=Constant)  # step -> multiplier of base_lr
-    weight_decay_schedule: SchedulePerGroup = field(default_factory=Constant)  # step -> multiplier of base_weight_decay
-    num_probe_batches: int = 4  # fixed batches of batch_tokens that the reward may see (JEL, section 3.4)
-    eval_tokens: int = 65_536  # of the validation slice [tokens]
-    divergence_multiple: float = 3.0  # of ln(vocabulary); a loss above it ends the run
-    device: str = "cpu"
-    dtype: str = "float32"  # of forward and backward pass; weights and moments stay float32
-    compile: bool = False  # torch.compile the loss
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be run."""
-        for name in ("base_lr", "base_weight_decay"):
-            rates = getattr(self, name)
-            for rate in rates.values() if isinstance(rates, Mapping) else (rates,):
-                if not (is_number(rate) and math.isfinite(rate) and rate >= 0):
-                    raise ValueError(f"{name}={rates!r} must be finite and not negative")
-        for name in ("lr_schedule", "weight_decay_schedule"):
-            schedules = getattr(self, name)
-            if not all(callable(s) for s in (schedules.values() if isinstance(schedules, Mapping) else (schedules,))):
-                raise ValueError(f"{name}={schedules!r} must be a Schedule (see hpenv.schedules), or group -> Schedule")
-        for name in ("batch_tokens", "sequence_length", "num_probe_batches", "eval_tokens"):
-            check_count(name, getattr(self, name))
-        if self.batch_tokens % self.sequence_length:
-            raise ValueError(
-                f"batch_tokens={self.batch_tokens} must be a multiple of sequence_length={self.sequence_length}"
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
-        if not self.divergence_multiple > 1:
-            raise ValueError(f"divergence_multiple={self.divergence_multiple} must be above 1")
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(
-                f"unknown device {self.device!r}; expected one that torch knows, as 'cpu' or 'cuda'"
-            ) from error
-
-    @property
-    def batch_size(self) -> int:
-        """Sequences of one batch."""
-        return self.batch_tokens // self.sequence_length
-
-    def description(self) -> dict[str, object]:
-        """The configuration as JSON-able values; schedules as their text."""
-        return {field.name: _described(getattr(self, field.name)) for field in fields(self)}
-
-
-def _described(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _described(entry) for key, entry in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, int | float | str) else repr(value)
 
 
 def _settled(dials: model.Dials | None) -> model.Dials | None:
@@ -135,26 +64,6 @@ def _bounded(values: FloatArray) -> FloatArray:
     """Finite numbers: NaN is 0, an infinity the largest of float32; what they are of has diverged."""
     limit = float(np.finfo(np.float32).max)
     return np.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
-
-
-def is_number(value: object) -> bool:
-    """Whether this is a real number, of Python or numpy; True and False are not."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def is_count(value: object) -> bool:
-    """Whether this is a whole number of at least 1."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
-
-
-def check_count(name: str, value: object) -> None:
-    """Refuses what is not a whole number of at least 1.
-
-    Raises:
-        ValueError: naming the argument and what was given.
-    """
-    if not is_count(value):
-        raise ValueError(f"{name}={value!r} must be at least 1, a whole number")
 
 
 class PretrainingPlant:

@@ -9,10 +9,11 @@ import torch
 
 from hpenv import model
 from hpenv.channels import CHANNELS, DEAD_ZONE, channel
+from hpenv.configuration import PretrainingConfig
 from hpenv.model import GPTConfig
 from hpenv.optimizers import OPTIMIZERS
 from hpenv.panel import Panel, Site
-from hpenv.pretraining import PretrainingConfig, PretrainingPlant
+from hpenv.pretraining import PretrainingPlant
 from tests.tiny_plants import (
     ALL_TIERS,
     FINEST,

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from hpenv import model
+from hpenv.configuration import PretrainingConfig
 from hpenv.data import load_corpus
 from hpenv.optimizers import OPTIMIZERS, Rates, evaluation_weights
 from hpenv.plant import Snapshot
-from hpenv.pretraining import PretrainingConfig, PretrainingPlant
+from hpenv.pretraining import PretrainingPlant
 from hpenv.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
 from tests import tiny_plants
 from tests.tiny_plants import ALL_TIERS, FINEST, TOGETHER

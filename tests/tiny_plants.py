@@ -11,9 +11,10 @@ import torch
 
 from hpenv import model
 from hpenv.channels import CHANNELS, DEAD_ZONE
+from hpenv.configuration import PretrainingConfig
 from hpenv.model import GPTConfig
 from hpenv.plant import Window
-from hpenv.pretraining import PretrainingConfig, PretrainingPlant
+from hpenv.pretraining import PretrainingPlant
 
 _SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 2, "hidden_size": 24}
 PRESETS = {

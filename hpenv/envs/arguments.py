@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
-from hpenv.pretraining import PretrainingConfig, check_count, is_count
+from hpenv.configuration import PretrainingConfig, check_count, is_count
 from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
 
 SCHEDULES = ("none", "warmup_flat_warmdown")

@@ -76,9 +76,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpenv.channels import CHANNELS
+from hpenv.configuration import PerGroup, PretrainingConfig
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
-from hpenv.pretraining import PerGroup, PretrainingConfig, PretrainingPlant
+from hpenv.pretraining import PretrainingPlant
 from hpenv.schedules import Constant, Schedule
 
 ID = "TrainLoop-Cell-v0"
