@@ -263,7 +263,8 @@ def test_claims_are_judged_by_their_intervals():
     assert verdict([0.4, 0.3, 0.5], better) == "yes"
     assert verdict([0.1, 0.05, 0.2], better) == "direction, not size"
     assert verdict([0.6, 0.5, 0.7], better) == "yes, more"
-    assert verdict([0.1, -0.1, 0.3], better) == "undecided"
+    assert verdict([0.1, -0.1, 0.3], better) == "refuted: no difference of that size"
+    assert verdict([0.1, -0.1, 0.5], better) == "undecided"
     assert verdict([-0.2, -0.3, -0.1], better) == "no, the reverse"
     assert verdict([0.1], better) == verdict(None, better) == "not measured"
     worse = Claim("", "a", "b", "worse", -0.14)

@@ -217,9 +217,9 @@ def verdict(found: Sequence[float] | None, claim: Claim) -> str:
     low, high = sorted((sign * low, sign * high))
     if high < 0.0:
         return "no, the reverse"
+    size = None if claim.number is None else sign * claim.number
     if low <= 0.0:
-        return "undecided"
-    if claim.number is None:
+        return "undecided" if size is None or high >= size else "refuted: no difference of that size"
+    if size is None:
         return "yes"
-    size = sign * claim.number
     return "direction, not size" if high < size else "yes, more" if low > size else "yes"
