@@ -2,13 +2,13 @@
 
 from gymnasium.envs.registration import register
 
-register(
-    id="TrainLoop-JEL-v0",
-    entry_point="hpenv.envs.jel:make_env",
-    vector_entry_point="hpenv.envs.jel:make_vector_env",
-)
-register(
-    id="TrainLoop-Cell-v0",
-    entry_point="hpenv.envs.cell:make_env",
-    vector_entry_point="hpenv.envs.cell:make_vector_env",
-)
+for _id, _module in (("TrainLoop-JEL-v0", "jel"), ("TrainLoop-Cell-v0", "cell")):
+    register(
+        id=_id,
+        entry_point=f"hpenv.envs.{_module}:make_env",
+        vector_entry_point=f"hpenv.envs.{_module}:make_vector_env",
+        # Both of Gymnasium's wrappers take a step without a reset for a mistake, which after restore() it is not. The
+        # env raises ResetNeeded itself, and the tests hold it to check_env.
+        order_enforce=False,
+        disable_env_checker=True,
+    )

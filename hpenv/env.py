@@ -162,7 +162,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if seed is None:
             if not self._seeded:
                 entropy = np.random.SeedSequence().spawn(self.num_envs)
-                self._row_random = [np.random.default_rng(child) for child in entropy]
+                children = entropy[:1] * self.num_envs if self.seed_mode == "grouped" else entropy
+                self._row_random = [np.random.default_rng(child) for child in children]
             self._seeded = True
             return
         if isinstance(seed, int | np.integer):
@@ -172,17 +173,19 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if len(seeds) != self.num_envs:
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} rows")
         self._seeded = True
-        for row, own in enumerate(seeds):
-            if rows[row] and own is not None:
-                self._row_random[row] = np.random.default_rng(own)
+        given = {row: own for row, own in enumerate(seeds) if rows[row] and own is not None}
+        for row, own in given.items():
+            shared = next(iter(given.values())) if self.seed_mode == "grouped" else own
+            self._row_random[row] = np.random.default_rng(shared)
         super().reset(seed=None if seeds[0] is None else int(seeds[0]))
 
     def _begin(self, rows: BoolArray) -> None:
-        """New weights, data order and neutral panel for these rows; each draws its run's seed from its own stream."""
+        """New weights, data order and neutral panel for these rows; each draws its run's seed from its own stream.
+
+        Grouped rows have equal streams: the e-th episode of each is the same run, whenever it begins.
+        """
         chosen = np.flatnonzero(rows)
         seeds = [int(self._row_random[row].integers(2**62)) for row in chosen]
-        if self.seed_mode == "grouped":
-            seeds = [seeds[0]] * len(seeds)
         self.plant.reset(seeds, chosen.tolist())
         self._ended[rows], self._truncated[rows], self._previous_positions[rows] = False, False, 0.0
         self._registers.clear(rows)
@@ -332,7 +335,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
     def snapshot(self) -> Snapshot:
         """Everything the next step depends on: plant, reward and autoreset state, and each row's stream of seeds."""
-        assert self._window is not None, "nothing to save before the first reset"
+        if self._window is None:
+            raise gym.error.ResetNeeded("nothing to save before the first reset()")
         inner = self.plant.snapshot()
         tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
         own = {"ended": self._ended, "initial": self._initial, "previous_positions": self._previous_positions}
@@ -357,15 +361,19 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "seed_mode": self.seed_mode,
         }
 
-    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
+    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
         """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in force.
+
+        Returns:
+            The observations that the next decision is taken on, (N, F).
 
         Raises:
             ValueError: if the snapshot is of another configuration or number of rows.
         """
         ours, theirs = self._description(), snapshot.metadata["env"]
-        if ours != theirs:
-            raise ValueError(f"the snapshot is of the environment {theirs}; this one is {ours}")
+        different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
+        if different:
+            raise ValueError(f"the snapshot is of another environment, as (snapshot, here): {different}")
         tensors = snapshot.tensors
         self.plant.restore(Snapshot(_under("plant/", tensors), snapshot.metadata["plant"]), keep_panel)
         self._ended = tensors["env/ended"].numpy().copy()
@@ -380,6 +388,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self._row_random[row].bit_generator.state = saved["random"]
             self._history[row] = History(saved["history"])
         self._seeded = True
+        return self._observations.copy()
 
     def fork(self, k: int, row: int = 0) -> TrainLoopVectorEnv:
         """A new vector env of k rows, each a copy of one row where it stands; this env is left untouched.
@@ -390,7 +399,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return self._copies(k, row, self.autoreset_mode, self.render_mode)
 
     def _copies(self, k: int, row: int, mode: AutoresetMode, render_mode: str | None) -> TrainLoopVectorEnv:
-        if k < 1 or not 0 <= row < self.num_envs:
+        whole_numbers = isinstance(k, int | np.integer) and isinstance(row, int | np.integer)
+        if not whole_numbers or k < 1 or not 0 <= row < self.num_envs:
             raise ValueError(f"cannot fork {k} copies of row {row}; need k >= 1 and a row below {self.num_envs}")
         whole = self.snapshot()
         index = torch.full((k,), row)
@@ -434,11 +444,13 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             gymnasium.error.ResetNeeded: before the first reset, or if the run has ended.
         """
         array = np.asarray(actions)
-        if array.ndim != 2 or horizon < 1:
+        fits = array.ndim == 2 and array.shape[1] == len(self.action_names) and len(array) > 0
+        if not (fits and isinstance(horizon, int | np.integer) and horizon >= 1):
             raise ValueError(
-                f"need actions (k, {len(self.action_names)}) and horizon >= 1; got shape {array.shape} and {horizon}"
+                f"need actions (k, {len(self.action_names)}) and a whole number horizon >= 1; "
+                f"got shape {array.shape} and {horizon!r}"
             )
-        if self._window is None or (0 <= row < self.num_envs and self._ended[row]):
+        if self._window is None or (isinstance(row, int) and 0 <= row < self.num_envs and self._ended[row]):
             raise gym.error.ResetNeeded(f"run {row} has not begun, or has ended; call reset() first")
         copies = self._copies(len(array), row, AutoresetMode.DISABLED, None)
         after = np.zeros(array.shape) if not hold else array
@@ -527,9 +539,9 @@ class TrainLoopEnv(gym.Env):
         """Everything the next step depends on."""
         return self.vector.snapshot()
 
-    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
-        """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in force."""
-        self.vector.restore(snapshot, keep_panel)
+    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
+        """Continues from a snapshot, bitwise, and returns the observation (F,); see TrainLoopVectorEnv."""
+        return self.vector.restore(snapshot, keep_panel)[0]
 
     def fork(self, k: int) -> TrainLoopVectorEnv:
         """A new vector env of k copies of this run where it stands."""

@@ -46,9 +46,13 @@ class RewardTerm:
 
 def _progress(reading: Reading) -> FloatArray:
     """A diverged run has learned nothing: its last window takes back all that the earlier ones earned."""
-    ended = reading.window.divergence > 0
-    now = np.where(ended, reading.initial_probe_loss, reading.window.probe_loss)
-    return reading.previous_probe_loss - now
+    return _fall(reading, reading.previous_probe_loss, reading.window.probe_loss)
+
+
+def _fall(reading: Reading, before: FloatArray, now: FloatArray) -> FloatArray:
+    """How far a loss fell; a run that diverged pays back what it had earned, and is not refunded what it had lost."""
+    lost = np.minimum(0.0, before - reading.initial_probe_loss)
+    return np.where(reading.window.divergence > 0, lost, before - now)
 
 
 def _bounded(change: FloatArray) -> FloatArray:
@@ -57,9 +61,8 @@ def _bounded(change: FloatArray) -> FloatArray:
 
 def _loss_change(reading: Reading) -> FloatArray:
     """A run that diverges takes back what it had earned, as for `progress`."""
-    ended = reading.window.divergence > 0
-    now = np.where(ended, reading.initial_probe_loss, reading.window.train_loss)
-    return _bounded(np.where(reading.first, 0.0, reading.previous_train_loss - now))
+    change = _fall(reading, reading.previous_train_loss, reading.window.train_loss)
+    return _bounded(np.where(reading.first, 0.0, change))
 
 
 def _smoothness(reading: Reading) -> FloatArray:
@@ -157,9 +160,9 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if name not in REWARD_TERMS:
             raise ValueError(f"unknown reward term {name!r}; expected some of {sorted(REWARD_TERMS)}")
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
         if not (number and math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight {weight!r} of reward term {name!r} must be finite and not negative")
+            raise ValueError(f"weight {weight!r} of reward term {name!r} must be a number, finite and not negative")
 
 
 def reward_tiers(weights: Mapping[str, float]) -> set[str]:

@@ -219,6 +219,26 @@ def test_a_reset_without_seed_goes_on_with_new_runs():
     assert len({*unseeded.plant.seeds, *other.plant.seeds}) == 4
 
 
+def test_grouped_rows_that_begin_anew_at_different_times_play_the_same_episodes():
+    env = make(3, seed_mode="grouped")
+    env.reset(seed=5)
+    for row in (1, 0, 2):
+        env.reset(options={"reset_mask": np.arange(3) == row})
+    assert len(set(env.plant.seeds)) == 1
+
+
+def test_nothing_is_saved_before_the_first_reset():
+    with pytest.raises(gym.error.ResetNeeded, match="before the first reset"):
+        make(1).snapshot()
+
+
+def test_restoring_gives_the_observations_that_the_next_decision_is_taken_on():
+    env, other = make(2), make(2)
+    env.reset(seed=0)
+    observations = env.step(np.full((2, 2), 0.5))[0]
+    assert np.array_equal(other.restore(env.snapshot()), observations)
+
+
 def test_grouped_rows_are_one_run_and_every_episode_another():
     env = make(3, seed_mode="grouped")
     seeds = []
@@ -268,7 +288,7 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
     [
         ({"features": ["progress", "speed"]}, r"unknown feature 'speed'; expected some of \['gradient_norm'"),
         ({"reward": {"progess": 1.0}}, r"unknown reward term 'progess'; expected some of \['budget', 'divergence'"),
-        ({"reward": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be finite and not negative"),
+        ({"reward": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be a number, finite"),
         ({"interval": 0}, "interval=0 must be between 1 and the 23 steps of the run"),
         ({"interval": 24}, "interval=24 must be between 1 and the 23 steps of the run"),
         ({"num_registers": -1}, "num_registers=-1 must be at least 0, a whole number"),
@@ -397,7 +417,7 @@ def test_a_snapshot_of_another_environment_is_refused(change):
     env = make(2)
     env.reset(seed=0)
     other = make(2, **change)
-    with pytest.raises(ValueError, match=f"the snapshot is of the environment .*{next(iter(change))}"):
+    with pytest.raises(ValueError, match=f"the snapshot is of another environment, as .*{next(iter(change))}"):
         other.restore(env.snapshot())
 
 
@@ -645,10 +665,11 @@ def test_with_the_change_of_the_training_loss_the_second_decision_is_the_first_t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.zeros((2, 3)), 1), r"shape \(2, 2\).* got float64 of shape \(2, 3\)"),
-        ((np.zeros(2), 1), r"need actions \(k, 2\) and horizon >= 1; got shape \(2,\) and 1"),
+        ((np.zeros((2, 3)), 1), r"need actions \(k, 2\).* got shape \(2, 3\) and 1"),
+        ((np.zeros(2), 1), r"need actions \(k, 2\) and a whole number horizon >= 1; got shape \(2,\) and 1"),
         ((np.zeros((2, 2)), 0), r"got shape \(2, 2\) and 0"),
-        ((np.zeros((0, 2)), 1), "cannot fork 0 copies of row 0"),
+        ((np.zeros((2, 2)), 2.0), r"got shape \(2, 2\) and 2.0"),
+        ((np.zeros((0, 2)), 1), r"got shape \(0, 2\) and 1"),
         ((np.zeros((2, 2)), 1, 3), "cannot fork 2 copies of row 3"),
         ((np.full((2, 2), math.nan), 1), "must be finite numbers"),
     ],

@@ -397,8 +397,11 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', "),
         ({"actions": "each"}, r"unknown actions 'each'; expected one of \['per_optimizer', 'shared'\]"),
         ({"penalties": {"entropy": 1.0}}, r"unknown penalties \['entropy'\]; expected some of \['gradient_norm', "),
-        ({"penalties": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be finite and not negat"),
-        ({"penalties": {"smoothness": math.nan}}, "weight nan of reward term 'smoothness' must be finite"),
+        (
+            {"penalties": {"smoothness": -1.0}},
+            "weight -1.0 of reward term 'smoothness' must be a number, finite and not negat",
+        ),
+        ({"penalties": {"smoothness": math.nan}}, "weight nan of reward term 'smoothness' must be a number, finite"),
         ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
         ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),
         ({"base_lr": -1e-3}, "base_lr=-0.001 must be finite and not negative"),
@@ -596,3 +599,14 @@ def test_bad_arguments_of_cell_are_refused_by_name(arguments, message, tiny):
         gym.make(CELL, **tiny | {"preset": "nano"} | arguments)
     with pytest.raises(ValueError, match=message):
         gym.make_vec(CELL, num_envs=2, **tiny | {"preset": "nano"} | arguments)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, tiny):
+    env = gym.make(id, **tiny)
+    env.reset(seed=3)
+    observation = env.step(random_actions(env)[0])[0]
+    saved = env.unwrapped.snapshot()
+    other = gym.make(id, **tiny)
+    assert np.array_equal(other.unwrapped.restore(saved), observation)
+    assert np.array_equal(other.step(random_actions(env)[1])[0], env.step(random_actions(env)[1])[0])

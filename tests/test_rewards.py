@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_every_term_by_hand():
 def test_a_diverged_run_pays_back_what_it_earned_and_one():
     terms = reward_terms(REWARD_TERMS, reading(window=window(divergence=np.array([0, 2]))))
     assert terms["progress"] == pytest.approx([1.0, 3.5 - 4.0])
-    assert terms["loss_change"] == pytest.approx([0.0, 5.0 - 4.0])  # the first run had earned nothing
+    assert terms["loss_change"] == pytest.approx([0.0, 0.0])  # it had lost 1, and gets no refund
     assert terms["divergence"] == pytest.approx([0.0, -1.0])
 
 
@@ -156,10 +157,22 @@ def test_smoothness_is_zero_at_the_first_decision_and_then_the_squared_change():
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, "much", None])
 def test_weights_that_are_not_finite_and_not_negative_are_refused(weight):
-    with pytest.raises(ValueError, match=rf"weight {weight!r} of reward term 'smoothness' must be finite"):
+    with pytest.raises(ValueError, match=rf"weight {weight!r} of reward term 'smoothness' must be a number, finite"):
         check_weights({"smoothness": weight})
 
 
 def test_unknown_terms_are_refused_by_name():
     with pytest.raises(ValueError, match=r"unknown reward term 'progess'; expected some of \['budget', 'divergence', "):
         check_weights({"progess": 1.0})
+
+
+@pytest.mark.parametrize("term", ["progress", "loss_change"])
+@pytest.mark.parametrize("before", [1.0, 3.9, 4.1, 50.0])
+def test_a_divergence_never_pays(term, before):
+    seen = reading(window=window(divergence=np.array([3, 3])), previous_probe_loss=np.full(2, before))
+    seen = dataclasses.replace(seen, previous_train_loss=np.full(2, before), first=np.zeros(2, dtype=bool))
+    assert (reward_terms(REWARD_TERMS, seen)[term] <= 0.0).all()
+
+
+def test_numbers_of_numpy_are_weights():
+    check_weights({"smoothness": np.float32(0.5), "progress": np.int64(1)})
