@@ -109,8 +109,12 @@ class SidecarConfig:
         if not (0.0 < self.learning_rate < math.inf):
             raise ValueError(f"learning_rate {self.learning_rate}; expected a positive number")
         for name, least in {"hidden_size": 1, "delay": 0, "horizon": 1, "replay_size": 1, "update_interval": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} {getattr(self, name)}; expected at least {least}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} {value!r}; expected an int of at least {least}")
+        for name in ("attached", "learn_std", "common"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} {getattr(self, name)!r}; expected True or False")
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma {self.gamma}; expected a number in [0, 1]")
         if not 0.0 <= self.evidence < math.inf:

@@ -60,6 +60,22 @@ def _settled(dials: model.Dials | None) -> model.Dials | None:
     return None if dials is None else dials._replace(dropout=None)
 
 
+def _present(name: str) -> torch.device:
+    """The device of this name, on which tensors can be held and read.
+
+    Raises:
+        ValueError: if there is none here.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"device={name!r} is not to be had here: this machine has none, or this torch was built without it; "
+            "expected one that is, as device='cpu'"
+        ) from error
+    return torch.device(name)
+
+
 def _bounded(values: FloatArray) -> FloatArray:
     """Finite numbers: NaN is 0, an infinity the largest of float32; what they are of has diverged."""
     limit = float(np.finfo(np.float32).max)
@@ -94,10 +110,12 @@ class PretrainingPlant:
         """Loads the corpus and builds N runs of seeds 0 .. N - 1.
 
         Raises:
-            ValueError: for an unknown preset, optimizer, channel or group, or a corpus that is too short.
+            ValueError: for an unknown preset, optimizer, channel or group, a device that is not there, or a corpus that
+                is too short.
         """
         if num_rows < 1:
             raise ValueError(f"num_rows={num_rows} must be at least 1")
+        self.device = _present(config.device)
         self.config, self.num_rows, self.channels = config, num_rows, tuple(channels)
         self.corpus: Corpus = load_corpus(config.data, config.tokenizer)
         needed = config.batch_tokens + config.sequence_length
@@ -113,7 +131,6 @@ class PretrainingPlant:
             for name, group in self._groups.items()
         }
         self.panel = Panel(self.channels, sites, num_rows, self.kind)
-        self.device = torch.device(config.device)
         self._in_layer = (self.panel.layers[:, None] == np.arange(self.model_config.n_layer)).astype(
             np.float64
         )  # (K, L)

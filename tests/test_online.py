@@ -1,8 +1,10 @@
 """Online training: a Sidecar beside each run, resumed bitwise, detached as if there were none, and losses of runs."""
 
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import hpenv
 from agents.reinforce import SidecarAgent, SidecarConfig
 from train_agents.evaluate import evaluate_policy, probe_loss
-from train_agents.online import OnlineConfig, run_online
+from train_agents.online import OnlineConfig, main, run_online
 from train_agents.population import Population, checkpoints
 
 gym.register_envs(hpenv)
@@ -65,14 +67,45 @@ def test_a_run_that_was_interrupted_continues_bitwise(tmp_path, whole, last):
     assert logs(tmp_path) == logs(folder)
 
 
+def tear(checkpoint, part="env"):
+    (checkpoint / part / "state.json").write_text("{}")
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run_online(tiny(tmp_path), ENV, stop_at(10))
-    newest = checkpoints(tmp_path)[-1]
-    (newest / "env" / "state.json").write_text("{}")
-    with pytest.warns(UserWarning, match="skipped a checkpoint"):
+    tear(checkpoints(tmp_path)[-1])
+    with pytest.warns(UserWarning, match=r"skipped a checkpoint, now step-0000010.damaged: .* starts from step 5"):
         rows, _ = run_online(tiny(tmp_path), ENV)
     assert rows == whole[0]
+
+
+@pytest.mark.parametrize("part", ["env", "agent", "program"])
+def test_after_damaged_checkpoints_the_new_ones_are_kept_although_their_steps_are_earlier(tmp_path, whole, part):
+    with pytest.raises(KeyboardInterrupt):
+        run_online(tiny(tmp_path), ENV, stop_at(11))
+    for checkpoint in checkpoints(tmp_path):
+        tear(checkpoint, part)
+    shutil.copytree(checkpoints(tmp_path)[0], tmp_path / "checkpoints" / "step-0000010.damaged")  # of an earlier time
+    with pytest.warns(UserWarning, match="training starts from step 0") as caught, pytest.raises(KeyboardInterrupt):
+        run_online(tiny(tmp_path), ENV, stop_at(6))
+    assert len([warning for warning in caught if "skipped a checkpoint" in str(warning.message)]) == 2
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-0000005"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_online(tiny(tmp_path), ENV)[0] == whole[0]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-0000010", "step-0000011"]
+    assert logs(tmp_path) == logs(whole[2])
+
+
+def test_what_is_no_checkpoint_by_its_name_is_neither_resumed_from_nor_deleted(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        run_online(tiny(tmp_path), ENV, stop_at(6))
+    others = [tmp_path / "checkpoints" / name for name in ("step-0000005.bak", "step-", "step-9x", "old-step-0000009")]
+    for other in others:
+        shutil.copytree(checkpoints(tmp_path)[-1], other)
+    assert run_online(tiny(tmp_path), ENV)[0] == whole[0]
+    assert all((other / "env" / "state.json").exists() for other in others)
 
 
 def test_only_the_last_checkpoints_are_kept_whole(whole):
@@ -166,6 +199,23 @@ def test_a_folder_of_another_run_is_refused(tmp_path, whole):
         run_online(tiny(whole[2]), ENV | {"num_steps": 12})
 
 
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({}, {"channels": "lr"}, "unknown channels"),
+        ({}, {"sequence_length": 15}, "multiple of sequence_length"),
+        ({"sidecar": {"initial_mean": {"rate": 0.1}}}, {}, "which is no cell"),
+        ({"seeds": 1, "sidecar": {"baseline": "population"}}, {}, "expected at least 2"),
+        ({"first_seed": -1}, {}, "non-negative"),
+    ],
+)
+def test_a_start_that_is_refused_does_not_claim_the_folder(tmp_path, changes, arguments, message):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        run_online(tiny(folder, **changes), ENV | arguments)
+    assert not folder.exists()
+
+
 def test_what_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="trace_interval=0; expected at least 1"):
         OnlineConfig(trace_interval=0)
@@ -173,12 +223,20 @@ def test_what_cannot_be_run_is_refused(tmp_path):
         run_online(tiny(tmp_path), ENV | {"seed_mode": "grouped"})
 
 
-def test_the_program_runs_from_the_command_line(tmp_path):
+def test_the_program_runs_from_the_command_line(tmp_path, capsys):
     arguments = [f"{key}={value}" for key, value in (ENV | {"num_steps": 4}).items()]
-    command = [sys.executable, "-m", "train_agents.online", "--out", str(tmp_path), "--env-kwargs", *arguments]
-    command += ["--sidecar.no-attached", "--eval-interval", "2"]
+    given = ["--out", str(tmp_path), "--env-kwargs", *arguments, "--sidecar.no-attached", "--eval-interval", "2"]
+    command = [sys.executable, "-m", "train_agents.online", *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"attached": false' in done.stdout and "held-out bits per byte" in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["rows"][0]["steps"] == [0, 2, 4] and list(tmp_path.glob("**/events.out.tfevents*"))
+    assert result["extra"]["env_ms"] > 0.0
+    before = (tmp_path / "result.json").read_bytes()
+    main(given)  # there is nothing left to do, and so nothing to time
+    assert (tmp_path / "result.json").read_bytes() == before and "finished" in capsys.readouterr().out
+    (tmp_path / "result.json").unlink()
+    main(given)
+    again = json.loads((tmp_path / "result.json").read_text())
+    assert again["rows"] == result["rows"] and again["extra"]["env_ms"] is None

@@ -1,5 +1,6 @@
 """Contracts that every registered id keeps, and those of the arguments of each."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -395,6 +396,7 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected a Schedule or one of \['none', 'warmup"),
         ({"schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]; 'nano' has"),
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', "),
+        ({"observation": ["progress"]}, r"unknown observation \['progress'\]; expected one of \['full', "),
         ({"actions": "each"}, r"unknown actions 'each'; expected one of \['per_optimizer', 'shared'\]"),
         ({"penalties": {"entropy": 1.0}}, r"unknown penalties \['entropy'\]; expected some of \['gradient_norm', "),
         (
@@ -448,6 +450,8 @@ def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
 def test_the_manuals_surfaces_are_those_of_the_space(tiny):
     table = manual_table(cell.__doc__, "channels")
     assert list(table) == list(cell.SURFACES)
+    default = gym.make(CELL, **tiny).action_space.shape
+    assert default == (98,) and "by default, `foundational` with 8 registers, of shape (98,)" in cell.__doc__
     for surface, (count, _) in table.items():
         assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(cell.SURFACES[surface])
         env = gym.make(CELL, **tiny, channels=surface)
@@ -469,9 +473,10 @@ def test_the_manuals_gauges_are_those_of_the_space(tiny):
 
 
 def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():
-    assert set(cell.USUAL_SCOPES) == set(CHANNELS)
-    for name, scope in cell.USUAL_SCOPES.items():
-        assert scope in CHANNELS[name].scopes
+    for name, channel in CHANNELS.items():
+        ((_, scope),) = cell.CellConfig(channels=[name]).channel_pairs()
+        assert scope in channel.scopes
+        assert scope == dict(cell.FULL).get(name, "run" if name == "grad_noise" else channel.scopes[-1])
     unsafe = {name for name, channel in CHANNELS.items() if channel.kind == "two_sided"}
     assert {name for name, _ in cell.FULL} == set(CHANNELS) - unsafe
     for surface, pairs in cell.SURFACES.items():
@@ -484,6 +489,7 @@ def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_
         (["grad_clip", "eps"], ["grad_clip", "eps/layer.0", "eps/layer.1"]),
         ([("lr", "run"), "grad_noise"], ["lr", "grad_noise"]),
         ((["lr", "layer"], ["dropout", "run"]), ["lr/layer.0", "lr/layer.1", "dropout"]),
+        ({"lr": "layer", "dropout": "run"}, ["lr/layer.0", "lr/layer.1", "dropout"]),
         ([], []),
     ],
 )
@@ -492,6 +498,26 @@ def test_channels_can_be_chosen_one_by_one(channels, names, tiny):
     assert env.action_names == (*names, "register/0")
     env.reset(seed=0)
     assert np.isfinite(env.step(np.full(len(names) + 1, 0.5))[1])
+
+
+def test_a_surface_that_is_named_after_a_channel_has_others_too_and_a_list_of_it_has_not():
+    surface, alone = (cell.CellConfig(channels=given).channel_pairs() for given in ("weight_decay", ["weight_decay"]))
+    assert surface == (*cell.SURFACES["foundational"], *alone) and alone == (("weight_decay", "tensor"),)
+
+
+def test_a_channel_that_stands_in_no_surface_stands_at_its_finest_scope(monkeypatch):
+    gain = dataclasses.replace(CHANNELS["attention_gain"], name="value_gain", scopes=("run", "group", "layer"))
+    monkeypatch.setitem(CHANNELS, "value_gain", gain)
+    pairs = cell.CellConfig(channels=["lr", "value_gain", "grad_noise", "momentum_blend"]).channel_pairs()
+    assert pairs == (("lr", "tensor"), ("value_gain", "layer"), ("grad_noise", "run"), ("momentum_blend", "layer"))
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_device_that_is_not_there_is_refused_by_name(id, small):
+    absent = "cuda:99" if torch.cuda.is_available() else "cuda"
+    for device in (absent, "meta"):
+        with pytest.raises(ValueError, match=f"device='{device}' is not to be had here: .*expected .*device='cpu'"):
+            gym.make(id, **small, device=device)
 
 
 def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
@@ -581,11 +607,33 @@ def test_defaults_of_cell_are_those_of_its_manual():
     ("arguments", "message"),
     [
         ({"channels": "all"}, r"unknown channels 'all'; expected one of \['foundational', 'full', "),
+        ({"channels": "lr"}, r"unknown channels 'lr'; expected one of \['found.*'\], or a list of channel names"),
+        ({"channels": None}, r"unknown channels None; expected one of \['found.*'\], or a list of channel names"),
+        ({"channels": {"lr", "eps"}}, r"unknown channels {.*}; expected one of \['found.*'\], or a list of channel"),
+        ({"channels": [3]}, r"channel 3 is neither a name nor a .* pair; expected some of \['attention_gain', "),
+        ({"channels": [("lr", 3)]}, r"channel \('lr', 3\) is neither a name nor"),
+        ({"channels": {"lr": ["run"]}}, r"channel \('lr', \['run'\]\) is neither a name nor"),
+        ({"channels": {"rate": "run"}}, r"unknown channel 'rate'; expected one of \['attention_gain', "),
+        (
+            {"channels": ("lr", "layer")},
+            r"'layer' is a scope, not a channel; expected it in .* as \[\('lr', 'layer'\)\]",
+        ),
+        ({"channels": ["run"]}, r"'run' is a scope, not a channel; expected it in a pair, as \[\('lr', 'run'\)\]"),
         ({"channels": ["rate"]}, r"unknown channel 'rate'; expected one of \['attention_gain', "),
         ({"channels": [("lr", "head")]}, r"channel 'lr' has no scope 'head'; expected one of \['run', "),
         ({"channels": [("lr", "layer", "run")]}, "neither a name nor a"),
         ({"channels": ["eps"], "optimizer": "sgd"}, "have no use for the channel 'eps'"),
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', 'full_position', "),
+        (
+            {"observation": "train_loss"},
+            r"unknown observation 'train_loss'; .*'progress'\], or a list of feature names",
+        ),
+        ({"observation": None}, r"unknown observation None; expected one of .*, or a list of feature names"),
+        ({"observation": [["progress"]]}, r"unknown feature \['progress'\]; expected one of \['gradient_norm', "),
+        ({"observation": ["progress", "loss", "rate"]}, "unknown feature 'loss'; expected one of"),
+        ({"observation": ["progress", "train_loss", "progress"]}, "names a feature twice; expected each once"),
+        ({"reward": "progress"}, r"reward 'progress'; expected a mapping .* with some of \['budget', "),
+        ({"reward": None}, "reward None; expected a mapping of terms to weights, as {'loss_change': 1.0}"),
         ({"reward": {"loss": 1.0}}, r"unknown reward term 'loss'; expected some of \['budget', "),
         ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected a Schedule or one of \['none', 'warmup"),
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),

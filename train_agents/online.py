@@ -7,7 +7,8 @@ of the first seed, each with a Sidecar of its own.
 Writes into its folder: `config.json`, `progress.jsonl` (training and controller metrics), `curves.jsonl` (held-out bits
 per byte, which no controller ever sees), `trace.jsonl` (the position of every cell, mean and sample), TensorBoard
 events, and checkpoints that hold the env's snapshot, the agent's state and the program's own together. Interrupted at
-any time, the same command goes on from the last checkpoint, bitwise as if it had never stopped.
+any time, the same command goes on from the last checkpoint, bitwise as if it had never stopped; a damaged one is moved
+aside to `*.damaged`. Run again when it has finished, it leaves `result.json` as it is.
 
 A run that diverges is an outcome: it stays where it is, and the others go on.
 """
@@ -110,7 +111,6 @@ def run_online(
     env = gym.make_vec(config.env, num_envs=config.seeds, autoreset_mode="DISABLED", **arguments)
     if not isinstance(env, TrainLoopVectorEnv):
         raise ValueError(f"{config.env!r} makes a {type(env).__name__}; expected the id of a TrainLoopVectorEnv")
-    _claim(config, arguments, env.plant.corpus_digest)
     agent = SidecarAgent(
         config.seeds,
         len(env.observation_names),
@@ -121,6 +121,7 @@ def run_online(
         action_names=env.action_names,
     )
     population = Population(env, agent, config.row_seeds)
+    _claim(config, arguments, env.plant.corpus_digest)  # last: what cannot be begun leaves no trace
     _resume(population, config.out)
     _train(config, population, on_step)
     return _results(config, population)
@@ -144,14 +145,27 @@ def _claim(config: OnlineConfig, arguments: Mapping[str, Any], corpus: str) -> N
 
 
 def _resume(population: Population, folder: Path) -> None:
-    """Goes on from the newest checkpoint that is intact, if there is one."""
+    """Goes on from the newest checkpoint that is intact, if there is one.
+
+    Damaged ones are moved aside: as the newest by their names, they would outlive those that are written from now on.
+    """
+    skipped = []
     for checkpoint in reversed(checkpoints(folder)):
         try:
             population.load(checkpoint)
         except snapshots.SnapshotError as error:
-            warnings.warn(f"skipped a checkpoint: {error}", stacklevel=2)
+            skipped.append(f"skipped a checkpoint, now {_moved_aside(checkpoint).name}: {error}")
         else:
-            return
+            break
+    for text in skipped:
+        warnings.warn(f"{text}; training starts from step {population.step}", stacklevel=2)
+
+
+def _moved_aside(checkpoint: Path) -> Path:
+    """Where a damaged checkpoint is now; one that was there before is gone."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
 
 
 def _train(config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None) -> None:
@@ -286,13 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows, extra = run_online(config)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the same command continues from {config.out}")
-    write_result(config.out / "result.json", "online", asdict(config), rows, extra)
+    result = config.out / "result.json"
+    if extra["env_ms"] is not None or not result.exists():  # or nothing was done, and the file knows what it took
+        write_result(result, "online", asdict(config), rows, extra)
     for row in rows:
         fate = row["divergence_reason"] or "finished"
         print(f"seed {row['seed']}: {row['bpb']:.4f} held-out bits per byte ({fate})")
     if extra["env_ms"] is not None:
         print(f"per decision: {extra['env_ms']:.1f} ms of the runs, {extra['agent_ms']:.1f} ms of the sidecars")
-    print(f"written: {config.out / 'result.json'}")
+    print(f"written: {result}")
 
 
 if __name__ == "__main__":

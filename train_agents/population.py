@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -153,5 +154,6 @@ class Population:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a run's folder, oldest first."""
-    return sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Whole checkpoints of a run's folder, oldest first; what has another name than `save` was given is not ours."""
+    found = [path for path in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

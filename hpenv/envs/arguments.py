@@ -25,14 +25,15 @@ def known(arguments: Mapping[str, Any], config: type[Any], id: str) -> dict[str,
     return dict(arguments)
 
 
-def check_key(name: str, value: object, table: Collection[str]) -> None:
-    """Refuses what is not a key of a table.
+def check_key(name: str, value: object, table: Collection[str], otherwise: str = "") -> None:
+    """Refuses what is not a key of a table; `otherwise` says what the argument may be instead of a key.
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
     """
-    if value not in table:
-        raise ValueError(f"unknown {name} {value!r}; expected one of {sorted(table)}")
+    if not (isinstance(value, str) and value in table):
+        accepted = f"{sorted(table)}, or {otherwise}" if otherwise else f"{sorted(table)}"
+        raise ValueError(f"unknown {name} {value!r}; expected one of {accepted}")
 
 
 def check_episode(num_steps: int, interval: int) -> None:

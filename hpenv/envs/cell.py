@@ -8,11 +8,15 @@ Description:
     Control" (the REINFORCE Sidecar), section 2, where one controller learns within the one run that it controls.
 
 Action Space:
-    `Box(-1, 1, (A,), float32)`. Column u sets a cell's value; 0 is neutral, and a run whose cells all are trains bit
-    for bit as it would without them. `hpenv.channels.CHANNELS` has bounds and units. The last `num_registers` columns,
-    register/0 and on, move nothing: each is added to an accumulator r <- 0.9 r + 0.1 u that is observed.
-    `channels` is one of these surfaces, or channels by name, alone (then at the scope they have in `full`) or with a
-    scope. A is that of the `cell11` preset with its 11 layers, without the 8 registers.
+    `Box(-1, 1, (A + num_registers,), float32)`; by default, `foundational` with 8 registers, of shape (98,). Column u
+    sets a cell's value; 0 is neutral, and a run whose cells all are trains bit for bit as it would without them.
+    `hpenv.channels.CHANNELS` has bounds and units. The last `num_registers` columns, register/0 and on, move nothing:
+    each is added to an accumulator r <- 0.9 r + 0.1 u that is observed.
+
+    `channels` is one of the surfaces below; or a list of channels, each by its name alone (then at the scope it has in
+    `full`; else grad_noise at run, and any other at its finest) or as a pair (name, scope); or a mapping name -> scope.
+    `channels="weight_decay"`, a surface, is `foundational` plus that channel; `channels=["weight_decay"]` is that
+    channel alone. A is that of the `cell11` preset with its 11 layers, without the registers.
 
     | channels         | A   | channel/scope                                                                      |
     |------------------|-----|------------------------------------------------------------------------------------|
@@ -50,10 +54,11 @@ Observation Space:
 
 Rewards:
     The sum of the terms of `hpenv.rewards.REWARD_TERMS`, weighted by `reward`. By default the decrease of the training
-    loss since the decision before [nats per token], 0 at the first, and -1 for a divergence, which also takes back what
-    was earned. A training loss is that of the next batch before its update, so that what an action does to the weights
-    is rewarded one decision later; columns that the forward pass reads (`action_immediate`) are in the loss of their
-    own step as well. The probe is measured only if a term or a feature needs it.
+    loss since the decision before [nats per token], 0 at the first, and -1 for a divergence. A run that diverges pays
+    back what it had gained, and is never refunded what it had lost. A training loss is that of the next batch before
+    its update, so that what an action does to the weights is rewarded one decision later; columns that the forward pass
+    reads (`action_immediate`) are in the loss of their own step as well. The probe is measured only if a term or a
+    feature needs it.
 
 Starting State:
     Fresh weights and a fresh data order, drawn from the seed; every cell at neutral, every register 0.
@@ -75,12 +80,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpenv.channels import CHANNELS
+from hpenv.channels import CHANNELS, SCOPES
 from hpenv.configuration import PerGroup, PretrainingConfig
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
 from hpenv.pretraining import PretrainingPlant
+from hpenv.rewards import REWARD_TERMS, check_weights
 from hpenv.schedules import Constant, Schedule
+from hpenv.telemetry import FEATURES
 
 ID = "TrainLoop-Cell-v0"
 
@@ -112,8 +119,8 @@ SURFACES: dict[str, Channels] = {
     "momentum_blend": (*FOUNDATIONAL, ("momentum_blend", "layer")),
     "full": FULL,
 }
-#: Where a channel stands that is given by its name alone.
-USUAL_SCOPES: dict[str, str] = {"momentum_blend": "layer", "grad_noise": "run"} | dict(FULL)
+#: Where a channel stands that is given by its name alone; one that is not listed, at its finest scope.
+USUAL_SCOPES: dict[str, str] = {"grad_noise": "run"} | dict(FULL)
 
 _LAYERS = ("layer_gradient_norm", "layer_gradient_max")
 _ACTIVATIONS = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")
@@ -145,8 +152,9 @@ class CellConfig:
     # `none`, `warmup_flat_warmdown`, a Schedule, or group -> Schedule; of the learning rate
     schedule: str | Schedule | Mapping[str, Schedule] = "none"
     weight_decay_schedule: Schedule | Mapping[str, Schedule] = field(default_factory=Constant)  # of the weight decay
-    channels: str | Sequence[str | tuple[str, str]] = "foundational"  # key of SURFACES, or names or (name, scope)
-    observation: str | Sequence[str] = "full"  # key of OBSERVATIONS, or keys of hpenv.telemetry.FEATURES
+    # key of SURFACES; or a list of names or (name, scope) pairs; or a mapping name -> scope
+    channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str] = "foundational"
+    observation: str | Sequence[str] = "full"  # key of OBSERVATIONS, or a list of keys of hpenv.telemetry.FEATURES
     reward: Mapping[str, float] = field(
         default_factory=lambda: {"loss_change": 1.0, "divergence": 1.0}
     )  # key of hpenv.rewards.REWARD_TERMS -> weight
@@ -169,16 +177,26 @@ class CellConfig:
         shared.check_episode(self.num_steps, self.interval)
         shared.base_schedule(self.schedule, self.num_steps)
         self.channel_pairs()
+        if not isinstance(self.reward, Mapping):
+            raise ValueError(
+                f"reward {self.reward!r}; expected a mapping of terms to weights, as {{'loss_change': 1.0}}, "
+                f"with some of {sorted(REWARD_TERMS)}"
+            )
+        check_weights(self.reward)
 
     def features(self) -> tuple[str, ...]:
         """What is observed.
 
         Raises:
-            ValueError: for an unknown name of an observation.
+            ValueError: for an unknown name of an observation or a feature, or a feature that is named twice.
         """
-        if isinstance(self.observation, str):
-            shared.check_key("observation", self.observation, OBSERVATIONS)
+        if isinstance(self.observation, str) or not isinstance(self.observation, Sequence):
+            shared.check_key("observation", self.observation, OBSERVATIONS, "a list of feature names")
             return OBSERVATIONS[self.observation]
+        for name in self.observation:
+            shared.check_key("feature", name, FEATURES)
+        if len(set(self.observation)) < len(self.observation):
+            raise ValueError(f"observation {list(self.observation)} names a feature twice; expected each once")
         return tuple(self.observation)
 
     def channel_pairs(self) -> Channels:
@@ -187,18 +205,24 @@ class CellConfig:
         Raises:
             ValueError: for an unknown surface or channel, or something that is neither a name nor a pair.
         """
-        if isinstance(self.channels, str):
-            shared.check_key("channels", self.channels, SURFACES)
+        if isinstance(self.channels, str) or not isinstance(self.channels, Sequence | Mapping):
+            shared.check_key("channels", self.channels, SURFACES, "a list of channel names")
             return SURFACES[self.channels]
+        entries = self.channels.items() if isinstance(self.channels, Mapping) else self.channels
         pairs: list[tuple[str, str]] = []
-        for given in self.channels:
+        for given in entries:
             if isinstance(given, str):
+                if given in SCOPES:
+                    example = (pairs[-1][0] if pairs else "lr", given)
+                    raise ValueError(f"{given!r} is a scope, not a channel; expected it in a pair, as [{example}]")
                 shared.check_key("channel", given, CHANNELS)
-                pairs.append((given, USUAL_SCOPES[given]))
-            elif len(given) == 2:
+                pairs.append((given, USUAL_SCOPES.get(given, CHANNELS[given].scopes[-1])))
+            elif isinstance(given, Sequence) and len(given) == 2 and all(isinstance(part, str) for part in given):
                 pairs.append((given[0], given[1]))
             else:
-                raise ValueError(f"channel {given!r} is neither a name nor a (name, scope) pair")
+                raise ValueError(
+                    f"channel {given!r} is neither a name nor a (name, scope) pair; expected some of {sorted(CHANNELS)}"
+                )
         return tuple(pairs)
 
     def plant_config(self) -> PretrainingConfig:
