@@ -5,6 +5,8 @@ squared-ReLU or SwiGLU feed-forward, tanh softcap on the logits; value embedding
 windows are options. Parameters are a plain dict `name -> (N, ...)`, the forward pass a pure function of it. Row i of
 a population is the single run with the same seed, up to the order in which a batched product adds.
 
+Shapes, initialization and forward pass stand together, past the usual length, because each names the others' tensors.
+
 References:
     nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So et al. 2021
     (squared ReLU).
