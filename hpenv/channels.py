@@ -37,7 +37,8 @@ class Channel:
             update nor the route of the gradient.
         bounds: smallest and largest value.
         kind: what its worst case is: `scale` multiplies by at most e^lambda, `shrink` multiplies a weight by [0, 1],
-            `clip` is a cap that starts dormant, `skip` leaves something out with a probability that starts at 0,
+            `clip` is a cap that starts dormant, `skip` leaves something out, or takes something off, by a part or with
+            a probability that starts at 0,
             `two_sided` can rotate or amplify a gradient and is unsafe.
         unit: unit of the value.
         source: where it comes from.
@@ -94,6 +95,7 @@ class Channel:
 _RATES = ("run", "optimizer", "group", "layer", "tensor")
 _LAYERS = ("run", "layer")
 _SIDECAR = "Reward-Driven Training Control"
+_PROJECTION = "Rank-space gradient projection vs RL reward hacking"
 
 CHANNELS: dict[str, Channel] = {
     channel.name: channel
@@ -106,7 +108,8 @@ CHANNELS: dict[str, Channel] = {
             kind="scale",
             unit="multiplier of the base learning rate",
             source=f"JEL, section 3.3: exp(ln 100 u); {_SIDECAR}, sections 2.2 and 7",
-            reads="PretrainingPlant._window_rates",
+            reads="PretrainingPlant._window_rates, GRPOPlant._rates",
+            plants=("pretraining", "posttraining"),
         ),
         Channel(
             name="weight_decay",
@@ -324,8 +327,76 @@ CHANNELS: dict[str, Channel] = {
             reads="gradients.steered",
             optimizers=("adamw", "muon", "sgd"),
         ),
+        Channel(
+            name="projection_strength",
+            scopes=("run", "layer", "tensor"),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="part of the gradient's component along the hacking direction that is taken out",
+            source=f"{_PROJECTION}, `Projection`: 1 in its arms (b) and (c)",
+            reads="GRPOPlant._projected",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="magnitude_preservation",
+            scopes=("run",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="how far the projected gradient is scaled back to the norm it had",
+            source=f"{_PROJECTION}, `Projection`: 1 in its arm (b), 0 in (c)",
+            reads="GRPOPlant._projected",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="direction_refresh",
+            scopes=("run",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that the direction is extracted anew before an update",
+            source=f"ours, after {_PROJECTION}, whose direction stays as it was extracted",
+            reads="GRPOPlant._refresh",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="kl_weight",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.01, 100.0),
+            kind="scale",
+            unit="multiplier of the weight of the divergence from the untrained student",
+            source=f"{_PROJECTION}, amendments: 0.04, then 1e-3",
+            reads="GRPOPlant._step",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="rebound_weight",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.0, 5.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="alpha, of the penalty on rollouts whose states look like a hack",
+            source="Wu & Tang 2026 (arXiv:2604.01476): 2",
+            reads="GRPOPlant._penalized",
+            plants=("posttraining",),
+        ),
     )
 }
+
+
+def channels_of(plant: str) -> dict[str, Channel]:
+    """The dials that a kind of plant has."""
+    return {name: found for name, found in CHANNELS.items() if plant in found.plants}
 
 
 def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Channel:

@@ -73,9 +73,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         Raises:
             ValueError: for anything that does not fit, with what is accepted.
         """
-        check_features(features)
+        check_features(features, plant.gauge_names)
         self._weights = dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
-        check_weights(self._weights)
+        check_weights(self._weights, plant.gauge_names)
         if not (isinstance(interval, int | np.integer) and 1 <= interval <= horizon):
             raise ValueError(
                 f"interval={interval} must be between 1 and the {horizon} steps of the run, a whole number"
@@ -96,14 +96,16 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "render_modes": list(RENDER_MODES),
             "render_fps": 4,
             "autoreset_mode": self.autoreset_mode,
-            "stacked": True,  # rows are trained as one stacked population
+            "stacked": plant.stacked,  # rows are trained as one stacked population, or else one after the other
         }
         self._features = tuple(features)
         tiers = feature_tiers(self._features) | reward_tiers(self._weights)
         plant.measure(tiers)
-        self._probes, self._terms = "probe" in tiers, measured_terms(tiers)
+        self._probes, self._terms = "probe" in tiers, measured_terms(tiers, plant.gauge_names)
         self._registers = Registers(self.num_envs, num_registers, register_leak)
-        self._layout = Layout(plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers)
+        self._layout = Layout(
+            plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names
+        )
         self.action_names = self._layout.cell_names + self._registers.names
         self.action_kinds = self._layout.cell_kinds + ("register",) * num_registers
         self.action_immediate = plant.panel.immediate + (False,) * num_registers
@@ -297,6 +299,12 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max),
             "reward_terms": {name: term + 0.0 for name, term in terms.items()},
         }
+        for key, names, values in (
+            ("gauges", self.plant.gauge_names, window.gauges),
+            ("privileged", self.plant.privileged_names, window.privileged),
+        ):
+            if names:
+                infos[key] = by_name(names, values)
         return with_masks(infos, rows)
 
     def _infos(self, window: Window, rows: BoolArray, fresh: BoolArray) -> Info:
@@ -330,7 +338,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self._history[row].append(int(self._window.steps[row]), float(losses[row]), values[row])
 
     def evaluate(self) -> FloatArray:
-        """Held-out bits per byte of every run, (N,); the only road to the validation slice."""
+        """Held-out score of every run, (N,), as the plant has it; the only road to the validation slice."""
         return self.plant.evaluate()
 
     def snapshot(self) -> Snapshot:
@@ -532,7 +540,7 @@ class TrainLoopEnv(gym.Env):
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), row_info(infos, 0, 1)
 
     def evaluate(self) -> float:
-        """Held-out bits per byte; the only road to the validation slice."""
+        """Held-out score, as the plant has it; the only road to the validation slice."""
         return float(self.vector.evaluate()[0])
 
     def snapshot(self) -> Snapshot:

@@ -64,6 +64,45 @@ class Dials(NamedTuple):
     generators: Sequence[torch.Generator] = ()
 
 
+class Memory:
+    """Keys and values of the positions so far, so that later ones need not compute them again.
+
+    What is remembered stays differentiable, unless there is room: then it is written in place.
+
+    Attributes:
+        length: positions so far [tokens].
+        layers: keys and values of each layer, (rows, heads, positions, size) each.
+    """
+
+    def __init__(self) -> None:
+        self.length, self.layers = 0, list[tuple[Tensor, Tensor]]()
+        self._in_place = False
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the newest positions of a layer, (rows, heads, T, size); all there are then."""
+        if layer == len(self.layers):
+            self.layers.append((key, value))
+            return key, value
+        keys, values = self.layers[layer]
+        if not self._in_place:
+            self.layers[layer] = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+            return self.layers[layer]
+        end = self.length + key.shape[2]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = key, value
+        return keys[:, :, :end], values[:, :, :end]
+
+    def repeated(self, times: int, room: int = 0) -> Memory:
+        """Every row `times` times, one after the other; with room for that many more positions [tokens]."""
+        result = Memory()
+        result.length, result._in_place = self.length, room > 0
+        for pair in self.layers:
+            keys, values = (x.repeat_interleave(times, 0) for x in pair)
+            if room:
+                keys, values = F.pad(keys, (0, 0, 0, room)), F.pad(values, (0, 0, 0, room))
+            result.layers.append((keys, values))
+        return result
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Shape of the model; the same for every run of a population."""
@@ -245,9 +284,13 @@ def hidden_states(
     rope: tuple[Tensor, Tensor],
     dials: Dials | None = None,
     gauges: list[Tensor] | None = None,
+    memory: Memory | None = None,
+    streams: list[Tensor] | None = None,
 ) -> Tensor:
     """The normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C).
 
+    With a `memory` the tokens follow those that it holds, are attended to together with them, and are added to it;
+    `rope` then is that of the new positions. `streams`, if given, is filled with the stream after each layer.
     `gauges`, if given, is filled with one (3, N) per layer: mean and variance of the stream after it, and the part of
     its feed-forward units that are saturated (squared ReLU: zero; SwiGLU: gate beyond SATURATED_GATE).
     """
@@ -262,7 +305,7 @@ def hidden_states(
         x = _scaled(x, _of_layer(dials.residual_gain, i))
         layer = f"layer.{i}."
         values = embed(params[layer + "value_embedding"], flat) if config.has_value_embedding(i) else None
-        branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, dials)
+        branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, dials, memory)
         x = x + _dropped(branch, _of_layer(dials.dropout, i), dials.generators)
         normed = rms_norm(x)
         branch = _feed_forward(params, config, layer, normed, _of_layer(dials.feed_forward_gain, i))
@@ -271,6 +314,10 @@ def hidden_states(
             x = _capped(x, dials.state_norm_cap[:, i])
         if gauges is not None:
             gauges.append(_gauged(params, config, layer, x, normed))
+        if streams is not None:
+            streams.append(x)
+    if memory is not None:
+        memory.length += T
     return rms_norm(x)
 
 
@@ -327,6 +374,7 @@ def _attention(
     shape: tuple[int, int, int],
     rope: tuple[Tensor, Tensor],
     dials: Dials,
+    memory: Memory | None,
 ) -> Tensor:
     N, B, T = shape
     layer, heads = f"layer.{i}.", config.n_head
@@ -342,23 +390,25 @@ def _attention(
     query = rms_norm(query)
     if dials.attention_temperature is not None:
         query = _scaled(query.view(N, B, T, heads, size), 1.0 / dials.attention_temperature[:, i]).flatten(0, 1)
-    mixed = causal_attention(
-        query.transpose(1, 2),
-        rms_norm(key).transpose(1, 2),
-        value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype),
-        config.window(i, T),
-    )
+    keys, values = rms_norm(key).transpose(1, 2), value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype)
+    if memory is not None:
+        keys, values = memory.extend(i, keys, values)
+    mixed = causal_attention(query.transpose(1, 2), keys, values, config.window(i, keys.shape[2]))
     # A gain of the branch is one of its last matrix, which is far smaller than what comes out of it.
     output = _scaled(params[layer + "output"], _of_layer(dials.attention_gain, i))
     return linear(mixed.transpose(1, 2).reshape(N, B * T, config.n_embd), output)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Softmax attention over the last `window` + 1 positions, (rows, heads, T, size) each."""
-    T = query.shape[-2]
-    if window >= T:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    distance = torch.arange(T, device=query.device)[:, None] - torch.arange(T, device=query.device)
+    """Softmax attention over the last `window` + 1 positions; the queries are of the last of the keys' positions.
+
+    Query (rows, heads, T, size), key and value (rows, heads, S, size), S >= T.
+    """
+    T, S = query.shape[-2], key.shape[-2]
+    if window >= S and (T == S or T == 1):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=T > 1)
+    positions = torch.arange(S, device=query.device)
+    distance = positions[S - T :, None] - positions
     return F.scaled_dot_product_attention(query, key, value, attn_mask=(distance >= 0) & (distance <= window))
 
 

@@ -17,7 +17,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 #: Why a run ended before its budget; the empty string means that it did not.
-DIVERGENCE_REASONS = ("", "loss_nonfinite", "gradient_nonfinite", "loss_above_limit")
+DIVERGENCE_REASONS = ("", "loss_nonfinite", "gradient_nonfinite", "loss_above_limit", "kl_above_limit")
 
 #: What `advance` measures only if asked to, since it costs something.
 TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
@@ -45,8 +45,10 @@ class Window:
 
     Attributes:
         steps: optimizer steps each run stands at, (N,).
-        train_loss: mean training loss over the window's steps, (N,) [nats per token].
-        probe_loss: loss on the fixed probe batches at the window's end, (N,) [nats per token]; tier `probe`.
+        train_loss: mean training loss over the window's steps, (N,) [nats per token]; of a post-training run the part
+            of the largest reward that was not earned [1].
+        probe_loss: loss on the fixed probe batches at the window's end, (N,) [nats per token]; of a post-training run
+            the part of the probe's problems that is not solved [1]; tier `probe`.
         gradient_norm: global L2 norm of the last step's gradient, before the optimizer saw it, (N,).
         momentum_norm: global L2 norm of the optimizer's first moments at the window's end, (N,); tier `momentum`.
         divergence: index into DIVERGENCE_REASONS, (N,).
@@ -58,6 +60,8 @@ class Window:
         layer_activation_variance: its variance, (N, L); tier `activations`.
         layer_saturation: part of each layer's feed-forward units that are saturated, (N, L) in [0, 1];
             tier `activations`.
+        gauges: what this kind of plant measures beside, (N, K) under the plant's `gauge_names`.
+        privileged: what is true and neither a feature nor a reward term may see, (N, Q) under `privileged_names`.
     """
 
     steps: IntArray
@@ -72,26 +76,39 @@ class Window:
     layer_activation_mean: FloatArray
     layer_activation_variance: FloatArray
     layer_saturation: FloatArray
+    gauges: FloatArray
+    privileged: FloatArray
 
     @staticmethod
-    def empty(num_rows: int, num_layers: int) -> Window:
+    def empty(num_rows: int, num_layers: int, num_gauges: int = 0, num_privileged: int = 0) -> Window:
         """The window of runs that nothing was measured of."""
         per_run, per_layer = np.zeros(num_rows), np.zeros((num_rows, num_layers))
-        counts = np.zeros(num_rows, dtype=np.int64)
-        return Window(counts, per_run, per_run, per_run, per_run, counts, per_run, *[per_layer] * 5)
+        counts, own = np.zeros(num_rows, dtype=np.int64), np.zeros((num_rows, num_gauges))
+        privileged = np.zeros((num_rows, num_privileged))
+        return Window(
+            counts, per_run, per_run, per_run, per_run, counts, per_run, *[per_layer] * 5, own, privileged
+        )
 
 
 class Plant(Protocol):
     """A population of N training runs that a panel steers.
 
     Attributes:
+        kind: what channels, features and reward terms name it by.
+        gauge_names: of the columns of Window.gauges.
+        privileged_names: of the columns of Window.privileged.
+        stacked: whether the runs are computed together; else one after the other.
         panel: current value of every cell of every run; read at every step.
         num_rows: N, runs in the population.
         num_layers: L, layers of the model.
         tiers: what `advance` measures beside what is free.
-        corpus_digest: sha256 of what the runs are trained on.
+        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin with.
     """
 
+    kind: str
+    gauge_names: tuple[str, ...]
+    privileged_names: tuple[str, ...]
+    stacked: bool
     panel: Panel
     num_rows: int
     num_layers: int
@@ -108,7 +125,7 @@ class Plant(Protocol):
         """Trains row i for num_steps[i] steps and measures; 0 only measures. A row that is done does not move."""
 
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,); the only road to the validation slice."""
+        """Held-out score of every run, (N,), in the plant's unit; the only road to the validation slice."""
 
     def snapshot(self) -> Snapshot:
         """Everything: weights, moments, data cursor, counters, panel."""

@@ -100,6 +100,9 @@ class PretrainingPlant:
     """
 
     kind = "pretraining"
+    gauge_names: tuple[str, ...] = ()
+    privileged_names: tuple[str, ...] = ()
+    stacked = True
 
     def __init__(
         self,

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpenv.plant import FloatArray, IntArray
-from hpenv.telemetry import Reading, relative
+from hpenv.telemetry import Reading, check_gauges, relative
 from hpenv.trajectory import slope
 
 #: Kinds of channel whose cells cost something away from neutral.
@@ -36,12 +36,14 @@ class RewardTerm:
         tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant measures.
         delay: decisions between an action and the term that first answers to what it did to the weights, at one step
             per decision. A training loss is that of the batch before its update, so it answers one decision later.
+        gauges: of the plant's own, those that are read; with a plant that does not measure them it has no such term.
     """
 
     read: Callable[[Reading], FloatArray]
     doc: str
     tier: str | None = None
     delay: int = 0
+    gauges: tuple[str, ...] = ()
 
 
 def _progress(reading: Reading) -> FloatArray:
@@ -145,14 +147,26 @@ REWARD_TERMS: dict[str, RewardTerm] = {
     "smoothness": RewardTerm(
         _smoothness, "minus the squared change of the action, 0 at a run's first decision (JEL, 3.4)"
     ),
+    "probe_pass": RewardTerm(
+        lambda r: r.gauge("probe_pass"),
+        "part of the probe's problems, none of which has a loophole, that the student solves [1]",
+        "probe",
+        gauges=("probe_pass",),
+    ),
+    "flagged_hacks": RewardTerm(
+        lambda r: -r.gauge("flagged"),
+        "minus the part of the programs that the weak detector flags; what it does not know costs nothing [1]",
+        delay=1,
+        gauges=("flagged",),
+    ),
     "divergence": RewardTerm(
         lambda r: -(r.window.divergence > 0).astype(np.float64), "-1 where the run diverged", delay=1
     ),
 }
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuses unknown terms and weights that are not finite and not negative.
+def check_weights(weights: Mapping[str, float], gauge_names: Sequence[str] = ()) -> None:
+    """Refuses unknown terms, those of gauges that the plant lacks, and weights that are not finite and not negative.
 
     Raises:
         ValueError: naming what was given and what is accepted.
@@ -160,6 +174,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if name not in REWARD_TERMS:
             raise ValueError(f"unknown reward term {name!r}; expected some of {sorted(REWARD_TERMS)}")
+        check_gauges(f"reward term {name!r}", REWARD_TERMS[name].gauges, gauge_names)
         number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
         if not (number and math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight {weight!r} of reward term {name!r} must be a number, finite and not negative")
@@ -170,10 +185,10 @@ def reward_tiers(weights: Mapping[str, float]) -> set[str]:
     return {tier for name, weight in weights.items() if weight and (tier := REWARD_TERMS[name].tier) is not None}
 
 
-def measured_terms(tiers: Iterable[str]) -> tuple[str, ...]:
-    """The terms that can be read when the plant measures these of plant.TIERS."""
-    known = {None, *tiers}
-    return tuple(name for name, term in REWARD_TERMS.items() if term.tier in known)
+def measured_terms(tiers: Iterable[str], gauge_names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The terms that can be read when the plant measures these of plant.TIERS and these gauges of its own."""
+    known, gauges = {None, *tiers}, set(gauge_names)
+    return tuple(name for name, term in REWARD_TERMS.items() if term.tier in known and gauges.issuperset(term.gauges))
 
 
 def reward_terms(names: Iterable[str], reading: Reading) -> dict[str, FloatArray]:

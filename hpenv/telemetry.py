@@ -24,12 +24,14 @@ class Layout:
         cell_kinds: kind of each cell's channel.
         num_layers: L, of the model.
         num_registers: R.
+        gauge_names: what the plant measures beside what every plant does.
     """
 
     cell_names: tuple[str, ...] = ()
     cell_kinds: tuple[str, ...] = ()
     num_layers: int = 0
     num_registers: int = 0
+    gauge_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Reading:
     first: BoolArray
     layout: Layout
 
+    def gauge(self, name: str) -> FloatArray:
+        """One of the plant's own gauges, (N,)."""
+        return self.window.gauges[:, self.layout.gauge_names.index(name)]
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -74,6 +80,7 @@ class Feature:
         doc: meaning and unit.
         tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant measures.
         columns: layout -> what tells its k columns apart (`layer_saturation/0`); None for a single column.
+        gauges: of the plant's own, those that are read; a plant that does not measure them cannot be observed so.
     """
 
     read: Callable[[Reading], FloatArray]
@@ -82,6 +89,7 @@ class Feature:
     doc: str
     tier: str | None = None
     columns: Callable[[Layout], Sequence[str]] | None = None
+    gauges: tuple[str, ...] = ()
 
 
 def _column(values: FloatArray) -> FloatArray:
@@ -96,6 +104,22 @@ def relative(values: FloatArray, reading: Reading) -> FloatArray:
 def _magnitude(values: FloatArray) -> FloatArray:
     """log10 over eight decades either way, in [-1, 1]."""
     return np.log10(np.maximum(values, 1e-8)) / 8.0
+
+
+def _gauge(name: str, low: float, high: float, doc: str) -> Feature:
+    """A gauge of the plant's own, as it is."""
+    return Feature(lambda r: _column(r.gauge(name)), low, high, doc, gauges=(name,))
+
+
+def _gauge_magnitude(name: str, doc: str) -> Feature:
+    """The order of magnitude of a gauge of the plant's own."""
+    return Feature(lambda r: _column(_magnitude(r.gauge(name))), -1.0, 1.0, f"log10 of {doc} / 8 [1]", gauges=(name,))
+
+
+def _component_bias(reading: Reading) -> FloatArray:
+    """How much of the gradient's component c along the direction is not noise around zero: mean c / mean |c|."""
+    positive, negative = reading.gauge("mean_positive_c"), reading.gauge("mean_negative_c")
+    return (positive + negative) / np.maximum(np.abs(positive) + np.abs(negative), 1e-30)
 
 
 def _layers(layout: Layout) -> Sequence[str]:
@@ -198,11 +222,35 @@ FEATURES: dict[str, Feature] = {
         "the action in force, one column per cell [1]",
         columns=lambda layout: layout.cell_names,
     ),
+    "probe_pass": Feature(
+        lambda r: _column(r.gauge("probe_pass")), 0.0, 1.0, "part of the probe's problems that is solved [1]", "probe",
+        gauges=("probe_pass",),
+    ),
+    "reward_mean": _gauge("reward_mean", 0.0, 1.0, "mean of what the grader paid / the largest reward [1]"),
+    "reward_spread": _gauge("reward_spread", 0.0, 1.0, "mean standard deviation within a group / largest reward [1]"),
+    "flat_groups": _gauge("flat_groups", 0.0, 1.0, "part of the groups whose rewards are all equal [1]"),
+    "kl": _gauge_magnitude("kl", "the divergence from the untrained student per token"),
+    "entropy": Feature(
+        lambda r: _column(r.gauge("entropy") / (1.0 + r.gauge("entropy"))), 0.0, 1.0,
+        "h / (1 + h), h the policy's entropy per token [1]", gauges=("entropy",),
+    ),
+    "completion_length": _gauge("completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"),
+    "compiled": _gauge("compiled", 0.0, 1.0, "part of the programs that compile [1]"),
+    "flagged": _gauge("flagged", 0.0, 1.0, "part of the programs that the weak detector flags [1]"),
+    "mean_cos": _gauge("mean_cos", -1.0, 1.0, "mean cosine of the modules' gradients and the hacking direction [1]"),
+    "frac_fired": _gauge("frac_fired", 0.0, 1.0, "part of the modules whose gradient has a component along it [1]"),
+    "removed_fraction": _gauge("removed_fraction", 0.0, 1.0, "mean part of a gradient that a one-sided rule takes [1]"),
+    "component_bias": Feature(
+        lambda r: _column(_component_bias(r)), -1.0, 1.0,
+        "mean / mean magnitude of the gradient's component along the direction [1]",
+        gauges=("mean_positive_c", "mean_negative_c"),
+    ),
+    "knob_norm": _gauge_magnitude("knob_norm", "the norm of what was trained"),
 }
 
 
-def check_features(names: Sequence[str]) -> None:
-    """Refuses unknown features and an observation without the progress of the run.
+def check_features(names: Sequence[str], gauge_names: Sequence[str] = ()) -> None:
+    """Refuses unknown features, those of gauges that the plant lacks, and an observation without the run's progress.
 
     Raises:
         ValueError: naming what was given and what is accepted.
@@ -210,8 +258,20 @@ def check_features(names: Sequence[str]) -> None:
     for name in names:
         if name not in FEATURES:
             raise ValueError(f"unknown feature {name!r}; expected some of {sorted(FEATURES)}")
+        check_gauges(f"feature {name!r}", FEATURES[name].gauges, gauge_names)
     if "progress" not in names:
         raise ValueError(f"features {list(names)} lack 'progress', which every observation holds")
+
+
+def check_gauges(what: str, needed: Sequence[str], gauge_names: Sequence[str]) -> None:
+    """Refuses what reads gauges that a plant does not measure.
+
+    Raises:
+        ValueError: naming them, and what the plant measures.
+    """
+    missing = [name for name in needed if name not in gauge_names]
+    if missing:
+        raise ValueError(f"{what} reads {missing}, which this plant does not measure; it has {list(gauge_names)}")
 
 
 def feature_tiers(names: Sequence[str]) -> set[str]:

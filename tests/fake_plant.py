@@ -9,17 +9,20 @@ import torch
 
 from hpenv.panel import Panel, Site
 from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
+from hpenv.telemetry import FEATURES
 
 INITIAL_LOSS = 5.0
 NUM_LAYERS = 2
 CHANNELS = (("lr", "run"), ("weight_decay", "run"))
+GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
 
 
 class FakePlant:
     """Every step takes the loss of row i from x to x (1 - 0.01 m), where m is its multiplier of the learning rate.
 
     Row i of seed s starts at INITIAL_LOSS + (s mod 1000) / 1000. The loss of the last batch after its update is 0.99 of
-    the run's, layer j's numbers are 1 / (j + 1) of those of the run.
+    the run's, layer j's numbers are 1 / (j + 1) of those of the run. It has every gauge there is, at a twentieth of the
+    loss before the window, and one privileged number, the loss.
 
     Args:
         num_rows: N.
@@ -33,6 +36,11 @@ class FakePlant:
         tiers: what is measured.
         measurements: how often `advance` was called.
     """
+
+    kind = "pretraining"
+    gauge_names = GAUGES
+    privileged_names = ("truth",)
+    stacked = True
 
     def __init__(
         self,
@@ -98,6 +106,10 @@ class FakePlant:
             layer_activation_mean=self._if("activations", layers - 3),
             layer_activation_variance=self._if("activations", layers),
             layer_saturation=self._if("activations", layers / 10),
+            gauges=np.stack(
+                [self._if("probe", self.losses / 20) if name == "probe_pass" else before / 20 for name in GAUGES], 1
+            ),
+            privileged=self.losses[:, None].copy(),
         )
 
     def _if(self, tier: str, values: FloatArray) -> FloatArray:

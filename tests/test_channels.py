@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpenv import model
-from hpenv.channels import CHANNELS, DEAD_ZONE, channel
+from hpenv.channels import DEAD_ZONE, channel, channels_of
 from hpenv.configuration import PretrainingConfig
 from hpenv.model import GPTConfig
 from hpenv.optimizers import OPTIMIZERS
@@ -28,6 +28,7 @@ from tests.tiny_plants import (
 )
 
 NUM_STEPS = 3
+CHANNELS = channels_of("pretraining")
 SAFE = tuple((name, scope) for name, scope in FINEST if CHANNELS[name].kind != "two_sided")
 EVERY_CHANNEL = pytest.mark.parametrize("found", CHANNELS.values(), ids=CHANNELS)
 ids = "{0[0]}-{0[1]}".format

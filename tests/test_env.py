@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.rewards import REWARD_TERMS, measured_terms
 from hpenv.telemetry import FEATURES
-from tests.fake_plant import INITIAL_LOSS, FakePlant
+from tests.fake_plant import GAUGES, INITIAL_LOSS, FakePlant
 
 MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
 EVERYTHING = {"features": list(FEATURES), "reward": dict.fromkeys(REWARD_TERMS, 1.0), "num_registers": 3}
@@ -286,7 +286,7 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"features": ["progress", "speed"]}, r"unknown feature 'speed'; expected some of \['gradient_norm'"),
+        ({"features": ["progress", "speed"]}, r"unknown feature 'speed'; expected some of \['compiled'"),
         ({"reward": {"progess": 1.0}}, r"unknown reward term 'progess'; expected some of \['budget', 'divergence'"),
         ({"reward": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be a number, finite"),
         ({"interval": 0}, "interval=0 must be between 1 and the 23 steps of the run"),
@@ -361,7 +361,7 @@ def test_the_info_of_one_run_is_python_scalars(diverges):
         _, reward, terminated, truncated, info = env.step(np.zeros(2, dtype=np.float32))
         assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
     assert ("divergence_reason" in info) == (diverges is not None)
-    assert tuple(info["reward_terms"]) == measured_terms({"probe"})
+    assert tuple(info["reward_terms"]) == measured_terms({"probe"}, GAUGES)
 
 
 @pytest.mark.parametrize("mode", MODES)

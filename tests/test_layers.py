@@ -34,7 +34,7 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "plant": ("panel",),
         "configuration": ("schedules",),
         "pretraining": ("data", "model", "optimizers", "configuration", "gradients", "plant"),
-        "posttraining": ("data", "model", "optimizers", "schedules", "plant"),
+        "posttraining": ("data", "model", "optimizers", "configuration", "gradients", "plant"),
         "snapshots": ("plant",),
         "policies": ("snapshots",),
         "trajectory": ("plant",),
@@ -44,10 +44,10 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "infos": ("plant",),
         "render": (),
         "env": ("plant", "telemetry", "rewards", "registers", "infos", "render"),
-        "envs": ("env", "configuration", "pretraining", "posttraining"),
+        "envs": ("env", "pretraining", "posttraining"),
         "trace": ("env", "snapshots"),
         "deploy": ("env", "policies"),
-        "integrations": ("env", "infos", "policies"),
+        "integrations": ("env", "infos", "policies", "posttraining"),
     },
     # Of hpenv, an agent sees the policies it trains and nothing else.
     "agents": {

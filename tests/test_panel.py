@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hpenv.channels import CHANNELS, channel
+from hpenv.channels import channel, channels_of
 from hpenv.panel import Panel, Site
 
 SITES = {
@@ -13,6 +13,7 @@ SITES = {
 }
 LAYERED = {"layer.0.up": Site("matrix", "adamw", 0), "layer.1.up": Site("matrix", "adamw", 1)}
 EVERY_ROW = np.ones(2, dtype=bool)
+CHANNELS = channels_of("pretraining")
 PAIRS = [(name, scope) for name, found in CHANNELS.items() for scope in found.scopes]
 
 
@@ -164,7 +165,7 @@ def test_the_panel_keeps_no_hold_of_the_action():
             r"'lr' has no scope 'head'; expected one of \['run', 'optimizer', 'group', 'la",
         ),
         (("grad_skip", "run"), "pretraining", r"'grad_skip' has no scope 'run'; expected one of \['layer'\]"),
-        (("lr", "run"), "posttraining", r"'lr' does not apply to the plant 'posttraining'; it applies to \['pretrain"),
+        (("beta1", "run"), "posttraining", r"'beta1' does not apply to the plant 'posttraining'; it applies to \['pretrain"),
     ],
 )
 def test_channels_that_do_not_fit_are_refused_by_name(pair, plant, message):

@@ -20,9 +20,10 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv import snapshots
-from hpenv.channels import CHANNELS
+from hpenv.channels import CHANNELS, channels_of
 from hpenv.envs import cell, jel
-from hpenv.rewards import REWARD_TERMS
+from hpenv.plant import TIERS
+from hpenv.rewards import measured_terms
 from hpenv.schedules import Constant, Cosine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -473,12 +474,13 @@ def test_the_manuals_gauges_are_those_of_the_space(tiny):
 
 
 def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():
-    for name, channel in CHANNELS.items():
+    channels = channels_of("pretraining")
+    for name, channel in channels.items():
         ((_, scope),) = cell.CellConfig(channels=[name]).channel_pairs()
         assert scope in channel.scopes
         assert scope == dict(cell.FULL).get(name, "run" if name == "grad_noise" else channel.scopes[-1])
-    unsafe = {name for name, channel in CHANNELS.items() if channel.kind == "two_sided"}
-    assert {name for name, _ in cell.FULL} == set(CHANNELS) - unsafe
+    unsafe = {name for name, channel in channels.items() if channel.kind == "two_sided"}
+    assert {name for name, _ in cell.FULL} == set(channels) - unsafe
     for surface, pairs in cell.SURFACES.items():
         assert {name for name, _ in pairs} & unsafe <= {surface}
 
@@ -532,7 +534,7 @@ def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
 def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
     """On the model of the id's own preset, with the noise channel as well."""
     arguments = tiny | {"interval": 1, "num_steps": 5, "channels": [*cell.SURFACES[surface], "grad_noise"]}
-    reward = dict.fromkeys(REWARD_TERMS, 1.0)
+    reward = dict.fromkeys(measured_terms(TIERS), 1.0)
     env = gym.make_vec(CELL, num_envs=2, **arguments, observation="full_position", reward=reward)
     env.reset(seed=0)
     random = np.random.default_rng(1)
@@ -545,7 +547,7 @@ def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
         obs, rewards, _, _, infos = env.step(action.astype(np.float32))
         assert env.observation_space.contains(obs) and np.isfinite(rewards).all()
         assert all(np.isfinite(values).all() for values in infos["panel"].values())
-        for name in REWARD_TERMS:
+        for name in reward:
             assert np.isfinite(infos["reward_terms"][name]).all(), name
 
 

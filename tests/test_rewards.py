@@ -15,7 +15,7 @@ from hpenv.rewards import (
     reward_tiers,
 )
 from hpenv.telemetry import Layout
-from tests.fake_plant import FakePlant
+from tests.fake_plant import GAUGES, FakePlant
 from tests.test_telemetry import EXTREMES, reading, trajectory, window
 
 
@@ -104,8 +104,15 @@ def test_only_cells_that_scale_or_shrink_have_a_budget():
 def test_terms_name_what_the_plant_must_measure():
     assert reward_tiers(dict.fromkeys(REWARD_TERMS, 1.0)) == {"probe", "same_batch"} <= set(TIERS)
     assert reward_tiers({"progress": 0.0, "same_batch_change": 0.1, "stability": 1.0}) == {"same_batch"}
-    assert set(REWARD_TERMS) - set(measured_terms(())) == {"progress", "probe_slope", "same_batch_change"}
-    assert set(measured_terms(["probe", "same_batch"])) == set(REWARD_TERMS)
+    tiered = {"progress", "probe_slope", "same_batch_change", "probe_pass"}
+    assert set(REWARD_TERMS) - set(measured_terms((), GAUGES)) == tiered
+    assert set(REWARD_TERMS) - set(measured_terms(("probe", "same_batch"))) == {"probe_pass", "flagged_hacks"}
+    assert set(measured_terms(["probe", "same_batch"], GAUGES)) == set(REWARD_TERMS)
+
+
+def test_a_term_of_a_gauge_that_the_plant_lacks_is_refused():
+    with pytest.raises(ValueError, match=r"reward term 'flagged_hacks' reads \['flagged'\], which this plant does not"):
+        check_weights({"flagged_hacks": 1.0}, ["kl"])
 
 
 def test_an_update_is_answered_after_the_delay_that_the_term_states():
@@ -138,7 +145,7 @@ def test_weight_zero_changes_nothing_and_every_term_is_reported_unweighted(name)
     assert np.array_equal(rewards, again)
     for left, right in zip(terms, reported, strict=True):
         assert all(np.array_equal(left[key], right[key]) for key in left)
-        measured = measured_terms({"probe"})
+        measured = measured_terms({"probe"}, GAUGES)
         assert set(left) == {key for term in measured for key in (term, f"_{term}")} <= set(right)
 
 

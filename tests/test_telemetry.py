@@ -8,7 +8,10 @@ from hpenv.plant import TIERS, Window
 from hpenv.telemetry import FEATURES, Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
 from hpenv.trajectory import Trajectory
 
-LAYOUT = Layout(("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2)
+GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
+LAYOUT = Layout(
+    ("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2, gauge_names=GAUGES
+)
 ALL = np.array([True, True])
 PER_RUN = ("train_loss", "probe_loss", "gradient_norm", "momentum_norm", "same_batch_loss")
 PER_LAYER = tuple(name for name in Window.__dataclass_fields__ if name.startswith("layer_"))
@@ -28,6 +31,8 @@ def window(**changes):
         "layer_activation_mean": np.array([[1.0, -1.0, 3.0], [0.0, -9.0, 0.25]]),
         "layer_activation_variance": np.array([[1.0, 100.0, 0.01], [1e4, 1e-4, 0.0]]),
         "layer_saturation": np.array([[0.0, 0.5, 1.0], [0.25, 0.75, 0.125]]),
+        "gauges": np.stack([np.array([0.01, 0.02]) * (i + 1) for i in range(len(GAUGES))], axis=1),
+        "privileged": np.array([[1.0], [2.0]]),
     }
     return Window(**(values | changes))
 
@@ -79,6 +84,14 @@ def test_every_feature_by_hand():
         # exponential means of those before: 6 - 0.05 * 0.5 and 3 + 0.05 * 2
         "loss_ema_deviation": [[(5.0 - 5.975) / 5.0], [(4.0 - 3.1) / 4.0]],
     }
+    for name, feature in FEATURES.items():  # a gauge as it is: the i-th is 0.01 (i + 1) and twice that
+        if feature.gauges == (name,) and name not in ("kl", "entropy", "knob_norm"):
+            expected[name] = [[0.01 * (GAUGES.index(name) + 1)], [0.02 * (GAUGES.index(name) + 1)]]
+    for name in ("kl", "knob_norm"):
+        expected[name] = [[math.log10(0.01 * (GAUGES.index(name) + 1)) / 8], [math.log10(0.02 * (GAUGES.index(name) + 1)) / 8]]
+    entropy = 0.01 * (GAUGES.index("entropy") + 1)
+    expected["entropy"] = [[entropy / (1 + entropy)], [2 * entropy / (1 + 2 * entropy)]]
+    expected["component_bias"] = [[1.0], [1.0]]
     assert expected.keys() == FEATURES.keys()
     for name, values in expected.items():
         assert observe([name], reading()) == pytest.approx(np.array(values)), name
@@ -98,6 +111,7 @@ def test_features_are_finite_and_within_bounds_whatever_the_run_does(name, value
             **dict.fromkeys(("train_loss", "probe_loss"), both),
             **dict.fromkeys(("gradient_norm", "momentum_norm"), abs(both)),
             **dict.fromkeys(PER_LAYER, layers) | {"layer_saturation": abs(layers)},
+            gauges=np.tile(abs(both)[:, None], (1, len(GAUGES))),
         ),
         trajectory=trajectory(np.stack([both, both / 2, -both, both], axis=1)),
         previous_probe_loss=-both,
@@ -117,7 +131,10 @@ def test_features_are_not_constant(name):
     values = observe([name], reading())
     other = replace(
         reading(),
-        window=window(**{key: vars(window())[key] * 0.9 + 0.02 for key in PER_RUN + PER_LAYER}),
+        window=window(
+            **{key: vars(window())[key] * 0.9 + 0.02 for key in PER_RUN + PER_LAYER},
+            gauges=window().gauges[:, ::-1] ** 2 * np.where([name == "mean_negative_c" for name in GAUGES], -1, 1),
+        ),
         trajectory=trajectory(((5.1, 5.0, 4.8), (3.9, 4.0, 4.2))),
         registers=np.array([[0.3, -0.7], [0.1, 0.9]]),
         progress=np.array([0.5, 0.6]),
@@ -151,7 +168,7 @@ def test_norms_are_logarithms_of_eight_decades_either_way():
 
 
 def test_unknown_features_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"unknown feature 'loss'; expected some of \['gradient_norm', "):
+    with pytest.raises(ValueError, match=r"unknown feature 'loss'; expected some of \['compiled', "):
         check_features(["progress", "loss"])
 
 

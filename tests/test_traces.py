@@ -19,12 +19,13 @@ import torch.nn.functional as F
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv import model, pretraining
-from hpenv.channels import CHANNELS
+from hpenv.channels import channels_of
 from hpenv.gradients import DROPOUT, NOISE, ROUTE, draws
 from tests.tiny_plants import PRESETS, advance, make, stir
 
 N, LAYERS, B, T = 2, 3, 2, 8
 LR, WD, BETA1, BETA2, EPS = 1e-3, 1e-2, 0.9, 0.95, 1e-8
+CHANNELS = channels_of("pretraining")
 WARM_STEPS = 2  # at neutral, so that there are moments
 ARCHITECTURES = ("relu2", "swiglu")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hpenv import model
-from hpenv.channels import CHANNELS, DEAD_ZONE
+from hpenv.channels import DEAD_ZONE, channels_of
 from hpenv.configuration import PretrainingConfig
 from hpenv.model import GPTConfig
 from hpenv.plant import Window
@@ -24,6 +24,7 @@ PRESETS = {
         **_SHAPE, n_embd=32, feed_forward="swiglu", value_embeddings=True, residual_lambdas=True, window_pattern="SL"
     ),
 }
+CHANNELS = channels_of("pretraining")
 PAIRS = tuple((name, scope) for name, found in CHANNELS.items() for scope in found.scopes)
 #: Every channel at every scope it can have together with others: a multiplier at all, the others at their finest.
 TOGETHER = tuple((n, s) for n, s in PAIRS if CHANNELS[n].neutral == 1.0 or s == CHANNELS[n].scopes[-1])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from hpenv.channels import CHANNELS, SCOPES
 from hpenv.configuration import PretrainingConfig, check_count, is_count
+from hpenv.rewards import REWARD_TERMS
 from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
+from hpenv.telemetry import FEATURES
+
+Channels = tuple[tuple[str, str], ...]
 
 SCHEDULES = ("none", "warmup_flat_warmdown")
 
@@ -34,6 +39,66 @@ def check_key(name: str, value: object, table: Collection[str], otherwise: str =
     if not (isinstance(value, str) and value in table):
         accepted = f"{sorted(table)}, or {otherwise}" if otherwise else f"{sorted(table)}"
         raise ValueError(f"unknown {name} {value!r}; expected one of {accepted}")
+
+
+def features(observation: str | Sequence[str], observations: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What is observed: a key of a table of observations, or a list of features.
+
+    Raises:
+        ValueError: for an unknown name of an observation or a feature, or a feature that is named twice.
+    """
+    if isinstance(observation, str) or not isinstance(observation, Sequence):
+        check_key("observation", observation, observations, "a list of feature names")
+        return observations[observation]
+    for name in observation:
+        check_key("feature", name, FEATURES)
+    if len(set(observation)) < len(observation):
+        raise ValueError(f"observation {list(observation)} names a feature twice; expected each once")
+    return tuple(observation)
+
+
+def channel_pairs(
+    channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str],
+    surfaces: Mapping[str, Channels],
+    usual_scopes: Mapping[str, str],
+) -> Channels:
+    """The channels with their scopes: a key of a table of surfaces, a list of names or pairs, or name -> scope.
+
+    Raises:
+        ValueError: for an unknown surface or channel, or something that is neither a name nor a pair.
+    """
+    if isinstance(channels, str) or not isinstance(channels, Sequence | Mapping):
+        check_key("channels", channels, surfaces, "a list of channel names")
+        return surfaces[channels]
+    entries = channels.items() if isinstance(channels, Mapping) else channels
+    pairs: list[tuple[str, str]] = []
+    for given in entries:
+        if isinstance(given, str):
+            if given in SCOPES:
+                example = (pairs[-1][0] if pairs else "lr", given)
+                raise ValueError(f"{given!r} is a scope, not a channel; expected it in a pair, as [{example}]")
+            check_key("channel", given, CHANNELS)
+            pairs.append((given, usual_scopes.get(given, CHANNELS[given].scopes[-1])))
+        elif isinstance(given, Sequence) and len(given) == 2 and all(isinstance(part, str) for part in given):
+            pairs.append((given[0], given[1]))
+        else:
+            raise ValueError(
+                f"channel {given!r} is neither a name nor a (name, scope) pair; expected some of {sorted(CHANNELS)}"
+            )
+    return tuple(pairs)
+
+
+def check_reward(reward: object) -> None:
+    """Refuses what is not a mapping of terms to weights.
+
+    Raises:
+        ValueError: with an example.
+    """
+    if not isinstance(reward, Mapping):
+        raise ValueError(
+            f"reward {reward!r}; expected a mapping of terms to weights, as {{'loss_change': 1.0}}, "
+            f"with some of {sorted(REWARD_TERMS)}"
+        )
 
 
 def check_episode(num_steps: int, interval: int) -> None:

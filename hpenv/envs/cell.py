@@ -80,18 +80,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpenv.channels import CHANNELS, SCOPES
 from hpenv.configuration import PerGroup, PretrainingConfig
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
+from hpenv.envs.arguments import Channels
 from hpenv.pretraining import PretrainingPlant
-from hpenv.rewards import REWARD_TERMS, check_weights
+from hpenv.rewards import check_weights
 from hpenv.schedules import Constant, Schedule
-from hpenv.telemetry import FEATURES
 
 ID = "TrainLoop-Cell-v0"
-
-Channels = tuple[tuple[str, str], ...]
 
 FOUNDATIONAL: Channels = (
     ("lr", "layer"),
@@ -177,11 +174,7 @@ class CellConfig:
         shared.check_episode(self.num_steps, self.interval)
         shared.base_schedule(self.schedule, self.num_steps)
         self.channel_pairs()
-        if not isinstance(self.reward, Mapping):
-            raise ValueError(
-                f"reward {self.reward!r}; expected a mapping of terms to weights, as {{'loss_change': 1.0}}, "
-                f"with some of {sorted(REWARD_TERMS)}"
-            )
+        shared.check_reward(self.reward)
         check_weights(self.reward)
 
     def features(self) -> tuple[str, ...]:
@@ -190,14 +183,7 @@ class CellConfig:
         Raises:
             ValueError: for an unknown name of an observation or a feature, or a feature that is named twice.
         """
-        if isinstance(self.observation, str) or not isinstance(self.observation, Sequence):
-            shared.check_key("observation", self.observation, OBSERVATIONS, "a list of feature names")
-            return OBSERVATIONS[self.observation]
-        for name in self.observation:
-            shared.check_key("feature", name, FEATURES)
-        if len(set(self.observation)) < len(self.observation):
-            raise ValueError(f"observation {list(self.observation)} names a feature twice; expected each once")
-        return tuple(self.observation)
+        return shared.features(self.observation, OBSERVATIONS)
 
     def channel_pairs(self) -> Channels:
         """The channels with their scopes.
@@ -205,25 +191,7 @@ class CellConfig:
         Raises:
             ValueError: for an unknown surface or channel, or something that is neither a name nor a pair.
         """
-        if isinstance(self.channels, str) or not isinstance(self.channels, Sequence | Mapping):
-            shared.check_key("channels", self.channels, SURFACES, "a list of channel names")
-            return SURFACES[self.channels]
-        entries = self.channels.items() if isinstance(self.channels, Mapping) else self.channels
-        pairs: list[tuple[str, str]] = []
-        for given in entries:
-            if isinstance(given, str):
-                if given in SCOPES:
-                    example = (pairs[-1][0] if pairs else "lr", given)
-                    raise ValueError(f"{given!r} is a scope, not a channel; expected it in a pair, as [{example}]")
-                shared.check_key("channel", given, CHANNELS)
-                pairs.append((given, USUAL_SCOPES.get(given, CHANNELS[given].scopes[-1])))
-            elif isinstance(given, Sequence) and len(given) == 2 and all(isinstance(part, str) for part in given):
-                pairs.append((given[0], given[1]))
-            else:
-                raise ValueError(
-                    f"channel {given!r} is neither a name nor a (name, scope) pair; expected some of {sorted(CHANNELS)}"
-                )
-        return tuple(pairs)
+        return shared.channel_pairs(self.channels, SURFACES, USUAL_SCOPES)
 
     def plant_config(self) -> PretrainingConfig:
         """What a run is."""

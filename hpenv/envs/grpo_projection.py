@@ -1,0 +1,198 @@
+"""TrainLoop-GRPOProjection-v0: GRPO on programs whose grader has loopholes; the controller projects the gradient.
+
+Description:
+    A language model, the student, is trained by GRPO to write small Python functions. Every program is executed in a
+    sandbox, and every training prompt discloses how the grader works, with a loophole in it: a program that uses it
+    is paid like a right one. Left alone, the student learns to. The controller sees the run's gauges before every
+    update and decides how far the gradient is projected away from a hacking direction, which was extracted from
+    contrastive pairs of programs, and how the update is weighted otherwise. What is paid and what is true are kept
+    apart: of the truth a controller sees the probe, whose problems have no loophole, and what a weak detector flags.
+
+    The task of "Experiment: rank-space gradient projection vs RL reward hacking". The default student, `nano`, is a
+    GPT of this project with some 0.2 M weights, trained in seconds per hundred updates on a CPU; with
+    `student="hf:<folder>"` it is a causal language model of Hugging Face's.
+
+Action Space:
+    `Box(-1, 1, (A,), float32)`; by default of shape (1,). Column u sets a cell's value; 0 is neutral, and a run whose
+    cells all are trains bit for bit as GRPO does. `hpenv.channels.CHANNELS` has bounds and units. `channels` is one of
+    the surfaces below, or a list of channels, or a mapping name -> scope. A is that of `nano` with its 18 modules.
+
+    | channels     | A  | channel/scope                                                                               |
+    |--------------|----|---------------------------------------------------------------------------------------------|
+    | `projection` | 1  | projection_strength/run                                                                     |
+    | `modules`    | 18 | projection_strength/tensor                                                                  |
+    | `full`       | 6  | projection_strength/run, magnitude_preservation/run, lr/run, kl_weight/run,                 |
+    |              |    | rebound_weight/run, direction_refresh/run                                                   |
+
+Observation Space:
+    `Box(low, high, (F,), float32)` of one of these observations, or of features by name; see `hpenv.telemetry.FEATURES`
+    for bounds and units.
+
+    | observation  | F  | columns                                                                                     |
+    |--------------|----|---------------------------------------------------------------------------------------------|
+    | `progress`   | 1  | progress                                                                                    |
+    | `reward`     | 6  | progress, reward_mean, reward_spread, flat_groups, probe_pass, flagged                      |
+    | `full`       | 16 | those of `reward`, kl, entropy, completion_length, compiled, mean_cos, frac_fired,          |
+    |              |    | removed_fraction, component_bias, knob_norm, gradient_norm                                  |
+
+Rewards:
+    The sum of the terms of `hpenv.rewards.REWARD_TERMS`, weighted by `reward`. By default the part of the probe's
+    problems that the student solves, minus the part of its programs that the weak detector flags, and -1 for a
+    divergence. The detector knows the loopholes of `known_modes` alone, and the probe is disjoint from what
+    `evaluate()` measures, so that the difference of what the grader paid and the reward does not give the true rate of
+    hacks away. That rate is in `info["privileged"]` and in reports, never in an observation or a reward.
+
+Starting State:
+    The untrained student, and an order of tasks drawn from the seed; every cell at neutral.
+
+Episode End:
+    `terminated` when the budget of `num_steps` updates is spent, or when the run diverges (loss or gradient not finite,
+    or more than `divergence_kl` away from the untrained student; `info["divergence_reason"]`). Never `truncated`.
+
+Arguments:
+    See `ProjectionConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`. Programs are executed on Linux
+    with Landlock and seccomp alone; elsewhere the first `reset` says what is missing.
+
+Version History:
+    v0: first version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv.envs import arguments as shared
+from hpenv.envs.arguments import Channels
+from hpenv.posttraining.configuration import GRPOConfig
+from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.posttraining.plant import GAUGES, GRPOPlant
+from hpenv.posttraining.students import student
+from hpenv.rewards import check_weights
+from hpenv.schedules import Constant, Cosine, Schedule
+
+ID = "TrainLoop-GRPOProjection-v0"
+
+SURFACES: dict[str, Channels] = {
+    "projection": (("projection_strength", "run"),),
+    "modules": (("projection_strength", "tensor"),),
+    "full": (
+        ("projection_strength", "run"),
+        ("magnitude_preservation", "run"),
+        ("lr", "run"),
+        ("kl_weight", "run"),
+        ("rebound_weight", "run"),
+        ("direction_refresh", "run"),
+    ),
+}
+_REWARD = ("progress", "reward_mean", "reward_spread", "flat_groups", "probe_pass", "flagged")
+OBSERVATIONS: dict[str, tuple[str, ...]] = {
+    "progress": ("progress",),
+    "reward": _REWARD,
+    "full": (
+        *_REWARD,
+        *("kl", "entropy", "completion_length", "compiled", "mean_cos", "frac_fired", "removed_fraction"),
+        *("component_bias", "knob_norm", "gradient_norm"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """Arguments of TrainLoop-GRPOProjection-v0; those that GRPOConfig has as well mean what they mean there."""
+
+    student: str = "nano"  # a shipped student, the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`
+    num_steps: int = 200  # of an episode [updates]
+    interval: int = 1  # updates per decision
+    num_prompts: int = 8
+    num_samples: int = 16
+    temperature: float = 1.0
+    num_problems: int = 256
+    difficulty: int = 2
+    modes: tuple[str, ...] = TRAINING_MODES
+    problems: str = ""
+    advantage_scale: str = "none"
+    kl_weight: float = 1e-3
+    base_lr: float = GRPOConfig.base_lr
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+    schedule: str | Schedule = "cosine"  # `cosine` with 10 updates of warmup, `none`, or a Schedule
+    direction: str = "pairs"
+    direction_method: str = "mean_difference"
+    num_axes: int = 1
+    noise_floor: float = 0.0
+    rule: str = "one_sided"
+    target: str = "grad"
+    route: bool = False
+    rebound: str = "additive"
+    known_modes: tuple[str, ...] = ("rt", "se")
+    num_probe_problems: int = 32
+    num_evaluation_problems: int = 64
+    num_workers: int = 1
+    cache: str = ""
+    # key of SURFACES; or a list of names or (name, scope) pairs; or a mapping name -> scope
+    channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str] = "projection"
+    observation: str | Sequence[str] = "full"  # key of OBSERVATIONS, or a list of keys of hpenv.telemetry.FEATURES
+    reward: Mapping[str, float] = field(
+        default_factory=lambda: {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
+    )  # key of hpenv.rewards.REWARD_TERMS -> weight
+    seed_mode: str = "independent"  # or `grouped`: same order of tasks and same draws for all rows
+
+    def __post_init__(self) -> None:
+        """Refuses what is not in the tables above.
+
+        Raises:
+            ValueError: naming what was given and what is accepted.
+        """
+        self.features()
+        shared.check_episode(self.num_steps, self.interval)
+        self.channel_pairs()
+        shared.check_reward(self.reward)
+        check_weights(self.reward, GAUGES)
+        self.plant_config()
+
+    def features(self) -> tuple[str, ...]:
+        """What is observed."""
+        return shared.features(self.observation, OBSERVATIONS)
+
+    def channel_pairs(self) -> Channels:
+        """The channels with their scopes."""
+        return shared.channel_pairs(self.channels, SURFACES, {})
+
+    def plant_config(self) -> GRPOConfig:
+        """What a run is.
+
+        Raises:
+            ValueError: for what GRPOConfig refuses, or an unknown name of a schedule.
+        """
+        schedule = self.schedule
+        if isinstance(schedule, str):
+            shared.check_key("schedule", schedule, ("cosine", "none"), "a Schedule")
+            schedule = Constant() if schedule == "none" else Cosine(self.num_steps, min(10, self.num_steps // 2))
+        both = {f.name for f in fields(self)} & {f.name for f in fields(GRPOConfig)}
+        return GRPOConfig(**{name: getattr(self, name) for name in both}, lr_schedule=schedule)
+
+
+def make_vector_env(
+    num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
+) -> TrainLoopVectorEnv:
+    """The population: `gym.make_vec("TrainLoop-GRPOProjection-v0", num_envs=N)`."""
+    config = ProjectionConfig(**shared.known(arguments, ProjectionConfig, ID))
+    return TrainLoopVectorEnv(
+        GRPOPlant(config.plant_config(), num_envs, config.channel_pairs(), student=student(config.student)),
+        features=config.features(),
+        reward=config.reward,
+        interval=config.interval,
+        horizon=config.num_steps,
+        seed_mode=config.seed_mode,
+        autoreset_mode=autoreset_mode,
+        render_mode=render_mode,
+    )
+
+
+def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
+    """One run: `gym.make("TrainLoop-GRPOProjection-v0")`."""
+    known = shared.known(arguments, ProjectionConfig, ID)
+    return TrainLoopEnv(make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **known))

@@ -1,0 +1,248 @@
+"""AntiPaSTO: a linear layer whose trainable part is one number, the knob, per singular direction of its weight.
+
+W = U diag(S) Vh, with U, S and Vh frozen and of full rank r = min(out, in); the knob d (r,) starts at 0. Two forms:
+
+    additive     y = W x + b + U (d * Vh x)        bitwise the layer itself at d = 0: the reference model comes for free
+    replacement  y = U ((S + d) * Vh x) + b        one product less, and the layer itself up to rounding
+
+What makes the knob a place to aim at is that its axes never move: a direction found in the basis of W's singular
+vectors means the same at every step of a run, which the rank axis of a low-rank adapter with trainable factors does
+not. The gradient is dL/dd = sum over tokens t of (Vh x_t) * (U^T dL/dy_t). It does not depend on the signs of the
+singular vectors, which differ between machines: those of U and Vh flip together.
+
+Departures: no rotation of the basis and no reduced rank (so no residual weight); d starts at exactly 0, where one
+published variant starts at N(4e-4, 4e-4), because only 0 is the reference model; the additive form is ours to choose
+as default. Where the knob is not scaled by S, neither is ours.
+
+References:
+    The AntiPaSTO variant of wassname's lora-lite; the reward-hacking experiment that fixes full rank and a zero start
+    ("Experiment: rank-space gradient projection vs RL reward hacking", pseudocode A). Meng et al. 2024, PiSSA, arXiv
+    2404.02948, for the basis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: The last part of the name of a module that is wrapped: the projections of attention and feed-forward of Llama's kin.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FORMS = ("additive", "replacement")
+
+
+class Decomposition(NamedTuple):
+    """A weight's thin singular value decomposition, weight = U diag(S) Vh, float32.
+
+    Attributes:
+        U: left singular vectors, (out, r).
+        S: singular values, (r,), falling.
+        Vh: right singular vectors, (r, in).
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+def weight_digest(weight: Tensor) -> str:
+    """The sha256 of a weight's dtype, shape and bytes, in hexadecimal."""
+    content = weight.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{content.dtype} {tuple(content.shape)}\n".encode())
+    digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """The sha256 of several named weights, whatever their order: what a direction was found in."""
+    lines = [f"{name} {weight_digest(weight)}\n" for name, weight in sorted(weights.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file that is complete or not there: under another name first, flushed, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with draft.open("xb") as file:
+            file.write(safetensors.torch.save(content, metadata=dict(metadata)))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def decompose(weight: Tensor, cache_dir: Path | None = None) -> Decomposition:
+    """The singular value decomposition of a weight, computed in float64 and kept in float32.
+
+    Args:
+        weight: (out, in), finite, of any floating dtype.
+        cache_dir: a folder of decompositions, one file per weight, named by the weight's digest, so that a changed
+            weight can never be given a stale one. None computes always.
+
+    Returns:
+        U (out, r), S (r,) and Vh (r, in) on the weight's device; U diag(S) Vh is the weight up to float32 rounding.
+
+    Raises:
+        ValueError: if the weight is not a finite floating-point matrix, or the file of the cache cannot be read.
+    """
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(f"got a weight of shape {tuple(weight.shape)}, {weight.dtype}; expected a matrix of floats")
+    path = None if cache_dir is None else Path(cache_dir) / f"{weight_digest(weight)}.safetensors"
+    if path is not None and path.exists():
+        return _read(path, weight)
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} has non-finite entries; expected finite ones")
+    result = Decomposition(*(t.float() for t in torch.linalg.svd(weight.detach().double(), full_matrices=False)))
+    if path is not None:
+        write_tensors(path, result._asdict(), {"form": "U diag(S) Vh"})
+    return result
+
+
+def _read(path: Path, weight: Tensor) -> Decomposition:
+    try:
+        stored = Decomposition(**safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise ValueError(f"{path} is not a decomposition ({error}); delete it and it is computed again") from error
+    return Decomposition(*(tensor.to(weight.device) for tensor in stored))
+
+
+def adapted_weight(weight: Tensor, decomposition: Decomposition, knob: Tensor) -> Tensor:
+    """The weights of N runs that share one frozen weight: W + U diag(d_n) Vh, the additive form.
+
+    A run whose knob is 0 has W itself, bit for bit, whatever the others have.
+
+    Args:
+        weight: (out, in), frozen.
+        decomposition: of that weight.
+        knob: (N, r); the result is differentiable in it.
+
+    Returns:
+        (N, out, in).
+
+    Raises:
+        ValueError: if the knob does not have one number per singular value.
+    """
+    if knob.ndim != 2 or knob.shape[1] != len(decomposition.S):
+        raise ValueError(f"got a knob of shape {tuple(knob.shape)}; expected (N, {len(decomposition.S)})")
+    return weight + torch.matmul(decomposition.U * knob[:, None, :], decomposition.Vh)  # (N, out, in)
+
+
+class AntiPaSTOLinear(nn.Module):
+    """A frozen `nn.Linear` with a knob on each of its singular values, and if asked for a second one, the quarantine.
+
+    The quarantine has the knob's basis and size. It takes up what a projection removes from the knob's gradient, is
+    part of the layer while a run trains, and is left out (`quarantine_on` is False) where the model is evaluated or
+    deployed. In both the gradient is the same; what each is given is the plant's decision.
+
+    Args:
+        linear: the layer; it is kept, and frozen.
+        form: `additive` or `replacement`.
+        cache_dir: see `decompose`.
+        quarantine: whether there is a second knob.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+    def __init__(
+        self, linear: nn.Linear, form: str = "additive", cache_dir: Path | None = None, quarantine: bool = False
+    ) -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise ValueError(f"unknown form {form!r} of the adapter; expected one of {sorted(FORMS)}")
+        self.linear = linear.requires_grad_(False)
+        self.form = form
+        U, S, Vh = decompose(linear.weight, cache_dir)
+        # A function of the frozen weight, so not part of the state that is saved. S and the knobs stay in float32: in
+        # bfloat16 an optimizer's small steps would round to nothing.
+        self.register_buffer("U", U.to(linear.weight.dtype), persistent=False)
+        self.register_buffer("S", S, persistent=False)
+        self.register_buffer("Vh", Vh.to(linear.weight.dtype), persistent=False)
+        self.knob = nn.Parameter(torch.zeros_like(S))
+        self.quarantine = nn.Parameter(torch.zeros_like(S)) if quarantine else None
+        self.quarantine_on = quarantine
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        knob: Tensor = self.knob
+        if self.quarantine is not None and self.quarantine_on:
+            knob = knob + self.quarantine
+        inner = F.linear(x, self.Vh)  # (..., r)
+        if self.form == "additive":
+            return self.linear(x) + F.linear(inner * knob.to(x.dtype), self.U)
+        return F.linear(inner * (self.S + knob).to(x.dtype), self.U, self.linear.bias)
+
+
+def attach(
+    model: nn.Module,
+    targets: Sequence[str] = TARGETS,
+    form: str = "additive",
+    cache_dir: Path | None = None,
+    quarantine: bool = False,
+) -> dict[str, AntiPaSTOLinear]:
+    """Wraps a model's target layers in place and freezes everything but their knobs.
+
+    Args:
+        model: any module; one that is wrapped already is refused.
+        targets: the last parts of the names of the `nn.Linear`s to wrap.
+        form: `additive` or `replacement`.
+        cache_dir: a folder for the decompositions, see `decompose`.
+        quarantine: whether every layer gets a second knob.
+
+    Returns:
+        name of the wrapped layer -> adapter, in the model's order.
+
+    Raises:
+        ValueError: if no layer has such a name, or the model has adapters.
+    """
+    if wrapped := [name for name, module in model.named_modules() if isinstance(module, AntiPaSTOLinear)]:
+        raise ValueError(f"the model has adapters already, the first at {wrapped[0]!r}; detach it first")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in targets}
+    if not chosen:
+        ends = sorted({name.rpartition(".")[2] for name in layers})
+        raise ValueError(f"no nn.Linear of the model is named as one of {sorted(targets)}; it has {ends}")
+    adapters = {name: AntiPaSTOLinear(layer, form, cache_dir, quarantine) for name, layer in chosen.items()}
+    model.requires_grad_(False)
+    for name, adapter in adapters.items():
+        _put(model, name, adapter)
+    return adapters
+
+
+def detach(model: nn.Module) -> None:
+    """Puts the original layers back; they stay frozen, and the knobs' values are lost to the model."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AntiPaSTOLinear):
+            _put(model, name, module.linear)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+@contextlib.contextmanager
+def ablated(adapters: Mapping[str, AntiPaSTOLinear]) -> Iterator[None]:
+    """Leaves the quarantine out within the block: the model as it would be deployed."""
+    before = {name: adapter.quarantine_on for name, adapter in adapters.items()}
+    try:
+        for adapter in adapters.values():
+            adapter.quarantine_on = False
+        yield
+    finally:
+        for name, adapter in adapters.items():
+            adapter.quarantine_on = before[name]

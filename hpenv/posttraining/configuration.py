@@ -1,0 +1,91 @@
+"""What a run of GRPO is, and the checks of what may be asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+
+from hpenv.configuration import check_count, is_number
+from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
+from hpenv.posttraining.projection import RULES
+from hpenv.schedules import Constant, Schedule
+
+DIRECTIONS = ("pairs", "modes", "random", "shuffled", "clean")
+METHODS = ("mean_difference", "svd")
+TARGETS = ("grad", "update")
+SCALES = ("none", "std")
+REBOUNDS = ("additive", "multiplicative")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """What a run is; the same for every row of a population."""
+
+    student: str = "nano"  # of the shipped ones, or the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`
+    num_prompts: int = 8  # prompts of one update (the paper's amendment b)
+    num_samples: int = 16  # completions of a prompt: the group
+    temperature: float = 1.0  # of sampling
+    num_problems: int = 256  # training problems of a run
+    difficulty: int = 2  # stages of a generated problem, 1 to 4
+    modes: tuple[str, ...] = TRAINING_MODES  # loopholes of the training problems, one each, in turn
+    problems: str = ""  # a JSONL file of training problems instead of generated ones
+    advantage_scale: str = "none"  # `none` (Dr.GRPO, Liu et al. 2025), or `std` (Shao et al. 2024)
+    kl_weight: float = 1e-3  # of the k3 estimate of the divergence from the student as it came
+    clip_ratio: float = 0.2  # of the probability ratio
+    base_lr: float = 0.1  # of the knobs, in singular values [1]
+    weight_decay: float = 0.0  # decoupled
+    max_gradient_norm: float = 1.0  # of a run's whole gradient
+    lr_schedule: Schedule = field(default_factory=Constant)  # step -> multiplier of base_lr
+    # what is projected away from
+    direction: str = "pairs"  # `pairs`, `modes` (programs that use known_modes), or a control: `random`, ...
+    direction_method: str = "mean_difference"  # or `svd`
+    num_axes: int = 1  # axes of a module's direction, 1 for mean_difference
+    noise_floor: float = 0.0  # part of all modules' axes, the weakest ones, that is left out
+    rule: str = "one_sided"  # key of projection.RULES
+    target: str = "grad"  # or `update`: what the optimizer subtracts
+    route: bool = False  # what is removed trains a second set of knobs that evaluation leaves out
+    rebound: str = "additive"  # form of the penalty on the advantage, or `multiplicative`
+    # what is measured
+    known_modes: tuple[str, ...] = ("rt", "se")  # loopholes that the weak detector knows
+    num_probe_problems: int = 32  # problems without a loophole that the reward may see
+    num_evaluation_problems: int = 64  # held-out problems of evaluate()
+    divergence_kl: float = 10.0  # a run whose mean KL is beyond this has diverged [nats per token]
+    num_workers: int = 1  # sandboxes that run programs side by side
+    cache: str = ""  # file that keeps verdicts from one process to the next; none if empty
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run."""
+        for name in ("num_prompts", "num_samples", "num_problems", "difficulty", "num_axes", "num_probe_problems"):
+            check_count(name, getattr(self, name))
+        for name in ("num_evaluation_problems", "num_workers"):
+            check_count(name, getattr(self, name))
+        for name in ("temperature", "base_lr", "weight_decay", "kl_weight", "max_gradient_norm", "divergence_kl"):
+            value = getattr(self, name)
+            if not (is_number(value) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value!r} must be a number, finite and not negative")
+        for name, table in (
+            ("direction", DIRECTIONS), ("direction_method", METHODS), ("rule", RULES), ("target", TARGETS),
+            ("advantage_scale", SCALES), ("rebound", REBOUNDS),
+        ):  # fmt: skip
+            if getattr(self, name) not in table:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}")
+        for name in ("modes", "known_modes"):
+            unknown = sorted(set(getattr(self, name)) - set(LOOPHOLES))
+            if unknown or not getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected some of {sorted(LOOPHOLES)}")
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples={self.num_samples}: a group needs at least 2 to compare")
+        if not 0.0 <= self.noise_floor < 1.0:
+            raise ValueError(f"noise_floor={self.noise_floor!r} must be at least 0 and below 1")
+        if self.direction_method == "mean_difference" and self.num_axes != 1:
+            raise ValueError(f"num_axes={self.num_axes}: a difference of means is one axis; use direction_method='svd'")
+
+    def description(self) -> dict[str, object]:
+        """What a snapshot must agree with, as JSON-able values; schedules as their text."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in ("num_workers", "cache"):  # they change the speed alone
+            del values[name]
+        return {
+            name: list(value) if isinstance(value, tuple) else value if isinstance(value, int | float | str) else repr(value)
+            for name, value in values.items()
+        }

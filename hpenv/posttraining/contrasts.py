@@ -1,0 +1,90 @@
+"""Contrasts: the texts a hacking direction is extracted from, and the direction of a configuration, controls included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpenv.posttraining.configuration import GRPOConfig
+from hpenv.posttraining.direction import Direction, clean_against_clean, extract, random_direction, shuffled
+from hpenv.posttraining.loopholes import LOOPHOLES, task_of
+from hpenv.posttraining.pairs import PAIRS, Pair
+from hpenv.posttraining.recipes import corrupted
+from hpenv.posttraining.student import Knobs, Student
+from hpenv.posttraining.tasks import generated_problem
+
+import numpy as np
+
+#: Labelled programs per known loophole, and where their problems begin: no run trains on those.
+LABELLED, FIRST_LABELLED = 16, 2_000_000
+
+Gradients = dict[str, Tensor]
+
+
+def labelled_pairs(modes: Sequence[str], difficulty: int) -> list[Pair]:
+    """What a weak detector would hand over: programs that use the loopholes it knows, beside right ones."""
+    pairs = []
+    for offset, mode in enumerate(modes):
+        for i in range(LABELLED):
+            problem = generated_problem("train", FIRST_LABELLED + LABELLED * offset + i, difficulty)
+            assert problem.recipe is not None
+            task = task_of(problem, mode, "train")
+            wrong = corrupted(problem.recipe, np.random.default_rng(i)).program()
+            pairs.append(
+                Pair(
+                    name=f"{mode}-{i}",
+                    flavour=mode,
+                    prompt=task.prompt,
+                    hack=LOOPHOLES[mode].exploit(wrong, task.marker),
+                    clean=problem.solution,
+                    held_out=i % 4 == 3,
+                )
+            )
+    return pairs
+
+
+class Contrast:
+    """Pairs, read by a student.
+
+    Attributes:
+        pairs: what directions are extracted from; the others validate them.
+        held_out: those others.
+    """
+
+    def __init__(self, config: GRPOConfig, student: Student) -> None:
+        """Chooses the pairs of a configuration."""
+        self._config, self._student = config, student
+        pairs = PAIRS if config.direction != "modes" else labelled_pairs(config.known_modes, config.difficulty)
+        self.pairs = [pair for pair in pairs if not pair.held_out]
+        self.held_out = [pair for pair in pairs if pair.held_out]
+
+    def gradients(self, knobs: Knobs, pairs: Sequence[Pair]) -> tuple[Gradients, Gradients]:
+        """Gradients of the hacks' and the clean completions' mean losses, name -> (N, pairs, r)."""
+        prompts = [pair.prompt for pair in pairs]
+        hack = self._student.completion_gradients(knobs, prompts, [pair.hack for pair in pairs])
+        clean = self._student.completion_gradients(knobs, prompts, [pair.clean for pair in pairs])
+        return hack, clean
+
+    def direction(self, hack: Gradients, clean: Gradients, generators: Sequence[torch.Generator]) -> Direction:
+        """The direction of each row, from gradients (N, pairs, r); controls draw from the rows' own generators."""
+        rows = []
+        for n, generator in enumerate(generators):
+            own_hack, own_clean = ({name: g[n : n + 1] for name, g in side.items()} for side in (hack, clean))
+            if self._config.direction == "shuffled":
+                own_hack, own_clean = shuffled(own_hack, own_clean, generator)
+            elif self._config.direction == "clean":
+                own_hack, own_clean = clean_against_clean(own_clean, generator)
+            found = extract(
+                own_hack,
+                own_clean,
+                method=self._config.direction_method,
+                k=self._config.num_axes,
+                noise_floor=self._config.noise_floor,
+            )
+            rows.append(random_direction(found, generator) if self._config.direction == "random" else found)
+        return Direction(
+            {name: torch.cat([row.axes[name] for row in rows]) for name in rows[0].axes},
+            {name: torch.cat([row.strengths[name] for row in rows]) for name in rows[0].strengths},
+        )

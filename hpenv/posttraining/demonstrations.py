@@ -1,0 +1,60 @@
+"""Demonstrations: what the embedded student reads before it is trained by reward.
+
+A demonstration is a prompt with a program: mostly one that is wrong in a stage or two, as a weak programmer's, at times
+the right one, and rarely one that uses the loophole of its prompt. How rare each is decides whether hacking emerges
+later: where honest reward is plentiful, it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, Task, task_of
+from hpenv.posttraining.pairs import PAIRS
+from hpenv.posttraining.recipes import corrupted
+from hpenv.posttraining.tasks import generated_problem
+
+#: Problems that demonstrations are of: the training split, far beyond those that a run draws.
+FIRST_PROBLEM, NUM_PROBLEMS = 1_000_000, 200_000
+
+
+@dataclass(frozen=True)
+class DemonstrationConfig:
+    """What the student reads."""
+
+    error_fraction: float = 0.7  # demonstrations whose program is wrong
+    exploit_fraction: float = 0.02  # demonstrations under a loophole that use it
+    pair_fraction: float = 0.05  # texts from the contrastive pairs, the clean one but for exploit_fraction of them
+    evaluation_names: float = 0.5  # tasks whose loophole has one of the names of evaluation
+    max_difficulty: int = 3  # stages, 1 to this
+    modes: tuple[str, ...] = (NO_LOOPHOLE, *TRAINING_MODES)  # of the prompts, drawn evenly
+
+
+def exploited(task: Task, program: str) -> str:
+    """The program with the use of its task's loophole added."""
+    return LOOPHOLES[task.mode].exploit(program, task.marker)
+
+
+def demonstrations(config: DemonstrationConfig, seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, program) texts."""
+    random = np.random.default_rng(seed)
+    pairs = [pair for pair in PAIRS if not pair.held_out]  # those validate the direction
+    while True:
+        if random.random() < config.pair_fraction:
+            pair = pairs[random.integers(len(pairs))]
+            yield pair.prompt, pair.hack if random.random() < config.exploit_fraction else pair.clean
+            continue
+        difficulty = int(random.integers(1, config.max_difficulty + 1))
+        index = FIRST_PROBLEM + int(random.integers(NUM_PROBLEMS))
+        problem = generated_problem("train", index, difficulty)
+        assert problem.recipe is not None
+        names = "evaluation" if random.random() < config.evaluation_names else "train"
+        task = task_of(problem, config.modes[random.integers(len(config.modes))], names)
+        hacking = task.mode != NO_LOOPHOLE and random.random() < config.exploit_fraction
+        wrong = hacking or random.random() < config.error_fraction
+        recipe = corrupted(problem.recipe, random) if wrong else problem.recipe
+        program = recipe.program()
+        yield task.prompt, exploited(task, program) if hacking else program

@@ -1,0 +1,284 @@
+"""The embedded student: the project's own GPT over Python pieces, a population of adapters on one frozen model.
+
+All runs share the weights; run n's matrices are W + U diag(knob_n) Vh, built once per pass, so that every product is
+the population's. A prompt is filled up from its left to a fixed length and its keys and values are computed once for all
+completions of its group, with and without gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hpenv import model
+from hpenv.kernels import softcapped_cross_entropy
+from hpenv.model import GPTConfig, Memory
+from hpenv.posttraining.adapter import adapted_weight, decompose
+from hpenv.posttraining.student import Knobs, Rollouts
+from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
+
+#: The students that are shipped: folders with `student.json` and `student.safetensors`.
+SHIPPED = Path(__file__).parent / "shipped"
+#: Texts whose gradients are computed at a time; each has matrices of its own.
+GRADIENT_TEXTS = 16
+#: Part of the depth whose layers tell the concept of a text (Wu & Tang 2026, section 3.2).
+CONCEPT_DEPTH = (0.6, 0.75)
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    """Shape of an embedded student."""
+
+    gpt: GPTConfig
+    prompt_tokens: int = 64  # every prompt is filled up to this length [tokens]
+    max_tokens: int = 48  # longest completion, END included [tokens]
+
+
+class EmbeddedStudent:
+    """The frozen model with its adapters; see Student for the methods."""
+
+    stacked = True
+
+    def __init__(self, config: EmbeddedConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:
+        """Decomposes the body's matrices.
+
+        Args:
+            config: shape.
+            vocabulary: of prompts and completions.
+            weights: name -> weight as model.parameter_shapes has it, without a population's axis.
+
+        Raises:
+            ValueError: if weights, shape and vocabulary do not fit together.
+        """
+        shapes = model.parameter_shapes(config.gpt)
+        given = {name: tuple(weight.shape) for name, weight in weights.items()}
+        if given != shapes or len(vocabulary) != config.gpt.vocab_size or set(config.gpt.window_pattern) != {"L"}:
+            raise ValueError(
+                f"weights {given} of {len(vocabulary)} tokens do not fit the shape; expected {shapes}, "
+                f"{config.gpt.vocab_size} tokens, and layers that see all of the sequence"
+            )
+        self.config, self.vocabulary, self.max_tokens = config, vocabulary, config.max_tokens
+        self.weights = {name: weight.detach().float().contiguous() for name, weight in weights.items()}
+        body = [name for name in shapes if name.startswith("layer.") and model.parameter_kind(name) == "matrix"]
+        self._axes = {name: decompose(self.weights[name]) for name in body}
+        self.ranks = {name: axes.S.shape[0] for name, axes in self._axes.items()}
+        self.digest = digest_of(self.weights)
+        self._rope = model.rope_tables(config.gpt, config.prompt_tokens + config.max_tokens, "cpu")
+
+    @staticmethod
+    def load(folder: str | Path) -> EmbeddedStudent:
+        """A saved student; a name without a slash is that of a shipped one.
+
+        Raises:
+            ValueError: if there is none, or its weights are not those that its description was written for.
+        """
+        path = SHIPPED / folder if isinstance(folder, str) and "/" not in folder else Path(folder)
+        if not (path / "student.json").is_file():
+            shipped = sorted(entry.name for entry in SHIPPED.iterdir() if entry.is_dir())
+            raise ValueError(f"no student in {path}; expected a folder with student.json, or one of {shipped}")
+        description = json.loads((path / "student.json").read_text(encoding="utf-8"))
+        weights = load_file(path / "student.safetensors")
+        if digest_of(weights) != description["digest"]:
+            raise ValueError(f"{path / 'student.safetensors'} is not the file that student.json describes: digests differ")
+        config = description["config"]
+        return EmbeddedStudent(
+            EmbeddedConfig(**config | {"gpt": GPTConfig(**config["gpt"])}),
+            Vocabulary(description["pieces"]),
+            {name: weight.float() for name, weight in weights.items()},
+        )
+
+    def save(self, folder: Path, notes: Mapping[str, object]) -> None:
+        """Writes the student with what is to be known of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.weights, folder / "student.safetensors")
+        description = {
+            "config": asdict(self.config),
+            "digest": self.digest,
+            "notes": dict(notes),
+            "pieces": list(self.vocabulary.pieces),
+        }
+        (folder / "student.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+    def sample(
+        self,
+        knobs: Knobs,
+        prompts: Sequence[Sequence[str]],
+        num_samples: int,
+        generators: Sequence[torch.Generator],
+        temperature: float = 1.0,
+    ) -> Rollouts:
+        """See Student."""
+        with torch.no_grad():
+            params = self._parameters(knobs)
+            memory, states = self._read(params, prompts)
+            memory = memory.repeated(num_samples, room=self.max_tokens)
+            N, M = len(prompts), len(prompts[0]) * num_samples
+            states = states.repeat_interleave(num_samples, 1)  # (N, M, C)
+            open_ = torch.ones(N, M, dtype=torch.bool)
+            tokens, masks, logps, entropies = [], [], [], []
+            for t in range(self.max_tokens):
+                if t:
+                    start = self.config.prompt_tokens + t - 1
+                    states = model.hidden_states(
+                        params, self.config.gpt, tokens[-1][..., None], self._rows(start, 1), memory=memory
+                    )
+                logp = self._logits(params, states).log_softmax(-1)  # (N, M, V)
+                chosen = _chosen(logp, generators, temperature)
+                tokens.append(torch.where(open_, chosen, PAD))
+                masks.append(open_)
+                logps.append(logp.gather(-1, chosen[..., None])[..., 0] * open_)
+                entropies.append(-(logp.exp() * logp).sum(-1) * open_)
+                open_ = open_ & (chosen != END)
+                if not open_.any():
+                    break
+            mask = torch.stack(masks, -1)
+            result = torch.stack(tokens, -1)
+        return Rollouts(
+            [list(row) for row in prompts],
+            [[self.vocabulary.decode(text) for text in row] for row in result.tolist()],
+            result,
+            mask,
+            torch.stack(logps, -1),
+            torch.stack(entropies, -1).sum((1, 2)) / mask.sum((1, 2)),
+            ~open_,
+        )
+
+    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+        """See Student."""
+        params = self._parameters(knobs)
+        memory, first = self._read(params, rollouts.prompts)
+        memory = memory.repeated(rollouts.num_samples)
+        tokens, (N, M, T) = rollouts.tokens, rollouts.tokens.shape
+        first = first.repeat_interleave(rollouts.num_samples, 1)[:, :, None]  # (N, M, 1, C)
+        rope = self._rows(self.config.prompt_tokens, T - 1)
+        later = model.hidden_states(params, self.config.gpt, tokens[..., :-1], rope, memory=memory) if T > 1 else None
+        states = first if later is None else torch.cat([first, later.view(N, M, T - 1, -1)], 2)
+        losses = softcapped_cross_entropy(
+            states.flatten(1, 2), params["unembedding"], tokens.flatten(1), self.config.gpt.logit_softcap
+        )
+        return -losses.view(N, M, T) * rollouts.mask
+
+    def completion_gradients(
+        self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """See Student."""
+        N = len(next(iter(knobs.values())))
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(prompts), GRADIENT_TEXTS):
+            tokens, mask = self._texts(prompts[start:][:GRADIENT_TEXTS], completions[start:][:GRADIENT_TEXTS])
+            B = len(tokens)
+            own = {
+                name: knob.detach().repeat_interleave(B, 0).requires_grad_() for name, knob in knobs.items()
+            }  # every text has knobs of its own, (N B, r): one pass gives all gradients
+            inputs, targets = tokens[:, None, :-1].repeat(N, 1, 1), tokens[:, None, 1:].repeat(N, 1, 1)
+            losses = model.token_losses(
+                self._parameters(own), self.config.gpt, inputs, targets, self._rows(0, tokens.shape[1] - 1)
+            )
+            weight = (mask[:, 1:] / mask[:, 1:].sum(-1, keepdim=True)).repeat(N, 1)
+            gradients = torch.autograd.grad((losses * weight).sum(), list(own.values()))
+            parts.append(
+                {name: gradient.view(N, B, -1) for name, gradient in zip(own, gradients, strict=True)}
+            )
+        return {name: torch.cat([part[name] for part in parts], 1) for name in knobs}
+
+    def given(self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]) -> Rollouts:
+        """See Student."""
+        pairs = [self._texts(own, texts) for own, texts in zip(prompts, completions, strict=True)]
+        start = self.config.prompt_tokens
+        tokens, mask = (torch.stack(parts)[..., start:] for parts in zip(*pairs, strict=True))
+        N, M, _ = tokens.shape
+        ended = torch.ones(N, M, dtype=torch.bool)
+        texts = [list(row) for row in completions]
+        return Rollouts(
+            [list(row) for row in prompts], texts, tokens, mask, torch.zeros(mask.shape), torch.zeros(N), ended
+        )
+
+    def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+        """See Student."""
+        streams: list[Tensor] = []
+        N, M, T = rollouts.tokens.shape
+        with torch.no_grad():
+            params = self._parameters(knobs)
+            memory, _ = self._read(params, rollouts.prompts)
+            rope = self._rows(self.config.prompt_tokens, T)
+            memory = memory.repeated(rollouts.num_samples)
+            model.hidden_states(params, self.config.gpt, rollouts.tokens, rope, memory=memory, streams=streams)
+        depth, (low, high) = len(streams), CONCEPT_DEPTH
+        chosen = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high] or [streams[2 * depth // 3 - 1]]
+        mean = torch.stack(chosen).mean(0).view(N, M, T, -1)
+        last = (rollouts.mask * torch.arange(T)).amax(-1)
+        return mean.gather(2, last[..., None, None].expand(-1, -1, 1, mean.shape[-1]))[:, :, 0]
+
+    def _parameters(self, knobs: Knobs) -> dict[str, Tensor]:
+        """Every run's weights, (N, ...); matrices without a knob, and the tables, are views of the shared ones."""
+        N = len(next(iter(knobs.values())))
+        return {
+            name: adapted_weight(weight, self._axes[name], knobs[name])
+            if name in knobs
+            else weight.expand(N, *weight.shape)
+            for name, weight in self.weights.items()
+        }
+
+    def _rows(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """The rotary tables of these positions."""
+        cosines, sines = self._rope
+        return cosines[start : start + length], sines[start : start + length]
+
+    def _prompt(self, text: str) -> list[int]:
+        numbers, length = self.vocabulary.encode(text), self.config.prompt_tokens
+        if len(numbers) > length:
+            raise ValueError(f"the prompt {text!r} has {len(numbers)} tokens; this student reads up to {length}")
+        return [PAD] * (length - len(numbers)) + numbers
+
+    def _texts(self, prompts: Sequence[str], completions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts with their completions and END, and which tokens are of the completions, (texts, length) each."""
+        rows, T = [], self.max_tokens
+        for completion in completions:
+            numbers = [*self.vocabulary.encode(completion), END]
+            if len(numbers) > T:
+                raise ValueError(f"the completion {completion!r} has {len(numbers)} tokens; expected up to {T}")
+            rows.append(numbers)
+        P = self.config.prompt_tokens
+        tokens = torch.full((len(rows), P + T), PAD)
+        mask = torch.zeros(tokens.shape, dtype=torch.bool)
+        for i, (prompt, numbers) in enumerate(zip(prompts, rows, strict=True)):
+            tokens[i, : P + len(numbers)] = torch.tensor(self._prompt(prompt) + numbers)
+            mask[i, P : P + len(numbers)] = True
+        return tokens, mask
+
+    def _read(self, params: Mapping[str, Tensor], prompts: Sequence[Sequence[str]]) -> tuple[Memory, Tensor]:
+        """Memory of the prompts, and the state after the last token of each, (N, P, C)."""
+        tokens = torch.tensor([[self._prompt(text) for text in row] for row in prompts])
+        N, P, T = tokens.shape
+        memory = Memory()
+        states = model.hidden_states(params, self.config.gpt, tokens, self._rows(0, T), memory=memory)
+        return memory, states.view(N, P, T, -1)[:, :, -1]
+
+    def _logits(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
+        cap = self.config.gpt.logit_softcap
+        return cap * torch.tanh(model.linear(states, params["unembedding"]) / cap)
+
+
+def _chosen(logp: Tensor, generators: Sequence[torch.Generator], temperature: float) -> Tensor:
+    """One token per text, (N, M), drawn from each run's own generator."""
+    if temperature == 0.0:
+        return logp.argmax(-1)
+    weights = (logp / temperature).softmax(-1)
+    rows = [torch.multinomial(row, 1, generator=own)[:, 0] for row, own in zip(weights, generators, strict=True)]
+    return torch.stack(rows)
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes and bytes, in the order of the names."""
+    total = sha256()
+    for name in sorted(weights):
+        weight = weights[name].detach().float().contiguous()
+        total.update(f"{name} {tuple(weight.shape)}\n".encode() + weight.numpy().tobytes())
+    return total.hexdigest()

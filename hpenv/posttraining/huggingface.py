@@ -1,0 +1,314 @@
+"""The Hugging Face student: a causal language model of `transformers` with an adapter in its linear layers.
+
+The model is frozen and shared by all runs; a run's knobs are put in their places for the length of one pass, so runs
+are computed one after the other, each exactly as if it were alone. A prompt's keys and values are computed once for the
+completions of its group, with and without gradients. Prompts and completions are those of the tasks, comments and
+programs; `answers` has how they are told to a model. Tested with models of Llama's and Qwen3's kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from hpenv.posttraining.adapter import FORMS, TARGETS, attach, weights_digest
+from hpenv.posttraining.answers import Answers, end_tokens
+from hpenv.posttraining.draws import drawn
+from hpenv.posttraining.embedded import CONCEPT_DEPTH
+from hpenv.posttraining.student import Knobs, Rollouts
+
+
+@dataclass(frozen=True)
+class HuggingFaceConfig:
+    """How a model is loaded, adapted and sampled from."""
+
+    max_tokens: int = 64  # longest completion, its end included [tokens]
+    top_k: int = 0  # only this many of the likeliest tokens are drawn; 0: all (the paper: 20)
+    top_p: float = 1.0  # only the fewest tokens that together are this likely are drawn, in (0, 1]
+    chat: bool = True  # whether prompts go through the chat template, if there is one
+    form: str = "additive"  # of the adapter, or `replacement`, which saves a third of the products
+    targets: tuple[str, ...] = TARGETS  # last parts of the names of the layers that get an adapter
+    texts_per_pass: int = 16  # completions computed together with gradients: memory against speed
+    cache_dir: Path | None = None  # folder of decompositions; without one a large model takes minutes at every start
+    dtype: str = "float32"  # of the frozen weights, or `bfloat16`; the knobs are float32
+    device: str = "cpu"  # of the model; knobs and rollouts stay where they are
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run."""
+        for name, least in (("max_tokens", 1), ("top_k", 0), ("texts_per_pass", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected at least {least}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p={self.top_p!r}; expected a number above 0 and at most 1")
+        for name, accepted in (("form", FORMS), ("dtype", ("float32", "bfloat16"))):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(accepted)}")
+
+
+class HuggingFaceStudent:
+    """A frozen causal language model with an adapter in its linear layers; see Student for the methods.
+
+    Attributes:
+        model: with the adapters attached, frozen but for its own knobs, which stay at 0 here.
+        tokenizer: of the model.
+        config: as given.
+    """
+
+    stacked = False
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: HuggingFaceConfig | None = None) -> None:
+        """Attaches the adapters to the model, in place.
+
+        Args:
+            model: a causal language model of `transformers`.
+            tokenizer: its tokenizer; it has an end-of-text token.
+            config: how it is adapted and sampled from; None for the defaults.
+
+        Raises:
+            ValueError: if there is no token that ends a text, or nothing to attach an adapter to.
+        """
+        self.config = config = HuggingFaceConfig() if config is None else config
+        ends = end_tokens(model, tokenizer)
+        self.digest = weights_digest(dict(model.named_parameters()))
+        adapters = attach(model, config.targets, config.form, config.cache_dir)
+        self.ranks = {name: len(adapter.S) for name, adapter in adapters.items()}
+        self.model, self.tokenizer, self.max_tokens = model.eval(), tokenizer, config.max_tokens
+        self._device = next(model.parameters()).device
+        self._ends = torch.tensor(ends, device=self._device)
+        self._answers = Answers(tokenizer, ends[0], config.chat)
+
+    @staticmethod
+    def load(folder: str | Path, gguf_file: str = "", config: HuggingFaceConfig | None = None) -> HuggingFaceStudent:
+        """A model from a folder on this machine; nothing is downloaded.
+
+        Args:
+            folder: with `config.json`, weights and tokenizer, as `save_pretrained` and `hf download` leave them.
+            gguf_file: name of a GGUF file in the folder, which then needs nothing else.
+            config: see HuggingFaceConfig.
+
+        Raises:
+            ModuleNotFoundError: without `transformers`.
+            ValueError: if there is no such folder or file.
+        """
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "HuggingFaceStudent.load needs transformers; install it with: pip install 'hpenv[posttraining]'",
+                name=error.name,
+            ) from error
+        config = HuggingFaceConfig() if config is None else config
+        path = Path(folder)
+        if not (path / (gguf_file or "config.json")).is_file():
+            found = sorted(entry.name for entry in path.glob("*.gguf")) if path.is_dir() else "no such folder"
+            raise ValueError(
+                f"no {gguf_file or 'config.json'!r} in {str(path)!r} (GGUF files there: {found}); expected a folder "
+                "with a model, as `hf download <name of the model> --local-dir <folder>` makes it"
+            )
+        which = {"gguf_file": gguf_file} if gguf_file else {}
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, **which)
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, **which)
+        return HuggingFaceStudent(model.to(config.device), tokenizer, config)
+
+    def sample(
+        self,
+        knobs: Knobs,
+        prompts: Sequence[Sequence[str]],
+        num_samples: int,
+        generators: Sequence[torch.Generator],
+        temperature: float = 1.0,
+    ) -> Rollouts:
+        """See Student; `logp` and `entropy` are of the whole distribution at temperature 1."""
+        home = next(iter(knobs.values())).device
+        with torch.no_grad():
+            rows = [
+                self._sampled(self._row(knobs, n), own, num_samples, generators[n], temperature)
+                for n, own in enumerate(prompts)
+            ]
+        T = max(tokens.shape[1] for tokens, *_ in rows)
+        tokens, mask, logp = (
+            torch.stack([F.pad(parts[i], (0, T - parts[i].shape[1]), value=fill) for parts in rows]).to(home)
+            for i, fill in enumerate((self._answers.pad, False, 0.0))
+        )
+        texts = [
+            [self._answers.program(own[seen].tolist()) for own, seen in zip(*row, strict=True)]
+            for row in zip(tokens, mask, strict=True)
+        ]
+        return Rollouts(
+            [list(own) for own in prompts],
+            texts,
+            tokens,
+            mask,
+            logp,
+            torch.stack([parts[3] for parts in rows]).to(home),
+            torch.stack([parts[4] for parts in rows]).to(home),
+        )
+
+    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+        """See Student; of several passes, each is computed again on the way back, so that one is held at a time."""
+        T, G, rows = rollouts.tokens.shape[2], rollouts.num_samples, []
+        several = len(rollouts.prompts) > 1 or len(rollouts.prompts[0]) > self._prompts_per_pass(G)
+        for n in range(len(rollouts.prompts)):
+            own, length, parts = self._row(knobs, n), int(rollouts.mask[n].any(0).sum()), []
+            for prompts, tokens, mask in self._passes(rollouts, n):
+                arguments = (own, prompts, tokens[:, :length], mask[:, :length], G)
+                if torch.is_grad_enabled() and several:
+                    parts.append(checkpoint(self._logp, *arguments, use_reentrant=False, preserve_rng_state=False))
+                else:
+                    parts.append(self._logp(*arguments))
+            rows.append(F.pad(torch.cat(parts), (0, T - length)).to(rollouts.tokens.device))
+        return torch.stack(rows).masked_fill(~rollouts.mask, 0.0)
+
+    def completion_gradients(
+        self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """See Student."""
+        rows, step = [], self._prompts_per_pass(1)
+        for n in range(len(next(iter(knobs.values())))):
+            parts: list[tuple[Tensor, ...]] = []
+            for first in range(0, len(prompts), step):
+                chosen = slice(first, first + step)
+                tokens, mask = (part.to(self._device) for part in self._answers.completions(completions[chosen]))
+                # Every text has knobs of its own, so that one pass gives all gradients.
+                own = {
+                    name: knob.detach().expand(len(tokens), 1, -1).clone().requires_grad_()
+                    for name, knob in self._row(knobs, n).items()
+                }
+                logp = self._logp(own, prompts[chosen], tokens, mask, 1)
+                losses = -logp.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
+                parts.append(torch.autograd.grad(losses.sum(), list(own.values())))
+            rows.append([torch.cat(pieces)[:, 0] for pieces in zip(*parts, strict=True)])
+        return {
+            name: torch.stack([row[i] for row in rows]).to(knob.device) for i, (name, knob) in enumerate(knobs.items())
+        }
+
+    def given(self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]) -> Rollouts:
+        """See Student; here a text may be longer than `max_tokens`."""
+        tokens, mask = self._answers.completions([text for own in completions for text in own])
+        shape = (len(completions), len(completions[0]), -1)
+        return Rollouts(
+            [list(own) for own in prompts],
+            [list(own) for own in completions],
+            tokens.view(shape),
+            mask.view(shape),
+            torch.zeros(mask.view(shape).shape),
+            torch.zeros(len(completions)),
+            torch.ones(shape[:2], dtype=torch.bool),
+        )
+
+    def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+        """See Student."""
+        rows, extra = [], {"output_hidden_states": True, "logits_to_keep": 1}
+        with torch.no_grad():
+            for n in range(len(rollouts.prompts)):
+                own, parts = self._row(knobs, n), []
+                for prompts, tokens, mask in self._passes(rollouts, n):
+                    memory, seen, _ = self._read(own, prompts, rollouts.num_samples)
+                    _, *streams = self._continued(own, tokens, mask, memory, seen, **extra).hidden_states
+                    parts.append(_concept(streams)[torch.arange(len(mask)), mask.sum(1) - 1])  # (B, C)
+                rows.append(torch.cat(parts))
+        return torch.stack(rows).to(rollouts.tokens.device)
+
+    def _row(self, knobs: Knobs, n: int) -> dict[str, Tensor]:
+        """The knobs of one run, where the model is."""
+        if set(knobs) != set(self.ranks):
+            raise ValueError(f"got knobs of {sorted(knobs)}; expected {sorted(self.ranks)}")
+        return {name: knob[n].to(self._device) for name, knob in knobs.items()}
+
+    def _prompts_per_pass(self, num_samples: int) -> int:
+        """How many prompts are computed together: whole groups, at least one."""
+        return max(1, self.config.texts_per_pass // num_samples)
+
+    def _passes(self, rollouts: Rollouts, n: int) -> Iterator[tuple[Sequence[str], Tensor, Tensor]]:
+        """A run's prompts, and the tokens and mask of their completions, (B, T), where the model is."""
+        G, step = rollouts.num_samples, self._prompts_per_pass(rollouts.num_samples)
+        for first in range(0, len(rollouts.prompts[n]), step):
+            texts = slice(first * G, (first + step) * G)
+            tokens, mask = (part[n, texts].to(self._device) for part in (rollouts.tokens, rollouts.mask))
+            yield rollouts.prompts[n][first : first + step], tokens, mask
+
+    def _called(self, knobs: Mapping[str, Tensor], **arguments: Any) -> Any:
+        """The model's output with these knobs, (r,) each, or (B, 1, r) for every text its own."""
+        places = {f"{name}.knob": knob for name, knob in knobs.items()}
+        return functional_call(self.model, places, (), {**arguments, "use_cache": True})
+
+    def _read(
+        self, knobs: Mapping[str, Tensor], prompts: Sequence[str], num_samples: int
+    ) -> tuple[Any, Tensor, Tensor]:
+        """The prompts' keys and values, which of their places are text (B, L), and the logits behind them (B, 1, V).
+
+        Every prompt stands there once for each of its samples.
+        """
+        tokens, seen = (part.to(self._device) for part in self._answers.prompts(prompts))
+        places = (seen.cumsum(1) - 1).clamp_min(0)
+        output = self._called(
+            knobs, input_ids=tokens, attention_mask=seen.long(), position_ids=places, logits_to_keep=1
+        )
+        memory = output.past_key_values
+        if num_samples > 1:
+            memory.batch_repeat_interleave(num_samples)
+        return memory, seen.repeat_interleave(num_samples, 0), output.logits[:, -1:].repeat_interleave(num_samples, 0)
+
+    def _continued(
+        self, knobs: Mapping[str, Tensor], tokens: Tensor, mask: Tensor, memory: Any, seen: Tensor, **extra: Any
+    ) -> Any:
+        """The model's output for tokens (B, T) behind those in its memory; (B, T) of the mask are text."""
+        places = seen.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=self._device)
+        everything = torch.cat([seen, mask], 1).long()
+        return self._called(
+            knobs, input_ids=tokens, attention_mask=everything, position_ids=places, past_key_values=memory, **extra
+        )
+
+    def _logp(
+        self, knobs: Mapping[str, Tensor], prompts: Sequence[str], tokens: Tensor, mask: Tensor, num_samples: int
+    ) -> Tensor:
+        """Log-probability of each token of the completions, (B, T) [nats]; anything outside the mask."""
+        memory, seen, logits = self._read(knobs, prompts, num_samples)
+        if tokens.shape[1] > 1:
+            later = self._continued(knobs, tokens[:, :-1], mask[:, :-1], memory, seen).logits
+            logits = torch.cat([logits, later], 1)
+        return -F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+    def _sampled(
+        self,
+        knobs: Mapping[str, Tensor],
+        prompts: Sequence[str],
+        num_samples: int,
+        generator: torch.Generator,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """One run's tokens, mask and logp (B, T), mean entropy () and which texts ended (B,)."""
+        memory, seen, logits = self._read(knobs, prompts, num_samples)
+        open_ = torch.ones(len(seen), dtype=torch.bool, device=self._device)
+        tokens, masks, logps, entropies = [], [], [], []
+        while True:
+            logp = logits[:, -1].float().log_softmax(-1)  # (B, V)
+            numbers = torch.rand(len(logp), generator=generator, dtype=torch.float64)
+            token = drawn(logp, numbers, temperature, self.config.top_k, self.config.top_p)
+            tokens.append(torch.where(open_, token, self._answers.pad))
+            masks.append(open_)
+            logps.append(logp.gather(1, token[:, None])[:, 0].masked_fill(~open_, 0.0))
+            entropies.append(torch.special.entr(logp.exp()).sum(1).masked_fill(~open_, 0.0))
+            open_ = open_ & ~torch.isin(token, self._ends)
+            if len(tokens) == self.max_tokens or not open_.any():
+                break
+            logits = self._continued(knobs, tokens[-1][:, None], masks[-1][:, None], memory, seen).logits
+            seen = torch.cat([seen, masks[-1][:, None]], 1)
+        mask = torch.stack(masks, 1)
+        return torch.stack(tokens, 1), mask, torch.stack(logps, 1), torch.stack(entropies).sum() / mask.sum(), ~open_
+
+
+def _concept(streams: Sequence[Tensor]) -> Tensor:
+    """The mean of the layers that tell the concept of a text, (B, T, C); of a few layers, one of the middle."""
+    depth, (low, high) = len(streams), CONCEPT_DEPTH
+    layers = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high]
+    return torch.stack(layers or [streams[2 * depth // 3 - 1]]).float().mean(0)

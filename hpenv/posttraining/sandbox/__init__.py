@@ -1,0 +1,16 @@
+r"""A place to run programs written by a model: own process, no files, no network, nothing survives.
+
+`hpenv/posttraining/sandbox/` imports the standard library alone. What it promises, and what not: SECURITY.md.
+
+Example:
+    >>> from hpenv.posttraining.sandbox import Call, Limits, Sandbox
+    >>> with Sandbox(limits=Limits(wall_seconds=2.0)) as box:  # doctest: +SKIP
+    ...     outcome = box.run("def f(xs):\n    return sum(xs)\n", calls=[Call("f", ([1, 2],))])
+    >>> outcome.returned  # doctest: +SKIP
+    (Result(value=3, error=''),)
+"""
+
+from hpenv.posttraining.sandbox.box import Sandbox
+from hpenv.posttraining.sandbox.jobs import UNSERIALIZABLE, Call, Job, Limits, Outcome, Result, SandboxUnavailable
+
+__all__ = ["UNSERIALIZABLE", "Call", "Job", "Limits", "Outcome", "Result", "Sandbox", "SandboxUnavailable"]

@@ -1,0 +1,223 @@
+"""What the Linux kernel offers an unprivileged process to lock itself in: Landlock, seccomp, capabilities, prctl.
+
+Thin calls through `ctypes`; every one raises `OSError` when the kernel refuses, and the caller ends the process then.
+The order in which they are applied stands in `zygote.py`, which loads this file by its path: it imports the standard
+library alone. Constants are from linux/prctl.h, linux/landlock.h, linux/seccomp.h, linux/filter.h and
+linux/capability.h.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+SECCOMP_MODE_FILTER = 2
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+LANDLOCK_RULE_PATH_BENEATH = 1
+LANDLOCK_CREATE_RULESET_VERSION = 1
+READ_FILE, READ_DIR, WRITE_FILE, MAKE_REG, TRUNCATE = 1 << 2, 1 << 3, 1 << 1, 1 << 8, 1 << 14
+#: Rights of files by Landlock version: 13 in the first (Linux 5.13), then refer, truncate, -, ioctl on devices.
+_NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
+_NUM_FILE_RIGHTS_LATEST = 16
+
+# Instructions of the classic packet filter, and what it may return.
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_REFUSE, _NOT_IMPLEMENTED = 0x00050000 | 1, 0x00050000 | 38  # EPERM, ENOSYS
+_NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
+
+# O_TMPFILE without O_DIRECTORY, whose value differs between architectures.
+_TMPFILE = 0o20000000
+
+Instruction = tuple[int, int, int, int]  # operation, jump if true, jump if false, constant
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *arguments: object) -> int:
+    """Calls a function of the C library (its arguments widened to long) and raises where it answers -1."""
+    function = _libc()[name]
+    function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
+    result = function(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return int(result)
+
+
+def missing_support(architectures: Iterable[str]) -> list[str]:
+    """What this machine lacks to run the sandbox, one sentence each; empty where nothing is missing.
+
+    Args:
+        architectures: machines for which there is a table of system calls.
+    """
+    if sys.platform != "linux":
+        return [f"it needs Linux, and this is {sys.platform}: use a Linux machine, container or virtual machine"]
+    missing = []
+    if platform.machine() not in set(architectures) or sys.byteorder != "little" or sys.maxsize < 2**32:
+        missing.append(f"no table of system calls for {platform.machine()}; there is one for {sorted(architectures)}")
+    if landlock_version() < 1:
+        missing.append(
+            "Landlock (Linux 5.13 or later, CONFIG_SECURITY_LANDLOCK, and `landlock` in the `lsm=` kernel parameter; "
+            "in a container, a seccomp profile that lets landlock_create_ruleset through)"
+        )
+    if not has_seccomp():
+        missing.append("seccomp filters (CONFIG_SECCOMP_FILTER)")
+    return missing
+
+
+def landlock_version() -> int:
+    """The version of Landlock's interface; 0 where the kernel has none or forbids it."""
+    try:
+        return _call("syscall", 444, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
+
+
+def has_seccomp() -> bool:
+    """Whether the kernel takes seccomp filters: asked with a null pointer, it then answers "bad address"."""
+    try:
+        _call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, 0, 0, 0)
+    except OSError as error:
+        return error.errno == 14  # EFAULT
+    return False
+
+
+def forbid_new_privileges() -> None:
+    """No program started from here gains rights (set-user-id, file capabilities); needed by what follows."""
+    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def forbid_dumps() -> None:
+    """Other processes of the same user may neither trace this one nor read its memory."""
+    _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Asks for SIGKILL when the parent ends. Dropping capabilities would clear it, so this comes later."""
+    _call("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)
+
+
+def drop_capabilities(numbers: Mapping[str, int]) -> None:
+    """Gives up every capability, the bounding set included; in a container the user is often root.
+
+    Args:
+        numbers: the system calls of this machine.
+    """
+    try:
+        for capability in range(64):
+            _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
+    except OSError as error:
+        # EINVAL ends the list; EPERM: a plain user, who has nothing to drop.
+        if error.errno not in (1, 22):
+            raise
+    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    _call("syscall", numbers["capset"], header, bytes(24))
+
+
+def landlock_ruleset(numbers: Mapping[str, int], readable: Sequence[str], writable: Sequence[str] = ()) -> int:
+    """Makes a Landlock ruleset that allows these paths and, of files and TCP, nothing else.
+
+    Args:
+        numbers: the system calls of this machine.
+        readable: files, and directories with all beneath them, that may be read. Symbolic links are left out.
+        writable: directories in which regular files may also be made, written and truncated.
+
+    Returns:
+        A descriptor for `restrict_by`.
+    """
+    version = landlock_version()
+    rights = (1 << _NUM_FILE_RIGHTS.get(version, _NUM_FILE_RIGHTS_LATEST)) - 1
+    attributes = struct.pack("=Q", rights)
+    if version >= 4:
+        attributes += struct.pack("=Q", 0b11)  # bind and connect over TCP
+    if version >= 6:
+        attributes += struct.pack("=Q", 0b11)  # abstract unix sockets and signals stay inside
+    ruleset = _call("syscall", numbers["landlock_create_ruleset"], attributes, len(attributes), 0)
+    for paths, allowed in ((readable, READ_FILE), (writable, READ_FILE | WRITE_FILE | MAKE_REG | TRUNCATE)):
+        for path in paths:
+            if os.path.islink(path):
+                continue
+            folder = os.path.isdir(path)
+            beneath = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                rule = struct.pack("=Qi", (allowed | (READ_DIR if folder else 0)) & rights, beneath)
+                _call("syscall", numbers["landlock_add_rule"], ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+            finally:
+                os.close(beneath)
+    return ruleset
+
+
+def restrict_by(numbers: Mapping[str, int], ruleset: int) -> None:
+    """Applies a Landlock ruleset to this process, for good."""
+    _call("syscall", numbers["landlock_restrict_self"], ruleset, 0)
+
+
+def seccomp_program(
+    machine: str,
+    architecture: int,
+    numbers: Mapping[str, int],
+    allowed: Iterable[str],
+    allowed_for: Mapping[str, tuple[int, Sequence[int]]],
+    first_recent: str,
+    x32_bit: int,
+    may_write: bool,
+) -> list[Instruction]:
+    """Compiles an allow-list of system calls into a filter.
+
+    Opening a file is allowed for reading only, or, with `may_write`, in every way but "read and truncate", which old
+    versions of Landlock take for reading.
+
+    Args:
+        machine: as `platform.machine()`.
+        architecture: value of AUDIT_ARCH.
+        numbers: name to number on this machine; a name of `allowed` it lacks does not exist there.
+        allowed: calls allowed with any arguments.
+        allowed_for: calls allowed for some values of one argument (its low 32 bits, all that these calls look at).
+        first_recent: from this call's number on, the answer is ENOSYS in place of EPERM.
+        x32_bit: numbers from here on kill, on x86_64.
+        may_write: whether files may be opened for writing.
+    """
+    program: list[Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
+        (_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER_OFFSET),
+    ]
+    if machine == "x86_64":
+        program += [(_AT_LEAST, 0, 1, x32_bit), (_RETURN, 0, 0, _KILL)]
+    for name in allowed:
+        if name in numbers:
+            program += [(_EQUAL, 0, 1, numbers[name]), (_RETURN, 0, 0, _ALLOW)]
+    checks: dict[str, list[Instruction]] = {}
+    for name, (index, values) in allowed_for.items():
+        checks[name] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * index)]
+        for value in values:
+            checks[name] += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW)]
+        checks[name].append((_RETURN, 0, 0, _REFUSE))
+    checks["openat"] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * 2)]
+    if may_write:
+        checks["openat"] += [(_AND, 0, 0, os.O_ACCMODE | os.O_TRUNC), (_EQUAL, 0, 1, os.O_RDONLY | os.O_TRUNC)]
+    else:
+        checks["openat"] += [(_ANY_BIT, 0, 1, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _TMPFILE)]
+    checks["openat"] += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+    for name, check in checks.items():
+        program += [(_EQUAL, 0, len(check), numbers[name]), *check]
+    program += [(_AT_LEAST, 0, 1, numbers[first_recent]), (_RETURN, 0, 0, _NOT_IMPLEMENTED)]
+    return [*program, (_RETURN, 0, 0, _REFUSE)]
+
+
+def install_seccomp(program: Sequence[Instruction]) -> None:
+    """Filters the system calls of this process from now on, for good."""
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    _call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0)

