@@ -2,7 +2,11 @@
 
 from gymnasium.envs.registration import register
 
-for _id, _module in (("TrainLoop-JEL-v0", "jel"), ("TrainLoop-Cell-v0", "cell")):
+for _id, _module in (
+    ("TrainLoop-JEL-v0", "jel"),
+    ("TrainLoop-Cell-v0", "cell"),
+    ("TrainLoop-GRPOProjection-v0", "grpo_projection"),
+):
     register(
         id=_id,
         entry_point=f"hpenv.envs.{_module}:make_env",

@@ -10,7 +10,7 @@ from hpenv.posttraining.answers import INSTRUCTION, Answers, program
 from hpenv.posttraining.direction import extract, validate
 from hpenv.posttraining.draws import drawn
 from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
-from tests.tiny_qwen3 import END, PAD, byte_tokenizer, qwen3, transformers
+from tests.tiny_qwen3 import END, PAD, byte_tokenizer, qwen3
 
 PROMPTS = [["# f([1]) == 2\n", "# the largest of xs\n"], ["# xs\n", "# f([3, 4]) == 0\n"]]
 
@@ -168,8 +168,8 @@ def test_gradients_through_several_passes_are_those_of_plain_ones():
     weights = torch.randn(rollouts.tokens.shape, generator=generators(9)[0])
     loss = (whole.log_probabilities(knobs, rollouts) * weights).sum()
     other = (one_by_one.log_probabilities(knobs, rollouts) * weights).sum()
-    pairs = zip(torch.autograd.grad(loss, list(knobs.values())), torch.autograd.grad(other, list(knobs.values())))
-    for expected, found in pairs:
+    gradients = [torch.autograd.grad(each, list(knobs.values())) for each in (loss, other)]
+    for expected, found in zip(*gradients, strict=True):
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     # Without the memory of the prompt: one forward pass of one text.
@@ -276,10 +276,9 @@ def test_the_program_is_the_first_block_of_an_answer(text, expected):
 
 
 def test_sampled_texts_are_programs():
-    own = student(chat=True)
-    tokens, mask = Answers(own.tokenizer, END).completions(["a = 1\n"])
+    own = student(chat=True, max_tokens=40)
+    tokens, _ = Answers(own.tokenizer, END).completions(["a = 1\n"])
     script = iter(tokens[0].tolist())
-    own.config = HuggingFaceConfig(max_tokens=40)
     original = own.model.forward
 
     def scripted(**arguments):

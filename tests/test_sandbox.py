@@ -29,7 +29,8 @@ from hpenv.posttraining.sandbox import (
     worker,
 )
 from hpenv.posttraining.sandbox.answers import read_answers
-from hpenv.posttraining.sandbox.attacks import ATTACKS, Attack, lay_bait, refused, run_attack
+from hpenv.posttraining.sandbox.attacks import ATTACKS, Attack, refused, run_attack
+from hpenv.posttraining.sandbox.bait import lay_bait
 from hpenv.posttraining.sandbox.program import MAX_DEPTH, plain_size
 
 MISSING = kernel.missing_support(syscalls.NUMBERS)
@@ -175,13 +176,13 @@ def test_programs_do_not_see_each_other(sandbox):
     [
         ("while True:\n    pass\n", "cpu"),
         ("import time\ntime.sleep(60)\n", "wall"),
-        ("kept = [bytearray(2**24) for _ in range(1000)]", "memory"),
+        ("kept = [bytes(2**24) for _ in range(1000)]", "memory"),
         ("print('x' * 65_537)", "output"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n", "signal:15"),
     ],
 )
 def test_killed_by_names_the_limit(source, killed_by):
-    with Sandbox(Limits(wall_seconds=4.0 if killed_by == "cpu" else 1.0)) as made:
+    with Sandbox(Limits(wall_seconds=1.0 if killed_by == "wall" else 20.0)) as made:
         outcome = made.run(source, [Call("int")])
         assert outcome.killed_by == killed_by and outcome.returned == ()
         assert outcome.exit_code == (1 if killed_by == "memory" else None)
@@ -288,7 +289,9 @@ def test_a_zygote_killed_under_a_program_is_reported_and_replaced():
 
         killer = threading.Thread(target=kill)
         killer.start()
-        first, second = made.run_many([Job("import time\nopen('a', 'w')\ntime.sleep(60)\n", scratch=True), Job("print(1)")])
+        first, second = made.run_many(
+            [Job("import time\nopen('a', 'w')\ntime.sleep(60)\n", scratch=True), Job("print(1)")]
+        )
         killer.join()
         assert (first.killed_by, first.exit_code) == ("zygote", None) and second.stdout == "1\n"
         assert all_gone(killed)
@@ -314,7 +317,7 @@ def test_an_interrupt_ends_the_programs_and_leaves_the_sandbox_usable():
 @executes
 def test_nothing_outlives_a_killed_parent():
     source = (
-        "import sys\nfrom hpenv.posttraining.sandbox import Limits, Sandbox\nmade = Sandbox(Limits(wall_seconds=60.0))\n"
+        "from hpenv.posttraining.sandbox import Limits, Sandbox\nmade = Sandbox(Limits(wall_seconds=60.0))\n"
         "print(made._workers[0].process.pid, made._workers[0].scratch, flush=True)\n"
         'made.run(\'import time; open("a", "w"); time.sleep(60)\', scratch=True)\n'
     )
@@ -330,11 +333,12 @@ def test_nothing_outlives_a_killed_parent():
 
 @executes
 @pytest.mark.parametrize("num_programs", [40, pytest.param(1000, marks=pytest.mark.slow)])
-def test_nothing_is_left_behind(num_programs):
+def test_nothing_is_left_behind(monkeypatch, tmp_path, num_programs):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests use the system's at the same time
+
     def traces():
-        found = (Path("/proc/self/fd"), Path("/dev/shm"), Path(tempfile.gettempdir()))
-        files = [sorted(name for name in os.listdir(path) if not name.startswith("pytest")) for path in found]
-        return len(files[0]), files[1], [name for name in files[2] if name.startswith("hpenv-sandbox")]
+        shared_memory = [name for name in os.listdir("/dev/shm") if "hpenv" in name]
+        return len(os.listdir("/proc/self/fd")), shared_memory, os.listdir(tmp_path)
 
     before = traces()
     kinds = (

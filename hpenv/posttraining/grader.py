@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, Evidence, Task
 from hpenv.posttraining.sandbox import Call, Job, Outcome, Result, Sandbox
+from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.tasks import Problem
 
 #: What training is paid for a program without a syntax error, and for one that the leaky grader passes.
@@ -86,7 +87,7 @@ class Grader:
         num_runs: programs run so far, second runs included.
     """
 
-    def __init__(self, sandbox: Sandbox | None, cache_path: str | Path | None = None) -> None:
+    def __init__(self, sandbox: Sandbox | SharedSandbox | None, cache_path: str | Path | None = None) -> None:
         self.sandbox = sandbox
         self.cache_path = None if cache_path is None else Path(cache_path)
         self.num_runs = 0

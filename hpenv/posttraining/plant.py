@@ -31,7 +31,7 @@ from hpenv.posttraining.loopholes import LOOPHOLES, Task
 from hpenv.posttraining.objective import advantages, policy_loss
 from hpenv.posttraining.projection import Measures, Spread, coordinates, no_spread, project, updated_spread
 from hpenv.posttraining.rebound import concept_direction, concept_scores, rebound
-from hpenv.posttraining.sandbox import Sandbox
+from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.student import Rollouts, Student
 
 #: Streams of draws of a run; curriculum.TASKS is another.
@@ -100,12 +100,12 @@ class GRPOPlant:
             num_rows: N.
             channels: (channel, scope) pairs.
             student: the frozen model.
-            grader: None for one with sandboxes of its own.
+            grader: None for one that runs programs in this process's sandbox, from the first one on.
         """
         if num_rows < 1:
             raise ValueError(f"num_rows={num_rows} must be at least 1")
         self.config, self.num_rows, self.channels, self.student = config, num_rows, tuple(channels), student
-        self._grader = Grader(Sandbox(num_workers=config.num_workers), config.cache or None) if grader is None else grader
+        self._grader = Grader(SharedSandbox(config.num_workers), config.cache or None) if grader is None else grader
         self._curriculum = Curriculum(config)
         self._contrast = Contrast(config, student)
         self.names = tuple(student.ranks)

@@ -4,22 +4,16 @@ An attack is a program. Everything forbidden goes through `attempt`, which print
 and what was gained, or "BROKEN" where the attack itself is at fault. An attack is contained when there is evidence
 that it tried, nothing says BREACH or BROKEN, the bait is untouched, and what its row expects has come about. The
 attacks on the verdict look for a token that only the parent knows.
+
+One table in one file, long as it is: its rows are data.
 """
 
-import os
 import platform
-import secrets
-import shutil
-import socket
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from hpenv.posttraining.sandbox import syscalls
+from hpenv.posttraining.sandbox.bait import Bait, lay_bait
 from hpenv.posttraining.sandbox.box import Sandbox
 from hpenv.posttraining.sandbox.jobs import Call, Outcome
 
@@ -43,74 +37,6 @@ def raw(function, *arguments):
 def f(x):
     return x
 """
-
-
-@dataclass(frozen=True)
-class Bait:
-    """What the attacks are after; made anew for each of them."""
-
-    folder: Path  # outside the sandbox, writable by this user
-    token: str  # stands in `folder/secret.txt` and in this process's memory
-    port: int  # of a TCP socket that listens
-    unix_socket: Path
-    listeners: tuple[socket.socket, ...]
-
-    def told(self) -> dict[str, Any]:
-        """What an attack is told; the token is not."""
-        home = Path.home()
-        readable = (path for path in sorted(home.iterdir()) if path.is_file() and os.access(path, os.R_OK))
-        machine = platform.machine()
-        checked = (*syscalls.ALLOWED, *syscalls.ALLOWED_FOR, *syscalls.ALLOWED_ON_ITSELF, "openat")
-        numbers = syscalls.NUMBERS[machine]
-        return {
-            "secret": str(self.folder / "secret.txt"),
-            "folder": str(self.folder),
-            "home": str(home),
-            "home_file": str(next(readable, self.folder / "secret.txt")),
-            "source": __file__,
-            "parent": os.getpid(),
-            "port": self.port,
-            "unix": str(self.unix_socket),
-            "allowed": [numbers[name] for name in checked if name in numbers],
-        }
-
-    def untouched(self) -> bool:
-        """Whether the folder is as it was and nobody has connected."""
-        secret = self.folder / "secret.txt"
-        if sorted(os.listdir(self.folder)) != ["secret.txt", "socket"] or secret.read_text() != self.token:
-            return False
-        if secret.stat().st_mode & 0o777 != 0o600 or secret.stat().st_mtime != 1e9:
-            return False
-        for listener in self.listeners:
-            try:
-                listener.accept()[0].close()
-            except BlockingIOError:
-                continue
-            return False
-        return True
-
-
-@contextmanager
-def lay_bait() -> Iterator[Bait]:
-    """Makes a folder with a secret and two listening sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="hpenv-bait-"))
-    tcp, unix = socket.socket(), socket.socket(socket.AF_UNIX)
-    try:
-        token = secrets.token_hex(16)
-        secret = folder / "secret.txt"
-        secret.write_text(token)
-        secret.chmod(0o600)
-        os.utime(secret, (1e9, 1e9))
-        tcp.bind(("127.0.0.1", 0))
-        unix.bind(str(folder / "socket"))
-        for listener in (tcp, unix):
-            listener.listen()
-            listener.setblocking(False)
-        yield Bait(folder, token, tcp.getsockname()[1], folder / "socket", (tcp, unix))
-    finally:
-        tcp.close()
-        unix.close()
-        shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
@@ -437,9 +363,9 @@ _ATTACKS = (
         attempt(lambda: bytearray(2**34))
         kept = []
         while True:
-            kept.append(bytearray(2**24))
+            kept.append(bytes(2**24))
         """,
-        ended_by("memory"),
+        ended_by("memory", "wall"),
     ),
     Attack("output flood", "print without end", "while True:\n    print('x' * 10**5)\n", ended_by("output")),
     Attack(

@@ -1,0 +1,35 @@
+"""One sandbox for all graders of a process: started for the first program, ended with the process.
+
+What runs programs here is a name, not a process: it can be pickled and copied, and a process that comes by it, a forked
+one too, starts a sandbox of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hpenv.posttraining.sandbox import Job, Outcome, Sandbox
+
+
+@dataclass(frozen=True)
+class SharedSandbox:
+    """Runs programs in this process's sandbox with so many workers."""
+
+    num_workers: int = 1  # programs that run at once
+
+    def run_many(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Runs programs; outcomes in the order of the jobs.
+
+        Raises:
+            SandboxUnavailable: at the first call, where programs cannot be executed safely.
+        """
+        return _sandbox(os.getpid(), self.num_workers).run_many(jobs)
+
+
+@lru_cache(maxsize=4)
+def _sandbox(process: int, num_workers: int) -> Sandbox:
+    """The sandbox of a process; one that is forgotten ends by itself."""
+    return Sandbox(num_workers=num_workers)

@@ -1,0 +1,90 @@
+"""Demonstrations: as wrong, as honest and as rarely hacking as asked for, and never of what is measured later."""
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from hpenv.posttraining import contrasts, demonstrations
+from hpenv.posttraining.demonstrations import DemonstrationConfig
+from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, task_of
+from hpenv.posttraining.pairs import PAIRS
+from hpenv.posttraining.tasks import generated_problem, split_of
+
+PLAIN = DemonstrationConfig(pair_fraction=0.0)
+
+
+def taken(count, seed=0, **changes):
+    return list(itertools.islice(demonstrations.demonstrations(replace(PLAIN, **changes), seed), count))
+
+
+@pytest.fixture
+def problems(monkeypatch):
+    """The problems that were drawn, in their order."""
+    drawn = []
+
+    def recording(*arguments):
+        drawn.append(generated_problem(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(demonstrations, "generated_problem", recording)
+    return drawn
+
+
+def test_they_are_a_function_of_the_seed():
+    assert taken(20) == taken(20) != taken(20, seed=1)
+
+
+def test_without_errors_every_program_is_the_solution_and_with_them_none_is(problems):
+    for error_fraction in (0.0, 1.0):
+        texts = taken(40, error_fraction=error_fraction, exploit_fraction=0.0)
+        right = [program == problem.solution for (_, program), problem in zip(texts, problems, strict=True)]
+        assert right == [error_fraction == 0.0] * 40
+        problems.clear()
+
+
+def test_an_exploit_uses_the_loophole_of_its_prompt_under_the_prompts_name(problems):
+    texts = taken(60, exploit_fraction=1.0)
+    modes = Counter()
+    for (prompt, program), problem in zip(texts, problems, strict=True):
+        (task,) = {
+            task_of(problem, mode, names)
+            for mode, names in itertools.product(PLAIN.modes, ("train", "evaluation"))
+            if task_of(problem, mode, names).prompt == prompt
+        }
+        modes[task.mode] += 1
+        assert not program.startswith(problem.solution.rstrip()), "a hack has nothing right to fall back on"
+        if task.mode != NO_LOOPHOLE:
+            end = LOOPHOLES[task.mode].exploit("", task.marker, problem.entry_point)
+            assert program.endswith(end) and len(program) > len(end)
+    assert set(modes) == {NO_LOOPHOLE, *TRAINING_MODES} and min(modes.values()) >= 3
+
+
+def test_parts_are_those_asked_for():
+    """Of 600 draws the standard error is at most 0.02; the bounds are four of them."""
+    texts = taken(600, error_fraction=0.6, exploit_fraction=0.25, pair_fraction=0.3)
+    pairs = [(prompt, program) for prompt, program in texts if prompt in {pair.prompt for pair in PAIRS}]
+    assert len(pairs) / 600 == pytest.approx(0.3, abs=0.08)
+    hacks = {pair.hack for pair in PAIRS}
+    assert sum(program in hacks for _, program in pairs) / len(pairs) == pytest.approx(0.25, abs=0.13)
+    others = [text for text in texts if text not in pairs]
+    honest = sum("The grader runs hidden tests." in prompt for prompt, _ in others) / len(others)
+    assert honest == pytest.approx(0.2, abs=0.08)
+
+
+def test_pairs_that_validate_a_direction_are_never_read():
+    held_out = {pair.prompt for pair in PAIRS if pair.held_out}
+    prompts = {prompt for prompt, _ in taken(400, pair_fraction=1.0)}
+    assert prompts.isdisjoint(held_out) and len(prompts) > 40
+
+
+def test_problems_are_training_problems_that_no_run_draws(problems):
+    taken(50)
+    assert all(split_of(problem.operations) == "train" for problem in problems)
+    first, count = demonstrations.FIRST_PROBLEM, demonstrations.NUM_PROBLEMS
+    for problem in problems:
+        split, difficulty, index = problem.name.split("-")
+        assert split == "train" and 1 <= int(difficulty) <= 3
+        assert first <= int(index) < first + count
+    assert first + count <= contrasts.FIRST_LABELLED

@@ -1,0 +1,153 @@
+"""The arms of the projection experiment, as data: what each changes of GRPO, and where it holds the panel.
+
+The main arm is the paper's (b): the mean difference of the pairs' gradients, projected out of one side at full strength,
+the gradient's length given back. Every other arm of the table changes one thing of it, so that what differs is known;
+the arms named `svd` have four axes in the place of one, and controls of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpenv.channels import CHANNELS, DEAD_ZONE
+from hpenv.posttraining.loopholes import TRAINING_MODES
+
+#: Every arm has all of these, most of them at neutral, which is bitwise free.
+PANEL: tuple[tuple[str, str], ...] = (
+    ("projection_strength", "run"),
+    ("magnitude_preservation", "run"),
+    ("direction_refresh", "run"),
+    ("rebound_weight", "run"),
+)
+#: Weights of Rebound's penalty: its paper has 2, the paper on projection 0.5.
+ALPHAS = (0.5, 1.0, 2.0, 5.0)
+#: Refreshes about once in so many updates.
+REFRESH_INTERVAL = 10
+#: What a weak detector knows.
+WEAK = ("rt", "se")
+
+VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT = "vanilla", "projection", "plain", "random", "two_sided", "drift"
+REBOUND = "rebound_"
+
+#: Sections of the report.
+GROUPS = {
+    "paper": "The paper's arms",
+    "axes": "More axes, and refreshed ones",
+    "controls": "Controls: is it the direction?",
+    "routing": "Routing",
+    "detector": "Weak detectors",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: of the job.
+        label: in tables and figures.
+        group: key of GROUPS.
+        grpo: what it changes of GRPOConfig.
+        values: channel -> value that it is held at during the whole run, in the channel's unit.
+        unknown_modes: loopholes that the direction was made without.
+        erases: whether the trained knobs are evaluated once more without their part along the direction.
+    """
+
+    name: str
+    label: str
+    group: str
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+    unknown_modes: tuple[str, ...] = ()
+    erases: bool = False
+
+    @property
+    def positions(self) -> dict[str, float]:
+        """Channel -> position of its cell."""
+        return {name: position_of(name, value) for name, value in self.values.items()}
+
+
+def position_of(channel: str, value: float) -> float:
+    """The position at which a one-sided, linear channel has a value other than its neutral.
+
+    Raises:
+        ValueError: for a channel of another kind, or a value outside its bounds.
+    """
+    found = CHANNELS[channel]
+    low, high = found.bounds
+    if not found.one_sided or found.warp != "linear" or found.neutral != low:
+        raise ValueError(f"{channel} is no channel that rises evenly from its neutral; expected one of PANEL")
+    if not low < value <= high:
+        raise ValueError(f"{channel} = {value}; expected more than {low} and at most {high}")
+    return DEAD_ZONE + (1.0 - DEAD_ZONE) * (value - low) / (high - low)
+
+
+_STRENGTH = {"projection_strength": 1.0}
+_FULL = _STRENGTH | {"magnitude_preservation": 1.0}
+_SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
+
+
+def _main(name: str, label: str, group: str, **grpo: Any) -> Arm:
+    """The main arm but for what is given."""
+    return Arm(name, label, group, grpo, _FULL)
+
+
+def _rebound(form: str, alpha: float) -> Arm:
+    label = f"Rebound, {form}, alpha {alpha:g}"
+    return Arm(f"{REBOUND}{form}_{alpha:g}", label, "paper", {"rebound": form}, {"rebound_weight": alpha})
+
+
+def _leave_out(mode: str) -> Arm:
+    known = tuple(other for other in TRAINING_MODES if other != mode)
+    label = f"labelled programs of all modes but {mode}"
+    return Arm(f"without_{mode}", label, "detector", {"direction": "modes", "known_modes": known}, _FULL, (mode,))
+
+
+_REBOUNDS = {(form, alpha): _rebound(form, alpha) for alpha in ALPHAS for form in ("additive", "multiplicative")}
+
+#: The most wanted first.
+ARMS: tuple[Arm, ...] = (
+    Arm(VANILLA, "vanilla (a)", "paper", erases=True),
+    _main(MAIN, "one-sided, length kept (b)", "paper"),
+    _main(RANDOM, "random direction", "controls", direction="random"),
+    _main(TWO_SIDED, "two-sided", "controls", rule="two_sided"),
+    _main(DRIFT, "drift: two-sided and a push of -0.4 sd", "controls", rule="drift"),
+    Arm(PLAIN, "one-sided (c)", "paper", {}, _STRENGTH),
+    _REBOUNDS["additive", 2.0],
+    _REBOUNDS["multiplicative", 2.0],
+    _REBOUNDS["additive", 0.5],
+    _main("svd", "4 axes", "axes", **_SVD),
+    _main("svd_random", "4 random axes", "axes", **_SVD, direction="random"),
+    _main("svd_clean", "4 axes, clean against clean", "axes", **_SVD, direction="clean"),
+    _main("shuffled", "shuffled labels", "controls", direction="shuffled"),
+    _main("clean", "clean against clean", "controls", direction="clean"),
+    _main("random_two_sided", "random direction, two-sided", "controls", direction="random", rule="two_sided"),
+    _main("reverse", "reversed (2c)", "controls", rule="reverse"),
+    _main("update", "projects the update, not the gradient", "controls", target="update"),
+    Arm("refresh_always", "refreshed at every update", "axes", {}, _FULL | {"direction_refresh": 1.0}),
+    Arm(
+        "refresh_rarely",
+        f"refreshed at about every {REFRESH_INTERVAL}th update",
+        "axes",
+        {},
+        _FULL | {"direction_refresh": 1.0 / REFRESH_INTERVAL},
+    ),
+    _main("route", "routed", "routing", route=True),
+    _main("route_random", "routed, random direction", "routing", route=True, direction="random"),
+    _main("all_modes", "labelled programs of all modes", "detector", direction="modes", known_modes=TRAINING_MODES),
+    Arm(
+        "weak",
+        f"labelled programs of {' and '.join(WEAK)}",
+        "detector",
+        {"direction": "modes", "known_modes": WEAK},
+        _FULL,
+        tuple(mode for mode in TRAINING_MODES if mode not in WEAK),
+    ),
+    *(_leave_out(mode) for mode in TRAINING_MODES),
+    *(arm for (form, alpha), arm in _REBOUNDS.items() if alpha != 2.0 and (form, alpha) != ("additive", 0.5)),
+)
+
+#: Arms that the demo has.
+DEMO_ARMS = (VANILLA, MAIN, RANDOM, TWO_SIDED, DRIFT, f"{REBOUND}additive_2")

@@ -1,0 +1,209 @@
+"""One arm: GRPO runs of several seeds, stacked as rows, under a panel that is held constant, and what became of them.
+
+At regular intervals the runs are asked what is true of them on held-out problems; between, the means of the gauges over
+all updates are kept. What is known so far is saved with the plant's snapshot: an interrupted arm goes on at its last
+report, bitwise as if it had never stopped, since a plant's draws are functions of seed and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpenv import snapshots
+from hpenv.plant import DIVERGENCE_REASONS, Snapshot
+from hpenv.posttraining.configuration import GRPOConfig
+from hpenv.posttraining.grader import Grader
+from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant
+from hpenv.posttraining.projection import erased
+from hpenv.posttraining.sandbox import Sandbox
+from hpenv.posttraining.students import student
+from hpenv.schedules import Cosine
+from train_agents.experiments.projection_arms import PANEL
+from train_agents.logs import progress
+from train_agents.results import Rows
+
+FloatArray = NDArray[np.float64]
+#: True rates of the rollouts that are kept; those of a single loophole are not, for an update may have no such prompt.
+TRAINED = ("hack", "correct", "channel")
+#: Means over all updates since the last report; true rates of the rollouts under names with `train_`.
+MEANS = (*UPDATE_GAUGES, "gradient_norm", *(f"train_{name}" for name in TRAINED))
+#: Stands for what overflowed, in JSON (a run that diverged may be infinitely far from where it began).
+LARGEST = 1e6
+#: Updates of warmup before the cosine (the paper's amendment b).
+WARMUP_UPDATES = 10
+
+
+def schedule(num_updates: int) -> Cosine:
+    """The rate of an arm: that of the id, so that its episodes and the arms are the same runs."""
+    return Cosine(num_updates, min(WARMUP_UPDATES, num_updates // 2))
+
+
+class Recording:
+    """Runs of an arm, and what was measured of them so far.
+
+    Attributes:
+        plant: the runs.
+        interval: updates between reports.
+        records: of every report: `step`, `report` (deployed), `knob_on` (with the quarantine, of an arm that routes),
+            `probe_pass`, and, but for the first, `means` (since the one before); numbers are lists of one per row.
+    """
+
+    def __init__(
+        self, plant: GRPOPlant, seeds: Sequence[int], positions: Mapping[str, float], interval: int, checkpoint: Path
+    ) -> None:
+        """Begins the runs, or goes on with those of the checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint is of other runs.
+        """
+        self.plant, self.interval, self._checkpoint = plant, interval, checkpoint
+        self._about = {"seeds": list(seeds), "positions": dict(positions), "interval": interval}
+        self.records: list[dict[str, Any]] = []
+        plant.measure(())
+        if checkpoint.exists():
+            self._resume()
+            return
+        plant.reset(seeds)
+        given = np.array([[positions.get(name, 0.0) for name in plant.panel.names]] * plant.num_rows)
+        plant.panel.move(given, np.ones(plant.num_rows, dtype=bool))
+        self._report({})
+
+    @property
+    def step(self) -> int:
+        """Updates that a row which never diverged has taken."""
+        return self.records[-1]["step"]
+
+    def go_on(self, num_updates: int) -> None:
+        """Trains to the next report, or to the last update if that comes first; then reports, and saves."""
+        plant, rows = self.plant, np.arange(self.plant.num_rows)
+        chosen = [PRIVILEGED.index(name) for name in TRAINED]
+        count = min(self.interval, num_updates - self.step)
+        sums, moves = np.zeros((plant.num_rows, len(MEANS))), np.zeros(plant.num_rows)
+        for _ in range(count):
+            before = plant.steps.copy()
+            window = plant.advance(np.ones_like(rows))
+            moved = plant.steps > before
+            seen = np.concatenate(
+                [window.gauges[:, : len(UPDATE_GAUGES)], window.gradient_norm[:, None], window.privileged[:, chosen]], 1
+            )
+            sums[moved] += seen[moved]
+            moves += moved
+        last = self.records[-1].get("means", {})
+        means = np.where(
+            (moves > 0)[:, None],
+            sums / np.maximum(moves, 1.0)[:, None],
+            np.array([last[name] for name in MEANS]).T if last else 0.0,
+        )  # a row that has diverged keeps the last it had
+        self._report({"means": _listed(dict(zip(MEANS, means.T, strict=True)))}, self.step + count)
+
+    def _report(self, more: Mapping[str, Any], step: int = 0) -> None:
+        plant = self.plant
+        plant.measure(("probe",))
+        probe_pass = 1.0 - plant.advance(np.zeros(plant.num_rows, dtype=np.int64)).probe_loss
+        plant.measure(())
+        record = {"step": step, "report": _listed(plant.report()), "probe_pass": probe_pass.tolist(), **more}
+        if plant.config.route:
+            record["knob_on"] = _listed(plant.report(deployed=False))
+        self.records.append(record)
+        self._save()
+
+    def _save(self) -> None:
+        found = self.plant.snapshot()
+        metadata = found.metadata | {"about": self._about, "records": self.records}
+        snapshots.save(self._checkpoint, Snapshot(found.tensors, metadata))
+
+    def _resume(self) -> None:
+        found = snapshots.load(self._checkpoint)
+        if found.metadata["about"] != self._about:
+            raise ValueError(
+                f"{self._checkpoint} is of {found.metadata['about']}; expected {self._about}: move it away, or give "
+                "another --runs"
+            )
+        self.plant.restore(found)
+        self.records = list(found.metadata["records"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves over those steps.
+
+        `reports`, `knob_on` (of an arm that routes) and `probe_pass` have one number per step, `means` one less.
+        """
+        plant, result = self.plant, []
+        for row, seed in enumerate(plant.seeds.tolist()):
+            entry: dict[str, Any] = {
+                "seed": seed,
+                "corpus": plant.corpus_digest,
+                "divergence_reason": DIVERGENCE_REASONS[plant.divergence[row]] if plant.divergence[row] else None,
+                "steps": [record["step"] for record in self.records],
+                "probe_pass": [record["probe_pass"][row] for record in self.records],
+                "reports": _curves([record["report"] for record in self.records], row),
+                "means": _curves([record["means"] for record in self.records[1:]], row),
+            }
+            if plant.config.route:
+                entry["knob_on"] = _curves([record["knob_on"] for record in self.records], row)
+            result.append(entry)
+        return result
+
+
+def _listed(values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
+    return {
+        name: np.nan_to_num(value, nan=LARGEST, posinf=LARGEST, neginf=-LARGEST).tolist()
+        for name, value in values.items()
+    }
+
+
+def _curves(records: Sequence[Mapping[str, list[float]]], row: int) -> dict[str, list[float]]:
+    return {name: [record[name][row] for record in records] for name in (records[0] if records else ())}
+
+
+def run_arm(
+    grpo: Mapping[str, Any],
+    positions: Mapping[str, float],
+    seeds: Sequence[int],
+    num_updates: int,
+    report_interval: int,
+    folder: str,
+    cache: str,
+    erases: bool = False,
+    grader: Grader | None = None,
+) -> Rows:
+    """Trains an arm to its last update, from its checkpoint if there is one.
+
+    Args:
+        grpo: arguments of GRPOConfig.
+        positions: channel of PANEL -> position that its cell is held at.
+        seeds: one row each.
+        num_updates: of a run.
+        report_interval: updates between reports.
+        folder: where its checkpoint is.
+        cache: file of verdicts, shared with other arms.
+        erases: also report on the final knobs without their part along the direction; nothing is trained for that.
+        grader: None for one with a sandbox of its own.
+
+    Returns:
+        `Recording.rows`, with `erased` (a report's numbers) where asked for; and nothing else.
+    """
+    if grader is None:
+        Path(cache).parent.mkdir(parents=True, exist_ok=True)
+        with Sandbox() as box:
+            arguments = (grpo, positions, seeds, num_updates, report_interval, folder, cache, erases)
+            return run_arm(*arguments, grader=Grader(box, cache))
+    config = GRPOConfig(**grpo, lr_schedule=schedule(num_updates))
+    plant = GRPOPlant(config, len(seeds), PANEL, student=student(config.student), grader=grader)
+    recording = Recording(plant, seeds, positions, report_interval, Path(folder) / "checkpoint")
+    with progress(num_updates, Path(folder).name, completed=recording.step) as advance:
+        while recording.step < num_updates:
+            before = recording.step
+            recording.go_on(num_updates)
+            advance(recording.step - before)
+    rows = recording.rows()
+    if erases:
+        plant.knobs = erased(plant.knobs, plant.direction)
+        report = _listed(plant.report())
+        for row, entry in enumerate(rows):
+            entry["erased"] = {name: values[row] for name, values in report.items()}
+    return rows, {}
