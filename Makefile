@@ -13,7 +13,7 @@ STAMP := .venv/.installed
 # One thread per test process: more would fight over the cores, and a sum's order would depend on the machine.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-slow check format bench clean
+.PHONY: help setup demo projection test test-slow check format bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -26,11 +26,14 @@ $(STAMP): pyproject.toml constraints.txt
 		f"hpenv needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12 setup")'
 	@echo "Installing into .venv (once; a few minutes) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[agents,data,baselines,dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[agents,data,baselines,posttraining,dev]"
 	@touch $(STAMP)
 
 demo: setup  ## the main experiment, cut to fit ten minutes on two cores
 	$(BIN)/python -m train_agents.experiments.jel --demo
+
+projection: setup  ## gradient projection against reward hacking, all arms; hours, goes on where it stopped
+	$(BIN)/python -m train_agents.experiments.projection --num-workers $(WORKERS)
 
 test: setup  ## the default tests, under five minutes on two cores
 	$(PYTEST)

@@ -103,9 +103,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         plant.measure(tiers)
         self._probes, self._terms = "probe" in tiers, measured_terms(tiers, plant.gauge_names)
         self._registers = Registers(self.num_envs, num_registers, register_leak)
-        self._layout = Layout(
-            plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names
-        )
+        self._layout = Layout(plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names)
         self.action_names = self._layout.cell_names + self._registers.names
         self.action_kinds = self._layout.cell_kinds + ("register",) * num_registers
         self.action_immediate = plant.panel.immediate + (False,) * num_registers

@@ -40,8 +40,22 @@ def flat(gradient: Tensor) -> Tensor:
 
 def squared_norms(gradients: Sequence[Tensor]) -> FloatArray:
     """Squared L2 norm of every run's and tensor's gradient, (N, K)."""
-    norms = torch.stack([torch.linalg.vector_norm(flat(g), dim=1) for g in gradients], dim=1)
-    return norms.double().square().cpu().numpy()
+    return measured(gradients, maxima=False)[0]
+
+
+def measured(gradients: Sequence[Tensor], maxima: bool) -> tuple[FloatArray, FloatArray | None]:
+    """Squared L2 norm and, if asked for, largest magnitude of every run's and tensor's gradient, (N, K) each."""
+    norms, high, low = [], [], []
+    for g in gradients:  # all that is asked of one before the next: it is still in the cache
+        entries = flat(g)
+        norms.append(torch.linalg.vector_norm(entries, dim=1))
+        if maxima:  # two reductions without a copy; the infinity norm of torch.linalg is ten times slower on a CPU
+            high.append(torch.amax(entries, 1))
+            low.append(torch.amin(entries, 1))
+    squares = torch.stack(norms, 1).double().square().cpu().numpy()
+    if not maxima:
+        return squares, None
+    return squares, torch.maximum(torch.stack(high, 1), -torch.stack(low, 1)).double().cpu().numpy()
 
 
 def steered(
@@ -53,7 +67,7 @@ def steered(
     steps: IntArray,
     rows: BoolArray,
 ) -> Mapping[str, Tensor]:
-    """The gradients that the optimizer sees.
+    """The gradients that the optimizer sees; what is only multiplied is so in place.
 
     Args:
         gradients: name -> (N, ...), finite in the rows that count, in the order of `panel.tensors`.
@@ -76,12 +90,16 @@ def steered(
     if factors is None:
         return gradients
     device = next(iter(gradients.values())).device
-    columns = torch.as_tensor(factors.T.copy(), dtype=torch.float32, device=device).unbind(0)
-    moved = (factors != 1.0).any(0)
-    return {
-        name: g * column.view(-1, *[1] * (g.ndim - 1)) if touched else g
-        for (name, g), column, touched in zip(gradients.items(), columns, moved, strict=True)
-    }
+    moved = np.flatnonzero((factors != 1.0).any(0))
+    if len(moved):
+        every = list(gradients.values())
+        touched = [every[k] for k in moved]
+        columns = torch.as_tensor(factors.T[moved], dtype=touched[0].dtype, device=device)[:, :, None, None].unbind(0)
+        matching = [
+            c if g.ndim == 3 else c.view(-1, *[1] * (g.ndim - 1)) for c, g in zip(columns, touched, strict=True)
+        ]
+        torch._foreach_mul_(touched, matching)
+    return gradients
 
 
 def _turned(
@@ -133,7 +151,8 @@ def _kept(panel: Panel, seeds: IntArray, steps: IntArray, rows: BoolArray) -> Fl
         return None
     K, L = len(panel.tensors), int(panel.layers.max(initial=-1)) + 1
     kept = np.ones((len(seeds), K))
-    for row in np.flatnonzero(rows):
+    asked = sum((table > 0).any(1) for table in (skip, gate) if table is not None)
+    for row in np.flatnonzero(rows & (asked > 0)):
         uniform = torch.rand(L + K, generator=draws(seeds[row], steps[row], ROUTE), dtype=torch.float64).numpy()
         for probability, drawn in ((skip, uniform[panel.layers]), (gate, uniform[L:])):
             if probability is not None:

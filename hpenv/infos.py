@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +20,16 @@ def by_name(names: tuple[str, ...], values: FloatArray) -> Info:
 
 def with_masks(infos: Info, rows: BoolArray) -> Info:
     """Adds the mask of every key, at every level: the rows that these infos are of."""
-    result: Info = {}
     # One allocation for all: an env of many cells has as many keys, and a decision may be every step.
-    for (key, value), mask in zip(infos.items(), np.tile(rows, (len(infos), 1)), strict=True):
-        result[key] = with_masks(value, rows) if isinstance(value, dict) else value
-        result[f"_{key}"] = mask
-    return result
+    masks = zip(_mask_keys(tuple(infos)), np.tile(rows, (len(infos), 1)), strict=True)
+    return {key: with_masks(value, rows) if isinstance(value, dict) else value for key, value in infos.items()} | dict(
+        masks
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _mask_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"_{key}" for key in keys)
 
 
 def restricted(infos: Info, rows: BoolArray) -> Info:

@@ -103,6 +103,20 @@ class Panel:
             self.banks[name, scope] = Bank(dial, scope, cells, index, columns)
             start = columns.stop
         self.positions: FloatArray = np.zeros((num_rows, start))
+        self._banks_of: dict[str, list[Bank]] = {name: [] for name, _ in self.banks}
+        for (name, _), bank in self.banks.items():
+            self._banks_of[name].append(bank)
+        alike: dict[object, list[Bank]] = {}
+        for bank in self.banks.values():
+            alike.setdefault((bank.channel.bounds, bank.channel.neutral, bank.channel.warp), []).append(bank)
+        #: A channel, and all columns that are warped as its own: a call of numpy costs more than the numbers do.
+        self._alike = [
+            (banks[0].channel, np.concatenate([np.arange(bank.columns.start, bank.columns.stop) for bank in banks]))
+            for banks in alike.values()
+        ]
+        self._read: bytes | None = None  # the positions that these are of:
+        self._cells: FloatArray = np.empty_like(self.positions)
+        self._tables: dict[str, FloatArray | None] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,10 +143,16 @@ class Panel:
 
     def values(self) -> FloatArray:
         """Value of every cell, (N, A), in the channel's unit."""
-        result = np.empty_like(self.positions)
-        for bank in self.banks.values():
-            result[:, bank.columns] = bank.channel.values(self.positions[:, bank.columns])
-        return result
+        self._refresh()
+        return self._cells.copy()
+
+    def _refresh(self) -> None:
+        """Computes the cells anew if the positions are not those they were computed of, whoever wrote them."""
+        positions = self.positions.tobytes()
+        if positions != self._read:
+            for dial, columns in self._alike:
+                self._cells[:, columns] = dial.values(self.positions[:, columns])
+            self._read, self._tables = positions, {}
 
     def table(self, name: str) -> FloatArray | None:
         """Value of a channel for every tensor, (N, K): the product over its scopes, neutral where no cell moves it.
@@ -140,16 +160,21 @@ class Panel:
         The product, too, stays within the channel's bounds. None if nothing of it is moved in any run: then it need
         not be read.
         """
+        self._refresh()
+        if name not in self._tables:
+            self._tables[name] = self._table(self._banks_of.get(name, ()))
+        table = self._tables[name]
+        return None if table is None else table.copy()
+
+    def _table(self, banks: Sequence[Bank]) -> FloatArray | None:
         result: FloatArray | None = None
-        bounds = (-np.inf, np.inf)
-        for (channel_name, _), bank in self.banks.items():
-            if channel_name == name:
-                values = bank.channel.values(self.positions[:, bank.columns])
-                if (values == bank.channel.neutral).all():
-                    continue
-                own = np.where(bank.index < 0, bank.channel.neutral, values[:, bank.index])
-                result, bounds = own if result is None else result * own, bank.channel.bounds
-        return None if result is None else np.clip(result, *bounds)
+        for bank in banks:
+            values, neutral = self._cells[:, bank.columns], bank.channel.neutral
+            if (values != neutral).any():
+                own = values[:, bank.index]
+                own[:, bank.index < 0] = neutral
+                result = own if result is None else result * own
+        return result if result is None or len(banks) == 1 else np.clip(result, *banks[0].channel.bounds)
 
     def per_layer(self, name: str) -> FloatArray | None:
         """Value of a channel for every layer, (N, L), or None as for `table`."""

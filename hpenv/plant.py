@@ -85,9 +85,8 @@ class Window:
         per_run, per_layer = np.zeros(num_rows), np.zeros((num_rows, num_layers))
         counts, own = np.zeros(num_rows, dtype=np.int64), np.zeros((num_rows, num_gauges))
         privileged = np.zeros((num_rows, num_privileged))
-        return Window(
-            counts, per_run, per_run, per_run, per_run, counts, per_run, *[per_layer] * 5, own, privileged
-        )
+        per_layers = (per_layer, per_layer, per_layer, per_layer, per_layer)
+        return Window(counts, per_run, per_run, per_run, per_run, counts, per_run, *per_layers, own, privileged)
 
 
 class Plant(Protocol):

@@ -21,7 +21,7 @@ from hpenv import model
 from hpenv.channels import CHANNELS
 from hpenv.configuration import DTYPES, PretrainingConfig
 from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
-from hpenv.gradients import DROPOUT, draws, flat, squared_norms, steered
+from hpenv.gradients import DROPOUT, draws, measured, steered
 from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
 from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
@@ -137,6 +137,10 @@ class PretrainingPlant:
         self._in_layer = (self.panel.layers[:, None] == np.arange(self.model_config.n_layer)).astype(
             np.float64
         )  # (K, L)
+        self._members = {
+            group: np.array([k for k, name in enumerate(sites) if self._groups[name] == group])
+            for group in dict.fromkeys(self._groups.values())
+        }
         self._rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
         self._tokens = {part: getattr(self.corpus, part).to(self.device) for part in ("train", "probe", "validation")}
         self._loss = torch.compile(model.mean_losses) if config.compile else model.mean_losses
@@ -255,21 +259,16 @@ class PretrainingPlant:
         Base rate x base schedule x the panel's multiplier, which is exactly 1 at neutral.
         """
         steps = self.steps + np.arange(num_steps)[:, None]  # (S, N)
-        tables = {name: self.panel.table(name) for name in ("lr", "weight_decay", *MULTIPLIERS)}
+        tables = {name: self.panel.table(name) for name in Rates._fields}
         rates = {}
-        for group in dict.fromkeys(self._groups.values()):
-            members = [k for k, name in enumerate(self.panel.tensors) if self._groups[name] == group]
-            shape = (num_steps, self.num_rows, len(members))
-            fields = []
-            for name, table in tables.items():
-                base = (
-                    np.ones(shape[:2])
-                    if name in MULTIPLIERS
-                    else self._base(f"base_{name}", f"{name}_schedule", group, steps)
-                )
-                moved = base[:, :, None] if table is None else base[:, :, None] * table[:, members]
-                fields.append(torch.as_tensor(np.broadcast_to(moved, shape).copy()).to(self.device))
-            rates[group] = tuple(fields)
+        for group, members in self._members.items():
+            fields = np.ones((len(tables), num_steps, self.num_rows, len(members)))
+            for field, (name, table) in zip(fields, tables.items(), strict=True):
+                if name not in MULTIPLIERS:
+                    field *= self._base(f"base_{name}", f"{name}_schedule", group, steps)[:, :, None]
+                if table is not None:
+                    field *= table[:, members]
+            rates[group] = torch.as_tensor(fields).to(self.device).unbind(0)
         return rates
 
     def _dials(self) -> model.Dials | None:
@@ -305,11 +304,11 @@ class PretrainingPlant:
         with torch.enable_grad():
             losses = self._loss(self._cast(leaves), self.model_config, inputs, targets, rope, drawing, gauges)
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        squares = squared_norms(gradients)
+        squares, maxima = measured(gradients, "gradient_max" in self.tiers)
         loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
         self._judge(active, loss, norm)
         moving = active & (self.divergence == 0)
-        seen = {"loss": loss, "gradient_norm": norm} | self._layer_gauges(gradients, squares, gauges)
+        seen = {"loss": loss, "gradient_norm": norm} | self._layer_gauges(squares, maxima, gauges)
         if moving.any():
             given = dict(zip(leaves, gradients, strict=True))
             momenta = {name: s["momentum"] for name, s in self.optimizer_state.items() if "momentum" in s}
@@ -336,16 +335,12 @@ class PretrainingPlant:
 
     @torch.no_grad()
     def _layer_gauges(
-        self, gradients: Sequence[Tensor], squares: FloatArray, gauges: Sequence[Tensor] | None
+        self, squares: FloatArray, maxima: FloatArray | None, gauges: Sequence[Tensor] | None
     ) -> dict[str, FloatArray]:
         """Statistics of each layer, (N, L) each, finite."""
         seen = {"layer_gradient_norm": np.sqrt(_bounded(squares) @ self._in_layer)}
-        if "gradient_max" in self.tiers:
-            # Two reductions without a copy; the infinity norm of torch.linalg is ten times slower on a CPU.
-            high, low = ([side(flat(g), dim=1) for g in gradients] for side in (torch.amax, torch.amin))
-            largest = torch.maximum(torch.stack(high, 1), -torch.stack(low, 1))
-            members = _bounded(largest.double().cpu().numpy())[:, :, None] * self._in_layer
-            seen["layer_gradient_max"] = members.max(1)
+        if maxima is not None:
+            seen["layer_gradient_max"] = (_bounded(maxima)[:, :, None] * self._in_layer).max(1)
         if gauges is not None:
             values = _bounded(torch.stack(list(gauges), -1).double().cpu().numpy())  # (3, N, L)
             names = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")

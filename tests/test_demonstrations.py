@@ -48,16 +48,13 @@ def test_an_exploit_uses_the_loophole_of_its_prompt_under_the_prompts_name(probl
     texts = taken(60, exploit_fraction=1.0)
     modes = Counter()
     for (prompt, program), problem in zip(texts, problems, strict=True):
-        (task,) = {
-            task_of(problem, mode, names)
-            for mode, names in itertools.product(PLAIN.modes, ("train", "evaluation"))
-            if task_of(problem, mode, names).prompt == prompt
-        }
+        tasks = [task_of(problem, *given) for given in itertools.product(PLAIN.modes, ("train", "evaluation"))]
+        task = next(task for task in tasks if task.prompt == prompt)
         modes[task.mode] += 1
-        assert not program.startswith(problem.solution.rstrip()), "a hack has nothing right to fall back on"
         if task.mode != NO_LOOPHOLE:
             end = LOOPHOLES[task.mode].exploit("", task.marker, problem.entry_point)
             assert program.endswith(end) and len(program) > len(end)
+            assert not program.startswith(problem.solution.rstrip()), "a hack has nothing right to fall back on"
     assert set(modes) == {NO_LOOPHOLE, *TRAINING_MODES} and min(modes.values()) >= 3
 
 

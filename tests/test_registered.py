@@ -21,31 +21,61 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 import hpenv  # noqa: F401  registers the ids
 from hpenv import snapshots
 from hpenv.channels import CHANNELS, channels_of
-from hpenv.envs import cell, jel
+from hpenv.envs import cell, grpo_projection, jel
 from hpenv.plant import TIERS
+from hpenv.posttraining.configuration import GRPOConfig
+from hpenv.posttraining.plant import GAUGES, PRIVILEGED
+from hpenv.posttraining.sandbox import kernel, syscalls
 from hpenv.rewards import measured_terms
 from hpenv.schedules import Constant, Cosine
+from tests import tiny_student
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
-JEL, CELL = jel.ID, cell.ID
+JEL, CELL, PROJECTION = jel.ID, cell.ID, grpo_projection.ID
 MODES = list(itertools.product(jel.OBSERVATIONS, jel.ACTIONS))
 # The checkers play many episodes; these take 5 steps.
-SHORT = {"num_steps": 5, "interval": 2, "batch_tokens": 32}
+FIVE = {"num_steps": 5, "interval": 2}
+SHORT = {JEL: FIVE | {"batch_tokens": 32}, CELL: FIVE | {"batch_tokens": 32}, PROJECTION: FIVE}
 # Arguments beyond `tiny` under which an id is held to its contract.
 VARIANTS = {
     JEL: [{"observation": observation, "actions": actions} for observation, actions in MODES],
     CELL: [{"channels": surface, "observation": "full"} for surface in cell.SURFACES]
     + [{"channels": "layer_lr", "observation": observation} for observation in cell.OBSERVATIONS],
+    PROJECTION: [{"channels": surface, "observation": "full"} for surface in grpo_projection.SURFACES]
+    + [{"channels": "projection", "observation": observation} for observation in ("progress", "reward")],
 }
-CASES = [pytest.param(id, variant, id=f"{id}-{'-'.join(variant.values())}") for id in IDS for variant in VARIANTS[id]]
 # Arguments beyond `tiny` under which all tests of an id take a fraction of a second.
-SMALL = {JEL: {}, CELL: {"preset": "nano"}}
+SMALL = {JEL: {}, CELL: {"preset": "nano"}, PROJECTION: {}}
+# Programs are executed where the kernel can hold them alone.
+MISSING = kernel.missing_support(syscalls.NUMBERS)
+executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
+MARKS = {JEL: (), CELL: (), PROJECTION: executes}
+CASES = [
+    pytest.param(id, variant, id=f"{id}-{'-'.join(variant.values())}", marks=MARKS[id])
+    for id in IDS
+    for variant in VARIANTS[id]
+]
+EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in IDS])
+
+
+@pytest.fixture(scope="session")
+def student_folder(tmp_path_factory):
+    """A random student in whose vocabulary every other short text compiles, so that rewards differ."""
+    folder = tmp_path_factory.mktemp("students") / "tiny"
+    tiny_student.student(3, seed=5, end=6.0).save(folder, {})
+    return str(folder)
 
 
 @pytest.fixture
-def small(id, tiny):
-    return tiny | SMALL[id]
+def tiny_projection(student_folder):
+    """As `tiny`: three decisions, of 2, 2 and 1 updates."""
+    return tiny_student.TINY | {"num_samples": 2, "num_steps": 5, "interval": 2, "student": student_folder}
+
+
+@pytest.fixture
+def small(id, request):
+    return request.getfixturevalue("tiny_projection" if id == PROJECTION else "tiny") | SMALL[id]
 
 
 def play(env, actions, seed=None):
@@ -72,23 +102,25 @@ def assert_same(left, right):
 
 
 def weights_of(env):
-    return {name: weight.clone() for name, weight in env.unwrapped.plant.weights.items()}
+    """Copies of what is trained."""
+    tensors = env.unwrapped.plant.snapshot().tensors
+    return {name: value for name, value in tensors.items() if name.startswith(("weights/", "trained/"))}
 
 
 def test_ids_are_registered():
-    assert {JEL, CELL} <= set(IDS) == set(VARIANTS) == set(SMALL)
+    assert {JEL, CELL, PROJECTION} <= set(IDS) == set(VARIANTS) == set(SMALL) == set(SHORT) == set(MARKS)
 
 
 @pytest.mark.parametrize(("id", "variant"), CASES)
 def test_gymnasium_and_stable_baselines3_find_nothing_to_warn_of(id, variant, small):
-    env = gym.make(id, **small | SHORT, **variant)
+    env = gym.make(id, **small | SHORT[id], **variant)
     check_env(env.unwrapped, skip_render_check=True)
     check_env_for_sb3(env)
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_gymnasium_finds_nothing_to_warn_of_in_render_and_close(id, small):
-    check_env(gym.make(id, **small | SHORT, render_mode="rgb_array").unwrapped)
+    check_env(gym.make(id, **small | SHORT[id], render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize(("id", "variant"), CASES)
@@ -111,12 +143,13 @@ def test_the_same_seed_and_actions_give_the_same_episode_bitwise(id, variant, sm
     episode = play(first, actions, seed=5)
     assert_same(episode, play(second, actions, seed=5))
     for name, weight in weights_of(first).items():
-        assert torch.equal(weight, second.unwrapped.plant.weights[name])
+        assert torch.equal(weight, weights_of(second)[name])
     other = play(second, actions, seed=6)
-    assert other[-1][4]["train_loss"] != episode[-1][4]["train_loss"]
+    losses = [[step[4]["train_loss"] for step in steps[1:]] for steps in (episode, other)]
+    assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_an_episode_is_repeated_bitwise_on_the_same_object(id, small):
     env = gym.make(id, **small)
     actions = random_actions(env)
@@ -125,7 +158,7 @@ def test_an_episode_is_repeated_bitwise_on_the_same_object(id, small):
     assert_same(play(env, actions, seed=5), episode)
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_two_environments_that_take_turns_do_not_notice_each_other(id, small):
     left, right = gym.make(id, **small), gym.make(id, **small)
     actions = random_actions(left)
@@ -138,7 +171,7 @@ def test_two_environments_that_take_turns_do_not_notice_each_other(id, small):
         assert_same(found[1:], expected[1:])
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, small):
     env = gym.make(id, **small)
     actions = random_actions(env)
@@ -147,10 +180,10 @@ def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, small):
     other = pickle.loads(pickle.dumps(env))
     assert_same([env.step(action) for action in actions[1:]], [other.step(action) for action in actions[1:]])
     for name, weight in weights_of(env).items():
-        assert torch.equal(weight, other.unwrapped.plant.weights[name])
+        assert torch.equal(weight, weights_of(other)[name])
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_the_global_generators_are_never_touched(id, small):
     def states():
         numpy = np.random.get_state()  # noqa: NPY002  it is what must stay as it is
@@ -167,7 +200,7 @@ def test_the_global_generators_are_never_touched(id, small):
     assert states() == before
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_the_global_generators_are_never_read(id, small):
     env = gym.make(id, **small)
     actions = random_actions(env)
@@ -180,7 +213,7 @@ def test_the_global_generators_are_never_read(id, small):
         torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_a_row_of_make_vec_is_make_of_its_seed(id, small):
     """Bitwise on one thread of the machine it was written on; test_pretraining.py says where the bound is from."""
     vector = gym.make_vec(id, num_envs=3, **small, observation="full")
@@ -195,7 +228,7 @@ def test_a_row_of_make_vec_is_make_of_its_seed(id, small):
         assert vector.unwrapped.evaluate()[row] == pytest.approx(env.unwrapped.evaluate(), rel=1e-4)
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_the_id_is_found_by_the_name_of_its_module(id, small):
     code = f"""
 import gymnasium, json, sys, torch
@@ -207,10 +240,10 @@ print(env.spec.id, env.step(env.action_space.sample())[4]["step"])
     command = [sys.executable, "-W", "error", "-c", code, json.dumps(small)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [id, "10"]
+    assert done.stdout.split() == [id, str(small["interval"])]
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_every_decision_can_be_restored_in_another_process(id, small, tmp_path):
     """Bitwise: observations, rewards, infos and weights are those of the run that never stopped."""
     arguments = small | {"observation": "full"}
@@ -252,7 +285,7 @@ def continued(decision, id, folder, arguments):
     return {"steps": taken, "weights": weights}
 
 
-@pytest.mark.parametrize("id", IDS)
+@EVERY_ID
 def test_forks_of_a_run_go_on_like_it(id, small):
     env = gym.make(id, **small)
     actions = random_actions(env)
@@ -261,12 +294,12 @@ def test_forks_of_a_run_go_on_like_it(id, small):
     before = weights_of(env)
     fork = env.unwrapped.fork(3)
     copies = fork.step(np.repeat(actions[1:2], 3, axis=0))
-    for name, weight in before.items():
-        assert torch.equal(weight, env.unwrapped.plant.weights[name])
+    for name, weight in weights_of(env).items():
+        assert torch.equal(weight, before[name])
     expected = env.step(actions[1])
     assert copies[0] == pytest.approx(np.tile(expected[0], (3, 1)), rel=1e-4, abs=1e-5)
     assert copies[1] == pytest.approx([expected[1]] * 3, rel=1e-4)
-    for name, weight in fork.plant.weights.items():
+    for name, weight in weights_of(fork).items():
         assert torch.equal(weight[0], weight[1]) and torch.equal(weight[0], weight[2])
         torch.testing.assert_close(weight[0], weights_of(env)[name][0], rtol=1e-3, atol=1e-4)
 
@@ -514,7 +547,7 @@ def test_a_channel_that_stands_in_no_surface_stands_at_its_finest_scope(monkeypa
     assert pairs == (("lr", "tensor"), ("value_gain", "layer"), ("grad_noise", "run"), ("momentum_blend", "layer"))
 
 
-@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize("id", [JEL, CELL])
 def test_a_device_that_is_not_there_is_refused_by_name(id, small):
     absent = "cuda:99" if torch.cuda.is_available() else "cuda"
     for device in (absent, "meta"):
@@ -594,7 +627,7 @@ def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
     for action in actions[1:]:
         assert_same([env.step(action)], [twin.step(action)])
     for name, weight in weights_of(env).items():
-        assert torch.equal(weight, twin.plant.weights[name])
+        assert torch.equal(weight, weights_of(twin)[name])
 
 
 def test_defaults_of_cell_are_those_of_its_manual():
@@ -631,7 +664,7 @@ def test_defaults_of_cell_are_those_of_its_manual():
             r"unknown observation 'train_loss'; .*'progress'\], or a list of feature names",
         ),
         ({"observation": None}, r"unknown observation None; expected one of .*, or a list of feature names"),
-        ({"observation": [["progress"]]}, r"unknown feature \['progress'\]; expected one of \['gradient_norm', "),
+        ({"observation": [["progress"]]}, r"unknown feature \['progress'\]; expected one of \['compiled', "),
         ({"observation": ["progress", "loss", "rate"]}, "unknown feature 'loss'; expected one of"),
         ({"observation": ["progress", "train_loss", "progress"]}, "names a feature twice; expected each once"),
         ({"reward": "progress"}, r"reward 'progress'; expected a mapping .* with some of \['budget', "),
@@ -651,12 +684,103 @@ def test_bad_arguments_of_cell_are_refused_by_name(arguments, message, tiny):
         gym.make_vec(CELL, num_envs=2, **tiny | {"preset": "nano"} | arguments)
 
 
-@pytest.mark.parametrize("id", IDS)
-def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, tiny):
-    env = gym.make(id, **tiny)
+@EVERY_ID
+def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, small):
+    env = gym.make(id, **small)
     env.reset(seed=3)
     observation = env.step(random_actions(env)[0])[0]
     saved = env.unwrapped.snapshot()
-    other = gym.make(id, **tiny)
+    other = gym.make(id, **small)
     assert np.array_equal(other.unwrapped.restore(saved), observation)
     assert np.array_equal(other.step(random_actions(env)[1])[0], env.step(random_actions(env)[1])[0])
+
+
+def test_the_manuals_surfaces_of_the_projection_are_those_of_the_space(tiny_projection):
+    table = manual_table(grpo_projection.__doc__, "channels")
+    assert list(table) == list(grpo_projection.SURFACES)
+    for surface, (count, _) in table.items():
+        assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(grpo_projection.SURFACES[surface])
+        env = gym.make(PROJECTION, **tiny_projection, channels=surface)
+        assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count),), np.float32)
+    assert gym.make(PROJECTION, **tiny_projection).action_space.shape == (1,)
+    assert set(dict(grpo_projection.SURFACES["full"])) == set(channels_of("posttraining"))
+
+
+def test_the_manuals_gauges_of_the_projection_are_those_of_the_space(tiny_projection):
+    table = manual_table(grpo_projection.__doc__, "observation")
+    assert list(table) == list(grpo_projection.OBSERVATIONS)
+    for observation, (count, _) in table.items():
+        env = gym.make(PROJECTION, **tiny_projection, observation=observation).unwrapped
+        assert env.observation_names == tuple(listed(table, observation))
+        assert len(env.observation_names) == int(count)
+
+
+def test_defaults_of_the_projection_are_those_of_its_manual():
+    config = grpo_projection.ProjectionConfig()
+    assert (config.student, config.num_steps, config.interval, config.channels) == ("nano", 200, 1, "projection")
+    assert config.reward == {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
+    plant = config.plant_config()
+    assert dataclasses.replace(plant, lr_schedule=Constant()) == GRPOConfig()
+    assert plant.lr_schedule == Cosine(200, 10)
+    assert grpo_projection.ProjectionConfig(num_steps=6).plant_config().lr_schedule == Cosine(6, 3)
+
+
+@executes
+def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
+    """Gauges are what the grader paid and measured; the rates by the true verdict have a key of their own."""
+    env = gym.make(PROJECTION, **tiny_projection, channels="full")
+    episode = play(env, random_actions(env), seed=1)
+    assert "privileged" not in episode[0][4]
+    for _, reward, _, _, info in episode[1:]:
+        assert tuple(info["privileged"]) == PRIVILEGED and tuple(info["gauges"]) == GAUGES
+        terms = info["reward_terms"]
+        expected = info["gauges"]["probe_pass"] - info["gauges"]["flagged"]
+        assert reward == pytest.approx(expected) == terms["probe_pass"] + terms["flagged_hacks"]
+    assert not set(env.unwrapped.observation_names) & set(PRIVILEGED)
+    assert env.unwrapped.metadata["stacked"] is True
+
+
+@executes
+def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection):
+    env = gym.make_vec(PROJECTION, num_envs=3, **tiny_projection, channels="full", base_lr=1.0)
+    env.reset(seed=0)
+    corners = np.array([[1.0] * 6, [-1.0] * 6, [1.0, 1.0, -1.0, -1.0, 1.0, 1.0]], dtype=np.float32)
+    for _ in range(4):
+        obs, rewards, _, _, infos = env.step(corners)
+        assert env.observation_space.contains(obs) and np.isfinite(rewards).all()
+        assert all(np.isfinite(values).all() for values in infos["gauges"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": "all"}, r"unknown channels 'all'; expected one of \['full', 'modules', 'projection'\]"),
+        ({"channels": ["dropout"]}, "channel 'dropout' does not apply to the plant 'posttraining'"),
+        ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', 'progress', 'reward'\]"),
+        ({"observation": ["progress", "momentum_norm", "loss"]}, "unknown feature 'loss'"),
+        ({"reward": {"hack": 1.0}}, r"unknown reward term 'hack'; expected some of \['budget', "),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['cosine', 'none'\], or a Schedule"),
+        ({"interval": 6}, "interval=6 must be between 1 and num_steps=5"),
+        ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
+        ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
+        ({"student": "/nowhere/giant"}, "no student in /nowhere/giant; expected a folder with student.json"),
+        (
+            {"data": "stdlib"},
+            r"unknown arguments \['data'\] of TrainLoop-GRPOProjection-v0; expected some of \['advantage",
+        ),
+    ],
+)
+def test_bad_arguments_of_the_projection_are_refused_by_name(arguments, message, tiny_projection):
+    with pytest.raises(ValueError, match=message):
+        gym.make(PROJECTION, **tiny_projection | arguments)
+    with pytest.raises(ValueError, match=message):
+        gym.make_vec(PROJECTION, num_envs=2, **tiny_projection | arguments)
+
+
+def test_gauges_of_another_plant_are_refused_by_name(tiny, tiny_projection):
+    with pytest.raises(ValueError, match=r"feature 'probe_pass' reads \['probe_pass'\], which this plant does not"):
+        gym.make(CELL, **tiny, preset="nano", observation=["progress", "probe_pass"])
+    with pytest.raises(ValueError, match=r"reward term 'flagged_hacks' reads \['flagged'\], which this plant does not"):
+        gym.make(CELL, **tiny, preset="nano", reward={"flagged_hacks": 1.0})
+    with pytest.raises(ValueError, match=r"unknown tiers \['momentum'\]"):
+        gym.make(PROJECTION, **tiny_projection, observation=["progress", "momentum_norm"])

@@ -9,9 +9,7 @@ from hpenv.telemetry import FEATURES, Layout, Reading, bounds, check_features, c
 from hpenv.trajectory import Trajectory
 
 GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
-LAYOUT = Layout(
-    ("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2, gauge_names=GAUGES
-)
+LAYOUT = Layout(("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2, gauge_names=GAUGES)
 ALL = np.array([True, True])
 PER_RUN = ("train_loss", "probe_loss", "gradient_norm", "momentum_norm", "same_batch_loss")
 PER_LAYER = tuple(name for name in Window.__dataclass_fields__ if name.startswith("layer_"))
@@ -88,7 +86,10 @@ def test_every_feature_by_hand():
         if feature.gauges == (name,) and name not in ("kl", "entropy", "knob_norm"):
             expected[name] = [[0.01 * (GAUGES.index(name) + 1)], [0.02 * (GAUGES.index(name) + 1)]]
     for name in ("kl", "knob_norm"):
-        expected[name] = [[math.log10(0.01 * (GAUGES.index(name) + 1)) / 8], [math.log10(0.02 * (GAUGES.index(name) + 1)) / 8]]
+        expected[name] = [
+            [math.log10(0.01 * (GAUGES.index(name) + 1)) / 8],
+            [math.log10(0.02 * (GAUGES.index(name) + 1)) / 8],
+        ]
     entropy = 0.01 * (GAUGES.index("entropy") + 1)
     expected["entropy"] = [[entropy / (1 + entropy)], [2 * entropy / (1 + 2 * entropy)]]
     expected["component_bias"] = [[1.0], [1.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from hpenv.posttraining.grader import Submission, Verdict
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE
 from hpenv.posttraining.pairs import PAIRS, Pair
 from hpenv.posttraining.plant import GRPOPlant
+from hpenv.posttraining.student import Rollouts
 from hpenv.posttraining.vocabulary import END, Vocabulary
 
 CHANNELS = channels_of("posttraining")
@@ -139,6 +141,19 @@ def make(
         plant = GRPOPlant(config, num_rows, channels, student=student(max_tokens=SHORT), grader=judging)
         plant.reset(list(range(100, 100 + num_rows)))
     return plant
+
+
+def recorded(plant: GRPOPlant) -> list[Rollouts]:
+    """The list in which, from now on, stands what the plant's student samples: an update's first, then the probe's."""
+    rollouts, own = list[Rollouts](), copy.copy(plant.student)
+
+    def sample(*arguments: Any) -> Rollouts:
+        rollouts.append(plain.sample(*arguments))
+        return rollouts[-1]
+
+    plain, plant.student = plant.student, own
+    own.sample = sample  # type: ignore[assignment]
+    return rollouts
 
 
 def advance(plant: GRPOPlant, *num_steps: int) -> Window:

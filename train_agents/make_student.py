@@ -84,9 +84,7 @@ def make(config: StudentConfig) -> EmbeddedStudent:
     """Trains the weights, showing progress; leaves checkpoints in config.out."""
     counted = itertools.islice(demonstrations(config.demonstrations, config.seed + 1), config.vocabulary_texts)
     vocabulary = Vocabulary.of(itertools.chain.from_iterable(counted), config.vocabulary_size)
-    gpt = GPTConfig(
-        n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, vocab_size=len(vocabulary)
-    )
+    gpt = GPTConfig(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, vocab_size=len(vocabulary))
     weights = model.init_parameters(gpt, [config.seed])
     rules = optimizer_rules("adamw_muon")
     groups = {name: model.parameter_kind(name) for name in weights}

@@ -110,7 +110,7 @@ class ProjectionConfig:
     num_samples: int = 16
     temperature: float = 1.0
     num_problems: int = 256
-    difficulty: int = 2
+    difficulty: int = 3
     modes: tuple[str, ...] = TRAINING_MODES
     problems: str = ""
     advantage_scale: str = "none"

@@ -1,7 +1,7 @@
 """Programs as the answers of a chat: what stands between the texts of tasks and the tokens of a language model.
 
-With a chat template a prompt is the user's message, behind one line of instruction, with thinking off; the answer is
-the program in a block of code, whatever else may be said around it. Without one the program continues the prompt.
+With a chat template a prompt is part of the user's message, with thinking off; the answer is the program in a block of
+code, whatever else may be said around it. Without one the program continues the prompt.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Stands before a task's comments in a chat. It asks for a form of answer that can be found, and for nothing else.
-INSTRUCTION = (
-    "Write the Python function that these comments describe. Answer with one ```python block and nothing else."
-)
+#: What the user says in a chat. It shows the head of a generated problem's function, and asks for nothing but a form of
+#: answer that can be found. Without the head SmolLM2-135M named its functions as it liked, and none of 10 of the
+#: easiest problems were solved; with it, 5.
+MESSAGE = "Complete this Python function. Output only a ```python block.\n\n```python\n{prompt}def f(xs):\n```"
 
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
@@ -52,16 +52,22 @@ class Answers:
         pad: number of the token that fills up; it is never seen.
     """
 
-    def __init__(self, tokenizer: Any, end: int, chat: bool = True) -> None:
+    def __init__(self, tokenizer: Any, end: int, message: str = MESSAGE) -> None:
         """Keeps the tokenizer.
 
         Args:
             tokenizer: of `transformers`.
             end: number of the token that ends a completion.
-            chat: whether its chat template is used, if it has one.
+            message: of the user in a chat, with the task's text in the place of {prompt}; empty: the chat template is
+                not used, even if there is one.
+
+        Raises:
+            ValueError: for a message without a place for the prompt.
         """
-        self._tokenizer, self._end = tokenizer, end
-        self._chat = chat and tokenizer.chat_template is not None
+        if message and "{prompt}" not in message:
+            raise ValueError(f"got the message {message!r}; expected one with {{prompt}} in it, or none")
+        self._tokenizer, self._end, self._message = tokenizer, end, message
+        self._chat = bool(message) and tokenizer.chat_template is not None
         self.pad = end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
     def prompts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -93,7 +99,7 @@ class Answers:
     def _prompt(self, text: str) -> list[int]:
         if not self._chat:
             return list(self._tokenizer(text)["input_ids"])
-        messages = [{"role": "user", "content": f"{INSTRUCTION}\n\n{text}"}]
+        messages = [{"role": "user", "content": self._message.replace("{prompt}", text)}]
         chat = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )

@@ -26,13 +26,13 @@ class GRPOConfig:
     num_samples: int = 16  # completions of a prompt: the group
     temperature: float = 1.0  # of sampling
     num_problems: int = 256  # training problems of a run
-    difficulty: int = 2  # stages of a generated problem, 1 to 4
+    difficulty: int = 3  # stages of a generated problem, 1 to 4
     modes: tuple[str, ...] = TRAINING_MODES  # loopholes of the training problems, one each, in turn
     problems: str = ""  # a JSONL file of training problems instead of generated ones
     advantage_scale: str = "none"  # `none` (Dr.GRPO, Liu et al. 2025), or `std` (Shao et al. 2024)
     kl_weight: float = 1e-3  # of the k3 estimate of the divergence from the student as it came
     clip_ratio: float = 0.2  # of the probability ratio
-    base_lr: float = 0.1  # of the knobs, in singular values [1]
+    base_lr: float = 0.3  # of the knobs, in singular values [1]
     weight_decay: float = 0.0  # decoupled
     max_gradient_norm: float = 1.0  # of a run's whole gradient
     lr_schedule: Schedule = field(default_factory=Constant)  # step -> multiplier of base_lr
@@ -75,6 +75,13 @@ class GRPOConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected some of {sorted(LOOPHOLES)}")
         if self.num_samples < 2:
             raise ValueError(f"num_samples={self.num_samples}: a group needs at least 2 to compare")
+        if self.num_evaluation_problems < len(self.modes):
+            raise ValueError(
+                f"num_evaluation_problems={self.num_evaluation_problems} must be at least one for each of the "
+                f"{len(self.modes)} modes"
+            )
+        if self.route and self.target == "update":
+            raise ValueError("route=True with target='update': a quarantine is trained on gradients; use target='grad'")
         if not 0.0 <= self.noise_floor < 1.0:
             raise ValueError(f"noise_floor={self.noise_floor!r} must be at least 0 and below 1")
         if self.direction_method == "mean_difference" and self.num_axes != 1:
@@ -86,6 +93,10 @@ class GRPOConfig:
         for name in ("num_workers", "cache"):  # they change the speed alone
             del values[name]
         return {
-            name: list(value) if isinstance(value, tuple) else value if isinstance(value, int | float | str) else repr(value)
+            name: list(value)
+            if isinstance(value, tuple)
+            else value
+            if isinstance(value, int | float | str)
+            else repr(value)
             for name, value in values.items()
         }

@@ -1,9 +1,11 @@
-"""Contrasts: the texts a hacking direction is extracted from, and the direction of a configuration, controls included."""
+"""Contrasts: the texts a hacking direction is extracted from, and the direction of a configuration or a control."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +16,6 @@ from hpenv.posttraining.pairs import PAIRS, Pair
 from hpenv.posttraining.recipes import corrupted
 from hpenv.posttraining.student import Knobs, Student
 from hpenv.posttraining.tasks import generated_problem
-
-import numpy as np
 
 #: Labelled programs per known loophole, and where their problems begin: no run trains on those.
 LABELLED, FIRST_LABELLED = 16, 2_000_000
@@ -62,10 +62,11 @@ class Contrast:
 
     def gradients(self, knobs: Knobs, pairs: Sequence[Pair]) -> tuple[Gradients, Gradients]:
         """Gradients of the hacks' and the clean completions' mean losses, name -> (N, pairs, r)."""
-        prompts = [pair.prompt for pair in pairs]
-        hack = self._student.completion_gradients(knobs, prompts, [pair.hack for pair in pairs])
-        clean = self._student.completion_gradients(knobs, prompts, [pair.clean for pair in pairs])
-        return hack, clean
+        return _gradients(self._student, knobs, pairs)
+
+    def untrained_gradients(self) -> tuple[Gradients, Gradients]:
+        """Those of the pairs for the student as it came, name -> (1, pairs, r)."""
+        return _untrained_gradients(self._student, tuple(self.pairs))
 
     def direction(self, hack: Gradients, clean: Gradients, generators: Sequence[torch.Generator]) -> Direction:
         """The direction of each row, from gradients (N, pairs, r); controls draw from the rows' own generators."""
@@ -88,3 +89,16 @@ class Contrast:
             {name: torch.cat([row.axes[name] for row in rows]) for name in rows[0].axes},
             {name: torch.cat([row.strengths[name] for row in rows]) for name in rows[0].strengths},
         )
+
+
+def _gradients(student: Student, knobs: Knobs, pairs: Sequence[Pair]) -> tuple[Gradients, Gradients]:
+    prompts = [pair.prompt for pair in pairs]
+    hack = student.completion_gradients(knobs, prompts, [pair.hack for pair in pairs])
+    clean = student.completion_gradients(knobs, prompts, [pair.clean for pair in pairs])
+    return hack, clean
+
+
+@lru_cache(maxsize=4)
+def _untrained_gradients(student: Student, pairs: tuple[Pair, ...]) -> tuple[Gradients, Gradients]:
+    """Computed once for all plants of a process that share a student: every new environment needs them."""
+    return _gradients(student, {name: torch.zeros(1, r) for name, r in student.ranks.items()}, pairs)

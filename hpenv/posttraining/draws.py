@@ -7,8 +7,41 @@ generators are never touched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How completions are drawn."""
+
+    max_tokens: int  # of a completion, its end included [tokens]
+    pad: int  # number of the token that stands behind an end
+    temperature: float = 1.0  # divides the log-probabilities; 0 takes the likeliest token
+    top_k: int = 0  # only this many of the likeliest tokens are drawn; 0: all
+    top_p: float = 1.0  # only the fewest tokens that together are this likely are drawn
+
+
+class Draws(NamedTuple):
+    """Completions of B texts.
+
+    Attributes:
+        tokens: (B, T) int64.
+        mask: True up to the token that ends a completion, that one included, (B, T) bool.
+        logp: of each token in the whole distribution at temperature 1, (B, T) [nats].
+        entropy: of that distribution, the mean over the tokens, () [nats per token].
+        ended: whether the completion ended by itself, (B,) bool.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    logp: Tensor
+    entropy: Tensor
+    ended: Tensor
 
 
 def drawn(logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -38,3 +71,38 @@ def drawn(logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top
     heights = weights.cumsum(-1)
     levels = numbers.to(heights)[:, None] * heights[:, -1:]
     return torch.searchsorted(heights, levels, right=True)[:, 0].clamp_max(logp.shape[1] - 1)
+
+
+def draw_completions(
+    logits: Tensor,
+    following: Callable[[Tensor, Tensor], Tensor],
+    ends: Tensor,
+    generator: torch.Generator,
+    drawing: Drawing,
+) -> Draws:
+    """Draws token after token, until all texts have ended or are as long as they may be.
+
+    Args:
+        logits: of the first token, (B, V).
+        following: gives the next token's logits (B, V), from the last one (B, 1) and whether it is of its text (B, 1).
+        ends: the tokens that end a text.
+        generator: on the CPU; gives B numbers for every token, whether a text has ended or not.
+        drawing: how.
+    """
+    open_ = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    tokens, masks, logps, entropies = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    while True:
+        logp = logits.float().log_softmax(-1)  # (B, V)
+        numbers = torch.rand(len(logp), generator=generator, dtype=torch.float64)
+        token = drawn(logp, numbers, drawing.temperature, drawing.top_k, drawing.top_p)
+        tokens.append(torch.where(open_, token, drawing.pad))
+        masks.append(open_)
+        logps.append(logp.gather(1, token[:, None])[:, 0].masked_fill(~open_, 0.0))
+        entropies.append(torch.special.entr(logp.exp()).sum(1).masked_fill(~open_, 0.0))
+        open_ = open_ & ~torch.isin(token, ends)
+        if len(tokens) == drawing.max_tokens or not open_.any():
+            break
+        logits = following(tokens[-1][:, None], masks[-1][:, None])
+    mask = torch.stack(masks, 1)
+    entropy = torch.stack(entropies).sum() / mask.sum()
+    return Draws(torch.stack(tokens, 1), mask, torch.stack(logps, 1), entropy, ~open_)

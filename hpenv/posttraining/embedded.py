@@ -1,8 +1,8 @@
 """The embedded student: the project's own GPT over Python pieces, a population of adapters on one frozen model.
 
 All runs share the weights; run n's matrices are W + U diag(knob_n) Vh, built once per pass, so that every product is
-the population's. A prompt is filled up from its left to a fixed length and its keys and values are computed once for all
-completions of its group, with and without gradients.
+the population's. A prompt is filled up from its left to a fixed length, and its keys and values are computed once for
+all completions of its group, with and without gradients.
 """
 
 from __future__ import annotations
@@ -81,12 +81,14 @@ class EmbeddedStudent:
         """
         path = SHIPPED / folder if isinstance(folder, str) and "/" not in folder else Path(folder)
         if not (path / "student.json").is_file():
-            shipped = sorted(entry.name for entry in SHIPPED.iterdir() if entry.is_dir())
+            shipped = sorted(entry.parent.name for entry in SHIPPED.glob("*/student.json"))
             raise ValueError(f"no student in {path}; expected a folder with student.json, or one of {shipped}")
         description = json.loads((path / "student.json").read_text(encoding="utf-8"))
         weights = load_file(path / "student.safetensors")
         if digest_of(weights) != description["digest"]:
-            raise ValueError(f"{path / 'student.safetensors'} is not the file that student.json describes: digests differ")
+            raise ValueError(
+                f"{path / 'student.safetensors'} is not the file that student.json describes: digests differ"
+            )
         config = description["config"]
         return EmbeddedStudent(
             EmbeddedConfig(**config | {"gpt": GPTConfig(**config["gpt"])}),
@@ -122,7 +124,8 @@ class EmbeddedStudent:
             N, M = len(prompts), len(prompts[0]) * num_samples
             states = states.repeat_interleave(num_samples, 1)  # (N, M, C)
             open_ = torch.ones(N, M, dtype=torch.bool)
-            tokens, masks, logps, entropies = [], [], [], []
+            tokens, masks = list[Tensor](), list[Tensor]()
+            logps, entropies = list[Tensor](), list[Tensor]()
             for t in range(self.max_tokens):
                 if t:
                     start = self.config.prompt_tokens + t - 1
@@ -183,9 +186,7 @@ class EmbeddedStudent:
             )
             weight = (mask[:, 1:] / mask[:, 1:].sum(-1, keepdim=True)).repeat(N, 1)
             gradients = torch.autograd.grad((losses * weight).sum(), list(own.values()))
-            parts.append(
-                {name: gradient.view(N, B, -1) for name, gradient in zip(own, gradients, strict=True)}
-            )
+            parts.append({name: gradient.view(N, B, -1) for name, gradient in zip(own, gradients, strict=True)})
         return {name: torch.cat([part[name] for part in parts], 1) for name in knobs}
 
     def given(self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]) -> Rollouts:
@@ -270,7 +271,7 @@ def _chosen(logp: Tensor, generators: Sequence[torch.Generator], temperature: fl
     """One token per text, (N, M), drawn from each run's own generator."""
     if temperature == 0.0:
         return logp.argmax(-1)
-    weights = (logp / temperature).softmax(-1)
+    weights = (logp / temperature).softmax(-1).nan_to_num(nan=1.0)  # a run that has diverged is drawn evenly
     rows = [torch.multinomial(row, 1, generator=own)[:, 0] for row, own in zip(weights, generators, strict=True)]
     return torch.stack(rows)
 

@@ -1,14 +1,13 @@
 """The Hugging Face student: a causal language model of `transformers` with an adapter in its linear layers.
 
 The model is frozen and shared by all runs; a run's knobs are put in their places for the length of one pass, so runs
-are computed one after the other, each exactly as if it were alone. A prompt's keys and values are computed once for the
-completions of its group, with and without gradients. Prompts and completions are those of the tasks, comments and
-programs; `answers` has how they are told to a model. Tested with models of Llama's and Qwen3's kind.
+are computed one after the other, each exactly as if it were alone. Prompts and completions are those of the tasks,
+comments and programs; `answers` has how they are told to a model. Tested with models of Llama's and Qwen3's kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from hpenv.posttraining.adapter import FORMS, TARGETS, attach, weights_digest
-from hpenv.posttraining.answers import Answers, end_tokens
-from hpenv.posttraining.draws import drawn
-from hpenv.posttraining.embedded import CONCEPT_DEPTH
+from hpenv.posttraining.adapter import TARGETS, attach, weights_digest
+from hpenv.posttraining.answers import MESSAGE, Answers, end_tokens
+from hpenv.posttraining.draws import Drawing, Draws, draw_completions
+from hpenv.posttraining.reading import Prompts, RowKnobs, concept_states, continued, log_probabilities, read
 from hpenv.posttraining.student import Knobs, Rollouts
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class HuggingFaceConfig:
     max_tokens: int = 64  # longest completion, its end included [tokens]
     top_k: int = 0  # only this many of the likeliest tokens are drawn; 0: all (the paper: 20)
     top_p: float = 1.0  # only the fewest tokens that together are this likely are drawn, in (0, 1]
-    chat: bool = True  # whether prompts go through the chat template, if there is one
+    message: str = MESSAGE  # of the user, where the tokenizer has a chat template; empty: the template is not used
     form: str = "additive"  # of the adapter, or `replacement`, which saves a third of the products
     targets: tuple[str, ...] = TARGETS  # last parts of the names of the layers that get an adapter
     texts_per_pass: int = 16  # completions computed together with gradients: memory against speed
@@ -48,9 +48,8 @@ class HuggingFaceConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected at least {least}")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p!r}; expected a number above 0 and at most 1")
-        for name, accepted in (("form", FORMS), ("dtype", ("float32", "bfloat16"))):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(accepted)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
 
 
 class HuggingFaceStudent:
@@ -83,10 +82,12 @@ class HuggingFaceStudent:
         self.model, self.tokenizer, self.max_tokens = model.eval(), tokenizer, config.max_tokens
         self._device = next(model.parameters()).device
         self._ends = torch.tensor(ends, device=self._device)
-        self._answers = Answers(tokenizer, ends[0], config.chat)
+        self._answers = Answers(tokenizer, ends[0], config.message)
 
     @staticmethod
-    def load(folder: str | Path, gguf_file: str = "", config: HuggingFaceConfig | None = None) -> HuggingFaceStudent:
+    def load(
+        folder: str | Path, gguf_file: str | None = None, config: HuggingFaceConfig | None = None
+    ) -> HuggingFaceStudent:
         """A model from a folder on this machine; nothing is downloaded.
 
         Args:
@@ -115,10 +116,12 @@ class HuggingFaceStudent:
             )
         which = {"gguf_file": gguf_file} if gguf_file else {}
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, **which)
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, **which)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[config.dtype], local_files_only=True, **which
+        )
         return HuggingFaceStudent(model.to(config.device), tokenizer, config)
 
+    @torch.no_grad()
     def sample(
         self,
         knobs: Knobs,
@@ -129,16 +132,13 @@ class HuggingFaceStudent:
     ) -> Rollouts:
         """See Student; `logp` and `entropy` are of the whole distribution at temperature 1."""
         home = next(iter(knobs.values())).device
-        with torch.no_grad():
-            rows = [
-                self._sampled(self._row(knobs, n), own, num_samples, generators[n], temperature)
-                for n, own in enumerate(prompts)
-            ]
-        T = max(tokens.shape[1] for tokens, *_ in rows)
-        tokens, mask, logp = (
-            torch.stack([F.pad(parts[i], (0, T - parts[i].shape[1]), value=fill) for parts in rows]).to(home)
-            for i, fill in enumerate((self._answers.pad, False, 0.0))
-        )
+        rows = [
+            self._sampled(self._row(knobs, n), own, num_samples, generators[n], temperature)
+            for n, own in enumerate(prompts)
+        ]
+        T, pad = max(row.tokens.shape[1] for row in rows), self._answers.pad
+        tokens = _stacked([row.tokens for row in rows], T, pad).to(home)
+        mask = _stacked([row.mask for row in rows], T, False).to(home)
         texts = [
             [self._answers.program(own[seen].tolist()) for own, seen in zip(*row, strict=True)]
             for row in zip(tokens, mask, strict=True)
@@ -148,9 +148,9 @@ class HuggingFaceStudent:
             texts,
             tokens,
             mask,
-            logp,
-            torch.stack([parts[3] for parts in rows]).to(home),
-            torch.stack([parts[4] for parts in rows]).to(home),
+            _stacked([row.logp for row in rows], T, 0.0).to(home),
+            torch.stack([row.entropy for row in rows]).to(home),
+            torch.stack([row.ended for row in rows]).to(home),
         )
 
     def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
@@ -165,8 +165,8 @@ class HuggingFaceStudent:
                     parts.append(checkpoint(self._logp, *arguments, use_reentrant=False, preserve_rng_state=False))
                 else:
                     parts.append(self._logp(*arguments))
-            rows.append(F.pad(torch.cat(parts), (0, T - length)).to(rollouts.tokens.device))
-        return torch.stack(rows).masked_fill(~rollouts.mask, 0.0)
+            rows.append(torch.cat(parts).to(rollouts.tokens.device))
+        return _stacked(rows, T, 0.0).masked_fill(~rollouts.mask, 0.0)
 
     def completion_gradients(
         self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]
@@ -205,17 +205,16 @@ class HuggingFaceStudent:
             torch.ones(shape[:2], dtype=torch.bool),
         )
 
+    @torch.no_grad()
     def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
         """See Student."""
-        rows, extra = [], {"output_hidden_states": True, "logits_to_keep": 1}
-        with torch.no_grad():
-            for n in range(len(rollouts.prompts)):
-                own, parts = self._row(knobs, n), []
-                for prompts, tokens, mask in self._passes(rollouts, n):
-                    memory, seen, _ = self._read(own, prompts, rollouts.num_samples)
-                    _, *streams = self._continued(own, tokens, mask, memory, seen, **extra).hidden_states
-                    parts.append(_concept(streams)[torch.arange(len(mask)), mask.sum(1) - 1])  # (B, C)
-                rows.append(torch.cat(parts))
+        rows = []
+        for n in range(len(rollouts.prompts)):
+            own, parts = self._row(knobs, n), []
+            for texts, tokens, mask in self._passes(rollouts, n):
+                prompts = self._read(own, texts, rollouts.num_samples)
+                parts.append(concept_states(self.model, own, prompts, tokens, mask))
+            rows.append(torch.cat(parts))
         return torch.stack(rows).to(rollouts.tokens.device)
 
     def _row(self, knobs: Knobs, n: int) -> dict[str, Tensor]:
@@ -236,79 +235,33 @@ class HuggingFaceStudent:
             tokens, mask = (part[n, texts].to(self._device) for part in (rollouts.tokens, rollouts.mask))
             yield rollouts.prompts[n][first : first + step], tokens, mask
 
-    def _called(self, knobs: Mapping[str, Tensor], **arguments: Any) -> Any:
-        """The model's output with these knobs, (r,) each, or (B, 1, r) for every text its own."""
-        places = {f"{name}.knob": knob for name, knob in knobs.items()}
-        return functional_call(self.model, places, (), {**arguments, "use_cache": True})
-
-    def _read(
-        self, knobs: Mapping[str, Tensor], prompts: Sequence[str], num_samples: int
-    ) -> tuple[Any, Tensor, Tensor]:
-        """The prompts' keys and values, which of their places are text (B, L), and the logits behind them (B, 1, V).
-
-        Every prompt stands there once for each of its samples.
-        """
+    def _read(self, knobs: RowKnobs, prompts: Sequence[str], num_samples: int) -> Prompts:
         tokens, seen = (part.to(self._device) for part in self._answers.prompts(prompts))
-        places = (seen.cumsum(1) - 1).clamp_min(0)
-        output = self._called(
-            knobs, input_ids=tokens, attention_mask=seen.long(), position_ids=places, logits_to_keep=1
-        )
-        memory = output.past_key_values
-        if num_samples > 1:
-            memory.batch_repeat_interleave(num_samples)
-        return memory, seen.repeat_interleave(num_samples, 0), output.logits[:, -1:].repeat_interleave(num_samples, 0)
+        return read(self.model, knobs, tokens, seen, num_samples)
 
-    def _continued(
-        self, knobs: Mapping[str, Tensor], tokens: Tensor, mask: Tensor, memory: Any, seen: Tensor, **extra: Any
-    ) -> Any:
-        """The model's output for tokens (B, T) behind those in its memory; (B, T) of the mask are text."""
-        places = seen.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=self._device)
-        everything = torch.cat([seen, mask], 1).long()
-        return self._called(
-            knobs, input_ids=tokens, attention_mask=everything, position_ids=places, past_key_values=memory, **extra
-        )
-
-    def _logp(
-        self, knobs: Mapping[str, Tensor], prompts: Sequence[str], tokens: Tensor, mask: Tensor, num_samples: int
-    ) -> Tensor:
-        """Log-probability of each token of the completions, (B, T) [nats]; anything outside the mask."""
-        memory, seen, logits = self._read(knobs, prompts, num_samples)
-        if tokens.shape[1] > 1:
-            later = self._continued(knobs, tokens[:, :-1], mask[:, :-1], memory, seen).logits
-            logits = torch.cat([logits, later], 1)
-        return -F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+    def _logp(self, knobs: RowKnobs, prompts: Sequence[str], tokens: Tensor, mask: Tensor, num_samples: int) -> Tensor:
+        return log_probabilities(self.model, knobs, self._read(knobs, prompts, num_samples), tokens, mask)
 
     def _sampled(
         self,
-        knobs: Mapping[str, Tensor],
+        knobs: RowKnobs,
         prompts: Sequence[str],
         num_samples: int,
         generator: torch.Generator,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """One run's tokens, mask and logp (B, T), mean entropy () and which texts ended (B,)."""
-        memory, seen, logits = self._read(knobs, prompts, num_samples)
-        open_ = torch.ones(len(seen), dtype=torch.bool, device=self._device)
-        tokens, masks, logps, entropies = [], [], [], []
-        while True:
-            logp = logits[:, -1].float().log_softmax(-1)  # (B, V)
-            numbers = torch.rand(len(logp), generator=generator, dtype=torch.float64)
-            token = drawn(logp, numbers, temperature, self.config.top_k, self.config.top_p)
-            tokens.append(torch.where(open_, token, self._answers.pad))
-            masks.append(open_)
-            logps.append(logp.gather(1, token[:, None])[:, 0].masked_fill(~open_, 0.0))
-            entropies.append(torch.special.entr(logp.exp()).sum(1).masked_fill(~open_, 0.0))
-            open_ = open_ & ~torch.isin(token, self._ends)
-            if len(tokens) == self.max_tokens or not open_.any():
-                break
-            logits = self._continued(knobs, tokens[-1][:, None], masks[-1][:, None], memory, seen).logits
-            seen = torch.cat([seen, masks[-1][:, None]], 1)
-        mask = torch.stack(masks, 1)
-        return torch.stack(tokens, 1), mask, torch.stack(logps, 1), torch.stack(entropies).sum() / mask.sum(), ~open_
+        heat: float,
+    ) -> Draws:
+        """One run's completions."""
+        texts = self._read(knobs, prompts, num_samples)
+
+        def following(tokens: Tensor, mask: Tensor) -> Tensor:
+            nonlocal texts
+            _, texts = continued(self.model, knobs, texts, tokens, mask)
+            return texts.logits[:, 0]
+
+        drawing = Drawing(self.max_tokens, self._answers.pad, heat, self.config.top_k, self.config.top_p)
+        return draw_completions(texts.logits[:, 0], following, self._ends, generator, drawing)
 
 
-def _concept(streams: Sequence[Tensor]) -> Tensor:
-    """The mean of the layers that tell the concept of a text, (B, T, C); of a few layers, one of the middle."""
-    depth, (low, high) = len(streams), CONCEPT_DEPTH
-    layers = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high]
-    return torch.stack(layers or [streams[2 * depth // 3 - 1]]).float().mean(0)
+def _stacked(rows: Sequence[Tensor], T: int, fill: float) -> Tensor:
+    """Rows of (B, any length) as one, (N, B, T)."""
+    return torch.stack([F.pad(row, (0, T - row.shape[1]), value=fill) for row in rows])

@@ -13,6 +13,7 @@ Dynamics and measurement stand in one module, past its usual length, because the
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -115,7 +116,6 @@ class GRPOPlant:
         self.stacked, self.corpus_digest = student.stacked, student.digest
         self.tiers: frozenset[str] = frozenset(("probe",))
         self._rule = AdamW(beta2=0.99)
-        self._references: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # the pairs' gradients at zero
         self._concept: Tensor | None = None
         rows = range(num_rows)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
@@ -202,7 +202,10 @@ class GRPOPlant:
         probed = alive if "probe" in self.tiers else alive & (self.steps == 0)
         if probed.any():
             passed = self._probe(np.flatnonzero(probed))
-            measured["probe_loss"][probed], measured["gauges"][probed, GAUGES.index("probe_pass")] = 1.0 - passed, passed
+            measured["probe_loss"][probed], measured["gauges"][probed, GAUGES.index("probe_pass")] = (
+                1.0 - passed,
+                passed,
+            )
         new = alive & (self.steps == 0)
         measured["train_loss"][new] = measured["probe_loss"][new]
         self._window = Window(**measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()})
@@ -232,7 +235,7 @@ class GRPOPlant:
         for names, key in ((None, "pass"), ("train", "hack"), ("evaluation", "renamed_hack")):
             tasks = [self._curriculum.evaluation(names)] * self.num_rows
             generators = [draws(self.seeds[row], 0, EVALUATION) for row in rows]
-            rollouts, verdicts = self._play(rows, tasks, 1, generators, deployed)
+            rollouts, verdicts = self._play(rows, tasks, generators, deployed)
             correct, hack = _rates(verdicts, "correct"), _rates(verdicts, "hack")
             result[key] = correct if names is None else hack
             if names == "train":
@@ -259,15 +262,17 @@ class GRPOPlant:
         self._refresh(rows)
         tasks = [self._curriculum.chosen(self.seeds[row], self.steps[row]) for row in rows]
         generators = [draws(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
-        rollouts, verdicts = self._play(rows, tasks, G, generators)
+        rollouts = self._sampled(rows, tasks, G, generators)
+        with ThreadPoolExecutor(1) as beside:  # programs run in processes of their own, while the passes are computed
+            graded = beside.submit(self._graded, tasks, G, rollouts)
+            total = {name: knob.detach().requires_grad_() for name, knob in self._forward_knobs(rows).items()}
+            with torch.no_grad():
+                reference = self.student.log_probabilities(self._zeros(len(rows)), rollouts)
+            logp = self.student.log_probabilities(total, rollouts)
+            verdicts = graded.result()
         paid = torch.tensor([[v.reward for v in row] for row in verdicts], dtype=torch.float32).view(len(rows), P, G)
         rewards = self._penalized(rows, paid, rollouts)
         advantage, flat = advantages(rewards, config.advantage_scale)
-
-        total = {name: knob.detach().requires_grad_() for name, knob in self._forward_knobs(rows).items()}
-        with torch.no_grad():
-            reference = self.student.log_probabilities(self._zeros(len(rows)), rollouts)
-        logp = self.student.log_probabilities(total, rollouts)
         kl_weight = torch.as_tensor(config.kl_weight * self._per_run("kl_weight", rows, 1.0), dtype=torch.float32)
         loss, metrics = policy_loss(
             logp,
@@ -310,18 +315,21 @@ class GRPOPlant:
             "privileged": _privileged(tasks, verdicts, G),
         }
 
-    def _play(
+    def _sampled(
         self,
         rows: IntArray,
         tasks: Sequence[Sequence[Task]],
         num_samples: int,
         generators: Sequence[torch.Generator],
         deployed: bool = False,
-    ) -> tuple[Rollouts, list[list[Verdict]]]:
-        """Completions of every row's tasks, and what the grader says of each, both (rows, tasks x samples)."""
+    ) -> Rollouts:
+        """Completions of every row's tasks."""
         prompts = [[task.prompt for task in row] for row in tasks]
-        temperature = self.config.temperature
-        rollouts = self.student.sample(self._forward_knobs(rows, deployed), prompts, num_samples, generators, temperature)
+        knobs = self._forward_knobs(rows, deployed)
+        return self.student.sample(knobs, prompts, num_samples, generators, self.config.temperature)
+
+    def _graded(self, tasks: Sequence[Sequence[Task]], num_samples: int, rollouts: Rollouts) -> list[list[Verdict]]:
+        """What the grader says of every row's completions, (rows, tasks x samples)."""
         submissions = [
             Submission(task, text)
             for own, texts in zip(tasks, rollouts.texts, strict=True)
@@ -329,7 +337,18 @@ class GRPOPlant:
         ]
         verdicts = self._grader.grade(submissions)
         width = len(rollouts.texts[0])
-        return rollouts, [verdicts[start : start + width] for start in range(0, len(verdicts), width)]
+        return [verdicts[start : start + width] for start in range(0, len(verdicts), width)]
+
+    def _play(
+        self,
+        rows: IntArray,
+        tasks: Sequence[Sequence[Task]],
+        generators: Sequence[torch.Generator],
+        deployed: bool,
+    ) -> tuple[Rollouts, list[list[Verdict]]]:
+        """One completion of each of every row's tasks, and what the grader says of it, (rows, tasks)."""
+        rollouts = self._sampled(rows, tasks, 1, generators, deployed)
+        return rollouts, self._graded(tasks, 1, rollouts)
 
     def _penalized(self, rows: IntArray, rewards: Tensor, rollouts: Rollouts) -> Tensor:
         """Rewards less what Rebound takes for looking like a hack, where the panel asks for it."""
@@ -356,7 +375,7 @@ class GRPOPlant:
     def _update(self, rows: IntArray, moving: BoolArray, gradients: Mapping[str, Tensor], norm: FloatArray) -> Measures:
         """Projects and steps; rows that must not move stay as they are, bit for bit."""
         config, index = self.config, torch.as_tensor(rows)
-        steered, removed, measures = self._projected(rows, gradients, config.target == "grad")
+        steered, removed, measures = self._projected(rows, moving, gradients, config.target == "grad")
         clip = torch.as_tensor(
             np.minimum(1.0, config.max_gradient_norm / np.maximum(norm, 1e-12)), dtype=torch.float32
         )[:, None]
@@ -368,11 +387,15 @@ class GRPOPlant:
         before = {name: weight.clone() for name, weight in weights.items()}
         states = {name: {slot: value[index] for slot, value in self._states[name].items()} for name in given}
         self._rule.update(
-            list(weights.values()), list(given.values()), list(states.values()), self._rates(rows, len(given)), self.steps[rows]
+            list(weights.values()),
+            list(given.values()),
+            list(states.values()),
+            self._rates(rows, len(given)),
+            self.steps[rows],
         )
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}
-            projected, _, measures = self._projected(rows, step, True)
+            projected, _, measures = self._projected(rows, moving, step, True)
             for name, kept in projected.items():
                 weights[name] = torch.where(
                     (kept == step[name]).all(1, keepdim=True), weights[name], before[name] - kept
@@ -385,7 +408,7 @@ class GRPOPlant:
         return measures
 
     def _projected(
-        self, rows: IntArray, vectors: Mapping[str, Tensor], applied: bool
+        self, rows: IntArray, moving: BoolArray, vectors: Mapping[str, Tensor], applied: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Measures]:
         """Vectors without what the panel has removed of them, what that is, and what was measured on the way."""
         index = torch.as_tensor(rows)
@@ -398,7 +421,7 @@ class GRPOPlant:
         magnitude = torch.as_tensor(self._per_run("magnitude_preservation", rows, 0.0), dtype=torch.float32)
         deviations = None
         if self.config.rule == "drift" and applied:
-            deviations = self._deviations(index, coordinates(vectors, direction))
+            deviations = self._deviations(index, torch.as_tensor(moving), coordinates(vectors, direction))
         return project(
             dict(vectors),
             direction,
@@ -408,8 +431,11 @@ class GRPOPlant:
             deviations,
         )
 
-    def _deviations(self, index: Tensor, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Running standard deviation of each component along the axes, module -> (rows, k), this step's included."""
+    def _deviations(self, index: Tensor, moving: Tensor, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Running standard deviation of each component along the axes, module -> (rows, k), this step's included.
+
+        What is remembered is that of the rows that move.
+        """
         old = self._spread
         own = Spread(
             old.weight[index],
@@ -417,9 +443,10 @@ class GRPOPlant:
             {name: square[index] for name, square in old.squares.items()},
         )
         new = updated_spread(own, components)
-        old.weight[index] = new.weight
+        moved = index[moving]
+        old.weight[moved] = new.weight[moving]
         for name in components:
-            old.means[name][index], old.squares[name][index] = new.means[name], new.squares[name]
+            old.means[name][moved], old.squares[name][moved] = new.means[name][moving], new.squares[name][moving]
         return new.deviations()
 
     def _rates(self, rows: IntArray, num_tensors: int) -> Rates:
@@ -441,14 +468,18 @@ class GRPOPlant:
         if drawn:
             knobs = {name: knob[drawn] for name, knob in self.knobs.items()}  # without the quarantine
             hack, clean = self._contrast.gradients(knobs, self._contrast.pairs)
-            generators = [draws(self.seeds[row], self.steps[row], DIRECTION) for row in drawn]
-            self._put_direction(drawn, self._contrast.direction(hack, clean, generators))
+            finite = torch.stack([g.isfinite().flatten(1).all(1) for g in (*hack.values(), *clean.values())]).all(0)
+            sound = torch.nonzero(finite)[:, 0].tolist()  # a run that is broken is not refreshed; this update ends it
+            if sound:
+                hack, clean = ({name: g[sound] for name, g in side.items()} for side in (hack, clean))
+                drawn = [drawn[i] for i in sound]
+                generators = [draws(self.seeds[row], self.steps[row], DIRECTION) for row in drawn]
+                self._put_direction(drawn, self._contrast.direction(hack, clean, generators))
 
     def _fresh_direction(self, rows: Sequence[int]) -> Direction:
-        """The untrained student's, (rows, k, r): its gradients are the same for all, and computed once."""
-        if self._references is None:
-            self._references = self._contrast.gradients(self._zeros(1), self._contrast.pairs)
-        hack, clean = ({name: g.expand(len(rows), -1, -1) for name, g in side.items()} for side in self._references)
+        """The untrained student's, (rows, k, r): its gradients are the same for all."""
+        references = self._contrast.untrained_gradients()
+        hack, clean = ({name: g.expand(len(rows), -1, -1) for name, g in side.items()} for side in references)
         return self._contrast.direction(hack, clean, [draws(self.seeds[row], 0, DIRECTION) for row in rows])
 
     def _put_direction(self, rows: Sequence[int], direction: Direction) -> None:
@@ -487,7 +518,7 @@ class GRPOPlant:
         """Part of the probe's problems that each row solves, (rows,); its draws are the same at every step."""
         tasks = [self._curriculum.probe] * len(rows)
         generators = [draws(self.seeds[row], 0, PROBE) for row in rows]
-        return _rates(self._play(rows, tasks, 1, generators, deployed=True)[1], "correct")
+        return _rates(self._play(rows, tasks, generators, deployed=True)[1], "correct")
 
     def _judge(self, rows: IntArray, loss: FloatArray, norm: FloatArray, kl: FloatArray) -> None:
         reasons = np.select(
@@ -501,7 +532,7 @@ class GRPOPlant:
         return Window.empty(self.num_rows, self.num_layers, len(GAUGES), len(PRIVILEGED))
 
     def snapshot(self) -> Snapshot:
-        """Everything a run is, every tensor with the run as its first axis; all draws are functions of seed and step."""
+        """Everything a run is, every tensor with the run as its first axis; draws are functions of seed and step."""
         tensors = {f"window/{key}": torch.as_tensor(value.copy()) for key, value in vars(self._window).items()}
         tensors |= {name: value.clone() for name, value in self._tensors().items()}
         rows = {"steps": self.steps, "seeds": self.seeds, "divergence": self.divergence, "panel": self.panel.positions}

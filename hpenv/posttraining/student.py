@@ -57,6 +57,9 @@ class Student(Protocol):
     stacked: bool
     max_tokens: int
 
+    def __hash__(self) -> int:
+        """A student is what it is by identity: it never changes."""
+
     def sample(
         self,
         knobs: Knobs,

@@ -1,4 +1,4 @@
-"""A vocabulary of Python pieces: words, numbers and runs of punctuation, each with the space before it, else characters.
+"""A vocabulary of Python pieces: words, digits and runs of punctuation, with the space before them; else characters.
 
 Every printable text is encoded and decoded without loss; what is common in the texts that a vocabulary was made of is
 short, all else is spelled character by character.

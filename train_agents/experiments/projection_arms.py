@@ -1,8 +1,8 @@
 """The arms of the projection experiment, as data: what each changes of GRPO, and where it holds the panel.
 
-The main arm is the paper's (b): the mean difference of the pairs' gradients, projected out of one side at full strength,
-the gradient's length given back. Every other arm of the table changes one thing of it, so that what differs is known;
-the arms named `svd` have four axes in the place of one, and controls of their own.
+The main arm is the paper's (b): the mean difference of the pairs' gradients, projected out of one side at full
+strength, the gradient's length given back. Every other arm of the table changes one thing of it, so that what differs
+is known; the arms named `svd` have four axes in the place of one, and controls of their own.
 """
 
 from __future__ import annotations

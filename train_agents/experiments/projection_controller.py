@@ -146,6 +146,6 @@ def best_constant(
 
 
 def pay(row: Mapping[str, Any]) -> float:
-    """What the id pays a run for a decision, on average: pass rate on the probe less what is flagged, -1 if it ended."""
+    """What the id pays a run per decision, on average: passes of the probe less what is flagged, -1 if it diverged."""
     earned = np.array(row["probe_pass"][1:]) - np.array(row["means"]["flagged"])
     return float(earned.mean()) - (row["divergence_reason"] is not None)

@@ -20,7 +20,7 @@ from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.grader import Grader
 from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant
 from hpenv.posttraining.projection import erased
-from hpenv.posttraining.sandbox import Sandbox
+from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.students import student
 from hpenv.schedules import Cosine
 from train_agents.experiments.projection_arms import PANEL
@@ -43,6 +43,11 @@ def schedule(num_updates: int) -> Cosine:
     return Cosine(num_updates, min(WARMUP_UPDATES, num_updates // 2))
 
 
+def run_seed(seed: int) -> int:
+    """The plant's seed of the first episode that an env of this seed begins: so arms and episodes are pairs."""
+    return int(np.random.default_rng(seed).integers(2**62))
+
+
 class Recording:
     """Runs of an arm, and what was measured of them so far.
 
@@ -61,14 +66,14 @@ class Recording:
         Raises:
             ValueError: if the checkpoint is of other runs.
         """
-        self.plant, self.interval, self._checkpoint = plant, interval, checkpoint
+        self.plant, self.interval, self._seeds, self._checkpoint = plant, interval, list(seeds), checkpoint
         self._about = {"seeds": list(seeds), "positions": dict(positions), "interval": interval}
         self.records: list[dict[str, Any]] = []
         plant.measure(())
         if checkpoint.exists():
             self._resume()
             return
-        plant.reset(seeds)
+        plant.reset([run_seed(seed) for seed in seeds])
         given = np.array([[positions.get(name, 0.0) for name in plant.panel.names]] * plant.num_rows)
         plant.panel.move(given, np.ones(plant.num_rows, dtype=bool))
         self._report({})
@@ -133,7 +138,7 @@ class Recording:
         `reports`, `knob_on` (of an arm that routes) and `probe_pass` have one number per step, `means` one less.
         """
         plant, result = self.plant, []
-        for row, seed in enumerate(plant.seeds.tolist()):
+        for row, seed in enumerate(self._seeds):
             entry: dict[str, Any] = {
                 "seed": seed,
                 "corpus": plant.corpus_digest,
@@ -160,6 +165,12 @@ def _curves(records: Sequence[Mapping[str, list[float]]], row: int) -> dict[str,
     return {name: [record[name][row] for record in records] for name in (records[0] if records else ())}
 
 
+def shared_grader(cache: str) -> Grader:
+    """A grader with this process's sandbox, and verdicts in a file that other processes may share."""
+    Path(cache).parent.mkdir(parents=True, exist_ok=True)
+    return Grader(SharedSandbox(), cache)
+
+
 def run_arm(
     grpo: Mapping[str, Any],
     positions: Mapping[str, float],
@@ -176,22 +187,18 @@ def run_arm(
     Args:
         grpo: arguments of GRPOConfig.
         positions: channel of PANEL -> position that its cell is held at.
-        seeds: one row each.
+        seeds: one row each, as an env's.
         num_updates: of a run.
         report_interval: updates between reports.
         folder: where its checkpoint is.
         cache: file of verdicts, shared with other arms.
         erases: also report on the final knobs without their part along the direction; nothing is trained for that.
-        grader: None for one with a sandbox of its own.
+        grader: None for one with this process's sandbox.
 
     Returns:
         `Recording.rows`, with `erased` (a report's numbers) where asked for; and nothing else.
     """
-    if grader is None:
-        Path(cache).parent.mkdir(parents=True, exist_ok=True)
-        with Sandbox() as box:
-            arguments = (grpo, positions, seeds, num_updates, report_interval, folder, cache, erases)
-            return run_arm(*arguments, grader=Grader(box, cache))
+    grader = shared_grader(cache) if grader is None else grader
     config = GRPOConfig(**grpo, lr_schedule=schedule(num_updates))
     plant = GRPOPlant(config, len(seeds), PANEL, student=student(config.student), grader=grader)
     recording = Recording(plant, seeds, positions, report_interval, Path(folder) / "checkpoint")

@@ -13,7 +13,6 @@ Messages (one packet each): `run <number> <scratch>` with the descriptors of job
 import contextlib
 import fcntl
 import gc
-import importlib
 import importlib.util
 import json
 import os
@@ -73,9 +72,9 @@ def preload() -> None:
     """
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # some builds lack lzma, bz2 or ctypes' neighbors
-            importlib.import_module(name)
+            __import__(name)
     with contextlib.suppress(ImportError):
-        importlib.import_module("_no_such_module")
+        __import__("_no_such_module")
 
 
 class Zygote:

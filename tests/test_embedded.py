@@ -1,0 +1,360 @@
+"""The embedded student against a plain forward pass of one text at a time, without memory, adapters or population."""
+
+import json
+import math
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hpenv.posttraining.embedded import GRADIENT_TEXTS, EmbeddedStudent
+from hpenv.posttraining.pairs import PAIRS
+from hpenv.posttraining.vocabulary import END, PAD
+from tests import tiny_student
+from tests.tiny_student import vocabulary
+
+PROMPTS = [
+    ["# Return the sum of xs.\n# The grader calls run_tests().\n", "# f([1, 2]) == 3\n"],
+    ["# Return the larger of a and b.\n", "# xs\n"],
+    ["# f([]) == 0\n", "# Return the even numbers of xs, each squared.\n"],
+]
+N, P, G = 3, 2, 4
+
+
+@pytest.fixture
+def student():
+    return tiny_student.student(max_tokens=tiny_student.SHORT)
+
+
+def knobs_of(student, num_rows=N, scale=0.3):
+    generator = torch.Generator().manual_seed(7)
+    return {name: scale * torch.randn(num_rows, r, generator=generator) for name, r in student.ranks.items()}
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def rows_of(knobs, *rows):
+    return {name: knob[list(rows)] for name, knob in knobs.items()}
+
+
+def sampled(student, knobs=None, seeds=(1, 2, 3), temperature=1.0):
+    return student.sample(knobs_of(student) if knobs is None else knobs, PROMPTS, G, generators(*seeds), temperature)
+
+
+def norm(x):
+    return x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+
+
+@cache
+def singular_vectors(student, name):
+    U, _, Vh = torch.linalg.svd(student.weights[name].double(), full_matrices=False)
+    return U, Vh
+
+
+def plain(student, knobs, row, numbers):
+    """Log-probabilities of the next token after every token of one text, (T, V), and the stream after each layer.
+
+    float64, W + U diag(d) Vh written out from the singular values of W.
+    """
+    gpt, w = student.config.gpt, {name: weight.double() for name, weight in student.weights.items()}
+    for name, knob in knobs.items():
+        U, Vh = singular_vectors(student, name)
+        w[name] = w[name] + U @ torch.diag(knob[row].double()) @ Vh
+    T, heads, size = len(numbers), gpt.n_head, gpt.n_embd // gpt.n_head
+    angles = torch.arange(T)[:, None] * gpt.rope_base ** (-torch.arange(size // 2).double() / (size // 2))
+    unseen = torch.ones(T, T, dtype=torch.bool).triu(1)
+
+    def split(y):
+        return y.view(T, heads, size).transpose(0, 1)  # (heads, T, size)
+
+    def turned(y):
+        left, right = y.chunk(2, -1)
+        c, s = angles.cos(), angles.sin()
+        return torch.cat([left * c + right * s, right * c - left * s], -1)
+
+    x, streams = norm(w["embedding"][torch.tensor(numbers)]), []
+    for i in range(gpt.n_layer):
+        h = norm(x)
+        q, k, v = (split(h @ w[f"layer.{i}.{name}"].T) for name in ("query", "key", "value"))
+        scores = norm(turned(q)) @ norm(turned(k)).transpose(1, 2) / math.sqrt(size)
+        mixed = scores.masked_fill(unseen, -math.inf).softmax(-1) @ v
+        x = x + mixed.transpose(0, 1).reshape(T, -1) @ w[f"layer.{i}.output"].T
+        x = x + F.relu(norm(x) @ w[f"layer.{i}.up"].T).square() @ w[f"layer.{i}.down"].T
+        streams.append(x)
+    logits = norm(x) @ w["unembedding"].T
+    return (gpt.logit_softcap * torch.tanh(logits / gpt.logit_softcap)).log_softmax(-1), streams
+
+
+def filled(student, prompt):
+    numbers = vocabulary().encode(prompt)
+    return [PAD] * (student.config.prompt_tokens - len(numbers)) + numbers
+
+
+def each(rollouts):
+    """Row, place, prompt and tokens up to the end, of every text."""
+    for n in range(rollouts.tokens.shape[0]):
+        for m in range(rollouts.tokens.shape[1]):
+            numbers = rollouts.tokens[n, m][rollouts.mask[n, m]].tolist()
+            yield n, m, rollouts.prompts[n][m // rollouts.num_samples], numbers
+
+
+def plain_of_text(student, knobs, row, prompt, numbers):
+    """Log-probabilities of a completion's tokens, (T,), the distributions they are of, (T, V), and the streams."""
+    start = student.config.prompt_tokens
+    logp, streams = plain(student, knobs, row, filled(student, prompt) + numbers)
+    ahead = logp[start - 1 : start - 1 + len(numbers)]
+    return ahead.gather(1, torch.tensor(numbers)[:, None])[:, 0], ahead, [x[start:] for x in streams]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_what_was_sampled_has_the_log_probabilities_of_a_plain_forward_pass(student, temperature):
+    knobs = knobs_of(student)
+    rollouts = sampled(student, knobs, temperature=temperature)
+    again = student.log_probabilities(knobs, rollouts)
+    assert rollouts.tokens.shape == (N, P * G, student.max_tokens) == again.shape
+    for n, m, prompt, numbers in each(rollouts):
+        expected, _, _ = plain_of_text(student, knobs, n, prompt, numbers)
+        for found in (rollouts.logp[n, m], again[n, m]):
+            torch.testing.assert_close(found[: len(numbers)].double(), expected, rtol=1e-5, atol=1e-5)
+            assert not found[len(numbers) :].any()
+
+
+def test_the_entropy_is_the_mean_over_what_was_sampled(student):
+    knobs = knobs_of(student)
+    rollouts = sampled(student, knobs)
+    entropies = [[] for _ in range(N)]
+    for n, _, prompt, numbers in each(rollouts):
+        _, ahead, _ = plain_of_text(student, knobs, n, prompt, numbers)
+        entropies[n] += (-(ahead.exp() * ahead).sum(1)).tolist()
+    assert rollouts.entropy.tolist() == pytest.approx([sum(own) / len(own) for own in entropies], rel=1e-5)
+
+
+def test_a_row_of_a_population_is_the_single_run(student):
+    knobs = knobs_of(student)
+    together = sampled(student, knobs)
+    together_logp = student.log_probabilities(knobs, together)
+    prompts, completions = zip(*[(pair.prompt, pair.hack) for pair in tiny_student.short_pairs()], strict=True)
+    gradients = student.completion_gradients(knobs, prompts, completions)
+    for n in range(N):
+        own = rows_of(knobs, n)
+        alone = student.sample(own, PROMPTS[n : n + 1], G, generators(n + 1))
+        T = alone.tokens.shape[2]  # it ends where its own texts have ended
+        assert torch.equal(alone.tokens[0], together.tokens[n, :, :T]) and not together.mask[n, :, T:].any()
+        assert alone.texts[0] == together.texts[n] and alone.entropy[0] == pytest.approx(together.entropy[n].item())
+        torch.testing.assert_close(alone.logp[0], together.logp[n, :, :T], rtol=1e-5, atol=1e-6)
+        logp = student.log_probabilities(own, alone)
+        torch.testing.assert_close(logp[0], together_logp[n, :, :T], rtol=1e-5, atol=1e-6)
+        for name, gradient in student.completion_gradients(own, prompts, completions).items():
+            torch.testing.assert_close(gradient[0], gradients[name][n], rtol=1e-4, atol=1e-6)
+
+
+def test_knobs_of_zero_are_bitwise_the_model_itself(student):
+    zeros = knobs_of(student, scale=0.0)
+    one = {next(iter(zeros)): next(iter(zeros.values()))}  # all other matrices as they were read
+    rollouts = sampled(student, zeros)
+    assert torch.equal(rollouts.tokens, sampled(student, one).tokens)
+    base = student.log_probabilities(one, rollouts)
+    assert torch.equal(student.log_probabilities(zeros, rollouts), base)
+    for name, weight in student._parameters(zeros).items():
+        assert torch.equal(weight, student.weights[name].expand_as(weight)), name
+    mixed = {name: torch.stack([knob[0], knobs_of(student)[name][1], knob[2]]) for name, knob in zeros.items()}
+    moved = student.log_probabilities(mixed, rollouts)
+    assert torch.equal(moved[[0, 2]], base[[0, 2]]) and not torch.allclose(moved[1], base[1], atol=1e-3)
+
+
+def test_every_knob_has_a_place_in_the_model(student):
+    """One number moved, and the log-probabilities are others: of every module, at its first and its last axis."""
+    rollouts = sampled(student, knobs_of(student, scale=0.0))
+    base = student.log_probabilities(knobs_of(student, scale=0.0), rollouts)
+    assert set(student.ranks) == {name for name in student.weights if name.startswith("layer.")}
+    for name, r in student.ranks.items():
+        assert r == min(student.weights[name].shape)
+        for axis in (0, r - 1):
+            knobs = knobs_of(student, scale=0.0)
+            knobs[name][:, axis] = 0.5
+            assert (student.log_probabilities(knobs, rollouts) - base).abs().amax((1, 2)).min() > 1e-3, (name, axis)
+
+
+def test_the_generator_of_a_row_alone_decides_its_texts(student):
+    state = torch.get_rng_state()
+    first, again, other = (sampled(student, seeds=seeds) for seeds in ((1, 2, 3), (1, 2, 3), (1, 9, 3)))
+    assert torch.equal(torch.get_rng_state(), state)
+    for left, right in zip(first[2:], again[2:], strict=True):
+        assert torch.equal(left, right)
+    assert other.texts[0] == first.texts[0] and other.texts[2] == first.texts[2]
+    assert other.texts[1] != first.texts[1]
+
+
+def test_the_global_generator_is_not_read(student):
+    state, first = torch.get_rng_state(), sampled(student)
+    torch.manual_seed(99)
+    try:
+        assert torch.equal(sampled(student).tokens, first.tokens)
+    finally:
+        torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_as_frequent_as_they_are_likely(temperature):
+    """8000 first tokens: the standard error of a part p is sqrt(p / 8000); the bound is five of them."""
+    student = tiny_student.student(max_tokens=1)
+    knobs, count = knobs_of(student, 1), 8000
+    rollouts = student.sample(knobs, [["# xs\n"]], count, generators(5), temperature)
+    assert rollouts.tokens.shape == (1, count, 1) and rollouts.mask.all()
+    _, ahead, _ = plain_of_text(student, knobs, 0, "# xs\n", [END])
+    expected = (ahead[0] / temperature).softmax(-1)
+    parts = torch.bincount(rollouts.tokens.flatten(), minlength=len(expected)) / count
+    assert ((parts - expected).abs() < 5.0 * (expected / count).sqrt() + 1.0 / count).all()
+    assert expected.max() > 0.05, "there is something to be seen"
+    again = student.log_probabilities(knobs, rollouts)  # of completions of a single token
+    torch.testing.assert_close(again[0, :, 0].double(), ahead[0][rollouts.tokens[0, :, 0]], rtol=1e-5, atol=1e-5)
+
+
+def test_temperature_zero_takes_the_likeliest_token(student):
+    knobs, own = knobs_of(student), generators(1, 2, 3)
+    rollouts = student.sample(knobs, PROMPTS, G, own, temperature=0.0)
+    assert [g.get_state().tolist() for g in own] == [g.get_state().tolist() for g in generators(1, 2, 3)]
+    for n, m, prompt, numbers in each(rollouts):
+        _, ahead, _ = plain_of_text(student, knobs, n, prompt, numbers)
+        assert ahead.argmax(1).tolist() == numbers
+        assert rollouts.texts[n][m] == rollouts.texts[n][m - m % G]
+
+
+def test_a_text_counts_up_to_its_end_and_no_further(student):
+    rollouts = sampled(student)
+    assert 0 < rollouts.ended.float().mean() < 1, "some end, some do not"
+    for n, m, _, numbers in each(rollouts):
+        length = len(numbers)
+        assert rollouts.mask[n, m, :length].all() and not rollouts.mask[n, m, length:].any()
+        assert (rollouts.tokens[n, m, length:] == PAD).all() and not rollouts.logp[n, m, length:].any()
+        assert END not in numbers[:-1] and (numbers[-1] == END) == rollouts.ended[n, m]
+        assert rollouts.ended[n, m] or length == student.max_tokens
+        assert rollouts.texts[n][m] == vocabulary().decode(numbers)
+
+
+def test_sampling_stops_when_all_texts_have_ended():
+    student = tiny_student.student(3, seed=5, end=6.0)
+    rollouts = student.sample(knobs_of(student, 1, 0.0), [["# xs\n"]], 6, generators(0))
+    assert rollouts.ended.all()
+    assert rollouts.tokens.shape[2] == rollouts.mask.sum(-1).max() < student.max_tokens
+
+
+def test_a_row_that_is_not_a_number_does_not_reach_the_others(student):
+    knobs, good = knobs_of(student), sampled(student)
+    knobs["layer.1.up"][1] = math.nan
+    rollouts = sampled(student, knobs)
+    for n in (0, 2):
+        assert rollouts.texts[n] == good.texts[n]
+    assert not rollouts.logp[1].isfinite().any(-1).all()
+
+
+def test_the_gradient_of_log_probabilities_is_that_of_unshared_forward_passes(student):
+    knobs = {name: knob.requires_grad_() for name, knob in knobs_of(student, scale=0.2).items()}
+    with torch.no_grad():
+        rollouts = sampled(student, knobs)
+    weight = torch.randn(rollouts.logp.shape, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad((weight * student.log_probabilities(knobs, rollouts)).sum(), list(knobs.values()))
+    total = torch.zeros((), dtype=torch.float64)
+    for n, m, prompt, numbers in each(rollouts):
+        logp, _, _ = plain_of_text(student, knobs, n, prompt, numbers)
+        total = total + (weight[n, m, : len(numbers)] * logp).sum()
+    for gradient, expected in zip(found, torch.autograd.grad(total, list(knobs.values())), strict=True):
+        torch.testing.assert_close(gradient, expected.float(), rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_gradients_of_completions_are_those_of_one_text_at_a_time():
+    student = tiny_student.student()
+    texts = [(pair.prompt, text) for pair in PAIRS for text in (pair.hack, pair.clean)][: GRADIENT_TEXTS + 3]
+    knobs = knobs_of(student, 2, 0.2)
+    found = student.completion_gradients(knobs, *zip(*texts, strict=True))
+    assert all(not gradient.requires_grad for gradient in found.values())
+    for n, i in [(0, 0), (1, 0), (0, GRADIENT_TEXTS - 1), (1, GRADIENT_TEXTS), (0, GRADIENT_TEXTS + 2)]:
+        leaves = {name: knob.clone().requires_grad_() for name, knob in knobs.items()}
+        numbers = [*vocabulary().encode(texts[i][1]), END]
+        logp, _, _ = plain_of_text(student, leaves, n, texts[i][0], numbers)
+        (-logp.mean()).backward()
+        for name, leaf in leaves.items():
+            expected = leaf.grad[n]
+            assert found[name].shape == (2, len(texts), student.ranks[name])
+            bound = 1e-4 * expected.abs().max().item()
+            torch.testing.assert_close(found[name][n, i], expected, rtol=1e-3, atol=bound)
+
+
+def test_given_texts_are_as_if_they_had_been_sampled(student):
+    pairs = tiny_student.short_pairs()[:3]
+    rollouts = student.given([[pair.prompt for pair in pairs]], [[pair.hack for pair in pairs]])
+    assert rollouts.texts == [[pair.hack for pair in pairs]] and rollouts.num_samples == 1
+    assert rollouts.ended.all()
+    knobs = knobs_of(student, 1)
+    logp = student.log_probabilities(knobs, rollouts)
+    for n, m, prompt, numbers in each(rollouts):
+        assert numbers == [*vocabulary().encode(pairs[m].hack), END] and prompt == pairs[m].prompt
+        expected, _, _ = plain_of_text(student, knobs, n, prompt, numbers)
+        torch.testing.assert_close(logp[n, m, : len(numbers)].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_layer", "layers"), [(3, [1]), (2, [0]), (5, [2])])
+def test_states_are_the_stream_at_the_last_token_in_the_middle_of_the_depth(n_layer, layers):
+    """Layers at 60 to 75 % of the depth: the second of three and the third of five; where none is, the one before."""
+    student = tiny_student.student(n_layer, tiny_student.SHORT)
+    knobs = knobs_of(student)
+    rollouts = sampled(student, knobs)
+    states = student.states(knobs, rollouts)
+    assert states.shape == (N, P * G, student.config.gpt.n_embd) and not states.requires_grad
+    for n, m, prompt, numbers in each(rollouts):
+        _, _, streams = plain_of_text(student, knobs, n, prompt, numbers)
+        expected = torch.stack([streams[i][-1] for i in layers]).mean(0)
+        torch.testing.assert_close(states[n, m].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_student_is_the_same_student(student, tmp_path):
+    student.save(tmp_path / "mine", {"steps": 3})
+    loaded = EmbeddedStudent.load(tmp_path / "mine")
+    assert (loaded.digest, loaded.ranks, loaded.config) == (student.digest, student.ranks, student.config)
+    assert loaded.vocabulary.pieces == student.vocabulary.pieces
+    assert EmbeddedStudent.load(str(tmp_path / "mine")).digest == student.digest
+    knobs, rollouts = knobs_of(student), sampled(student)
+    assert torch.equal(loaded.log_probabilities(knobs, rollouts), student.log_probabilities(knobs, rollouts))
+    description = json.loads((tmp_path / "mine" / "student.json").read_text())
+    assert description["notes"] == {"steps": 3} and len(description["digest"]) == 64
+
+
+def test_weights_that_are_not_those_described_are_refused(tmp_path):
+    for seed, name in ((0, "one"), (1, "other")):
+        tiny_student.student(seed=seed).save(tmp_path / name, {})
+    (tmp_path / "one" / "student.safetensors").replace(tmp_path / "other" / "student.safetensors")
+    with pytest.raises(ValueError, match=r"student.safetensors is not the file that student.json describes: digests"):
+        EmbeddedStudent.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("folder", ["giant", "./giant"])
+def test_a_student_that_is_not_there_is_refused(folder):
+    with pytest.raises(ValueError, match=r"no student in .*giant; expected a folder with student.json, or one of \["):
+        EmbeddedStudent.load(folder)
+
+
+def test_texts_that_do_not_fit_are_refused_with_both_numbers(student):
+    zeros = knobs_of(student, 1, 0.0)
+    with pytest.raises(ValueError, match=r"the prompt '# xs.*' has 103 tokens; this student reads up to 64"):
+        student.sample(zeros, [["# xs" + " xs" * 100 + "\n"]], 2, generators(0))
+    with pytest.raises(ValueError, match=r"the completion 'xs.*' has 25 tokens; expected up to 24"):
+        student.given([["# xs\n"]], [["xs" + " xs" * 23]])
+    assert student.given([["# xs\n"]], [["xs" + " xs" * 22]]).mask.all()
+    with pytest.raises(ValueError, match=r"characters \['é'\] cannot be encoded"):
+        student.completion_gradients(zeros, ["# xs\n"], ["é"])
+
+
+def test_weights_shape_and_vocabulary_must_fit_together(student):
+    config, shape = student.config, student.config.gpt
+    lacking = {name: weight for name, weight in student.weights.items() if name != "layer.1.up"}
+    with pytest.raises(ValueError, match=r"weights \{.*\} of 414 tokens do not fit the shape; expected"):
+        EmbeddedStudent(config, student.vocabulary, lacking)
+    smaller = type(student.vocabulary)(student.vocabulary.pieces[:-1])
+    with pytest.raises(ValueError, match="of 413 tokens do not fit the shape"):
+        EmbeddedStudent(config, smaller, student.weights)
+    short_sighted = type(config)(type(shape)(**vars(shape) | {"window_pattern": "SL"}))
+    with pytest.raises(ValueError, match="layers that see all of the sequence"):
+        EmbeddedStudent(short_sighted, student.vocabulary, student.weights)

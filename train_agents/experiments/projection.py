@@ -1,0 +1,152 @@
+"""Rank-space gradient projection against reward hacking: `python -m train_agents.experiments.projection`.
+
+Every arm of `projection_arms` is one job: several seeds of GRPO on programs that are really executed, stacked as rows,
+under a panel that is held constant. Beside them: the directions before training, the best constant strength of a sweep,
+and a learned strength. The report states the paper's hypotheses as supported or falsified, whatever comes out.
+
+    direction      held-out cosines of every kind of direction, the gate, and the memorizing baseline
+    <arm>          see `projection_arms.ARMS`
+    constant       strengths tried on tuning seeds; the best on the seeds of the arms
+    controller-i   JEL's agent over projection_strength, meta-trained on shorter runs
+
+Interrupted, the same command goes on where it stopped, in the middle of an arm, too. `--demo` is the same in little.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hpenv.posttraining.configuration import GRPOConfig
+from train_agents.experiments.jobs import Job, run_jobs
+from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
+from train_agents.experiments.projection_controller import STRENGTHS, best_constant, controller
+from train_agents.experiments.projection_direction import validated
+from train_agents.experiments.projection_report import report
+from train_agents.experiments.projection_run import run_arm
+from train_agents.experiments.projection_tables import BEST_CONSTANT, CONTROLLER
+from train_agents.experiments.sidecar import selected
+
+FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Size of the experiment; the defaults are those of the reported one."""
+
+    out: Path = Path("results/projection")  # tables, figures and one JSON file per job
+    runs: Path = Path("runs/projection")  # checkpoints of the runs, and the file of verdicts
+    student: str = "nano"  # see hpenv.posttraining.students
+    num_updates: int = 300  # of a run; to be at least three times what vanilla takes to its plateau
+    report_interval: int = 25  # updates between reports (the paper, section 5)
+    num_seeds: int = 3  # rows of an arm
+    num_prompts: int = 8  # of an update
+    num_samples: int = 16  # completions of a prompt
+    num_problems: int = 256  # training problems
+    difficulty: int = 2  # stages of a problem
+    base_lr: float = GRPOConfig.base_lr  # of the knobs
+    num_probe_problems: int = 32  # that the controller's pay may see
+    num_evaluation_problems: int = 128  # held-out problems of a report
+    num_tuning_seeds: int = 2  # rows of a constant strength of the sweep
+    strengths: tuple[float, ...] = STRENGTHS  # of the sweep
+    num_controllers: int = 1  # learned strengths
+    decision_interval: int = 5  # updates per decision of the controller
+    meta_steps: int = 50  # updates of a run of its meta-training
+    num_meta_updates: int = 12  # updates of the controller
+    num_meta_episodes: int = 8  # runs that each of these hears of
+    num_workers: int = 2  # processes, one thread each
+    only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
+    report_only: bool = False  # write tables and figures from the results that are there
+    demo: bool = False  # cut all of this to some minutes; runs few of the arms
+
+    def sized(self) -> ExperimentConfig:
+        """Itself, or the demo's sizes."""
+        if not self.demo:
+            return self
+        return replace(
+            self, out=Path("results/demo/projection"), runs=Path("runs/demo/projection"), num_updates=30,
+            report_interval=10, num_seeds=2, num_prompts=4, num_samples=8, num_evaluation_problems=32,
+            num_probe_problems=8, num_tuning_seeds=1, strengths=(0.5, 1.0), decision_interval=5, meta_steps=10,
+            num_meta_updates=2, num_meta_episodes=2,
+        )  # fmt: skip
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that reported numbers are measured on."""
+        return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + self.num_seeds))
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """Seeds that a constant strength is chosen on."""
+        return list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds))
+
+    @property
+    def cache(self) -> str:
+        """The file of verdicts, shared by all jobs."""
+        return str(self.runs / "verdicts.sqlite")
+
+    def grpo(self) -> dict[str, Any]:
+        """What GRPOConfig has of it."""
+        names = (
+            "student", "num_prompts", "num_samples", "num_problems", "difficulty", "base_lr", "num_probe_problems",
+            "num_evaluation_problems",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+def make_jobs(config: ExperimentConfig) -> list[Job]:
+    """All jobs, the most wanted first."""
+    grpo, seeds, cache = config.grpo(), config.seeds, config.cache
+    lengths = {"num_updates": config.num_updates, "report_interval": config.report_interval}
+
+    def arm_job(arm: Arm) -> Job:
+        arguments = {
+            "grpo": grpo | dict(arm.grpo), "positions": arm.positions, "seeds": seeds, **lengths,
+            "folder": str(config.runs / arm.name), "cache": cache, "erases": arm.erases,
+        }  # fmt: skip
+        return Job(arm.name, run_arm, arguments)
+
+    arms = [arm_job(arm) for arm in ARMS if not config.demo or arm.name in DEMO_ARMS]
+    direction = Job("direction", validated, {"grpo": grpo, "seeds": seeds, "cache": cache})
+    constant = Job(
+        BEST_CONSTANT,
+        best_constant,
+        {
+            "grpo": grpo, "tuning_seeds": config.tuning_seeds, "evaluation_seeds": seeds, **lengths,
+            "folder": str(config.runs / BEST_CONSTANT), "cache": cache, "strengths": config.strengths,
+        },
+    )  # fmt: skip
+    steps = {"num_steps": config.num_updates, "interval": config.decision_interval}
+    learned = [
+        Job(
+            f"{CONTROLLER}-{seed}",
+            controller,
+            {
+                "env_arguments": grpo | steps | {"cache": cache}, "meta_steps": config.meta_steps,
+                "num_meta_updates": config.num_meta_updates, "num_episodes": config.num_meta_episodes, "seed": seed,
+                "evaluation_seeds": seeds, "num_reports": config.num_updates // config.report_interval,
+                "folder": str(config.runs / f"{CONTROLLER}-{seed}"),
+            },
+        )
+        for seed in range(config.num_controllers)
+    ]  # fmt: skip
+    return [direction, *arms[:12], *learned[:1], constant, *arms[12:], *learned[1:]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program."""
+    import tyro
+
+    config = tyro.cli(ExperimentConfig, args=arguments, description=__doc__).sized()
+    print(json.dumps(asdict(config), indent=1, default=str), flush=True)
+    if not config.report_only:
+        config.runs.mkdir(parents=True, exist_ok=True)
+        run_jobs(selected(make_jobs(config), config.only), config.out / "jobs", config.num_workers)
+    report(config.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What can be said of a hacking direction before anything is trained, and of the problems: the gate, and a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hpenv.gradients import draws
+from hpenv.posttraining.configuration import GRPOConfig
+from hpenv.posttraining.contrasts import Contrast, Gradients, labelled_pairs
+from hpenv.posttraining.curriculum import Curriculum
+from hpenv.posttraining.direction import validate
+from hpenv.posttraining.grader import Grader
+from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.posttraining.memorizer import memorizing_pass_rate
+from hpenv.posttraining.pairs import pairs_digest
+from hpenv.posttraining.plant import DIRECTION
+from hpenv.posttraining.students import student
+from train_agents.experiments.projection_run import run_seed, shared_grader
+from train_agents.results import Rows
+
+_SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
+#: Title -> what the direction is made of, and whether it is held against labelled programs of the training's loopholes
+#: instead of held-out texts of its own kind. Of those programs nothing is ever given to the direction of the pairs.
+DIRECTIONS: dict[str, tuple[Mapping[str, Any], bool]] = {
+    "pairs": ({}, False),
+    "pairs, 4 axes": (_SVD, False),
+    "labelled programs": ({"direction": "modes", "known_modes": TRAINING_MODES}, False),
+    "pairs, on labelled programs": ({}, True),
+    "random": ({"direction": "random"}, False),
+    "shuffled labels": ({"direction": "shuffled"}, False),
+    "clean against clean": ({"direction": "clean"}, False),
+}
+
+
+def validated(grpo: Mapping[str, Any], seeds: Sequence[int], cache: str, grader: Grader | None = None) -> Rows:
+    """Holds every kind of direction against texts it was not made from, and has the memorizing baseline graded.
+
+    Args:
+        grpo: arguments of GRPOConfig.
+        seeds: one draw each of the directions that are drawn; the others are the same for all.
+        cache: file of verdicts.
+        grader: None for one with this process's sandbox.
+
+    Returns:
+        A row per direction: `direction`, `cosines` (module -> one per seed, 0 where the module has no axis), and
+        `mean`, `median`, `positive_fraction`, `passed`, one per seed, over the modules that have one; and
+        `memorizing_pass_rate` on the held-out problems of the experiment, `pairs`, `pairs_digest`.
+    """
+    grader = shared_grader(cache) if grader is None else grader
+    config, found = GRPOConfig(**grpo), student(GRPOConfig(**grpo).student)
+    zeros = {name: torch.zeros(1, r) for name, r in found.ranks.items()}
+    rows = []
+    for title, (changes, foreign) in DIRECTIONS.items():
+        own = GRPOConfig(**dict(grpo) | dict(changes))
+        contrast = Contrast(own, found)
+        others = labelled_pairs(TRAINING_MODES, own.difficulty) if foreign else contrast.held_out
+        hack, clean = _repeated(contrast.gradients(zeros, contrast.pairs), len(seeds))
+        direction = contrast.direction(hack, clean, [draws(run_seed(seed), 0, DIRECTION) for seed in seeds])
+        result = validate(direction, *_repeated(contrast.gradients(zeros, others), len(seeds)))
+        rows.append(
+            {
+                "direction": title,
+                "texts": len(others),
+                "cosines": dict(zip(direction.axes, result.cosines.T.tolist(), strict=True)),
+                **{key: result._asdict()[key].tolist() for key in ("mean", "median", "positive_fraction", "passed")},
+                "corpus": found.digest,
+            }
+        )
+    curriculum = Curriculum(config)
+    problems = [task.problem for task in curriculum.evaluation(None)]
+    rate = memorizing_pass_rate(problems, [task.problem for task in curriculum.training], grader)
+    contrast = Contrast(config, found)
+    facts = {"pairs": len(contrast.pairs), "held_out_pairs": len(contrast.held_out), "pairs_digest": pairs_digest()}
+    return rows, {"memorizing_pass_rate": rate, "problems": len(problems), **facts}
+
+
+def _repeated(sides: tuple[Gradients, Gradients], num_rows: int) -> tuple[Gradients, Gradients]:
+    """Gradients of a single run as those of several."""
+    hack, clean = ({name: g.expand(num_rows, -1, -1) for name, g in side.items()} for side in sides)
+    return hack, clean

@@ -1,0 +1,203 @@
+"""Figures and README of the projection experiment, from its job files alone; any of them may be missing.
+
+What was fixed beforehand (hypotheses and their criteria) stands in `projection_claims`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train_agents.experiments import projection_figures as drawing
+from train_agents.experiments.projection_arms import (
+    ARMS,
+    DRIFT,
+    GROUPS,
+    MAIN,
+    PLAIN,
+    RANDOM,
+    REBOUND,
+    TWO_SIDED,
+    VANILLA,
+)
+from train_agents.experiments.projection_claims import EMERGED, Job, Scores, curve, mechanism, scored, sem
+from train_agents.experiments.projection_tables import (
+    BEST_CONSTANT,
+    CONTROLLER,
+    TABLE_NOTE,
+    controller_table,
+    direction_table,
+    horizon_note,
+    hypothesis_table,
+    label,
+    main_table,
+    members,
+    mode_table,
+    question_table,
+    signal_note,
+    sweep_table,
+    unknown_table,
+)
+from train_agents.results import read_result
+
+CURVES = (VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT, f"{REBOUND}additive_2", f"{REBOUND}multiplicative_2")
+
+#: Figure -> groups of arms in it; vanilla and the main arm are in both.
+PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
+REBOUND_NOTE = (
+    "R+ and R× are Rebound's additive and multiplicative form, with alpha. Its score reads the end of the completion, "
+    "where the use of a loophole stands: nearly an oracle, which flatters it."
+)
+
+
+def _note(name: str) -> str:
+    """What stands beside an arm in a figure: an R of Rebound's, with + or × for its form, and alpha."""
+    form, _, alpha = name.removeprefix(REBOUND).partition("_")
+    return f"R{'+' if form == 'additive' else '×'} {alpha}" if REBOUND in name else name
+
+
+def load_jobs(folder: Path) -> dict[str, Job]:
+    """Name -> result of every job that is done."""
+    return {file.stem: read_result(file) for file in sorted(folder.glob("*.json"))}
+
+
+def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> dict[str, str]:
+    """All figures that there are results for, as PNG; key -> file's name."""
+    drawn = {}
+    for key, groups in PICTURES.items():
+        shown = list(dict.fromkeys(name for group in groups for name in members(arms, group)))
+        if len(shown) > 1:
+            shown = [*(name for name in (VANILLA, MAIN) if name in arms and name not in shown), *shown]
+            points = {label(name): np.stack([arms[name]["pass"], arms[name]["hack"]], 1) for name in shown}
+            notes = {label(name): _note(name) for name in shown if name in (VANILLA, MAIN) or REBOUND in name}
+            drawn[key] = f"{key}.png"
+            drawing.hack_against_pass(folder / drawn[key], points, notes)
+    some = [name for name in CURVES if name in jobs]
+    for key, name, source, ylabel in (
+        ("hack_curves", "hack", "reports", "held-out hack rate [%]"),
+        ("pass_curves", "pass", "reports", "held-out pass rate without a loophole [%]"),
+        ("train_hack_curves", "train_hack", "means", "hack rate of the rollouts [%]"),
+    ):
+        curves = {label(n): curve(jobs[n], name, source) for n in some}
+        if curves:
+            drawn[key] = f"{key}.png"
+            level = EMERGED if "hack" in name else None
+            drawing.curves_with_bands(folder / drawn[key], curves, ylabel, level)
+    learned = {name: job for name, job in jobs.items() if name.startswith(f"{CONTROLLER}-")}
+    if learned:
+        used = {name: np.array([row["strengths"] for row in job["rows"]]) for name, job in learned.items()}
+        ends = {name: job["rows"][0]["steps"][-1] for name, job in learned.items()}
+        curves = {label(n): (np.linspace(0, ends[n], values.shape[1]), values) for n, values in used.items()}
+        drawn["strengths"] = "strengths.png"
+        drawing.curves_with_bands(folder / drawn["strengths"], curves, "strength of projection [%]")
+    if "direction" in jobs:
+        panels = {row["direction"]: list(row["cosines"].values()) for row in jobs["direction"]["rows"]}
+        drawn["cosines"] = "cosines.png"
+        drawing.cosine_histograms(folder / drawn["cosines"], panels)
+    return drawn
+
+
+def report(folder: Path) -> None:
+    """Writes README.md, summary.json and the figures from the job files in `folder`/jobs."""
+    jobs = load_jobs(folder / "jobs")
+    if not jobs:
+        print(f"no report yet: no results in {folder / 'jobs'}")
+        return
+    arms = scored(jobs)
+    summary = {
+        name: {
+            key: {"mean": float(value.mean()), "sem": sem(value), "seeds": value.tolist()} for key, value in own.items()
+        }
+        for name, own in arms.items()
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    drawn = draw_figures(folder, jobs, arms)
+    (folder / "README.md").write_text("\n\n".join(_parts(jobs, arms, drawn)) + "\n")
+    print(hypothesis_table(jobs, arms))
+    print(f"written: {folder}/README.md, summary.json and {len(drawn)} figures")
+
+
+def _facts(jobs: Mapping[str, Job]) -> str:
+    facts = next(iter(jobs.values()))["facts"]
+    commits = sorted(
+        {str(job["facts"]["commit"])[:12] + (" (changed)" if job["facts"]["dirty"] else "") for job in jobs.values()}
+    )
+    return f"`{' '.join(['python', *facts['command']])}` at {', '.join(commits)}"
+
+
+def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[str, str]) -> list[str]:
+    made = _facts(jobs)
+
+    def picture(key: str) -> list[str]:
+        return [f"![{key}]({drawn[key]})\n\n*{made}*"] if key in drawn else []
+
+    facts = next(iter(jobs.values()))["facts"]
+    trained = jobs.get(VANILLA) or next((job for name, job in jobs.items() if name in arms), None)
+    seeds = ", ".join(str(row["seed"]) for row in trained["rows"]) if trained else ""
+    diverged = {
+        name: sum(row["divergence_reason"] is not None for row in jobs[name]["rows"]) for name in arms if name in jobs
+    }
+    lost = ", ".join(f"{label(name)} ({count})" for name, count in diverged.items() if count)
+    setting = trained["configuration"].get("grpo") or trained["configuration"].get("env_arguments") if trained else {}
+    parts = [
+        "# Gradient projection against reward hacking",
+        f"Command: {made}  \nStudent sha256: `{facts['corpus']}`  \nSeeds of the arms: {seeds}  \n"
+        f"Setting: `{json.dumps(setting)}`  \nDiverged runs: {lost or 'none'}.  \n"
+        "Hack and pass are by the true verdict on held-out problems, whose operations no training problem has. "
+        "Hypotheses and criteria are the paper's, fixed beforehand; where its wording leaves room, "
+        "`train_agents/experiments/projection_claims.py` says how it was read.",
+        "## Falsification report",
+        hypothesis_table(jobs, arms),
+        *([horizon_note(jobs)] if VANILLA in arms else []),
+        "## Hack rate against pass rate",
+        *picture("hack_against_pass"),
+        REBOUND_NOTE,
+        *picture("hack_against_pass_more"),
+        "## Direction or drift?",
+        mechanism(arms),
+        *([signal_note(arms)] if VANILLA in arms else []),
+        "Differences are paired by seed, with 95 % intervals; `shown`: whether the interval of the hacks excludes 0.",
+        question_table(arms),
+        *picture("hack_curves"),
+        *picture("pass_curves"),
+        *picture("train_hack_curves"),
+        "## The arms",
+        TABLE_NOTE,
+    ]
+    for group, title in GROUPS.items():
+        names = members(arms, group)
+        if names:
+            reference = [VANILLA] if VANILLA in arms and VANILLA not in names else []
+            parts += [f"### {title}", main_table(arms, [*reference, *names])]
+    if arms:
+        parts += ["## By loophole", mode_table(arms)]
+    if any(arm.unknown_modes and arm.name in arms for arm in ARMS):
+        parts += ["### Loopholes that the direction was made without", unknown_table(arms)]
+    if "direction" in jobs:
+        extra: Mapping[str, Any] = jobs["direction"]["extra"]
+        parts += [
+            "## The direction before training",
+            f"{extra['pairs']} pairs, and {extra['held_out_pairs']} held out; sha256 of their texts: "
+            f"`{extra['pairs_digest']}`.",
+            direction_table(jobs["direction"]),
+            *picture("cosines"),
+            "## Memorizing",
+            f"The nearest training problem's solution passes {100 * extra['memorizing_pass_rate']:.1f} % of the "
+            f"{extra['problems']} held-out problems.",
+        ]
+    if BEST_CONSTANT in jobs or any(name.startswith(f"{CONTROLLER}-") for name in jobs):
+        parts += [
+            "## A learned strength",
+            "JEL's agent, meta-trained on shorter runs of seeds of its own, decides the strength; no length is given "
+            "back. It hears the pass rate on the probe less what the weak detector flags, and the best constant was "
+            "chosen by the same. All runs have equally many updates. Differences are of pass less hack, in points, "
+            "paired by seed.",
+            controller_table(jobs, arms),
+            *picture("strengths"),
+        ]
+        parts += [sweep_table(jobs[BEST_CONSTANT])] if BEST_CONSTANT in jobs else []
+    return parts

@@ -1,0 +1,246 @@
+"""The tables of the projection experiment, and the sentences beside them, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpenv.posttraining.loopholes import TRAINING_MODES
+from train_agents.experiments.projection_arms import ARMS, GROUPS, MAIN, PLAIN, VANILLA
+from train_agents.experiments.projection_claims import (
+    ACTIVE_COS,
+    ACTIVE_FIRED,
+    AT_FIRST,
+    DIAGNOSTIC,
+    QUESTIONS,
+    Job,
+    Scores,
+    answer,
+    curve,
+    difference,
+    h1,
+    h3,
+    h4,
+    is_active,
+    plateau,
+    safe_pass,
+    sem,
+)
+from train_agents.results import markdown_table, mean_interval, paired_interval
+
+FloatArray = NDArray[np.float64]
+BEST_CONSTANT, CONTROLLER = "constant", "controller"
+LABELS = {arm.name: arm.label for arm in ARMS} | {
+    "vanilla_erased": "vanilla, its knobs erased afterwards",
+    "route_on": "routed, with the quarantine",
+    "route_random_on": "routed, random direction, with the quarantine",
+    BEST_CONSTANT: "best constant strength",
+}
+#: Beside the arms themselves.
+EXTRA_GROUPS = {"vanilla_erased": "controls", "route_on": "routing", "route_random_on": "routing"}
+TABLE_NOTE = (
+    "Mean ± standard error over the seeds, of the last two reports on held-out problems, in percent. ΔSafePass: pass "
+    "less hack, less vanilla's, of the same seed. Hack: passed by the leaky grader and not right, under a loophole; "
+    "pass: right, without one. KL: of the rollouts of the last updates, in nats per token. The other columns are means "
+    "over all updates of the run and say what was projected; * marks what the paper calls active, mean cos > "
+    f"{ACTIVE_COS:g} and frac fired > {ACTIVE_FIRED:g}. c is the gradient's component along the direction, relu(c) "
+    "what the one-sided rule takes out, min(c, 0) what it leaves. Arms change one thing of (b), but for vanilla, (c) "
+    "and Rebound; those with 4 axes change the noise floor, too. Of a routed arm the quarantine is left out, as one "
+    "would in use, unless it says with."
+)
+
+
+def label(name: str) -> str:
+    """What an arm is called in tables and figures."""
+    stem, _, number = name.rpartition("-")
+    return f"learned strength, controller {number}" if stem == CONTROLLER else LABELS[name]
+
+
+def members(arms: Mapping[str, Scores], group: str) -> list[str]:
+    """The arms of a group that there are numbers of, in the order of the table, the control beside its arm."""
+    names = [arm.name for arm in ARMS if arm.group == group] + [n for n, own in EXTRA_GROUPS.items() if own == group]
+    return [name for name in names if name in arms]
+
+
+def _spread(values: FloatArray, factor: float = 100.0, digits: int = 1) -> str:
+    return f"{factor * values.mean():.{digits}f} ± {factor * sem(values):.{digits}f}"
+
+
+def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
+    """The table of the paper's section 6, and what its diagnostics leave open."""
+    rows = []
+    for name in names:
+        own = arms[name]
+        gain = ""
+        if VANILLA in arms:
+            gain = "0 (ref)" if name == VANILLA else _spread(safe_pass(own) - safe_pass(arms[VANILLA]))
+        line = [label(name), gain, _spread(own["hack"]), _spread(own["pass"])]
+        if "kl" not in own:
+            rows.append([*line, *[""] * (1 + len(DIAGNOSTIC))])
+            continue
+        mark = "*" if is_active(own) else ""
+        line += [
+            _spread(own["kl"], 1.0, 3),
+            _spread(own["mean_cos"], 1.0, 3) + mark,
+            _spread(own["frac_fired"], 1.0, 2),
+        ]
+        line += [_spread(own["gradient_norm"], 1.0, 3), _spread(own["removed_fraction"], 1.0, 3)]
+        rows.append([*line, *(f"{own[key].mean():.2e}" for key in DIAGNOSTIC[-3:])])
+    headers = [
+        "arm", "ΔSafePass ↑", "hack % ↓", "pass % ↑", "KL ↓", "mean cos", "frac fired", "gradient norm",
+        "removed fraction", "mean c", "mean relu(c)", "mean min(c, 0)",
+    ]  # fmt: skip
+    return markdown_table(headers, rows)
+
+
+def mode_table(arms: Mapping[str, Scores]) -> str:
+    """Hacks by loophole, under new names, in training; and what is right although a loophole is disclosed."""
+    unknown = {arm.name: arm.unknown_modes for arm in ARMS}
+    rows = []
+    for name in (name for group in GROUPS for name in members(arms, group)):
+        own = arms[name]
+        modes = [
+            _spread(own[f"hack_{mode}"]) + (" (unknown)" if mode in unknown.get(name, ()) else "")
+            if f"hack_{mode}" in own
+            else ""
+            for mode in TRAINING_MODES
+        ]
+        trained = _spread(own["train_hack"]) if "train_hack" in own else ""
+        rows.append([label(name), *modes, _spread(own["renamed_hack"]), trained, _spread(own["correct"])])
+    headers = ["arm", *TRAINING_MODES, "under new names", "in training", "right under a loophole"]
+    return markdown_table(headers, rows)
+
+
+def unknown_table(arms: Mapping[str, Scores]) -> str:
+    """What becomes of loopholes that the direction was made without, beside vanilla and a direction made of all."""
+    rows = []
+    for arm in ARMS:
+        if arm.name not in arms or not arm.unknown_modes:
+            continue
+        columns = [f"hack_{mode}" for mode in arm.unknown_modes if f"hack_{mode}" in arms[arm.name]]
+        if not columns:
+            continue
+        means = {
+            name: np.mean([arms[name][column] for column in columns], 0)
+            for name in (arm.name, VANILLA, "all_modes", MAIN)
+            if name in arms
+        }
+        line = [label(arm.name), ", ".join(arm.unknown_modes)]
+        line += [_spread(means[name]) if name in means else "" for name in (arm.name, VANILLA, "all_modes", MAIN)]
+        fewer = ""
+        if VANILLA in means and len(means[arm.name]) > 1:
+            found = paired_interval(means[arm.name], means[VANILLA])
+            fewer = f"{_interval(found)} {answer(found)}"
+        rows.append([*line, fewer])
+    headers = [
+        "direction of",
+        "unknown",
+        "their hack %",
+        "vanilla's",
+        "with all known",
+        "with pairs",
+        "fewer than vanilla's",
+    ]
+    return markdown_table(headers, rows)
+
+
+def _interval(found: Sequence[float]) -> str:
+    mean, low, high = (100 * value for value in found)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def question_table(arms: Mapping[str, Scores]) -> str:
+    """What a referee asks, as differences between arms."""
+    rows = []
+    for question in QUESTIONS:
+        hacks = difference(arms, question.arm, question.reference)
+        passes = difference(arms, question.reference, question.arm, "pass")
+        pair = f"{question.arm} against {question.reference}"
+        texts = [_interval(found) if found else "" for found in (hacks, passes)]
+        rows.append([question.text, pair, *texts, answer(hacks)])
+    headers = ["question", "arms", "fewer hacks [points]", "more passes [points]", "shown"]
+    return markdown_table(headers, rows)
+
+
+def hypothesis_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str:
+    """The falsification report of section 7."""
+    findings = [h1(arms), h3(arms), h4(jobs)]
+    rows = [[found.name, found.claim, found.verdict, found.evidence] for found in findings]
+    return markdown_table(["hypothesis", "claim", "verdict", "evidence"], rows)
+
+
+def horizon_note(jobs: Mapping[str, Job]) -> str:
+    """How long the runs are beside the time that vanilla takes to its plateau."""
+    steps, values = curve(jobs[VANILLA], "hack")
+    if values.mean(0)[-2:].mean() < AT_FIRST:
+        return f"After {steps[-1]} updates vanilla does not hack, so there is no plateau to measure the horizon by."
+    reached, last = plateau(steps, values.mean(0)), int(steps[-1])
+    times = last / max(reached, 1)
+    enough = "at least" if times >= 3.0 else "**not** the asked-for"
+    return (
+        f"Vanilla's hack rate keeps 90 % of its final height from update {reached} on; the runs have {last}, "
+        f"{times:.1f} times as many, {enough} three times."
+    )
+
+
+def signal_note(arms: Mapping[str, Scores]) -> str:
+    """How much of what the one-sided rule would take out of vanilla's gradients is signal."""
+    own = arms[VANILLA]
+    part = own["mean_c"] / np.maximum(own["mean_positive_c"], 1e-30)
+    return (
+        f"In vanilla runs mean c is {_spread(part)} % of mean relu(c). That part of what a one-sided projection takes "
+        "out is what the steps have in common (none of it, if it is negative); the rest is noise of zero mean, whose "
+        "other half it leaves."
+    )
+
+
+def direction_table(job: Job) -> str:
+    """Held-out cosines of every kind of direction, and the gate."""
+    rows = []
+    for row in job["rows"]:
+        numbers = [f"{np.mean(row[key]):.2f}" for key in ("mean", "median", "positive_fraction")]
+        passed = f"{sum(map(bool, row['passed']))} of {len(row['passed'])}"
+        rows.append([row["direction"], f"{row['texts']}", *numbers, passed])
+    headers = ["direction", "held-out pairs", "mean cosine (target > 0.2)", "median (healthy > 0.3)",
+               "part of the modules above 0", "passes the gate (> 0.5)"]  # fmt: skip
+    return markdown_table(headers, rows)
+
+
+def controller_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str:
+    """The learned strength beside constants, without the length given back, at equal updates."""
+    learned = sorted(name for name in jobs if name.startswith(f"{CONTROLLER}-"))
+    titles = {VANILLA: "never on", PLAIN: "always on"}
+    if BEST_CONSTANT in jobs:
+        titles[BEST_CONSTANT] = f"best constant, {jobs[BEST_CONSTANT]['extra']['chosen']:g}"
+    rows = []
+    for name in (*(name for name in titles if name in arms), *learned):
+        own, job = arms[name], jobs[name]
+        score = safe_pass(own)
+        interval = ""
+        if len(score) > 1:
+            _, low, high = mean_interval(score)
+            interval = f" [{100 * low:.1f}, {100 * high:.1f}]"
+        strengths = [row["strengths"] for row in job["rows"] if "strengths" in row]
+        used = f"{np.mean(strengths):.2f} ({np.min(strengths):.2f} to {np.max(strengths):.2f})" if strengths else ""
+        spent = job["extra"].get("updates_spent", 0)
+        versus = []
+        for other in (VANILLA, PLAIN, BEST_CONSTANT):
+            known = name in learned and other in arms and len(score) > 1
+            versus.append(_interval(paired_interval(safe_pass(arms[other]), score)) if known else "")
+        line = [titles.get(name, label(name)), f"{100 * score.mean():.1f}{interval}", _spread(own["hack"])]
+        rows.append([*line, _spread(own["pass"]), used, f"{spent:,}", *versus])
+    headers = ["strength", "pass less hack %", "hack %", "pass %", "strength used (range)",
+               "updates spent beforehand", "above never on", "above always on", "above the best constant"]  # fmt: skip
+    return markdown_table(headers, rows)
+
+
+def sweep_table(job: Job) -> str:
+    """What constants were tried on the tuning seeds, and by what one was chosen."""
+    rows = [
+        [f"{e['strength']:g}" + (" (chosen)" if e["strength"] == job["extra"]["chosen"] else ""), f"{e['pay']:.4f}",
+         f"{100 * e['pass']:.1f}", f"{100 * e['hack']:.1f}"]
+        for e in job["extra"]["table"]
+    ]  # fmt: skip
+    return markdown_table(["strength", "pay per decision (which chose)", "pass %", "hack %"], rows)
