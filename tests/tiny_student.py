@@ -125,6 +125,8 @@ TINY: dict[str, Any] = {
     "num_problems": 8,
     "num_probe_problems": 2,
     "num_evaluation_problems": 4,
+    "difficulty": 2,
+    "base_lr": 0.1,
 }
 
 

@@ -82,8 +82,8 @@ class GRPOPlant:
     """
 
     kind = "posttraining"
-    gauge_names = GAUGES
-    privileged_names = PRIVILEGED
+    gauge_names: tuple[str, ...] = GAUGES
+    privileged_names: tuple[str, ...] = PRIVILEGED
 
     def __init__(
         self,

@@ -64,6 +64,10 @@ def stdlib_entries() -> list[str]:
     return entries
 
 
+#: Looked for in every folder of the import path, and in none.
+NO_MODULE = "_no_such_module"
+
+
 def preload() -> None:
     """Imports the common modules, and reads the folders of the import path once.
 
@@ -73,8 +77,7 @@ def preload() -> None:
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # some builds lack lzma, bz2 or ctypes' neighbors
             __import__(name)
-    with contextlib.suppress(ImportError):
-        __import__("_no_such_module")
+    importlib.util.find_spec(NO_MODULE)
 
 
 class Zygote:
