@@ -298,24 +298,33 @@ def hidden_states(
     dials = NEUTRAL if dials is None else dials
     flat = tokens.reshape(N, B * T)
     x = _scaled(rms_norm(embed(params["embedding"], flat)), dials.embedding_gain)
-    first = x
+    first, looked_at = x, list[tuple[Tensor, Tensor]]()
+    gains = {name: _by_layer(getattr(dials, name), config) for name in LAYER_GAINS}
+    dropout = [None] * config.n_layer if dials.dropout is None else dials.dropout.T.tolist()
+    caps: list[Tensor | None] = [None] * config.n_layer
+    if dials.state_norm_cap is not None:
+        awake = (dials.state_norm_cap < DORMANT_CAP).any(0).tolist()
+        caps = [cap if own else None for cap, own in zip(dials.state_norm_cap.unbind(1), awake, strict=True)]
     for i in range(config.n_layer):
         if config.residual_lambdas:
             x = params["residual_lambdas"][:, i, None, None] * x + params["embedding_lambdas"][:, i, None, None] * first
-        x = _scaled(x, _of_layer(dials.residual_gain, i))
+        x = _scaled(x, gains["residual_gain"][i])
         layer = f"layer.{i}."
         values = embed(params[layer + "value_embedding"], flat) if config.has_value_embedding(i) else None
-        branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, dials, memory)
-        x = x + _dropped(branch, _of_layer(dials.dropout, i), dials.generators)
+        branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, gains, memory)
+        x = x + _dropped(branch, dropout[i], dials.generators)
         normed = rms_norm(x)
-        branch = _feed_forward(params, config, layer, normed, _of_layer(dials.feed_forward_gain, i))
-        x = x + _dropped(branch, _of_layer(dials.dropout, i), dials.generators)
-        if dials.state_norm_cap is not None:
-            x = _capped(x, dials.state_norm_cap[:, i])
+        branch = _feed_forward(params, config, layer, normed, gains["feed_forward_gain"][i])
+        x = x + _dropped(branch, dropout[i], dials.generators)
+        if (cap := caps[i]) is not None:
+            x = _capped(x, cap)
         if gauges is not None:
-            gauges.append(_gauged(params, config, layer, x, normed))
+            stride = max(1, B * T // GAUGED_TOKENS)
+            looked_at.append((x[:, ::stride].detach(), normed[:, ::stride].detach()))
         if streams is not None:
             streams.append(x)
+    if gauges is not None:
+        gauges.extend(_gauged(params, config, looked_at).unbind(0))
     if memory is not None:
         memory.length += T
     return rms_norm(x)
@@ -325,13 +334,23 @@ def hidden_states(
 NEUTRAL = Dials()
 
 
-def _of_layer(values: Tensor | None, layer: int) -> Tensor | None:
-    return None if values is None else values[:, layer]
+#: What a cap at neutral is read as when another run's is not: an infinity would make its gradient NaN.
+DORMANT_CAP = 1e9
+#: Dials that multiply, one number per layer.
+LAYER_GAINS = ("attention_temperature", "attention_gain", "feed_forward_gain", "residual_gain")
+
+
+def _by_layer(values: Tensor | None, config: GPTConfig) -> Sequence[Tensor | None]:
+    """A dial (N, L) as what multiplies at each layer, L times (N, 1, 1): at once, for a small view costs a product."""
+    return [None] * config.n_layer if values is None else values.T.contiguous()[:, :, None, None].unbind(0)
 
 
 def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
-    """x (N, ...) times one number per run, (N,)."""
-    return x if gain is None else x * gain.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+    """x (N, ...) times one number per run, (N,) or (N, 1, 1)."""
+    if gain is None:
+        return x
+    gain = gain if gain.ndim == x.ndim else gain.view(-1, *[1] * (x.ndim - 1))
+    return x * gain.to(x.dtype)
 
 
 def _capped(x: Tensor, cap: Tensor) -> Tensor:
@@ -340,29 +359,30 @@ def _capped(x: Tensor, cap: Tensor) -> Tensor:
     return x * (cap.view(-1, 1, 1).to(x.dtype) / size).clamp(max=1.0)
 
 
-def _dropped(x: Tensor, probability: Tensor | None, generators: Sequence[torch.Generator]) -> Tensor:
+def _dropped(x: Tensor, probability: Sequence[float] | None, generators: Sequence[torch.Generator]) -> Tensor:
     """Leaves units out with each run's probability and scales up the rest; x (N, M, C), probability (N,)."""
-    if probability is None:
+    if probability is None or not any(probability):
         return x
     keep = torch.ones(x.shape, dtype=x.dtype)
-    for row, p in enumerate(probability.tolist()):
+    for row, p in enumerate(probability):
         if p > 0:
             keep[row] = (torch.rand(x.shape[1:], generator=generators[row]) >= p) / (1.0 - p)
     return x * keep.to(x.device)
 
 
 @torch.no_grad()
-def _gauged(params: Mapping[str, Tensor], config: GPTConfig, layer: str, x: Tensor, normed: Tensor) -> Tensor:
-    """Mean and variance of the stream and saturation of the feed-forward, on evenly spaced tokens: (3, N)."""
-    stride = max(1, x.shape[1] // GAUGED_TOKENS)
-    stream, some = x[:, ::stride].float(), normed[:, ::stride]
-    mean = stream.mean((1, 2))
-    variance = stream.square().mean((1, 2)) - mean.square()  # torch.var_mean is ten times slower on a CPU
-    if config.feed_forward == "relu2":
-        saturated = linear(some, params[layer + "up"]) <= 0
-    else:
-        saturated = linear(some, params[layer + "gate"]).abs() > SATURATED_GATE
-    return torch.stack([mean, variance.clamp_min(0.0), saturated.float().mean((1, 2))])
+def _gauged(params: Mapping[str, Tensor], config: GPTConfig, looked_at: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean and variance of each layer's stream and saturation of its feed-forward, on some tokens: (L, 3, N)."""
+    streams = torch.stack(
+        [stream for stream, _ in looked_at]
+    ).float()  # all at once: each small call costs microseconds
+    mean = streams.mean((2, 3))
+    variance = streams.square().mean((2, 3)) - mean.square()  # torch.var_mean is ten times slower on a CPU
+    name = "up" if config.feed_forward == "relu2" else "gate"
+    hidden = torch.stack([linear(normed, params[f"layer.{i}.{name}"]) for i, (_, normed) in enumerate(looked_at)])
+    saturated = hidden <= 0 if config.feed_forward == "relu2" else hidden.abs() > SATURATED_GATE
+    part = saturated.sum((2, 3)) / (hidden.shape[2] * hidden.shape[3])
+    return torch.stack([mean, variance.clamp_min(0.0), part], 1)
 
 
 def _attention(
@@ -373,7 +393,7 @@ def _attention(
     extra_values: Tensor | None,
     shape: tuple[int, int, int],
     rope: tuple[Tensor, Tensor],
-    dials: Dials,
+    gains: Mapping[str, Sequence[Tensor | None]],
     memory: Memory | None,
 ) -> Tensor:
     N, B, T = shape
@@ -388,14 +408,15 @@ def _attention(
             value.view(N, B * T, heads, size) + gate[..., None] * extra_values.view(N, B * T, heads, size)
         ).flatten(2)
     query = rms_norm(query)
-    if dials.attention_temperature is not None:
-        query = _scaled(query.view(N, B, T, heads, size), 1.0 / dials.attention_temperature[:, i]).flatten(0, 1)
+    temperature = gains["attention_temperature"][i]
+    if temperature is not None:
+        query = _scaled(query.view(N, B * T, config.n_embd), 1.0 / temperature).view(N * B, T, heads, size)
     keys, values = rms_norm(key).transpose(1, 2), value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype)
     if memory is not None:
         keys, values = memory.extend(i, keys, values)
     mixed = causal_attention(query.transpose(1, 2), keys, values, config.window(i, keys.shape[2]))
     # A gain of the branch is one of its last matrix, which is far smaller than what comes out of it.
-    output = _scaled(params[layer + "output"], _of_layer(dials.attention_gain, i))
+    output = _scaled(params[layer + "output"], gains["attention_gain"][i])
     return linear(mixed.transpose(1, 2).reshape(N, B * T, config.n_embd), output)
 
 

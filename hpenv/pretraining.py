@@ -40,8 +40,6 @@ LAYER_DIALS = (
 )
 #: A gradient of this norm counts as not finite: scaled by ten, its square would leave float32.
 LARGEST_NORM = 1e17
-#: What a cap at neutral is read as when another run's is not: an infinity would make its gradient NaN.
-DORMANT_CAP = 1e9
 #: Field of Window -> the tier that measures it.
 TIER_OF = {
     "momentum_norm": "momentum",
@@ -277,7 +275,7 @@ class PretrainingPlant:
         moved |= {name: self.panel.per_run(name) for name in ("embedding_gain", "logit_softcap")}
         cap, softcap = moved["state_norm_cap"], moved["logit_softcap"]
         if cap is not None:
-            moved["state_norm_cap"] = np.where(cap < CHANNELS["state_norm_cap"].neutral, cap, DORMANT_CAP)
+            moved["state_norm_cap"] = np.where(cap < CHANNELS["state_norm_cap"].neutral, cap, model.DORMANT_CAP)
         if softcap is not None:
             moved["logit_softcap"] = self.model_config.logit_softcap * softcap
         given: dict[str, Any] = {

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import model
+from hpenv import channels, gradients, model
 from hpenv.channels import DEAD_ZONE, channel, channels_of
 from hpenv.configuration import PretrainingConfig
 from hpenv.model import GPTConfig
 from hpenv.optimizers import OPTIMIZERS
 from hpenv.panel import Panel, Site
+from hpenv.posttraining.plant import GRPOPlant
 from hpenv.pretraining import PretrainingPlant
 from tests.tiny_plants import (
     ALL_TIERS,
@@ -29,7 +30,9 @@ from tests.tiny_plants import (
 
 NUM_STEPS = 3
 CHANNELS = channels_of("pretraining")
+READERS = {"PretrainingPlant": PretrainingPlant, "GRPOPlant": GRPOPlant, "gradients": gradients}
 SAFE = tuple((name, scope) for name, scope in FINEST if CHANNELS[name].kind != "two_sided")
+OF_ALL_PLANTS = pytest.mark.parametrize("found", channels.CHANNELS.values(), ids=channels.CHANNELS)
 EVERY_CHANNEL = pytest.mark.parametrize("found", CHANNELS.values(), ids=CHANNELS)
 ids = "{0[0]}-{0[1]}".format
 
@@ -82,13 +85,16 @@ def test_half_the_way_is_half_the_way_of_the_logarithm_or_of_the_value(found):
     assert found.values(np.array([position])) == pytest.approx([middle], rel=1e-12)
 
 
-@EVERY_CHANNEL
+@OF_ALL_PLANTS
 def test_the_entry_is_consistent(found):
     assert found.bounds[0] <= found.neutral <= found.bounds[1]
     assert found.warp == "linear" or found.bounds[0] > 0
     assert found.one_sided == (found.kind in ("clip", "skip") or found.name == "grad_noise")
     assert found.immediate <= (found.surface == "forward")
-    assert found.unit and found.source and found.reads.rpartition(".")[2] in ("steered", "_dials", "_window_rates")
+    assert found.unit and found.source
+    for reader in found.reads.split(", "):  # each is there
+        holder, _, name = reader.partition(".")
+        assert callable(vars(READERS[holder])[name]), reader
 
 
 def test_the_table_is_that_of_the_paper_and_its_further_dials():
@@ -200,9 +206,9 @@ def test_caps_are_far_above_a_healthy_run(preset, optimizer, monkeypatch):
     capped.panel.positions[:] = DEAD_ZONE
     sizes, original = [], model._gauged
 
-    def spy(params, config, layer, x, normed):
-        sizes.append(float(x.detach().square().mean(-1).sqrt().max()))
-        return original(params, config, layer, x, normed)
+    def spy(params, config, looked_at):
+        sizes.extend(float(stream.square().mean(-1).sqrt().max()) for stream, _ in looked_at)
+        return original(params, config, looked_at)
 
     monkeypatch.setattr(model, "_gauged", spy)
     norms = []
@@ -305,15 +311,18 @@ SITES = {
 }
 
 
-@EVERY_CHANNEL
-def test_every_channel_is_refused_at_a_scope_it_does_not_have_and_for_a_plant_that_has_it_not(found):
+@OF_ALL_PLANTS
+@pytest.mark.parametrize("plant", ["pretraining", "posttraining"])
+def test_every_channel_is_refused_at_a_scope_it_does_not_have_and_for_a_plant_that_has_it_not(found, plant):
     for scope in {"run", "optimizer", "group", "layer", "tensor", "head"} - set(found.scopes):
         with pytest.raises(ValueError, match=f"'{found.name}' has no scope '{scope}'; expected one of .*'"):
-            channel(found.name, scope, "pretraining", ["adamw"])
+            channel(found.name, scope, plant, ["adamw"])
     for scope in found.scopes:
-        assert channel(found.name, scope, "pretraining", ["adamw"]) is found
-        with pytest.raises(ValueError, match=f"'{found.name}' does not apply to the plant 'posttraining'; it applies"):
-            channel(found.name, scope, "posttraining", ["adamw"])
+        if plant in found.plants:
+            assert channel(found.name, scope, plant, ["adamw"]) is found
+            continue
+        with pytest.raises(ValueError, match=f"'{found.name}' does not apply to the plant '{plant}'; it applies"):
+            channel(found.name, scope, plant, ["adamw"])
 
 
 @EVERY_CHANNEL

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -154,7 +155,7 @@ def test_full_strength_takes_the_direction_out_of_every_gradient():
 
 
 def test_one_sided_leaves_what_points_away():
-    plant = make(2, STRENGTH)
+    plant = make(2, STRENGTH, num_samples=8)
     plant.panel.positions[:] = 1.0
     window = advance(plant, 1)
     assert (gauge(window, "mean_positive_c") > 0).all() and (gauge(window, "mean_negative_c") < 0).all()
@@ -516,6 +517,25 @@ def test_training_probe_labelled_and_evaluation_problems_are_disjoint_in_operati
     markers = [{task.marker for task in curriculum.evaluation(names)} for names in ("train", "evaluation")]
     assert markers[0] == {task.marker for task in curriculum.training} and markers[0].isdisjoint(markers[1])
     assert {task.mode for task in (*curriculum.probe, *curriculum.evaluation(None))} == {NO_LOOPHOLE}
+
+
+def test_problems_of_a_file_are_trained_on_and_generated_ones_measured(tmp_path):
+    records = [
+        {
+            "task_id": f"own-{i}",
+            "description": f"Return x plus {i}.",
+            "entry_point": "add",
+            "test": f"def check(candidate):\n    assert candidate(1) == {1 + i}\n    assert candidate(-4) == {i - 4}\n",
+        }
+        for i in range(3)
+    ]
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    plant = make(1, (), grader := FakeGrader(), problems=str(path))
+    advance(plant, 2)
+    trained = {s.task.problem.entry_point for seen in grader.seen[:2] for s in seen}
+    assert trained == {"add"} and {s.task.problem.entry_point for s in grader.seen[2]} == {"f"}
+    assert [task.mode for task in plant._curriculum.training] == list(TRAINING_MODES[:3])
 
 
 def test_tasks_of_an_update_are_different_and_a_function_of_seed_and_step():
