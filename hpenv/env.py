@@ -500,7 +500,7 @@ class TrainLoopEnv(gym.Env):
                 f"a single env needs one row and autoreset DISABLED; got {vector.num_envs}, {vector.autoreset_mode}"
             )
         self.vector, self.render_mode = vector, vector.render_mode
-        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4, "stacked": vector.plant.stacked}
         self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
         self.action_names, self.action_kinds = vector.action_names, vector.action_kinds
         self.action_immediate = vector.action_immediate

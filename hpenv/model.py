@@ -91,6 +91,10 @@ class Memory:
         keys[:, :, self.length : end], values[:, :, self.length : end] = key, value
         return keys[:, :, :end], values[:, :, :end]
 
+    def select(self, rows: Tensor) -> None:
+        """Forgets all but these rows, which stand in this order afterwards; rows (k,) int64."""
+        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+
     def repeated(self, times: int, room: int = 0) -> Memory:
         """Every row `times` times, one after the other; with room for that many more positions [tokens]."""
         result = Memory()

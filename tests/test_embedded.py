@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hpenv.posttraining import embedded
 from hpenv.posttraining.embedded import GRADIENT_TEXTS, EmbeddedStudent
 from hpenv.posttraining.pairs import PAIRS
 from hpenv.posttraining.vocabulary import END, PAD
@@ -358,3 +359,13 @@ def test_weights_shape_and_vocabulary_must_fit_together(student):
     short_sighted = type(config)(type(shape)(**vars(shape) | {"window_pattern": "SL"}))
     with pytest.raises(ValueError, match="layers that see all of the sequence"):
         EmbeddedStudent(short_sighted, student.vocabulary, student.weights)
+
+
+def test_texts_that_have_ended_are_dropped_without_a_trace(student, monkeypatch):
+    short = sampled(student)
+    monkeypatch.setattr(embedded, "COMPACTED", 0.0)
+    whole = sampled(student)
+    lengths = whole.mask.sum(-1)
+    assert lengths.min() < 0.7 * lengths.max()  # so that some were
+    assert short.texts == whole.texts and torch.equal(short.mask, whole.mask)
+    torch.testing.assert_close(short.logp, whole.logp, atol=1e-5, rtol=0.0)

@@ -25,6 +25,7 @@ from tests.tiny_student import CHANNELS, EVERY_PAIR, SHORT, advance, make, recor
 N, P, G = 2, 2, 3
 LR, DECAY, KL_WEIGHT, CLIP = 0.1, 0.05, 0.2, 0.35
 BETA1, BETA2, EPS = 0.9, 0.99, 1e-8
+FIRST_SEED = 140  # of the rows
 WARM_STEPS = 2  # so that there are moments, and a distance to the reference
 
 
@@ -231,7 +232,7 @@ def close(actual, expected, what):
 def sampled(name, generator, shape):
     """Positions as a policy would sample them; where they must move something, on the side where they do."""
     if name == "direction_refresh":  # a chance a little above and a little below what the run will draw
-        drawn = [torch.rand((), generator=draws(100 + row, WARM_STEPS, REFRESH)).item() for row in range(N)]
+        drawn = [torch.rand((), generator=draws(FIRST_SEED + row, WARM_STEPS, REFRESH)).item() for row in range(N)]
         return np.array([[0.1 + 0.9 * (u + shift)] for u, shift in zip(drawn, (0.05, -0.05), strict=True)])
     if not CHANNELS[name].one_sided:
         return generator.uniform(-0.5, 0.5, shape)
@@ -245,6 +246,7 @@ def traces(pairs, at=None, **changes):
     """WARM_STEPS updates at neutral and one with sampled positions, or those given; one Trace per run."""
     arguments = {"base_lr": LR, "weight_decay": DECAY, "kl_weight": KL_WEIGHT, "max_gradient_norm": CLIP}
     plant = make(N, pairs, **arguments | changes)
+    plant.reset(list(range(FIRST_SEED, FIRST_SEED + N)))
     if changes.get("route") or changes.get("rule") == "drift":  # a past of the quarantine, and of the components
         plant.panel.positions[:] = 1.0
     advance(plant, WARM_STEPS)

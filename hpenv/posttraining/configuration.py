@@ -92,6 +92,7 @@ class GRPOConfig:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         for name in ("num_workers", "cache"):  # they change the speed alone
             del values[name]
+        del values["student"]  # where it lies; what it is, the plant knows
         return {
             name: list(value)
             if isinstance(value, tuple)

@@ -21,6 +21,7 @@ from hpenv import model
 from hpenv.kernels import softcapped_cross_entropy
 from hpenv.model import GPTConfig, Memory
 from hpenv.posttraining.adapter import adapted_weight, decompose
+from hpenv.posttraining.draws import drawn
 from hpenv.posttraining.student import Knobs, Rollouts
 from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
 
@@ -28,6 +29,8 @@ from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
 SHIPPED = Path(__file__).parent / "shipped"
 #: Texts whose gradients are computed at a time; each has matrices of its own.
 GRADIENT_TEXTS = 16
+#: Texts that have ended are dropped when at most this part of those followed is left: it copies what is remembered.
+COMPACTED = 0.75
 #: Part of the depth whose layers tell the concept of a text (Wu & Tang 2026, section 3.2).
 CONCEPT_DEPTH = (0.6, 0.75)
 
@@ -117,40 +120,51 @@ class EmbeddedStudent:
         temperature: float = 1.0,
     ) -> Rollouts:
         """See Student."""
+        N, M, T = len(prompts), len(prompts[0]) * num_samples, self.max_tokens
+        # One number per text and token, so that no text's draws depend on how long others are.
+        numbers = torch.zeros(N, M, T, dtype=torch.float64)
+        if temperature > 0.0:
+            numbers = torch.stack([torch.rand(M, T, generator=own, dtype=torch.float64) for own in generators])
+        tokens = torch.full((N, M, T), PAD)
+        mask, logps, entropies = torch.zeros(N, M, T, dtype=torch.bool), torch.zeros(N, M, T), torch.zeros(N, M, T)
+        kept = torch.arange(M).expand(N, M)  # the texts that are still followed
+        open_ = torch.ones(N, M, dtype=torch.bool)  # of those
         with torch.no_grad():
             params = self._parameters(knobs)
             memory, states = self._read(params, prompts)
-            memory = memory.repeated(num_samples, room=self.max_tokens)
-            N, M = len(prompts), len(prompts[0]) * num_samples
+            memory = memory.repeated(num_samples, room=T)
             states = states.repeat_interleave(num_samples, 1)  # (N, M, C)
-            open_ = torch.ones(N, M, dtype=torch.bool)
-            tokens, masks = list[Tensor](), list[Tensor]()
-            logps, entropies = list[Tensor](), list[Tensor]()
-            for t in range(self.max_tokens):
-                if t:
-                    start = self.config.prompt_tokens + t - 1
-                    states = model.hidden_states(
-                        params, self.config.gpt, tokens[-1][..., None], self._rows(start, 1), memory=memory
-                    )
-                logp = self._logits(params, states).log_softmax(-1)  # (N, M, V)
-                chosen = _chosen(logp, generators, temperature)
-                tokens.append(torch.where(open_, chosen, PAD))
-                masks.append(open_)
-                logps.append(logp.gather(-1, chosen[..., None])[..., 0] * open_)
-                entropies.append(-(logp.exp() * logp).sum(-1) * open_)
+            for t in range(T):
+                logp = self._logits(params, states).log_softmax(-1)  # (N, m, V)
+                number = numbers[..., t].gather(1, kept)
+                sound = logp.nan_to_num(nan=0.0)  # a run that has diverged is drawn evenly
+                chosen = drawn(sound.flatten(0, 1), number.flatten(), temperature).view_as(kept)
+                chosen = torch.where(open_, chosen, PAD)
+                for table, column in (
+                    (tokens, chosen),
+                    (mask, open_),
+                    (logps, logp.gather(-1, chosen[..., None])[..., 0] * open_),
+                    (entropies, torch.special.entr(logp.exp()).sum(-1) * open_),
+                ):
+                    table[..., t].scatter_(1, kept, column)
                 open_ = open_ & (chosen != END)
-                if not open_.any():
+                longest = int(open_.sum(1).max())  # texts of the run that has most to go
+                if longest == 0 or t + 1 == T:
                     break
-            mask = torch.stack(masks, -1)
-            result = torch.stack(tokens, -1)
+                if longest <= COMPACTED * kept.shape[1]:
+                    order = open_.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
+                    memory.select((torch.arange(N)[:, None] * kept.shape[1] + order).flatten())
+                    kept, open_, chosen = (x.gather(1, order) for x in (kept, open_, chosen))
+                rope = self._rows(self.config.prompt_tokens + t, 1)
+                states = model.hidden_states(params, self.config.gpt, chosen[..., None], rope, memory=memory)
         return Rollouts(
             [list(row) for row in prompts],
-            [[self.vocabulary.decode(text) for text in row] for row in result.tolist()],
-            result,
-            mask,
-            torch.stack(logps, -1),
-            torch.stack(entropies, -1).sum((1, 2)) / mask.sum((1, 2)),
-            ~open_,
+            [[self.vocabulary.decode(text) for text in row] for row in tokens.tolist()],
+            tokens[..., : t + 1],
+            mask[..., : t + 1],
+            logps[..., : t + 1],
+            entropies.sum((1, 2)) / mask.sum((1, 2)),
+            (tokens == END).any(-1),
         )
 
     def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
@@ -265,15 +279,6 @@ class EmbeddedStudent:
     def _logits(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
         cap = self.config.gpt.logit_softcap
         return cap * torch.tanh(model.linear(states, params["unembedding"]) / cap)
-
-
-def _chosen(logp: Tensor, generators: Sequence[torch.Generator], temperature: float) -> Tensor:
-    """One token per text, (N, M), drawn from each run's own generator."""
-    if temperature == 0.0:
-        return logp.argmax(-1)
-    weights = (logp / temperature).softmax(-1).nan_to_num(nan=1.0)  # a run that has diverged is drawn evenly
-    rows = [torch.multinomial(row, 1, generator=own)[:, 0] for row, own in zip(weights, generators, strict=True)]
-    return torch.stack(rows)
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

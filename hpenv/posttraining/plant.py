@@ -254,7 +254,7 @@ class GRPOPlant:
             start = self.student.log_probabilities(self._zeros(self.num_rows), rollouts)
             difference = (start - now).double()
             per_token = (difference.exp() - difference - 1.0) * rollouts.mask
-            return (per_token.sum((1, 2)) / rollouts.mask.sum((1, 2))).numpy()
+            return _finite(per_token.sum((1, 2)) / rollouts.mask.sum((1, 2)))
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
         """One update of these rows; what was measured of them, under the names of Window."""

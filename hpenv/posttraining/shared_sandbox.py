@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hpenv.posttraining.sandbox import Job, Outcome, Sandbox
+from hpenv.posttraining.sandbox import Job, Limits, Outcome, Sandbox
+
+#: Processor time is what ends a program; the clock is for those that sleep, and must not end one on a busy machine,
+#: where the same program would get another verdict [seconds].
+WALL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -32,4 +36,4 @@ class SharedSandbox:
 @lru_cache(maxsize=4)
 def _sandbox(process: int, num_workers: int) -> Sandbox:
     """The sandbox of a process; one that is forgotten ends by itself."""
-    return Sandbox(num_workers=num_workers)
+    return Sandbox(limits=Limits(wall_seconds=WALL_SECONDS), num_workers=num_workers)

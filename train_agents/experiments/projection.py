@@ -46,7 +46,7 @@ class ExperimentConfig:
     num_prompts: int = 8  # of an update
     num_samples: int = 16  # completions of a prompt
     num_problems: int = 256  # training problems
-    difficulty: int = 2  # stages of a problem
+    difficulty: int = GRPOConfig.difficulty  # stages of a problem
     base_lr: float = GRPOConfig.base_lr  # of the knobs
     num_probe_problems: int = 32  # that the controller's pay may see
     num_evaluation_problems: int = 128  # held-out problems of a report
