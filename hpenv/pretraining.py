@@ -24,7 +24,7 @@ from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.gradients import DROPOUT, draws, measured, steered
 from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
-from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
+from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window, check_snapshot
 
 #: Sequences per forward pass of a measurement; bounds its memory.
 MEASURE_SEQUENCES = 64
@@ -486,13 +486,8 @@ class PretrainingPlant:
         Raises:
             ValueError: if the snapshot is of another configuration or number of rows.
         """
-        ours, theirs = self.description(), snapshot.metadata["configuration"]
-        different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
-        if different:
-            raise ValueError(f"the snapshot's configuration differs, as (snapshot, here): {different}")
+        check_snapshot(snapshot, self.description(), self.num_rows)
         tensors = snapshot.tensors
-        if len(tensors["rows/steps"]) != self.num_rows:
-            raise ValueError(f"the snapshot has {len(tensors['rows/steps'])} rows; this plant has {self.num_rows}")
         for name, weight in self.weights.items():
             weight.copy_(tensors[f"weights/{name}"])
             for slot, value in self.optimizer_state[name].items():

@@ -22,7 +22,7 @@ from torch import Tensor
 from hpenv.gradients import draws
 from hpenv.optimizers import AdamW, Rates
 from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
+from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window, check_snapshot
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.contrasts import Contrast
 from hpenv.posttraining.curriculum import Curriculum
@@ -566,13 +566,8 @@ class GRPOPlant:
         Raises:
             ValueError: if the snapshot is of another configuration or number of rows.
         """
-        ours, theirs = self.description(), snapshot.metadata["configuration"]
-        different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
-        if different:
-            raise ValueError(f"the snapshot's configuration differs, as (snapshot, here): {different}")
+        check_snapshot(snapshot, self.description(), self.num_rows)
         tensors = snapshot.tensors
-        if len(tensors["rows/steps"]) != self.num_rows:
-            raise ValueError(f"the snapshot has {len(tensors['rows/steps'])} rows; this plant has {self.num_rows}")
         for name, value in self._tensors().items():
             value.copy_(tensors[name])
         rows = {key: tensors[f"rows/{key}"].numpy().copy() for key in ("steps", "seeds", "divergence", "panel")}
