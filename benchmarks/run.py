@@ -20,6 +20,7 @@ import torch
 from agents.grpo import JELAgent
 from benchmarks.cell import sidecar_price, surface_price
 from benchmarks.plain import plain_loop
+from benchmarks.posttraining import update_price
 from benchmarks.timing import alternate, ratio
 from hpenv import model
 from hpenv.env import TrainLoopVectorEnv
@@ -40,6 +41,7 @@ class BenchmarkConfig:
     meta_tokens: int = 128  # of a step in meta-training [tokens]
     deployment_tokens: int = 512  # of a step of a deployed run [tokens]
     cell_rounds: int = 15  # alternating rounds of 4 steps of TrainLoop-Cell-v0
+    update_rounds: int = 20  # alternating rounds of one update of TrainLoop-GRPOProjection-v0
     only: tuple[str, ...] = ()  # names of benchmarks; empty: all of them
 
 
@@ -180,6 +182,11 @@ def sidecar_share(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def projection_update(config: BenchmarkConfig) -> dict[str, Any]:
+    """A GRPO update of TrainLoop-GRPOProjection-v0 with two sandboxes; goal: 200 of them in 5 minutes on two cores."""
+    return update_price(config.update_rounds, num_workers=2)
+
+
 BENCHMARKS = (
     env_overhead,
     population_speedup,
@@ -188,6 +195,7 @@ BENCHMARKS = (
     controller_overhead,
     cell_surface,
     sidecar_share,
+    projection_update,
 )
 
 

@@ -248,6 +248,10 @@ class GRPOPlant:
             result.setdefault("kl", self._divergence_from_start(rollouts, deployed))
         return result
 
+    def tasks(self, row: int) -> list[Task]:
+        """What a run is asked at its next update: P tasks, a function of its seed and step."""
+        return self._curriculum.chosen(int(self.seeds[row]), int(self.steps[row]))
+
     def _divergence_from_start(self, rollouts: Rollouts, deployed: bool) -> FloatArray:
         with torch.no_grad():
             now = self.student.log_probabilities(self._forward_knobs(np.arange(self.num_rows), deployed), rollouts)
@@ -260,7 +264,7 @@ class GRPOPlant:
         """One update of these rows; what was measured of them, under the names of Window."""
         config, P, G = self.config, self.config.num_prompts, self.config.num_samples
         self._refresh(rows)
-        tasks = [self._curriculum.chosen(self.seeds[row], self.steps[row]) for row in rows]
+        tasks = [self.tasks(row) for row in rows]
         generators = [draws(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
         rollouts = self._sampled(rows, tasks, G, generators)
         with ThreadPoolExecutor(1) as beside:  # programs run in processes of their own, while the passes are computed

@@ -1,0 +1,53 @@
+"""What an update of GRPO costs, and what of it is not the student: `python -m benchmarks.run` calls this.
+
+The student alone samples the same number of completions and makes the same three passes (reference, forward, backward)
+without a task, a program or a grader. Programs are executed in the sandbox, but for those whose verdict is known.
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.timing import alternate, ratio
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.envs.grpo_projection import make_vector_env
+from hpenv.posttraining.plant import GRPOPlant
+
+#: Updates that the goal is stated for, and the goal [minutes].
+UPDATES, GOAL_MINUTES = 200, 5.0
+
+
+def alone(plant: GRPOPlant, generator: torch.Generator) -> None:
+    """What the student computes in an update, at the knobs that the plant has."""
+    config = plant.config
+    prompts = [[task.prompt for task in plant.tasks(row)] for row in range(plant.num_rows)]
+    rollouts = plant.student.sample(plant.knobs, prompts, config.num_samples, [generator] * plant.num_rows)
+    with torch.no_grad():
+        plant.student.log_probabilities({name: torch.zeros_like(k) for name, k in plant.knobs.items()}, rollouts)
+    leaves = {name: knob.detach().requires_grad_() for name, knob in plant.knobs.items()}
+    torch.autograd.grad(plant.student.log_probabilities(leaves, rollouts).sum(), list(leaves.values()))
+
+
+def step(env: TrainLoopVectorEnv) -> None:
+    """One update without projection."""
+    env.step(np.full((env.num_envs, len(env.action_names)), -1.0, dtype=np.float32))
+
+
+def update_price(rounds: int, num_workers: int) -> dict[str, Any]:
+    """A decision of the id as it comes, probe included, against the student alone; minutes of 200 such decisions."""
+    env = make_vector_env(1, autoreset_mode="DISABLED", num_steps=UPDATES, num_workers=num_workers)
+    env.reset(seed=0)
+    plant = env.plant
+    assert isinstance(plant, GRPOPlant)
+    generator = torch.Generator().manual_seed(0)
+    times = alternate({"decision": partial(step, env), "student": partial(alone, plant, generator)}, rounds)
+    return {
+        "decision / student": ratio(times, "decision", "student"),
+        "minutes per 200 decisions": UPDATES * statistics.median(times["decision"]) / 60.0,
+        "goal": f"< {GOAL_MINUTES:g} minutes on two cores",
+    }
