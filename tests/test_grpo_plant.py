@@ -17,6 +17,7 @@ from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import DIVERGENCE_REASONS
 from hpenv.posttraining import contrasts
 from hpenv.posttraining import plant as plant_module
+from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.contrasts import labelled_pairs
 from hpenv.posttraining.curriculum import Curriculum
 from hpenv.posttraining.grader import Grader, Verdict
@@ -812,3 +813,22 @@ def test_what_cannot_be_run_is_refused_by_name(changes, message):
 def test_gauges_are_those_that_are_measured():
     assert GAUGES == (*UPDATE_GAUGES, "probe_pass") and len(set(GAUGES)) == len(GAUGES)
     assert set(PRIVILEGED).isdisjoint(GAUGES)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_problems": 10**30}, "num_problems=.* must be at most 1000000"),
+        ({"difficulty": 5}, "difficulty=5 must be at most 4"),
+        ({"student": None}, "student=None must be a string"),
+        ({"modes": None}, r"modes=None; expected a tuple of some of \['eq', "),
+        ({"known_modes": ("rt", "zz")}, r"known_modes=\('rt', 'zz'\); expected a tuple of some of \['eq', "),
+        ({"rule": []}, r"unknown rule \[\]; expected one of \['drift', "),
+        ({"noise_floor": "x"}, "noise_floor='x' must be a number"),
+        ({"lr_schedule": 5}, "lr_schedule=5 must be a Schedule"),
+        ({"problems": "/nowhere.jsonl"}, "problems='/nowhere.jsonl' cannot be read"),
+    ],
+)
+def test_arguments_of_other_types_and_sizes_are_refused_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
+        Curriculum(GRPOConfig(**given))

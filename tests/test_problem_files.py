@@ -124,3 +124,17 @@ def test_tests_are_read_and_never_executed(tmp_path):
     hostile = f"open({str(proof)!r}, 'w')\nassert pick([1], 0) == 1\nassert pick([2], 0) == 2\n"
     (problem,) = read(tmp_path, with_tests(tests=hostile))
     assert len(problem.tests) == 2 and not proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n", "has no problem in it"),
+        ('{"question": "q", "entry_point": "f", "tests": [{"input": [1], "output": NaN}]}', "line 1: NaN is no number"),
+        ("[" * 100_000, "line 1: "),
+    ],
+)
+def test_what_is_no_json_or_nothing_is_refused_with_its_place(text, message, tmp_path):
+    (tmp_path / "problems.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_problems(tmp_path / "problems.jsonl")

@@ -117,7 +117,9 @@ class ProjectionConfig:
     kl_weight: float = 1e-3
     base_lr: float = GRPOConfig.base_lr
     weight_decay: float = 0.0
+    clip_ratio: float = 0.2
     max_gradient_norm: float = 1.0
+    divergence_kl: float = 10.0
     schedule: str | Schedule = "cosine"  # `cosine` with 10 updates of warmup, `none`, or a Schedule
     direction: str = "pairs"
     direction_method: str = "mean_difference"

@@ -14,6 +14,8 @@ DIRECTIONS = ("pairs", "modes", "random", "shuffled", "clean")
 METHODS = ("mean_difference", "svd")
 TARGETS = ("grad", "update")
 SCALES = ("none", "std")
+#: Stages of a generated problem at most, and problems of a run: those of the demonstrations begin beyond.
+MOST_STAGES, MOST_PROBLEMS = 4, 1_000_000
 REBOUNDS = ("additive", "multiplicative")
 
 
@@ -59,7 +61,24 @@ class GRPOConfig:
             check_count(name, getattr(self, name))
         for name in ("num_evaluation_problems", "num_workers"):
             check_count(name, getattr(self, name))
-        for name in ("temperature", "base_lr", "weight_decay", "kl_weight", "max_gradient_norm", "divergence_kl"):
+        for name, most in (("difficulty", MOST_STAGES), ("num_problems", MOST_PROBLEMS)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {most}")
+        for name in ("student", "problems", "cache"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a string, empty for none")
+        if not callable(self.lr_schedule):
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} must be a Schedule (see hpenv.schedules)")
+        for name in (
+            "temperature",
+            "base_lr",
+            "weight_decay",
+            "kl_weight",
+            "max_gradient_norm",
+            "divergence_kl",
+            "clip_ratio",
+            "noise_floor",
+        ):
             value = getattr(self, name)
             if not (is_number(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value!r} must be a number, finite and not negative")
@@ -67,12 +86,12 @@ class GRPOConfig:
             ("direction", DIRECTIONS), ("direction_method", METHODS), ("rule", RULES), ("target", TARGETS),
             ("advantage_scale", SCALES), ("rebound", REBOUNDS),
         ):  # fmt: skip
-            if getattr(self, name) not in table:
+            if not (isinstance(getattr(self, name), str) and getattr(self, name) in table):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}")
         for name in ("modes", "known_modes"):
-            unknown = sorted(set(getattr(self, name)) - set(LOOPHOLES))
-            if unknown or not getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)!r}; expected some of {sorted(LOOPHOLES)}")
+            given = getattr(self, name)
+            if not (isinstance(given, tuple | list) and given and all(mode in LOOPHOLES for mode in given)):
+                raise ValueError(f"{name}={given!r}; expected a tuple of some of {sorted(LOOPHOLES)}")
         if self.num_samples < 2:
             raise ValueError(f"num_samples={self.num_samples}: a group needs at least 2 to compare")
         if self.num_evaluation_problems < len(self.modes):

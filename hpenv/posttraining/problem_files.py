@@ -50,14 +50,25 @@ def read_problems(path: str | Path) -> list[Problem]:
     Raises:
         ValueError: for what cannot be read, with file, line and field.
     """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"problems={str(path)!r} cannot be read ({error}); expected a JSONL file in UTF-8") from error
     problems = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                problems.append(_problem(json.loads(line), number))
-            except ValueError as error:  # json's own error is one
+                problems.append(_problem(json.loads(line, parse_constant=_refused), number))
+            except (ValueError, RecursionError) as error:  # json's own errors are such
                 raise ValueError(f"{path}, line {number}: {error}") from error
+    if not problems:
+        raise ValueError(f"{path} has no problem in it; expected one JSON object a line")
     return problems
+
+
+def _refused(constant: str) -> None:
+    """What Python's json reads and JSON does not have."""
+    raise ValueError(f"{constant} is no number of JSON's")
 
 
 def _problem(record: Any, number: int) -> Problem:

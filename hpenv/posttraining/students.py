@@ -22,6 +22,8 @@ def student(name: str) -> Student:
         ValueError: if there is none.
         ImportError: if it needs what is not installed.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"student={name!r}; expected the name of a shipped student, a folder, or 'hf:<folder>'")
     if not name.startswith(HUGGING_FACE):
         return EmbeddedStudent.load(name)
     folder, _, gguf_file = name.removeprefix(HUGGING_FACE).partition(":")
