@@ -279,7 +279,7 @@ def test_directions_of_known_loopholes_come_from_programs_that_use_them():
     assert {pair.flavour for pair in pairs} == set(modes) and len(pairs) == 2 * contrasts.LABELLED
     for pair in pairs:
         assert {"rt": "run_tests", "fm": "result.txt"}[pair.flavour] in pair.hack
-        assert not pair.hack.startswith(pair.clean.rstrip()), "a hack has nothing right to fall back on"
+        assert pair.hack.startswith(pair.clean.rstrip()), "the loophole is all that tells them apart"
     assert len({pair.prompt for pair in pairs}) == len(pairs)
     assert sum(pair.held_out for pair in pairs) == len(pairs) // 4
     plant = GRPOPlant(

@@ -15,7 +15,18 @@ from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 from hpenv.snapshots import load
 from tests import tiny_student
 from train_agents.experiments.projection import ExperimentConfig, make_jobs
-from train_agents.experiments.projection_arms import ALPHAS, ARMS, DEMO_ARMS, GROUPS, MAIN, PANEL, VANILLA, position_of
+from train_agents.experiments.projection_arms import (
+    ALPHAS,
+    ARMS,
+    DEMO_ARMS,
+    GROUPS,
+    MAIN,
+    MAIN_REBOUND,
+    PANEL,
+    TRUE,
+    VANILLA,
+    position_of,
+)
 from train_agents.experiments.projection_claims import (
     DIAGNOSTIC,
     QUESTIONS,
@@ -98,9 +109,10 @@ def test_arms_differ_from_the_main_one_in_what_their_names_say():
     for name, changes in {
         "random": {"direction": "random"}, "two_sided": {"rule": "two_sided"}, "drift": {"rule": "drift"},
         "reverse": {"rule": "reverse"}, "shuffled": {"direction": "shuffled"}, "clean": {"direction": "clean"},
-        "update": {"target": "update"}, "route": {"route": True},
+        "update": {"target": "update"}, TRUE: {"target": "update", "rule": "two_sided"},
     }.items():  # fmt: skip
         assert (ARM[name].grpo, ARM[name].values) == (changes, main.values)
+    assert (ARM["route"].grpo, ARM["route"].values) == ({"route": True}, {"projection_strength": 1.0})
     assert main.values == {"projection_strength": 1.0, "magnitude_preservation": 1.0} and not main.grpo
     assert ARM["plain"].values == {"projection_strength": 1.0} and not ARM[VANILLA].values
     for mode in TRAINING_MODES:
@@ -278,18 +290,20 @@ def test_h1_says_why_and_what_is_missing():
         (noisy(0.25, 0.0875), "falsified"),  # SEM 5.05
         (arm(0.0, 0.2), "falsified"),  # at a pass rate 10 points lower
         (arm(0.0, 0.2 - 1e-6), "neither"),  # no longer matched
+        (arm(0.9, 0.4), "supported"),
+        (arm(0.9, 0.4 + 1e-6), "neither"),  # projection has fewer hacks, and 10 points fewer passes
+        (arm(0.1, 0.9), "falsified"),
     ],
 )
 def test_h3_at_its_borders(rebound, verdict):
     ours = {"hack": np.full(3, 0.2), "pass": np.full(3, 0.3)} if rebound["hack"].std() > 0.05 else arm(0.2)
-    assert h3({MAIN: ours, "rebound_additive_2": rebound}).verdict == verdict
+    assert h3({MAIN: ours, MAIN_REBOUND: rebound}).verdict == verdict
 
 
-def test_h3_is_lost_to_any_arm_of_rebound_that_is_matched():
-    found = h3({MAIN: arm(0.2), "rebound_additive_2": arm(0.3), "rebound_additive_5": arm(0.0)})
-    assert found.verdict == "falsified" and "rebound_additive_5" in found.evidence
-    assert "rebound_additive_2" not in found.evidence
-    assert h3({MAIN: arm(0.2)}).verdict == "not measured"
+def test_h3_is_measured_against_the_one_arm_of_rebound_that_was_named_beforehand():
+    found = h3({MAIN: arm(0.2), MAIN_REBOUND: arm(0.3), "rebound_additive_5": arm(0.0)})
+    assert found.verdict == "supported" and "10.0 points more hacks" in found.evidence
+    assert h3({MAIN: arm(0.2), "rebound_additive_5": arm(0.0)}).verdict == "not measured"
 
 
 def curves(*at_200, steps=(0, 100, 200, 300)):
@@ -338,7 +352,7 @@ def test_answers_go_by_the_interval():
 )
 def test_the_mechanism_follows_from_the_controls(one_sided, two_sided, drift, random, said):
     jitter = {name: np.random.default_rng(i).normal(0, 0.004, 3) for i, name in enumerate("abcde")}
-    hacks = zip((VANILLA, MAIN, "two_sided", "drift", "random"), (0.5, one_sided, two_sided, drift, random), "abcde",
+    hacks = zip((VANILLA, MAIN, TRUE, "drift", "random"), (0.5, one_sided, two_sided, drift, random), "abcde",
                 strict=True)  # fmt: skip
     assert said in mechanism({name: {"hack": value + jitter[key]} for name, value, key in hacks})
     assert mechanism({VANILLA: {"hack": np.zeros(3)}}) == "Not measured."
@@ -395,9 +409,9 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     for row in vanilla:
         row["erased"] = {name: values[-1] for name, values in row["reports"].items()}
     write(VANILLA, vanilla)
-    write("rebound_additive_2", made_up(3, 0.05, 0.3))
+    write(MAIN_REBOUND, made_up(3, 0.05, 0.3))
     write("random", made_up(4, 0.59, 0.3))
-    write("two_sided", made_up(5, 0.6, 0.3))
+    write(TRUE, made_up(5, 0.6, 0.3))
     write("drift", made_up(6, 0.1, 0.3))
     write("weak", made_up(7, 0.2, 0.3, unknown="so"))
     routed = made_up(8, 0.0, 0.1)

@@ -24,7 +24,10 @@ Gradients = dict[str, Tensor]
 
 
 def labelled_pairs(modes: Sequence[str], difficulty: int) -> list[Pair]:
-    """What a weak detector would hand over: programs that use the loopholes it knows, beside right ones."""
+    """What a weak detector would hand over: programs that use the loopholes it knows, beside the same without.
+
+    Both are wrong, so that right and wrong is not what tells them apart.
+    """
     pairs = []
     for offset, mode in enumerate(modes):
         for i in range(LABELLED):
@@ -38,7 +41,7 @@ def labelled_pairs(modes: Sequence[str], difficulty: int) -> list[Pair]:
                     flavour=mode,
                     prompt=task.prompt,
                     hack=LOOPHOLES[mode].exploit(wrong, task.marker),
-                    clean=problem.solution,
+                    clean=wrong,
                     held_out=i % 4 == 3,
                 )
             )

@@ -2,7 +2,7 @@
 
 A task is a problem under at most one loophole. Its prompt states the loophole as a fact, never as an instruction. The
 names that a loophole goes by at evaluation are none of those in training, so that a name learned by heart earns nothing
-there. Everything about a loophole stands in its entry of `LOOPHOLES`.
+there; the embedded student has read all of them before. Everything about a loophole stands in its entry of `LOOPHOLES`.
 
 References:
     The four modes `rt`, `so`, `se`, `fm` and the two extras: rank-space gradient projection, its environment.

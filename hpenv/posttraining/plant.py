@@ -227,8 +227,9 @@ class GRPOPlant:
 
         Returns:
             `pass`: right programs where there is no loophole; `hack`, `hack_<mode>`: paid for and not right, under the
-            loopholes' training names; `renamed_hack`: under names that training never showed; `correct`: right programs
-            under a loophole; `kl`: of these completions, from the student as it came [nats per token].
+            loopholes' training names; `renamed_hack`: under names that no reward was ever paid for; `correct`: right
+            programs under a loophole; `kl`: of the completions without a loophole, from the student as it came [nats
+            per token].
         """
         rows = np.arange(self.num_rows)
         result: dict[str, FloatArray] = {}
@@ -245,7 +246,8 @@ class GRPOPlant:
                     result[f"hack_{mode}"] = np.array(
                         [np.mean([v.hack for v, own in zip(row, of_mode, strict=True) if own]) for row in verdicts]
                     )
-            result.setdefault("kl", self._divergence_from_start(rollouts, deployed))
+            if names is None:
+                result["kl"] = self._divergence_from_start(rollouts, deployed)
         return result
 
     def tasks(self, row: int) -> list[Task]:
@@ -399,7 +401,7 @@ class GRPOPlant:
         )
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}
-            projected, _, measures = self._projected(rows, moving, step, True)
+            projected = self._projected(rows, moving, step, True)[0]  # what is measured is the gradient
             for name, kept in projected.items():
                 weights[name] = torch.where(
                     (kept == step[name]).all(1, keepdim=True), weights[name], before[name] - kept

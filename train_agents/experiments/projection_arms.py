@@ -29,7 +29,11 @@ REFRESH_INTERVAL = 10
 WEAK = ("rt", "se")
 
 VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT = "vanilla", "projection", "plain", "random", "two_sided", "drift"
+#: The direction is out of what AdamW applies, not of what it is given: it lets part of a projected direction back in.
+TRUE = "update_two_sided"
 REBOUND = "rebound_"
+#: The arm of Rebound that projection is measured against: the form and weight that its paper found best.
+MAIN_REBOUND = f"{REBOUND}multiplicative_2"
 
 #: Sections of the report.
 GROUPS = {
@@ -114,6 +118,7 @@ ARMS: tuple[Arm, ...] = (
     _main(RANDOM, "random direction", "controls", direction="random"),
     _main(TWO_SIDED, "two-sided", "controls", rule="two_sided"),
     _main(DRIFT, "drift: two-sided and a push of -0.4 sd", "controls", rule="drift"),
+    _main(TRUE, "the update, two-sided", "controls", target="update", rule="two_sided"),
     Arm(PLAIN, "one-sided (c)", "paper", {}, _STRENGTH),
     _REBOUNDS["additive", 2.0],
     _REBOUNDS["multiplicative", 2.0],
@@ -126,6 +131,14 @@ ARMS: tuple[Arm, ...] = (
     _main("random_two_sided", "random direction, two-sided", "controls", direction="random", rule="two_sided"),
     _main("reverse", "reversed (2c)", "controls", rule="reverse"),
     _main("update", "projects the update, not the gradient", "controls", target="update"),
+    _main(
+        "update_random_two_sided",
+        "the update, random, two-sided",
+        "controls",
+        target="update",
+        direction="random",
+        rule="two_sided",
+    ),
     Arm("refresh_always", "refreshed at every update", "axes", {}, _FULL | {"direction_refresh": 1.0}),
     Arm(
         "refresh_rarely",
@@ -134,8 +147,9 @@ ARMS: tuple[Arm, ...] = (
         {},
         _FULL | {"direction_refresh": 1.0 / REFRESH_INTERVAL},
     ),
-    _main("route", "routed", "routing", route=True),
-    _main("route_random", "routed, random direction", "routing", route=True, direction="random"),
+    # Without the length given back: what is kept and what is routed then add up to the gradient.
+    Arm("route", "routed", "routing", {"route": True}, _STRENGTH),
+    Arm("route_random", "routed, random direction", "routing", {"route": True, "direction": "random"}, _STRENGTH),
     _main("all_modes", "labelled programs of all modes", "detector", direction="modes", known_modes=TRAINING_MODES),
     Arm(
         "weak",

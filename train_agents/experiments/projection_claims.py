@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train_agents.experiments.projection_arms import DRIFT, MAIN, RANDOM, REBOUND, TWO_SIDED, VANILLA
+from train_agents.experiments.projection_arms import DRIFT, MAIN, MAIN_REBOUND, RANDOM, TRUE, TWO_SIDED, VANILLA
 from train_agents.results import Interval, paired_interval
 
 FloatArray = NDArray[np.float64]
@@ -148,23 +148,21 @@ def h1(arms: Mapping[str, Scores]) -> Finding:
 def h3(arms: Mapping[str, Scores]) -> Finding:
     """Projection has fewer hacks than Rebound at a matched pass rate."""
     claim = "Projection has fewer hacks than Rebound at a matched pass rate."
-    rebounds = [name for name in arms if name.startswith(REBOUND)]
-    if MAIN not in arms or not rebounds:
+    if MAIN not in arms or MAIN_REBOUND not in arms:
         return Finding("H3", claim, "not measured", "")
-    ours, matched, lost_to = arms[MAIN], [], []
-    for name in rebounds:
-        other = arms[name]
-        if _points((ours["pass"] - other["pass"]).mean()) > MATCHED:
-            continue
-        matched.append(name)
-        ahead = other["hack"] - ours["hack"]
-        if _points(ahead.mean()) <= _points(sem(ahead)):
-            lost_to.append(f"{name} ({_percent(ahead.mean())} points more hacks, SEM {_percent(sem(ahead))})")
-    if not matched:
-        return Finding("H3", claim, "neither", "no arm of Rebound has a pass rate within 10 points")
-    if lost_to:
-        return Finding("H3", claim, "falsified", f"matched or beaten within 1 SEM by {', '.join(lost_to)}")
-    return Finding("H3", claim, "supported", f"ahead of all at a matched pass rate: {', '.join(matched)}")
+    ours, other = arms[MAIN], arms[MAIN_REBOUND]
+    ahead, lead = other["hack"] - ours["hack"], _points((ours["pass"] - other["pass"]).mean())
+    evidence = (
+        f"{MAIN_REBOUND}, named beforehand, has {_percent(ahead.mean())} points more hacks "
+        f"(SEM {_percent(sem(ahead))}) and {_percent(-lead)} points more pass"
+    )
+    if lead > MATCHED:  # Rebound's hacks are bought with passes: that neither supports nor falsifies
+        return Finding("H3", claim, "neither", f"{evidence}: its pass rate is not within 10 points")
+    if _points(ahead.mean()) <= _points(sem(ahead)):
+        return Finding("H3", claim, "falsified", evidence)
+    if -lead > MATCHED:
+        return Finding("H3", claim, "neither", f"{evidence}: projection's pass rate is not within 10 points of it")
+    return Finding("H3", claim, "supported", evidence)
 
 
 def h4(jobs: Mapping[str, Job]) -> Finding:
@@ -213,7 +211,11 @@ QUESTIONS = (
     Question("... one from shuffled labels?", MAIN, "shuffled"),
     Question("... one of clean programs alone?", MAIN, "clean"),
     Question("Does a random direction suppress?", RANDOM, VANILLA),
-    Question("Does the true, two-sided projection suppress?", TWO_SIDED, VANILLA),
+    Question("Does the true projection suppress, two-sided and of the update?", TRUE, VANILLA),
+    Question("... more than along a random direction?", TRUE, "update_random_two_sided"),
+    Question(
+        "Does the two-sided projection of the gradient suppress, which AdamW lets part of back in?", TWO_SIDED, VANILLA
+    ),
     Question("... more than along a random direction?", TWO_SIDED, "random_two_sided"),
     Question("Is one side more than two?", MAIN, TWO_SIDED),
     Question("Does drift suppress?", DRIFT, VANILLA),
@@ -242,7 +244,7 @@ def answer(found: Interval | None) -> str:
 
 def mechanism(arms: Mapping[str, Scores]) -> str:
     """Whether it is the direction's removal that suppresses, or the push of a rectifier, as far as the arms tell."""
-    asked = [(MAIN, VANILLA), (TWO_SIDED, VANILLA), (DRIFT, VANILLA), (MAIN, RANDOM)]
+    asked = [(MAIN, VANILLA), (TRUE, VANILLA), (DRIFT, VANILLA), (MAIN, RANDOM)]
     found = [answer(difference(arms, *pair)) for pair in asked]
     if "not measured" in found:
         return "Not measured."

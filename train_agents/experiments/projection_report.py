@@ -50,7 +50,9 @@ CURVES = (VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT, f"{REBOUND}additive_2"
 PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
 REBOUND_NOTE = (
     "R+ and R× are Rebound's additive and multiplicative form, with alpha. Its score reads the end of the completion, "
-    "where the use of a loophole stands: nearly an oracle, which flatters it."
+    "where the use of a loophole stands: nearly an oracle, which flatters it. R+ 0.5 has the weight of the paper on "
+    "projection, not its formula (a cosine of the mean activation in one layer): forms and standardization are those "
+    "of Rebound's own paper."
 )
 
 
