@@ -149,8 +149,8 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         "# Gradient projection against reward hacking",
         f"Command: {made}  \nStudent sha256: `{facts['corpus']}`  \nSeeds of the arms: {seeds}  \n"
         f"Setting: `{json.dumps(setting)}`  \nDiverged runs: {lost or 'none'}.  \n"
-        "Hack and pass are by the true verdict on held-out problems, whose combinations of operations no training problem has. "
-        "Hypotheses and criteria are the paper's, fixed beforehand; where its wording leaves room, "
+        "Hack and pass are by the true verdict on held-out problems, whose combinations of operations no training "
+        "problem has. Hypotheses and criteria are the paper's, fixed beforehand; where its wording leaves room, "
         "`train_agents/experiments/projection_claims.py` says how it was read.",
         "## Falsification report",
         hypothesis_table(jobs, arms),
