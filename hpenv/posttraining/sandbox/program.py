@@ -98,7 +98,7 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
                 try:
                     plain_size(value, returned_bytes)
                     line = encode(["value", value])
-                except Exception:
+                except Exception:  # the value is the program's: its own methods may raise anything here
                     line = encode(["error", _NOT_PLAIN])
             answer(line)
     except SystemExit as end:
