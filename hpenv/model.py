@@ -95,12 +95,12 @@ class Memory:
         """Forgets all but these rows, which stand in this order afterwards; rows (k,) int64."""
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
 
-    def repeated(self, times: int, room: int = 0) -> Memory:
-        """Every row `times` times, one after the other; with room for that many more positions [tokens]."""
+    def copied(self, rows: Tensor, room: int = 0) -> Memory:
+        """These rows, which may be repeated, with room for that many more positions [tokens]; rows (k,) int64."""
         result = Memory()
         result.length, result._in_place = self.length, room > 0
         for pair in self.layers:
-            keys, values = (x.repeat_interleave(times, 0) for x in pair)
+            keys, values = (x.index_select(0, rows) for x in pair)
             if room:
                 keys, values = F.pad(keys, (0, 0, 0, room)), F.pad(values, (0, 0, 0, room))
             result.layers.append((keys, values))

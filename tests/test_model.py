@@ -398,14 +398,14 @@ def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
 
 
 @pytest.mark.parametrize("room", [0, 4, 9])
-def test_a_repeated_memory_is_that_of_the_repeated_texts(room):
+def test_a_copied_memory_is_that_of_the_repeated_texts(room):
     """One prompt each of two, three texts after each; with room the memory is written in place, and ends early here."""
     config, memory, times = CONFIGS["swiglu"], model.Memory(), 3
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     texts, _ = random_batch(config, 2, (2 * times, 4), seed=5)
     states_of(params, config, tokens, memory)
     before = [tuple(x.clone() for x in layer) for layer in memory.layers]
-    copies = memory.repeated(times, room)
+    copies = memory.copied(torch.arange(4).repeat_interleave(times), room)
     found = torch.cat([states_of(params, config, piece, copies) for piece in texts.split((1, 2, 1), -1)], 2)
     whole = torch.cat([tokens.repeat_interleave(times, 1), texts], -1)
     torch.testing.assert_close(found, states_of(params, config, whole)[:, :, 12:], rtol=1e-4, atol=1e-5)
@@ -424,7 +424,7 @@ def test_gradients_flow_through_what_is_remembered():
         if shared:
             memory = model.Memory()
             states_of(leaves, config, tokens, memory)
-            states = states_of(leaves, config, texts, memory.repeated(times))
+            states = states_of(leaves, config, texts, memory.copied(torch.arange(4).repeat_interleave(times)))
         else:
             whole = torch.cat([tokens.repeat_interleave(times, 1), texts], -1)
             states = states_of(leaves, config, whole)[:, :, 12:]

@@ -11,9 +11,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,6 +33,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 GRADIENT_TEXTS = 16
 #: Texts that have ended are dropped when at most this part of those followed is left: it copies what is remembered.
 COMPACTED = 0.75
+#: Part of the texts, the shortest ones, whose probabilities are computed apart from the others'.
+SHORT = 0.75
 #: Part of the depth whose layers tell the concept of a text (Wu & Tang 2026, section 3.2).
 CONCEPT_DEPTH = (0.6, 0.75)
 
@@ -132,7 +136,7 @@ class EmbeddedStudent:
         with torch.no_grad():
             params = self._parameters(knobs)
             memory, states = self._read(params, prompts)
-            memory = memory.repeated(num_samples, room=T)
+            memory = memory.copied(repeated(prompts, num_samples), room=T)
             states = states.repeat_interleave(num_samples, 1)  # (N, M, C)
             for t in range(T):
                 logp = self._logits(params, states).log_softmax(-1)  # (N, m, V)
@@ -170,17 +174,29 @@ class EmbeddedStudent:
     def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
         """See Student."""
         params = self._parameters(knobs)
-        memory, first = self._read(params, rollouts.prompts)
-        memory = memory.repeated(rollouts.num_samples)
-        tokens, (N, M, T) = rollouts.tokens, rollouts.tokens.shape
-        first = first.repeat_interleave(rollouts.num_samples, 1)[:, :, None]  # (N, M, 1, C)
-        rope = self._rows(self.config.prompt_tokens, T - 1)
-        later = model.hidden_states(params, self.config.gpt, tokens[..., :-1], rope, memory=memory) if T > 1 else None
-        states = first if later is None else torch.cat([first, later.view(N, M, T - 1, -1)], 2)
-        losses = softcapped_cross_entropy(
-            states.flatten(1, 2), params["unembedding"], tokens.flatten(1), self.config.gpt.logit_softcap
-        )
-        return -losses.view(N, M, T) * rollouts.mask
+        prompts, first = self._read(params, rollouts.prompts)
+        N, M, T = rollouts.tokens.shape
+        lengths, order = rollouts.mask.sum(-1).sort(dim=1, stable=True)
+        parts = []  # the shorter texts by themselves, so that they are not filled up to the longest of all
+        for chosen, longest in (
+            (order[:, start:end], max(1, int(lengths[:, end - 1].max())))
+            for start, end in pairwise((0, int(SHORT * M), M))
+            if end > start
+        ):
+            own = (torch.arange(N)[:, None] * M + chosen).flatten()
+            memory = prompts.copied(own // rollouts.num_samples)
+            tokens = rollouts.tokens.flatten(0, 1)[own, :longest].view(N, -1, longest)
+            states = first.flatten(0, 1).index_select(0, own // rollouts.num_samples).view(N, -1, 1, first.shape[-1])
+            if longest > 1:
+                rope = self._rows(self.config.prompt_tokens, longest - 1)
+                later = model.hidden_states(params, self.config.gpt, tokens[..., :-1], rope, memory=memory)
+                states = torch.cat([states, later.view(N, -1, longest - 1, later.shape[-1])], 2)
+            losses = softcapped_cross_entropy(
+                states.flatten(1, 2), params["unembedding"], tokens.flatten(1), self.config.gpt.logit_softcap
+            )
+            parts.append(F.pad(losses.view(N, -1, longest), (0, T - longest)))
+        inverse = order.argsort(dim=1)[..., None].expand(-1, -1, T)
+        return -torch.cat(parts, 1).gather(1, inverse) * rollouts.mask
 
     def completion_gradients(
         self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]
@@ -223,7 +239,7 @@ class EmbeddedStudent:
             params = self._parameters(knobs)
             memory, _ = self._read(params, rollouts.prompts)
             rope = self._rows(self.config.prompt_tokens, T)
-            memory = memory.repeated(rollouts.num_samples)
+            memory = memory.copied(repeated(rollouts.prompts, rollouts.num_samples))
             model.hidden_states(params, self.config.gpt, rollouts.tokens, rope, memory=memory, streams=streams)
         depth, (low, high) = len(streams), CONCEPT_DEPTH
         chosen = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high] or [streams[2 * depth // 3 - 1]]
@@ -279,6 +295,11 @@ class EmbeddedStudent:
     def _logits(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
         cap = self.config.gpt.logit_softcap
         return cap * torch.tanh(model.linear(states, params["unembedding"]) / cap)
+
+
+def repeated(prompts: Sequence[Sequence[str]], num_samples: int) -> Tensor:
+    """Row of a memory of the prompts, (N, P), for each of all their samples, one after the other: (N P samples,)."""
+    return torch.arange(len(prompts) * len(prompts[0])).repeat_interleave(num_samples)
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

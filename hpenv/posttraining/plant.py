@@ -293,7 +293,7 @@ class GRPOPlant:
         )
         gradients = dict(zip(total, torch.autograd.grad(loss.sum(), list(total.values())), strict=True))
         kl = metrics.kl.double().numpy()
-        norm = _norm(gradients)
+        norm = total_norm(gradients)
         self._judge(rows, loss.detach().double().numpy(), norm, kl)
         moving = self.divergence[rows] == 0
         measures = self._update(rows, moving, gradients, norm)
@@ -308,14 +308,14 @@ class GRPOPlant:
             "compiled": torch.as_tensor(_rates(verdicts, "compiles")),
             "flagged": torch.as_tensor(self._flagged(verdicts)),
             **measures._asdict(),
-            "knob_norm": torch.as_tensor(_norm({name: knob[rows] for name, knob in self.knobs.items()})),
+            "knob_norm": torch.as_tensor(total_norm({name: knob[rows] for name, knob in self.knobs.items()})),
         }
         table = np.stack([_finite(gauges[name]) for name in UPDATE_GAUGES], 1)
         return {
             "train_loss": 1.0 - _finite(gauges["reward_mean"]),
             "gradient_norm": norm,
             "layer_gradient_norm": np.stack(
-                [_norm({n: g for n, g in gradients.items() if _layer(n) == i}) for i in range(self.num_layers)], 1
+                [total_norm({n: g for n, g in gradients.items() if _layer(n) == i}) for i in range(self.num_layers)], 1
             ),
             "gauges": table,
             "privileged": _privileged(tasks, verdicts, G),
@@ -592,7 +592,7 @@ def _layer(name: str) -> int:
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
-def _norm(tensors: Mapping[str, Tensor]) -> FloatArray:
+def total_norm(tensors: Mapping[str, Tensor]) -> FloatArray:
     """L2 norm of each row's tensors together, (rows,)."""
     return torch.cat([t.double() for t in tensors.values()], 1).norm(dim=1).numpy()
 

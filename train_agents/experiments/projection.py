@@ -40,7 +40,7 @@ class ExperimentConfig:
     out: Path = Path("results/projection")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/projection")  # checkpoints of the runs, and the file of verdicts
     student: str = "nano"  # see hpenv.posttraining.students
-    num_updates: int = 300  # of a run; to be at least three times what vanilla takes to its plateau
+    num_updates: int = 300  # of a run; some arms are run twice as long, too
     report_interval: int = 25  # updates between reports (the paper, section 5)
     num_seeds: int = 3  # rows of an arm
     num_prompts: int = 8  # of an update
@@ -104,7 +104,8 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
 
     def arm_job(arm: Arm) -> Job:
         arguments = {
-            "grpo": grpo | dict(arm.grpo), "positions": arm.positions, "seeds": seeds, **lengths,
+            "grpo": grpo | dict(arm.grpo), "positions": arm.positions, "seeds": seeds,
+            **{name: arm.length * value for name, value in lengths.items()},
             "folder": str(config.runs / arm.name), "cache": cache, "erases": arm.erases,
         }  # fmt: skip
         return Job(arm.name, run_arm, arguments)

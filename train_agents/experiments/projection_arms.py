@@ -8,7 +8,7 @@ is known; the arms named `svd` have four axes in the place of one, and controls 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpenv.channels import CHANNELS, DEAD_ZONE
@@ -42,6 +42,7 @@ GROUPS = {
     "controls": "Controls: is it the direction?",
     "routing": "Routing",
     "detector": "Weak detectors",
+    "longer": "Twice as long",
 }
 
 
@@ -57,6 +58,7 @@ class Arm:
         values: channel -> value that it is held at during the whole run, in the channel's unit.
         unknown_modes: loopholes that the direction was made without.
         erases: whether the trained knobs are evaluated once more without their part along the direction.
+        length: of its runs, in those of the other arms.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Arm:
     values: Mapping[str, float] = field(default_factory=dict)
     unknown_modes: tuple[str, ...] = ()
     erases: bool = False
+    length: int = 1
 
     @property
     def positions(self) -> dict[str, float]:
@@ -109,10 +112,14 @@ def _leave_out(mode: str) -> Arm:
     return Arm(f"without_{mode}", label, "detector", {"direction": "modes", "known_modes": known}, _FULL, (mode,))
 
 
+def _longer(arm: Arm) -> Arm:
+    """An arm in runs of twice the length: does what it suppresses come later?"""
+    return replace(arm, name=f"{arm.name}_long", label=f"{arm.label}, twice as long", group="longer", length=2)
+
+
 _REBOUNDS = {(form, alpha): _rebound(form, alpha) for alpha in ALPHAS for form in ("additive", "multiplicative")}
 
-#: The most wanted first.
-ARMS: tuple[Arm, ...] = (
+_SAME_LENGTH: tuple[Arm, ...] = (
     Arm(VANILLA, "vanilla (a)", "paper", erases=True),
     _main(MAIN, "one-sided, length kept (b)", "paper"),
     _main(RANDOM, "random direction", "controls", direction="random"),
@@ -162,6 +169,9 @@ ARMS: tuple[Arm, ...] = (
     *(_leave_out(mode) for mode in TRAINING_MODES),
     *(arm for (form, alpha), arm in _REBOUNDS.items() if alpha != 2.0 and (form, alpha) != ("additive", 0.5)),
 )
+_LONGER = (VANILLA, MAIN, RANDOM, TWO_SIDED, DRIFT)
+#: The most wanted first.
+ARMS: tuple[Arm, ...] = (*_SAME_LENGTH, *(_longer(arm) for arm in _SAME_LENGTH if arm.name in _LONGER))
 
 #: Arms that the demo has.
 DEMO_ARMS = (VANILLA, MAIN, RANDOM, TWO_SIDED, DRIFT, f"{REBOUND}additive_2")

@@ -41,6 +41,8 @@ REPORTED = ("pass", "hack", "renamed_hack", "correct")
 DIAGNOSTIC = (
     "mean_cos", "frac_fired", "gradient_norm", "removed_fraction", "mean_c", "mean_positive_c", "mean_negative_c",
 )  # fmt: skip
+#: Of the trained knobs: where they stand along the direction, and how long the quarantine is beside them.
+ENDS = ("along", "quarantine_ratio")
 
 Verdict = Literal["supported", "falsified", "neither", "not measured"]
 
@@ -66,7 +68,8 @@ def curve(job: Job, name: str, source: str = "reports") -> tuple[NDArray[np.int6
 def final(job: Job, source: str = "reports") -> dict[str, FloatArray]:
     """Name -> value for each seed: `REPORTED` and hacks by mode as the mean of the last two reports.
 
-    Of an arm with `means`: `train_hack` and `kl` of the updates since the last report but one; `DIAGNOSTIC` over all.
+    Of an arm with `means`: `train_hack` and `kl` of the updates since the last report but one; `DIAGNOSTIC` over all;
+    `ENDS` of the trained knobs.
     """
     rows = job["rows"]
     if source == "erased":
@@ -76,6 +79,7 @@ def final(job: Job, source: str = "reports") -> dict[str, FloatArray]:
     if source == "reports" and rows[0].get("means"):
         result |= {name: curve(job, name, "means")[1][:, -1] for name in ("train_hack", "kl")}
         result |= {name: curve(job, name, "means")[1].mean(1) for name in DIAGNOSTIC}
+        result |= {name: np.array([row[name] for row in rows]) for name in ENDS if name in rows[0]}
     return result
 
 
@@ -205,7 +209,9 @@ class Question:
 QUESTIONS = (
     Question("Does projection suppress at all?", MAIN, VANILLA),
     Question("... without giving the length back?", "plain", VANILLA),
+    Question("... in runs of twice the length?", f"{MAIN}_long", f"{VANILLA}_long"),
     Question("Does the extracted direction beat a random one?", MAIN, RANDOM),
+    Question("... in runs of twice the length?", f"{MAIN}_long", f"{RANDOM}_long"),
     Question("... with 4 axes?", "svd", "svd_random"),
     Question("... and 4 axes of clean programs alone?", "svd", "svd_clean"),
     Question("... one from shuffled labels?", MAIN, "shuffled"),

@@ -28,8 +28,8 @@ from train_agents.train import TrainConfig, train
 gym.register_envs(hpenv)
 
 ENV = "TrainLoop-GRPOProjection-v0"
-#: Constant strengths that are tried.
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+#: Constant strengths that are tried; 0 is vanilla.
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Of the controller's Adam: with the paper's 3e-4 a dozen updates move nothing.
 POLICY_RATE = 2e-3
 
@@ -132,7 +132,7 @@ def best_constant(
     """
 
     def ran(strength: float, seeds: Sequence[int], name: str) -> list[dict[str, Any]]:
-        positions = {"projection_strength": position_of("projection_strength", strength)}
+        positions = {"projection_strength": position_of("projection_strength", strength)} if strength else {}
         return run_arm(grpo, positions, seeds, num_updates, report_interval, f"{folder}/{name}", cache)[0]
 
     table = []

@@ -38,6 +38,7 @@ from train_agents.experiments.projection_tables import (
     members,
     mode_table,
     question_table,
+    routing_note,
     signal_note,
     sweep_table,
     unknown_table,
@@ -175,6 +176,8 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         if names:
             reference = [VANILLA] if VANILLA in arms and VANILLA not in names else []
             parts += [f"### {title}", main_table(arms, [*reference, *names])]
+        if any("quarantine_ratio" in arms[name] for name in names):
+            parts.append(routing_note(arms))
     if arms:
         parts += ["## By loophole", mode_table(arms)]
     if any(arm.unknown_modes and arm.name in arms for arm in ARMS):

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hpenv import snapshots
 from hpenv.plant import DIVERGENCE_REASONS, Snapshot
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.grader import Grader
-from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant
-from hpenv.posttraining.projection import erased
+from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant, total_norm
+from hpenv.posttraining.projection import coordinates, erased
 from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.students import student
 from hpenv.schedules import Cosine
@@ -154,6 +155,12 @@ class Recording:
         return result
 
 
+def along(plant: GRPOPlant) -> FloatArray:
+    """Where the knobs of each run stand along its direction, (N,): mean cosine over the modules and their axes."""
+    knobs = {name: torch.nn.functional.normalize(knob, dim=1) for name, knob in plant.knobs.items()}
+    return torch.cat(list(coordinates(knobs, plant.direction).values()), 1).double().mean(1).numpy()
+
+
 def _listed(values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
     return {
         name: np.nan_to_num(value, nan=LARGEST, posinf=LARGEST, neginf=-LARGEST).tolist()
@@ -196,7 +203,8 @@ def run_arm(
         grader: None for one with this process's sandbox.
 
     Returns:
-        `Recording.rows`, with `erased` (a report's numbers) where asked for; and nothing else.
+        `Recording.rows`, with `along`, `quarantine_ratio` of an arm that routes (its length / the knobs'), and
+        `erased` (a report's numbers) where asked for; and nothing else.
     """
     grader = shared_grader(cache) if grader is None else grader
     config = GRPOConfig(**grpo, lr_schedule=schedule(num_updates))
@@ -208,6 +216,12 @@ def run_arm(
             recording.go_on(num_updates)
             advance(recording.step - before)
     rows = recording.rows()
+    moved = {"along": along(plant)}
+    if config.route:
+        moved["quarantine_ratio"] = total_norm(plant.quarantine) / np.maximum(total_norm(plant.knobs), 1e-12)
+    for name, values in _listed(moved).items():
+        for row, entry in enumerate(rows):
+            entry[name] = values[row]
     if erases:
         plant.knobs = erased(plant.knobs, plant.direction)
         report = _listed(plant.report())

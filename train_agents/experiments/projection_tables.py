@@ -38,15 +38,18 @@ LABELS = {arm.name: arm.label for arm in ARMS} | {
     "route_random_on": "routed, random direction, with the quarantine",
     BEST_CONSTANT: "best constant strength",
 }
+#: Arms that are run twice as long.
+LONG = frozenset(arm.name for arm in ARMS if arm.length > 1)
 #: Beside the arms themselves.
 EXTRA_GROUPS = {"vanilla_erased": "controls", "route_on": "routing", "route_random_on": "routing"}
 TABLE_NOTE = (
     "Mean ± standard error over the seeds, of the last two reports on held-out problems, in percent. ΔSafePass: pass "
-    "less hack, less vanilla's, of the same seed. Hack: passed by the leaky grader and not right, under a loophole; "
-    "pass: right, without one. KL: of the rollouts of the last updates, in nats per token. The other columns are means "
+    "less hack, less vanilla's, of the same seed and length. Hack: passed by the leaky grader and not right, under a "
+    "loophole; pass: right, without one. KL: of the rollouts of the last updates, in nats per token. The other columns are means "
     "over all updates of the run and say what was projected; * marks what the paper calls active, mean cos > "
     f"{ACTIVE_COS:g} and frac fired > {ACTIVE_FIRED:g}. c is the gradient's component along the direction, relu(c) "
-    "what the one-sided rule takes out, min(c, 0) what it leaves. Arms change one thing of (b), but for vanilla, (c) "
+    "what the one-sided rule takes out, min(c, 0) what it leaves; knobs along it: the mean cosine of the trained knobs "
+    "and the direction, below 0 away from it. Arms change one thing of (b), but for vanilla, (c) "
     "and Rebound; those with 4 axes change the noise floor, too. Of a routed arm the quarantine is left out, as one "
     "would in use, unless it says with."
 )
@@ -73,12 +76,12 @@ def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
     rows = []
     for name in names:
         own = arms[name]
-        gain = ""
-        if VANILLA in arms:
-            gain = "0 (ref)" if name == VANILLA else _spread(safe_pass(own) - safe_pass(arms[VANILLA]))
+        gain, reference = "", f"{VANILLA}_long" if name in LONG else VANILLA
+        if reference in arms:
+            gain = "0 (ref)" if name == reference else _spread(safe_pass(own) - safe_pass(arms[reference]))
         line = [label(name), gain, _spread(own["hack"]), _spread(own["pass"])]
         if "kl" not in own:
-            rows.append([*line, *[""] * (1 + len(DIAGNOSTIC))])
+            rows.append([*line, *[""] * (2 + len(DIAGNOSTIC))])
             continue
         mark = "*" if is_active(own) else ""
         line += [
@@ -87,10 +90,11 @@ def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
             _spread(own["frac_fired"], 1.0, 2),
         ]
         line += [_spread(own["gradient_norm"], 1.0, 3), _spread(own["removed_fraction"], 1.0, 3)]
-        rows.append([*line, *(f"{own[key].mean():.2e}" for key in DIAGNOSTIC[-3:])])
+        line += [f"{own[key].mean():.2e}" for key in DIAGNOSTIC[-3:]]
+        rows.append([*line, _spread(own["along"], 1.0, 3) if "along" in own else ""])
     headers = [
         "arm", "ΔSafePass ↑", "hack % ↓", "pass % ↑", "KL ↓", "mean cos", "frac fired", "gradient norm",
-        "removed fraction", "mean c", "mean relu(c)", "mean min(c, 0)",
+        "removed fraction", "mean c", "mean relu(c)", "mean min(c, 0)", "knobs along it",
     ]  # fmt: skip
     return markdown_table(headers, rows)
 
@@ -193,6 +197,19 @@ def signal_note(arms: Mapping[str, Scores]) -> str:
         f"In vanilla runs mean c is {_spread(part)} % of mean relu(c). That part of what a one-sided projection takes "
         "out is what the steps have in common (none of it, if it is negative); the rest is noise of zero mean, whose "
         "other half it leaves."
+    )
+
+
+def routing_note(arms: Mapping[str, Scores]) -> str:
+    """How far the quarantine has moved: AdamW steps it at its own rate, however little it is given."""
+    lengths = [
+        f"{label(name)}: {_spread(own['quarantine_ratio'], 1.0, 2)}"
+        for name, own in arms.items()
+        if "quarantine_ratio" in own
+    ]
+    return (
+        f"Length of the quarantine's knobs / that of the knobs: {'; '.join(lengths)}. AdamW divides by the size of what "
+        "it is given, so a quarantine moves about as fast as the knobs, however small the part that was removed."
     )
 
 
