@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpenv.channels import CHANNELS
-from hpenv.posttraining import plant
+from hpenv.posttraining import plant, students
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.loopholes import TRAINING_MODES
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
@@ -43,7 +43,7 @@ from train_agents.experiments.projection_controller import best_constant, contro
 from train_agents.experiments.projection_direction import DIRECTIONS, validated
 from train_agents.experiments.projection_figures import pareto_front
 from train_agents.experiments.projection_report import report
-from train_agents.experiments.projection_run import MEANS, run_arm, run_seed, schedule
+from train_agents.experiments.projection_run import MEANS, along, run_arm, run_seed, schedule
 from train_agents.experiments.projection_tables import unknown_table
 from train_agents.results import Interval, write_result
 
@@ -93,6 +93,8 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
     assert set(jobs) == {arm.name for arm in ARMS} | {"direction", "constant", "controller-0"}
     for arm in ARMS:
         arguments = jobs[arm.name].arguments
+        longer = 2 if arm.name.endswith("_long") else 1
+        assert (arguments["num_updates"], arguments["report_interval"]) == (300 * longer, 25 * longer)
         GRPOConfig(**arguments["grpo"])
         assert arguments["seeds"] == [1000, 1001, 1002] and arm.group in GROUPS
         assert set(arguments["positions"]) <= {name for name, _ in PANEL}
@@ -416,7 +418,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("weak", made_up(7, 0.2, 0.3, unknown="so"))
     routed = made_up(8, 0.0, 0.1)
     for row in routed:
-        row["knob_on"] = row["reports"]
+        row |= {"knob_on": row["reports"], "quarantine_ratio": 0.5, "along": -0.25}
     write("route", routed)
     table = [{"strength": s, "pay": s, "pass": 0.3, "hack": 0.2} for s in (0.5, 1.0)]
     write("constant", made_up(9, 0.2, 0.3), {"chosen": 1.0, "table": table, "updates_spent": 1200})
@@ -437,6 +439,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     assert verdicts == ["supported", "falsified", "supported"]
     assert "Drift: the true projection is not shown" in text and "a random direction is shown to do less" in text
     assert "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three times" in text
+    assert "| -0.250 ± 0.000 |" in text and "routed: 0.50 ± 0.00" in text
     assert "0.400 ± 0.000*" in text  # active by the paper's sign
     assert "passes 12.5 % of the 8 held-out problems" in text and "best constant, 1" in text
     assert "0.50 (0.00 to 1.00)" in text and "4,800" in text and "controller 0 (1)" in text
@@ -489,9 +492,26 @@ def test_a_controller_that_never_moves_is_the_arm_of_that_strength(position, nam
         assert one["reports"]["kl"][-1] > 0.0 and one["strengths"] == [position] * 4
 
 
+def test_where_the_knobs_end_is_measured_along_the_direction(tmp_path, folder):
+    """Knobs that are the direction itself stand at 1, those of the other sign at -1, and untrained ones nowhere."""
+    grpo = GRPOConfig(**GRPO | {"student": folder})
+    runs = plant.GRPOPlant(grpo, 3, PANEL, student=students.student(folder), grader=tiny_student.FakeGrader())
+    for name, axes in runs.direction.axes.items():
+        runs.knobs[name][0], runs.knobs[name][1] = 3.0 * axes[0, 0], -0.1 * axes[1, 0]
+    np.testing.assert_allclose(along(runs), [1.0, -1.0, 0.0], atol=1e-6)
+
+
+def test_a_quarantine_is_measured_beside_the_knobs(tmp_path, folder):
+    kept, routed = ran(tmp_path, folder, MAIN), ran(tmp_path, folder, "route")
+    assert all("quarantine_ratio" not in row for row in kept)
+    ratios = np.array([row["quarantine_ratio"] for row in routed])
+    assert (ratios > 0.0).all() and (ratios < 10.0).all()
+
+
 def test_strengths_are_chosen_by_pay_and_controllers_deployed(tmp_path, folder, sandboxed):
     grpo, cache = GRPO | {"student": folder}, str(tmp_path / "verdicts.sqlite")
-    rows, extra = best_constant(grpo, [2000], [1000, 1001], 2, 1, str(tmp_path / "c"), cache, strengths=(0.5, 1.0))
+    rows, extra = best_constant(grpo, [2000], [1000, 1001], 2, 1, str(tmp_path / "c"), cache, strengths=(0.0, 1.0))
+    assert [entry["strength"] for entry in extra["table"]] == [0.0, 1.0]
     assert extra["chosen"] == max(extra["table"], key=lambda entry: entry["pay"])["strength"]
     assert extra["updates_spent"] == 4 and [row["seed"] for row in rows] == [1000, 1001]
     arguments = grpo | {"num_steps": 4, "interval": 2, "cache": cache}

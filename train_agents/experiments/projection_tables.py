@@ -45,8 +45,8 @@ EXTRA_GROUPS = {"vanilla_erased": "controls", "route_on": "routing", "route_rand
 TABLE_NOTE = (
     "Mean ± standard error over the seeds, of the last two reports on held-out problems, in percent. ΔSafePass: pass "
     "less hack, less vanilla's, of the same seed and length. Hack: passed by the leaky grader and not right, under a "
-    "loophole; pass: right, without one. KL: of the rollouts of the last updates, in nats per token. The other columns are means "
-    "over all updates of the run and say what was projected; * marks what the paper calls active, mean cos > "
+    "loophole; pass: right, without one. KL: of the rollouts of the last updates, in nats per token. The other columns "
+    "are means over all updates of the run and say what was projected; * marks what the paper calls active, mean cos > "
     f"{ACTIVE_COS:g} and frac fired > {ACTIVE_FIRED:g}. c is the gradient's component along the direction, relu(c) "
     "what the one-sided rule takes out, min(c, 0) what it leaves; knobs along it: the mean cosine of the trained knobs "
     "and the direction, below 0 away from it. Arms change one thing of (b), but for vanilla, (c) "
@@ -208,8 +208,8 @@ def routing_note(arms: Mapping[str, Scores]) -> str:
         if "quarantine_ratio" in own
     ]
     return (
-        f"Length of the quarantine's knobs / that of the knobs: {'; '.join(lengths)}. AdamW divides by the size of what "
-        "it is given, so a quarantine moves about as fast as the knobs, however small the part that was removed."
+        f"Length of the quarantine's knobs / that of the knobs: {'; '.join(lengths)}. AdamW divides by the size of "
+        "what it is given, so a quarantine moves about as fast as the knobs, however small the part that was removed."
     )
 
 
