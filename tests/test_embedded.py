@@ -123,6 +123,17 @@ def test_what_was_sampled_has_the_log_probabilities_of_a_plain_forward_pass(stud
             assert not found[len(numbers) :].any()
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+def test_probabilities_at_a_temperature_are_of_what_is_sampled_there(student, temperature):
+    knobs = knobs_of(student)
+    rollouts = sampled(student, knobs, temperature=temperature)
+    found = student.log_probabilities(knobs, rollouts, temperature)
+    for n, m, prompt, numbers in each(rollouts):
+        _, ahead, _ = plain_of_text(student, knobs, n, prompt, numbers)
+        expected = (ahead / temperature).log_softmax(-1).gather(1, torch.tensor(numbers)[:, None])[:, 0]
+        torch.testing.assert_close(found[n, m, : len(numbers)].double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_entropy_is_the_mean_over_what_was_sampled(student):
     knobs = knobs_of(student)
     rollouts = sampled(student, knobs)

@@ -203,7 +203,7 @@ def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_i
     samples = []
     own_sample = plant.student.sample
     plant.student = copy.copy(plant.student)
-    plant.student.log_probabilities = lambda knobs, rollouts: seen.append(knobs) or original(knobs, rollouts)
+    plant.student.log_probabilities = lambda knobs, *more: seen.append(knobs) or original(knobs, *more)
     plant.student.sample = lambda knobs, *more: samples.append(knobs) or own_sample(knobs, *more)
     expected_deployed = {name: knob.clone() for name, knob in plant.knobs.items()}
     assert not torch.equal(together["layer.0.up"], expected_deployed["layer.0.up"])
@@ -794,6 +794,7 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ({"rebound": "square"}, "unknown rebound 'square'"),
         ({"modes": ("rt", "zz")}, r"modes=\('rt', 'zz'\); expected a tuple of some of \['eq', "),
         ({"known_modes": ()}, r"known_modes=\(\); expected a tuple of some of"),
+        ({"temperature": 0.0}, "temperature=0 must be above 0"),
         ({"temperature": -1.0}, "temperature=-1.0 must be a number, finite and not negative"),
         ({"base_lr": math.inf}, "base_lr=inf must be a number, finite and not negative"),
         ({"noise_floor": 1.0}, "noise_floor=1.0 must be at least 0 and below 1"),

@@ -41,7 +41,7 @@ def row_of(knobs, n):
     return {name: knob[n : n + 1] for name, knob in knobs.items()}
 
 
-def plain_log_probabilities(own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor) -> torch.Tensor:
+def plain_log_probabilities(own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor, heat=1.0):
     """Of one text, without filling, memory, or knobs passed in: they are written into the layers."""
     model = copy.deepcopy(own.model)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def plain_log_probabilities(own: HuggingFaceStudent, knobs, prompt: str, tokens:
     before = own.tokenizer(prompt)["input_ids"]
     sequence = torch.tensor([before + tokens.tolist()])
     with torch.no_grad():
-        logp = model(input_ids=sequence).logits[0].log_softmax(-1)
+        logp = (model(input_ids=sequence).logits[0] / heat).log_softmax(-1)
     return logp[len(before) - 1 : -1].gather(1, tokens[:, None])[:, 0]
 
 
@@ -63,17 +63,18 @@ def test_knobs_of_zero_are_the_model_itself_bit_for_bit():
         assert torch.equal(own.model(input_ids=tokens).logits, before)
 
 
-def test_log_probabilities_are_those_of_each_text_alone():
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probabilities_are_those_of_each_text_alone(temperature):
     own = student()
     knobs = some_knobs(own)
     rollouts = own.sample(knobs, PROMPTS, 3, generators(0, 1))
-    found = own.log_probabilities(knobs, rollouts)
+    found = own.log_probabilities(knobs, rollouts, temperature)
     assert found.shape == rollouts.tokens.shape == (2, 6, rollouts.mask.shape[2])
     for n in range(2):
         for m in range(6):
             seen = rollouts.mask[n, m]
             values = {name: knob[n] for name, knob in knobs.items()}
-            alone = plain_log_probabilities(own, values, PROMPTS[n][m // 3], rollouts.tokens[n, m][seen])
+            alone = plain_log_probabilities(own, values, PROMPTS[n][m // 3], rollouts.tokens[n, m][seen], temperature)
             torch.testing.assert_close(found[n, m][seen], alone, atol=1e-4, rtol=1e-4)
             assert not found[n, m][~seen].any()
 

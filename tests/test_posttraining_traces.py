@@ -23,7 +23,7 @@ from tests.test_embedded import plain_of_text
 from tests.tiny_student import CHANNELS, EVERY_PAIR, SHORT, advance, make, recorded, short_pairs, verdict, vocabulary
 
 N, P, G = 2, 2, 3
-LR, DECAY, KL_WEIGHT, CLIP = 0.1, 0.05, 0.2, 0.35
+LR, DECAY, KL_WEIGHT, CLIP, HEAT = 0.1, 0.05, 0.2, 0.52, 0.8
 BETA1, BETA2, EPS = 0.9, 0.99, 1e-8
 FIRST_SEED = 140  # of the rows
 WARM_STEPS = 2  # so that there are moments, and a distance to the reference
@@ -95,6 +95,11 @@ class Trace:
     def text(self, knobs, prompt, numbers):
         return plain_of_text(self.plant.student, knobs, 0, prompt, numbers)
 
+    def heated(self, knobs, m):
+        """Log-probabilities of a completion's tokens in the distribution that they were drawn from, (T,)."""
+        _, ahead, _ = self.text(knobs, self.prompts[m // G], self.tokens[m])
+        return (ahead / HEAT).log_softmax(-1).gather(1, torch.tensor(self.tokens[m])[:, None])[:, 0]
+
     def rewards(self):
         """What is left of what was paid after Rebound."""
         alpha = self.of("rebound_weight")
@@ -120,12 +125,11 @@ class Trace:
         rewards = self.rewards()
         advantage = rewards - rewards.mean(1, keepdim=True)
         knobs, loss = self.leaves(), torch.zeros((), dtype=torch.float64)
-        for m, numbers in enumerate(self.tokens):
+        for m in range(P * G):
             p, g = divmod(m, G)
             if rewards[p].max() - rewards[p].min() < 1e-4:
                 continue  # a flat group teaches nothing, not even to stay
-            logp, _, _ = self.text(knobs, self.prompts[p], numbers)
-            reference, _, _ = self.text(self.zeros(), self.prompts[p], numbers)
+            logp, reference = self.heated(knobs, m), self.heated(self.zeros(), m)
             distance = (reference - logp).exp() - (reference - logp) - 1.0
             ratio = (logp - logp.detach()).exp()  # 1: the clip does not bind
             kl_weight = KL_WEIGHT * self.of("kl_weight")
@@ -245,6 +249,7 @@ def sampled(name, generator, shape):
 def traces(pairs, at=None, **changes):
     """WARM_STEPS updates at neutral and one with sampled positions, or those given; one Trace per run."""
     arguments = {"base_lr": LR, "weight_decay": DECAY, "kl_weight": KL_WEIGHT, "max_gradient_norm": CLIP}
+    arguments["temperature"] = HEAT
     plant = make(N, pairs, **arguments | changes)
     plant.reset(list(range(FIRST_SEED, FIRST_SEED + N)))
     if changes.get("route") or changes.get("rule") == "drift":  # a past of the quarantine, and of the components

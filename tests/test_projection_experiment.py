@@ -540,4 +540,4 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
     report(config.out)
     summary = json.loads((config.out / "summary.json").read_text())
     assert {arm.name for arm in ARMS} | {"constant", "controller-0", "route_on", "vanilla_erased"} <= set(summary)
-    assert len(list(config.out.glob("*.png"))) == 7
+    assert len(list(config.out.glob("*.png"))) == 8

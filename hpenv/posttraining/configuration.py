@@ -26,7 +26,7 @@ class GRPOConfig:
     student: str = "nano"  # of the shipped ones, or the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`
     num_prompts: int = 8  # prompts of one update (the paper's amendment b)
     num_samples: int = 16  # completions of a prompt: the group
-    temperature: float = 1.0  # of sampling
+    temperature: float = 1.0  # of sampling, and so of the policy that is trained
     num_problems: int = 256  # training problems of a run
     difficulty: int = 3  # stages of a generated problem, 1 to 4
     modes: tuple[str, ...] = TRAINING_MODES  # loopholes of the training problems, one each, in turn
@@ -92,6 +92,8 @@ class GRPOConfig:
             given = getattr(self, name)
             if not (isinstance(given, tuple | list) and given and all(mode in LOOPHOLES for mode in given)):
                 raise ValueError(f"{name}={given!r}; expected a tuple of some of {sorted(LOOPHOLES)}")
+        if self.temperature == 0.0:
+            raise ValueError("temperature=0 must be above 0: without chance all completions of a prompt are the same")
         if self.num_samples < 2:
             raise ValueError(f"num_samples={self.num_samples}: a group needs at least 2 to compare")
         if self.num_evaluation_problems < len(self.modes):

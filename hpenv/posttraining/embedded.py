@@ -171,7 +171,7 @@ class EmbeddedStudent:
             (tokens == END).any(-1),
         )
 
-    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
         """See Student."""
         params = self._parameters(knobs)
         prompts, first = self._read(params, rollouts.prompts)
@@ -191,8 +191,10 @@ class EmbeddedStudent:
                 rope = self._rows(self.config.prompt_tokens, longest - 1)
                 later = model.hidden_states(params, self.config.gpt, tokens[..., :-1], rope, memory=memory)
                 states = torch.cat([states, later.view(N, -1, longest - 1, later.shape[-1])], 2)
+            # c tanh(z / c) / t is (c / t) tanh((z / t) / (c / t)).
+            cooled = states.flatten(1, 2) if temperature == 1.0 else states.flatten(1, 2) / temperature
             losses = softcapped_cross_entropy(
-                states.flatten(1, 2), params["unembedding"], tokens.flatten(1), self.config.gpt.logit_softcap
+                cooled, params["unembedding"], tokens.flatten(1), self.config.gpt.logit_softcap / temperature
             )
             parts.append(F.pad(losses.view(N, -1, longest), (0, T - longest)))
         inverse = order.argsort(dim=1)[..., None].expand(-1, -1, T)

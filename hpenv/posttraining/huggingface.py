@@ -153,14 +153,14 @@ class HuggingFaceStudent:
             torch.stack([row.ended for row in rows]).to(home),
         )
 
-    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
         """See Student; of several passes, each is computed again on the way back, so that one is held at a time."""
         T, G, rows = rollouts.tokens.shape[2], rollouts.num_samples, []
         several = len(rollouts.prompts) > 1 or len(rollouts.prompts[0]) > self._prompts_per_pass(G)
         for n in range(len(rollouts.prompts)):
             own, length, parts = self._row(knobs, n), int(rollouts.mask[n].any(0).sum()), []
             for prompts, tokens, mask in self._passes(rollouts, n):
-                arguments = (own, prompts, tokens[:, :length], mask[:, :length], G)
+                arguments = (own, prompts, tokens[:, :length], mask[:, :length], G, temperature)
                 if torch.is_grad_enabled() and several:
                     parts.append(checkpoint(self._logp, *arguments, use_reentrant=False, preserve_rng_state=False))
                 else:
@@ -239,8 +239,16 @@ class HuggingFaceStudent:
         tokens, seen = (part.to(self._device) for part in self._answers.prompts(prompts))
         return read(self.model, knobs, tokens, seen, num_samples)
 
-    def _logp(self, knobs: RowKnobs, prompts: Sequence[str], tokens: Tensor, mask: Tensor, num_samples: int) -> Tensor:
-        return log_probabilities(self.model, knobs, self._read(knobs, prompts, num_samples), tokens, mask)
+    def _logp(
+        self,
+        knobs: RowKnobs,
+        prompts: Sequence[str],
+        tokens: Tensor,
+        mask: Tensor,
+        num_samples: int,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        return log_probabilities(self.model, knobs, self._read(knobs, prompts, num_samples), tokens, mask, temperature)
 
     def _sampled(
         self,

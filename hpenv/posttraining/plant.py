@@ -256,8 +256,9 @@ class GRPOPlant:
 
     def _divergence_from_start(self, rollouts: Rollouts, deployed: bool) -> FloatArray:
         with torch.no_grad():
-            now = self.student.log_probabilities(self._forward_knobs(np.arange(self.num_rows), deployed), rollouts)
-            start = self.student.log_probabilities(self._zeros(self.num_rows), rollouts)
+            own, heat = self._forward_knobs(np.arange(self.num_rows), deployed), self.config.temperature
+            now = self.student.log_probabilities(own, rollouts, heat)
+            start = self.student.log_probabilities(self._zeros(self.num_rows), rollouts, heat)
             difference = (start - now).double()
             per_token = (difference.exp() - difference - 1.0) * rollouts.mask
             return _finite(per_token.sum((1, 2)) / rollouts.mask.sum((1, 2)))
@@ -273,8 +274,8 @@ class GRPOPlant:
             graded = beside.submit(self._graded, tasks, G, rollouts)
             total = {name: knob.detach().requires_grad_() for name, knob in self._forward_knobs(rows).items()}
             with torch.no_grad():
-                reference = self.student.log_probabilities(self._zeros(len(rows)), rollouts)
-            logp = self.student.log_probabilities(total, rollouts)
+                reference = self.student.log_probabilities(self._zeros(len(rows)), rollouts, config.temperature)
+            logp = self.student.log_probabilities(total, rollouts, config.temperature)
             verdicts = graded.result()
         paid = torch.tensor([[v.reward for v in row] for row in verdicts], dtype=torch.float32).view(len(rows), P, G)
         rewards = self._penalized(rows, paid, rollouts)

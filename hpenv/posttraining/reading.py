@@ -64,13 +64,16 @@ def continued(
     return output, Prompts(output.past_key_values, seen, output.logits[:, -1:])
 
 
-def log_probabilities(model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Of each token of the completions, (B, T) [nats]; anything outside the mask."""
+def log_probabilities(
+    model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Of each token of the completions at a temperature, (B, T) [nats]; anything outside the mask."""
     logits = prompts.logits
     if tokens.shape[1] > 1:
         output, _ = continued(model, knobs, prompts, tokens[:, :-1], mask[:, :-1])
         logits = torch.cat([logits, output.logits], 1)
-    return -F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+    logits = logits.float().flatten(0, 1) / temperature
+    return -F.cross_entropy(logits, tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 def concept_states(model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor) -> Tensor:

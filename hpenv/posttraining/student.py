@@ -23,8 +23,8 @@ class Rollouts(NamedTuple):
         texts: N lists of P G completions.
         tokens: (N, P G, T) int64.
         mask: True up to the token that ends a completion, that one included, (N, P G, T) bool.
-        logp: log-probability of each token when it was sampled, (N, P G, T) [nats].
-        entropy: mean over the sampled tokens of the policy's entropy, (N,) [nats per token].
+        logp: log-probability of each token when it was sampled, at temperature 1, (N, P G, T) [nats].
+        entropy: mean over the sampled tokens of the policy's entropy at temperature 1, (N,) [nats per token].
         ended: whether the completion ended by itself, (N, P G) bool.
     """
 
@@ -70,8 +70,11 @@ class Student(Protocol):
     ) -> Rollouts:
         """Completions of each run's own prompts, N lists of P; temperature 0 takes the likeliest token."""
 
-    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
-        """Of each token of the rollouts, (N, P G, T) [nats], differentiable in the knobs; 0 outside the mask."""
+    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
+        """Of each token of the rollouts, (N, P G, T) [nats], differentiable in the knobs; 0 outside the mask.
+
+        They are of the distribution that is sampled at this temperature, above 0.
+        """
 
     def completion_gradients(
         self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]

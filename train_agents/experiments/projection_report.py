@@ -24,7 +24,7 @@ from train_agents.experiments.projection_arms import (
     TWO_SIDED,
     VANILLA,
 )
-from train_agents.experiments.projection_claims import EMERGED, Job, Scores, curve, mechanism, scored, sem
+from train_agents.experiments.projection_claims import EMERGED, QUESTIONS, Job, Scores, curve, mechanism, scored, sem
 from train_agents.experiments.projection_tables import (
     BEST_CONSTANT,
     CONTROLLER,
@@ -79,13 +79,14 @@ def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Score
             notes = {label(name): _note(name) for name in shown if name in (VANILLA, MAIN) or REBOUND in name}
             drawn[key] = f"{key}.png"
             drawing.hack_against_pass(folder / drawn[key], points, notes)
-    some = [name for name in CURVES if name in jobs]
-    for key, name, source, ylabel in (
-        ("hack_curves", "hack", "reports", "held-out hack rate [%]"),
-        ("pass_curves", "pass", "reports", "held-out pass rate without a loophole [%]"),
-        ("train_hack_curves", "train_hack", "means", "hack rate of the rollouts [%]"),
+    longer = tuple(arm.name for arm in ARMS if arm.length > 1)
+    for key, shown_curves, name, source, ylabel in (
+        ("hack_curves", CURVES, "hack", "reports", "held-out hack rate [%]"),
+        ("pass_curves", CURVES, "pass", "reports", "held-out pass rate without a loophole [%]"),
+        ("train_hack_curves", CURVES, "train_hack", "means", "hack rate of the rollouts [%]"),
+        ("hack_curves_long", longer, "hack", "reports", "held-out hack rate [%]"),
     ):
-        curves = {label(n): curve(jobs[n], name, source) for n in some}
+        curves = {label(n): curve(jobs[n], name, source) for n in shown_curves if n in jobs}
         if curves:
             drawn[key] = f"{key}.png"
             level = EMERGED if "hack" in name else None
@@ -163,11 +164,13 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         "## Direction or drift?",
         mechanism(arms),
         *([signal_note(arms)] if VANILLA in arms else []),
-        "Differences are paired by seed, with 95 % intervals; `shown`: whether the interval of the hacks excludes 0.",
+        "Differences are paired by seed, with 95 % intervals; `shown`: whether the interval of the hacks excludes 0. "
+        f"They are not corrected for there being {len(QUESTIONS)} of them: one in twenty excludes 0 by chance.",
         question_table(arms),
         *picture("hack_curves"),
         *picture("pass_curves"),
         *picture("train_hack_curves"),
+        *picture("hack_curves_long"),
         "## The arms",
         TABLE_NOTE,
     ]

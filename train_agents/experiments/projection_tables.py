@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpenv.posttraining.loopholes import TRAINING_MODES
-from train_agents.experiments.projection_arms import ARMS, GROUPS, MAIN, PLAIN, VANILLA
+from train_agents.experiments.projection_arms import ARMS, GROUPS, MAIN, PLAIN, RANDOM, VANILLA
 from train_agents.experiments.projection_claims import (
     ACTIVE_COS,
     ACTIVE_FIRED,
@@ -40,6 +40,8 @@ LABELS = {arm.name: arm.label for arm in ARMS} | {
 }
 #: Arms that are run twice as long.
 LONG = frozenset(arm.name for arm in ARMS if arm.length > 1)
+#: Arms in which something is projected.
+PROJECTING = frozenset(arm.name for arm in ARMS if "projection_strength" in arm.values) | {BEST_CONSTANT}
 #: Beside the arms themselves.
 EXTRA_GROUPS = {"vanilla_erased": "controls", "route_on": "routing", "route_random_on": "routing"}
 TABLE_NOTE = (
@@ -68,7 +70,8 @@ def members(arms: Mapping[str, Scores], group: str) -> list[str]:
 
 
 def _spread(values: FloatArray, factor: float = 100.0, digits: int = 1) -> str:
-    return f"{factor * values.mean():.{digits}f} ± {factor * sem(values):.{digits}f}"
+    error = f" ± {factor * sem(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{factor * values.mean():.{digits}f}{error}"
 
 
 def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
@@ -83,7 +86,7 @@ def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
         if "kl" not in own:
             rows.append([*line, *[""] * (2 + len(DIAGNOSTIC))])
             continue
-        mark = "*" if is_active(own) else ""
+        mark = "*" if name in PROJECTING and is_active(own) else ""
         line += [
             _spread(own["kl"], 1.0, 3),
             _spread(own["mean_cos"], 1.0, 3) + mark,
@@ -117,6 +120,10 @@ def mode_table(arms: Mapping[str, Scores]) -> str:
     return markdown_table(headers, rows)
 
 
+#: What loopholes that a direction does not know are compared with.
+BESIDE_UNKNOWN = (VANILLA, "all_modes", MAIN, RANDOM)
+
+
 def unknown_table(arms: Mapping[str, Scores]) -> str:
     """What becomes of loopholes that the direction was made without, beside vanilla and a direction made of all."""
     rows = []
@@ -128,11 +135,11 @@ def unknown_table(arms: Mapping[str, Scores]) -> str:
             continue
         means = {
             name: np.mean([arms[name][column] for column in columns], 0)
-            for name in (arm.name, VANILLA, "all_modes", MAIN)
+            for name in (arm.name, *BESIDE_UNKNOWN)
             if name in arms
         }
         line = [label(arm.name), ", ".join(arm.unknown_modes)]
-        line += [_spread(means[name]) if name in means else "" for name in (arm.name, VANILLA, "all_modes", MAIN)]
+        line += [_spread(means[name]) if name in means else "" for name in (arm.name, *BESIDE_UNKNOWN)]
         fewer = ""
         if VANILLA in means and len(means[arm.name]) > 1:
             found = paired_interval(means[arm.name], means[VANILLA])
@@ -145,6 +152,7 @@ def unknown_table(arms: Mapping[str, Scores]) -> str:
         "vanilla's",
         "with all known",
         "with pairs",
+        "with a random direction",
         "fewer than vanilla's",
     ]
     return markdown_table(headers, rows)
