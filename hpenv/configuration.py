@@ -54,6 +54,8 @@ class PretrainingConfig:
             raise ValueError(
                 f"batch_tokens={self.batch_tokens} must be a multiple of sequence_length={self.sequence_length}"
             )
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile={self.compile!r} must be True or False")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
         if not self.divergence_multiple > 1:

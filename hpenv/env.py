@@ -336,7 +336,13 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self._history[row].append(int(self._window.steps[row]), float(losses[row]), values[row])
 
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,), as the plant has it; the only road to the validation slice."""
+        """Held-out score of every run, (N,), as the plant has it; the only road to the validation slice.
+
+        Raises:
+            gym.error.ResetNeeded: before the first reset(), when there is no run yet.
+        """
+        if self._window is None:
+            raise gym.error.ResetNeeded("nothing to evaluate before the first reset()")
         return self.plant.evaluate()
 
     def snapshot(self) -> Snapshot:

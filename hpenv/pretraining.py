@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpenv import model
 from hpenv.channels import CHANNELS
-from hpenv.configuration import DTYPES, PretrainingConfig
+from hpenv.configuration import DTYPES, PretrainingConfig, check_count
 from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.gradients import DROPOUT, draws, measured, steered
 from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
@@ -114,8 +114,7 @@ class PretrainingPlant:
             ValueError: for an unknown preset, optimizer, channel or group, a device that is not there, or a corpus that
                 is too short.
         """
-        if num_rows < 1:
-            raise ValueError(f"num_rows={num_rows} must be at least 1")
+        check_count("num_rows", num_rows)
         self.device = _present(config.device)
         self.config, self.num_rows, self.channels = config, num_rows, tuple(channels)
         self.corpus: Corpus = load_corpus(config.data, config.tokenizer)

@@ -111,7 +111,8 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
         raise SnapshotError(f"{folder / unknown[0]} does not belong to the snapshot, which is {sorted(contents)}")
     state = json.loads(contents[STATE])
     tensors = safetensors.torch.load(contents[TENSORS])
-    return Snapshot({name: tensors[name] for name in state["tensors"]}, state["metadata"])
+    # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way to its last bit.
+    return Snapshot({name: tensors[name].clone() for name in state["tensors"]}, state["metadata"])
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:

@@ -232,6 +232,11 @@ def test_nothing_is_saved_before_the_first_reset():
         make(1).snapshot()
 
 
+def test_nothing_is_evaluated_before_the_first_reset():
+    with pytest.raises(gym.error.ResetNeeded, match="nothing to evaluate before the first reset"):
+        make(1).evaluate()
+
+
 def test_restoring_gives_the_observations_that_the_next_decision_is_taken_on():
     env, other = make(2), make(2)
     env.reset(seed=0)

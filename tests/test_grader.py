@@ -273,6 +273,16 @@ def test_a_verdict_that_is_on_no_record_is_an_error_that_names_it(tmp_path):
     assert RIGHT in str(caught.value) and not (tmp_path / "none.sqlite").exists()
 
 
+def test_what_cannot_keep_verdicts_is_refused(tmp_path):
+    other = tmp_path / "notes.txt"
+    other.write_text("These are no verdicts. " * 40)
+    for path, reason in ((tmp_path / "none" / "verdicts.sqlite", "there is no folder"), (other, "not a database"),
+                         (tmp_path, "unable to open")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"cannot keep verdicts: .*{reason}.*; expected a file"):
+            Grader(None, path)
+    assert other.read_text().startswith("These are no verdicts")
+
+
 def test_what_the_clock_ended_is_not_kept_for_others(box, tmp_path):
     path = tmp_path / "verdicts.sqlite"
     sleeper = "import time\nprint('all tests passed')\nf = time.sleep\nf(60)\n"

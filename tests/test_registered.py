@@ -450,6 +450,7 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"interval": 0}, "interval=0 must be between 1 and num_steps=23"),
         ({"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),
         ({"eval_tokens": 0}, "eval_tokens=0 must be at least 1"),
+        ({"compile": "no"}, "compile='no' must be True or False"),
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
         ({"batch_token": 64}, r"unknown arguments \['batch_token'\] of TrainLoop-JEL-v0; expected some of \['actions'"),
     ],
@@ -466,6 +467,8 @@ def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
         gym.make_vec(JEL, num_envs=2, **tiny, autoreset_mode="NEVER")
     with pytest.raises(ValueError, match="num_rows=0 must be at least 1"):
         gym.make_vec(JEL, num_envs=0, **tiny)
+    with pytest.raises(ValueError, match=r"num_rows=1\.5 must be at least 1, a whole number"):
+        gym.make_vec(JEL, num_envs=1.5, **tiny)
 
 
 @pytest.mark.parametrize(
@@ -764,6 +767,8 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
         ({"interval": 6}, "interval=6 must be between 1 and num_steps=5"),
         ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
+        ({"student": None}, "student=None; expected the name of a shipped student"),
+        ({"cache": "/nowhere/verdicts"}, "cannot keep verdicts: there is no folder '/nowhere'"),
         ({"student": "/nowhere/giant"}, "no student in /nowhere/giant; expected a folder with student.json"),
         (
             {"data": "stdlib"},
@@ -776,6 +781,12 @@ def test_bad_arguments_of_the_projection_are_refused_by_name(arguments, message,
         gym.make(PROJECTION, **tiny_projection | arguments)
     with pytest.raises(ValueError, match=message):
         gym.make_vec(PROJECTION, num_envs=2, **tiny_projection | arguments)
+
+
+def test_a_student_that_was_loaded_in_another_way_is_taken_as_it_is(tiny_projection):
+    own = tiny_student.student()
+    env = gym.make(PROJECTION, **tiny_projection | {"student": own}).unwrapped
+    assert env.plant.student is own
 
 
 def test_gauges_of_another_plant_are_refused_by_name(tiny, tiny_projection):

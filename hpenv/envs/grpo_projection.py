@@ -69,6 +69,7 @@ from hpenv.envs.arguments import Channels
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.loopholes import TRAINING_MODES
 from hpenv.posttraining.plant import GAUGES, GRPOPlant
+from hpenv.posttraining.student import Student
 from hpenv.posttraining.students import student
 from hpenv.rewards import check_weights
 from hpenv.schedules import Constant, Cosine, Schedule
@@ -103,7 +104,8 @@ OBSERVATIONS: dict[str, tuple[str, ...]] = {
 class ProjectionConfig:
     """Arguments of TrainLoop-GRPOProjection-v0; those that GRPOConfig has as well mean what they mean there."""
 
-    student: str = "nano"  # a shipped student, the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`
+    # a shipped student, the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`; or a Student that was loaded
+    student: str | Student = "nano"
     num_steps: int = 200  # of an episode [updates]
     interval: int = 1  # updates per decision
     num_prompts: int = 8

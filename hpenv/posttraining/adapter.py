@@ -116,7 +116,7 @@ def _read(path: Path, weight: Tensor) -> Decomposition:
         stored = Decomposition(**safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, TypeError) as error:
         raise ValueError(f"{path} is not a decomposition ({error}); delete it and it is computed again") from error
-    return Decomposition(*(tensor.to(weight.device) for tensor in stored))
+    return Decomposition(*(tensor.to(weight.device, copy=True) for tensor in stored))  # aligned in memory, as computed
 
 
 def adapted_weight(weight: Tensor, decomposition: Decomposition, knob: Tensor) -> Tensor:

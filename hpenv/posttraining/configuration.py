@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from hpenv.configuration import check_count, is_number
 from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
 from hpenv.posttraining.projection import RULES
+from hpenv.posttraining.student import Student
 from hpenv.schedules import Constant, Schedule
 
 DIRECTIONS = ("pairs", "modes", "random", "shuffled", "clean")
@@ -23,7 +24,8 @@ REBOUNDS = ("additive", "multiplicative")
 class GRPOConfig:
     """What a run is; the same for every row of a population."""
 
-    student: str = "nano"  # of the shipped ones, or the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`
+    # of the shipped ones, or the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`; or a Student itself
+    student: str | Student = "nano"
     num_prompts: int = 8  # prompts of one update (the paper's amendment b)
     num_samples: int = 16  # completions of a prompt: the group
     temperature: float = 1.0  # of sampling, and so of the policy that is trained
@@ -64,7 +66,7 @@ class GRPOConfig:
         for name, most in (("difficulty", MOST_STAGES), ("num_problems", MOST_PROBLEMS)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most {most}")
-        for name in ("student", "problems", "cache"):
+        for name in ("problems", "cache"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a string, empty for none")
         if not callable(self.lr_schedule):

@@ -72,7 +72,11 @@ class EmbeddedStudent:
                 f"{config.gpt.vocab_size} tokens, and layers that see all of the sequence"
             )
         self.config, self.vocabulary, self.max_tokens = config, vocabulary, config.max_tokens
-        self.weights = {name: weight.detach().float().contiguous() for name, weight in weights.items()}
+        # Copies: where a tensor starts in memory decides which way a product takes to its last bit.
+        self.weights = {
+            name: weight.detach().float().clone(memory_format=torch.contiguous_format)
+            for name, weight in weights.items()
+        }
         body = [name for name in shapes if name.startswith("layer.") and model.parameter_kind(name) == "matrix"]
         self._axes = {name: decompose(self.weights[name]) for name in body}
         self.ranks = {name: axes.S.shape[0] for name, axes in self._axes.items()}

@@ -88,8 +88,15 @@ class Grader:
     """
 
     def __init__(self, sandbox: Sandbox | SharedSandbox | None, cache_path: str | Path | None = None) -> None:
+        """Checks that the file of verdicts can be had.
+
+        Raises:
+            ValueError: if it cannot.
+        """
         self.sandbox = sandbox
         self.cache_path = None if cache_path is None else Path(cache_path)
+        if self.cache_path is not None:
+            _check(self.cache_path)
         self.num_runs = 0
         self._verdicts: dict[str, Verdict] = {}
 
@@ -254,6 +261,22 @@ def _key(submission: Submission) -> str:
     problem = task.problem
     content = [problem.entry_point, problem.class_name, problem.setup, problem.tests, problem.examples]
     return hashlib.sha256(json.dumps([_VERSION, content, task.mode, task.marker, source]).encode()).hexdigest()
+
+
+def _check(path: Path) -> None:
+    """Refuses what can be no file of verdicts; makes none."""
+    try:
+        if path.exists():
+            _opened(path).close()
+            return
+        reason = "" if path.parent.is_dir() else f"there is no folder {str(path.parent)!r}"
+    except sqlite3.DatabaseError as error:
+        reason = str(error)
+    if reason:
+        raise ValueError(
+            f"{str(path)!r} cannot keep verdicts: {reason}; expected a file that a grader wrote, or a new one in a "
+            "folder that exists"
+        )
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpenv.configuration import check_count
 from hpenv.gradients import draws
 from hpenv.optimizers import AdamW, Rates
 from hpenv.panel import Panel, Site
@@ -103,8 +104,7 @@ class GRPOPlant:
             student: the frozen model.
             grader: None for one that runs programs in this process's sandbox, from the first one on.
         """
-        if num_rows < 1:
-            raise ValueError(f"num_rows={num_rows} must be at least 1")
+        check_count("num_rows", num_rows)
         self.config, self.num_rows, self.channels, self.student = config, num_rows, tuple(channels), student
         self._grader = Grader(SharedSandbox(config.num_workers), config.cache or None) if grader is None else grader
         self._curriculum = Curriculum(config)

@@ -11,19 +11,29 @@ from hpenv.posttraining.student import Student
 HUGGING_FACE = "hf:"
 
 
-@lru_cache(maxsize=4)
-def student(name: str) -> Student:
+def student(which: str | Student) -> Student:
     """The student of this name; frozen, so that all plants of a process share one.
 
     Args:
-        name: of a shipped student, the folder of an embedded one, or `hf:<folder>` or `hf:<folder>:<GGUF file>`.
+        which: name of a shipped student, the folder of an embedded one, `hf:<folder>` or `hf:<folder>:<GGUF file>`; or
+            a student, as one that is to be loaded in another way.
 
     Raises:
         ValueError: if there is none.
         ImportError: if it needs what is not installed.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"student={name!r}; expected the name of a shipped student, a folder, or 'hf:<folder>'")
+    if isinstance(which, str):
+        return _named(which)
+    if not hasattr(which, "log_probabilities"):
+        raise ValueError(
+            f"student={which!r}; expected the name of a shipped student, a folder, 'hf:<folder>', or a Student, as "
+            "HuggingFaceStudent.load gives one"
+        )
+    return which
+
+
+@lru_cache(maxsize=4)
+def _named(name: str) -> Student:
     if not name.startswith(HUGGING_FACE):
         return EmbeddedStudent.load(name)
     folder, _, gguf_file = name.removeprefix(HUGGING_FACE).partition(":")
