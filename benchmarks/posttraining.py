@@ -1,4 +1,4 @@
-"""What an update of GRPO costs, and what of it is not the student: `python -m benchmarks.run` calls this.
+"""What an update of GRPO and a program in the sandbox cost: `python -m benchmarks.run` calls this.
 
 The student alone samples the same number of completions and makes the same three passes (reference, forward, backward)
 without a task, a program or a grader. Programs are executed in the sandbox, but for those whose verdict is known.
@@ -7,6 +7,8 @@ without a task, a program or a grader. Programs are executed in the sandbox, but
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -17,9 +19,14 @@ from benchmarks.timing import alternate, ratio
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.grpo_projection import make_vector_env
 from hpenv.posttraining.plant import GRPOPlant
+from hpenv.posttraining.sandbox import Call, Job, Sandbox
 
 #: Updates that the goal is stated for, and the goal [minutes].
 UPDATES, GOAL_MINUTES = 200, 5.0
+
+#: Programs of a timed round, and the goal of one [milliseconds].
+PROGRAMS, GOAL_MILLISECONDS = 20, 6.0
+PROGRAM = "def total(numbers):\n    return sum(numbers)\n"
 
 
 def alone(plant: GRPOPlant, generator: torch.Generator) -> None:
@@ -50,4 +57,28 @@ def update_price(rounds: int, num_workers: int) -> dict[str, Any]:
         "decision / student": ratio(times, "decision", "student"),
         "minutes per 200 decisions": UPDATES * statistics.median(times["decision"]) / 60.0,
         "goal": f"< {GOAL_MINUTES:g} minutes on two cores",
+    }
+
+
+def unlocked(source: str, times: int) -> None:
+    """A program in fresh interpreters, as one would run it without a sandbox; nothing holds it."""
+    for _ in range(times):
+        subprocess.run([sys.executable, "-I", "-c", f"{source}\nprint(total([1, 2]))"], check=True, capture_output=True)
+
+
+def program_price(rounds: int) -> dict[str, Any]:
+    """A program of two lines and four calls in the sandbox, one after the other, against a fresh interpreter each."""
+    job = Job(PROGRAM, tuple(Call("total", ([1, n],)) for n in range(4)))
+    with Sandbox() as box:
+        times = alternate(
+            {
+                "sandbox": lambda: box.run_many([job] * PROGRAMS),
+                "interpreter": partial(unlocked, PROGRAM, PROGRAMS),
+            },
+            rounds,
+        )
+    return {
+        "sandbox / fresh interpreter": ratio(times, "sandbox", "interpreter"),
+        "milliseconds per program": 1e3 * statistics.median(times["sandbox"]) / PROGRAMS,
+        "goal": f"< {GOAL_MILLISECONDS:g} ms per program",
     }

@@ -20,7 +20,7 @@ import torch
 from agents.grpo import JELAgent
 from benchmarks.cell import sidecar_price, surface_price
 from benchmarks.plain import plain_loop
-from benchmarks.posttraining import update_price
+from benchmarks.posttraining import program_price, update_price
 from benchmarks.timing import alternate, ratio
 from hpenv import model
 from hpenv.env import TrainLoopVectorEnv
@@ -187,6 +187,11 @@ def projection_update(config: BenchmarkConfig) -> dict[str, Any]:
     return update_price(config.update_rounds, num_workers=2)
 
 
+def sandboxed_program(config: BenchmarkConfig) -> dict[str, Any]:
+    """A program in the sandbox against one in a fresh interpreter; goal: under 6 ms."""
+    return program_price(config.rounds)
+
+
 BENCHMARKS = (
     env_overhead,
     population_speedup,
@@ -196,6 +201,7 @@ BENCHMARKS = (
     cell_surface,
     sidecar_share,
     projection_update,
+    sandboxed_program,
 )
 
 
