@@ -51,9 +51,9 @@ TABLE_NOTE = (
     "are means over all updates of the run and say what was projected; * marks what the paper calls active, mean cos > "
     f"{ACTIVE_COS:g} and frac fired > {ACTIVE_FIRED:g}. c is the gradient's component along the direction, relu(c) "
     "what the one-sided rule takes out, min(c, 0) what it leaves; knobs along it: the mean cosine of the trained knobs "
-    "and the direction, below 0 away from it. Arms change one thing of (b), but for vanilla, (c) "
-    "and Rebound; those with 4 axes change the noise floor, too. Of a routed arm the quarantine is left out, as one "
-    "would in use, unless it says with."
+    "and the direction, above 0 where what the direction was made from has become less likely. Arms change one thing "
+    "of (b), but for vanilla, (c) and Rebound; those with 4 axes change the noise floor, too. Of a routed arm the "
+    "quarantine is left out, as one would in use, unless it says with."
 )
 
 
