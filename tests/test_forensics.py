@@ -14,10 +14,12 @@ from train_agents.experiments.forensics import (
     compare_runs,
     comparison,
     correlations,
+    differences,
     effective_rank,
     pearson,
     static_statistics,
 )
+from train_agents.experiments.sidecar_report import forensic_notes
 
 
 def tensor(weight, first=0.0, second=0.0):
@@ -81,6 +83,23 @@ def test_the_body_is_the_matrices_of_the_layers_of_one_row():
     assert (weight == 1.0).all() and (first == 11.0).all() and (second == 21.0).all()
 
 
+def test_the_notes_say_what_was_held_down_and_how_far_other_runs_are_apart():
+    def entry(choice, cosine, norm_loss):
+        return {"choice": choice, "cosine": cosine, "norm_loss": norm_loss, "effective_rank": 3.0,
+                "reference_effective_rank": 4.0}  # fmt: skip
+
+    means = {"mean_cosine": 0.5, "mean_relative_difference": 1.0, "above_095": 0}
+    tensors = {
+        "layer.0.key": entry(0.7, 0.9, 0.6),
+        "layer.0.up": entry(-0.1, 0.1, -0.2),
+        "layer.0.down": entry(0.0, None, 0.0),
+    }
+    notes = forensic_notes([means | {"tensors": tensors, "control": means | {"mean_cosine": 0.25}}])
+    assert "mean cosine 0.50" in notes[0] and "these are 0.25 and 1.00" in notes[0]
+    assert "lost 60 % of their norm (all tensors: 20 %)" in notes[1]
+    assert "rank is 3.0 (4.0 without" in notes[1] and "`up` projections, mean cosine 0.10" in notes[1]
+
+
 def test_two_runs_are_compared_tensor_by_tensor():
     ours = {"layer.0.key": tensor([[1.0, 0.0]]), "layer.0.up": tensor([[0.0, 3.0]])}
     reference = {"layer.0.key": tensor([[2.0, 0.0]]), "layer.0.up": tensor([[3.0, 0.0]])}
@@ -89,5 +108,9 @@ def test_two_runs_are_compared_tensor_by_tensor():
     assert found["mean_relative_difference"] == pytest.approx((0.5 + math.sqrt(2)) / 2)
     assert found["correlations"]["frobenius_norm"] == pytest.approx(-1.0)
     assert found["tensors"]["layer.0.key"]["norm_loss"] == pytest.approx(0.5)
+    assert differences(ours, reference) == {
+        **{key: found[key] for key in ("mean_cosine", "above_095", "mean_relative_difference")},
+        "tensors": {name: comparison(ours[name].weight, reference[name].weight) for name in ours},
+    }
     with pytest.raises(ValueError, match=r"these are not: \['layer.0.up'\]"):
         compare_runs(ours, reference, {"layer.0.key": 0.5})

@@ -117,6 +117,24 @@ def body(snapshot: Snapshot, row: int) -> dict[str, Tensor]:
     }
 
 
+def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How the tensors of two runs differ.
+
+    Returns:
+        `tensors`: name -> comparison; means over the tensors `mean_cosine`, `mean_relative_difference`; `above_095`,
+        how many tensors have a cosine above 0.95.
+    """
+    compared = {name: comparison(tensor.weight, reference[name].weight) for name, tensor in ours.items()}
+    cosines = [entry["cosine"] for entry in compared.values() if entry["cosine"] is not None]
+    distances = [e["relative_difference"] for e in compared.values() if e["relative_difference"] is not None]
+    return {
+        "tensors": compared,
+        "mean_cosine": float(np.mean(cosines)) if cosines else None,
+        "above_095": int(np.sum(np.array(cosines) > 0.95)),
+        "mean_relative_difference": float(np.mean(distances)) if distances else None,
+    }
+
+
 def compare_runs(
     ours: Mapping[str, Tensor], reference: Mapping[str, Tensor], choices: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -128,8 +146,8 @@ def compare_runs(
         choices: tensor name -> final position of its dial in [-1, 1]; the logarithm of its value, up to a factor.
 
     Returns:
-        `tensors`: name -> `choice`, statistics and comparison; `correlations` (STATISTICS -> r); means over the tensors
-        `mean_cosine`, `mean_relative_difference`; `above_095`, how many tensors have a cosine above 0.95.
+        `tensors`: name -> `choice`, statistics and comparison; `correlations` (STATISTICS -> r); and what else
+        `differences` has.
 
     Raises:
         ValueError: if the three do not name the same tensors.
@@ -138,13 +156,9 @@ def compare_runs(
         differing = sorted((set(ours) | set(reference) | set(choices)) - (set(ours) & set(reference) & set(choices)))
         raise ValueError(f"expected the same tensors in both runs and one choice each; these are not: {differing}")
     statistics = {name: static_statistics(tensor) for name, tensor in ours.items()}
-    compared = {name: comparison(tensor.weight, reference[name].weight) for name, tensor in ours.items()}
-    cosines = [entry["cosine"] for entry in compared.values() if entry["cosine"] is not None]
-    differences = [e["relative_difference"] for e in compared.values() if e["relative_difference"] is not None]
+    found = differences(ours, reference)
+    compared = found.pop("tensors")
     return {
         "tensors": {name: {"choice": float(choices[name])} | statistics[name] | compared[name] for name in ours},
         "correlations": correlations([choices[name] for name in ours], list(statistics.values())),
-        "mean_cosine": float(np.mean(cosines)) if cosines else None,
-        "above_095": int(np.sum(np.array(cosines) > 0.95)),
-        "mean_relative_difference": float(np.mean(differences)) if differences else None,
-    }
+    } | found

@@ -28,7 +28,7 @@ from typing import Any
 from agents.reinforce import INITIAL_STD, SidecarConfig
 from hpenv import snapshots
 from hpenv.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
-from train_agents.experiments.forensics import body, compare_runs
+from train_agents.experiments.forensics import body, compare_runs, differences
 from train_agents.experiments.jobs import Job, run_jobs
 from train_agents.experiments.sidecar_arms import (
     ARMS,
@@ -124,16 +124,19 @@ def signal(env_arguments: Mapping[str, Any], seed: int, **sizes: Any) -> Rows:
     return measure_signal(ENV, env_arguments, seed, sigma=INITIAL_STD, **sizes)
 
 
-def forensics(ours: str, reference: str, result: str, seeds: Sequence[int]) -> Rows:
+def forensics(ours: str, reference: str, control: str, result: str, seeds: Sequence[int]) -> Rows:
     """Compares the final weights of two runs of the same seeds, and asks what predicts the dial's final positions.
+
+    How far two runs come apart although neither has the dial, `control` of every row says.
 
     Args:
         ours: folder of the run with a weight-decay cell per tensor.
         reference: folder of the run without.
+        control: folder of another run without.
         result: result file of `ours`, which has the final positions.
         seeds: one per row.
     """
-    states = [snapshots.load(checkpoints(Path(folder))[-1] / "env") for folder in (ours, reference)]
+    states = [snapshots.load(checkpoints(Path(folder))[-1] / "env") for folder in (ours, reference, control)]
     extra = read_result(result)["extra"]
     rows = []
     for row, seed in enumerate(seeds):
@@ -142,7 +145,9 @@ def forensics(ours: str, reference: str, result: str, seeds: Sequence[int]) -> R
             for name, position in zip(extra["names"], extra["final_mean"][row], strict=True)
             if name.startswith("weight_decay/layer.")
         }
-        rows.append({"seed": seed} | compare_runs(body(states[0], row), body(states[1], row), choices))
+        with_dial, without, other = (body(state, row) for state in states)
+        apart = {key: value for key, value in differences(without, other).items() if key != "tensors"}
+        rows.append({"seed": seed} | compare_runs(with_dial, without, choices) | {"control": apart})
     return rows, {"steps": [int(state.tensors["window/steps"].max()) for state in states]}
 
 
@@ -191,13 +196,16 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
 
 
 def late_jobs(config: ExperimentConfig) -> list[Job]:
-    """What needs the final weights of two runs that are done."""
-    pair = ("long_weight_decay", "long_foundational")
-    files = [config.out / "jobs" / f"{name}.json" for name in pair]
-    if not all(file.exists() and checkpoints(config.runs / name) for name, file in zip(pair, files, strict=True)):
+    """What needs the final weights of runs that are done."""
+    names = ("long_weight_decay", "long_foundational", "long_detached")
+    files = [config.out / "jobs" / f"{name}.json" for name in names]
+    if not all(file.exists() and checkpoints(config.runs / name) for name, file in zip(names, files, strict=True)):
         return []
-    ours, reference = (str(config.runs / name) for name in pair)
-    arguments = {"ours": ours, "reference": reference, "result": str(files[0]), "seeds": config.evaluation_seeds}
+    ours, reference, control = (str(config.runs / name) for name in names)
+    arguments = {
+        "ours": ours, "reference": reference, "control": control, "result": str(files[0]),
+        "seeds": config.evaluation_seeds,
+    }  # fmt: skip
     return [Job("forensics", forensics, arguments)]
 
 

@@ -159,17 +159,34 @@ def weight_decay_notes(jobs: Mapping[str, Job]) -> list[str]:
         for name, (_, values) in curves.items():
             late = 100 * (2.0 ** (values[-1] - values.min()) - 1)
             notes.append(f"{LABELS[name]}: final perplexity {late:.1f} % above its lowest (the paper's loses 25 %).")
-    if "forensics" in jobs:
-        rows = jobs["forensics"]["rows"]
-        cosine, difference = (
-            np.mean([row[key] for row in rows]) for key in ("mean_cosine", "mean_relative_difference")
-        )
-        count = np.mean([row["above_095"] for row in rows])
-        notes.append(
-            f"Final weights against those without the channel: mean cosine {cosine:.2f} (the paper's 0.88), mean "
-            f"relative difference {difference:.2f} (0.49), {count:.1f} tensors with a cosine above 0.95 (0)."
-        )
-    return notes
+    return notes + (forensic_notes(jobs["forensics"]["rows"]) if "forensics" in jobs else [])
+
+
+def forensic_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Section 5.5 in numbers, and how far runs come apart that differ in something else."""
+    cosine, difference, count = (
+        np.mean([row[key] for row in rows]) for key in ("mean_cosine", "mean_relative_difference", "above_095")
+    )
+    control = [np.mean([row["control"][key] for row in rows]) for key in ("mean_cosine", "mean_relative_difference")]
+    tensors = [
+        (name, entry) for row in rows for name, entry in row["tensors"].items() if entry["cosine"] is not None
+    ]  # a tensor of zeros has none
+    held = sorted((entry for _, entry in tensors), key=lambda entry: -entry["choice"])[: max(1, len(tensors) // 20)]
+    roles: dict[str, list[float]] = {}
+    for name, entry in tensors:
+        roles.setdefault(name.rpartition(".")[2], []).append(entry["cosine"])
+    means = {role: float(np.mean(values)) for role, values in roles.items()}
+    lowest = min(means, key=lambda role: means[role])
+    ranks = [np.mean([entry[key] for _, entry in tensors]) for key in ("effective_rank", "reference_effective_rank")]
+    loss = [100 * np.mean([entry["norm_loss"] for entry in some]) for some in (held, [entry for _, entry in tensors])]
+    return [
+        f"Final weights against those without the channel: mean cosine {cosine:.2f} (the paper's 0.88), mean relative "
+        f"difference {difference:.2f} (0.49), {count:.1f} tensors with a cosine above 0.95 (0). For scale: of two runs "
+        f"without the channel, one with the Sidecar and one without, these are {control[0]:.2f} and {control[1]:.2f}.",
+        f"The twentieth of the tensors that are held down most lost {loss[0]:.0f} % of their norm (all tensors: "
+        f"{loss[1]:.0f} %); the mean effective rank is {ranks[0]:.1f} ({ranks[1]:.1f} without the channel); furthest "
+        f"apart are the `{lowest}` projections, mean cosine {means[lowest]:.2f} (the paper's: `down`).",
+    ]
 
 
 def layer_rate_notes(jobs: Mapping[str, Job]) -> list[str]:
