@@ -126,6 +126,7 @@ _SAME_LENGTH: tuple[Arm, ...] = (
     _main(TWO_SIDED, "two-sided", "controls", rule="two_sided"),
     _main(DRIFT, "drift: two-sided and a push of -0.4 sd", "controls", rule="drift"),
     _main(TRUE, "the update, two-sided", "controls", target="update", rule="two_sided"),
+    _main("all_modes", "labelled programs of all modes", "detector", direction="modes", known_modes=TRAINING_MODES),
     Arm(PLAIN, "one-sided (c)", "paper", {}, _STRENGTH),
     _REBOUNDS["additive", 2.0],
     _REBOUNDS["multiplicative", 2.0],
@@ -157,7 +158,6 @@ _SAME_LENGTH: tuple[Arm, ...] = (
     # Without the length given back: what is kept and what is routed then add up to the gradient.
     Arm("route", "routed", "routing", {"route": True}, _STRENGTH),
     Arm("route_random", "routed, random direction", "routing", {"route": True, "direction": "random"}, _STRENGTH),
-    _main("all_modes", "labelled programs of all modes", "detector", direction="modes", known_modes=TRAINING_MODES),
     Arm(
         "weak",
         f"labelled programs of {' and '.join(WEAK)}",
