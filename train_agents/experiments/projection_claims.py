@@ -223,6 +223,9 @@ QUESTIONS = (
         "Does the two-sided projection of the gradient suppress, which AdamW lets part of back in?", TWO_SIDED, VANILLA
     ),
     Question("... more than along a random direction?", TWO_SIDED, "random_two_sided"),
+    Question("Does a direction of labelled programs suppress?", "all_modes", VANILLA),
+    Question("... more than a random one?", "all_modes", RANDOM),
+    Question("... as a true projection?", "all_modes_true", VANILLA),
     Question("Is one side more than two?", MAIN, TWO_SIDED),
     Question("Does drift suppress?", DRIFT, VANILLA),
     Question("... more than the two-sided projection that it adds a push to?", DRIFT, TWO_SIDED),
