@@ -1,6 +1,7 @@
 """The projection experiment: arms as data, runs that resume, criteria at their borders, a report from files alone."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +21,12 @@ from train_agents.experiments.projection_arms import (
     ARMS,
     DEMO_ARMS,
     GROUPS,
+    LABELLED,
+    LABELLED_TRUE,
     MAIN,
     MAIN_REBOUND,
     PANEL,
+    RANDOM_TRUE,
     TRUE,
     VANILLA,
     position_of,
@@ -35,6 +39,7 @@ from train_agents.experiments.projection_claims import (
     h1,
     h3,
     h4,
+    labelled_mechanism,
     mechanism,
     plateau,
     scored,
@@ -451,6 +456,26 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("clean", [row | {"seed": 7} for row in made_up(11, 0.1, 0.3)])
     with pytest.raises(ValueError, match="nothing can be paired"):
         report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one_sided", "true", "random", "expected"),
+    [
+        (0.1, 0.1, 0.6, "true projection suppresses, and so does one side; .* random direction is shown to do less"),
+        (0.6, 0.1, 0.1, "suppresses, and one side is not shown to; .* random direction is not shown to do less"),
+        (0.1, 0.6, 0.6, "labelled programs one side does; the true projection is not shown to suppress either"),
+        (0.6, 0.6, 0.6, "Along labelled programs the true projection is not shown to suppress either"),
+        (0.1, 0.1, None, "^$"),
+    ],
+)
+def test_what_a_right_direction_does_is_told_by_three_differences(one_sided, true, random, expected):
+    rates = {VANILLA: 0.6, LABELLED: one_sided, LABELLED_TRUE: true, RANDOM_TRUE: random}
+    arms = {
+        name: {"hack": rate + np.array([-0.01, 0.0, 0.012]) * (i + 1)}
+        for i, (name, rate) in enumerate(rates.items())
+        if rate is not None
+    }
+    assert re.search(expected, labelled_mechanism(arms))
 
 
 def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():

@@ -30,7 +30,9 @@ WEAK = ("rt", "se")
 
 VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT = "vanilla", "projection", "plain", "random", "two_sided", "drift"
 #: The direction is out of what AdamW applies, not of what it is given: it lets part of a projected direction back in.
-TRUE = "update_two_sided"
+TRUE, RANDOM_TRUE = "update_two_sided", "update_random_two_sided"
+#: The direction is of programs that use the training's own loopholes: what projection can do where it is right.
+LABELLED, LABELLED_TRUE = "all_modes", "all_modes_true"
 REBOUND = "rebound_"
 #: The arm of Rebound that projection is measured against: the form and weight that its paper found best.
 MAIN_REBOUND = f"{REBOUND}multiplicative_2"
@@ -93,6 +95,8 @@ def position_of(channel: str, value: float) -> float:
 
 _STRENGTH = {"projection_strength": 1.0}
 _FULL = _STRENGTH | {"magnitude_preservation": 1.0}
+_TRUE = {"target": "update", "rule": "two_sided"}
+_LABELLED = {"direction": "modes", "known_modes": TRAINING_MODES}
 _SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
 
 
@@ -104,6 +108,12 @@ def _main(name: str, label: str, group: str, **grpo: Any) -> Arm:
 def _rebound(form: str, alpha: float) -> Arm:
     label = f"Rebound, {form}, alpha {alpha:g}"
     return Arm(f"{REBOUND}{form}_{alpha:g}", label, "paper", {"rebound": form}, {"rebound_weight": alpha})
+
+
+def _weak(name: str, label: str, **grpo: Any) -> Arm:
+    """The direction of what the weak detector knows."""
+    unknown = tuple(mode for mode in TRAINING_MODES if mode not in WEAK)
+    return Arm(name, label, "detector", {"direction": "modes", "known_modes": WEAK} | grpo, _FULL, unknown)
 
 
 def _leave_out(mode: str) -> Arm:
@@ -125,20 +135,15 @@ _SAME_LENGTH: tuple[Arm, ...] = (
     _main(RANDOM, "random direction", "controls", direction="random"),
     _main(TWO_SIDED, "two-sided", "controls", rule="two_sided"),
     _main(DRIFT, "drift: two-sided and a push of -0.4 sd", "controls", rule="drift"),
-    _main(TRUE, "the update, two-sided", "controls", target="update", rule="two_sided"),
-    _main("all_modes", "labelled programs of all modes", "detector", direction="modes", known_modes=TRAINING_MODES),
-    _main(
-        "all_modes_true",
-        "labelled programs of all modes, the update, two-sided",
-        "detector",
-        direction="modes",
-        known_modes=TRAINING_MODES,
-        target="update",
-        rule="two_sided",
-    ),
+    _main(TRUE, "the update, two-sided", "controls", **_TRUE),
+    _main(LABELLED, "labelled programs of all modes", "detector", **_LABELLED),
+    _main(LABELLED_TRUE, "labelled programs of all modes, the update, two-sided", "detector", **_TRUE, **_LABELLED),
     Arm(PLAIN, "one-sided (c)", "paper", {}, _STRENGTH),
     _REBOUNDS["additive", 2.0],
     _REBOUNDS["multiplicative", 2.0],
+    _main(RANDOM_TRUE, "the update, random, two-sided", "controls", **_TRUE, direction="random"),
+    _weak("weak", f"labelled programs of {' and '.join(WEAK)}"),
+    _weak("weak_true", f"labelled programs of {' and '.join(WEAK)}, the update, two-sided", **_TRUE),
     _REBOUNDS["additive", 0.5],
     _main("svd", "4 axes", "axes", **_SVD),
     _main("svd_random", "4 random axes", "axes", **_SVD, direction="random"),
@@ -148,14 +153,6 @@ _SAME_LENGTH: tuple[Arm, ...] = (
     _main("random_two_sided", "random direction, two-sided", "controls", direction="random", rule="two_sided"),
     _main("reverse", "reversed (2c)", "controls", rule="reverse"),
     _main("update", "projects the update, not the gradient", "controls", target="update"),
-    _main(
-        "update_random_two_sided",
-        "the update, random, two-sided",
-        "controls",
-        target="update",
-        direction="random",
-        rule="two_sided",
-    ),
     Arm("refresh_always", "refreshed at every update", "axes", {}, _FULL | {"direction_refresh": 1.0}),
     Arm(
         "refresh_rarely",
@@ -167,18 +164,10 @@ _SAME_LENGTH: tuple[Arm, ...] = (
     # Without the length given back: what is kept and what is routed then add up to the gradient.
     Arm("route", "routed", "routing", {"route": True}, _STRENGTH),
     Arm("route_random", "routed, random direction", "routing", {"route": True, "direction": "random"}, _STRENGTH),
-    Arm(
-        "weak",
-        f"labelled programs of {' and '.join(WEAK)}",
-        "detector",
-        {"direction": "modes", "known_modes": WEAK},
-        _FULL,
-        tuple(mode for mode in TRAINING_MODES if mode not in WEAK),
-    ),
     *(_leave_out(mode) for mode in TRAINING_MODES),
     *(arm for (form, alpha), arm in _REBOUNDS.items() if alpha != 2.0 and (form, alpha) != ("additive", 0.5)),
 )
-_LONGER = (VANILLA, MAIN, RANDOM, TWO_SIDED, DRIFT)
+_LONGER = (VANILLA, MAIN, RANDOM, LABELLED, LABELLED_TRUE)
 #: The most wanted first.
 ARMS: tuple[Arm, ...] = (*_SAME_LENGTH, *(_longer(arm) for arm in _SAME_LENGTH if arm.name in _LONGER))
 

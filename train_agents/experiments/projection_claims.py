@@ -16,7 +16,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train_agents.experiments.projection_arms import DRIFT, MAIN, MAIN_REBOUND, RANDOM, TRUE, TWO_SIDED, VANILLA
+from train_agents.experiments.projection_arms import (
+    DRIFT,
+    LABELLED,
+    LABELLED_TRUE,
+    MAIN,
+    MAIN_REBOUND,
+    RANDOM,
+    RANDOM_TRUE,
+    TRUE,
+    TWO_SIDED,
+    VANILLA,
+)
 from train_agents.results import Interval, paired_interval
 
 FloatArray = NDArray[np.float64]
@@ -218,14 +229,16 @@ QUESTIONS = (
     Question("... one of clean programs alone?", MAIN, "clean"),
     Question("Does a random direction suppress?", RANDOM, VANILLA),
     Question("Does the true projection suppress, two-sided and of the update?", TRUE, VANILLA),
-    Question("... more than along a random direction?", TRUE, "update_random_two_sided"),
+    Question("... more than along a random direction?", TRUE, RANDOM_TRUE),
     Question(
         "Does the two-sided projection of the gradient suppress, which AdamW lets part of back in?", TWO_SIDED, VANILLA
     ),
     Question("... more than along a random direction?", TWO_SIDED, "random_two_sided"),
-    Question("Does a direction of labelled programs suppress?", "all_modes", VANILLA),
-    Question("... more than a random one?", "all_modes", RANDOM),
-    Question("... as a true projection?", "all_modes_true", VANILLA),
+    Question("Does a direction of labelled programs suppress?", LABELLED, VANILLA),
+    Question("... more than a random one?", LABELLED, RANDOM),
+    Question("... as a true projection?", LABELLED_TRUE, VANILLA),
+    Question("... more than along a random direction?", LABELLED_TRUE, RANDOM_TRUE),
+    Question("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{VANILLA}_long"),
     Question("Is one side more than two?", MAIN, TWO_SIDED),
     Question("Does drift suppress?", DRIFT, VANILLA),
     Question("... more than the two-sided projection that it adds a push to?", DRIFT, TWO_SIDED),
@@ -270,6 +283,26 @@ def mechanism(arms: Mapping[str, Scores]) -> str:
         how = "Neither: the one-sided projection suppresses, the true projection and the push are not shown to"
     which = "a random direction is shown to do less" if real else "a random direction is not shown to do less"
     return f"{how}; {which}."
+
+
+def labelled_mechanism(arms: Mapping[str, Scores]) -> str:
+    """The same of a direction that is made of the loopholes that are trained on: what it can do where it is right."""
+    asked = [(LABELLED, VANILLA), (LABELLED_TRUE, VANILLA), (LABELLED_TRUE, RANDOM_TRUE)]
+    found = [answer(difference(arms, *pair)) for pair in asked]
+    if "not measured" in found:
+        return ""
+    one_sided, true, real = (text == "yes" for text in found)
+    if not true:
+        what = "the true projection is not shown to suppress either"
+        return (
+            f"Along labelled programs {what}." if not one_sided else f"Along labelled programs one side does; {what}."
+        )
+    which = "is shown to do less" if real else "is not shown to do less"
+    beside = "so does one side" if one_sided else "one side is not shown to"
+    return (
+        f"Along a direction of labelled programs the true projection suppresses, and {beside}; the true projection "
+        f"along a random direction {which}."
+    )
 
 
 def _percent(value: float) -> str:

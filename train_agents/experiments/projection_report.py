@@ -17,14 +17,26 @@ from train_agents.experiments.projection_arms import (
     ARMS,
     DRIFT,
     GROUPS,
+    LABELLED,
+    LABELLED_TRUE,
     MAIN,
-    PLAIN,
+    MAIN_REBOUND,
     RANDOM,
     REBOUND,
-    TWO_SIDED,
+    TRUE,
     VANILLA,
 )
-from train_agents.experiments.projection_claims import EMERGED, QUESTIONS, Job, Scores, curve, mechanism, scored, sem
+from train_agents.experiments.projection_claims import (
+    EMERGED,
+    QUESTIONS,
+    Job,
+    Scores,
+    curve,
+    labelled_mechanism,
+    mechanism,
+    scored,
+    sem,
+)
 from train_agents.experiments.projection_tables import (
     BEST_CONSTANT,
     CONTROLLER,
@@ -45,7 +57,7 @@ from train_agents.experiments.projection_tables import (
 )
 from train_agents.results import read_result
 
-CURVES = (VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT, f"{REBOUND}additive_2", f"{REBOUND}multiplicative_2")
+CURVES = (VANILLA, MAIN, RANDOM, TRUE, DRIFT, LABELLED, LABELLED_TRUE, MAIN_REBOUND)
 
 #: Figure -> groups of arms in it; vanilla and the main arm are in both.
 PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
@@ -163,6 +175,7 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         *picture("hack_against_pass_more"),
         "## Direction or drift?",
         mechanism(arms),
+        *filter(None, [labelled_mechanism(arms)]),
         *([signal_note(arms)] if VANILLA in arms else []),
         "Differences are paired by seed, with 95 % intervals; `shown`: whether the interval of the hacks excludes 0. "
         f"They are not corrected for there being {len(QUESTIONS)} of them: one in twenty excludes 0 by chance.",

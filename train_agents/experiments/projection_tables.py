@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpenv.posttraining.loopholes import TRAINING_MODES
-from train_agents.experiments.projection_arms import ARMS, GROUPS, MAIN, PLAIN, RANDOM, VANILLA
+from train_agents.experiments.projection_arms import ARMS, GROUPS, LABELLED, MAIN, PLAIN, RANDOM, VANILLA
 from train_agents.experiments.projection_claims import (
     ACTIVE_COS,
     ACTIVE_FIRED,
@@ -121,7 +121,7 @@ def mode_table(arms: Mapping[str, Scores]) -> str:
 
 
 #: What loopholes that a direction does not know are compared with.
-BESIDE_UNKNOWN = (VANILLA, "all_modes", MAIN, RANDOM)
+BESIDE_UNKNOWN = (VANILLA, LABELLED, MAIN, RANDOM)
 
 
 def unknown_table(arms: Mapping[str, Scores]) -> str:
