@@ -31,6 +31,8 @@ from train_agents.experiments.projection_tables import BEST_CONSTANT, CONTROLLER
 from train_agents.experiments.sidecar import selected
 
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
+#: Arms that are run before a strength is learned: the paper's, and the controls that tell direction from drift.
+NUM_FIRST = 20
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         )
         for seed in range(config.num_controllers)
     ]  # fmt: skip
-    return [direction, *arms[:12], *learned[:1], constant, *arms[12:], *learned[1:]]
+    return [direction, *arms[:NUM_FIRST], *learned[:1], constant, *arms[NUM_FIRST:], *learned[1:]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
