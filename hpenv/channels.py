@@ -6,6 +6,8 @@ an entry of CHANNELS and the line of the plant that reads it.
 
 A channel whose neutral is an end of its bounds (a cap, a probability) is one-sided: noise around neutral must do
 nothing, so it is neutral on the whole of [-1, DEAD_ZONE] and moves beyond.
+
+Past the usual length of a module, because it is a table.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is an entry of
 FEATURES. Columns of a gauge that has one number per layer are indexed and say nothing else of the layer.
+
+Past the usual length of a module, because it is a table.
 """
 
 from __future__ import annotations

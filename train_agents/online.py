@@ -11,6 +11,8 @@ any time, the same command goes on from the last checkpoint, bitwise as if it ha
 aside to `*.damaged`. Run again when it has finished, it leaves `result.json` as it is.
 
 A run that diverges is an outcome: it stays where it is, and the others go on.
+
+Past the usual length of a module, because what is saved and what is resumed have to agree line by line.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 All runs share the weights; run n's matrices are W + U diag(knob_n) Vh, built once per pass, so that every product is
 the population's. A prompt is filled up from its left to a fixed length, and its keys and values are computed once for
 all completions of its group, with and without gradients.
+
+Past the usual length of a module, because all passes share the weights, the memory and the way texts are filled up.
 """
 
 from __future__ import annotations

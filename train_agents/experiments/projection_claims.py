@@ -4,6 +4,8 @@ A verdict follows from the paper's own criteria (its sections "Hypotheses" and 7
 wording leaves room, the reading is stated here: "within 1 SEM" is of the differences between the arms, paired by seed;
 a pass rate is matched if it is at most 10 points lower, a higher one being no objection; what meets neither the
 criterion of support nor one of falsification is neither.
+
+Past the usual length of a module, because criteria that were fixed together are read together.
 """
 
 from __future__ import annotations
