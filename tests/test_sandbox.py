@@ -141,9 +141,26 @@ def test_files_are_written_in_a_scratch_folder_and_nowhere_else(sandbox):
 
 @executes
 def test_the_standard_library_can_be_imported(sandbox):
-    modules = "zlib hashlib csv decimal asyncio xml.etree.ElementTree tomllib unittest email.message statistics"
+    modules = "zlib hashlib csv decimal asyncio xml.etree.ElementTree tomllib unittest email.message statistics queue"
     outcome = sandbox.run("".join(f"import {name}\n" for name in modules.split()) + "print(zlib.crc32(b'a'))")
     assert outcome.stdout == "3904355907\n", outcome.stderr
+
+
+@executes
+def test_the_streams_are_those_of_python_on_pipes(sandbox, tmp_path):
+    source = (
+        "import sys\nfor name in ('stdout', 'stderr'):\n    stream = getattr(sys, name)\n"
+        "    print(name, stream.fileno(), stream.encoding, stream.errors, stream.seekable(), stream.isatty())\n"
+        "print(repr(sys.stdin.read()))\nsys.stderr.write('\\ud800')\n"
+    )
+    # PYTHONIOENCODING is what UTF-8 mode means for the errors of stdout, but in the C locale.
+    plain = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", source],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env={"PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    outcome = sandbox.run(source)
+    assert plain.stdout.startswith("stdout 1 utf-8 strict False False\nstderr 2 utf-8 backslashreplace False False\n")
+    assert (outcome.stdout, outcome.stderr) == (plain.stdout, plain.stderr)
 
 
 @executes

@@ -27,6 +27,7 @@ _NUM_FILE_RIGHTS_LATEST = 16
 
 # Instructions of the classic packet filter, and what it may return.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_KEEP, _EQUAL_TO_KEPT = 0x01, 0x1D
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _REFUSE, _NOT_IMPLEMENTED = 0x00050000 | 1, 0x00050000 | 38  # EPERM, ENOSYS
 _NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
@@ -35,6 +36,7 @@ _NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
 _TMPFILE = 0o20000000
 
 Instruction = tuple[int, int, int, int]  # operation, jump if true, jump if false, constant
+_INSTRUCTION = struct.Struct("=HBBI")
 
 
 @functools.cache
@@ -161,17 +163,18 @@ def restrict_by(numbers: Mapping[str, int], ruleset: int) -> None:
     _call("syscall", numbers["landlock_restrict_self"], ruleset, 0)
 
 
-def seccomp_program(
+def seccomp_filter(
     machine: str,
     architecture: int,
     numbers: Mapping[str, int],
     allowed: Iterable[str],
     allowed_for: Mapping[str, tuple[int, Sequence[int]]],
+    allowed_on_itself: Iterable[str],
     first_recent: str,
     x32_bit: int,
     may_write: bool,
-) -> list[Instruction]:
-    """Compiles an allow-list of system calls into a filter.
+) -> bytes:
+    """Compiles an allow-list of system calls into a filter for `install_seccomp`.
 
     Opening a file is allowed for reading only, or, with `may_write`, in every way but "read and truncate", which old
     versions of Landlock take for reading.
@@ -182,9 +185,13 @@ def seccomp_program(
         numbers: name to number on this machine; a name of `allowed` it lacks does not exist there.
         allowed: calls allowed with any arguments.
         allowed_for: calls allowed for some values of one argument (its low 32 bits, all that these calls look at).
+        allowed_on_itself: calls allowed where the first argument is the number of the process that makes them.
         first_recent: from this call's number on, the answer is ENOSYS in place of EPERM.
         x32_bit: numbers from here on kill, on x86_64.
         may_write: whether files may be opened for writing.
+
+    Returns:
+        The instructions, packed; they expect the process's own number in the register that _KEEP fills.
     """
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
@@ -197,27 +204,35 @@ def seccomp_program(
     for name in allowed:
         if name in numbers:
             program += [(_EQUAL, 0, 1, numbers[name]), (_RETURN, 0, 0, _ALLOW)]
+    allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)
     checks: dict[str, list[Instruction]] = {}
     for name, (index, values) in allowed_for.items():
         checks[name] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * index)]
         for value in values:
-            checks[name] += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW)]
-        checks[name].append((_RETURN, 0, 0, _REFUSE))
+            checks[name] += [(_EQUAL, 0, 1, value), allow]
+        checks[name].append(refuse)
+    for name in allowed_on_itself:
+        checks[name] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET), (_EQUAL_TO_KEPT, 0, 1, 0), allow, refuse]
     checks["openat"] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * 2)]
     if may_write:
         checks["openat"] += [(_AND, 0, 0, os.O_ACCMODE | os.O_TRUNC), (_EQUAL, 0, 1, os.O_RDONLY | os.O_TRUNC)]
     else:
         checks["openat"] += [(_ANY_BIT, 0, 1, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _TMPFILE)]
-    checks["openat"] += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+    checks["openat"] += [refuse, allow]
     for name, check in checks.items():
         program += [(_EQUAL, 0, len(check), numbers[name]), *check]
-    program += [(_AT_LEAST, 0, 1, numbers[first_recent]), (_RETURN, 0, 0, _NOT_IMPLEMENTED)]
-    return [*program, (_RETURN, 0, 0, _REFUSE)]
+    program += [(_AT_LEAST, 0, 1, numbers[first_recent]), (_RETURN, 0, 0, _NOT_IMPLEMENTED), refuse]
+    return b"".join(_INSTRUCTION.pack(*instruction) for instruction in program)
 
 
-def install_seccomp(program: Sequence[Instruction]) -> None:
-    """Filters the system calls of this process from now on, for good."""
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+def install_seccomp(instructions: bytes) -> None:
+    """Filters the system calls of this process from now on, for good.
+
+    Args:
+        instructions: of `seccomp_filter`. They are the same for every process, and so are packed once; what differs,
+            the process's number, is in the one instruction that is put before them.
+    """
+    code = _INSTRUCTION.pack(_KEEP, 0, 0, os.getpid()) + instructions
     buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    header = struct.pack("@HP", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))
     _call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0)
