@@ -129,7 +129,7 @@ def _longer(arm: Arm) -> Arm:
 
 _REBOUNDS = {(form, alpha): _rebound(form, alpha) for alpha in ALPHAS for form in ("additive", "multiplicative")}
 
-_SAME_LENGTH: tuple[Arm, ...] = (
+_WANTED: tuple[Arm, ...] = (
     Arm(VANILLA, "vanilla (a)", "paper", erases=True),
     _main(MAIN, "one-sided, length kept (b)", "paper"),
     _main(RANDOM, "random direction", "controls", direction="random"),
@@ -150,10 +150,10 @@ _SAME_LENGTH: tuple[Arm, ...] = (
     _main("svd_clean", "4 axes, clean against clean", "axes", **_SVD, direction="clean"),
     _main("shuffled", "shuffled labels", "controls", direction="shuffled"),
     _main("clean", "clean against clean", "controls", direction="clean"),
-    _main("random_two_sided", "random direction, two-sided", "controls", direction="random", rule="two_sided"),
-    _main("reverse", "reversed (2c)", "controls", rule="reverse"),
-    _main("update", "projects the update, not the gradient", "controls", target="update"),
-    Arm("refresh_always", "refreshed at every update", "axes", {}, _FULL | {"direction_refresh": 1.0}),
+    # Without the length given back: what is kept and what is routed then add up to the gradient.
+    Arm("route", "routed", "routing", {"route": True}, _STRENGTH),
+    Arm("route_random", "routed, random direction", "routing", {"route": True, "direction": "random"}, _STRENGTH),
+    *(_leave_out(mode) for mode in TRAINING_MODES),
     Arm(
         "refresh_rarely",
         f"refreshed at about every {REFRESH_INTERVAL}th update",
@@ -161,15 +161,22 @@ _SAME_LENGTH: tuple[Arm, ...] = (
         {},
         _FULL | {"direction_refresh": 1.0 / REFRESH_INTERVAL},
     ),
-    # Without the length given back: what is kept and what is routed then add up to the gradient.
-    Arm("route", "routed", "routing", {"route": True}, _STRENGTH),
-    Arm("route_random", "routed, random direction", "routing", {"route": True, "direction": "random"}, _STRENGTH),
-    *(_leave_out(mode) for mode in TRAINING_MODES),
-    *(arm for (form, alpha), arm in _REBOUNDS.items() if alpha != 2.0 and (form, alpha) != ("additive", 0.5)),
 )
-_LONGER = (VANILLA, MAIN, RANDOM, LABELLED, LABELLED_TRUE)
+_MORE: tuple[Arm, ...] = (
+    _main("update", "projects the update, not the gradient", "controls", target="update"),
+    *(arm for (form, alpha), arm in _REBOUNDS.items() if alpha != 2.0 and (form, alpha) != ("additive", 0.5)),
+    Arm("refresh_always", "refreshed at every update", "axes", {}, _FULL | {"direction_refresh": 1.0}),
+    _main("random_two_sided", "random direction, two-sided", "controls", direction="random", rule="two_sided"),
+    _main("reverse", "reversed (2c)", "controls", rule="reverse"),
+)
+_NAMED = {arm.name: arm for arm in (*_WANTED, *_MORE)}
 #: The most wanted first.
-ARMS: tuple[Arm, ...] = (*_SAME_LENGTH, *(_longer(arm) for arm in _SAME_LENGTH if arm.name in _LONGER))
+ARMS: tuple[Arm, ...] = (
+    *_WANTED,
+    *(_longer(_NAMED[name]) for name in (VANILLA, MAIN)),
+    *_MORE,
+    *(_longer(_NAMED[name]) for name in (LABELLED_TRUE, LABELLED, RANDOM)),
+)
 
 #: Arms that the demo has.
 DEMO_ARMS = (VANILLA, MAIN, RANDOM, TWO_SIDED, DRIFT, f"{REBOUND}additive_2")
