@@ -41,23 +41,23 @@ def training_dynamics(path: str | os.PathLike[str], curves: Mapping[str, Curve],
         curves: label -> (steps (P,), values (seeds, P)).
         ylabel: quantity and unit.
     """
-    figure, axes = _figure(8.0, 4.2)
+    figure, axes = canvas(8.0, 4.2)
     lowest, highest = [], []
     for number, (label, curve) in enumerate(curves.items()):
         x, values = _checked(label, curve)
         mean = values.mean(0)
-        axes.plot(x, mean, label=label, **_style(number))
+        axes.plot(x, mean, label=label, **style_of(number))
         if len(values) > 1:
             half = t_quantile(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
-            axes.fill_between(x, mean - half, mean + half, color=_color(number), **BAND)
+            axes.fill_between(x, mean - half, mean + half, color=color_of(number), **BAND)
         lowest.append(mean.min())
         highest.append(mean[1:].max() if len(mean) > 2 else mean.max())
     if curves and max(highest) > min(lowest):
         margin = 0.05 * (max(highest) - min(lowest))
         axes.set_ylim(min(lowest) - margin, max(highest) + margin)
     axes.set(xlabel="training step", ylabel=ylabel)
-    _legend_right(figure, axes, "mean, 95 % interval over seeds")
-    _save(figure, path)
+    legend_right(figure, axes, "mean, 95 % interval over seeds")
+    save(figure, path)
 
 
 def controller_actions(
@@ -93,7 +93,7 @@ def controller_actions(
 
     columns = min(2, len(names))
     count = -(-len(names) // columns)
-    figure, grid = _figure(4.2 * columns + 0.6, 2.9 * count + 0.8, count, columns, sharex=True, sharey=True)
+    figure, grid = canvas(4.2 * columns + 0.6, 2.9 * count + 0.8, count, columns, sharex=True, sharey=True)
     panels = list(np.atleast_1d(grid).flat)
     for column, (axes, name) in enumerate(zip(panels, names, strict=False)):
         lower, middle, upper = (values[:, column] for values in bands)
@@ -114,7 +114,7 @@ def controller_actions(
     figure.supylabel("multiplier of the base value", fontsize="medium")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2 * columns, frameon=False, fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str) -> None:
@@ -125,17 +125,17 @@ def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], y
         curves: label -> (updates (U,), values (controllers, U)).
         ylabel: quantity and unit.
     """
-    figure, axes = _figure(8.0, 4.2)
+    figure, axes = canvas(8.0, 4.2)
     several = False
     for number, (label, curve) in enumerate(curves.items()):
         x, values = _checked(label, curve)
-        axes.plot(x, values.mean(0), label=label, **_style(number))
+        axes.plot(x, values.mean(0), label=label, **style_of(number))
         if len(values) > 1:
             several = True
-            axes.fill_between(x, values.min(0), values.max(0), color=_color(number), **BAND)
+            axes.fill_between(x, values.min(0), values.max(0), color=color_of(number), **BAND)
     axes.set(xlabel="update of the controller", ylabel=ylabel)
-    _legend_right(figure, axes, "mean, lowest to highest controller" if several else None)
-    _save(figure, path)
+    legend_right(figure, axes, "mean, lowest to highest controller" if several else None)
+    save(figure, path)
 
 
 def comparison_bars(
@@ -154,9 +154,10 @@ def comparison_bars(
         reference: label -> value, drawn as vertical lines.
     """
     lines = dict(reference or {})
-    figure, axes = _figure(8.5, 0.42 * len(rows) + 1.1 + 0.3 * bool(lines))
+    figure, axes = canvas(8.5, 0.42 * len(rows) + 1.1 + 0.3 * bool(lines))
     for number, (label, value) in enumerate(lines.items()):
-        axes.axvline(value, color=_color(number + 1), linestyle=LINE_STYLES[1 + number % 4], linewidth=1.1, label=label)
+        style = {"color": color_of(number + 1), "linestyle": LINE_STYLES[1 + number % 4], "linewidth": 1.1}
+        axes.axvline(value, label=label, **style)
     places = np.arange(len(rows))[::-1]
     for place, (_, mean, low, high) in zip(places, rows, strict=True):
         axes.plot([low, high], [place, place], color=COLORS[0], linewidth=1.6, solid_capstyle="butt")
@@ -171,7 +172,7 @@ def comparison_bars(
     numbers.spines["right"].set_visible(False)
     if lines:
         figure.legend(loc="outside upper center", ncols=min(3, len(lines)), frameon=False, fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def cell_trajectories(
@@ -200,7 +201,7 @@ def cell_trajectories(
     count = -(-len(panels) // columns)
     shared = {"sharex": True, "sharey": True}
     width = 2.7 * columns + (2.4 if columns > 1 else 4.5)
-    figure, grid = _figure(width, (2.5 if columns > 1 else 3.5) * count + 0.7, count, columns, **shared)
+    figure, grid = canvas(width, (2.5 if columns > 1 else 3.5) * count + 0.7, count, columns, **shared)
     every = list(np.atleast_1d(grid).flat)
     handles: dict[str, Any] = {}
     for axes, (title, cells) in zip(every, panels.items(), strict=False):
@@ -221,7 +222,7 @@ def cell_trajectories(
     figure.legend(
         [handles[label] for label in labels], labels, loc="outside right upper", frameon=False, fontsize="small"
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], ylabel: str) -> None:
@@ -234,7 +235,7 @@ def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], yl
     """
     columns = min(3, len(panels))
     count = -(-len(panels) // columns)
-    figure, grid = _figure(3.0 * columns + 0.5, 2.6 * count + 0.4, count, columns, sharey=True)
+    figure, grid = canvas(3.0 * columns + 0.5, 2.6 * count + 0.4, count, columns, sharey=True)
     every = list(np.atleast_1d(grid).flat)
     for axes, (title, (x, y)) in zip(every, panels.items(), strict=False):
         axes.plot(x, y, linestyle="", marker="o", markersize=3, alpha=0.5, color=COLORS[0], markeredgewidth=0)
@@ -243,7 +244,7 @@ def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], yl
     for axes in every[len(panels) :]:
         axes.remove()
     figure.supylabel(ylabel, fontsize="medium")
-    _save(figure, path)
+    save(figure, path)
 
 
 def logarithmic_dots(
@@ -257,23 +258,23 @@ def logarithmic_dots(
         xlabel: quantity and unit.
     """
     rows = list(dict.fromkeys(row for values in series.values() for row in values))
-    figure, axes = _figure(8.0, 0.34 * len(rows) + 1.2)
+    figure, axes = canvas(8.0, 0.34 * len(rows) + 1.2)
     for number, (label, values) in enumerate(series.items()):
         known = [
             (value, len(rows) - 1 - place) for place, row in enumerate(rows) if (value := values.get(row) or 0) > 0
         ]
         x, y = [value for value, _ in known], [place for _, place in known]
         marker = "osD^v"[number % 5]
-        axes.plot(x, y, label=label, linestyle="", marker=marker, color=_color(number), markersize=6, alpha=0.85)
+        axes.plot(x, y, label=label, linestyle="", marker=marker, color=color_of(number), markersize=6, alpha=0.85)
     axes.set_yticks(range(len(rows)), rows[::-1])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set(xscale="log", xlabel=xlabel)
-    _legend_right(figure, axes, None)
-    _save(figure, path)
+    legend_right(figure, axes, None)
+    save(figure, path)
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any) -> tuple[Any, Any]:
-    """A figure of its own, and its axes."""
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any) -> tuple[Any, Any]:
+    """A figure of its own, and its axes; width and height [inches], `shared` as in `Figure.subplots`."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -289,22 +290,25 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **shar
     return figure, grid
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a figure, and the folder that it is in."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, format="png", metadata={"Software": None})  # the same numbers, the same bytes
 
 
-def _color(number: int) -> str:
+def color_of(number: int) -> str:
+    """The color of the n-th curve."""
     return COLORS[number % len(COLORS)]
 
 
-def _style(number: int) -> dict[str, Any]:
+def style_of(number: int) -> dict[str, Any]:
     """Color and line style of the n-th curve; a color comes again in another style."""
-    return {"color": _color(number), "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "linewidth": 1.6}
+    return {"color": color_of(number), "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "linewidth": 1.6}
 
 
-def _legend_right(figure: Any, axes: Any, title: str | None) -> None:
+def legend_right(figure: Any, axes: Any, title: str | None) -> None:
+    """Names what is labelled, beside the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         wrapped = [_wrapped(label) for label in labels]

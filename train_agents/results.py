@@ -2,7 +2,8 @@
 
 A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run), `extra`, `notes`.
 Statistics are pure functions; what they draw comes from a generator of their own. Where two samples are compared, lower
-is better, as for losses and bits per byte: a positive difference says that `a` lies below `b`.
+is better, as for losses and bits per byte: a positive difference says that `a` lies below `b`. A result is written,
+read and weighed in one place, which is why the module is a little past the usual length.
 """
 
 from __future__ import annotations

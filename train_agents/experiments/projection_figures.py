@@ -30,22 +30,27 @@ def hack_against_pass(
     arms: Mapping[str, FloatArray],
     notes: Mapping[str, str],
 ) -> None:
-    """One point per arm and seed, a ring at an arm's mean, and the Pareto front of those means (the paper, section 6).
+    """One point per arm and seed, a larger one at an arm's mean, and rings around the means on their Pareto front.
+
+    The paper's section 6.
 
     Args:
         path: PNG file.
         arms: label -> pass and hack rates, (seeds, 2).
         notes: label -> text beside the arm's mean.
     """
-    figure, axes = figures._figure(9.0, max(5.0, 0.36 * len(arms)))
+    figure, axes = figures.canvas(9.0, max(5.0, 0.36 * len(arms)))
+    from matplotlib.patheffects import withStroke  # after the canvas, which says what to install if there is none
+
     means = np.array([points.mean(0) for points in arms.values()])
     for number, (label, points) in enumerate(arms.items()):
-        style = {"color": figures._color(number), "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
+        style = {"color": figures.color_of(number), "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
         axes.plot(100 * points[:, 0], 100 * points[:, 1], markersize=4, alpha=0.45, markeredgewidth=0, **style)
         axes.plot(*100 * means[number], label=label, markersize=8, markeredgecolor="black", **style)
         if label in notes:
-            place = {"xytext": (7, 5), "textcoords": "offset points", "fontsize": "small"}
-            axes.annotate(notes[label], tuple(100 * means[number]), **place)
+            place = {"xytext": (7, -14), "textcoords": "offset points", "fontsize": "small"}
+            text = axes.annotate(notes[label], tuple(100 * means[number]), zorder=4, **place)
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible on what it lies on
     front = 100 * means[pareto_front(means)]
     axes.plot(
         front[:, 0],
@@ -53,14 +58,17 @@ def hack_against_pass(
         color="0.45",
         linewidth=1.0,
         linestyle="--",
+        marker="o",
+        markersize=16,
+        fillstyle="none",
         zorder=0,
         label="Pareto front of the means",
     )
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -2.0), max(high, 10.0))
+    axes.set_ylim(min(low, -5.0), max(high, 10.0))
     axes.set(xlabel="held-out pass rate without a loophole [%]", ylabel="held-out hack rate [%]")
-    figures._legend_right(figure, axes, "mean; small: one seed")
-    figures._save(figure, path)
+    figures.legend_right(figure, axes, "mean; small: one seed")
+    figures.save(figure, path)
 
 
 def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLike]) -> None:
@@ -72,7 +80,7 @@ def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLi
     """
     columns = min(3, len(panels))
     count = -(-len(panels) // columns)
-    figure, grid = figures._figure(3.0 * columns + 0.4, 2.4 * count + 0.4, count, columns, sharex=True, sharey=True)
+    figure, grid = figures.canvas(3.0 * columns + 0.4, 2.4 * count + 0.4, count, columns, sharex=True, sharey=True)
     every = list(np.atleast_1d(grid).flat)
     edges = np.linspace(-1.0, 1.0, 21)
     for axes, (title, cosines) in zip(every, panels.items(), strict=False):
@@ -84,7 +92,7 @@ def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLi
         axes.remove()
     figure.supxlabel("held-out cosine of a module", fontsize="medium")
     figure.supylabel("modules", fontsize="medium")
-    figures._save(figure, path)
+    figures.save(figure, path)
 
 
 def curves_with_bands(
@@ -101,15 +109,15 @@ def curves_with_bands(
         ylabel: quantity, in percent.
         level: drawn as a line, in [0, 1].
     """
-    figure, axes = figures._figure(8.5, 4.4)
+    figure, axes = figures.canvas(8.5, 4.4)
     for number, (label, (steps, values)) in enumerate(curves.items()):
         x, y = np.asarray(steps), 100 * np.asarray(values, dtype=np.float64)
-        axes.plot(x, y.mean(0), label=label, **figures._style(number))
+        axes.plot(x, y.mean(0), label=label, **figures.style_of(number))
         if len(y) > 1:
-            axes.fill_between(x, y.min(0), y.max(0), color=figures._color(number), **figures.BAND)
+            axes.fill_between(x, y.min(0), y.max(0), color=figures.color_of(number), **figures.BAND)
     if level is not None:
         axes.axhline(100 * level, color="0.45", linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0.0)
     axes.set(xlabel="update", ylabel=ylabel)
-    figures._legend_right(figure, axes, "mean, lowest to highest seed")
-    figures._save(figure, path)
+    figures.legend_right(figure, axes, "mean, lowest to highest seed")
+    figures.save(figure, path)
