@@ -408,12 +408,15 @@ def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Cha
         ValueError: for an unknown name, a scope it does not allow, or a plant or optimizers that have no use for it.
     """
     if name not in CHANNELS:
-        raise ValueError(f"unknown channel {name!r}; expected one of {sorted(CHANNELS)}")
+        raise ValueError(f"unknown channel {name!r}; expected one of {sorted(channels_of(plant))}")
     found = CHANNELS[name]
     if scope not in found.scopes:
         raise ValueError(f"channel {name!r} has no scope {scope!r}; expected one of {list(found.scopes)}")
     if plant not in found.plants:
-        raise ValueError(f"channel {name!r} does not apply to the plant {plant!r}; it applies to {list(found.plants)}")
+        raise ValueError(
+            f"channel {name!r} applies to {' and '.join(found.plants)} alone; expected one of "
+            f"{sorted(channels_of(plant))}"
+        )
     if found.optimizers and not set(found.optimizers) & set(optimizers):
         raise ValueError(
             f"the optimizers {sorted(set(optimizers))} have no use for the channel {name!r}; "

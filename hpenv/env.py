@@ -73,9 +73,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         Raises:
             ValueError: for anything that does not fit, with what is accepted.
         """
-        check_features(features, plant.gauge_names)
+        check_features(features, plant.gauge_names, plant.all_tiers)
         self._weights = dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
-        check_weights(self._weights, plant.gauge_names)
+        check_weights(self._weights, plant.gauge_names, plant.all_tiers)
         if not (isinstance(interval, int | np.integer) and 1 <= interval <= horizon):
             raise ValueError(
                 f"interval={interval} must be between 1 and the {horizon} steps of the run, a whole number"
@@ -336,7 +336,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self._history[row].append(int(self._window.steps[row]), float(losses[row]), values[row])
 
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,), as the plant has it; the only road to the validation slice.
+        """Held-out score of every run, (N,), as `plant.score` says; the only road to the validation slice.
 
         Raises:
             gym.error.ResetNeeded: before the first reset(), when there is no run yet.
@@ -480,8 +480,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if self.render_mode is None:
             return None
         paint = draw if self.render_mode == "rgb_array" else summarize
-        loss = "probe loss" if self._probes else "training loss"
-        return tuple(paint(history, self._layout.cell_names, self.horizon, loss) for history in self._history)
+        cells, unit = self.plant.panel, self.plant.score.loss_unit
+        loss = f"{'probe' if self._probes else 'training'} loss [{unit}]"
+        return tuple(paint(history, cells.names, cells.neutral, self.horizon, loss) for history in self._history)
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

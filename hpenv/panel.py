@@ -133,6 +133,11 @@ class Panel:
         return tuple(bank.channel.kind for bank in self.banks.values() for _ in bank.cells)
 
     @property
+    def neutral(self) -> FloatArray:
+        """Value of each column at position 0, (A,)."""
+        return np.array([bank.channel.neutral for bank in self.banks.values() for _ in bank.cells], dtype=np.float64)
+
+    @property
     def immediate(self) -> tuple[bool, ...]:
         """Whether each column is read by the forward pass, so that the loss of its own step answers to it."""
         return tuple(bank.channel.immediate for bank in self.banks.values() for _ in bank.cells)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,20 @@ DIVERGENCE_REASONS = ("", "loss_nonfinite", "gradient_nonfinite", "loss_above_li
 
 #: What `advance` measures only if asked to, since it costs something.
 TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
+
+
+class Score(NamedTuple):
+    """How a plant's numbers are called where they are kept or printed.
+
+    Attributes:
+        key: of what `evaluate` gives, in result files.
+        label: the same, for people; with its unit, or with which way is better.
+        loss_unit: of the training and the probe loss; `1` for a part of a whole.
+    """
+
+    key: str
+    label: str
+    loss_unit: str
 
 
 @dataclass(frozen=True)
@@ -111,10 +125,12 @@ class Plant(Protocol):
         kind: what channels, features and reward terms name it by.
         gauge_names: of the columns of Window.gauges.
         privileged_names: of the columns of Window.privileged.
+        score: how its numbers are called.
         stacked: whether the runs are computed together; else one after the other.
         panel: current value of every cell of every run; read at every step.
         num_rows: N, runs in the population.
         num_layers: L, layers of the model.
+        all_tiers: those of TIERS that it can measure.
         tiers: what `advance` measures beside what is free.
         corpus_digest: sha256 of what the runs are trained on, or of the student that they begin with.
     """
@@ -122,6 +138,8 @@ class Plant(Protocol):
     kind: str
     gauge_names: tuple[str, ...]
     privileged_names: tuple[str, ...]
+    score: Score
+    all_tiers: tuple[str, ...]
     stacked: bool
     panel: Panel
     num_rows: int
@@ -139,7 +157,10 @@ class Plant(Protocol):
         """Trains row i for num_steps[i] steps and measures; 0 only measures. A row that is done does not move."""
 
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,), in the plant's unit; the only road to the validation slice."""
+        """Held-out score of every run, (N,), as `score` says; the only road to the validation slice."""
+
+    def report(self) -> dict[str, FloatArray]:
+        """What else is true of every run on held-out data, (N,) each, by name."""
 
     def snapshot(self) -> Snapshot:
         """Everything: weights, moments, data cursor, counters, panel."""

@@ -24,7 +24,7 @@ from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.gradients import DROPOUT, draws, measured, steered
 from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
-from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window, check_snapshot
+from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Score, Snapshot, Window, check_snapshot
 
 #: Sequences per forward pass of a measurement; bounds its memory.
 MEASURE_SEQUENCES = 64
@@ -100,6 +100,8 @@ class PretrainingPlant:
     kind = "pretraining"
     gauge_names: tuple[str, ...] = ()
     privileged_names: tuple[str, ...] = ()
+    score = Score("bpb", "held-out bits per byte", "nats/token")
+    all_tiers: tuple[str, ...] = TIERS
     stacked = True
 
     def __init__(
@@ -447,6 +449,10 @@ class PretrainingPlant:
             nats += (losses.double() * (counted > 0)).sum(1).cpu().numpy()
             size += float(counted.double().sum())
         return nats / (math.log(2.0) * size)
+
+    def report(self) -> dict[str, FloatArray]:
+        """Nothing beside what `evaluate` gives."""
+        return {}
 
     def _momentum_norm(self) -> FloatArray:
         moments = [state["momentum"] for state in self.optimizer_state.values() if "momentum" in state]

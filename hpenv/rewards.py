@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpenv.plant import FloatArray, IntArray
-from hpenv.telemetry import Reading, check_gauges, relative
+from hpenv.plant import TIERS, FloatArray, IntArray
+from hpenv.telemetry import Reading, check_readable, readable, relative
 from hpenv.trajectory import slope
 
 #: Kinds of channel whose cells cost something away from neutral.
@@ -165,16 +165,14 @@ REWARD_TERMS: dict[str, RewardTerm] = {
 }
 
 
-def check_weights(weights: Mapping[str, float], gauge_names: Sequence[str] = ()) -> None:
-    """Refuses unknown terms, those of gauges that the plant lacks, and weights that are not finite and not negative.
+def check_weights(weights: Mapping[str, float], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS) -> None:
+    """Refuses terms that a plant of these gauges and tiers lacks, and weights that are not finite and not negative.
 
     Raises:
         ValueError: naming what was given and what is accepted.
     """
+    check_readable("reward term", weights, REWARD_TERMS, gauge_names, tiers)
     for name, weight in weights.items():
-        if name not in REWARD_TERMS:
-            raise ValueError(f"unknown reward term {name!r}; expected some of {sorted(REWARD_TERMS)}")
-        check_gauges(f"reward term {name!r}", REWARD_TERMS[name].gauges, gauge_names)
         number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
         if not (number and math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight {weight!r} of reward term {name!r} must be a number, finite and not negative")
@@ -187,8 +185,7 @@ def reward_tiers(weights: Mapping[str, float]) -> set[str]:
 
 def measured_terms(tiers: Iterable[str], gauge_names: Sequence[str] = ()) -> tuple[str, ...]:
     """The terms that can be read when the plant measures these of plant.TIERS and these gauges of its own."""
-    known, gauges = {None, *tiers}, set(gauge_names)
-    return tuple(name for name, term in REWARD_TERMS.items() if term.tier in known and gauges.issuperset(term.gauges))
+    return readable(REWARD_TERMS, gauge_names, tiers)
 
 
 def reward_terms(names: Iterable[str], reading: Reading) -> dict[str, FloatArray]:

@@ -8,12 +8,13 @@ Past the usual length of a module, because it is a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from hpenv.plant import BoolArray, FloatArray, Window
+from hpenv.plant import TIERS, BoolArray, FloatArray, Window
 from hpenv.trajectory import NUM_LOSSES, Trajectory, curvature, slope
 
 
@@ -260,29 +261,48 @@ FEATURES: dict[str, Feature] = {
 }
 
 
-def check_features(names: Sequence[str], gauge_names: Sequence[str] = ()) -> None:
-    """Refuses unknown features, those of gauges that the plant lacks, and an observation without the run's progress.
+def check_features(names: Sequence[str], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS) -> None:
+    """Refuses features that a plant of these gauges and tiers lacks, and an observation without the run's progress.
 
     Raises:
         ValueError: naming what was given and what is accepted.
     """
-    for name in names:
-        if name not in FEATURES:
-            raise ValueError(f"unknown feature {name!r}; expected some of {sorted(FEATURES)}")
-        check_gauges(f"feature {name!r}", FEATURES[name].gauges, gauge_names)
+    check_readable("feature", names, FEATURES, gauge_names, tiers)
     if "progress" not in names:
         raise ValueError(f"features {list(names)} lack 'progress', which every observation holds")
 
 
-def check_gauges(what: str, needed: Sequence[str], gauge_names: Sequence[str]) -> None:
-    """Refuses what reads gauges that a plant does not measure.
+class Readable(Protocol):
+    """An entry of FEATURES or of rewards.REWARD_TERMS, as far as what it reads is concerned."""
+
+    @property
+    def tier(self) -> str | None:
+        """What the plant must measure for it."""
+
+    @property
+    def gauges(self) -> tuple[str, ...]:
+        """The plant's own gauges that it reads."""
+
+
+def readable(table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]) -> tuple[str, ...]:
+    """The entries that can be read where a plant measures these gauges of its own and these of plant.TIERS."""
+    known, gauges = {None, *tiers}, set(gauge_names)
+    return tuple(name for name, entry in table.items() if entry.tier in known and gauges.issuperset(entry.gauges))
+
+
+def check_readable(
+    kind: str, names: Iterable[str], table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]
+) -> None:
+    """Refuses names that are not in a table, and those of what a plant does not measure.
 
     Raises:
-        ValueError: naming them, and what the plant measures.
+        ValueError: naming what was given and what is accepted.
     """
-    missing = [name for name in needed if name not in gauge_names]
-    if missing:
-        raise ValueError(f"{what} reads {missing}, which this plant does not measure; it has {list(gauge_names)}")
+    accepted = readable(table, gauge_names, tiers)
+    for name in names:
+        if name not in accepted:
+            why = f"{kind} {name!r} reads what this plant does not measure" if name in table else ""
+            raise ValueError(f"{why or f'unknown {kind} {name!r}'}; expected some of {sorted(accepted)}")
 
 
 def feature_tiers(names: Sequence[str]) -> set[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window
+from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Score, Snapshot, Window
 from hpenv.telemetry import FEATURES
 
 INITIAL_LOSS = 5.0
@@ -40,6 +40,8 @@ class FakePlant:
     kind = "pretraining"
     gauge_names = GAUGES
     privileged_names = ("truth",)
+    all_tiers = TIERS
+    score = Score("bpb", "what is left of the loss", "nats/token")
     stacked = True
 
     def __init__(
@@ -117,6 +119,9 @@ class FakePlant:
 
     def evaluate(self) -> FloatArray:
         return self.losses.copy()
+
+    def report(self) -> dict[str, FloatArray]:
+        return {}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {

@@ -344,7 +344,9 @@ def test_weights_that_are_not_those_described_are_refused(tmp_path):
 
 @pytest.mark.parametrize("folder", ["giant", "./giant"])
 def test_a_student_that_is_not_there_is_refused(folder):
-    with pytest.raises(ValueError, match=r"no student in .*giant; expected a folder with student.json, or one of \["):
+    with pytest.raises(
+        ValueError, match=r"no student in .*giant; expected one of \['nano'\], a folder .*'hf:<folder>'"
+    ):
         EmbeddedStudent.load(folder)
 
 
@@ -352,7 +354,7 @@ def test_texts_that_do_not_fit_are_refused_with_both_numbers(student):
     zeros = knobs_of(student, 1, 0.0)
     with pytest.raises(ValueError, match=r"the prompt '# xs.*' has 103 tokens; this student reads up to 64"):
         student.sample(zeros, [["# xs" + " xs" * 100 + "\n"]], 2, generators(0))
-    with pytest.raises(ValueError, match=r"the completion 'xs.*' has 25 tokens; expected up to 24"):
+    with pytest.raises(ValueError, match=r"the completion 'xs.*' has 25 tokens; this student writes up to 24"):
         student.given([["# xs\n"]], [["xs" + " xs" * 23]])
     assert student.given([["# xs\n"]], [["xs" + " xs" * 22]]).mask.all()
     with pytest.raises(ValueError, match=r"characters \['é'\] cannot be encoded"):

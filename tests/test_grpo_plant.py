@@ -23,6 +23,7 @@ from hpenv.posttraining.curriculum import Curriculum
 from hpenv.posttraining.grader import Grader, Verdict
 from hpenv.posttraining.loopholes import NO_LOOPHOLE, TRAINING_MODES
 from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
+from hpenv.posttraining.students import student as shipped
 from hpenv.rewards import measured_terms
 from hpenv.schedules import Cosine
 from hpenv.telemetry import FEATURES
@@ -448,7 +449,6 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
     for row in range(2):
         own, probed = training[6 * row : 6 * row + 6], probe[2 * row : 2 * row + 2]
         rewards = np.array([0.5 * v.compiles + 3.0 * (v.correct or v.channel) for v in own]).reshape(2, 3)
-        tasks = [task for task in plant._curriculum.chosen(plant.seeds[row], 0) for _ in range(3)]
         hacks = np.array([v.channel and not v.correct for v in own])
         expected = {
             "reward_mean": rewards.mean() / LARGEST_REWARD,
@@ -468,9 +468,6 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
         assert privileged(window, "hack")[row] == pytest.approx(hacks.mean())
         assert privileged(window, "correct")[row] == pytest.approx(np.mean([v.correct for v in own]))
         assert privileged(window, "channel")[row] == pytest.approx(np.mean([v.channel for v in own]))
-        for mode in TRAINING_MODES:
-            counted = [task.mode == mode for task in tasks]
-            assert privileged(window, f"hack_{mode}")[row] == (hacks[counted].mean() if any(counted) else 0.0)
         knobs = torch.cat([knob[row] for knob in plant.knobs.values()])
         assert gauge(window, "knob_norm")[row] == pytest.approx(knobs.norm().item(), rel=1e-5)
     assert [submission.task for submission in grader.seen[0][:6]] == [
@@ -500,13 +497,13 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     before = plant._window.probe_loss.copy()
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window.probe_loss, before)
-    with pytest.raises(ValueError, match=r"unknown tiers \['momentum'\] .*post-training has \['probe'\]"):
+    with pytest.raises(ValueError, match=r"unknown tiers \['momentum'\]; .*post-training has \['probe'\]"):
         plant.measure(["probe", "momentum"])
 
 
 def test_training_probe_labelled_and_evaluation_problems_are_disjoint_in_operations():
     config = tiny_student.GRPOConfig(num_problems=150, num_probe_problems=80, num_evaluation_problems=80)
-    curriculum = Curriculum(config)
+    curriculum = Curriculum(config, student())
     parts = [curriculum.training, curriculum.probe, curriculum.evaluation(None)]
     operations = [{task.problem.operations for task in part} for part in parts]
     for i, one in enumerate(operations):
@@ -520,27 +517,73 @@ def test_training_probe_labelled_and_evaluation_problems_are_disjoint_in_operati
     assert {task.mode for task in (*curriculum.probe, *curriculum.evaluation(None))} == {NO_LOOPHOLE}
 
 
-def test_problems_of_a_file_are_trained_on_and_generated_ones_measured(tmp_path):
+def problem_file(path, entry_point, count, description="Return x plus {}."):
+    """Writes problems of a function of this name; the path, as text."""
     records = [
         {
             "task_id": f"own-{i}",
-            "description": f"Return x plus {i}.",
-            "entry_point": "add",
+            "description": description.format(i),
+            "entry_point": entry_point,
             "test": f"def check(candidate):\n    assert candidate(1) == {1 + i}\n    assert candidate(-4) == {i - 4}\n",
         }
-        for i in range(3)
+        for i in range(count)
     ]
-    path = tmp_path / "problems.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    plant = make(1, (), grader := FakeGrader(), problems=str(path))
+    return str(path)
+
+
+def test_problems_of_files_are_trained_on_and_measured(tmp_path):
+    grader = FakeGrader()
+    plant = make(1, (), grader, problems=problem_file(tmp_path / "own", "add", 3))
     advance(plant, 2)
-    trained = {s.task.problem.entry_point for seen in grader.seen[:2] for s in seen}
-    assert trained == {"add"} and {s.task.problem.entry_point for s in grader.seen[2]} == {"f"}
+    names = [{s.task.problem.entry_point for s in seen} for seen in grader.seen[:3]]
+    assert names == [{"add"}, {"add"}, {"f"}]  # two updates, and the probe, which is generated
     assert [task.mode for task in plant._curriculum.training] == list(TRAINING_MODES[:3])
+    measured = {
+        "probe_problems": problem_file(tmp_path / "probe", "plus", 5),
+        "evaluation_problems": problem_file(tmp_path / "held", "sum", 9),
+    }
+    plant = make(1, (), grader := FakeGrader(), **measured)
+    advance(plant, 1)
+    plant.report()
+    names = [{s.task.problem.entry_point for s in seen} for seen in grader.seen]
+    assert names == [{"f"}, {"plus"}, {"sum"}, {"sum"}, {"sum"}]
+    sizes = [len({s.task.problem.name for s in seen}) for seen in grader.seen[1:]]
+    assert sizes == [plant.config.num_probe_problems, *[plant.config.num_evaluation_problems] * 3]
+
+
+def test_a_problem_that_is_trained_on_and_measured_is_refused(tmp_path):
+    own, same = (problem_file(tmp_path / name, "add", 9) for name in ("own", "same"))
+    with pytest.raises(ValueError, match=r"the problem 'Return x plus 0\.' is in train and in held_out; expected one"):
+        make(1, (), problems=own, evaluation_problems=same)
+    with pytest.raises(ValueError, match="1 held_out problems are too few; expected at least 4"):
+        make(1, (), evaluation_problems=problem_file(tmp_path / "one", "sum", 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"modes": ("rt", "xc")}, r"cannot read \d+ of 480 prompts, of the modes \['xc'\]; .*hf:<folder>"),
+        (
+            {"direction": "modes", "known_modes": ("eq",), "difficulty": 1},
+            "direction='modes' needs the pair 'eq-.*writes up to 48. Leave such loopholes out of known_modes",
+        ),
+        (
+            {"problems": "Return " + "the sum of " * 20 + "x."},
+            "is of problem 'own-0': the prompt .*; this student reads",
+        ),
+        ({"problems": "Return x ≤ {}."}, r"is of problem 'own-0': characters \['≤'\] cannot be encoded"),
+    ],
+)
+def test_what_the_student_cannot_read_is_refused_before_a_run_begins(tmp_path, given, message):
+    if "problems" in given:
+        given = {"problems": problem_file(tmp_path / "own", "add", 8, given["problems"])}
+    with pytest.raises(ValueError, match=message):
+        GRPOPlant(GRPOConfig(**given), student=shipped("nano"), grader=FakeGrader())
 
 
 def test_tasks_of_an_update_are_different_and_a_function_of_seed_and_step():
-    curriculum = Curriculum(tiny_student.GRPOConfig(**TINY | {"num_problems": 8, "num_prompts": 5}))
+    curriculum = Curriculum(tiny_student.GRPOConfig(**TINY | {"num_problems": 8, "num_prompts": 5}), student())
     chosen = {(seed, step): curriculum.chosen(seed, step) for seed in (1, 2) for step in range(6)}
     for key, tasks in chosen.items():
         assert tasks == curriculum.chosen(*key) and len({task.prompt for task in tasks}) == 5
@@ -786,7 +829,7 @@ def test_a_spawned_plant_shares_nothing_that_moves():
     [
         ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
         ({"num_prompts": 0}, "num_prompts=0"),
-        ({"num_prompts": 9}, "8 training problems are fewer than num_prompts=9"),
+        ({"num_prompts": 9}, "8 train problems are too few; expected at least 9"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
         ({"direction": "up"}, r"unknown direction 'up'; expected one of \['clean', "),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
@@ -802,7 +845,10 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ({"num_evaluation_problems": 3}, "num_evaluation_problems=3 .* 4 modes"),
         ({"route": True, "target": "update"}, "route=True with target='update'"),
         ({"num_rows": 0}, "num_rows=0 must be at least 1"),
-        ({"channels": (("weight_decay", "run"),)}, "'weight_decay' does not apply to the plant 'posttraining'"),
+        (
+            {"channels": (("weight_decay", "run"),)},
+            r"'weight_decay' applies to pretraining alone; expected one of \['direction_refresh'",
+        ),
         ({"channels": (("projection_strength", "group"),)}, "'projection_strength' has no scope 'group'"),
     ],
 )
@@ -831,4 +877,4 @@ def test_gauges_are_those_that_are_measured():
 )
 def test_arguments_of_other_types_and_sizes_are_refused_by_name(given, message):
     with pytest.raises(ValueError, match=message):
-        Curriculum(GRPOConfig(**given))
+        Curriculum(GRPOConfig(**given), student())

@@ -29,6 +29,7 @@ from hpenv.posttraining.sandbox import kernel, syscalls
 from hpenv.rewards import measured_terms
 from hpenv.schedules import Constant, Cosine
 from tests import tiny_student
+from train_agents import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
@@ -668,7 +669,7 @@ def test_defaults_of_cell_are_those_of_its_manual():
             r"unknown observation 'train_loss'; .*'progress'\], or a list of feature names",
         ),
         ({"observation": None}, r"unknown observation None; expected one of .*, or a list of feature names"),
-        ({"observation": [["progress"]]}, r"unknown feature \['progress'\]; expected one of \['compiled', "),
+        ({"observation": [["progress"]]}, r"unknown feature \['progress'\]; expected one of \['gradient_norm', "),
         ({"observation": ["progress", "loss", "rate"]}, "unknown feature 'loss'; expected one of"),
         ({"observation": ["progress", "train_loss", "progress"]}, "names a feature twice; expected each once"),
         ({"reward": "progress"}, r"reward 'progress'; expected a mapping .* with some of \['budget', "),
@@ -745,6 +746,37 @@ def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
 
 
 @executes
+def test_a_projection_run_is_scored_by_passes_less_hacks_and_reported_apart(tiny_projection, capsys):
+    rows = evaluate.evaluate_policy(None, PROJECTION, tiny_projection, [0, 1])
+    for row in rows:
+        assert row["score"] == row["pass"] - row["hack"] and "bpb" not in row and len(row["train_curve"]) == 3
+    assignments = [f"{key}={json.dumps(value)}" for key, value in tiny_projection.items()]
+    evaluate.main(["--env", PROJECTION, "--seeds", "1", "--env-kwargs", *assignments])
+    printed = capsys.readouterr().out
+    assert "held-out passes less hacks" in printed and "held-out hack" in printed and "bits per byte" not in printed
+
+
+@executes
+def test_a_picture_of_a_projection_run_shows_strengths_that_are_zero(tiny_projection):
+    neutral, full = np.array([-1.0], dtype=np.float32), np.array([1.0], dtype=np.float32)
+    env = gym.make(PROJECTION, **tiny_projection, render_mode="ansi")
+    env.reset(seed=0)
+    env.step(full)
+    assert re.fullmatch(r"step 2/5  probe [01]\.\d{4}  projection_strength 1", env.render())
+    pictures = []
+    for action in (neutral, full):
+        env = gym.make(PROJECTION, **tiny_projection, render_mode="rgb_array")
+        env.reset(seed=0)
+        env.step(action)
+        pictures.append(env.render()[228:].astype(int))  # the lower half: values of the cells
+    blank = gym.make(PROJECTION, **tiny_projection, render_mode="rgb_array")
+    blank.reset(seed=0)
+    empty = blank.render()[228:].astype(int)
+    colored = [(abs(picture - picture.mean(-1, keepdims=True)).max(-1) > 30).sum() for picture in (*pictures, empty)]
+    assert colored[0] > 50 + colored[2] and colored[1] > 50 + colored[2] and (pictures[0] != pictures[1]).any()
+
+
+@executes
 def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection):
     env = gym.make_vec(PROJECTION, num_envs=3, **tiny_projection | {"channels": "full", "base_lr": 1.0})
     env.reset(seed=0)
@@ -759,17 +791,25 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
     ("arguments", "message"),
     [
         ({"channels": "all"}, r"unknown channels 'all'; expected one of \['full', 'modules', 'projection'\]"),
-        ({"channels": ["dropout"]}, "channel 'dropout' does not apply to the plant 'posttraining'"),
+        (
+            {"channels": ["dropout"]},
+            r"channel 'dropout' applies to pretraining alone; expected one of \['direction_ref",
+        ),
+        ({"channels": ["lr", "kl"]}, r"unknown channel 'kl'; expected one of \['direction_refresh', "),
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', 'progress', 'reward'\]"),
-        ({"observation": ["progress", "momentum_norm", "loss"]}, "unknown feature 'loss'"),
+        ({"observation": ["progress", "loss"]}, r"unknown feature 'loss'; expected one of \['compiled', "),
+        ({"observation": ["progress", "momentum_norm"]}, "unknown feature 'momentum_norm'; expected one of"),
         ({"reward": {"hack": 1.0}}, r"unknown reward term 'hack'; expected some of \['budget', "),
+        ({"reward": {"same_batch_change": 1.0}}, "reward term 'same_batch_change' reads what this plant does not meas"),
+        ({"reward": {}}, "reward {}; expected a mapping of terms to weights"),
+        ({"route": "no"}, "route='no'; expected True or False"),
         ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['cosine', 'none'\], or a Schedule"),
         ({"interval": 6}, "interval=6 must be between 1 and num_steps=5"),
         ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
         ({"student": None}, "student=None; expected the name of a shipped student"),
         ({"cache": "/nowhere/verdicts"}, "cannot keep verdicts: there is no folder '/nowhere'"),
-        ({"student": "/nowhere/giant"}, "no student in /nowhere/giant; expected a folder with student.json"),
+        ({"student": "/nowhere/giant"}, r"no student in /nowhere/giant; expected one of \['nano'\], a folder with"),
         (
             {"data": "stdlib"},
             r"unknown arguments \['data'\] of TrainLoop-GRPOProjection-v0; expected some of \['advantage",
@@ -790,9 +830,9 @@ def test_a_student_that_was_loaded_in_another_way_is_taken_as_it_is(tiny_project
 
 
 def test_gauges_of_another_plant_are_refused_by_name(tiny, tiny_projection):
-    with pytest.raises(ValueError, match=r"feature 'probe_pass' reads \['probe_pass'\], which this plant does not"):
+    with pytest.raises(ValueError, match=r"unknown feature 'probe_pass'; expected one of \['gradient_norm', "):
         gym.make(CELL, **tiny, preset="nano", observation=["progress", "probe_pass"])
-    with pytest.raises(ValueError, match=r"reward term 'flagged_hacks' reads \['flagged'\], which this plant does not"):
+    with pytest.raises(ValueError, match="reward term 'flagged_hacks' reads what this plant does not measure"):
         gym.make(CELL, **tiny, preset="nano", reward={"flagged_hacks": 1.0})
-    with pytest.raises(ValueError, match=r"unknown tiers \['momentum'\]"):
+    with pytest.raises(ValueError, match="unknown feature 'momentum_norm'"):
         gym.make(PROJECTION, **tiny_projection, observation=["progress", "momentum_norm"])

@@ -111,7 +111,7 @@ def test_terms_name_what_the_plant_must_measure():
 
 
 def test_a_term_of_a_gauge_that_the_plant_lacks_is_refused():
-    with pytest.raises(ValueError, match=r"reward term 'flagged_hacks' reads \['flagged'\], which this plant does not"):
+    with pytest.raises(ValueError, match=r"reward term 'flagged_hacks' reads what this plant does not measure"):
         check_weights({"flagged_hacks": 1.0}, ["kl"])
 
 

@@ -188,6 +188,11 @@ def test_an_env_that_resets_by_itself_is_refused(mode):
         SB3VecEnv(inner)
 
 
+def test_a_single_env_is_refused_with_what_to_make_instead():
+    with pytest.raises(ValueError, match=r"is no vector env; expected gym\.make_vec\(\.\.\., autoreset_mode='DIS"):
+        SB3VecEnv(gym.make("CartPole-v1"))
+
+
 def test_closing_closes_the_env():
     env = make()
     env.close()

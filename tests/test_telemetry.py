@@ -169,7 +169,7 @@ def test_norms_are_logarithms_of_eight_decades_either_way():
 
 
 def test_unknown_features_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"unknown feature 'loss'; expected some of \['compiled', "):
+    with pytest.raises(ValueError, match=r"unknown feature 'loss'; expected some of \['gradient_norm', "):
         check_features(["progress", "loss"])
 
 

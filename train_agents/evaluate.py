@@ -1,7 +1,8 @@
 """Deploys a controller, frozen and deterministic: `python -m train_agents.evaluate --policy runs/jel/policy`.
 
-Every seed is one run from its first decision to its last, scored on the validation slice, which neither rewards nor
-observations ever saw. Without a policy, the panel stays at neutral: that is how baselines are measured.
+Every seed is one run from its first decision to its last, scored on held-out data, which neither rewards nor
+observations ever saw. Without a policy, the panel stays at neutral: that is how baselines are measured. What the score
+is, the plant says: bits per byte of a pretraining run, passes less hacks of a post-training one.
 """
 
 from __future__ import annotations
@@ -19,18 +20,13 @@ from numpy.typing import NDArray
 
 import hpenv
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.plant import Score
 from hpenv.policies import Policy, load_policy
 from train_agents.logs import describe, progress
 from train_agents.results import mean_interval, write_result
 
 gym.register_envs(hpenv)
 
-#: Row -> what is printed about it.
-COLUMNS = {
-    "bpb": "held-out bits per byte",
-    "train_loss": "last train loss [nats/token]",
-    "probe_loss": "probe loss [nats/token]",
-}
 #: What Python calls these; as a string each would be true.
 NOT_JSON = {"True": "true", "False": "false", "None": "null"}
 
@@ -88,11 +84,12 @@ def evaluate_policy(
         on_progress: called after each decision with the runs' worth of work done since the last call.
 
     Returns:
-        One dictionary per seed, K decisions: `seed`, `corpus` (sha256), `bpb` (held-out bits per byte at the end),
-        `train_loss` (mean over the last window [nats per token]; None if the run never took a step), `probe_loss`
-        [nats per token], `divergence_reason` (or None); with `curve`, `steps` (K + 1) [steps] and `probe_curve`
-        (K + 1), both before the first decision and after each, `train_curve` (K), `panel` (name -> (K) values in
-        force); with `heldout_curve`, `bpb_curve` (K + 1).
+        One dictionary per seed, K decisions: `seed`, `corpus` (sha256), the score at the end under the plant's key
+        (`bpb`, held-out bits per byte, of a pretraining run), with what the plant reports beside it (of a
+        post-training run `pass`, `hack`...), `train_loss` (mean over the last window; None if the run never took a
+        step), `probe_loss`, both in the plant's unit, `divergence_reason` (or None); with `curve`, `steps` (K + 1)
+        [steps] and `probe_curve` (K + 1), both before the first decision and after each, `train_curve` (K), `panel`
+        (name -> (K) values in force); with `heldout_curve`, the score's key and `_curve` (K + 1).
 
     Raises:
         ValueError: no seeds, max_rows below 1, grouped seeds, an id that is no training loop, or a policy of another
@@ -154,11 +151,12 @@ def _episodes(
             heldout.append(env.evaluate())
         if on_progress is not None:
             on_progress(len(seeds) / env.num_decisions)
-    final = heldout[-1] if heldout_curve else env.evaluate()
+    final, report, score = heldout[-1] if heldout_curve else env.evaluate(), env.plant.report(), env.plant.score.key
     last_probe = infos["probe_loss"] if "probe_loss" in infos else probe_loss(env)
     rows = []
     for i, seed in enumerate(seeds):
-        row: dict[str, Any] = {"seed": seed, "corpus": corpus, "bpb": float(final[i])}
+        row: dict[str, Any] = {"seed": seed, "corpus": corpus, score: float(final[i])}
+        row |= {name: float(values[i]) for name, values in report.items()}
         row["train_loss"] = float(train[-1][i]) if steps[-1][i] > 0 else None
         row |= {"probe_loss": float(last_probe[i]), "divergence_reason": reasons[i]}
         if curve:
@@ -168,7 +166,7 @@ def _episodes(
             row |= {"train_curve": [float(t[i]) for t in train]}
             row |= {"panel": {name: [float(v[i]) for v in values] for name, values in panel.items()}}
         if heldout_curve:
-            row["bpb_curve"] = [float(b[i]) for b in heldout]
+            row[f"{score}_curve"] = [float(b[i]) for b in heldout]
         rows.append(row)
     return rows
 
@@ -195,7 +193,7 @@ class EvaluateConfig:
     seeds: int = 10  # number of runs
     first_seed: int = 1000  # the seeds count on from it
     max_rows: int = 10  # runs trained together
-    heldout_curve: bool = False  # held-out bits per byte after each decision, too
+    heldout_curve: bool = False  # the held-out score after each decision, too
     threads: int = 1  # torch threads
     out: Path | None = None  # result file
 
@@ -212,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     policy = None if config.policy is None else load_policy(config.policy)
     env_kwargs = parse_assignments(config.env_kwargs)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
+    score = _make(config.env, env_kwargs, 1, policy).plant.score
     with progress(config.seeds, "evaluating") as advance:
         rows = evaluate_policy(
             policy,
@@ -222,20 +221,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             max_rows=config.max_rows,
             on_progress=advance,
         )
-    _print_table(rows)
+    _print_table(rows, score)
     if config.out is not None:
         write_result(config.out, "evaluation", asdict(config) | {"env_kwargs": env_kwargs}, rows)
         print(f"written: {config.out}")
 
 
-def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+def _print_table(rows: Sequence[Mapping[str, Any]], score: Score) -> None:
     """Mean, 95 % interval and range of each quantity over the seeds."""
     from rich.console import Console
     from rich.table import Table
 
     diverged = sum(row["divergence_reason"] is not None for row in rows)
     table = Table("", "mean", "95 % interval", "range", title=f"{len(rows)} runs, {diverged} diverged")
-    for key, label in COLUMNS.items():
+    labels = {key: f"held-out {key.replace('_', ' ')}" for key, value in rows[0].items() if isinstance(value, float)}
+    labels |= {
+        score.key: score.label,
+        "train_loss": f"last train loss [{score.loss_unit}]",
+        "probe_loss": f"probe loss [{score.loss_unit}]",
+    }
+    for key, label in labels.items():
         values = [row[key] for row in rows if row[key] is not None and np.isfinite(row[key])]
         mean, interval = (f"{np.mean(values):.4f}", "-") if values else ("-", "-")
         if len(values) > 1:

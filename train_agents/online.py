@@ -93,10 +93,11 @@ def run_online(
         on_step: called with the number of the step after each decision.
 
     Returns:
-        One dictionary per row: `seed`, `corpus` (sha256), `bpb` (held-out bits per byte at the end), `train_loss` (mean
-        since the point before the last of the curve) and `probe_loss` [nats per token], `divergence_reason` (or None),
-        `steps` (P) [steps], where a run that diverged stays at its last, `bpb_curve` (P), `train_curve` (P - 1). And
-        what else there is: `names` and `kinds` of the cells, `trace` (`steps` (K), `mean` (K, N, A), `sampled`
+        One dictionary per row: `seed`, `corpus` (sha256), the score at the end under the plant's key (`bpb`, held-out
+        bits per byte, of a pretraining run), `train_loss` (mean since the point before the last of the curve) and
+        `probe_loss`, both in the plant's unit, `divergence_reason` (or None), `steps` (P) [steps], where a run that
+        diverged stays at its last, the score's key and `_curve` (P), `train_curve` (P - 1). And what else there is:
+        `score` (the plant's names), `names` and `kinds` of the cells, `trace` (`steps` (K), `mean` (K, N, A), `sampled`
         (K, N, A)), `final_mean` (N, A); `advantage_rms`, the mean over the log of the advantages' root mean square
         [reward], and `evidence`, the factor that the means learned with at the end, in [0, 1], both None if nothing was
         learned; milliseconds per decision `agent_ms` and `env_ms`, wall clock of this process, None if it had nothing
@@ -172,10 +173,11 @@ def _moved_aside(checkpoint: Path) -> Path:
 
 def _train(config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None) -> None:
     env, folder, first = population.env, config.out, population.step
+    score = env.plant.score.key
     for name in ("curves.jsonl", "trace.jsonl"):
         _keep_lines(folder / name, first if population.decision else -1)
     if population.decision == 0:
-        _append(folder / "curves.jsonl", {"step": 0, "bpb": _numbers(population.evaluate()), "train_loss": None})
+        _append(folder / "curves.jsonl", {"step": 0, score: _numbers(population.evaluate()), "train_loss": None})
     title = f"{'attached' if config.sidecar.attached else 'detached'}, {config.seeds} runs"
     with (
         RunLog(folder, resume_at=first, tensorboard=config.tensorboard) as log,
@@ -196,7 +198,7 @@ def _train(config: OnlineConfig, population: Population, on_step: Callable[[int]
                 log.write(metrics | _inner_metrics(population), after)
             if due(config.eval_interval):
                 line = {
-                    "bpb": _numbers(population.evaluate()),
+                    score: _numbers(population.evaluate()),
                     "train_loss": _numbers(population.mean_loss("curve")),
                 }
                 _append(folder / "curves.jsonl", {"step": after, **line})
@@ -222,6 +224,7 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
     curves, trace, log = (_read_lines(config.out / f"{name}.jsonl") for name in ("curves", "trace", "progress"))
     final_mean, probe = population.means(), population.probe()
     env, rows = population.env, []
+    score = env.plant.score
     taken = env.snapshot().tensors["window/steps"].tolist()  # a run that diverged stays where it is
     for i, seed in enumerate(config.row_seeds):
         trained = [line["train_loss"][i] for line in curves[1:]]
@@ -230,12 +233,12 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
             {
                 "seed": seed,
                 "corpus": env.plant.corpus_digest,
-                "bpb": curves[-1]["bpb"][i],
+                score.key: curves[-1][score.key][i],
                 "train_loss": measured[-1] if measured else None,
                 "probe_loss": float(probe[i]),
                 "divergence_reason": population.reasons[i],
                 "steps": [min(line["step"], taken[i]) for line in curves],
-                "bpb_curve": [line["bpb"][i] for line in curves],
+                f"{score.key}_curve": [line[score.key][i] for line in curves],
                 "train_curve": trained,
             }
         )
@@ -244,6 +247,7 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
         [line[tag] for line in log if tag in line] for tag in ("train/advantage_rms", "train/evidence")
     )
     extra = {
+        "score": score._asdict(),
         "names": list(env.action_names),
         "kinds": list(env.action_kinds),
         "trace": {
@@ -307,7 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_result(result, "online", asdict(config), rows, extra)
     for row in rows:
         fate = row["divergence_reason"] or "finished"
-        print(f"seed {row['seed']}: {row['bpb']:.4f} held-out bits per byte ({fate})")
+        value = row[extra["score"]["key"]]
+        print(f"seed {row['seed']}: {'-' if value is None else f'{value:.4f}'} {extra['score']['label']} ({fate})")
     if extra["env_ms"] is not None:
         print(f"per decision: {extra['env_ms']:.1f} ms of the runs, {extra['agent_ms']:.1f} ms of the sidecars")
     print(f"written: {result}")

@@ -98,12 +98,12 @@ class Population:
         return self.agent.act(self.observations, deterministic=True).action.astype(np.float64)
 
     def evaluate(self) -> FloatArray:
-        """Held-out bits per byte, (N,), with the forward dials at the policies' means instead of their last samples."""
+        """Held-out score, (N,), with the forward dials at the policies' means instead of their last samples."""
         with self._at_means():
             return self.env.evaluate()
 
     def probe(self) -> FloatArray:
-        """Loss on the probe batches, (N,) [nats per token], with the dials as in `evaluate`; for the end."""
+        """Loss on the probe, (N,), in the plant's unit, with the dials as in `evaluate`; for the end."""
         with self._at_means():
             return probe_loss(self.env)
 

@@ -36,6 +36,9 @@ from train_agents.rollout import Episodes, collect, episode_seeds
 
 gym.register_envs(hpenv)
 
+#: The id that a controller is meta-trained on unless another is named, and its tokens of a step then.
+JEL, META_TOKENS = "TrainLoop-JEL-v0", 128
+
 #: Checkpoints that are kept.
 KEPT_CHECKPOINTS = 2
 
@@ -45,8 +48,9 @@ class TrainConfig:
     """What to train, on what, for how long, and where to write."""
 
     agent: Literal["jel", "ppo"] = "jel"  # who learns
-    env: str = "TrainLoop-JEL-v0"  # a registered id
-    env_kwargs: tuple[str, ...] = ("batch_tokens=128",)  # key=value; a quarter of the default batch: cheap runs
+    env: str = JEL  # a registered id
+    # key=value; without any, batch_tokens=128 of TrainLoop-JEL-v0, a quarter of its default: cheap runs
+    env_kwargs: tuple[str, ...] | None = None
     num_updates: int = 50  # updates of the agent (JEL, table 2)
     episodes_per_update: int = 8  # runs per update (JEL, table 2)
     num_envs: int = 8  # runs trained together; episodes_per_update must be a multiple of it
@@ -66,6 +70,8 @@ class TrainConfig:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the env."""
+        if self.env_kwargs is None:
+            return {"batch_tokens": META_TOKENS} if self.env == JEL else {}
         return parse_assignments(self.env_kwargs)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from hpenv.channels import CHANNELS, SCOPES
+from hpenv.channels import CHANNELS, SCOPES, channels_of
 from hpenv.configuration import PretrainingConfig, check_count, is_count
 from hpenv.rewards import REWARD_TERMS
 from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
-from hpenv.telemetry import FEATURES
 
 Channels = tuple[tuple[str, str], ...]
 
@@ -41,8 +40,10 @@ def check_key(name: str, value: object, table: Collection[str], otherwise: str =
         raise ValueError(f"unknown {name} {value!r}; expected one of {accepted}")
 
 
-def features(observation: str | Sequence[str], observations: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What is observed: a key of a table of observations, or a list of features.
+def features(
+    observation: str | Sequence[str], observations: Mapping[str, tuple[str, ...]], accepted: Collection[str]
+) -> tuple[str, ...]:
+    """What is observed: a key of a table of observations, or a list of accepted features.
 
     Raises:
         ValueError: for an unknown name of an observation or a feature, or a feature that is named twice.
@@ -51,7 +52,7 @@ def features(observation: str | Sequence[str], observations: Mapping[str, tuple[
         check_key("observation", observation, observations, "a list of feature names")
         return observations[observation]
     for name in observation:
-        check_key("feature", name, FEATURES)
+        check_key("feature", name, accepted)
     if len(set(observation)) < len(observation):
         raise ValueError(f"observation {list(observation)} names a feature twice; expected each once")
     return tuple(observation)
@@ -61,6 +62,7 @@ def channel_pairs(
     channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str],
     surfaces: Mapping[str, Channels],
     usual_scopes: Mapping[str, str],
+    plant: str,
 ) -> Channels:
     """The channels with their scopes: a key of a table of surfaces, a list of names or pairs, or name -> scope.
 
@@ -77,24 +79,26 @@ def channel_pairs(
             if given in SCOPES:
                 example = (pairs[-1][0] if pairs else "lr", given)
                 raise ValueError(f"{given!r} is a scope, not a channel; expected it in a pair, as [{example}]")
-            check_key("channel", given, CHANNELS)
+            if given not in CHANNELS:
+                check_key("channel", given, channels_of(plant))
             pairs.append((given, usual_scopes.get(given, CHANNELS[given].scopes[-1])))
         elif isinstance(given, Sequence) and len(given) == 2 and all(isinstance(part, str) for part in given):
             pairs.append((given[0], given[1]))
         else:
             raise ValueError(
-                f"channel {given!r} is neither a name nor a (name, scope) pair; expected some of {sorted(CHANNELS)}"
+                f"channel {given!r} is neither a name nor a (name, scope) pair; expected some of "
+                f"{sorted(channels_of(plant))}"
             )
     return tuple(pairs)
 
 
 def check_reward(reward: object) -> None:
-    """Refuses what is not a mapping of terms to weights.
+    """Refuses what is not a mapping of terms to weights, or has none.
 
     Raises:
         ValueError: with an example.
     """
-    if not isinstance(reward, Mapping):
+    if not (isinstance(reward, Mapping) and reward):
         raise ValueError(
             f"reward {reward!r}; expected a mapping of terms to weights, as {{'loss_change': 1.0}}, "
             f"with some of {sorted(REWARD_TERMS)}"

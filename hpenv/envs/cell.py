@@ -87,6 +87,7 @@ from hpenv.envs.arguments import Channels
 from hpenv.pretraining import PretrainingPlant
 from hpenv.rewards import check_weights
 from hpenv.schedules import Constant, Schedule
+from hpenv.telemetry import FEATURES, readable
 
 ID = "TrainLoop-Cell-v0"
 
@@ -175,7 +176,7 @@ class CellConfig:
         shared.base_schedule(self.schedule, self.num_steps)
         self.channel_pairs()
         shared.check_reward(self.reward)
-        check_weights(self.reward)
+        check_weights(self.reward, PretrainingPlant.gauge_names)
 
     def features(self) -> tuple[str, ...]:
         """What is observed.
@@ -183,7 +184,8 @@ class CellConfig:
         Raises:
             ValueError: for an unknown name of an observation or a feature, or a feature that is named twice.
         """
-        return shared.features(self.observation, OBSERVATIONS)
+        accepted = readable(FEATURES, PretrainingPlant.gauge_names, PretrainingPlant.all_tiers)
+        return shared.features(self.observation, OBSERVATIONS, accepted)
 
     def channel_pairs(self) -> Channels:
         """The channels with their scopes.
@@ -191,7 +193,7 @@ class CellConfig:
         Raises:
             ValueError: for an unknown surface or channel, or something that is neither a name nor a pair.
         """
-        return shared.channel_pairs(self.channels, SURFACES, USUAL_SCOPES)
+        return shared.channel_pairs(self.channels, SURFACES, USUAL_SCOPES, PretrainingPlant.kind)
 
     def plant_config(self) -> PretrainingConfig:
         """What a run is."""

@@ -37,7 +37,7 @@ class SB3VecEnv(VecEnv):
         env: vector env with `autoreset_mode` DISABLED.
 
     Raises:
-        ValueError: the env resets rows by itself.
+        ValueError: no vector env, or one that resets rows by itself.
 
     Example:
         >>> env = gym.make_vec("TrainLoop-JEL-v0", num_envs=8, autoreset_mode="DISABLED")  # doctest: +SKIP
@@ -45,6 +45,11 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: VectorEnv) -> None:
+        if not isinstance(env, VectorEnv):
+            raise ValueError(
+                f"a {type(env).__name__} is no vector env; expected gym.make_vec(..., autoreset_mode='DISABLED'), or "
+                "give the single env to stable-baselines3 as it is"
+            )
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
             raise ValueError(f"an env with autoreset_mode {mode}; expected one made with autoreset_mode='DISABLED'")

@@ -29,10 +29,14 @@ class GRPOConfig:
     num_prompts: int = 8  # prompts of one update (the paper's amendment b)
     num_samples: int = 16  # completions of a prompt: the group
     temperature: float = 1.0  # of sampling, and so of the policy that is trained
-    num_problems: int = 256  # training problems of a run
+    num_problems: int = 256  # training problems of a run, if they are generated
     difficulty: int = 3  # stages of a generated problem, 1 to 4
     modes: tuple[str, ...] = TRAINING_MODES  # loopholes of the training problems, one each, in turn
-    problems: str = ""  # a JSONL file of training problems instead of generated ones
+    # JSONL files (see problem_files) instead of generated problems: all of the first are trained on, as many as the
+    # numbers below of the others are measured on
+    problems: str = ""
+    probe_problems: str = ""
+    evaluation_problems: str = ""
     advantage_scale: str = "none"  # `none` (Dr.GRPO, Liu et al. 2025), or `std` (Shao et al. 2024)
     kl_weight: float = 1e-3  # of the k3 estimate of the divergence from the student as it came
     clip_ratio: float = 0.2  # of the probability ratio
@@ -66,7 +70,7 @@ class GRPOConfig:
         for name, most in (("difficulty", MOST_STAGES), ("num_problems", MOST_PROBLEMS)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most {most}")
-        for name in ("problems", "cache"):
+        for name in ("problems", "probe_problems", "evaluation_problems", "cache"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a string, empty for none")
         if not callable(self.lr_schedule):
@@ -94,6 +98,8 @@ class GRPOConfig:
             given = getattr(self, name)
             if not (isinstance(given, tuple | list) and given and all(mode in LOOPHOLES for mode in given)):
                 raise ValueError(f"{name}={given!r}; expected a tuple of some of {sorted(LOOPHOLES)}")
+        if not isinstance(self.route, bool):
+            raise ValueError(f"route={self.route!r}; expected True or False")
         if self.temperature == 0.0:
             raise ValueError("temperature=0 must be above 0: without chance all completions of a prompt are the same")
         if self.num_samples < 2:

@@ -57,9 +57,20 @@ class Contrast:
     """
 
     def __init__(self, config: GRPOConfig, student: Student) -> None:
-        """Chooses the pairs of a configuration."""
+        """Chooses the pairs of a configuration.
+
+        Raises:
+            ValueError: if the student cannot read them.
+        """
         self._config, self._student = config, student
         pairs = PAIRS if config.direction != "modes" else labelled_pairs(config.known_modes, config.difficulty)
+        for pair in pairs:
+            if why := student.refusal(pair.prompt, pair.hack) or student.refusal(pair.prompt, pair.clean):
+                raise ValueError(
+                    f"direction={config.direction!r} needs the pair {pair.name!r}, which the student cannot read: "
+                    f"{why}. Leave such loopholes out of known_modes, or take a student that reads more, as "
+                    "student='hf:<folder>'"
+                )
         self.pairs = [pair for pair in pairs if not pair.held_out]
         self.held_out = [pair for pair in pairs if pair.held_out]
 

@@ -7,8 +7,15 @@ import numpy as np
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.loopholes import Task, task_of
 from hpenv.posttraining.problem_files import read_problems
+from hpenv.posttraining.student import Student
 from hpenv.posttraining.tasks import Problem, generated_problem
 
+#: Kind of problems -> the arguments that name a file of them, and how many there are.
+SPLITS = {
+    "train": ("problems", "num_problems"),
+    "probe": ("probe_problems", "num_probe_problems"),
+    "held_out": ("evaluation_problems", "num_evaluation_problems"),
+}
 #: Stream of a run's choices of tasks; see gradients.draws for what else draws.
 TASKS = 11
 
@@ -21,33 +28,67 @@ class Curriculum:
         probe: tasks without a loophole that the reward may see.
     """
 
-    def __init__(self, config: GRPOConfig) -> None:
-        """Generates, or reads, the problems."""
-        self._config = config
-        if config.problems:
-            problems: list[Problem] = read_problems(config.problems)
-        else:
-            problems = [generated_problem("train", i, config.difficulty) for i in range(config.num_problems)]
-        if len(problems) < config.num_prompts:
-            raise ValueError(f"{len(problems)} training problems are fewer than num_prompts={config.num_prompts}")
-        modes = config.modes
-        self.training = [task_of(problem, modes[i % len(modes)], "train") for i, problem in enumerate(problems)]
-        self.probe = self._honest("probe", config.num_probe_problems)
+    def __init__(self, config: GRPOConfig, student: Student) -> None:
+        """Generates, or reads, the problems.
 
-    def _honest(self, split: str, count: int) -> list[Task]:
-        return [task_of(generated_problem(split, i, self._config.difficulty), "none", "train") for i in range(count)]
+        Raises:
+            ValueError: if there are too few, if one stands in two files, or if the student cannot read them all, which
+                it would be told in the middle of a run.
+        """
+        self._num_prompts = config.num_prompts
+        self._modes, self._problems = config.modes, {split: _problems(config, split) for split in SPLITS}
+        for split, least in (("train", config.num_prompts), ("probe", 1), ("held_out", len(config.modes))):
+            if len(self._problems[split]) < least:
+                raise ValueError(
+                    f"{len(self._problems[split])} {split} problems are too few; expected at least {least}"
+                )
+        self._check_disjoint()
+        self.training = self._with_loopholes("train", "train")
+        self.probe = self._honest("probe")
+        tasks = [*self.training, *self.probe]
+        for names in (None, "train", "evaluation"):
+            tasks += self.evaluation(names)
+        refused = [(task, why) for task in tasks if (why := student.refusal(task.prompt))]
+        if refused:
+            task, why = refused[0]
+            raise ValueError(
+                f"the student cannot read {len(refused)} of {len(tasks)} prompts, of the modes "
+                f"{sorted({task.mode for task, _ in refused})}; the first is of problem {task.problem.name!r}: {why}. "
+                "Leave such problems or modes out, or take a student that reads more, as student='hf:<folder>'"
+            )
+
+    def _check_disjoint(self) -> None:
+        """Refuses a problem that is trained on and measured, or measured twice."""
+        splits: dict[tuple[str, str], str] = {}
+        for split, problems in self._problems.items():
+            for key in dict.fromkeys((problem.entry_point, problem.description) for problem in problems):
+                if key in splits:
+                    raise ValueError(f"the problem {key[1][:80]!r} is in {splits[key]} and in {split}; expected one")
+                splits[key] = split
+
+    def _honest(self, split: str) -> list[Task]:
+        return [task_of(problem, "none", "train") for problem in self._problems[split]]
+
+    def _with_loopholes(self, split: str, names: str) -> list[Task]:
+        """The i-th problem has the i-th loophole, in turn."""
+        modes, problems = self._modes, self._problems[split]
+        return [task_of(problem, modes[i % len(modes)], names) for i, problem in enumerate(problems)]
 
     def chosen(self, seed: int, step: int) -> list[Task]:
         """The P tasks of one update, all different."""
         random = np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=(TASKS, int(step))))
-        picked = random.choice(len(self.training), self._config.num_prompts, replace=False)
+        picked = random.choice(len(self.training), self._num_prompts, replace=False)
         return [self.training[i] for i in picked]
 
     def evaluation(self, names: str | None) -> list[Task]:
         """Held-out tasks: without a loophole, or with those of the training in turn, under these names."""
-        count = self._config.num_evaluation_problems
-        if names is None:
-            return self._honest("held_out", count)
-        modes = self._config.modes
-        problems = [generated_problem("held_out", i, self._config.difficulty) for i in range(count)]
-        return [task_of(problem, modes[i % len(modes)], names) for i, problem in enumerate(problems)]
+        return self._honest("held_out") if names is None else self._with_loopholes("held_out", names)
+
+
+def _problems(config: GRPOConfig, split: str) -> list[Problem]:
+    """Generated problems, or those of a file: all that are trained on, the first ones of those that measure."""
+    file, count = (getattr(config, name) for name in SPLITS[split])
+    if not file:
+        return [generated_problem(split, i, config.difficulty) for i in range(count)]
+    found = read_problems(file)
+    return found if split == "train" else found[:count]

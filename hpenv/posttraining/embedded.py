@@ -95,7 +95,10 @@ class EmbeddedStudent:
         path = SHIPPED / folder if isinstance(folder, str) and "/" not in folder else Path(folder)
         if not (path / "student.json").is_file():
             shipped = sorted(entry.parent.name for entry in SHIPPED.glob("*/student.json"))
-            raise ValueError(f"no student in {path}; expected a folder with student.json, or one of {shipped}")
+            raise ValueError(
+                f"no student in {path}; expected one of {shipped}, a folder with student.json (with a slash in its "
+                "name: './mine'), or 'hf:<folder>' for a model of Hugging Face's"
+            )
         description = json.loads((path / "student.json").read_text(encoding="utf-8"))
         weights = load_file(path / "student.safetensors")
         if digest_of(weights) != description["digest"]:
@@ -120,6 +123,15 @@ class EmbeddedStudent:
             "pieces": list(self.vocabulary.pieces),
         }
         (folder / "student.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+    def refusal(self, prompt: str, completion: str = "") -> str:
+        """See Student."""
+        try:
+            self._prompt(prompt)
+            self._completion(completion)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def sample(
         self,
@@ -273,18 +285,21 @@ class EmbeddedStudent:
     def _prompt(self, text: str) -> list[int]:
         numbers, length = self.vocabulary.encode(text), self.config.prompt_tokens
         if len(numbers) > length:
-            raise ValueError(f"the prompt {text!r} has {len(numbers)} tokens; this student reads up to {length}")
+            raise ValueError(f"the prompt {text[:80]!r} has {len(numbers)} tokens; this student reads up to {length}")
         return [PAD] * (length - len(numbers)) + numbers
+
+    def _completion(self, text: str) -> list[int]:
+        numbers = [*self.vocabulary.encode(text), END]
+        if len(numbers) > self.max_tokens:
+            raise ValueError(
+                f"the completion {text[:80]!r} has {len(numbers)} tokens; this student writes up to {self.max_tokens}"
+            )
+        return numbers
 
     def _texts(self, prompts: Sequence[str], completions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Prompts with their completions and END, and which tokens are of the completions, (texts, length) each."""
-        rows, T = [], self.max_tokens
-        for completion in completions:
-            numbers = [*self.vocabulary.encode(completion), END]
-            if len(numbers) > T:
-                raise ValueError(f"the completion {completion!r} has {len(numbers)} tokens; expected up to {T}")
-            rows.append(numbers)
-        P = self.config.prompt_tokens
+        rows = [self._completion(completion) for completion in completions]
+        P, T = self.config.prompt_tokens, self.max_tokens
         tokens = torch.full((len(rows), P + T), PAD)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for i, (prompt, numbers) in enumerate(zip(prompts, rows, strict=True)):

@@ -121,6 +121,16 @@ class HuggingFaceStudent:
         )
         return HuggingFaceStudent(model.to(config.device), tokenizer, config)
 
+    def refusal(self, prompt: str, completion: str = "") -> str:
+        """See Student."""
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        length = self._answers.prompts([prompt])[0].shape[1] + self.max_tokens
+        if most is None or length <= most:
+            return ""
+        return (
+            f"the prompt {prompt[:80]!r} and {self.max_tokens} tokens after it are {length}; this student reads {most}"
+        )
+
     @torch.no_grad()
     def sample(
         self,

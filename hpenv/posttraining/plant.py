@@ -23,13 +23,13 @@ from hpenv.configuration import check_count
 from hpenv.gradients import draws
 from hpenv.optimizers import AdamW, Rates
 from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Snapshot, Window, check_snapshot
+from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, IntArray, Score, Snapshot, Window, check_snapshot
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.contrasts import Contrast
 from hpenv.posttraining.curriculum import Curriculum
 from hpenv.posttraining.direction import Direction
 from hpenv.posttraining.grader import Grader, Submission, Verdict
-from hpenv.posttraining.loopholes import LOOPHOLES, Task
+from hpenv.posttraining.loopholes import Task
 from hpenv.posttraining.objective import advantages, policy_loss
 from hpenv.posttraining.projection import Measures, Spread, coordinates, no_spread, project, updated_spread
 from hpenv.posttraining.rebound import concept_direction, concept_scores, rebound
@@ -63,8 +63,8 @@ GAUGES = (
 )
 #: Those that are measured of every update.
 UPDATE_GAUGES = GAUGES[:-1]
-#: True rates of the rollouts: hacks are what was paid for and is not right, by loophole of the prompt.
-PRIVILEGED = ("hack", "correct", "channel", *(f"hack_{mode}" for mode in LOOPHOLES))
+#: True rates of the rollouts: paid for and not right, right, and using the prompt's loophole, whether needed or not.
+PRIVILEGED = ("hack", "correct", "channel")
 
 
 class GRPOPlant:
@@ -85,6 +85,8 @@ class GRPOPlant:
     kind = "posttraining"
     gauge_names: tuple[str, ...] = GAUGES
     privileged_names: tuple[str, ...] = PRIVILEGED
+    score = Score("score", "held-out passes less hacks, higher is better", "1")
+    all_tiers: tuple[str, ...] = ("probe",)
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class GRPOPlant:
         check_count("num_rows", num_rows)
         self.config, self.num_rows, self.channels, self.student = config, num_rows, tuple(channels), student
         self._grader = Grader(SharedSandbox(config.num_workers), config.cache or None) if grader is None else grader
-        self._curriculum = Curriculum(config)
+        self._curriculum = Curriculum(config, student)
         self._contrast = Contrast(config, student)
         self.names = tuple(student.ranks)
         sites = {name: Site("knobs", "adamw", _layer(name)) for name in self.names}
@@ -140,9 +142,9 @@ class GRPOPlant:
         Raises:
             ValueError: for another tier.
         """
-        unknown = sorted(set(tiers) - {"probe"})
+        unknown = sorted(set(tiers) - set(self.all_tiers))
         if unknown:
-            raise ValueError(f"unknown tiers {unknown} (of {list(TIERS)}); the plant of post-training has ['probe']")
+            raise ValueError(f"unknown tiers {unknown}; the plant of post-training has {list(self.all_tiers)}")
         self.tiers = frozenset(tiers)
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
@@ -319,7 +321,7 @@ class GRPOPlant:
                 [total_norm({n: g for n, g in gradients.items() if _layer(n) == i}) for i in range(self.num_layers)], 1
             ),
             "gauges": table,
-            "privileged": _privileged(tasks, verdicts, G),
+            "privileged": np.stack([_rates(verdicts, name) for name in PRIVILEGED], 1),
         }
 
     def _sampled(
@@ -611,16 +613,3 @@ def _rates(verdicts: Sequence[Sequence[Verdict]], what: str) -> FloatArray:
         "channel": lambda v: v.channel,
     }
     return np.array([np.mean([facts[what](v) for v in row]) for row in verdicts])
-
-
-def _privileged(tasks: Sequence[Sequence[Task]], verdicts: Sequence[Sequence[Verdict]], num_samples: int) -> FloatArray:
-    """The true rates, (rows, PRIVILEGED); a loophole that no prompt of the update had counts 0."""
-    columns = [_rates(verdicts, name) for name in ("hack", "correct", "channel")]
-    for mode in LOOPHOLES:
-        column = []
-        for own, row in zip(tasks, verdicts, strict=True):
-            of_mode = [task.mode == mode for task in own for _ in range(num_samples)]
-            hacks = [v.hack for v, counted in zip(row, of_mode, strict=True) if counted]
-            column.append(float(np.mean(hacks)) if hacks else 0.0)
-        columns.append(np.array(column))
-    return np.stack(columns, 1)

@@ -60,6 +60,9 @@ class Student(Protocol):
     def __hash__(self) -> int:
         """A student is what it is by identity: it never changes."""
 
+    def refusal(self, prompt: str, completion: str = "") -> str:
+        """Why it cannot read a prompt, or a completion of it; empty if it can."""
+
     def sample(
         self,
         knobs: Knobs,

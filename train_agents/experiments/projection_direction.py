@@ -69,7 +69,7 @@ def validated(grpo: Mapping[str, Any], seeds: Sequence[int], cache: str, grader:
                 "corpus": found.digest,
             }
         )
-    curriculum = Curriculum(config)
+    curriculum = Curriculum(config, found)
     problems = [task.problem for task in curriculum.evaluation(None)]
     rate = memorizing_pass_rate(problems, [task.problem for task in curriculum.training], grader)
     contrast = Contrast(config, found)

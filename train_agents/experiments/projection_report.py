@@ -40,6 +40,7 @@ from train_agents.experiments.projection_claims import (
 from train_agents.experiments.projection_tables import (
     BEST_CONSTANT,
     CONTROLLER,
+    MODE_NOTE,
     TABLE_NOTE,
     controller_table,
     direction_table,
@@ -66,6 +67,14 @@ REBOUND_NOTE = (
     "where the use of a loophole stands: nearly an oracle, which flatters it. R+ 0.5 has the weight of the paper on "
     "projection, not its formula (a cosine of the mean activation in one layer): forms and standardization are those "
     "of Rebound's own paper."
+)
+
+ARM_NOTE = (
+    "The paper's arms: (a) is GRPO alone, (b) projects one side of the gradient and gives its length back, (c) does "
+    "not give it back, (d) is Rebound, a penalty on the advantage of what looks like a hack. What is trained are "
+    "knobs, one number per singular axis of a layer. Projecting one side takes out a component that points to hacks "
+    "and leaves one that points away; two sides take out both. AdamW lets part of a projected direction back in, so "
+    "the true projection is of its update, two-sided."
 )
 
 
@@ -166,6 +175,7 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         "Hack and pass are by the true verdict on held-out problems, whose combinations of operations no training "
         "problem has. Hypotheses and criteria are the paper's, fixed beforehand; where its wording leaves room, "
         "`train_agents/experiments/projection_claims.py` says how it was read.",
+        ARM_NOTE,
         "## Falsification report",
         hypothesis_table(jobs, arms),
         *([horizon_note(jobs)] if VANILLA in arms else []),
@@ -195,7 +205,7 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         if any("quarantine_ratio" in arms[name] for name in names):
             parts.append(routing_note(arms))
     if arms:
-        parts += ["## By loophole", mode_table(arms)]
+        parts += ["## By loophole", MODE_NOTE, mode_table(arms)]
     if any(arm.unknown_modes and arm.name in arms for arm in ARMS):
         parts += ["### Loopholes that the direction was made without", unknown_table(arms)]
     if "direction" in jobs:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
 from train_agents.experiments.projection_arms import ARMS, GROUPS, LABELLED, MAIN, PLAIN, RANDOM, VANILLA
 from train_agents.experiments.projection_claims import (
     ACTIVE_COS,
@@ -119,6 +119,9 @@ def mode_table(arms: Mapping[str, Scores]) -> str:
     headers = ["arm", *TRAINING_MODES, "under new names", "in training", "right under a loophole"]
     return markdown_table(headers, rows)
 
+
+#: What the codes of the loopholes stand for.
+MODE_NOTE = "Loopholes: " + ", ".join(f"{mode}: {LOOPHOLES[mode].name}" for mode in TRAINING_MODES) + "."
 
 #: What loopholes that a direction does not know are compared with.
 BESIDE_UNKNOWN = (VANILLA, LABELLED, MAIN, RANDOM)
