@@ -192,7 +192,7 @@ def test_the_panel_keeps_no_hold_of_the_action():
         (
             ("beta1", "run"),
             "posttraining",
-            r"'beta1' does not apply to the plant 'posttraining'; it applies to \['pretrain",
+            r"'beta1' applies to pretraining alone; expected one of \['direction_refresh', ",
         ),
     ],
 )
