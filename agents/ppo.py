@@ -37,6 +37,9 @@ except ModuleNotFoundError as error:
         "agents.ppo needs stable-baselines3; install it with: pip install 'hpenv[agents]'", name=error.name
     ) from error
 
+#: Of an episode (JEL, table 2), where nobody says how many there are.
+DECISIONS = 12
+
 #: Wall-clock readings: left out of what `learn` returns, which is the same in every run of the same seed.
 CLOCKS = ("time/fps", "time/time_elapsed")
 
@@ -53,7 +56,7 @@ class PPOAgentConfig:
     value_coefficient: float = 0.5  # weight of the critic's squared error
     num_epochs: int = 4  # passes over a rollout
     batch_size: int = 64  # decisions per minibatch; the last one of an epoch may be smaller
-    num_decisions: int = 12  # decisions per episode, and of every row between two updates
+    num_decisions: int | None = None  # of an episode, and of every row between two updates; None: JEL's 12
     normalize_advantage: bool = False  # standardize the advantages of each minibatch
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the tanh layers of the actor, and of the critic
     initial_log_std: float = -0.5  # a standard deviation of 0.61 over positions
@@ -71,8 +74,9 @@ class PPOAgentConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)}; expected 0 or more")
         for name in ("num_epochs", "batch_size", "num_decisions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}; expected at least 1")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm {self.max_grad_norm}; expected a positive number or None")
 
@@ -103,12 +107,14 @@ class PPOAgent:
 
     Attributes:
         model: stable-baselines3's PPO.
+        num_decisions: of an episode, and of every row between two updates.
     """
 
     def __init__(
         self, observation_size: int, action_size: int, config: PPOAgentConfig | None = None, seed: int = 0
     ) -> None:
         self.config = PPOAgentConfig() if config is None else config
+        self.num_decisions = self.config.num_decisions or DECISIONS
         self.observation_size = observation_size
         self.action_size = action_size
         torch_seed, numpy_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
@@ -125,7 +131,7 @@ class PPOAgent:
             "MlpPolicy",
             env=None,  # type: ignore[arg-type]
             learning_rate=config.learning_rate,
-            n_steps=config.num_decisions,
+            n_steps=self.num_decisions,
             batch_size=config.batch_size,
             n_epochs=config.num_epochs,
             gamma=config.gamma,
@@ -212,7 +218,7 @@ class PPOAgent:
         model.observation_space, model.action_space = vec_env.observation_space, vec_env.action_space
         model.n_envs = vec_env.num_envs
         model.rollout_buffer = RolloutBuffer(
-            config.num_decisions,
+            self.num_decisions,
             model.observation_space,
             model.action_space,
             device="cpu",
@@ -224,7 +230,7 @@ class PPOAgent:
         model.ep_info_buffer = None
         self._last_values.values.clear()
         with self._own_generators():
-            model.learn(num_episodes * config.num_decisions, reset_num_timesteps=False)
+            model.learn(num_episodes * self.num_decisions, reset_num_timesteps=False)
         # learn dumps before it trains: what the last update recorded is still to be written.
         model.logger.dump(model.num_timesteps)
         return dict(self._last_values.values)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import torch
 
-from hpenv.schedules import Constant, Schedule
+from hpenv.schedules import Constant, Schedule, check_schedule, described
 
 PerGroup = float | Mapping[str, float]
 SchedulePerGroup = Schedule | Mapping[str, Schedule]
@@ -46,8 +46,8 @@ class PretrainingConfig:
                     raise ValueError(f"{name}={rates!r} must be finite and not negative")
         for name in ("lr_schedule", "weight_decay_schedule"):
             schedules = getattr(self, name)
-            if not all(callable(s) for s in (schedules.values() if isinstance(schedules, Mapping) else (schedules,))):
-                raise ValueError(f"{name}={schedules!r} must be a Schedule (see hpenv.schedules), or group -> Schedule")
+            for schedule in schedules.values() if isinstance(schedules, Mapping) else (schedules,):
+                check_schedule(name, schedule)
         for name in ("batch_tokens", "sequence_length", "num_probe_batches", "eval_tokens"):
             check_count(name, getattr(self, name))
         if self.batch_tokens % self.sequence_length:
@@ -82,7 +82,7 @@ def _described(value: object) -> object:
         return {str(key): _described(entry) for key, entry in value.items()}
     if isinstance(value, np.generic):
         return value.item()
-    return value if isinstance(value, int | float | str) else repr(value)
+    return value if isinstance(value, int | float | str) else described(value)
 
 
 def is_number(value: object) -> bool:

@@ -97,7 +97,10 @@ def load_corpus(data: str = "stdlib", tokenizer: str = "bytes", *, vocab_size: i
         ValueError: an unknown name, a file that is too short or damaged, or arguments that exclude each other.
         ImportError: an optional package is missing; the message names the extra.
     """
-    data, tokenizer = os.fspath(data), os.fspath(tokenizer)
+    for name, given in (("data", data), ("tokenizer", tokenizer)):
+        if not isinstance(given, str | os.PathLike):
+            raise ValueError(f"{name}={given!r}; expected a name or a path (see hpenv.data.load_corpus)")
+    data, tokenizer = os.path.expanduser(data), os.path.expanduser(tokenizer)
     source, _, argument = data.partition(":")
     if source == "synthetic" and tokenizer == "bytes":
         seed = _integer(argument or "0", 0, f"seed in data {data!r}")

@@ -168,15 +168,25 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             return
         if isinstance(seed, int | np.integer):
             seeds: list[int | None] = [int(seed) + i for i in range(self.num_envs)]
-        else:
+        elif isinstance(seed, Sequence) and not isinstance(seed, str):
             seeds = list(seed)
+        else:
+            raise ValueError(f"seed {seed!r}; expected a whole number, a list of them, one per row, or None")
         if len(seeds) != self.num_envs:
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} rows")
+        for own in seeds:
+            if not (own is None or (isinstance(own, int | np.integer) and own >= 0)):
+                raise ValueError(f"seed {own!r}; expected a whole number of at least 0, a list of them, or None")
         self._seeded = True
         given = {row: own for row, own in enumerate(seeds) if rows[row] and own is not None}
+        if self.seed_mode == "grouped" and given:  # all streams, or later episodes of the rows would differ
+            if isinstance(seed, int | np.integer):
+                given = dict.fromkeys(given, int(seed))
+            if len(set(given.values())) > 1:
+                raise ValueError(f"seeds {seeds} with seed_mode='grouped'; expected one seed, for all rows are one run")
+            given = dict.fromkeys(range(self.num_envs), next(iter(given.values())))
         for row, own in given.items():
-            shared = next(iter(given.values())) if self.seed_mode == "grouped" else own
-            self._row_random[row] = np.random.default_rng(shared)
+            self._row_random[row] = np.random.default_rng(own)
         super().reset(seed=None if seeds[0] is None else int(seeds[0]))
 
     def _begin(self, rows: BoolArray) -> None:

@@ -177,7 +177,10 @@ class PretrainingPlant:
         for name in ("base_lr", "base_weight_decay", "lr_schedule", "weight_decay_schedule"):
             given = getattr(self.config, name)
             if isinstance(given, Mapping) and set(given) != set(groups):
-                raise ValueError(f"{name} names the groups {sorted(given)}; {self.config.preset!r} has {groups}")
+                raise ValueError(
+                    f"{name} names the groups {sorted(given)}; expected all of {groups}, those of "
+                    f"{self.config.preset!r}, or one value for all of them"
+                )
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         """Gives all rows, or some, new weights and a new data order, and puts their panel at neutral.

@@ -7,7 +7,9 @@ at every step, and is what the panel's multipliers are applied to. Step t is the
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +23,30 @@ class Schedule(Protocol):
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
         """Multipliers of the base rate at these steps."""
+
+
+def check_schedule(name: str, schedule: object) -> None:
+    """Refuses what does not map steps to multipliers.
+
+    Raises:
+        ValueError: naming the argument, what was given, and what it made of steps.
+    """
+    steps, made = np.arange(2)[:, None], None
+    if callable(schedule) and not isinstance(schedule, type):
+        with contextlib.suppress(Exception):  # whatever it raises, it is no schedule
+            made = schedule(steps)
+        found = np.asarray(made if isinstance(made, np.ndarray) else np.nan)
+        if found.shape == steps.shape and found.dtype.kind in "fi" and np.isfinite(found).all() and (found >= 0).all():
+            return
+    raise ValueError(
+        f"{name}={schedule!r} must be a Schedule (see hpenv.schedules): what maps an array of steps to an array of as "
+        f"many multipliers, finite and not negative; of the steps [[0], [1]] it made {made!r}"
+    )
+
+
+def described(schedule: object) -> str:
+    """A schedule as its text; a function by its name, since its address differs in every process."""
+    return f"{schedule.__module__}.{schedule.__qualname__}" if isinstance(schedule, FunctionType) else repr(schedule)
 
 
 def _ramp(steps: NDArray[np.int64], warmup_steps: int) -> FloatArray:

@@ -244,6 +244,26 @@ def test_restoring_gives_the_observations_that_the_next_decision_is_taken_on():
     assert np.array_equal(other.restore(env.snapshot()), observations)
 
 
+def test_grouped_rows_stay_one_run_however_they_are_seeded():
+    env = make(3, seed_mode="grouped")
+    env.reset(seed=0)
+    for seed in ([None, 2, None], [4, 4, None]):
+        env.reset(seed=seed)
+        assert len(set(env.plant.seeds)) == 1
+    env.reset(seed=7, options={"reset_mask": np.array([True, False, False])})
+    first = env.plant.seeds[0]
+    env.reset(options={"reset_mask": np.array([False, True, True])})
+    assert list(env.plant.seeds) == [first] * 3
+    with pytest.raises(ValueError, match=r"seeds \[1, 2, 3\] with seed_mode='grouped'; expected one seed"):
+        env.reset(seed=[1, 2, 3])
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", -1, [0, 1.5], [0, -1]])
+def test_seeds_that_are_no_whole_numbers_are_refused(seed):
+    with pytest.raises(ValueError, match=r"seed .*; expected a whole number"):
+        make(2).reset(seed=seed)
+
+
 def test_grouped_rows_are_one_run_and_every_episode_another():
     env = make(3, seed_mode="grouped")
     seeds = []

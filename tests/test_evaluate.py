@@ -112,7 +112,16 @@ def test_progress_adds_up_to_the_number_of_runs():
     [
         ({"seeds": []}, r"seeds \[\]"),
         ({"seeds": [1], "max_rows": 0}, "max_rows 0"),
+        ({"seeds": 2}, r"seeds 2, max_rows 10; expected a list"),
         ({"seeds": [1], "policy": Neutral(3)}, "3 cells.*'lr', 'weight_decay'"),
+        (
+            {"seeds": [1], "policy": lambda observations: observations},
+            "a function is no policy; expected `act",
+        ),
+        (
+            {"seeds": [1], "env_id": "CartPole-v1", "env_kwargs": {}},
+            "'CartPole-v1' cannot be made .* id of a Tr",
+        ),
         ({"seeds": [1], "env_kwargs": TINY | {"seed_mode": "grouped"}}, "seed_mode 'grouped'.*one run"),
     ],
 )
@@ -171,6 +180,15 @@ def test_the_program_evaluates_a_saved_policy_and_writes_its_result(tmp_path, ca
     assert [row["bpb"] for row in result["rows"]] == [row["bpb"] for row in expected]
     assert result["configuration"]["env_kwargs"] == TINY
     assert result["facts"]["corpus"] == expected[0]["corpus"]
+
+
+def test_a_policy_is_not_evaluated_on_columns_that_it_was_not_made_for(tmp_path):
+    save_policy(Neutral(2), tmp_path / "policy", ("progress", "gradient_norm"), ("lr", "weight_decay"))
+    arguments = ["--policy", str(tmp_path / "policy"), "--env", ENV, "--seeds", "1", "--env-kwargs"]
+    assignments = [f"{key}={value}" for key, value in TINY.items()]
+    with pytest.raises(ValueError, match=r"for the observation_names \['progress', 'gradient_norm'\]; the .*momentum"):
+        main([*arguments, *assignments, "observation=momentum"])
+    main([*arguments, *assignments, "observation=gradient"])
 
 
 def test_an_environment_without_a_probe_is_evaluated_and_its_probe_measured_at_the_end(tiny):

@@ -471,7 +471,11 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
         (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
         (PLANT, {"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
         (PLANT, {"channels": [("speed", "run")]}, r"unknown channel 'speed'; expected one of \['attention_gain', "),
-        (PLANT, {"base_lr": {"matrix": 1e-3}}, r"base_lr names the groups \['matrix'\]; 'nano' has \['embedding', "),
+        (
+            PLANT,
+            {"base_lr": {"matrix": 1e-3}},
+            r"base_lr names the groups \['matrix'\]; expected all of \['emb",
+        ),
         (PLANT, {"base_weight_decay": dict.fromkeys((*GROUPS, "scalar"), 0.1)}, "base_weight_decay names the groups"),
         (PLANT, {"lr_schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]"),
         (PLANT, {"num_rows": 2, "seeds": [1]}, "got 1 seeds for 2 rows"),

@@ -6,7 +6,15 @@ import pickle
 import numpy as np
 import pytest
 
-from hpenv.schedules import Constant, Cosine, LinearDecay, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.schedules import (
+    Constant,
+    Cosine,
+    LinearDecay,
+    PiecewiseConstant,
+    WarmupFlatWarmdown,
+    check_schedule,
+    described,
+)
 
 STEPS = np.arange(130)  # past the end of every schedule below
 
@@ -55,6 +63,28 @@ FORMULAS = {
 @pytest.fixture(params=FORMULAS)
 def pair(request):
     return FORMULAS[request.param]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        None, "cosine", Cosine, lambda steps: 1.0, lambda steps: np.ones(3), lambda steps: np.full(steps.shape, np.nan),
+        lambda steps: -np.ones(steps.shape), lambda steps: steps / 0 if steps[0, 0] else 1 / 0, lambda: 1.0,
+    ],
+)  # fmt: skip
+def test_what_does_not_map_steps_to_multipliers_is_refused(schedule):
+    with pytest.raises(ValueError, match=r"^lr=.* must be a Schedule \(see hpenv\.schedules\): what maps an array"):
+        check_schedule("lr", schedule)
+
+
+def test_a_schedule_passes_and_a_function_is_called_by_its_name(pair):
+    check_schedule("lr", pair[0])
+    check_schedule("lr", ramp_of_ten)
+    assert described(ramp_of_ten) == f"{__name__}.ramp_of_ten" and described(Cosine(3)) == repr(Cosine(3))
+
+
+def ramp_of_ten(steps):
+    return np.minimum(1.0, (steps + 1) / 10)
 
 
 def test_a_schedule_is_its_closed_form_at_every_step(pair):

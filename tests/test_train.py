@@ -88,6 +88,23 @@ def test_episodes_hold_what_happened_and_telescope(tmp_path):
     assert episodes.rollout.alive.all()
 
 
+def test_ppo_learns_from_whole_episodes_whatever_their_length(tmp_path):
+    config = replace(
+        tiny(tmp_path / "run", "ppo"), env_kwargs=(*TINY[:-2], "interval=2", TINY[-1]), ppo=PPOAgentConfig(batch_size=6)
+    )
+    train(config)
+    assert [line["rollout/ep_len_mean"] for line in lines(config.out, "progress.jsonl")] == [6.0] * 3
+    with pytest.raises(ValueError, match=r"ppo\.num_decisions=12; an episode here has 6"):
+        train(replace(config, out=tmp_path / "other", ppo=PPOAgentConfig(num_decisions=12)))
+
+
+def test_arguments_of_the_env_are_those_that_it_has():
+    assert TrainConfig().arguments() == {"batch_tokens": 128}
+    assert TrainConfig(env="TrainLoop-GRPOProjection-v0").arguments() == {}
+    with pytest.raises(ValueError, match="num_updates=0; expected at least 1"):
+        TrainConfig(num_updates=0)
+
+
 def test_a_number_of_episodes_that_does_not_fit_the_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="episodes_per_update=3 must be a multiple of num_envs=2"):
         replace(tiny(tmp_path / "run"), episodes_per_update=3)

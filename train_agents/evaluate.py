@@ -22,6 +22,7 @@ import hpenv
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import Score
 from hpenv.policies import Policy, load_policy
+from hpenv.policies.store import check_columns
 from train_agents.logs import describe, progress
 from train_agents.results import mean_interval, write_result
 
@@ -95,8 +96,8 @@ def evaluate_policy(
         ValueError: no seeds, max_rows below 1, grouped seeds, an id that is no training loop, or a policy of another
             number of cells.
     """
-    if not seeds or max_rows < 1:
-        raise ValueError(f"seeds {list(seeds)}, max_rows {max_rows}; expected at least one seed and max_rows >= 1")
+    if not isinstance(seeds, Sequence) or not seeds or max_rows < 1:
+        raise ValueError(f"seeds {seeds!r}, max_rows {max_rows}; expected a list of at least one, and max_rows >= 1")
     if env_kwargs.get("seed_mode", "independent") != "independent":
         raise ValueError(
             f"seed_mode {env_kwargs['seed_mode']!r}; expected 'independent', or all seeds would be one run"
@@ -112,7 +113,15 @@ def evaluate_policy(
 
 
 def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Policy | None) -> TrainLoopVectorEnv:
-    env = gym.make_vec(env_id, num_envs=num_rows, autoreset_mode="DISABLED", **env_kwargs)
+    if policy is not None and not (hasattr(policy, "action_size") and hasattr(policy, "act_mean")):
+        raise ValueError(
+            f"a {type(policy).__name__} is no policy; expected `action_size`, the number of cells, and "
+            "`act_mean(observations)`, (N, F) -> positions (N, A) in [-1, 1]"
+        )
+    try:
+        env = gym.make_vec(env_id, num_envs=num_rows, autoreset_mode="DISABLED", **env_kwargs)
+    except TypeError as error:  # of a factory that knows no autoreset_mode
+        raise ValueError(f"{env_id!r} cannot be made ({error}); expected the id of a TrainLoopVectorEnv") from error
     if not isinstance(env, TrainLoopVectorEnv):
         raise ValueError(f"{env_id!r} makes a {type(env).__name__}; expected the id of a TrainLoopVectorEnv")
     if policy is not None and policy.action_size != len(env.action_names):
@@ -210,7 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     policy = None if config.policy is None else load_policy(config.policy)
     env_kwargs = parse_assignments(config.env_kwargs)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    score = _make(config.env, env_kwargs, 1, policy).plant.score
+    env = _make(config.env, env_kwargs, 1, policy)
+    if config.policy is not None:
+        check_columns(config.policy, env.observation_names, env.action_names)
+    score = env.plant.score
     with progress(config.seeds, "evaluating") as advance:
         rows = evaluate_policy(
             policy,

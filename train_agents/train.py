@@ -1,10 +1,10 @@
 """Trains a controller: `python -m train_agents.train --agent jel --env TrainLoop-JEL-v0`.
 
-Writes into its folder: `config.json`, `progress.jsonl` (a line of metrics per update), `rollouts.jsonl` (every
-action, reward and probe loss), TensorBoard events, the latest checkpoints, and at the end `policy/`, which
-`train_agents.evaluate` and everything else that attaches a controller reads. Interrupted at any time, the same
-command goes on from the last update, with bitwise the same continuation: an update's episodes are a function of the
-seed and its number, all else is in the agent's checkpoint.
+Writes into its folder: `config.json`, `progress.jsonl` (metrics of every update), `rollouts.jsonl` (JEL's episodes:
+return, and the positions and the probe loss at every decision), TensorBoard events, the latest checkpoints, and at the
+end `policy/`, which `train_agents.evaluate` and everything else that attaches a controller reads. Interrupted at any
+time, the same command goes on from the last update, with bitwise the same continuation: an update's episodes are a
+function of the seed and its number, all else is in the agent's checkpoint.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses numbers that do not fit together."""
+        if self.num_updates < 1:
+            raise ValueError(f"num_updates={self.num_updates}; expected at least 1")
         if self.num_envs < 1 or self.episodes_per_update < 1 or self.episodes_per_update % self.num_envs:
             raise ValueError(
                 f"episodes_per_update={self.episodes_per_update} must be a multiple of num_envs={self.num_envs}"
@@ -95,7 +97,13 @@ class PPOTrainer:
     def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
         """Builds the agent for the env's columns."""
         self.env = env
-        self.agent = PPOAgent(len(env.observation_names), len(env.action_names), config.ppo, config.seed)
+        if config.ppo.num_decisions not in (None, env.num_decisions):
+            raise ValueError(
+                f"ppo.num_decisions={config.ppo.num_decisions}; an episode here has {env.num_decisions}, and PPO "
+                "learns from whole ones: leave it out"
+            )
+        ppo = replace(config.ppo, num_decisions=env.num_decisions)
+        self.agent = PPOAgent(len(env.observation_names), len(env.action_names), ppo, config.seed)
         self._vec_env = SB3VecEnv(env)
 
     def update(self, seeds: list[int]) -> tuple[dict[str, float], None]:
@@ -202,7 +210,7 @@ def _updates(
             for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old)
             advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
-    save_policy(trainer.agent.policy, folder / "policy")
+    save_policy(trainer.agent.policy, folder / "policy", env.observation_names, env.action_names)
     return metrics
 
 
@@ -223,6 +231,7 @@ def main() -> None:
         train(config)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the same command continues from {config.out}")
+    print(f"written: {config.out / 'policy'}")
 
 
 if __name__ == "__main__":

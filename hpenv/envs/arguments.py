@@ -9,7 +9,7 @@ from typing import Any
 from hpenv.channels import CHANNELS, SCOPES, channels_of
 from hpenv.configuration import PretrainingConfig, check_count, is_count
 from hpenv.rewards import REWARD_TERMS
-from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown
+from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown, check_schedule
 
 Channels = tuple[tuple[str, str], ...]
 
@@ -113,7 +113,10 @@ def check_episode(num_steps: int, interval: int) -> None:
     """
     check_count("num_steps", num_steps)
     if not (is_count(interval) and interval <= num_steps):
-        raise ValueError(f"interval={interval} must be between 1 and num_steps={num_steps}")
+        raise ValueError(
+            f"interval={interval!r} must be between 1 and num_steps={num_steps}, a whole number of steps per decision: "
+            "give one that fits the episode"
+        )
 
 
 def base_schedule(
@@ -122,9 +125,11 @@ def base_schedule(
     """The base schedule of the learning rate: one of SCHEDULES over an episode, or what is given.
 
     Raises:
-        ValueError: for a name that is not one of SCHEDULES.
+        ValueError: for a name that is not one of SCHEDULES, or what is no schedule.
     """
     if not isinstance(schedule, str):
+        for own in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
+            check_schedule("schedule", own)
         return schedule
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; expected a Schedule or one of {list(SCHEDULES)}")

@@ -35,12 +35,14 @@ Action Space:
     |                  |     | embedding_gain/run, logit_softcap/run, weight_decay/tensor, those of `optimizer`,  |
     |                  |     | grad_skip/layer, grad_gate/layer, grad_truncate/layer                              |
 
-    Two channels can rotate or amplify a gradient: `momentum_blend`, and `grad_noise`, which no surface has.
+    Two channels can rotate or amplify a gradient: `momentum_blend`, and `grad_noise`, which no surface has. Those of
+    `optimizer`, which `full` holds, are AdamW's. Without channels and registers the action is empty: a plain run.
+    Numbers beyond [-1, 1] are clipped.
 
 Observation Space:
-    `Box(low, high, (F,), float32)` of one of these observations, or of features by name; see `hpenv.telemetry.FEATURES`
-    for bounds and units. F is that of `cell11` with the `foundational` surface and 8 registers. `<layer>` counts the
-    layers, `<register>` the registers, from 0.
+    `Box(low, high, (F,), float32)` of one of these observations, or of features by name, `progress` among them; see
+    `hpenv.telemetry.FEATURES` for bounds and units. F is that of `cell11` with the `foundational` surface and 8
+    registers. `<layer>` counts the layers, `<register>` the registers, from 0.
 
     | observation     | F   | columns                                                                           |
     |-----------------|-----|-----------------------------------------------------------------------------------|
@@ -145,7 +147,8 @@ class CellConfig:
     batch_tokens: int = 256  # of one step [tokens]
     sequence_length: int = 64  # [tokens]
     optimizer: str = "adamw"  # key of hpenv.optimizers.OPTIMIZERS (Reward-Driven Training Control, section 3)
-    base_lr: PerGroup = 1e-3  # uniform, or group -> rate
+    # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the preset has any
+    base_lr: PerGroup = 1e-3
     base_weight_decay: PerGroup = 1e-2  # uniform, or group -> rate
     # `none`, `warmup_flat_warmdown`, a Schedule, or group -> Schedule; of the learning rate
     schedule: str | Schedule | Mapping[str, Schedule] = "none"

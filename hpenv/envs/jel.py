@@ -13,6 +13,8 @@ Action Space:
     | `shared`        | 2 | lr, weight_decay                                                              |
     | `per_optimizer` | 4 | lr/adamw, lr/muon, weight_decay/adamw, weight_decay/muon                      |
 
+    `per_optimizer` has two columns for each optimizer that `optimizer` combines: 4 of the default, 2 of `adamw`.
+
 Observation Space:
     `Box(low, high, (F,), float32)`; see `hpenv.telemetry.FEATURES` for bounds and units.
 
@@ -91,7 +93,8 @@ class JELConfig:
     batch_tokens: int = 512  # of one step [tokens]
     sequence_length: int = 64  # [tokens]
     optimizer: str = "adamw_muon"  # key of hpenv.optimizers.OPTIMIZERS
-    base_lr: PerGroup = 1e-3  # uniform, or group -> rate (JEL, section 4.1)
+    # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the preset has any
+    base_lr: PerGroup = 1e-3  # (JEL, section 4.1)
     base_weight_decay: PerGroup = 1e-2  # uniform, or group -> rate (JEL, section 4.1)
     # `none`, `warmup_flat_warmdown` (40 % warmdown), a Schedule, or group -> Schedule; of the learning rate
     schedule: str | Schedule | Mapping[str, Schedule] = "warmup_flat_warmdown"
@@ -117,6 +120,11 @@ class JELConfig:
         shared.check_key("actions", self.actions, ACTIONS)
         shared.check_episode(self.num_steps, self.interval)
         shared.base_schedule(self.schedule, self.num_steps)
+        if not isinstance(self.penalties, Mapping):
+            raise ValueError(
+                f"penalties={self.penalties!r}; expected a mapping of some of {list(PENALTIES)} to weights, as "
+                "{'smoothness': 0.1}"
+            )
         unknown = sorted(set(self.penalties) - set(PENALTIES))
         if unknown:
             raise ValueError(f"unknown penalties {unknown}; expected some of {list(PENALTIES)}")

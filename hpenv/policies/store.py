@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,13 @@ def load_state(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch
     return snapshot.tensors, snapshot.metadata
 
 
-def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
-    """Writes a policy to a folder.
+def save_policy(
+    policy: Policy,
+    path: str | os.PathLike[str],
+    observation_names: Sequence[str] = (),
+    action_names: Sequence[str] = (),
+) -> None:
+    """Writes a policy to a folder, with the names of the columns that it was made for, if they are given.
 
     Raises:
         ValueError: its class is not in POLICIES.
@@ -60,7 +65,24 @@ def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"cannot save a {type(policy).__name__}; expected one of {[c.__name__ for c in POLICIES.values()]}"
         )
-    save_state(path, "policy", policy.tensors(), {"policy": names[0], "arguments": policy.arguments()})
+    columns = {"observation_names": list(observation_names), "action_names": list(action_names)}
+    save_state(path, "policy", policy.tensors(), {"policy": names[0], "arguments": policy.arguments()} | columns)
+
+
+def check_columns(path: str | os.PathLike[str], observation_names: Sequence[str], action_names: Sequence[str]) -> None:
+    """Refuses an environment whose columns are not those that the policy in a folder was made for.
+
+    Raises:
+        ValueError: naming both.
+    """
+    _, metadata = load_state(path, "policy")
+    for key, given in (("observation_names", observation_names), ("action_names", action_names)):
+        saved = metadata.get(key)
+        if saved and saved != list(given):
+            raise ValueError(
+                f"the policy in {path} was made for the {key} {saved}; the environment has {list(given)}: give it the "
+                "arguments of the policy's training"
+            )
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:

@@ -9,7 +9,7 @@ from hpenv.configuration import check_count, is_number
 from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
 from hpenv.posttraining.projection import RULES
 from hpenv.posttraining.student import Student
-from hpenv.schedules import Constant, Schedule
+from hpenv.schedules import Constant, Schedule, check_schedule, described
 
 DIRECTIONS = ("pairs", "modes", "random", "shuffled", "clean")
 METHODS = ("mean_difference", "svd")
@@ -73,8 +73,7 @@ class GRPOConfig:
         for name in ("problems", "probe_problems", "evaluation_problems", "cache"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a string, empty for none")
-        if not callable(self.lr_schedule):
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} must be a Schedule (see hpenv.schedules)")
+        check_schedule("lr_schedule", self.lr_schedule)
         for name in (
             "temperature",
             "base_lr",
@@ -127,6 +126,6 @@ class GRPOConfig:
             if isinstance(value, tuple)
             else value
             if isinstance(value, int | float | str)
-            else repr(value)
+            else described(value)
             for name, value in values.items()
         }
