@@ -168,7 +168,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             return
         if isinstance(seed, int | np.integer):
             seeds: list[int | None] = [int(seed) + i for i in range(self.num_envs)]
-        elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        elif isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
             seeds = list(seed)
         else:
             raise ValueError(f"seed {seed!r}; expected a whole number, a list of them, one per row, or None")

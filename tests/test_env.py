@@ -258,6 +258,13 @@ def test_grouped_rows_stay_one_run_however_they_are_seeded():
         env.reset(seed=[1, 2, 3])
 
 
+def test_seeds_may_be_an_array():
+    env, twin = make(2), make(2)
+    env.reset(seed=np.array([4, 9]))
+    twin.reset(seed=[4, 9])
+    assert list(env.plant.seeds) == list(twin.plant.seeds)
+
+
 @pytest.mark.parametrize("seed", [1.5, "a", -1, [0, 1.5], [0, -1]])
 def test_seeds_that_are_no_whole_numbers_are_refused(seed):
     with pytest.raises(ValueError, match=r"seed .*; expected a whole number"):
