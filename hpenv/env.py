@@ -137,6 +137,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
         Args:
             seed: of the first row, the next ones counting on from it, or one per row; None continues each row's stream.
+                Grouped rows are one run, and all take the first one that is given.
             options: `reset_mask` (N,) bool: the rows to reset, the others stay where they are.
 
         Returns:
@@ -167,7 +168,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self._seeded = True
             return
         if isinstance(seed, int | np.integer):
-            seeds: list[int | None] = [int(seed) + i for i in range(self.num_envs)]
+            apart = self.seed_mode != "grouped"
+            seeds: list[int | None] = [int(seed) + i * apart for i in range(self.num_envs)]
         elif isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
             seeds = list(seed)
         else:
@@ -180,10 +182,6 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._seeded = True
         given = {row: own for row, own in enumerate(seeds) if rows[row] and own is not None}
         if self.seed_mode == "grouped" and given:  # all streams, or later episodes of the rows would differ
-            if isinstance(seed, int | np.integer):
-                given = dict.fromkeys(given, int(seed))
-            if len(set(given.values())) > 1:
-                raise ValueError(f"seeds {seeds} with seed_mode='grouped'; expected one seed, for all rows are one run")
             given = dict.fromkeys(range(self.num_envs), next(iter(given.values())))
         for row, own in given.items():
             self._row_random[row] = np.random.default_rng(own)

@@ -247,15 +247,16 @@ def test_restoring_gives_the_observations_that_the_next_decision_is_taken_on():
 def test_grouped_rows_stay_one_run_however_they_are_seeded():
     env = make(3, seed_mode="grouped")
     env.reset(seed=0)
-    for seed in ([None, 2, None], [4, 4, None]):
+    for seed in ([None, 2, None], [4, 5, 6], 4):
         env.reset(seed=seed)
         assert len(set(env.plant.seeds)) == 1
+    first = env.plant.seeds[0]
+    env.reset(seed=[4, 5, 6])  # the first that is given is that of all
+    assert list(env.plant.seeds) == [first] * 3
     env.reset(seed=7, options={"reset_mask": np.array([True, False, False])})
     first = env.plant.seeds[0]
     env.reset(options={"reset_mask": np.array([False, True, True])})
     assert list(env.plant.seeds) == [first] * 3
-    with pytest.raises(ValueError, match=r"seeds \[1, 2, 3\] with seed_mode='grouped'; expected one seed"):
-        env.reset(seed=[1, 2, 3])
 
 
 def test_seeds_may_be_an_array():

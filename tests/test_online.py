@@ -206,7 +206,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, whole):
         ({}, {"sequence_length": 15}, "multiple of sequence_length"),
         ({"sidecar": {"initial_mean": {"rate": 0.1}}}, {}, "which is no cell"),
         ({"seeds": 1, "sidecar": {"baseline": "population"}}, {}, "expected at least 2"),
-        ({"first_seed": -1}, {}, "non-negative"),
+        ({"first_seed": -1}, {}, "seed -1; expected a whole number of at least 0"),
     ],
 )
 def test_a_start_that_is_refused_does_not_claim_the_folder(tmp_path, changes, arguments, message):
