@@ -1,4 +1,7 @@
-"""Episodes, autoreset, rewards and snapshots: on a plant in closed form where the training does not matter."""
+"""Episodes, autoreset, rewards and snapshots: on a plant in closed form where the training does not matter.
+
+Past the usual length, because a module's tests stand in one file.
+"""
 
 import copy
 import math

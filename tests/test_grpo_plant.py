@@ -1,4 +1,7 @@
-"""The plant of post-training: neutral is free, rows are alone, snapshots continue bitwise, what is true stays apart."""
+"""The plant of post-training: neutral is free, rows are alone, snapshots continue bitwise, what is true stays apart.
+
+Past the usual length, because a module's tests stand in one file.
+"""
 
 import copy
 import itertools

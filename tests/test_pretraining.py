@@ -1,4 +1,7 @@
-"""The plant: rows are independent clocks, what is measured moves nothing, and a single run is a row of a population."""
+"""The plant: rows are independent clocks, what is measured moves nothing, and a single run is a row of a population.
+
+Past the usual length, because a module's tests stand in one file.
+"""
 
 import copy
 import itertools

@@ -1,4 +1,7 @@
-"""The projection experiment: arms as data, runs that resume, criteria at their borders, a report from files alone."""
+"""The projection experiment: arms as data, runs that resume, criteria at their borders, a report from files alone.
+
+Past the usual length, because a module's tests stand in one file.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""Contracts that every registered id keeps, and those of the arguments of each."""
+"""Contracts that every registered id keeps, and those of the arguments of each.
+
+Past the usual length, because the contracts of all ids stand in one file.
+"""
 
 import dataclasses
 import itertools

@@ -1,3 +1,8 @@
+"""The Sidecar: its policy, its credit and what it learns.
+
+Past the usual length, because a module's tests stand in one file.
+"""
+
 import copy
 import dataclasses
 import math

@@ -1,4 +1,7 @@
-"""The sandbox: what programs may do, what they may not, and that nothing of them stays."""
+"""The sandbox: what programs may do, what they may not, and that nothing of them stays.
+
+Past the usual length, because a module's tests stand in one file.
+"""
 
 import os
 import platform
