@@ -31,7 +31,7 @@ class PretrainingConfig:
     lr_schedule: SchedulePerGroup = field(default_factory=Constant)  # step -> multiplier of base_lr
     weight_decay_schedule: SchedulePerGroup = field(default_factory=Constant)  # step -> multiplier of base_weight_decay
     num_probe_batches: int = 4  # fixed batches of batch_tokens that the reward may see (JEL, section 3.4)
-    eval_tokens: int = 65_536  # of the validation slice [tokens]
+    eval_tokens: int = 65_536  # of the validation slice, or all that it has [tokens]
     divergence_multiple: float = 3.0  # of ln(vocabulary); a loss above it ends the run
     device: str = "cpu"
     dtype: str = "float32"  # of forward and backward pass; weights and moments stay float32

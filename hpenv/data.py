@@ -334,7 +334,13 @@ def _open_tokenizer(path: str) -> Any:
         )
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no tokenizer file {path!r}")
-    encoder = _optional("tokenizers").Tokenizer.from_file(path)
+    library = _optional("tokenizers")
+    try:
+        encoder = library.Tokenizer.from_file(path)
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(
+            f"tokenizer {path!r} cannot be read ({error}); expected a file that `tokenizers` saved"
+        ) from error
     encoder.encode_special_tokens = True  # "<|endoftext|>" spelled out in a text is text
     return encoder
 

@@ -388,8 +388,16 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             The observations that the next decision is taken on, (N, F).
 
         Raises:
-            ValueError: if the snapshot is of another configuration or number of rows.
+            TypeError: for what is no snapshot.
+            ValueError: if the snapshot is of another configuration or number of rows, or of no environment.
         """
+        if not isinstance(snapshot, Snapshot):
+            raise TypeError(
+                f"a {type(snapshot).__name__} is no snapshot; expected what snapshot() returned, or "
+                "hpenv.snapshots.load(path) for one on disk"
+            )
+        if "env" not in snapshot.metadata:
+            raise ValueError(f"the snapshot is of no environment; it holds {sorted(snapshot.metadata)}")
         ours, theirs = self._description(), snapshot.metadata["env"]
         different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
         if different:

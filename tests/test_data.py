@@ -363,6 +363,9 @@ class TestOptionalPackages:
         encoder.save(str(tmp_path / "words.json"))
         with pytest.raises(ValueError, match="must be byte-level"):
             load_corpus(str(tmp_path / "a.txt"), str(tmp_path / "words.json"))
+        other = write(tmp_path / "other.json", '{"model_type": "llama"}')
+        with pytest.raises(ValueError, match=r"other.json' cannot be read .*expected a file that `tokenizers` saved"):
+            load_corpus(str(tmp_path / "a.txt"), other)
 
     def test_bad_tokenizers_are_named(self, tmp_path):
         pytest.importorskip("tokenizers")

@@ -457,6 +457,15 @@ def test_a_snapshot_of_another_environment_is_refused(change):
         other.restore(env.snapshot())
 
 
+def test_what_is_no_snapshot_of_an_environment_is_refused_with_what_is_expected():
+    env = make(2)
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match=r"a str is no snapshot; expected .*hpenv.snapshots.load\(path\)"):
+        env.restore("runs/snapshot")
+    with pytest.raises(ValueError, match="of no environment"):
+        env.restore(env.plant.snapshot())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_forks_go_on_like_the_original_and_leave_it_alone(mode):
     env, twin = make(3, mode=mode, **EVERYTHING), make(3, mode=mode, **EVERYTHING)

@@ -163,7 +163,7 @@ class CellConfig:
     register_leak: float = 0.9  # part of a register that a decision keeps [1]
     seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
     num_probe_batches: int = 4  # fixed batches of batch_tokens, where a term or a feature asks for them
-    eval_tokens: int = 16_384  # of the validation slice, for evaluate() [tokens]
+    eval_tokens: int = 16_384  # of the validation slice, or all that it has, for evaluate() [tokens]
     device: str = "cpu"
     dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
     compile: bool = False  # torch.compile the loss

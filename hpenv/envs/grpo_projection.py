@@ -76,8 +76,9 @@ Problems:
     Generated ones by default: endless, of `difficulty` stages; probe and held-out problems have combinations of
     operations that no training problem has. `problems`, `probe_problems` and `evaluation_problems` name JSONL files of
     your own instead, in the form of `hpenv.posttraining.problem_files`; what is not given stays generated, so give all
-    three to train and to measure on your own. `nano` reads prompts of up to 64 tokens of printable ASCII and writes up
-    to 48, which is enough for the generated ones; what a student cannot read is refused before a run begins.
+    three to train and to measure on your own. `python -m hpenv.posttraining.check_problems FILE` says which of a file's
+    solutions fail their own tests. `nano` reads prompts of up to 64 tokens of printable ASCII and writes up to 48,
+    which is enough for the generated ones; what a student cannot read is refused before a run begins.
 
 Starting State:
     The untrained student, and an order of tasks drawn from the seed; every cell at neutral.

@@ -105,7 +105,7 @@ class JELConfig:
         default_factory=dict
     )  # gradient_norm, smoothness -> weight (JEL, section 3.4)
     seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
-    eval_tokens: int = 65_536  # of the validation slice, for evaluate() [tokens]
+    eval_tokens: int = 65_536  # of the validation slice, or all that it has, for evaluate() [tokens]
     device: str = "cpu"
     dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
     compile: bool = False  # torch.compile the loss
