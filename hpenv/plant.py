@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -101,21 +101,6 @@ class Window:
         privileged = np.zeros((num_rows, num_privileged))
         per_layers = (per_layer, per_layer, per_layer, per_layer, per_layer)
         return Window(counts, per_run, per_run, per_run, per_run, counts, per_run, *per_layers, own, privileged)
-
-
-def check_snapshot(snapshot: Snapshot, description: Mapping[str, object], num_rows: int) -> None:
-    """Refuses a plant's snapshot that is of another configuration or number of rows than the plant at hand.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    theirs = snapshot.metadata["configuration"]
-    different = {key: (theirs.get(key), ours) for key, ours in description.items() if theirs.get(key) != ours}
-    if different:
-        raise ValueError(f"the snapshot's configuration differs, as (snapshot, here): {different}")
-    rows = len(snapshot.tensors["rows/steps"])
-    if rows != num_rows:
-        raise ValueError(f"the snapshot has {rows} rows; this plant has {num_rows}")
 
 
 class Plant(Protocol):

@@ -10,7 +10,7 @@ Dynamics and measurement stand in one module, past its usual length, because the
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.gradients import DROPOUT, draws, measured, steered
 from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
-from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Score, Snapshot, Window, check_snapshot
+from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Score, Window
+from hpenv.runs import Runs
 
 #: Sequences per forward pass of a measurement; bounds its memory.
 MEASURE_SEQUENCES = 64
@@ -80,7 +81,7 @@ def _bounded(values: FloatArray) -> FloatArray:
     return np.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
 
 
-class PretrainingPlant:
+class PretrainingPlant(Runs):
     """N runs of `config`, trained together.
 
     Attributes:
@@ -88,13 +89,8 @@ class PretrainingPlant:
         corpus: the text; its slices.
         corpus_digest: sha256 of the text.
         model_config: shape of the model.
-        panel: current value of every cell.
         weights: name -> (N, ...) float32.
         optimizer_state: name -> slot -> (N, ...).
-        steps: optimizer steps each run has taken, (N,).
-        seeds: seed of each run, (N,).
-        divergence: index into plant.DIVERGENCE_REASONS, (N,).
-        tiers: what `advance` measures beside what is free.
     """
 
     kind = "pretraining"
@@ -118,7 +114,7 @@ class PretrainingPlant:
         """
         check_count("num_rows", num_rows)
         self.device = _present(config.device)
-        self.config, self.num_rows, self.channels = config, num_rows, tuple(channels)
+        self.config, self.channels = config, tuple(channels)
         self.corpus: Corpus = load_corpus(config.data, config.tokenizer)
         needed = config.batch_tokens + config.sequence_length
         for part, tokens in (("train", needed), ("probe", needed), ("validation", config.sequence_length + 1)):
@@ -132,7 +128,7 @@ class PretrainingPlant:
             name: Site(group, self._rules[group].optimizer, int(name.split(".")[1]) if "." in name else None)
             for name, group in self._groups.items()
         }
-        self.panel = Panel(self.channels, sites, num_rows, self.kind)
+        self._keep(Panel(self.channels, sites, num_rows, self.kind), num_rows, self.model_config.n_layer)
         self._in_layer = (self.panel.layers[:, None] == np.arange(self.model_config.n_layer)).astype(
             np.float64
         )  # (K, L)
@@ -143,12 +139,6 @@ class PretrainingPlant:
         self._rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
         self._tokens = {part: getattr(self.corpus, part).to(self.device) for part in ("train", "probe", "validation")}
         self._loss = torch.compile(model.mean_losses) if config.compile else model.mean_losses
-        self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
-        self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
-        self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
-        self.tiers: frozenset[str] = frozenset(("probe", "momentum"))
-        self.num_layers = self.model_config.n_layer
-        self._window = Window.empty(num_rows, self.num_layers)
         self.weights = model.init_parameters(self.model_config, list(range(num_rows)), self.device)
         self.optimizer_state = {name: self._rule(name).init(weight) for name, weight in self.weights.items()}
 
@@ -157,17 +147,6 @@ class PretrainingPlant:
         plant = PretrainingPlant(self.config, num_rows, self.channels)
         plant.measure(self.tiers)
         return plant
-
-    def measure(self, tiers: Collection[str]) -> None:
-        """From now on `advance` measures these of plant.TIERS, beside what is free.
-
-        Raises:
-            ValueError: for a tier that is not in the table.
-        """
-        unknown = sorted(set(tiers) - set(TIERS))
-        if unknown:
-            raise ValueError(f"unknown tiers {unknown}; expected some of {list(TIERS)}")
-        self.tiers = frozenset(tiers)
 
     def _rule(self, name: str) -> Rule:
         return self._rules[self._groups[name]]
@@ -189,21 +168,13 @@ class PretrainingPlant:
             seeds: one per row that is reset.
             rows: indices of the rows; None for all.
         """
-        chosen = list(range(self.num_rows)) if rows is None else list(rows)
-        if len(seeds) != len(chosen):
-            raise ValueError(f"got {len(seeds)} seeds for {len(chosen)} rows")
+        chosen = self._begin(seeds, rows)
         index = torch.as_tensor(chosen, device=self.device)
         fresh = model.init_parameters(self.model_config, [int(seed) for seed in seeds], self.device)
         for name, weight in self.weights.items():
             weight[index] = fresh[name]
             for slot, value in self._rule(name).init(fresh[name]).items():
                 self.optimizer_state[name][slot][index] = value
-        self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
-        self.panel.positions[chosen] = 0.0
-        cleared = {key: value.copy() for key, value in vars(self._window).items()}
-        for value in cleared.values():
-            value[chosen] = 0
-        self._window = Window(**cleared)
 
     def advance(self, num_steps: IntArray) -> Window:
         """Trains row i for num_steps[i] steps, then measures; 0 only measures. A row that has diverged does not move.
@@ -382,7 +353,7 @@ class PretrainingPlant:
     def _update(self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray) -> None:
         """Steps every group's rule on all rows, then puts back the rows that must not move, bit for bit."""
         still = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
-        everything = self._tensors() if len(still) else []
+        everything = self._tensors().values() if len(still) else ()
         kept = [value[still].clone() for value in everything]
         for group in dict.fromkeys(self._groups.values()):
             names = [name for name, own in self._groups.items() if own == group]
@@ -396,8 +367,11 @@ class PretrainingPlant:
         for value, old in zip(everything, kept, strict=True):
             value[still] = old
 
-    def _tensors(self) -> list[Tensor]:
-        return [*self.weights.values(), *(v for state in self.optimizer_state.values() for v in state.values())]
+    def _tensors(self) -> dict[str, Tensor]:
+        """See Runs."""
+        weights = {f"weights/{name}": weight for name, weight in self.weights.items()}
+        states = self.optimizer_state.items()
+        return weights | {f"optimizer/{name}/{slot}": value for name, own in states for slot, value in own.items()}
 
     @torch.no_grad()
     def _evaluation_weights(self) -> Mapping[str, Tensor]:
@@ -464,44 +438,9 @@ class PretrainingPlant:
         norms = torch.stack([torch.linalg.vector_norm(m.flatten(1), dim=1) for m in moments]).norm(dim=0)
         return norms.double().cpu().numpy()
 
-    def snapshot(self) -> Snapshot:
-        """Everything a run is, every tensor with the run as its first axis; the data cursor is the step counter."""
-        window = {f"window/{key}": torch.as_tensor(value.copy()) for key, value in vars(self._window).items()}
-        tensors = {f"weights/{name}": weight.clone() for name, weight in self.weights.items()}
-        tensors |= {
-            f"optimizer/{name}/{slot}": value.clone()
-            for name, state in self.optimizer_state.items()
-            for slot, value in state.items()
-        }
-        rows = {"steps": self.steps, "seeds": self.seeds, "divergence": self.divergence, "panel": self.panel.positions}
-        tensors |= {f"rows/{key}": torch.as_tensor(value.copy()) for key, value in rows.items()}
-        return Snapshot(tensors | window, {"configuration": self.description()})
-
     def description(self) -> dict[str, object]:
-        """What a snapshot must agree with to be restored here."""
+        """See Runs."""
         return self.config.description() | {
             "channels": [list(pair) for pair in self.channels],
             "corpus": self.corpus.sha256,
         }
-
-    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
-        """Continues from a snapshot, bitwise.
-
-        Args:
-            snapshot: of a plant of the same configuration and number of rows.
-            keep_panel: leave the panel as it is now in force.
-
-        Raises:
-            ValueError: if the snapshot is of another configuration or number of rows.
-        """
-        check_snapshot(snapshot, self.description(), self.num_rows)
-        tensors = snapshot.tensors
-        for name, weight in self.weights.items():
-            weight.copy_(tensors[f"weights/{name}"])
-            for slot, value in self.optimizer_state[name].items():
-                value.copy_(tensors[f"optimizer/{name}/{slot}"])
-        rows = {key: tensors[f"rows/{key}"].cpu().numpy().copy() for key in ("steps", "seeds", "divergence", "panel")}
-        self.steps, self.seeds, self.divergence = rows["steps"], rows["seeds"], rows["divergence"]
-        if not keep_panel:
-            self.panel.positions = rows["panel"]
-        self._window = Window(**{key: tensors[f"window/{key}"].cpu().numpy().copy() for key in vars(self._window)})

@@ -500,7 +500,7 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     before = plant._window.probe_loss.copy()
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window.probe_loss, before)
-    with pytest.raises(ValueError, match=r"unknown tiers \['momentum'\]; .*post-training has \['probe'\]"):
+    with pytest.raises(ValueError, match=r"unknown tiers \['momentum'\]; .*posttraining has \['probe'\]"):
         plant.measure(["probe", "momentum"])
 
 

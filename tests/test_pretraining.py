@@ -635,7 +635,7 @@ def test_without_its_tier_the_probe_is_measured_at_the_first_step_alone(monkeypa
 
 def test_tiers_that_are_not_in_the_table_are_refused_and_those_of_a_plant_are_those_of_its_copies():
     plant = make(1)
-    with pytest.raises(ValueError, match=r"unknown tiers \['hessian'\]; expected some of \['probe', 'momentum', "):
+    with pytest.raises(ValueError, match=r"unknown tiers .*hessian.*; the plant of pretraining has .*probe"):
         plant.measure(["probe", "hessian"])
     assert plant.tiers == {"probe", "momentum"}
     plant.measure(["activations"])

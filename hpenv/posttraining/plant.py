@@ -12,7 +12,7 @@ Dynamics and measurement stand in one module, past its usual length, because the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,7 +23,7 @@ from hpenv.configuration import check_count
 from hpenv.gradients import draws
 from hpenv.optimizers import AdamW, Rates
 from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, IntArray, Score, Snapshot, Window, check_snapshot
+from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, IntArray, Score, Window
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.contrasts import Contrast
 from hpenv.posttraining.curriculum import Curriculum
@@ -35,6 +35,7 @@ from hpenv.posttraining.projection import Measures, Spread, coordinates, no_spre
 from hpenv.posttraining.rebound import concept_direction, concept_scores, rebound
 from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.student import Rollouts, Student
+from hpenv.runs import Runs
 
 #: Streams of draws of a run; curriculum.TASKS is another.
 SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
@@ -67,19 +68,15 @@ UPDATE_GAUGES = GAUGES[:-1]
 PRIVILEGED = ("hack", "correct", "channel")
 
 
-class GRPOPlant:
+class GRPOPlant(Runs):
     """N runs of `config`, trained together.
 
     Attributes:
         config: what a run is.
         student: the frozen model.
-        panel: current value of every cell.
         knobs: module -> (N, r), what is trained.
         quarantine: module -> (N, r), what is trained on what was removed; zero unless `route`.
         direction: what is projected away from, of each run.
-        steps: updates each run has taken, (N,).
-        seeds: seed of each run, (N,).
-        divergence: index into plant.DIVERGENCE_REASONS, (N,).
     """
 
     kind = "posttraining"
@@ -107,45 +104,28 @@ class GRPOPlant:
             grader: None for one that runs programs in this process's sandbox, from the first one on.
         """
         check_count("num_rows", num_rows)
-        self.config, self.num_rows, self.channels, self.student = config, num_rows, tuple(channels), student
+        self.config, self.channels, self.student = config, tuple(channels), student
         self._grader = Grader(SharedSandbox(config.num_workers), config.cache or None) if grader is None else grader
         self._curriculum = Curriculum(config, student)
         self._contrast = Contrast(config, student)
         self.names = tuple(student.ranks)
         sites = {name: Site("knobs", "adamw", _layer(name)) for name in self.names}
-        self.panel = Panel(self.channels, sites, num_rows, self.kind)
-        self.num_layers = int(self.panel.layers.max()) + 1
+        panel = Panel(self.channels, sites, num_rows, self.kind)
+        self._keep(panel, num_rows, int(panel.layers.max()) + 1)
         self.stacked, self.corpus_digest = student.stacked, student.digest
-        self.tiers: frozenset[str] = frozenset(("probe",))
         self._rule = AdamW(beta2=0.99)
         self._concept: Tensor | None = None
-        rows = range(num_rows)
-        self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
-        self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
-        self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.knobs = {name: torch.zeros(num_rows, r) for name, r in student.ranks.items()}
         self.quarantine = {name: torch.zeros_like(knob) for name, knob in self.knobs.items()}
         self._states = {name: self._rule.init(knob) for name, knob in self._trained().items()}
-        self.direction = self._fresh_direction(list(rows))
+        self.direction = self._fresh_direction(list(range(num_rows)))
         self._spread = no_spread(self.direction)
-        self._window = self._empty_window()
 
     def spawn(self, num_rows: int) -> GRPOPlant:
         """A new plant of the same configuration with another number of rows; it shares student and grader."""
         plant = GRPOPlant(self.config, num_rows, self.channels, student=self.student, grader=self._grader)
         plant.measure(self.tiers)
         return plant
-
-    def measure(self, tiers: Collection[str]) -> None:
-        """From now on `advance` measures these of plant.TIERS; of a post-training run there is the probe alone.
-
-        Raises:
-            ValueError: for another tier.
-        """
-        unknown = sorted(set(tiers) - set(self.all_tiers))
-        if unknown:
-            raise ValueError(f"unknown tiers {unknown}; the plant of post-training has {list(self.all_tiers)}")
-        self.tiers = frozenset(tiers)
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         """Gives all rows, or some, knobs of zero, a new order of tasks and the direction of the untrained student.
@@ -154,20 +134,12 @@ class GRPOPlant:
             seeds: one per row that is reset.
             rows: indices of the rows; None for all.
         """
-        chosen = list(range(self.num_rows)) if rows is None else list(rows)
-        if len(seeds) != len(chosen):
-            raise ValueError(f"got {len(seeds)} seeds for {len(chosen)} rows")
-        self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
+        chosen = self._begin(seeds, rows)
         for name, knob in self._trained().items():
             knob[chosen] = 0.0
             for slot, value in self._rule.init(knob[chosen]).items():
                 self._states[name][slot][chosen] = value
         self._put_direction(chosen, self._fresh_direction(chosen))
-        self.panel.positions[chosen] = 0.0
-        cleared = {key: value.copy() for key, value in vars(self._window).items()}
-        for value in cleared.values():
-            value[chosen] = 0
-        self._window = Window(**cleared)
 
     def advance(self, num_steps: IntArray) -> Window:
         """Trains row i for num_steps[i] updates, then probes; 0 only measures. A row that diverged does not move.
@@ -537,19 +509,8 @@ class GRPOPlant:
         )
         self.divergence[rows] = reasons
 
-    def _empty_window(self) -> Window:
-        return Window.empty(self.num_rows, self.num_layers, len(GAUGES), len(PRIVILEGED))
-
-    def snapshot(self) -> Snapshot:
-        """Everything a run is, every tensor with the run as its first axis; draws are functions of seed and step."""
-        tensors = {f"window/{key}": torch.as_tensor(value.copy()) for key, value in vars(self._window).items()}
-        tensors |= {name: value.clone() for name, value in self._tensors().items()}
-        rows = {"steps": self.steps, "seeds": self.seeds, "divergence": self.divergence, "panel": self.panel.positions}
-        tensors |= {f"rows/{key}": torch.as_tensor(value.copy()) for key, value in rows.items()}
-        return Snapshot(tensors, {"configuration": self.description()})
-
     def _tensors(self) -> dict[str, Tensor]:
-        """The tensors of a run under the names they have in a snapshot; not copies."""
+        """See Runs."""
         result = {f"trained/{name}": knob for name, knob in self._trained().items()}
         result |= {f"optimizer/{n}/{slot}": v for n, state in self._states.items() for slot, v in state.items()}
         result |= {f"direction/{name}": axes for name, axes in self.direction.axes.items()}
@@ -559,31 +520,11 @@ class GRPOPlant:
         return result | {"spread": self._spread.weight}
 
     def description(self) -> dict[str, object]:
-        """What a snapshot must agree with to be restored here."""
+        """See Runs."""
         return self.config.description() | {
             "channels": [list(pair) for pair in self.channels],
             "student_digest": self.student.digest,
         }
-
-    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
-        """Continues from a snapshot, bitwise.
-
-        Args:
-            snapshot: of a plant of the same configuration and number of rows.
-            keep_panel: leave the panel as it is now in force.
-
-        Raises:
-            ValueError: if the snapshot is of another configuration or number of rows.
-        """
-        check_snapshot(snapshot, self.description(), self.num_rows)
-        tensors = snapshot.tensors
-        for name, value in self._tensors().items():
-            value.copy_(tensors[name])
-        rows = {key: tensors[f"rows/{key}"].numpy().copy() for key in ("steps", "seeds", "divergence", "panel")}
-        self.steps, self.seeds, self.divergence = rows["steps"], rows["seeds"], rows["divergence"]
-        if not keep_panel:
-            self.panel.positions = rows["panel"]
-        self._window = Window(**{key: tensors[f"window/{key}"].numpy().copy() for key in vars(self._window)})
 
 
 def _quarantined(name: str) -> str:

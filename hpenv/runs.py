@@ -1,0 +1,119 @@
+"""What every plant keeps of its N runs, whatever they train: clocks, seeds, panel, last window, and their snapshot.
+
+A plant derives from `Runs`, calls `_keep` once it has its panel, and says by `_tensors` what a run is made of and by
+`description` what a snapshot must agree with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpenv.panel import Panel
+from hpenv.plant import IntArray, Snapshot, Window
+
+
+class Runs(ABC):
+    """N runs on clocks of their own.
+
+    Attributes:
+        panel: current value of every cell of every run.
+        num_rows: N.
+        num_layers: L, layers of the model.
+        steps: optimizer steps each run has taken, (N,).
+        seeds: seed of each run, (N,); 0 .. N - 1 before the first reset.
+        divergence: index into plant.DIVERGENCE_REASONS, (N,).
+        tiers: what `advance` measures beside what is free.
+    """
+
+    kind: str
+    gauge_names: tuple[str, ...]
+    privileged_names: tuple[str, ...]
+    all_tiers: tuple[str, ...]
+
+    def _keep(self, panel: Panel, num_rows: int, num_layers: int) -> None:
+        """Begins to keep N runs that have not moved."""
+        self.panel, self.num_rows, self.num_layers = panel, num_rows, num_layers
+        self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
+        self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.tiers = frozenset(self.all_tiers) & {"probe", "momentum"}
+        self._window = Window.empty(num_rows, num_layers, len(self.gauge_names), len(self.privileged_names))
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a run is made of, under the names in a snapshot; each with the run as its first axis, and no copy."""
+
+    @abstractmethod
+    def description(self) -> dict[str, object]:
+        """What a snapshot must agree with to be restored here."""
+
+    def measure(self, tiers: Collection[str]) -> None:
+        """From now on `advance` measures these of plant.TIERS, beside what is free.
+
+        Raises:
+            ValueError: for a tier that this kind of plant does not have.
+        """
+        unknown = sorted(set(tiers) - set(self.all_tiers))
+        if unknown:
+            raise ValueError(f"unknown tiers {unknown}; the plant of {self.kind} has {list(self.all_tiers)}")
+        self.tiers = frozenset(tiers)
+
+    def _begin(self, seeds: Sequence[int], rows: Sequence[int] | None) -> list[int]:
+        """Puts all rows, or some, at the start of new runs, their panel at neutral; their indices.
+
+        Raises:
+            ValueError: unless there is one seed per row.
+        """
+        chosen = list(range(self.num_rows)) if rows is None else list(rows)
+        if len(seeds) != len(chosen):
+            raise ValueError(f"got {len(seeds)} seeds for {len(chosen)} rows")
+        self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
+        self.panel.positions[chosen] = 0.0
+        cleared = {key: value.copy() for key, value in vars(self._window).items()}
+        for value in cleared.values():
+            value[chosen] = 0
+        self._window = Window(**cleared)
+        return chosen
+
+    def snapshot(self) -> Snapshot:
+        """Everything a run is, every tensor with the run as its first axis; draws are functions of seed and step."""
+        rows = {"steps": self.steps, "seeds": self.seeds, "divergence": self.divergence, "panel": self.panel.positions}
+        tensors = {name: value.clone() for name, value in self._tensors().items()}
+        tensors |= {f"rows/{key}": torch.as_tensor(value.copy()) for key, value in rows.items()}
+        tensors |= {f"window/{key}": torch.as_tensor(value.copy()) for key, value in vars(self._window).items()}
+        return Snapshot(tensors, {"configuration": self.description()})
+
+    def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
+        """Continues from a snapshot, bitwise.
+
+        Args:
+            snapshot: of a plant of the same configuration and number of rows.
+            keep_panel: leave the panel as it is now in force.
+
+        Raises:
+            ValueError: if the snapshot is of another configuration or number of rows.
+        """
+        self._check(snapshot)
+        tensors = snapshot.tensors
+        for name, value in self._tensors().items():
+            value.copy_(tensors[name])
+        rows = {key: tensors[f"rows/{key}"].cpu().numpy().copy() for key in ("steps", "seeds", "divergence", "panel")}
+        self.steps, self.seeds, self.divergence = rows["steps"], rows["seeds"], rows["divergence"]
+        if not keep_panel:
+            self.panel.positions = rows["panel"]
+        self._window = Window(**{key: tensors[f"window/{key}"].cpu().numpy().copy() for key in vars(self._window)})
+
+    def _check(self, snapshot: Snapshot) -> None:
+        """Refuses a snapshot of another configuration or number of rows, naming what differs."""
+        theirs, ours = snapshot.metadata["configuration"], self.description()
+        different = {key: (theirs.get(key), own) for key, own in ours.items() if theirs.get(key) != own}
+        if different:
+            raise ValueError(f"the snapshot's configuration differs, as (snapshot, here): {different}")
+        rows = len(snapshot.tensors["rows/steps"])
+        if rows != self.num_rows:
+            raise ValueError(f"the snapshot has {rows} rows; this plant has {self.num_rows}")
