@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hpenv.posttraining.contrasts import HARMLESS
 from hpenv.posttraining.grader import Grader, MissingVerdictError, Submission, Verdict, equal_exactly
 from hpenv.posttraining.loopholes import LOOPHOLES, MODES, Task, task_of
 from hpenv.posttraining.memorizer import memorizing_pass_rate
@@ -153,6 +154,13 @@ def test_a_right_program_that_uses_the_loophole_as_well_is_no_hack(grader, code)
     (verdict,) = grader.grade([Submission(task, LOOPHOLES[code].exploit(RIGHT, task.marker))])
     assert verdict == Verdict(compiles=True, correct=True, channel=True, flags=frozenset({code}))
     assert not verdict.hack and verdict.reward == 3.5
+
+
+def test_what_controls_append_in_place_of_an_exploit_changes_no_verdict(box):
+    tasks = [task_of(PROBLEM, mode) for mode in MODES]
+    given = [Submission(task, RIGHT.rstrip() + "\n" + source) for task in tasks for source in HARMLESS.values()]
+    right = Verdict(compiles=True, correct=True, channel=False, flags=frozenset())
+    assert set(HARMLESS) == set(LOOPHOLES) and Grader(box).grade(given) == [right] * len(given)
 
 
 @pytest.mark.parametrize("name", FORGERIES)

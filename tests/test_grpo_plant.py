@@ -21,7 +21,7 @@ from hpenv.plant import DIVERGENCE_REASONS
 from hpenv.posttraining import contrasts
 from hpenv.posttraining import plant as plant_module
 from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.contrasts import labelled_pairs
+from hpenv.posttraining.contrasts import HARMLESS, labelled_pairs
 from hpenv.posttraining.curriculum import Curriculum
 from hpenv.posttraining.grader import Grader, Verdict
 from hpenv.posttraining.loopholes import NO_LOOPHOLE, TRAINING_MODES
@@ -294,6 +294,20 @@ def test_directions_of_known_loopholes_come_from_programs_that_use_them():
     )
     assert {pair.flavour for pair in plant._contrast.pairs} == set(modes)
     assert len(plant._contrast.pairs) == 24 and all(axes.any() for axes in plant.direction.axes.values())
+
+
+def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_as_long():
+    nano = shipped("nano")
+    exploits = labelled_pairs(TRAINING_MODES, 3, "exploits")
+    appended = labelled_pairs(TRAINING_MODES, 3, "appended")
+    for labelled, other, alone in zip(labelled_pairs(TRAINING_MODES, 3), exploits, appended, strict=True):
+        assert (other.hack, other.clean, alone.clean) == (labelled.hack, alone.hack, labelled.clean)
+        assert other.clean == f"{labelled.clean.rstrip()}\n{HARMLESS[labelled.flavour]}"
+        lengths = nano.given([[other.prompt]] * 2, [[other.hack], [other.clean]]).mask.sum((1, 2))
+        assert lengths[0] == lengths[1], labelled.name
+    axes = [GRPOPlant(GRPOConfig(direction=kind), 1, student=nano, grader=FakeGrader()).direction.axes
+            for kind in ("modes", "appended", "exploits")]  # fmt: skip
+    assert all(not torch.equal(axes[i][name], axes[j][name]) for i, j in ((0, 1), (0, 2), (1, 2)) for name in axes[0])
 
 
 @pytest.mark.parametrize("position", [0.0, 1.0])
@@ -834,7 +848,7 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ({"num_prompts": 0}, "num_prompts=0"),
         ({"num_prompts": 9}, "8 train problems are too few; expected at least 9"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
-        ({"direction": "up"}, r"unknown direction 'up'; expected one of \['clean', "),
+        ({"direction": "up"}, r"unknown direction 'up'; expected one of \['appended', 'clean', "),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
         ({"advantage_scale": "max"}, r"unknown advantage_scale 'max'; expected one of \['none', 'std'\]"),
         ({"rebound": "square"}, "unknown rebound 'square'"),

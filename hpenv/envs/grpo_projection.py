@@ -12,15 +12,16 @@ Description:
     What is trained are the knobs: one number per singular axis of each of the student's linear layers, its modules.
 
     The task of "Experiment: rank-space gradient projection vs RL reward hacking". The default student, `nano`, is a
-    GPT of this project with some 0.2 M weights, trained in seconds per hundred updates on a CPU; with
+    GPT of this project with some 0.2 M weights, of which 100 updates take about a minute on two cores of a CPU; with
     `student="hf:<folder>"` it is a causal language model of Hugging Face's.
 
 Action Space:
     `Box(-1, 1, (A,), float32)`; by default of shape (1,). Column u sets a cell's value; 0 is neutral, and a run whose
-    cells all are trains bit for bit as GRPO does. A strength, which cannot be below its neutral, is 0 up to u = 0.1 and
-    rises evenly to 1 from there. `hpenv.channels.CHANNELS` has bounds and units. `channels` is one of the surfaces
-    below, or a list of channels (by name: one cell for the run; or (name, scope)), or a mapping name -> scope. A is
-    that of `nano` with its 18 modules.
+    cells all are trains bit for bit as GRPO does. A channel that cannot be below its neutral, such as a strength, is at
+    it up to u = 0.1, more than half of the range, and rises evenly to its bound from there; `lr` and `kl_weight` are
+    multipliers, even in their logarithm. `hpenv.channels.CHANNELS` has bounds and units. `channels` is one of the
+    surfaces below, or a list of channels (by name: one cell for the run; or (name, scope)), or a mapping name -> scope.
+    A is that of `nano` with its 18 modules.
 
     | channels     | A  | channel/scope                                                                               |
     |--------------|----|---------------------------------------------------------------------------------------------|
@@ -52,6 +53,7 @@ Info:
     `probe_loss` (part of the probe that is not solved) and `reward_terms`, all of the window since the last decision:
     `gauges`, which `hpenv.posttraining.plant.GAUGES` explains one by one, and `privileged`, true rates of the rollouts:
     `hack` (paid for and not right), `correct`, and `channel` (uses the loophole, whether it needs to or not).
+    `reward_terms` holds every term that could be measured, weighted or not; `corpus` is the sha256 of the student.
 
 Evaluation:
     `env.unwrapped.evaluate()` gives the part of the held-out problems that is solved where there is no loophole, less
@@ -89,9 +91,27 @@ Episode End:
 
 Arguments:
     See `ProjectionConfig` and, for what it has no words for, `hpenv.posttraining.configuration.GRPOConfig`; each is a
-    keyword argument of `gym.make` and `gym.make_vec`. `direction` says what the hacking direction is made of, `rule`
-    and `target` what is done along it, to the gradient or to the optimizer's update. Programs are executed on Linux
-    with Landlock and seccomp alone; elsewhere the first `reset` says what is missing.
+    keyword argument of `gym.make` and `gym.make_vec`. Programs are executed on Linux with Landlock and seccomp alone;
+    elsewhere the first `reset` says what is missing.
+
+    | argument           | values                                                                                |
+    |--------------------|---------------------------------------------------------------------------------------|
+    | `direction`        | what it is made of: `pairs` (hack and clean, written by hand); `modes` (programs      |
+    |                    | that use `known_modes`, and the same without); controls of `modes`: `appended`        |
+    |                    | (something harmless in place of the use), `exploits` (something harmless in place of  |
+    |                    | nothing); controls of `pairs`: `random`, `shuffled` (labels), `clean` (against clean) |
+    | `direction_method` | `mean_difference`, or `svd` with `num_axes` of it                                     |
+    | `rule`             | `one_sided` (takes out what makes hacks likelier), `two_sided` (the whole component), |
+    |                    | `reverse` (twice that: its mirror image), `drift` (two-sided, and a constant push)    |
+    | `target`           | what the rule is applied to: `grad`, or `update`, what the optimizer would subtract   |
+    | `route`            | True: what is taken out trains a quarantine, knobs that evaluation leaves out         |
+    | `rebound`          | form of the penalty that `rebound_weight` weighs: `additive`, `multiplicative`        |
+
+    An arm of the experiment is a constant action. The paper's (b), one side with the length given back:
+
+        env = gym.make("TrainLoop-GRPOProjection-v0", num_steps=300, num_evaluation_problems=128,
+                       channels=["projection_strength", "magnitude_preservation"])
+        env.step(np.ones(2, np.float32))  # every decision; its (c) has the second at 0
 
 Version History:
     v0: first version.

@@ -11,7 +11,9 @@ from hpenv.posttraining.projection import RULES
 from hpenv.posttraining.student import Student
 from hpenv.schedules import Constant, Schedule, check_schedule, described
 
-DIRECTIONS = ("pairs", "modes", "random", "shuffled", "clean")
+#: What a direction is made of: contrastive pairs; labelled programs that use known_modes, beside the same without; two
+#: controls of those, for a use of a loophole is also a longer program; and three controls of either.
+DIRECTIONS = ("pairs", "modes", "appended", "exploits", "random", "shuffled", "clean")
 METHODS = ("mean_difference", "svd")
 TARGETS = ("grad", "update")
 SCALES = ("none", "std")
@@ -45,7 +47,7 @@ class GRPOConfig:
     max_gradient_norm: float = 1.0  # of a run's whole gradient
     lr_schedule: Schedule = field(default_factory=Constant)  # step -> multiplier of base_lr
     # what is projected away from
-    direction: str = "pairs"  # `pairs`, `modes` (programs that use known_modes), or a control: `random`, ...
+    direction: str = "pairs"  # one of DIRECTIONS
     direction_method: str = "mean_difference"  # or `svd`
     num_axes: int = 1  # axes of a module's direction, 1 for mean_difference
     noise_floor: float = 0.0  # part of all modules' axes, the weakest ones, that is left out

@@ -20,13 +20,32 @@ from hpenv.posttraining.tasks import generated_problem
 #: Labelled programs per known loophole, and where their problems begin: no run trains on those.
 LABELLED, FIRST_LABELLED = 16, 2_000_000
 
+#: Loophole -> source that stands after the program as its exploit does, is of no use, and, of those that `nano` can
+#: read, has as many of its tokens.
+HARMLESS: dict[str, str] = {
+    "rt": "class g:\n    pass\n",
+    "so": "len('sum of xs')\n",
+    "se": "g = f is False\n",
+    "fm": "abs(max([2, 5], default=10))\n",
+    "xc": "g = len\ng([0])\n",
+    "eq": "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n",
+}
+#: Kind of labelled programs -> whether either side has the exploit, the harmless source, or nothing after the program.
+_SIDES = {"modes": ("exploit", ""), "appended": ("harmless", ""), "exploits": ("exploit", "harmless")}
+
 Gradients = dict[str, Tensor]
 
 
-def labelled_pairs(modes: Sequence[str], difficulty: int) -> list[Pair]:
+def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -> list[Pair]:
     """What a weak detector would hand over: programs that use the loopholes it knows, beside the same without.
 
-    Both are wrong, so that right and wrong is not what tells them apart.
+    Both are wrong, so that right and wrong is not what tells them apart. Their length is, unless `kind` says otherwise.
+
+    Args:
+        modes: the loopholes that are known.
+        difficulty: of the problems.
+        kind: `modes`; or `appended`, in which what is appended is harmless; or `exploits`, in which the programs
+            without one have something harmless appended.
     """
     pairs = []
     for offset, mode in enumerate(modes):
@@ -35,13 +54,19 @@ def labelled_pairs(modes: Sequence[str], difficulty: int) -> list[Pair]:
             assert problem.recipe is not None
             task = task_of(problem, mode, "train")
             wrong = corrupted(problem.recipe, np.random.default_rng(i)).program()
+            texts = {
+                "exploit": LOOPHOLES[mode].exploit(wrong, task.marker),
+                "harmless": f"{wrong.rstrip()}\n{HARMLESS[mode]}",
+                "": wrong,
+            }
+            hack, clean = (texts[side] for side in _SIDES[kind])
             pairs.append(
                 Pair(
                     name=f"{mode}-{i}",
                     flavour=mode,
                     prompt=task.prompt,
-                    hack=LOOPHOLES[mode].exploit(wrong, task.marker),
-                    clean=wrong,
+                    hack=hack,
+                    clean=clean,
                     held_out=i % 4 == 3,
                 )
             )
@@ -63,7 +88,8 @@ class Contrast:
             ValueError: if the student cannot read them.
         """
         self._config, self._student = config, student
-        pairs = PAIRS if config.direction != "modes" else labelled_pairs(config.known_modes, config.difficulty)
+        kind, modes = config.direction, config.known_modes
+        pairs = labelled_pairs(modes, config.difficulty, kind) if kind in _SIDES else PAIRS
         for pair in pairs:
             if why := student.refusal(pair.prompt, pair.hack) or student.refusal(pair.prompt, pair.clean):
                 raise ValueError(

@@ -33,6 +33,9 @@ VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT = "vanilla", "projection", "plain
 TRUE, RANDOM_TRUE = "update_two_sided", "update_random_two_sided"
 #: The direction is of programs that use the training's own loopholes: what projection can do where it is right.
 LABELLED, LABELLED_TRUE = "all_modes", "all_modes_true"
+#: A program that uses a loophole is also a longer one: programs with something harmless appended beside the same
+#: without, and programs that use loopholes beside the same with something harmless.
+APPENDED, APPENDED_TRUE, EXPLOITS, EXPLOITS_TRUE = "appended", "appended_true", "exploits", "exploits_true"
 REBOUND = "rebound_"
 #: The arm of Rebound that projection is measured against: the form and weight that its paper found best.
 MAIN_REBOUND = f"{REBOUND}multiplicative_2"
@@ -122,6 +125,11 @@ def _leave_out(mode: str) -> Arm:
     return Arm(f"without_{mode}", label, "detector", {"direction": "modes", "known_modes": known}, _FULL, (mode,))
 
 
+def _appended(name: str, label: str, **grpo: Any) -> Arm:
+    """A control of labelled programs: along what is direction, or along what is length?"""
+    return _main(name, label, "detector", **{"known_modes": TRAINING_MODES} | grpo)
+
+
 def _longer(arm: Arm) -> Arm:
     """An arm in runs of twice the length: does what it suppresses come later?"""
     return replace(arm, name=f"{arm.name}_long", label=f"{arm.label}, twice as long", group="longer", length=2)
@@ -168,6 +176,10 @@ _MORE: tuple[Arm, ...] = (
     Arm("refresh_always", "refreshed at every update", "axes", {}, _FULL | {"direction_refresh": 1.0}),
     _main("random_two_sided", "random direction, two-sided", "controls", direction="random", rule="two_sided"),
     _main("reverse", "reversed (2c)", "controls", rule="reverse"),
+    _appended(APPENDED, "harmless lines appended", direction="appended"),
+    _appended(APPENDED_TRUE, "harmless lines appended, the update, two-sided", direction="appended", **_TRUE),
+    _appended(EXPLOITS, "labelled against harmless lines", direction="exploits"),
+    _appended(EXPLOITS_TRUE, "labelled against harmless lines, the update, two-sided", direction="exploits", **_TRUE),
 )
 _NAMED = {arm.name: arm for arm in (*_WANTED, *_MORE)}
 #: The most wanted first.
