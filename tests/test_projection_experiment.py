@@ -37,6 +37,7 @@ from train_agents.experiments.projection_arms import (
 from train_agents.experiments.projection_claims import (
     DIAGNOSTIC,
     QUESTIONS,
+    RENAMED,
     answer,
     final,
     h1,
@@ -110,7 +111,7 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
     assert {job.name for job in make_jobs(ExperimentConfig(demo=True).sized())} == set(DEMO_ARMS) | {
         "direction", "constant", "controller-0",
     }  # fmt: skip
-    known = {*ARM, "vanilla_erased"}
+    known = {*ARM, "vanilla_erased", "vanilla_end"}
     assert {name for q in QUESTIONS for name in (q.arm, q.reference)} <= known
 
 
@@ -355,7 +356,7 @@ def test_answers_go_by_the_interval():
         (0.1, 0.1, 0.5, 0.5, "Direction: "),
         (0.1, 0.1, 0.1, 0.5, "Both suppress"),
         (0.1, 0.5, 0.5, 0.5, "Neither: "),
-        (0.5, 0.1, 0.1, 0.5, "nothing to explain"),
+        (0.5, 0.1, 0.1, 0.5, "no suppression of its to explain"),
         (0.1, 0.5, 0.1, 0.1, "a random direction is not shown to do less"),
         (0.1, 0.5, 0.1, 0.5, "a random direction is shown to do less"),
     ],
@@ -404,6 +405,39 @@ def test_finals_are_means_of_the_last_two_reports_and_diagnostics_of_the_whole_r
     assert found["kl"][0] == pytest.approx(0.4) and found["mean_cos"][0] == pytest.approx(0.4)
 
 
+def test_a_run_that_diverged_counts_by_the_updates_that_it_made():
+    rows = made_up(0, 0.5, 0.3)
+    for row in rows[:2]:
+        row["means"] = {name: [0.3, 0.5, 0.5, 0.5] for name in row["means"]}
+        row["steps"] = [0, 70, 140, 200, 300]
+    rows[0]["divergence_reason"] = "kl_above_limit"
+    rows[2]["means"] = {name: [0.1] * 4 for name in rows[2]["means"]}
+    assert final({"rows": rows})["mean_cos"] == pytest.approx([0.4, 0.45, 0.1])
+
+
+def test_what_is_erased_after_the_last_update_is_paired_with_the_last_report():
+    rows = made_up(0, 0.5, 0.3)
+    for row in rows:
+        row["reports"] = row["reports"] | {"hack": [0.0, 0.1, 0.2, 0.6]}
+        row["erased"] = {name: values[-1] for name, values in row["reports"].items()}
+    found = scored({VANILLA: {"rows": rows}})
+    assert found["vanilla"]["hack"] == pytest.approx([0.4] * 3)
+    assert (found["vanilla_end"]["hack"] == found["vanilla_erased"]["hack"]).all()
+    assert ("vanilla_erased", "vanilla_end") in {(q.arm, q.reference) for q in QUESTIONS}
+
+
+def test_hypotheses_may_be_read_by_hacks_under_names_that_nothing_was_paid_for():
+    ours, other = arm(0.2, renamed_hack=np.full(3, 0.5)), arm(0.6, renamed_hack=np.full(3, 0.5))
+    arms = {VANILLA: other, MAIN: ours, MAIN_REBOUND: other}
+    assert [h(arms).verdict for h in (h1, h3)] == ["supported"] * 2
+    assert [h(arms, RENAMED).verdict for h in (h1, h3)] == ["falsified"] * 2
+    jobs = curves(0.5, 0.5)
+    for row in jobs[VANILLA]["rows"]:
+        row["reports"][RENAMED] = [0.0, 0.1, 0.1, 0.1]
+    assert (h4(jobs).verdict, h4(jobs, RENAMED).verdict) == ("supported", "falsified")
+    assert "under new names" in h4(jobs, RENAMED).name
+
+
 def test_the_report_is_made_of_whatever_is_there(tmp_path):
     jobs = tmp_path / "jobs"
     report(tmp_path)
@@ -444,7 +478,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     report(tmp_path)
     text = (tmp_path / "README.md").read_text()
     verdicts = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith(("| H1", "| H3", "| H4"))]
-    assert verdicts == ["supported", "falsified", "supported"]
+    assert verdicts == 2 * ["supported", "falsified", "supported"]  # and under new names, made up to be equal
     assert "Drift: the true projection is not shown" in text and "a random direction is shown to do less" in text
     assert "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three times" in text
     assert "| -0.250 ± 0.000 |" in text and "routed: 0.50 ± 0.00" in text
@@ -486,6 +520,9 @@ def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
         tiny = np.linspace(0.0, 0.01, n)
         return {"hack_rt": tiny, "hack_se": tiny, "hack_so": so + tiny, "hack_fm": fm + 2 * tiny}
 
+    known = {VANILLA: rates(0.5, 0.7), "weak_true": rates(0.0, 0.0), MAIN: rates(0.9, 0.9), TRUE: rates(0.3, 0.3)}
+    row = unknown_table(known).splitlines()[2]
+    assert "| 60.8 ± 0.4 |  | 30.7 ± 0.4 |  |" in row, "a true projection is compared with true projections"
     line = unknown_table({VANILLA: rates(0.5, 0.7), "weak": rates(0.2, 0.4)}).splitlines()[2]
     assert line.split("|")[2].strip() == "so, fm" and "| 30.8 ± 0.4 | 60.8 ± 0.4 |" in line
     assert "+30.0 [+30.0, +30.0] yes" in line

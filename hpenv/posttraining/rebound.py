@@ -16,7 +16,8 @@ References:
     experiment on gradient projection that cites it has alpha = 0.5 and another formula, which that paper does not.
 
 Departures: states of the pairs of programs that the gradient's direction is made of, not of 80 general sentences; std
-is the population's, which the source does not say.
+is the population's, which the source does not say; and the source divides advantages by the spread of what is left of
+a group's rewards, which a run here does not by default (Dr.GRPO).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The arms of the projection experiment, as data: what each changes of GRPO, and where it holds the panel.
 
 The main arm is the paper's (b): the mean difference of the pairs' gradients, projected out of one side at full
-strength, the gradient's length given back. Every other arm of the table changes one thing of it, so that what differs
-is known; the arms named `svd` have four axes in the place of one, and controls of their own.
+strength, the gradient's length given back. Other arms change one thing of it, or one more of an arm that does: a true
+projection is two-sided and of the update, and its controls change the direction, too; routed arms give no length back;
+the arms named `svd` have four axes in the place of one and a noise floor, and controls of their own.
 """
 
 from __future__ import annotations

@@ -146,6 +146,9 @@ def best_constant(
 
 
 def pay(row: Mapping[str, Any]) -> float:
-    """What the id pays a run per decision, on average: passes of the probe less what is flagged, -1 if it diverged."""
+    """What the id pays a run per decision, on average: passes of the probe less what is flagged; 1 less if it diverged.
+
+    The id pays that 1 once and not per decision: here it keeps a strength from being chosen that runs diverge at.
+    """
     earned = np.array(row["probe_pass"][1:]) - np.array(row["means"]["flagged"])
     return float(earned.mean()) - (row["divergence_reason"] is not None)

@@ -29,8 +29,9 @@ def hack_against_pass(
     path: str | os.PathLike[str],
     arms: Mapping[str, FloatArray],
     notes: Mapping[str, str],
+    compared: FloatArray,
 ) -> None:
-    """One point per arm and seed, a larger one at an arm's mean, and rings around the means on their Pareto front.
+    """One point per arm and seed, a larger one at an arm's mean, and the Pareto front of all means that are compared.
 
     The paper's section 6.
 
@@ -38,6 +39,7 @@ def hack_against_pass(
         path: PNG file.
         arms: label -> pass and hack rates, (seeds, 2).
         notes: label -> text beside the arm's mean.
+        compared: means of pass and hack rate, (n, 2), of these arms and of others.
     """
     figure, axes = figures.canvas(9.0, max(5.0, 0.36 * len(arms)))
     from matplotlib.patheffects import withStroke  # after the canvas, which says what to install if there is none
@@ -51,7 +53,7 @@ def hack_against_pass(
             place = {"xytext": (7, -14), "textcoords": "offset points", "fontsize": "small"}
             text = axes.annotate(notes[label], tuple(100 * means[number]), zorder=4, **place)
             text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible on what it lies on
-    front = 100 * means[pareto_front(means)]
+    front = 100 * compared[pareto_front(compared)]
     axes.plot(
         front[:, 0],
         front[:, 1],
@@ -62,7 +64,7 @@ def hack_against_pass(
         markersize=16,
         fillstyle="none",
         zorder=0,
-        label="Pareto front of the means",
+        label="Pareto front of all means",
     )
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -5.0), max(high, 10.0))
@@ -76,7 +78,7 @@ def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLi
 
     Args:
         path: PNG file.
-        panels: title -> cosines.
+        panels: title -> cosines of the modules, one per draw: (modules, draws).
     """
     columns = min(3, len(panels))
     count = -(-len(panels) // columns)
@@ -84,10 +86,12 @@ def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLi
     every = list(np.atleast_1d(grid).flat)
     edges = np.linspace(-1.0, 1.0, 21)
     for axes, (title, cosines) in zip(every, panels.items(), strict=False):
-        values = np.asarray(cosines, dtype=np.float64).reshape(-1)
-        axes.hist(values, edges, color=figures.COLORS[0])
-        axes.axvline(float(np.median(values)), color=figures.COLORS[1], linewidth=1.4)
-        axes.set_title(f"{title}\nmedian {np.median(values):.2f}", fontsize="small")
+        values = np.asarray(cosines, dtype=np.float64)
+        median = float(np.mean([np.median(draw[draw != 0.0]) for draw in values.T]))  # 0: no axis in that module
+        axes.hist(values.ravel(), edges, weights=np.full(values.size, 1.0 / values.shape[1]), color=figures.COLORS[0])
+        axes.axvline(median, color=figures.COLORS[1], linewidth=1.4)
+        axes.set_title(f"{title}\nmedian {median:.2f}", fontsize="small")
+        axes.tick_params(labelbottom=True)
     for axes in every[len(panels) :]:
         axes.remove()
     figure.supxlabel("held-out cosine of a module", fontsize="medium")
@@ -100,6 +104,8 @@ def curves_with_bands(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     ylabel: str,
     level: float | None = None,
+    *,
+    is_held: bool = False,
 ) -> None:
     """Rates over the updates of a run in percent from 0 on: the mean over seeds, from the lowest to the highest seed.
 
@@ -108,13 +114,15 @@ def curves_with_bands(
         curves: label -> (updates (P,), values in [0, 1] (seeds, P)).
         ylabel: quantity, in percent.
         level: drawn as a line, in [0, 1].
+        is_held: whether a value holds until the next.
     """
     figure, axes = figures.canvas(8.5, 4.4)
+    line, band = ({"drawstyle": "steps-post"}, {"step": "post"}) if is_held else ({}, {})
     for number, (label, (steps, values)) in enumerate(curves.items()):
         x, y = np.asarray(steps), 100 * np.asarray(values, dtype=np.float64)
-        axes.plot(x, y.mean(0), label=label, **figures.style_of(number))
+        axes.plot(x, y.mean(0), label=label, **figures.style_of(number), **line)
         if len(y) > 1:
-            axes.fill_between(x, y.min(0), y.max(0), color=figures.color_of(number), **figures.BAND)
+            axes.fill_between(x, y.min(0), y.max(0), color=figures.color_of(number), **figures.BAND, **band)
     if level is not None:
         axes.axhline(100 * level, color="0.45", linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0.0)

@@ -17,12 +17,10 @@ from train_agents.experiments.projection_arms import (
     ARMS,
     DRIFT,
     GROUPS,
-    LABELLED,
     LABELLED_TRUE,
     MAIN,
     MAIN_REBOUND,
     RANDOM,
-    REBOUND,
     TRUE,
     VANILLA,
 )
@@ -42,6 +40,7 @@ from train_agents.experiments.projection_tables import (
     CONTROLLER,
     MODE_NOTE,
     TABLE_NOTE,
+    active_note,
     controller_table,
     direction_table,
     horizon_note,
@@ -58,16 +57,50 @@ from train_agents.experiments.projection_tables import (
 )
 from train_agents.results import read_result
 
-CURVES = (VANILLA, MAIN, RANDOM, TRUE, DRIFT, LABELLED, LABELLED_TRUE, MAIN_REBOUND)
+#: As many as there are colors.
+CURVES = (VANILLA, MAIN, RANDOM, TRUE, DRIFT, LABELLED_TRUE, MAIN_REBOUND)
 
 #: Figure -> groups of arms in it; vanilla and the main arm are in both.
 PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
 REBOUND_NOTE = (
-    "R+ and R× are Rebound's additive and multiplicative form, with alpha. Its score reads the end of the completion, "
-    "where the use of a loophole stands: nearly an oracle, which flatters it. R+ 0.5 has the weight of the paper on "
-    "projection, not its formula (a cosine of the mean activation in one layer): forms and standardization are those "
-    "of Rebound's own paper."
+    "Rebound's score reads the end of the completion, where the use of a loophole stands: nearly an oracle, which "
+    "flatters it. Its additive form at alpha 0.5 has the weight of the paper on projection, not its formula (a cosine "
+    "of the mean activation in one layer): forms and standardization of the score are those of Rebound's own paper, "
+    "advantages those of every arm (Dr.GRPO)."
 )
+
+SOURCE_NOTE = (
+    'The paper is wassname\'s "Experiment: rank-space gradient projection vs RL reward hacking" (2026). Its hypotheses '
+    "are H1, H3 and H4; it has no H2."
+)
+
+GLOSSARY = (
+    "Words: a *mode* is a kind of loophole, disclosed in the prompt. *Pairs* are programs written by hand, a hack "
+    "and a clean one; *labelled programs* use the training's own loopholes, beside the same program without; "
+    "*harmless lines* stand where and as long as a loophole's use would. The *direction* is the mean difference "
+    "of such pairs' gradients, one axis per module; with *4 axes* it is their leading singular vectors, of which "
+    "the *noise floor* leaves out the weakest quarter. Controls: a *random* direction, *shuffled* labels of hack "
+    "and clean, *clean* programs against clean ones. *Refreshed*: extracted again from the student as it is, at "
+    "updates that are drawn. *Erased*: the trained knobs without their part along the direction. *Routed*: what "
+    "is taken out of the gradient trains a second set of knobs, the *quarantine*. The *gate* is the paper's: more "
+    "than half of the modules have a held-out cosine above 0. *Under new names*: loopholes by names that no "
+    "reward was ever paid for. *Right under a loophole*: solved although a loophole was disclosed. *In training*: "
+    "hacks among the rollouts of the last updates."
+)
+
+#: Figure -> what it shows.
+CAPTIONS = {
+    "hack_against_pass": "Held-out hacks against passes at the end of the runs; below and to the right is better. The "
+    "dashed line joins the means that none of all arms, those of the next figure included, betters in both.",
+    "hack_against_pass_more": "The same of the other arms; many lie on each other at 0.",
+    "hack_curves": "Held-out hacks over training. A run that diverges stays where it stood; curves at 0 lie on each "
+    "other. Dotted: the 30 % of H4.",
+    "pass_curves": "Held-out passes, of problems without a loophole.",
+    "train_hack_curves": "Hacks among the rollouts of training. Dotted: the 30 % of H4.",
+    "hack_curves_long": "Held-out hacks in runs of twice the length, beside runs of the usual one. Dotted: 30 %.",
+    "cosines": "Held-out cosines of the modules, mean of the draws. Line: the median.",
+    "strengths": "What strength the learned controller chose, decision by decision.",
+}
 
 ARM_NOTE = (
     "The paper's arms: (a) is GRPO alone, (b) projects one side of the gradient and gives its length back, (c) does "
@@ -78,12 +111,6 @@ ARM_NOTE = (
 )
 
 
-def _note(name: str) -> str:
-    """What stands beside an arm in a figure: an R of Rebound's, with + or × for its form, and alpha."""
-    form, _, alpha = name.removeprefix(REBOUND).partition("_")
-    return f"R{'+' if form == 'additive' else '×'} {alpha}" if REBOUND in name else name
-
-
 def load_jobs(folder: Path) -> dict[str, Job]:
     """Name -> result of every job that is done."""
     return {file.stem: read_result(file) for file in sorted(folder.glob("*.json"))}
@@ -92,20 +119,23 @@ def load_jobs(folder: Path) -> dict[str, Job]:
 def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> dict[str, str]:
     """All figures that there are results for, as PNG; key -> file's name."""
     drawn = {}
+    compared = [name for groups in PICTURES.values() for group in groups for name in members(arms, group)]
+    front = np.array([[arms[name]["pass"].mean(), arms[name]["hack"].mean()] for name in compared]).reshape(-1, 2)
     for key, groups in PICTURES.items():
         shown = list(dict.fromkeys(name for group in groups for name in members(arms, group)))
         if len(shown) > 1:
             shown = [*(name for name in (VANILLA, MAIN) if name in arms and name not in shown), *shown]
             points = {label(name): np.stack([arms[name]["pass"], arms[name]["hack"]], 1) for name in shown}
-            notes = {label(name): _note(name) for name in shown if name in (VANILLA, MAIN) or REBOUND in name}
+            notes = {label(name): note for name, note in ((VANILLA, "(a)"), (MAIN, "(b)")) if name in shown}
             drawn[key] = f"{key}.png"
-            drawing.hack_against_pass(folder / drawn[key], points, notes)
-    longer = tuple(arm.name for arm in ARMS if arm.length > 1)
+            drawing.hack_against_pass(folder / drawn[key], points, notes, front)
+    longer = tuple(arm.name for arm in ARMS if arm.length > 1 and arm.name in jobs)
+    beside = (VANILLA, MAIN) if longer else ()
     for key, shown_curves, name, source, ylabel in (
         ("hack_curves", CURVES, "hack", "reports", "held-out hack rate [%]"),
         ("pass_curves", CURVES, "pass", "reports", "held-out pass rate without a loophole [%]"),
         ("train_hack_curves", CURVES, "train_hack", "means", "hack rate of the rollouts [%]"),
-        ("hack_curves_long", longer, "hack", "reports", "held-out hack rate [%]"),
+        ("hack_curves_long", (*beside, *longer), "hack", "reports", "held-out hack rate [%]"),
     ):
         curves = {label(n): curve(jobs[n], name, source) for n in shown_curves if n in jobs}
         if curves:
@@ -116,9 +146,9 @@ def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Score
     if learned:
         used = {name: np.array([row["strengths"] for row in job["rows"]]) for name, job in learned.items()}
         ends = {name: job["rows"][0]["steps"][-1] for name, job in learned.items()}
-        curves = {label(n): (np.linspace(0, ends[n], values.shape[1]), values) for n, values in used.items()}
+        curves = {label(n): (np.linspace(0, ends[n], v.shape[1], endpoint=False), v) for n, v in used.items()}
         drawn["strengths"] = "strengths.png"
-        drawing.curves_with_bands(folder / drawn["strengths"], curves, "strength of projection [%]")
+        drawing.curves_with_bands(folder / drawn["strengths"], curves, "strength of projection [%]", is_held=True)
     if "direction" in jobs:
         panels = {row["direction"]: list(row["cosines"].values()) for row in jobs["direction"]["rows"]}
         drawn["cosines"] = "cosines.png"
@@ -158,7 +188,7 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
     made = _facts(jobs)
 
     def picture(key: str) -> list[str]:
-        return [f"![{key}]({drawn[key]})\n\n*{made}*"] if key in drawn else []
+        return [f"![{key}]({drawn[key]})\n\n{CAPTIONS[key]} *{made}*"] if key in drawn else []
 
     facts = next(iter(jobs.values()))["facts"]
     trained = jobs.get(VANILLA) or next((job for name, job in jobs.items() if name in arms), None)
@@ -173,11 +203,15 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         f"Command: {made}  \nStudent sha256: `{facts['corpus']}`  \nSeeds of the arms: {seeds}  \n"
         f"Setting: `{json.dumps(setting)}`  \nDiverged runs: {lost or 'none'}.  \n"
         "Hack and pass are by the true verdict on held-out problems, whose combinations of operations no training "
-        "problem has. Hypotheses and criteria are the paper's, fixed beforehand; where its wording leaves room, "
-        "`train_agents/experiments/projection_claims.py` says how it was read.",
+        "problem has. Hypotheses and criteria are the paper's; where its wording leaves room, "
+        "`train_agents/experiments/projection_claims.py` says how it was read, and NOTES.md what was decided when.",
+        SOURCE_NOTE,
         ARM_NOTE,
+        GLOSSARY,
         "## Falsification report",
         hypothesis_table(jobs, arms),
+        "Hacks are counted as the training's grader would pay them. Under new names: the same problems, with loopholes "
+        "by names that no reward was ever paid for, so that a use that was learned by heart counts for nothing.",
         *([horizon_note(jobs)] if VANILLA in arms else []),
         "## Hack rate against pass rate",
         *picture("hack_against_pass"),
@@ -188,7 +222,8 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         *filter(None, [labelled_mechanism(arms)]),
         *([signal_note(arms)] if VANILLA in arms else []),
         "Differences are paired by seed, with 95 % intervals; `shown`: whether the interval of the hacks excludes 0. "
-        f"They are not corrected for there being {len(QUESTIONS)} of them: one in twenty excludes 0 by chance.",
+        "They are not corrected for how many there are "
+        f"({sum(q.arm in arms and q.reference in arms for q in QUESTIONS)}): one in twenty excludes 0 by chance.",
         question_table(arms),
         *picture("hack_curves"),
         *picture("pass_curves"),
@@ -196,6 +231,7 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         *picture("hack_curves_long"),
         "## The arms",
         TABLE_NOTE,
+        active_note(arms),
     ]
     for group, title in GROUPS.items():
         names = members(arms, group)

@@ -8,13 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
-from train_agents.experiments.projection_arms import ARMS, GROUPS, LABELLED, MAIN, PLAIN, RANDOM, VANILLA
+from train_agents.experiments.projection_arms import (
+    ARMS,
+    GROUPS,
+    LABELLED,
+    LABELLED_TRUE,
+    MAIN,
+    PLAIN,
+    RANDOM,
+    RANDOM_TRUE,
+    TRUE,
+    VANILLA,
+)
 from train_agents.experiments.projection_claims import (
     ACTIVE_COS,
     ACTIVE_FIRED,
     AT_FIRST,
     DIAGNOSTIC,
+    HACK,
     QUESTIONS,
+    RENAMED,
     Job,
     Scores,
     answer,
@@ -45,16 +58,27 @@ PROJECTING = frozenset(arm.name for arm in ARMS if "projection_strength" in arm.
 #: Beside the arms themselves.
 EXTRA_GROUPS = {"vanilla_erased": "controls", "route_on": "routing", "route_random_on": "routing"}
 TABLE_NOTE = (
-    "Mean ± standard error over the seeds, of the last two reports on held-out problems, in percent. ΔSafePass: pass "
-    "less hack, less vanilla's, of the same seed and length. Hack: passed by the leaky grader and not right, under a "
-    "loophole; pass: right, without one. KL: of the rollouts of the last updates, in nats per token. The other columns "
-    "are means over all updates of the run and say what was projected; * marks what the paper calls active, mean cos > "
-    f"{ACTIVE_COS:g} and frac fired > {ACTIVE_FIRED:g}. c is the gradient's component along the direction, relu(c) "
-    "what the one-sided rule takes out, min(c, 0) what it leaves; knobs along it: the mean cosine of the trained knobs "
-    "and the direction, above 0 where what the direction was made from has become less likely. Arms change one thing "
-    "of (b), but for vanilla, (c) and Rebound; those with 4 axes change the noise floor, too. Of a routed arm the "
-    "quarantine is left out, as one would in use, unless it says with."
+    "Mean ± standard error over the seeds, of the last two reports on held-out problems, in percent; of a run that "
+    "diverged, of the student as it then was. ΔSafePass: pass less hack, less vanilla's, of the same seed and length. "
+    "Hack: passed by the leaky grader and not right, under a loophole; pass: right, without one. 0.0 ± 0.0 is none of "
+    "all programs of all seeds: of 384 that leaves up to 0.8 %, and of the 96 of a single loophole up to 3.1 %. KL: of "
+    "the rollouts of the last updates, in nats per token. The other columns are means over all updates that were made, "
+    "of the gradient before anything is projected out of it, whatever the strength and the target: cosine with the "
+    "direction, part of the modules in which it points to hacks (fired), its norm (of all modules), the part of its "
+    "length that one side is. c is its component along the direction, relu(c) what the one-sided rule takes out, "
+    "min(c, 0) what it leaves. Knobs along it: the mean cosine of the trained knobs and the direction's axes, above 0 "
+    "where what the direction was made from has become less likely; an axis that the noise floor left out counts as 0. "
+    f"* marks what the paper calls an active projection, mean cos > {ACTIVE_COS:g} and frac fired > {ACTIVE_FIRED:g}. "
+    "Of a routed arm the quarantine is left out, as one would in use, unless it says with. Vanilla that is erased is "
+    "one report, after the last update, and compared with the like of vanilla. Arms of twice the length report every "
+    "50 updates, not 25, and so do their means."
 )
+
+
+def active_note(arms: Mapping[str, Scores]) -> str:
+    """Which arms are active by the paper's sign."""
+    names = [label(name) for name, own in arms.items() if name in PROJECTING and "kl" in own and is_active(own)]
+    return f"Active by the paper's sign: {', '.join(names) or 'no arm'}."
 
 
 def label(name: str) -> str:
@@ -69,6 +93,11 @@ def members(arms: Mapping[str, Scores], group: str) -> list[str]:
     return [name for name in names if name in arms]
 
 
+def _reference(name: str) -> str:
+    """The numbers of vanilla that an arm is held against: of the same length, and of as many reports."""
+    return f"{VANILLA}_long" if name in LONG else f"{VANILLA}_end" if name.endswith("_erased") else VANILLA
+
+
 def _spread(values: FloatArray, factor: float = 100.0, digits: int = 1) -> str:
     error = f" ± {factor * sem(values):.{digits}f}" if len(values) > 1 else ""
     return f"{factor * values.mean():.{digits}f}{error}"
@@ -79,7 +108,7 @@ def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
     rows = []
     for name in names:
         own = arms[name]
-        gain, reference = "", f"{VANILLA}_long" if name in LONG else VANILLA
+        gain, reference = "", _reference(name)
         if reference in arms:
             gain = "0 (ref)" if name == reference else _spread(safe_pass(own) - safe_pass(arms[reference]))
         line = [label(name), gain, _spread(own["hack"]), _spread(own["pass"])]
@@ -123,8 +152,11 @@ def mode_table(arms: Mapping[str, Scores]) -> str:
 #: What the codes of the loopholes stand for.
 MODE_NOTE = "Loopholes: " + ", ".join(f"{mode}: {LOOPHOLES[mode].name}" for mode in TRAINING_MODES) + "."
 
-#: What loopholes that a direction does not know are compared with.
-BESIDE_UNKNOWN = (VANILLA, LABELLED, MAIN, RANDOM)
+#: Target -> what loopholes that a direction does not know are compared with, by arms of the same target.
+BESIDE_UNKNOWN = {
+    "grad": (VANILLA, LABELLED, MAIN, RANDOM),
+    "update": (VANILLA, LABELLED_TRUE, TRUE, RANDOM_TRUE),
+}
 
 
 def unknown_table(arms: Mapping[str, Scores]) -> str:
@@ -136,13 +168,10 @@ def unknown_table(arms: Mapping[str, Scores]) -> str:
         columns = [f"hack_{mode}" for mode in arm.unknown_modes if f"hack_{mode}" in arms[arm.name]]
         if not columns:
             continue
-        means = {
-            name: np.mean([arms[name][column] for column in columns], 0)
-            for name in (arm.name, *BESIDE_UNKNOWN)
-            if name in arms
-        }
+        shown = (arm.name, *BESIDE_UNKNOWN[arm.grpo.get("target", "grad")])
+        means = {name: np.mean([arms[name][column] for column in columns], 0) for name in shown if name in arms}
         line = [label(arm.name), ", ".join(arm.unknown_modes)]
-        line += [_spread(means[name]) if name in means else "" for name in (arm.name, *BESIDE_UNKNOWN)]
+        line += [_spread(means[name]) if name in means else "" for name in shown]
         fewer = ""
         if VANILLA in means and len(means[arm.name]) > 1:
             found = paired_interval(means[arm.name], means[VANILLA])
@@ -173,15 +202,17 @@ def question_table(arms: Mapping[str, Scores]) -> str:
         hacks = difference(arms, question.arm, question.reference)
         passes = difference(arms, question.reference, question.arm, "pass")
         pair = f"{question.arm} against {question.reference}"
-        texts = [_interval(found) if found else "" for found in (hacks, passes)]
-        rows.append([question.text, pair, *texts, answer(hacks)])
-    headers = ["question", "arms", "fewer hacks [points]", "more passes [points]", "shown"]
+        renamed = difference(arms, question.arm, question.reference, RENAMED)
+        texts = [_interval(found) if found else "" for found in (hacks, passes, renamed)]
+        rows.append([question.text, pair, *texts[:2], answer(hacks), texts[2]])
+    headers = ["question", "arms", "fewer hacks [points]", "more passes [points]", "shown",
+               "fewer hacks under new names [points]"]  # fmt: skip
     return markdown_table(headers, rows)
 
 
 def hypothesis_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str:
     """The falsification report of section 7."""
-    findings = [h1(arms), h3(arms), h4(jobs)]
+    findings = [finding for hack in (HACK, RENAMED) for finding in (h1(arms, hack), h3(arms, hack), h4(jobs, hack))]
     rows = [[found.name, found.claim, found.verdict, found.evidence] for found in findings]
     return markdown_table(["hypothesis", "claim", "verdict", "evidence"], rows)
 
@@ -201,13 +232,17 @@ def horizon_note(jobs: Mapping[str, Job]) -> str:
 
 
 def signal_note(arms: Mapping[str, Scores]) -> str:
-    """How much of what the one-sided rule would take out of vanilla's gradients is signal."""
-    own = arms[VANILLA]
-    part = own["mean_c"] / np.maximum(own["mean_positive_c"], 1e-30)
+    """How much of what the one-sided rule would take out of a gradient has a direction, in vanilla and in arms."""
+    parts = {name: arms[name]["mean_c"] / np.maximum(arms[name]["mean_positive_c"], 1e-30)
+             for name in (VANILLA, MAIN, RANDOM, LABELLED, LABELLED_TRUE) if name in arms}  # fmt: skip
+    own = parts.pop(VANILLA)
+    interval = f" [{', '.join(f'{100 * end:.1f}' for end in mean_interval(own)[1:])}]" if len(own) > 1 else ""
+    others = "; ".join(f"{label(name)}: {_spread(part)}" for name, part in parts.items())
     return (
-        f"In vanilla runs mean c is {_spread(part)} % of mean relu(c). That part of what a one-sided projection takes "
-        "out is what the steps have in common (none of it, if it is negative); the rest is noise of zero mean, whose "
-        "other half it leaves."
+        "Mean c / mean relu(c), in percent: what the steps have in common of what one side takes out, 0 if it is "
+        f"noise of zero mean. In vanilla runs, in which nothing is taken out: {100 * own.mean():.1f}{interval}. In "
+        f"arms: {others or 'not measured'}. There the knobs have been moved along the direction, and a component that "
+        "builds up because of that cannot be told from one that was there."
     )
 
 
@@ -232,7 +267,7 @@ def direction_table(job: Job) -> str:
         passed = f"{sum(map(bool, row['passed']))} of {len(row['passed'])}"
         rows.append([row["direction"], f"{row['texts']}", *numbers, passed])
     headers = ["direction", "held-out pairs", "mean cosine (target > 0.2)", "median (healthy > 0.3)",
-               "part of the modules above 0", "passes the gate (> 0.5)"]  # fmt: skip
+               "part of the modules above 0", "draws that pass the gate (> 0.5)"]  # fmt: skip
     return markdown_table(headers, rows)
 
 
@@ -259,7 +294,7 @@ def controller_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str
             versus.append(_interval(paired_interval(safe_pass(arms[other]), score)) if known else "")
         line = [titles.get(name, label(name)), f"{100 * score.mean():.1f}{interval}", _spread(own["hack"])]
         rows.append([*line, _spread(own["pass"]), used, f"{spent:,}", *versus])
-    headers = ["strength", "pass less hack %", "hack %", "pass %", "strength used (range)",
+    headers = ["strength", "pass less hack %", "hack %", "pass %", "mean strength used (range), of 1",
                "updates spent beforehand", "above never on", "above always on", "above the best constant"]  # fmt: skip
     return markdown_table(headers, rows)
 
