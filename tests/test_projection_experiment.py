@@ -198,6 +198,8 @@ def test_what_is_recorded_of_an_arm_is_what_its_plant_measures(tmp_path, folder)
             column = own.gauge_names.index(name)
             late = [window.gauges[row, column] for window in windows[2:]]
             assert entry["means"][name][-1] == pytest.approx(np.mean(late), rel=1e-12)
+        modules = [values[-1] for values in entry["module_cos"].values()]
+        assert np.mean(modules) == pytest.approx(entry["means"]["mean_cos"][-1], rel=1e-4) and np.std(modules) > 0.0
         hacks = [window.privileged[row, own.privileged_names.index("hack")] for window in windows[:2]]
         assert entry["means"]["train_hack"][0] == pytest.approx(np.mean(hacks), rel=1e-12)
         assert entry["probe_pass"][-1] == 1.0 - windows[-1].probe_loss[row]
@@ -457,6 +459,10 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("random", made_up(4, 0.59, 0.3))
     write(TRUE, made_up(5, 0.6, 0.3))
     write("drift", made_up(6, 0.1, 0.3))
+    again = made_up(12, 0.6, 0.3)
+    for row in again:
+        row["module_cos"] = {"a": [0.1, 0.2, 0.3], "b": [0.0, 0.0, -0.1]}
+    write("vanilla_again", again)
     write("weak", made_up(7, 0.2, 0.3, unknown="so"))
     routed = made_up(8, 0.0, 0.1)
     for row in routed:
@@ -489,7 +495,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     assert summary["vanilla"]["hack"]["mean"] == pytest.approx(0.6, abs=0.003)
     assert {"vanilla_erased", "route_on"} <= set(summary)
     pictures = {file.name for file in tmp_path.glob("*.png")}
-    assert len(pictures) == 7 and all(name in text for name in pictures)
+    assert len(pictures) == 8 and all(name in text for name in pictures)
     write("clean", [row | {"seed": 7} for row in made_up(11, 0.1, 0.3)])
     with pytest.raises(ValueError, match="nothing can be paired"):
         report(tmp_path)

@@ -162,7 +162,7 @@ def comparison_bars(
     for place, (_, mean, low, high) in zip(places, rows, strict=True):
         axes.plot([low, high], [place, place], color=COLORS[0], linewidth=1.6, solid_capstyle="butt")
         axes.plot([mean], [place], color=COLORS[0], marker="o", markersize=5)
-    axes.set_yticks(places, [_wrapped(row[0], 40) for row in rows])
+    axes.set_yticks(places, [wrapped(row[0], 40) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(xlabel + ", with 95 % interval")
     axes.grid(axis="y", color="0.93")
@@ -189,14 +189,13 @@ def cell_trajectories(
         panels: title -> cell (a layer) -> values (K,); a cell has the same color in every panel.
         ylabel: quantity and unit, drawn on a logarithmic axis.
     """
-    from matplotlib import colormaps
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     plain = FuncFormatter(lambda value, _: f"{value:.3g}")
     every_value = np.concatenate([np.asarray(values) for cells in panels.values() for values in cells.values()])
     is_wide = every_value.max() > 5.0 * every_value.min()  # as wide as that, labels between 1, 2 and 5 run together
     labels = list(dict.fromkeys(label for cells in panels.values() for label in cells))
-    colors = {label: colormaps["viridis"](i / max(1, len(labels) - 1)) for i, label in enumerate(labels)}
+    colors = {label: in_order(i, len(labels)) for i, label in enumerate(labels)}
     columns = min(4, len(panels))
     count = -(-len(panels) // columns)
     shared = {"sharex": True, "sharey": True}
@@ -302,6 +301,13 @@ def color_of(number: int) -> str:
     return COLORS[number % len(COLORS)]
 
 
+def in_order(number: int, count: int) -> Any:
+    """The color of the n-th of `count` things that have an order, from dark to light."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](number / max(1, count - 1))
+
+
 def style_of(number: int) -> dict[str, Any]:
     """Color and line style of the n-th curve; a color comes again in another style."""
     return {"color": color_of(number), "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "linewidth": 1.6}
@@ -311,14 +317,14 @@ def legend_right(figure: Any, axes: Any, title: str | None) -> None:
     """Names what is labelled, beside the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        wrapped = [_wrapped(label) for label in labels]
+        texts = [wrapped(label) for label in labels]
         legend = figure.legend(
-            handles, wrapped, loc="outside right upper", frameon=False, fontsize="small", title=title, alignment="left"
+            handles, texts, loc="outside right upper", frameon=False, fontsize="small", title=title, alignment="left"
         )
         legend.get_title().set_fontsize("small")
 
 
-def _wrapped(label: str, width: int = 30) -> str:
+def wrapped(label: str, width: int = 30) -> str:
     """A label in lines that leave the data its room."""
     lines = [""]
     for word in label.split():

@@ -31,7 +31,15 @@ from hpenv.posttraining.direction import Direction
 from hpenv.posttraining.grader import Grader, Submission, Verdict
 from hpenv.posttraining.loopholes import Task
 from hpenv.posttraining.objective import advantages, policy_loss
-from hpenv.posttraining.projection import Measures, Spread, coordinates, no_spread, project, updated_spread
+from hpenv.posttraining.projection import (
+    Measures,
+    Spread,
+    coordinates,
+    module_cosines,
+    no_spread,
+    project,
+    updated_spread,
+)
 from hpenv.posttraining.rebound import concept_direction, concept_scores, rebound
 from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.student import Rollouts, Student
@@ -77,6 +85,7 @@ class GRPOPlant(Runs):
         knobs: module -> (N, r), what is trained.
         quarantine: module -> (N, r), what is trained on what was removed; zero unless `route`.
         direction: what is projected away from, of each run.
+        module_cos: cosine of the last update's gradient and the direction, (N, modules); no part of a snapshot.
     """
 
     kind = "posttraining"
@@ -120,6 +129,7 @@ class GRPOPlant(Runs):
         self._states = {name: self._rule.init(knob) for name, knob in self._trained().items()}
         self.direction = self._fresh_direction(list(range(num_rows)))
         self._spread = no_spread(self.direction)
+        self.module_cos = torch.zeros(num_rows, len(self.names))
 
     def spawn(self, num_rows: int) -> GRPOPlant:
         """A new plant of the same configuration with another number of rows; it shares student and grader."""
@@ -356,6 +366,7 @@ class GRPOPlant(Runs):
     def _update(self, rows: IntArray, moving: BoolArray, gradients: Mapping[str, Tensor], norm: FloatArray) -> Measures:
         """Projects and steps; rows that must not move stay as they are, bit for bit."""
         config, index = self.config, torch.as_tensor(rows)
+        self.module_cos[index] = module_cosines(gradients, self._direction_of(rows))
         steered, removed, measures = self._projected(rows, moving, gradients, config.target == "grad")
         clip = torch.as_tensor(
             np.minimum(1.0, config.max_gradient_norm / np.maximum(norm, 1e-12)), dtype=torch.float32
@@ -392,11 +403,8 @@ class GRPOPlant(Runs):
         self, rows: IntArray, moving: BoolArray, vectors: Mapping[str, Tensor], applied: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Measures]:
         """Vectors without what the panel has removed of them, what that is, and what was measured on the way."""
+        direction = self._direction_of(rows)
         index = torch.as_tensor(rows)
-        direction = Direction(
-            {name: axes[index] for name, axes in self.direction.axes.items()},
-            {name: own[index] for name, own in self.direction.strengths.items()},
-        )
         table = self.panel.table("projection_strength")
         strengths = np.zeros((len(rows), len(self.names))) if table is None or not applied else table[rows]
         magnitude = torch.as_tensor(self._per_run("magnitude_preservation", rows, 0.0), dtype=torch.float32)
@@ -410,6 +418,13 @@ class GRPOPlant(Runs):
             {name: torch.as_tensor(strengths[:, k], dtype=torch.float32) for k, name in enumerate(self.names)},
             magnitude,
             deviations,
+        )
+
+    def _direction_of(self, rows: IntArray) -> Direction:
+        index = torch.as_tensor(rows)
+        return Direction(
+            {name: axes[index] for name, axes in self.direction.axes.items()},
+            {name: own[index] for name, own in self.direction.strengths.items()},
         )
 
     def _deviations(self, index: Tensor, moving: Tensor, components: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -206,6 +206,16 @@ def _measures(gradients: Mapping[str, Tensor], direction: Direction, all_c: Mapp
     )
 
 
+def module_cosines(gradients: Mapping[str, Tensor], direction: Direction) -> Tensor:
+    """c / |g| of each module's gradient, mean over its axes, (N, modules); 0 where it has no axis or no gradient."""
+    all_c = coordinates(gradients, direction)
+    columns = []
+    for name, g in gradients.items():
+        norm, num_axes = torch.linalg.vector_norm(g, dim=1), direction.axes[name].any(2).sum(1).clamp_min(1)
+        columns.append(torch.where(norm > SMALLEST_NORM, all_c[name].sum(1) / norm / num_axes, 0.0))
+    return torch.stack(columns, 1)
+
+
 def erased(knobs: Mapping[str, Tensor], direction: Direction) -> dict[str, Tensor]:
     """The knobs without their part along the direction, d - V^T V d: an edit after training, module -> (N, r)."""
     _checked_modules(knobs, direction)

@@ -49,6 +49,7 @@ GROUPS = {
     "routing": "Routing",
     "detector": "Weak detectors",
     "longer": "Twice as long",
+    "again": "Once more: the same seeds at a later commit, whose last bits differ",
 }
 
 
@@ -136,6 +137,11 @@ def _longer(arm: Arm) -> Arm:
     return replace(arm, name=f"{arm.name}_long", label=f"{arm.label}, twice as long", group="longer", length=2)
 
 
+def _again(arm: Arm) -> Arm:
+    """An arm once more, under names of its own: how much of a difference is chance beyond the seed?"""
+    return replace(arm, name=f"{arm.name}_again", label=f"{arm.label}, once more", group="again", erases=False)
+
+
 _REBOUNDS = {(form, alpha): _rebound(form, alpha) for alpha in ALPHAS for form in ("additive", "multiplicative")}
 
 _WANTED: tuple[Arm, ...] = (
@@ -188,6 +194,7 @@ ARMS: tuple[Arm, ...] = (
     *_WANTED,
     *(_longer(_NAMED[name]) for name in (VANILLA, MAIN)),
     *_MORE,
+    *(_again(_NAMED[name]) for name in (VANILLA, MAIN)),
     *(_longer(_NAMED[name]) for name in (LABELLED_TRUE, LABELLED, RANDOM)),
 )
 

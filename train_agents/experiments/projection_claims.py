@@ -286,6 +286,8 @@ QUESTIONS = (
     Question("Does refreshing help?", "refresh_always", MAIN),
     Question("Does projecting the update help?", "update", MAIN),
     Question("Does routing beat routing along a random direction?", "route", "route_random"),
+    Question("Does vanilla differ from itself, run once more?", f"{VANILLA}_again", VANILLA),
+    Question("... and the one-sided projection?", f"{MAIN}_again", MAIN),
     Question("Is it enough to erase after training?", "vanilla_erased", f"{VANILLA}_end"),
 )
 

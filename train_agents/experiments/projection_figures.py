@@ -129,3 +129,33 @@ def curves_with_bands(
     axes.set(xlabel="update", ylabel=ylabel)
     figures.legend_right(figure, axes, "mean, lowest to highest seed")
     figures.save(figure, path)
+
+
+def module_curves(
+    path: str | os.PathLike[str], panels: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel: str = "cosine"
+) -> None:
+    """One line per module over the updates of a run, a panel per arm, from dark to light in the modules' order.
+
+    The paper's section 5, `cos_align` trajectory.
+
+    Args:
+        path: PNG file.
+        panels: title -> updates (P,) and values (modules, P).
+        ylabel: quantity.
+    """
+    columns = min(2, len(panels))
+    count = -(-len(panels) // columns)
+    figure, grid = figures.canvas(4.4 * columns + 0.4, 2.7 * count + 0.4, count, columns, sharex=True, sharey=True)
+    every = list(np.atleast_1d(grid).flat)
+    for axes, (title, (steps, values)) in zip(every, panels.items(), strict=False):
+        lines = np.asarray(values, dtype=np.float64)
+        for number, line in enumerate(lines):
+            axes.plot(steps, line, color=figures.in_order(number, len(lines)), linewidth=1.0)
+        axes.axhline(0.0, color="0.45", linewidth=0.8, linestyle=":")
+        axes.set_title(figures.wrapped(title, 44), fontsize="small")
+        axes.tick_params(labelbottom=True)
+    for axes in every[len(panels) :]:
+        axes.remove()
+    figure.supxlabel("update", fontsize="medium")
+    figure.supylabel(ylabel, fontsize="medium")
+    figures.save(figure, path)

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from train_agents.experiments import projection_figures as drawing
 from train_agents.experiments.projection_arms import (
+    APPENDED,
+    APPENDED_TRUE,
     ARMS,
     DRIFT,
+    EXPLOITS,
+    EXPLOITS_TRUE,
     GROUPS,
     LABELLED_TRUE,
     MAIN,
@@ -57,8 +62,11 @@ from train_agents.experiments.projection_tables import (
 )
 from train_agents.results import read_result
 
+FloatArray = NDArray[np.float64]
 #: As many as there are colors.
 CURVES = (VANILLA, MAIN, RANDOM, TRUE, DRIFT, LABELLED_TRUE, MAIN_REBOUND)
+#: Arms whose modules are drawn one by one.
+MODULES = (f"{VANILLA}_again", f"{MAIN}_again", APPENDED, APPENDED_TRUE, EXPLOITS, EXPLOITS_TRUE)
 
 #: Figure -> groups of arms in it; vanilla and the main arm are in both.
 PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
@@ -99,6 +107,8 @@ CAPTIONS = {
     "train_hack_curves": "Hacks among the rollouts of training. Dotted: the 30 % of H4.",
     "hack_curves_long": "Held-out hacks in runs of twice the length, beside runs of the usual one. Dotted: 30 %.",
     "cosines": "Held-out cosines of the modules, mean of the draws. Line: the median.",
+    "module_cosines": "Cosine of the gradient and the direction, a line per module, over training: means over the "
+    "updates since the report before, and over seeds. Dark: first layer.",
     "strengths": "What strength the learned controller chose, decision by decision.",
 }
 
@@ -153,7 +163,17 @@ def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Score
         panels = {row["direction"]: list(row["cosines"].values()) for row in jobs["direction"]["rows"]}
         drawn["cosines"] = "cosines.png"
         drawing.cosine_histograms(folder / drawn["cosines"], panels)
+    trajectories = {label(name): _module_cosines(jobs[name]) for name in MODULES if name in jobs}
+    if trajectories:
+        drawn["module_cosines"] = "module_cosines.png"
+        drawing.module_curves(folder / drawn["module_cosines"], trajectories)
     return drawn
+
+
+def _module_cosines(job: Job) -> tuple[list[int], FloatArray]:
+    """Updates (P,), and the mean over seeds of every module's cosine at them, (modules, P)."""
+    kept = [list(row["module_cos"].values()) for row in job["rows"]]
+    return job["rows"][0]["steps"][1:], np.mean(np.array(kept, dtype=np.float64), 0)
 
 
 def report(folder: Path) -> None:
@@ -229,6 +249,7 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
         *picture("pass_curves"),
         *picture("train_hack_curves"),
         *picture("hack_curves_long"),
+        *picture("module_cosines"),
         "## The arms",
         TABLE_NOTE,
         active_note(arms),

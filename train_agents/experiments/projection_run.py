@@ -56,7 +56,8 @@ class Recording:
         plant: the runs.
         interval: updates between reports.
         records: of every report: `step`, `report` (deployed), `knob_on` (with the quarantine, of an arm that routes),
-            `probe_pass`, and, but for the first, `means` (since the one before); numbers are lists of one per row.
+            `probe_pass`, and, but for the first, `means` and `module_cos` (since the one before; the second 0 if
+            there was no update); numbers are lists of one per row.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Recording:
         chosen = [PRIVILEGED.index(name) for name in TRAINED]
         count = min(self.interval, num_updates - self.step)
         sums, moves = np.zeros((plant.num_rows, len(MEANS))), np.zeros(plant.num_rows)
+        cosines = np.zeros((plant.num_rows, len(plant.names)))
         for _ in range(count):
             before = plant.steps.copy()
             window = plant.advance(np.ones_like(rows))
@@ -98,6 +100,7 @@ class Recording:
                 [window.gauges[:, : len(UPDATE_GAUGES)], window.gradient_norm[:, None], window.privileged[:, chosen]], 1
             )
             sums[moved] += seen[moved]
+            cosines[moved] += plant.module_cos.double().numpy()[moved]
             moves += moved
         last = self.records[-1].get("means", {})
         means = np.where(
@@ -105,7 +108,10 @@ class Recording:
             sums / np.maximum(moves, 1.0)[:, None],
             np.array([last[name] for name in MEANS]).T if last else 0.0,
         )  # a row that has diverged keeps the last it had
-        self._report({"means": _listed(dict(zip(MEANS, means.T, strict=True)))}, self.step + count)
+        cosines /= np.maximum(moves, 1.0)[:, None]
+        modules = _listed(dict(zip(plant.names, cosines.T, strict=True)))
+        found = {"means": _listed(dict(zip(MEANS, means.T, strict=True))), "module_cos": modules}
+        self._report(found, self.step + count)
 
     def _report(self, more: Mapping[str, Any], step: int = 0) -> None:
         plant = self.plant
@@ -148,6 +154,7 @@ class Recording:
                 "probe_pass": [record["probe_pass"][row] for record in self.records],
                 "reports": _curves([record["report"] for record in self.records], row),
                 "means": _curves([record["means"] for record in self.records[1:]], row),
+                "module_cos": _curves([record["module_cos"] for record in self.records[1:]], row),
             }
             if plant.config.route:
                 entry["knob_on"] = _curves([record["knob_on"] for record in self.records], row)
