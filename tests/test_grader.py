@@ -291,6 +291,21 @@ def test_what_cannot_keep_verdicts_is_refused(tmp_path):
     assert other.read_text().startswith("These are no verdicts")
 
 
+def test_a_file_of_verdicts_that_was_damaged_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        file.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
+        file.executemany("INSERT INTO verdicts VALUES (?, ?)", [(str(i), "x" * 500) for i in range(200)])
+    whole = path.read_bytes()
+    page = len(whole) // 4096 * 4096 // 2
+    path.write_bytes(
+        whole[:4096] + b"\xff" * page + whole[4096 + page :]
+    )  # the first page, which has the schema, is whole
+    grader = Grader(None, path)
+    with pytest.raises(ValueError, match=r"verdicts.sqlite' is damaged \(.*malformed.*\).*delete it"):
+        grader.grade([Submission(task_of(PROBLEM, "so"), RIGHT)])
+
+
 def test_what_the_clock_ended_is_not_kept_for_others(box, tmp_path):
     path = tmp_path / "verdicts.sqlite"
     sleeper = "import time\nprint('all tests passed')\nf = time.sleep\nf(60)\n"

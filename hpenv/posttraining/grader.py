@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,7 @@ class Grader:
 
         Raises:
             MissingVerdictError: without a sandbox, if a verdict is on no record.
+            ValueError: if the file of verdicts is damaged.
         """
         keys = [_key(submission) for submission in submissions]
         unknown = {key: given for key, given in zip(keys, submissions, strict=True) if key not in self._verdicts}
@@ -165,7 +166,7 @@ class Grader:
         """Takes over the verdicts that the file has."""
         if self.cache_path is None or not keys or not self.cache_path.exists():
             return
-        with contextlib.closing(_opened(self.cache_path)) as file:
+        with _file_of_verdicts(self.cache_path) as file:
             for key in keys:
                 row = file.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
                 if row is not None:
@@ -178,7 +179,7 @@ class Grader:
             return
         verdicts = [(key, self._verdicts[key]) for key in keys]
         rows = [(key, json.dumps([v.compiles, v.correct, v.channel, sorted(v.flags)])) for key, v in verdicts]
-        with contextlib.closing(_opened(self.cache_path)) as file, file:
+        with _file_of_verdicts(self.cache_path) as file, file:
             file.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", rows)
 
 
@@ -277,6 +278,21 @@ def _check(path: Path) -> None:
             f"{str(path)!r} cannot keep verdicts: {reason}; expected a file that a grader wrote, or a new one in a "
             "folder that exists"
         )
+
+
+@contextlib.contextmanager
+def _file_of_verdicts(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file, closed in the end; damage is told by what to do."""
+    try:
+        with contextlib.closing(_opened(path)) as file:
+            yield file
+    except sqlite3.OperationalError:  # locked, or no room: nothing is wrong with what it holds
+        raise
+    except sqlite3.DatabaseError as error:
+        raise ValueError(
+            f"the file of verdicts {str(path)!r} is damaged ({error}), as by a copy made while it was written to; "
+            "delete it, and its programs are run again"
+        ) from error
 
 
 def _opened(path: Path) -> sqlite3.Connection:
