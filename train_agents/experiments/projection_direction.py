@@ -31,6 +31,10 @@ DIRECTIONS: dict[str, tuple[Mapping[str, Any], bool]] = {
     "harmless lines appended": ({"direction": "appended", "known_modes": TRAINING_MODES}, False),
     "harmless lines appended, on labelled programs": ({"direction": "appended", "known_modes": TRAINING_MODES}, True),
     "labelled against harmless lines": ({"direction": "exploits", "known_modes": TRAINING_MODES}, False),
+    "labelled against harmless lines, on labelled programs": (
+        {"direction": "exploits", "known_modes": TRAINING_MODES},
+        True,
+    ),
     "pairs, on labelled programs": ({}, True),
     "random": ({"direction": "random"}, False),
     "shuffled labels": ({"direction": "shuffled"}, False),
