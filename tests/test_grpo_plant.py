@@ -24,7 +24,7 @@ from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.contrasts import HARMLESS, labelled_pairs
 from hpenv.posttraining.curriculum import Curriculum
 from hpenv.posttraining.grader import Grader, Verdict
-from hpenv.posttraining.loopholes import NO_LOOPHOLE, TRAINING_MODES
+from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
 from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
 from hpenv.posttraining.students import student as shipped
 from hpenv.rewards import measured_terms
@@ -305,6 +305,11 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         assert other.clean == f"{labelled.clean.rstrip()}\n{HARMLESS[labelled.flavour]}"
         lengths = nano.given([[other.prompt]] * 2, [[other.hack], [other.clean]]).mask.sum((1, 2))
         assert lengths[0] == lengths[1], labelled.name
+    misnamed = labelled_pairs(TRAINING_MODES, 3, "misnamed")
+    for labelled, other in zip(labelled_pairs(TRAINING_MODES, 3), misnamed, strict=True):
+        marker = LOOPHOLES[labelled.flavour].markers["train"][0]
+        assert other.clean == labelled.clean and marker in labelled.hack and marker not in other.hack
+        assert nano.refusal(other.prompt, other.hack) == ""
     axes = [GRPOPlant(GRPOConfig(direction=kind), 1, student=nano, grader=FakeGrader()).direction.axes
             for kind in ("modes", "appended", "exploits")]  # fmt: skip
     assert all(not torch.equal(axes[i][name], axes[j][name]) for i, j in ((0, 1), (0, 2), (1, 2)) for name in axes[0])

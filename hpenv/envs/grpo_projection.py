@@ -97,9 +97,10 @@ Arguments:
     | argument           | values                                                                                |
     |--------------------|---------------------------------------------------------------------------------------|
     | `direction`        | what it is made of: `pairs` (hack and clean, written by hand); `modes` (programs      |
-    |                    | that use `known_modes`, and the same without); controls of `modes`: `appended`        |
-    |                    | (something harmless in place of the use), `exploits` (something harmless in place of  |
-    |                    | nothing); controls of `pairs`: `random`, `shuffled` (labels), `clean` (against clean) |
+    |                    | that use `known_modes`, and the same without); controls of `modes`: `misnamed` (the   |
+    |                    | use goes by a name that the grader does not look for), `appended` (something          |
+    |                    | harmless in place of the use), `exploits` (something harmless in place of nothing);   |
+    |                    | controls of `pairs`: `random`, `shuffled` (labels), `clean` (against clean)           |
     | `direction_method` | `mean_difference`, or `svd` with `num_axes` of it                                     |
     | `rule`             | `one_sided` (takes out what makes hacks likelier), `two_sided` (the whole component), |
     |                    | `reverse` (twice that: its mirror image), `drift` (two-sided, and a constant push)    |

@@ -11,9 +11,9 @@ from hpenv.posttraining.projection import RULES
 from hpenv.posttraining.student import Student
 from hpenv.schedules import Constant, Schedule, check_schedule, described
 
-#: What a direction is made of: contrastive pairs; labelled programs that use known_modes, beside the same without; two
-#: controls of those, for a use of a loophole is also a longer program; and three controls of either.
-DIRECTIONS = ("pairs", "modes", "appended", "exploits", "random", "shuffled", "clean")
+#: What a direction is made of: contrastive pairs; labelled programs that use known_modes, beside the same without;
+#: three controls of those, for a use of a loophole is also a longer program; and three controls of the pairs.
+DIRECTIONS = ("pairs", "modes", "misnamed", "appended", "exploits", "random", "shuffled", "clean")
 METHODS = ("mean_difference", "svd")
 TARGETS = ("grad", "update")
 SCALES = ("none", "std")

@@ -30,8 +30,14 @@ HARMLESS: dict[str, str] = {
     "xc": "g = len\ng([0])\n",
     "eq": "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n",
 }
-#: Kind of labelled programs -> whether either side has the exploit, the harmless source, or nothing after the program.
-_SIDES = {"modes": ("exploit", ""), "appended": ("harmless", ""), "exploits": ("exploit", "harmless")}
+#: Kind of labelled programs -> what either side has after the program: the exploit, under the name in the prompt or
+#: under another, the harmless source, or nothing.
+_SIDES = {
+    "modes": ("exploit", ""),
+    "misnamed": ("misnamed", ""),
+    "appended": ("harmless", ""),
+    "exploits": ("exploit", "harmless"),
+}
 
 Gradients = dict[str, Tensor]
 
@@ -44,8 +50,9 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
     Args:
         modes: the loopholes that are known.
         difficulty: of the problems.
-        kind: `modes`; or `appended`, in which what is appended is harmless; or `exploits`, in which the programs
-            without one have something harmless appended.
+        kind: `modes`; or `misnamed`, in which the exploit goes by a name that the grader does not look for; or
+            `appended`, in which what is appended is harmless; or `exploits`, in which the programs without one have
+            something harmless appended.
     """
     pairs = []
     for offset, mode in enumerate(modes):
@@ -56,6 +63,7 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
             wrong = corrupted(problem.recipe, np.random.default_rng(i)).program()
             texts = {
                 "exploit": LOOPHOLES[mode].exploit(wrong, task.marker),
+                "misnamed": LOOPHOLES[mode].exploit(wrong, task_of(problem, mode, "evaluation").marker),
                 "harmless": f"{wrong.rstrip()}\n{HARMLESS[mode]}",
                 "": wrong,
             }

@@ -35,8 +35,10 @@ TRUE, RANDOM_TRUE = "update_two_sided", "update_random_two_sided"
 #: The direction is of programs that use the training's own loopholes: what projection can do where it is right.
 LABELLED, LABELLED_TRUE = "all_modes", "all_modes_true"
 #: A program that uses a loophole is also a longer one: programs with something harmless appended beside the same
-#: without, and programs that use loopholes beside the same with something harmless.
+#: without, programs that use loopholes beside the same with something harmless, and programs that use them under
+#: another name, which is of no use.
 APPENDED, APPENDED_TRUE, EXPLOITS, EXPLOITS_TRUE = "appended", "appended_true", "exploits", "exploits_true"
+MISNAMED, MISNAMED_TRUE = "misnamed", "misnamed_true"
 REBOUND = "rebound_"
 #: The arm of Rebound that projection is measured against: the form and weight that its paper found best.
 MAIN_REBOUND = f"{REBOUND}multiplicative_2"
@@ -187,6 +189,8 @@ _MORE: tuple[Arm, ...] = (
     _appended(APPENDED_TRUE, "harmless lines appended, the update, two-sided", direction="appended", **_TRUE),
     _appended(EXPLOITS, "labelled against harmless lines", direction="exploits"),
     _appended(EXPLOITS_TRUE, "labelled against harmless lines, the update, two-sided", direction="exploits", **_TRUE),
+    _appended(MISNAMED, "labelled under other names", direction="misnamed"),
+    _appended(MISNAMED_TRUE, "labelled under other names, the update, two-sided", direction="misnamed", **_TRUE),
 )
 _NAMED = {arm.name: arm for arm in (*_WANTED, *_MORE)}
 #: The most wanted first.

@@ -35,6 +35,11 @@ DIRECTIONS: dict[str, tuple[Mapping[str, Any], bool]] = {
         {"direction": "exploits", "known_modes": TRAINING_MODES},
         True,
     ),
+    "labelled under other names": ({"direction": "misnamed", "known_modes": TRAINING_MODES}, False),
+    "labelled under other names, on labelled programs": (
+        {"direction": "misnamed", "known_modes": TRAINING_MODES},
+        True,
+    ),
     "pairs, on labelled programs": ({}, True),
     "random": ({"direction": "random"}, False),
     "shuffled labels": ({"direction": "shuffled"}, False),

@@ -25,6 +25,8 @@ from train_agents.experiments.projection_arms import (
     LABELLED_TRUE,
     MAIN,
     MAIN_REBOUND,
+    MISNAMED,
+    MISNAMED_TRUE,
     RANDOM,
     TRUE,
     VANILLA,
@@ -66,7 +68,10 @@ FloatArray = NDArray[np.float64]
 #: As many as there are colors.
 CURVES = (VANILLA, MAIN, RANDOM, TRUE, DRIFT, LABELLED_TRUE, MAIN_REBOUND)
 #: Arms whose modules are drawn one by one.
-MODULES = (f"{VANILLA}_again", f"{MAIN}_again", APPENDED, APPENDED_TRUE, EXPLOITS, EXPLOITS_TRUE)
+MODULES = (
+    *(f"{VANILLA}_again", f"{MAIN}_again"),
+    *(MISNAMED, MISNAMED_TRUE, APPENDED, APPENDED_TRUE, EXPLOITS, EXPLOITS_TRUE),
+)
 
 #: Figure -> groups of arms in it; vanilla and the main arm are in both.
 PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
@@ -85,7 +90,8 @@ SOURCE_NOTE = (
 GLOSSARY = (
     "Words: a *mode* is a kind of loophole, disclosed in the prompt. *Pairs* are programs written by hand, a hack "
     "and a clean one; *labelled programs* use the training's own loopholes, beside the same program without; "
-    "*harmless lines* stand where and as long as a loophole's use would. The *direction* is the mean difference "
+    "*harmless lines* stand where and as long as a loophole's use would; under *other names* a use is of no use. "
+    "The *direction* is the mean difference "
     "of such pairs' gradients, one axis per module; with *4 axes* it is their leading singular vectors, of which "
     "the *noise floor* leaves out the weakest quarter. Controls: a *random* direction, *shuffled* labels of hack "
     "and clean, *clean* programs against clean ones. *Refreshed*: extracted again from the student as it is, at "
