@@ -284,6 +284,8 @@ QUESTIONS = (
     Question("Does one of labelled programs under other names, which are of no use, suppress?", MISNAMED, VANILLA),
     Question("... as a true projection?", MISNAMED_TRUE, VANILLA),
     Question("Is one side more than two?", MAIN, TWO_SIDED),
+    Question("Is the true projection more than one side, along labelled programs?", LABELLED_TRUE, LABELLED),
+    Question("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{LABELLED}_long"),
     Question("Does drift suppress?", DRIFT, VANILLA),
     Question("... more than the two-sided projection that it adds a push to?", DRIFT, TWO_SIDED),
     Question("Does one side suppress more than drift?", MAIN, DRIFT),
