@@ -90,7 +90,7 @@ def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLi
         median = float(np.mean([np.median(draw[draw != 0.0]) for draw in values.T]))  # 0: no axis in that module
         axes.hist(values.ravel(), edges, weights=np.full(values.size, 1.0 / values.shape[1]), color=figures.COLORS[0])
         axes.axvline(median, color=figures.COLORS[1], linewidth=1.4)
-        axes.set_title(f"{title}\nmedian {median:.2f}", fontsize="small")
+        axes.set_title(f"{figures.wrapped(title, 34)}\nmedian {median:.2f}", fontsize="small")
         axes.tick_params(labelbottom=True)
     for axes in every[len(panels) :]:
         axes.remove()
