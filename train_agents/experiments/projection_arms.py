@@ -51,7 +51,7 @@ GROUPS = {
     "routing": "Routing",
     "detector": "Weak detectors",
     "longer": "Twice as long",
-    "again": "Once more: the same seeds at a later commit, whose last bits differ",
+    "again": "Once more: the same seeds at a later commit",
 }
 
 
@@ -140,7 +140,7 @@ def _longer(arm: Arm) -> Arm:
 
 
 def _again(arm: Arm) -> Arm:
-    """An arm once more, under names of its own: how much of a difference is chance beyond the seed?"""
+    """An arm once more, under a name of its own: does it come out the same?"""
     return replace(arm, name=f"{arm.name}_again", label=f"{arm.label}, once more", group="again", erases=False)
 
 
