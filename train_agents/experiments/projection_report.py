@@ -27,6 +27,7 @@ from train_agents.experiments.projection_arms import (
     MAIN_REBOUND,
     MISNAMED,
     MISNAMED_TRUE,
+    PLAIN,
     RANDOM,
     TRUE,
     VANILLA,
@@ -73,6 +74,8 @@ MODULES = (
     *(MISNAMED, MISNAMED_TRUE, APPENDED, APPENDED_TRUE, EXPLOITS, EXPLOITS_TRUE),
 )
 
+#: Arms that figures name by the paper's letters.
+LETTERS = {VANILLA: "(a)", MAIN: "(b)", PLAIN: "(c)", MAIN_REBOUND: "(d)"}
 #: Figure -> groups of arms in it; vanilla and the main arm are in both.
 PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
 REBOUND_NOTE = (
@@ -142,7 +145,7 @@ def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Score
         if len(shown) > 1:
             shown = [*(name for name in (VANILLA, MAIN) if name in arms and name not in shown), *shown]
             points = {label(name): np.stack([arms[name]["pass"], arms[name]["hack"]], 1) for name in shown}
-            notes = {label(name): note for name, note in ((VANILLA, "(a)"), (MAIN, "(b)")) if name in shown}
+            notes = {label(name): note for name, note in LETTERS.items() if name in shown}
             drawn[key] = f"{key}.png"
             drawing.hack_against_pass(folder / drawn[key], points, notes, front)
     longer = tuple(arm.name for arm in ARMS if arm.length > 1 and arm.name in jobs)
