@@ -266,11 +266,10 @@ def _key(submission: Submission) -> str:
 
 def _check(path: Path) -> None:
     """Refuses what can be no file of verdicts; makes none."""
+    reason = "" if path.exists() or path.parent.is_dir() else f"there is no folder {str(path.parent)!r}"
     try:
         if path.exists():
             _opened(path).close()
-            return
-        reason = "" if path.parent.is_dir() else f"there is no folder {str(path.parent)!r}"
     except sqlite3.DatabaseError as error:
         reason = str(error)
     if reason:
@@ -289,10 +288,8 @@ def _file_of_verdicts(path: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.OperationalError:  # locked, or no room: nothing is wrong with what it holds
         raise
     except sqlite3.DatabaseError as error:
-        raise ValueError(
-            f"the file of verdicts {str(path)!r} is damaged ({error}), as by a copy made while it was written to; "
-            "delete it, and its programs are run again"
-        ) from error
+        what = f"the file of verdicts {str(path)!r} is damaged ({error}), as by a copy made while it was written to"
+        raise ValueError(f"{what}; delete it, and its programs are run again") from error
 
 
 def _opened(path: Path) -> sqlite3.Connection:

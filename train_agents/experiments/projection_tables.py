@@ -1,4 +1,7 @@
-"""The tables of the projection experiment, and the sentences beside them, as Markdown."""
+"""The tables of the projection experiment, and the sentences beside them, as Markdown.
+
+Past the usual length of a module, because tables share their labels, their note and their way to print a number.
+"""
 
 from __future__ import annotations
 
