@@ -5,6 +5,8 @@ the population's axis, gradients are `backward`'s, values come from the position
 optimizer is AdamW as its paper has it. The chain is checked link by link - the norm of each layer's gradient, the
 moments, the weights - because the first steps of AdamW hide the size of a gradient and a clip hides it always: each of
 the faults injected at the end of this file, a gradient that is accumulated twice, must break every channel's trace.
+
+Past the usual length, because the second implementation that everything is held against is written out here.
 """
 
 import math
