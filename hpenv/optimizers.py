@@ -178,9 +178,34 @@ POLAR_EXPRESS = (
 )
 
 
-def orthogonalize(matrices: Tensor, coefficients: Sequence[tuple[float, float, float]], safety: float = 1.0) -> Tensor:
-    """Approximates U V^T of each matrix by odd quintic iterations in bfloat16: (K, r, c) with r <= c -> the same."""
-    x = matrices.to(torch.bfloat16)
+#: Name -> dtype of the Newton-Schulz iteration; None: bfloat16 on a GPU, the weights' own dtype on a CPU, where a
+#: bfloat16 product without the processor's instructions for it (AVX2 alone) takes ten to twenty times as long.
+NEWTON_SCHULZ_DTYPES: dict[str | None, torch.dtype | None] = {
+    None: None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def orthogonalize(
+    matrices: Tensor,
+    coefficients: Sequence[tuple[float, float, float]],
+    safety: float = 1.0,
+    dtype: str | None = None,
+) -> Tensor:
+    """Approximates U V^T of each matrix by odd quintic iterations.
+
+    Args:
+        matrices: (K, r, c) with r <= c.
+        coefficients: (a, b, c) of each iteration X <- a X + (b X X^T + c (X X^T)^2) X.
+        safety: factor that multiplies the Frobenius norm before the division by it.
+        dtype: key of NEWTON_SCHULZ_DTYPES.
+
+    Returns:
+        The approximation, (K, r, c), in the dtype of the iteration.
+    """
+    own = torch.bfloat16 if matrices.is_cuda else matrices.dtype
+    x = matrices.to(NEWTON_SCHULZ_DTYPES[dtype] or own)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * safety).clamp_min(1e-7)
     for a, b, c in coefficients:
         gram = torch.bmm(x, x.transpose(1, 2))
@@ -207,6 +232,7 @@ class Muon:
 
     momentum: float = 0.95
     optimizer: str = "muon"
+    newton_schulz_dtype: str | None = None  # key of NEWTON_SCHULZ_DTYPES
 
     def init(self, weight: Tensor) -> State:
         """The momentum buffer.
@@ -224,7 +250,7 @@ class Muon:
         for g, state in zip(gradients, states, strict=True):
             buffer = state["momentum"].lerp_(g, 1.0 - self.momentum)
             directions.append(g.lerp(buffer, self.momentum))
-        orthogonal = _orthogonalized(directions, JORDAN)
+        orthogonal = _orthogonalized(directions, JORDAN, dtype=self.newton_schulz_dtype)
         for w, direction, lr, wd in zip(weights, orthogonal, *_pairs(rates, weights), strict=True):
             decay_(w, lr, wd)
             w.sub_(direction * (lr * _shape_factor(w)))
@@ -235,13 +261,17 @@ def _shape_factor(weight: Tensor) -> float:
 
 
 def _orthogonalized(
-    directions: Sequence[Tensor], coefficients: Sequence[tuple[float, float, float]], safety: float = 1.0
+    directions: Sequence[Tensor],
+    coefficients: Sequence[tuple[float, float, float]],
+    safety: float = 1.0,
+    dtype: str | None = None,
 ) -> list[Tensor]:
     """Orthogonalizes all matrices, those of one shape in one batched product; each (N, r, c) float32."""
     result = list(directions)
     for indices in _by_shape(directions).values():
         wide = [d.transpose(1, 2) if d.shape[1] > d.shape[2] else d for d in (directions[i] for i in indices)]
-        parts = orthogonalize(torch.cat(wide), coefficients, safety).to(directions[0].dtype).split(wide[0].shape[0])
+        stacked = orthogonalize(torch.cat(wide), coefficients, safety, dtype).to(directions[0].dtype)
+        parts = stacked.split(wide[0].shape[0])
         for i, part in zip(indices, parts, strict=True):
             result[i] = part.transpose(1, 2) if directions[i].shape[1] > directions[i].shape[2] else part
     return result
@@ -261,6 +291,7 @@ class NanochatMuon:
     momentum_steps: int = 300  # linear from start_momentum
     beta2: float = 0.95  # of the row (or column) mean squares
     optimizer: str = "muon"
+    newton_schulz_dtype: str | None = None  # key of NEWTON_SCHULZ_DTYPES
 
     def init(self, weight: Tensor) -> State:
         """Momentum buffer and the mean squares along the longer side."""
@@ -281,9 +312,8 @@ class NanochatMuon:
             buffer = state["momentum"]
             buffer.add_((g - buffer) * (1.0 - mu))
             directions.append(g + (buffer - g) * mu)
-        for w, u, state, lr, wd in zip(
-            weights, _orthogonalized(directions, POLAR_EXPRESS, 1.02), states, *_pairs(rates, weights), strict=True
-        ):
+        orthogonal = _orthogonalized(directions, POLAR_EXPRESS, 1.02, self.newton_schulz_dtype)
+        for w, u, state, lr, wd in zip(weights, orthogonal, states, *_pairs(rates, weights), strict=True):
             axis = self._reduced(w)
             square = u.square().mean(axis, keepdim=True)
             state["mean_square"].lerp_(square, 1.0 - self.beta2)
