@@ -7,27 +7,41 @@ SHELL := bash
 
 PYTHON ?= python3
 WORKERS ?= 2
+# Where torch's CPU builds come from: the folder that PIP_FIND_LINKS names, or else PyTorch's own index.
+TORCH_FROM ?= $(if $(PIP_FIND_LINKS),--no-index,--index-url https://download.pytorch.org/whl/cpu)
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+EXTRAS := agents baselines data dev posttraining
+ALL_EXTRAS := $(shell echo $(EXTRAS) | tr ' ' ',')
+PIP := -m pip --disable-pip-version-check install -qq
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # One thread per test process: more would fight over the cores, and a sum's order would depend on the machine.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo projection test test-slow check format bench clean
+.PHONY: help setup demo projection test test-slow test-newest test-oldest test-processors lock check format bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
-		printf '  make %-10s %s\n' "$$name" "$$text"; done
+		printf '  make %-15s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMP)  ## make .venv and install everything into it
+setup: $(STAMP)  ## make .venv and install into it, at the versions of the lock
 
-$(STAMP): pyproject.toml constraints.txt
+# Two steps of locked files, each checked by its hash, none resolved; then the package itself, editable.
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 		f"hpenv needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12 setup")'
 	@echo "Installing into .venv (once; a few minutes) ..."
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[agents,data,baselines,posttraining,dev]"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python $(PIP) --no-deps --require-hashes --only-binary :all: $(TORCH_FROM) -r constraints.txt
+	@$(BIN)/python $(PIP) --no-deps --require-hashes --only-binary :all: -r requirements.lock
+	@$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock, at the newest versions, for every Python
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--no-emit-package torch --custom-compile-command "make lock" $(EXTRAS:%=--extra %) \
+		-c constraints.txt -o requirements.lock pyproject.toml
 
 demo: setup  ## the main experiment, cut to fit ten minutes on two cores
 	$(BIN)/python -m train_agents.experiments.jel --demo
@@ -36,10 +50,33 @@ projection: setup  ## gradient projection against reward hacking, all arms; hour
 	$(BIN)/python -m train_agents.experiments.projection --num-workers $(WORKERS)
 
 test: setup  ## the default tests, under five minutes on two cores
-	$(PYTEST)
+	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
 test-slow: setup  ## the tests marked slow, and only those
-	$(PYTEST) -m slow
+	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m slow
+
+test-processors: setup  ## the default tests as on older processors, on one thread and on two
+	for capability in default avx2; do for threads in 1 2; do \
+		echo "== $$capability, $$threads threads"; ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads \
+		MKL_NUM_THREADS=$$threads $(BIN)/python $(PYTEST) --torch-threads $$threads; done; done
+
+test-newest:  ## the default tests with the newest release of everything, in a .venv-newest; all warnings are errors
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python $(PIP) --no-deps $(TORCH_FROM) torch
+	.venv-newest/bin/python -m pip freeze | grep '^torch==' > .venv-newest/torch.txt
+	.venv-newest/bin/python $(PIP) --upgrade --upgrade-strategy eager -c .venv-newest/torch.txt -e ".[$(ALL_EXTRAS)]"
+	.venv-newest/bin/python -m pip list
+	$(ONE_THREAD) .venv-newest/bin/python $(PYTEST) -W error
+
+# Of torch the oldest release that TORCH_FROM has.
+test-oldest: setup  ## the default tests with the lower bounds of pyproject.toml, in a .venv-oldest
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(BIN)/uv pip compile -q --python .venv-oldest/bin/python --resolution lowest-direct --no-emit-package torch \
+		$(EXTRAS:%=--extra %) -o .venv-oldest/requirements.txt pyproject.toml
+	.venv-oldest/bin/python $(PIP) --no-deps $(TORCH_FROM) "torch==$(OLDEST_TORCH)"
+	.venv-oldest/bin/python $(PIP) --no-deps -r .venv-oldest/requirements.txt
+	.venv-oldest/bin/python $(PIP) --no-deps --no-build-isolation -e .
+	$(ONE_THREAD) .venv-oldest/bin/python $(PYTEST)
 
 check: setup  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check .
@@ -53,6 +90,6 @@ format: setup  ## format, and fix what the linter can fix
 bench: setup  ## speed, as ratios measured in one run
 	$(BIN)/python -m benchmarks.run
 
-clean:  ## remove the virtual environment, caches and builds; runs/ and results/ stay
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove the virtual environments, caches and builds; runs/ and results/ stay
+	rm -rf .venv .venv-newest .venv-oldest build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

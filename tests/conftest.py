@@ -3,7 +3,13 @@ from typing import Any
 import pytest
 import torch
 
-torch.set_num_threads(1)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torch-threads", type=int, default=1, help="threads of torch in each test process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(config.getoption("--torch-threads"))
 
 
 @pytest.fixture
