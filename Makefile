@@ -19,11 +19,11 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # One thread per test process: more would fight over the cores, and a sum's order would depend on the machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo projection test test-slow test-newest test-oldest test-processors lock check format bench clean
+.PHONY: help setup demo projection test test-slow test-newest test-oldest test-processors lock check format bench bench-processors clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
-		printf '  make %-15s %s\n' "$$name" "$$text"; done
+		printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP)  ## make .venv and install into it, at the versions of the lock
 
@@ -89,6 +89,9 @@ format: setup  ## format, and fix what the linter can fix
 
 bench: setup  ## speed, as ratios measured in one run
 	$(BIN)/python -m benchmarks.run
+
+bench-processors: setup  ## the main job as with AVX2 alone and with all instructions of this processor
+	$(BIN)/python -m benchmarks.processors
 
 clean:  ## remove the virtual environments, caches and builds; runs/ and results/ stay
 	rm -rf .venv .venv-newest .venv-oldest build dist .mypy_cache .pytest_cache .ruff_cache

@@ -19,6 +19,7 @@ import torch
 
 from agents.grpo import JELAgent
 from benchmarks.cell import sidecar_price, surface_price
+from benchmarks.operators import newton_schulz_price, operator_shares
 from benchmarks.plain import plain_loop
 from benchmarks.posttraining import program_price, update_price
 from benchmarks.timing import alternate, ratio
@@ -42,6 +43,7 @@ class BenchmarkConfig:
     deployment_tokens: int = 512  # of a step of a deployed run [tokens]
     cell_rounds: int = 15  # alternating rounds of 4 steps of TrainLoop-Cell-v0
     update_rounds: int = 20  # alternating rounds of one update of TrainLoop-GRPOProjection-v0
+    threads: tuple[int, ...] = (1, 2)  # torch threads of each pass over the benchmarks
     only: tuple[str, ...] = ()  # names of benchmarks; empty: all of them
 
 
@@ -192,6 +194,19 @@ def sandboxed_program(config: BenchmarkConfig) -> dict[str, Any]:
     return program_price(config.rounds)
 
 
+def newton_schulz(config: BenchmarkConfig) -> dict[str, Any]:
+    """Muon's iteration in bfloat16 against the default of a CPU, for a deployed run and a meta-training population."""
+    return {
+        f"N = {n}, {tokens} tokens a step": newton_schulz_price(n, tokens, num_steps, config.rounds)
+        for n, tokens, num_steps in ((1, config.deployment_tokens, 10), (8, config.meta_tokens, 5))
+    }
+
+
+def operators(config: BenchmarkConfig) -> dict[str, Any]:
+    """Fractions of a default step of each id that single operators take."""
+    return operator_shares()
+
+
 BENCHMARKS = (
     env_overhead,
     population_speedup,
@@ -202,17 +217,19 @@ BENCHMARKS = (
     sidecar_share,
     projection_update,
     sandboxed_program,
+    newton_schulz,
+    operators,
 )
 
 
 def main() -> None:
-    """Runs every benchmark at one and at two threads, prints and writes the numbers."""
+    """Runs every benchmark at each number of threads, prints and writes the numbers."""
     import tyro
 
     config = tyro.cli(BenchmarkConfig, description=__doc__)
     results: dict[str, Any] = {"configuration": asdict(config) | {"out": str(config.out)}}
     results["facts"] = environment_facts({}, "")
-    for threads in (1, 2):
+    for threads in config.threads:
         torch.set_num_threads(threads)
         for benchmark in BENCHMARKS:
             if config.only and benchmark.__name__ not in config.only:

@@ -1,0 +1,55 @@
+"""Measures the main job as on a processor with AVX2 alone, and with all that this one has: `make bench-processors`.
+
+The libraries read their limits when they are loaded, so each limit is a process of its own; the figures that are
+compared with each other come from alternating rounds within one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: What PyTorch's kernels, MKL and oneDNN read.
+LIMITS: dict[str, dict[str, str]] = {
+    "AVX2 alone": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+    "this processor": {},
+}
+
+
+@dataclass(frozen=True)
+class ProcessorsConfig:
+    """Where the numbers go."""
+
+    out: Path = Path("results/benchmarks_processors.json")
+
+
+def measure(limits: dict[str, str]) -> dict[str, Any]:
+    """Runs the benchmarks of operators in a process of its own, on one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "numbers.json"
+        command = [sys.executable, "-m", "benchmarks.run", "--only", "newton_schulz", "operators", "--threads", "1"]
+        subprocess.run([*command, "--out", str(file)], check=True, env=os.environ | limits)
+        return json.loads(file.read_text())
+
+
+def main() -> None:
+    """Runs the program."""
+    import tyro
+
+    config = tyro.cli(ProcessorsConfig, description=__doc__)
+    results = {name: measure(limits) for name, limits in LIMITS.items()}
+    config.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
