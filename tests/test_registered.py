@@ -456,7 +456,7 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"eval_tokens": 0}, "eval_tokens=0 must be at least 1"),
         ({"compile": "no"}, "compile='no' must be True or False"),
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
-        ({"batch_token": 64}, r"unknown arguments \['batch_token'\] of TrainLoop-JEL-v0; expected some of \['actions'"),
+        ({"batch_token": 64}, r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['actions'"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, message, tiny):
@@ -684,7 +684,7 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
         ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
         ({"register_leak": 1.5}, "register_leak=1.5 must be at least 0 and below 1"),
-        ({"channel": "full"}, r"unknown arguments \['channel'\] of TrainLoop-Cell-v0; expected some of \['base_lr'"),
+        ({"channel": "full"}, r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of \['base_lr'"),
     ],
 )
 def test_bad_arguments_of_cell_are_refused_by_name(arguments, message, tiny):
@@ -817,7 +817,7 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
         ({"student": "/nowhere/giant"}, r"no student in /nowhere/giant; expected one of \['nano'\], a folder with"),
         (
             {"data": "stdlib"},
-            r"unknown arguments \['data'\] of TrainLoop-GRPOProjection-v0; expected some of \['advantage",
+            r"TrainLoop-GRPOProjection-v0 got an unexpected keyword argument 'data'; expected some of \['advantage",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import hpenv
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.envs.arguments import UnknownArgument
 from hpenv.plant import Score
 from hpenv.policies import Policy, load_policy
 from hpenv.policies.store import check_columns
@@ -120,6 +121,8 @@ def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Pol
         )
     try:
         env = gym.make_vec(env_id, num_envs=num_rows, autoreset_mode="DISABLED", **env_kwargs)
+    except UnknownArgument:  # it names the arguments of the id
+        raise
     except TypeError as error:  # of a factory that knows no autoreset_mode
         raise ValueError(f"{env_id!r} cannot be made ({error}); expected the id of a TrainLoopVectorEnv") from error
     if not isinstance(env, TrainLoopVectorEnv):

@@ -16,16 +16,29 @@ Channels = tuple[tuple[str, str], ...]
 SCHEDULES = ("none", "warmup_flat_warmdown")
 
 
+class UnknownArgument(TypeError, ValueError):
+    """An id was given a keyword argument that it does not have.
+
+    Python raises TypeError for an unknown keyword, with the words "unexpected keyword argument". Some clients try a
+    keyword and catch that error: TorchRL's `GymEnv` begins with `frameskip`. hpenv raises ValueError for what a user
+    gets wrong. This error is both.
+    """
+
+
 def known(arguments: Mapping[str, Any], config: type[Any], id: str) -> dict[str, Any]:
-    """The arguments, all of which are fields of the id's configuration.
+    """Returns the arguments, all of which are fields of the id's configuration.
 
     Raises:
-        ValueError: naming those that are not, and those that are accepted.
+        UnknownArgument: naming those that are not, and those that are accepted.
     """
     accepted = {f.name for f in fields(config)}
     unknown = sorted(set(arguments) - accepted)
     if unknown:
-        raise ValueError(f"unknown arguments {unknown} of {id}; expected some of {sorted(accepted)}")
+        plural, names = "s" if len(unknown) > 1 else "", ", ".join(map(repr, unknown))
+        raise UnknownArgument(
+            f"{id} got {'' if plural else 'an '}unexpected keyword argument{plural} {names}; "
+            f"expected some of {sorted(accepted)}"
+        )
     return dict(arguments)
 
 
