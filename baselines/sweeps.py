@@ -86,7 +86,7 @@ class Population:
             action = positions[:, decision].astype(np.float32)
             _, rewards, terminated, truncated, infos = self.env.step(action)
             returns += rewards
-            diverged |= infos.get("_divergence_reason", False)
+            diverged |= infos["divergence"] > 0
             ended |= terminated | truncated
             if ended.all():
                 break

@@ -1,7 +1,7 @@
 """The environment: an action sets the panel, the plant trains for one interval, features and terms are read.
 
 `TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of its own.
-`TrainLoopEnv` is the same with N = 1 and Python scalars in its info. The two stand in one module, past its usual
+`TrainLoopEnv` is the same with N = 1 and numpy scalars in its info. The two stand in one module, past its usual
 length, because the second is nothing without the first.
 """
 
@@ -17,8 +17,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from hpenv.infos import Info, by_name, merged, restricted, row_info, with_masks
-from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, Plant, Snapshot, Window
+from hpenv.infos import Info, columns, merged, only_row, restricted, with_masks
+from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window
 from hpenv.registers import Registers
 from hpenv.render import History, draw, summarize
 from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
@@ -39,6 +39,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         action_immediate: whether the loss of a decision's first step already answers to the column.
         observation_names: name of each column of the observation.
         autoreset_mode: what happens to a row whose episode has ended.
+        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin with.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}; expected one of {sorted(modes)}")
 
         self.plant, self.num_envs = plant, plant.num_rows
+        self.corpus_digest = plant.corpus_digest
         self.interval, self.horizon, self.seed_mode = interval, horizon, seed_mode
         self.autoreset_mode, self.render_mode = modes[name], render_mode
         self.metadata = {
@@ -157,7 +159,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._window = self.plant.advance(np.zeros(self.num_envs, dtype=np.int64))
         self._remember(np.zeros_like(rows), rows)
         self._record(rows)
-        return self._observe(self._reading(self._window, rows), rows), self._infos(self._window, rows, rows)
+        terms = dict.fromkeys(self._terms, np.zeros(self.num_envs))
+        infos = self._infos(self._window, np.zeros_like(rows), rows, terms)
+        return self._observe(self._reading(self._window, rows), rows), infos
 
     def _seed_rows(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> None:
         if seed is None:
@@ -238,8 +242,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         )
         terminated = self._ended.copy()
         observations = self._observe(reading, moving | restarting)
-        infos = self._infos(self._window, moving | restarting, restarting)
-        infos |= self._measured(self._window, moving, terms)
+        infos = self._infos(self._window, moving, moving | restarting, terms)
         self._previous_positions[moving] = self.plant.panel.positions[moving]
         self._record(moving | restarting)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
@@ -298,41 +301,26 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._observations[rows] = observe(self._features, reading)[rows].astype(np.float32)
         return self._observations.copy()
 
-    def _measured(self, window: Window, rows: BoolArray, terms: Mapping[str, FloatArray]) -> Info:
-        """The infos of rows that were trained."""
-        infos: Info = {
-            "train_loss": window.train_loss.copy(),
-            "gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max),
-            "reward_terms": {name: term + 0.0 for name, term in terms.items()},
-        }
-        for key, names, values in (
-            ("gauges", self.plant.gauge_names, window.gauges),
-            ("privileged", self.plant.privileged_names, window.privileged),
-        ):
-            if names:
-                infos[key] = by_name(names, values)
-        return with_masks(infos, rows)
+    def _infos(self, window: Window, moved: BoolArray, rows: BoolArray, terms: Mapping[str, FloatArray]) -> Info:
+        """Returns what was measured of these rows, and what was measured of their training if they moved.
 
-    def _infos(self, window: Window, rows: BoolArray, fresh: BoolArray) -> Info:
-        """What was measured, (N,) per key with a `_key` mask of the rows it is of; no NaN, no clock, no tensors.
-
-        The probe is measured of the rows that have just begun, and of the others if a feature or a term needs it.
+        The keys are the same at every call. What the training of a row would have measured is 0 where it did not move.
         """
-        infos: Info = {
+        state: Info = {
             "step": window.steps.copy(),
-            "corpus": np.array([self.plant.corpus_digest] * self.num_envs),
-            "panel": by_name(self._layout.cell_names, self.plant.panel.values()),
+            "train_loss": window.train_loss.copy(),
+            "divergence": window.divergence.copy(),
         }
-        infos = with_masks(infos, rows)
-        if self._probes or fresh.any():
-            infos |= with_masks({"probe_loss": window.probe_loss.copy()}, rows if self._probes else fresh)
-        diverged = rows & (window.divergence > 0)
-        if diverged.any():
-            infos["divergence_reason"] = np.array(
-                [DIVERGENCE_REASONS[code] for code in window.divergence], dtype=object
-            )
-            infos["_divergence_reason"] = diverged
-        return infos
+        if self._probes:
+            state["probe_loss"] = window.probe_loss.copy()
+        state |= columns("panel", self._layout.cell_names, self.plant.panel.values())
+        trained: Info = {"gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max)}
+        trained |= columns("reward_terms", tuple(terms), np.array(list(terms.values())).reshape(-1, len(rows)).T + 0.0)
+        trained |= columns("gauges", self.plant.gauge_names, window.gauges)
+        trained |= columns("privileged", self.plant.privileged_names, window.privileged)
+        for value in trained.values():
+            value[~moved] = 0.0
+        return with_masks(state, rows) | with_masks(trained, moved)
 
     def _record(self, rows: BoolArray) -> None:
         """Keeps what render() shows, which is of the size of an episode's actions, only where it is asked for."""
@@ -527,7 +515,7 @@ class TrainLoopEnv(gym.Env):
         self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
         self.action_names, self.action_kinds = vector.action_names, vector.action_kinds
         self.action_immediate = vector.action_immediate
-        self.observation_names = vector.observation_names
+        self.observation_names, self.corpus_digest = vector.observation_names, vector.corpus_digest
 
     @property
     def plant(self) -> Plant:
@@ -540,7 +528,7 @@ class TrainLoopEnv(gym.Env):
         """Begins a new run: observation (F,) and info."""
         super().reset(seed=seed)
         observations, infos = self.vector.reset(seed=seed)
-        return observations[0], row_info(infos, 0, 1)
+        return observations[0], only_row(infos)
 
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
         """Sets the panel and advances by one interval: observation (F,), reward, terminated, truncated and info.
@@ -558,7 +546,7 @@ class TrainLoopEnv(gym.Env):
                 f"got shape {array.shape}"
             )
         observations, rewards, terminated, truncated, infos = self.vector.step(array[None])
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), row_info(infos, 0, 1)
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), only_row(infos)
 
     def evaluate(self) -> float:
         """Held-out score, as the plant has it; the only road to the validation slice."""

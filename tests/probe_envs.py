@@ -89,8 +89,8 @@ class TargetTrackingVectorEnv(gym.vector.VectorEnv):
         infos = self._infos()
         early = ended & (self.lengths < self.horizon)
         if early.any():
-            infos |= {"divergence_reason": np.where(early, "loss_nonfinite", None), "_divergence_reason": early}
-        infos |= {"panel": {"lr": np.exp(actions[:, 0]), "_lr": np.ones(self.num_envs, dtype=bool)}}
+            infos |= {"divergence": early.astype(np.int64), "_divergence": early}
+        infos |= {"panel/lr": np.exp(actions[:, 0]), "_panel/lr": np.ones(self.num_envs, dtype=bool)}
         return self._observe(), rewards, ended & ~truncated, truncated, infos
 
     def evaluate(self) -> np.ndarray:

@@ -12,7 +12,9 @@ CONFIGS = {jel: jel.JELConfig, cell: cell.CellConfig, grpo_projection: grpo_proj
 @pytest.mark.parametrize("kind", [TypeError, ValueError])
 def test_an_unknown_keyword_is_pythons_error_and_ours(module, kind):
     for make in (module.make_env, module.make_vector_env):
-        with pytest.raises(kind, match=rf"{module.ID} got an unexpected keyword argument 'frameskip'; expected some of"):
+        with pytest.raises(
+            kind, match=rf"{module.ID} got an unexpected keyword argument 'frameskip'; expected some of"
+        ):
             make(frameskip=1)
     with pytest.raises(kind, match="got unexpected keyword arguments 'b', 'frameskip'; expected some of"):
         module.make_env(frameskip=1, b=2)

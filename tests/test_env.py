@@ -13,6 +13,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv.plant import DIVERGENCE_REASONS
 from hpenv.rewards import REWARD_TERMS, measured_terms
 from hpenv.telemetry import FEATURES
 from tests.fake_plant import GAUGES, INITIAL_LOSS, FakePlant
@@ -72,7 +73,7 @@ def test_the_action_controls_the_window_that_follows_it():
         _, reward, _, _, info = env.step(np.array([position, 0.0], dtype=np.float32))
         after = loss * (1 - 0.01 * 100**position) ** num_steps
         assert reward == pytest.approx(loss - after) and info["probe_loss"] == pytest.approx(after)
-        assert info["panel"] == {"lr": pytest.approx(100**position), "weight_decay": 1.0}
+        assert info["panel/lr"] == pytest.approx(100**position) and info["panel/weight_decay"] == 1.0
         loss = after
 
 
@@ -102,7 +103,7 @@ def test_penalties_by_hand():
         after = info["probe_loss"]
         jump = 0.0 if previous is None else float(np.square(np.subtract(action, previous)).sum())
         assert reward == pytest.approx(loss - after - 0.5 * after / 10 - 2.0 * jump)
-        assert info["reward_terms"]["smoothness"] == pytest.approx(-jump)
+        assert info["reward_terms/smoothness"] == pytest.approx(-jump)
         loss, previous = after, action
 
 
@@ -112,12 +113,12 @@ def test_next_step_spends_one_call_on_the_new_episode_and_ignores_its_action():
     env.step(still(env))
     obs, rewards, terminated, truncated, infos = env.step(still(env))
     assert terminated.tolist() == [False, True, False] and not truncated.any()
-    assert steps(env) == [20, 13, 20] and infos["_divergence_reason"].tolist() == [False, True, False]
-    assert infos["divergence_reason"][1] == "loss_nonfinite" and obs[1, 0] == np.float32(13 / 23)
+    assert steps(env) == [20, 13, 20] and infos["divergence"].tolist() == [0, 1, 0]
+    assert DIVERGENCE_REASONS[1] == "loss_nonfinite" and obs[1, 0] == np.float32(13 / 23)
     obs, rewards, terminated, _, infos = env.step(still(env) + 0.5)
     assert steps(env) == [23, 0, 23] and terminated.tolist() == [True, False, True]
-    assert rewards[1] == 0.0 and obs[1, 0] == 0.0 and "divergence_reason" not in infos
-    assert infos["panel"]["lr"].tolist() == pytest.approx([10.0, 1.0, 10.0])
+    assert rewards[1] == 0.0 and obs[1, 0] == 0.0 and not infos["divergence"].any()
+    assert infos["panel/lr"].tolist() == pytest.approx([10.0, 1.0, 10.0])
     obs, rewards, terminated, _, _ = env.step(still(env) + 0.5)
     assert steps(env) == [0, 10, 0] and terminated.tolist() == [False] * 3
     assert rewards[[0, 2]].tolist() == [0.0, 0.0] and rewards[1] > 0
@@ -140,11 +141,11 @@ def test_same_step_hands_over_the_end_and_the_beginning_together():
     assert rewards[1] == pytest.approx(-1.0 - earned[1])
     final = infos["final_info"]
     assert final["step"][1] == 13 and final["_step"].tolist() == [False, True, False]
-    assert final["divergence_reason"][1] == "loss_nonfinite"
-    assert final["reward_terms"]["divergence"][1] == -1.0
+    assert final["divergence"][1] == DIVERGENCE_REASONS.index("loss_nonfinite")
+    assert final["reward_terms/divergence"][1] == -1.0
     assert infos["step"].tolist() == [20, 0, 20] and infos["_step"].all()
-    assert infos["_train_loss"].tolist() == infos["_reward_terms"].tolist() == [True, False, True]
-    assert not infos["_divergence_reason"].any()
+    assert infos["_gradient_norm"].tolist() == infos["_reward_terms/progress"].tolist() == [True, False, True]
+    assert infos["gradient_norm"][1] == infos["reward_terms/divergence"][1] == 0.0 and not infos["divergence"].any()
     assert env.step(still(env))[2].tolist() == [True, False, True] and steps(env) == [0, 10, 0]
 
 
@@ -157,8 +158,7 @@ def test_disabled_lets_the_finished_wait_until_they_are_reset():
         obs, rewards, terminated, _, infos = env.step(still(env) + 0.9)
         assert terminated.tolist() == [True] * 3 and steps(env) == [23, 13, 23]
         assert rewards[1] == 0.0 and obs[1].tolist() == last[1].tolist() and not infos["_step"][1]
-        assert "probe_loss" in infos and not infos["_probe_loss"][1]
-        assert infos["panel"]["lr"][1] == 1.0
+        assert not infos["_probe_loss"][1] and infos["panel/lr"][1] == 1.0
     assert rewards.tolist() == [0.0] * 3
     obs, infos = env.reset(options={"reset_mask": np.array([False, True, False])})
     assert steps(env) == [23, 0, 23] and obs[:, 0].tolist() == [1.0, 0.0, 1.0]
@@ -376,28 +376,41 @@ def test_a_single_env_is_one_row_without_autoreset():
             TrainLoopEnv(vector)
 
 
-def leaves(info):
-    for value in info.values():
-        if isinstance(value, dict):
-            yield from leaves(value)
-        else:
-            yield value
-
-
 @pytest.mark.parametrize("diverges", [None, {0: 15}])
-def test_the_info_of_one_run_is_python_scalars(diverges):
-    env = single(diverges=diverges, features=["progress", "probe_loss", "gradient_norm"])
+@pytest.mark.parametrize("reward", [{"progress": 1.0}, {"loss_change": 1.0}])
+def test_the_info_of_one_run_is_flat_finite_and_has_the_same_keys_always(diverges, reward):
+    env = single(diverges=diverges, reward=reward)
     _, info = env.reset(seed=0)
-    assert set(info) == {"step", "probe_loss", "corpus", "panel"}
+    keys = list(info)
+    assert {"step", "train_loss", "divergence", "panel/lr", "gradient_norm", "privileged/truth"} < set(keys)
+    assert ("probe_loss" in info) == ("progress" in reward)
+    terms = measured_terms({"probe"} if "progress" in reward else set(), GAUGES)
+    assert [key for key in keys if key.startswith("reward_terms/")] == [f"reward_terms/{term}" for term in terms]
+    trained = [key for key in keys if key.startswith(("gradient", "reward", "gauges", "privileged"))]
+    assert all(info[key] == 0.0 for key in trained), "nothing has been trained"
     terminated = False
     while not terminated:
-        for value in leaves(info):
-            assert type(value) in (int, float, str), value
-            assert not isinstance(value, float) or math.isfinite(value)
         _, reward, terminated, truncated, info = env.step(np.zeros(2, dtype=np.float32))
         assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
-    assert ("divergence_reason" in info) == (diverges is not None)
-    assert tuple(info["reward_terms"]) == measured_terms({"probe"}, GAUGES)
+        assert list(info) == keys and all(type(value) in (np.int64, np.float64) for value in info.values())
+        assert np.isfinite(list(info.values())).all()
+    assert DIVERGENCE_REASONS[info["divergence"]] == ("loss_nonfinite" if diverges else "")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_infos_of_a_population_are_numbers_of_every_row_with_a_mask_at_every_call(mode):
+    env = make(3, {1: 13}, mode)
+    _, infos = env.reset(seed=7)
+    keys = set(infos)
+    assert keys == {f"_{key}" for key in keys if key[0] != "_"} | {key for key in keys if key[0] != "_"}
+    for _ in range(5):
+        infos = env.step(still(env))[4]
+        final = infos.pop("final_info", infos)
+        assert set(infos) - {"final_obs", "_final_obs", "_final_info"} == set(final) - {"final_obs"} == keys
+        for key in keys:
+            for value in (infos[key], final[key]):
+                assert value.shape == (3,) and value.dtype == (bool if key[0] == "_" else type(value[0]))
+                assert np.isfinite(value).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -410,8 +423,9 @@ def test_what_is_returned_is_the_callers_to_write_into(mode):
         for left, right in zip(result[:4], expected[:4], strict=True):
             assert np.array_equal(left, right)
             left[:] = 0
-        for value in (value for value in leaves(result[4]) if isinstance(value, np.ndarray)):
-            value[:] = value[:1] if value.dtype.kind in "OU" else 1
+        final = result[4].pop("final_info", {})
+        for value in (*result[4].values(), *final.values()):
+            value[:] = value[:1] if value.dtype.kind == "O" else 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -573,8 +587,8 @@ def test_only_what_is_asked_for_is_measured_and_every_term_that_is_measured_is_r
     assert env.plant.tiers == tiers
     env.reset(seed=0)
     infos = env.step(still(env))[4]
-    assert {name for name in infos["reward_terms"] if name[0] != "_"} == {
-        name for name, term in REWARD_TERMS.items() if term.tier is None or term.tier in tiers
+    assert {key for key in infos if key.startswith("reward_terms/")} == {
+        f"reward_terms/{name}" for name, term in REWARD_TERMS.items() if term.tier is None or term.tier in tiers
     }
     assert ("probe_loss" in infos) == ("probe" in tiers)
     assert env.fork(1).plant.tiers == tiers
@@ -584,19 +598,13 @@ def test_only_what_is_asked_for_is_measured_and_every_term_that_is_measured_is_r
 def test_without_a_probe_the_loss_before_training_is_known_and_no_other_is_told(mode):
     env = make(3, {1: 13}, mode, reward={"loss_change": 1.0})
     _, infos = env.reset(seed=7)
-    assert infos["_probe_loss"].all() and infos["probe_loss"].tolist() == env.plant.losses.tolist()
-    assert "probe_loss" not in env.step(still(env))[4]
-    infos = env.step(still(env))[4]  # row 1 diverges
-    if mode == "NEXT_STEP":
-        assert "probe_loss" not in infos
+    assert infos["_train_loss"].all() and infos["train_loss"].tolist() == env.plant.losses.tolist()
+    for _ in range(3 if mode == "NEXT_STEP" else 2):  # row 1 diverges at the second decision
         infos = env.step(still(env))[4]
-    elif mode == "DISABLED":
-        assert "probe_loss" not in infos
+    if mode == "DISABLED":
         _, infos = env.reset(options={"reset_mask": np.array([False, True, False])})
-    else:
-        assert "probe_loss" not in infos["final_info"]
-    assert infos["_probe_loss"].tolist() == [False, True, False]
-    assert infos["probe_loss"][1] == INITIAL_LOSS + env.plant.seeds[1] % 1000 / 1000
+    assert infos["train_loss"][1] == INITIAL_LOSS + env.plant.seeds[1] % 1000 / 1000
+    assert "probe_loss" not in infos and "probe_loss" not in infos.get("final_info", {})
 
 
 def test_the_default_of_a_decision_every_step_rewards_an_action_one_decision_later():

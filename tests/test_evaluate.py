@@ -46,7 +46,7 @@ def test_a_row_equals_the_run_driven_by_hand():
         bpb.append(env.unwrapped.evaluate())
         train.append(info["train_loss"])
     assert terminated
-    assert row["seed"] == 7 and row["corpus"] == info["corpus"] and row["divergence_reason"] is None
+    assert row["seed"] == 7 and row["corpus"] == env.unwrapped.corpus_digest and row["divergence_reason"] is None
     assert row["steps"] == [0, 10, 20, 23]
     assert row["probe_curve"] == probe and row["probe_loss"] == probe[-1]
     assert row["train_curve"] == train and row["train_loss"] == train[-1]

@@ -661,7 +661,8 @@ def test_no_observation_or_reward_knows_what_is_true():
     for ours, theirs in zip(*episodes, strict=True):
         assert np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
         if len(ours) > 2:
-            truths.append([step[4].pop("privileged") for step in (ours, theirs)])
+            infos = (ours[4], theirs[4])
+            truths.append([{name: own.pop(f"privileged/{name}") for name in PRIVILEGED} for own in infos])
             assert repr(ours[4]) == repr(theirs[4])
     assert any((ours["hack"] != theirs["hack"]).any() for ours, theirs in truths)
     assert any((ours["correct"] != theirs["correct"]).any() for ours, theirs in truths)

@@ -62,6 +62,7 @@ CASES = [
     for id in IDS
     for variant in VARIANTS[id]
 ]
+MODULES = {module.ID: module.__name__ for module in (jel, cell, grpo_projection)}
 EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in IDS])
 
 
@@ -152,6 +153,26 @@ def test_the_same_seed_and_actions_give_the_same_episode_bitwise(id, variant, sm
         assert torch.equal(weight, weights_of(second)[name])
     other = play(second, actions, seed=6)
     assert repr([step[4] for step in other]) != repr([step[4] for step in episode])
+
+
+@EVERY_ID
+def test_the_infos_keys_are_those_of_the_manual_at_every_call_and_in_every_vector_env(id, small):
+    env = gym.make(id, **small)
+    episode = play(env, random_actions(env), seed=0)
+    keys = list(episode[0][4])
+    for step in episode:
+        assert list(step[4]) == keys and all(type(value) in (np.int64, np.float64) for value in step[4].values())
+    manual = {re.sub("<.*", "", key.strip("`")) for key in manual_table(sys.modules[MODULES[id]].__doc__, "key", 2)}
+    plain, families = {key for key in keys if "/" not in key}, {key.split("/")[0] + "/" for key in keys if "/" in key}
+    assert plain | families == manual - ({"probe_loss"} - plain)
+
+    native = gym.make_vec(id, num_envs=2, **small)
+    sync = gym.make_vec(id, num_envs=2, vectorization_mode="sync", **small)
+    for left, right in zip(*(play(each, random_actions(each), seed=0) for each in (native, sync)), strict=True):
+        assert set(left[4]) == set(right[4]) and [key for key in left[4] if key[0] != "_"] == keys
+        for key in keys:
+            assert left[4][key].dtype == right[4][key].dtype
+            assert left[4][key] == pytest.approx(right[4][key], rel=1e-4, abs=1e-4), key
 
 
 @EVERY_ID
@@ -341,21 +362,23 @@ def test_rewards_add_up_to_the_decrease_of_the_probe_loss(tiny):
 
 def test_the_corpus_is_named_by_its_digest(tiny):
     env = gym.make(JEL, **tiny)
-    _, info = env.reset(seed=0)
-    assert info["corpus"] == env.unwrapped.plant.corpus.sha256 and len(info["corpus"]) == 64
+    digest = env.unwrapped.plant.corpus.sha256
+    assert env.unwrapped.corpus_digest == gym.make_vec(JEL, num_envs=2, **tiny).corpus_digest == digest
+    assert len(digest) == 64
 
 
-def manual_table(manual, heading):
-    """Rows of the manual's table whose first column has this heading: number and columns, continued lines joined."""
+def manual_table(manual, heading, num_columns=3):
+    """Rows of the manual's table whose first column has this heading: the other columns, continued lines joined."""
     lines = [line.strip() for line in manual.splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} "))
     table = {}
     for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
-        name, count, columns = (entry.strip() for entry in line.strip("|").split("|"))
+        name, *entries = (entry.strip() for entry in line.strip("|").split("|"))
+        assert len(entries) == num_columns - 1
         if name:
-            table[last := name.strip("`")] = [count, columns]
+            table[last := name.strip("`")] = entries
         else:
-            table[last][1] += f" {columns}"
+            table[last][-1] += f" {entries[-1]}"
     return table
 
 
@@ -399,8 +422,8 @@ def test_the_manual_says_where_multipliers_end(tiny):
     assert "exp(ln 100 u) in [0.01, 100]" in jel.__doc__
     env.reset(seed=0)
     for position, value in ((-1.0, 0.01), (0.5, 10.0), (1.0, 100.0)):
-        panel = env.step(np.full(2, position, dtype=np.float32))[4]["panel"]
-        assert panel == pytest.approx({"lr": value, "weight_decay": value})
+        info = env.step(np.full(2, position, dtype=np.float32))[4]
+        assert [info["panel/lr"], info["panel/weight_decay"]] == pytest.approx([value, value])
 
 
 def test_defaults_are_the_papers():
@@ -456,7 +479,10 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"eval_tokens": 0}, "eval_tokens=0 must be at least 1"),
         ({"compile": "no"}, "compile='no' must be True or False"),
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
-        ({"batch_token": 64}, r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['actions'"),
+        (
+            {"batch_token": 64},
+            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['actions'",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, message, tiny):
@@ -587,9 +613,9 @@ def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
         )
         obs, rewards, _, _, infos = env.step(action.astype(np.float32))
         assert env.observation_space.contains(obs) and np.isfinite(rewards).all()
-        assert all(np.isfinite(values).all() for values in infos["panel"].values())
-        for name in reward:
-            assert np.isfinite(infos["reward_terms"][name]).all(), name
+        assert {f"reward_terms/{name}" for name in reward} < set(infos)
+        for key, values in infos.items():
+            assert np.isfinite(values).all(), key
 
 
 def test_random_cells_of_the_ids_own_preset_give_a_moving_observation(tiny):
@@ -607,7 +633,7 @@ def test_the_reward_of_a_decision_is_the_fall_of_the_training_loss_since_the_las
     losses = [step[4]["train_loss"] for step in episode[1:]]
     rewards = [step[1] for step in episode[1:]]
     assert rewards == pytest.approx([0.0, *(a - b for a, b in itertools.pairwise(losses))])
-    assert "probe_loss" in episode[0][4] and not any("probe_loss" in step[4] for step in episode[1:])
+    assert not any("probe_loss" in step[4] for step in episode)
 
 
 def test_an_update_reaches_the_reward_one_decision_later_and_a_forward_dial_at_once(tiny):
@@ -684,7 +710,10 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
         ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
         ({"register_leak": 1.5}, "register_leak=1.5 must be at least 0 and below 1"),
-        ({"channel": "full"}, r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of \['base_lr'"),
+        (
+            {"channel": "full"},
+            r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of \['base_lr'",
+        ),
     ],
 )
 def test_bad_arguments_of_cell_are_refused_by_name(arguments, message, tiny):
@@ -740,12 +769,13 @@ def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
     """Gauges are what the grader paid and measured; the rates by the true verdict have a key of their own."""
     env = gym.make(PROJECTION, **tiny_projection, channels="full")
     episode = play(env, random_actions(env), seed=1)
-    assert "privileged" not in episode[0][4]
+    for prefix, names in (("gauges", GAUGES), ("privileged", PRIVILEGED)):
+        keys = [f"{prefix}/{name}" for name in names]
+        assert [key for key in episode[0][4] if key.startswith(prefix)] == keys
+        assert [episode[0][4][key] for key in keys] == [0.0] * len(keys)
     for _, reward, _, _, info in episode[1:]:
-        assert tuple(info["privileged"]) == PRIVILEGED and tuple(info["gauges"]) == GAUGES
-        terms = info["reward_terms"]
-        expected = info["gauges"]["probe_pass"] - info["gauges"]["flagged"]
-        assert reward == pytest.approx(expected) == terms["probe_pass"] + terms["flagged_hacks"]
+        expected = info["gauges/probe_pass"] - info["gauges/flagged"]
+        assert reward == pytest.approx(expected) == info["reward_terms/probe_pass"] + info["reward_terms/flagged_hacks"]
     assert not set(env.unwrapped.observation_names) & set(PRIVILEGED)
     assert env.unwrapped.metadata["stacked"] is True
 
@@ -789,7 +819,7 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
     for _ in range(4):
         obs, rewards, _, _, infos = env.step(corners)
         assert env.observation_space.contains(obs) and np.isfinite(rewards).all()
-        assert all(np.isfinite(values).all() for values in infos["gauges"].values())
+        assert all(np.isfinite(values).all() for values in infos.values())
 
 
 @pytest.mark.parametrize(

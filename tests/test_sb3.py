@@ -58,7 +58,7 @@ def test_only_the_row_that_ended_is_reset():
     assert dones.tolist() == [False, False, True, False]
     assert obs[:, 0].tolist() == pytest.approx([0.4, 0.4, 0.0, 0.4])
     assert infos[2]["terminal_observation"] == np.float32(0.4)
-    assert infos[2]["divergence_reason"] == "loss_nonfinite" and "divergence_reason" not in infos[0]
+    assert infos[2]["divergence"] == 1 and "divergence" not in infos[0]
     assert infos[2]["episode"]["l"] == 2 and "episode" not in infos[1]
     obs, _, dones, infos = env.step(ZEROS)
     assert obs[:, 0].tolist() == pytest.approx([0.6, 0.6, 0.2, 0.6])
@@ -138,7 +138,7 @@ def test_information_is_dealt_out_to_the_rows():
     }
     second = row_info(infos, 1, 2)
     assert second["reason"] == "loss"
-    assert type(second["step"]) is int and type(second["panel"]["lr"]) is float
+    assert type(second["step"]) is np.int64 and type(second["panel"]["lr"]) is np.float64
     assert second["panel"]["group"].tolist() == [3.0, 4.0]
 
 

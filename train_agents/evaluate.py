@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 import hpenv
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.envs.arguments import UnknownArgument
-from hpenv.plant import Score
+from hpenv.envs.arguments import UnknownArgumentError
+from hpenv.plant import DIVERGENCE_REASONS, Score
 from hpenv.policies import Policy, load_policy
 from hpenv.policies.store import check_columns
 from train_agents.logs import describe, progress
@@ -121,7 +121,7 @@ def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Pol
         )
     try:
         env = gym.make_vec(env_id, num_envs=num_rows, autoreset_mode="DISABLED", **env_kwargs)
-    except UnknownArgument:  # it names the arguments of the id
+    except UnknownArgumentError:  # it names the arguments of the id
         raise
     except TypeError as error:  # of a factory that knows no autoreset_mode
         raise ValueError(f"{env_id!r} cannot be made ({error}); expected the id of a TrainLoopVectorEnv") from error
@@ -143,7 +143,7 @@ def _episodes(
     observations, infos = env.reset(seed=seeds)
     corpus = env.plant.corpus_digest
     neutral = np.zeros((len(seeds), len(env.action_names)), dtype=np.float32)
-    steps, probe = [infos["step"]], [infos["probe_loss"]]
+    steps, probe = [infos["step"]], [infos["probe_loss"]] if "probe_loss" in infos else []
     heldout: list[NDArray[np.float64]] = [env.evaluate()] if heldout_curve else []
     train: list[NDArray[np.float64]] = []
     panel: dict[str, list[NDArray[np.float64]]] = {name: [] for name in env.plant.panel.names}
@@ -156,9 +156,9 @@ def _episodes(
             probe.append(infos["probe_loss"])
         train.append(infos["train_loss"])
         for name, values in panel.items():
-            values.append(infos["panel"][name])
-        for ended in np.flatnonzero(infos.get("_divergence_reason", np.zeros(len(seeds), dtype=bool))):
-            reasons[ended] = str(infos["divergence_reason"][ended])
+            values.append(infos[f"panel/{name}"])
+        for ended in np.flatnonzero(infos["divergence"]):
+            reasons[ended] = DIVERGENCE_REASONS[infos["divergence"][ended]]
         if heldout_curve:
             heldout.append(env.evaluate())
         if on_progress is not None:

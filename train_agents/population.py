@@ -19,7 +19,7 @@ from agents.base import Rollout
 from agents.reinforce import SidecarAgent
 from hpenv import snapshots
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.plant import Snapshot
+from hpenv.plant import DIVERGENCE_REASONS, Snapshot
 from train_agents.evaluate import probe_loss
 
 #: Decimals of positions in a trace.
@@ -86,8 +86,8 @@ class Population:
 
         losses = np.where(alive, infos["train_loss"], 0.0)
         self.losses += np.stack([losses, alive, losses, alive])
-        for row in np.flatnonzero(alive & infos.get("_divergence_reason", np.zeros_like(alive))):
-            self.reasons[row] = str(infos["divergence_reason"][row])
+        for row in np.flatnonzero(alive & (infos["divergence"] > 0)):
+            self.reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
         self.alive = alive & ~(terminated | truncated)
         self.decision += 1
         sampled = np.round(decided.action.astype(np.float64), DECIMALS).tolist()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from agents.base import Agent, Rollout
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.plant import DIVERGENCE_REASONS
 
 
 class Episodes(NamedTuple):
@@ -65,7 +66,8 @@ def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
     observations, infos = env.reset(seed=seeds)
     alive = np.ones(env.num_envs, dtype=bool)
     columns: dict[str, list[Any]] = {name: [] for name in ("obs", "raw", "log_prob", "rewards", "alive", "positions")}
-    losses, reasons = [infos["probe_loss"]], [None] * env.num_envs
+    losses = [infos["probe_loss"]]
+    reasons: list[str | None] = [None] * env.num_envs
     for _ in range(env.num_decisions):
         decision = agent.act(observations)
         taken = observations
@@ -74,8 +76,8 @@ def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
         losses.append(infos["probe_loss"])
-        for row in np.flatnonzero(alive & infos.get("_divergence_reason", np.zeros_like(alive))):
-            reasons[row] = infos["divergence_reason"][row]
+        for row in np.flatnonzero(alive & (infos["divergence"] > 0)):
+            reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
         alive &= ~(terminated | truncated)
     stacked = {name: np.stack(values) for name, values in columns.items()}
     rollout = Rollout(stacked["obs"], stacked["raw"], stacked["log_prob"], stacked["rewards"], stacked["alive"])

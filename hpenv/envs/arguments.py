@@ -16,7 +16,7 @@ Channels = tuple[tuple[str, str], ...]
 SCHEDULES = ("none", "warmup_flat_warmdown")
 
 
-class UnknownArgument(TypeError, ValueError):
+class UnknownArgumentError(TypeError, ValueError):
     """An id was given a keyword argument that it does not have.
 
     Python raises TypeError for an unknown keyword, with the words "unexpected keyword argument". Some clients try a
@@ -29,13 +29,13 @@ def known(arguments: Mapping[str, Any], config: type[Any], id: str) -> dict[str,
     """Returns the arguments, all of which are fields of the id's configuration.
 
     Raises:
-        UnknownArgument: naming those that are not, and those that are accepted.
+        UnknownArgumentError: naming those that are not, and those that are accepted.
     """
     accepted = {f.name for f in fields(config)}
     unknown = sorted(set(arguments) - accepted)
     if unknown:
         plural, names = "s" if len(unknown) > 1 else "", ", ".join(map(repr, unknown))
-        raise UnknownArgument(
+        raise UnknownArgumentError(
             f"{id} got {'' if plural else 'an '}unexpected keyword argument{plural} {names}; "
             f"expected some of {sorted(accepted)}"
         )

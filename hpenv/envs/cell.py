@@ -67,7 +67,24 @@ Starting State:
 
 Episode End:
     `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient not finite, or
-    loss above 3 ln V; `info["divergence_reason"]`). Never `truncated`.
+    loss above 3 ln V; `info["divergence"]`). Never `truncated`.
+
+Info:
+    A number per key, never NaN, and the same keys at reset and at every step. In a vector env each is an array (N,),
+    beside a mask `_<key>` of the rows it was measured of. What is not measured of a row is 0.
+
+    | key                   | number                                                                          |
+    |-----------------------|---------------------------------------------------------------------------------|
+    | `step`                | optimizer steps the run has taken [steps]                                       |
+    | `train_loss`          | mean training loss of the window; at reset the probe loss [nats per token]      |
+    | `probe_loss`          | loss on the probe at the end of the window, if a term or feature reads it; the  |
+    |                       | same unit                                                                       |
+    | `divergence`          | 0, or why the run diverged: an index of `hpenv.plant.DIVERGENCE_REASONS`        |
+    | `panel/<cell>`        | value of each cell in the window                                                |
+    | `gradient_norm`       | L2 norm of the window's last gradient; 0 at reset                               |
+    | `reward_terms/<term>` | each term that was measured, without its weight; 0 at reset                     |
+
+    `env.unwrapped.corpus_digest` is the sha256 of the text.
 
 Arguments:
     See `CellConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`.

@@ -46,14 +46,26 @@ Rewards:
     problems that the student solves, minus the part of its programs that the weak detector flags, and -1 for a
     divergence. The detector knows the loopholes of `known_modes` alone, and the probe is disjoint from what
     `evaluate()` measures: who knows the reward and what the grader paid still does not know the true rate of hacks.
-    That rate is in `info["privileged"]` and in reports, never in an observation or a reward.
+    That rate is in `info["privileged/..."]` and in reports, never in an observation or a reward.
 
 Info:
-    Beside `step`, `panel` (values in force), `train_loss` (part of the largest reward that the grader did not pay),
-    `probe_loss` (part of the probe that is not solved) and `reward_terms`, all of the window since the last decision:
-    `gauges`, which `hpenv.posttraining.plant.GAUGES` explains one by one, and `privileged`, true rates of the rollouts:
-    `hack` (paid for and not right), `correct`, and `channel` (uses the loophole, whether it needs to or not).
-    `reward_terms` holds every term that could be measured, weighted or not; `corpus` is the sha256 of the student.
+    A number per key, never NaN, and the same keys at reset and at every step. In a vector env each is an array (N,),
+    beside a mask `_<key>` of the rows it was measured of. What is not measured of a row is 0.
+
+    | key                   | number                                                                          |
+    |-----------------------|---------------------------------------------------------------------------------|
+    | `step`                | updates the run has taken [updates]                                             |
+    | `train_loss`          | fraction of the largest reward that was not earned; at reset the probe loss     |
+    | `probe_loss`          | fraction of the probe that is not solved, if a term or feature reads it         |
+    | `divergence`          | 0, or why the run diverged: an index of `hpenv.plant.DIVERGENCE_REASONS`        |
+    | `panel/<cell>`        | value of each cell in the window                                                |
+    | `gradient_norm`       | L2 norm of the window's last gradient; 0 at reset                               |
+    | `reward_terms/<term>` | each term that was measured, without its weight; 0 at reset                     |
+    | `gauges/<gauge>`      | one each of `hpenv.posttraining.plant.GAUGES`, explained there; 0 at reset      |
+    | `privileged/<rate>`   | true rates of the programs: `hack` (paid for and not right), `correct`, and     |
+    |                       | `channel` (uses the loophole, whether it needs to or not); 0 at reset           |
+
+    `env.unwrapped.corpus_digest` is the sha256 of the student that the runs begin with.
 
 Evaluation:
     `env.unwrapped.evaluate()` gives the part of the held-out problems that is solved where there is no loophole, less
@@ -87,7 +99,7 @@ Starting State:
 
 Episode End:
     `terminated` when the budget of `num_steps` updates is spent, or when the run diverges (loss or gradient not finite,
-    or more than `divergence_kl` away from the untrained student; `info["divergence_reason"]`). Never `truncated`.
+    or more than `divergence_kl` away from the untrained student; `info["divergence"]`). Never `truncated`.
 
 Arguments:
     See `ProjectionConfig` and, for what it has no words for, `hpenv.posttraining.configuration.GRPOConfig`; each is a

@@ -18,6 +18,7 @@ import numpy as np
 import hpenv
 from agents.grpo import JELAgentConfig
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.plant import DIVERGENCE_REASONS
 from hpenv.policies import Policy, load_policy
 from hpenv.posttraining.plant import GRPOPlant
 from train_agents.experiments.projection_arms import position_of
@@ -95,9 +96,9 @@ def deployed(
     due = np.linspace(0, env.num_decisions, num_reports + 1)[1:].round()
     for decision in range(1, env.num_decisions + 1):
         observations, _, _, _, infos = env.step(policy.act_mean(observations))
-        strengths.append(infos["panel"]["projection_strength"])
-        for row in np.flatnonzero(infos.get("_divergence_reason", np.zeros(len(seeds), dtype=bool))):
-            reasons[row] = str(infos["divergence_reason"][row])
+        strengths.append(infos["panel/projection_strength"])
+        for row in np.flatnonzero(infos["divergence"]):
+            reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
         if decision in due:
             records.append((infos["step"], plant.report()))
     env.close()

@@ -179,7 +179,7 @@ def _chosen(names: Sequence[str], layers: Sequence[int]) -> list[int]:
 def _step(env: TrainLoopVectorEnv, actions: NDArray[np.float32]) -> dict[str, FloatArray]:
     """Every measured term of one decision, (rows,) each."""
     infos = env.step(actions)[4]
-    return {credit.term: infos["reward_terms"][credit.term] for credit in CREDITS.values()}
+    return {credit.term: infos[f"reward_terms/{credit.term}"] for credit in CREDITS.values()}
 
 
 def _joined(history: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
