@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from hpenv.infos import Info, columns, merged, only_row, restricted, with_masks
+from hpenv.isolation import isolated
 from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window
 from hpenv.registers import Registers
 from hpenv.render import History, draw, summarize
@@ -132,6 +133,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Decisions of an episode; the last window may be shorter than the interval."""
         return -(-self.horizon // self.interval)
 
+    @isolated
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], Info]:
@@ -205,6 +207,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         for row in chosen:
             self._history[row] = History()
 
+    @isolated
     def step(self, actions: NDArray[np.floating]) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, Info]:
         """Sets the panel and advances every run by one interval.
 
@@ -331,6 +334,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         for row in np.flatnonzero(rows):
             self._history[row].append(int(self._window.steps[row]), float(losses[row]), values[row])
 
+    @isolated
     def evaluate(self) -> FloatArray:
         """Held-out score of every run, (N,), as `plant.score` says; the only road to the validation slice.
 
@@ -341,6 +345,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise gym.error.ResetNeeded("nothing to evaluate before the first reset()")
         return self.plant.evaluate()
 
+    @isolated
     def snapshot(self) -> Snapshot:
         """Everything the next step depends on: plant, reward and autoreset state, and each row's stream of seeds."""
         if self._window is None:
@@ -369,6 +374,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "seed_mode": self.seed_mode,
         }
 
+    @isolated
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
         """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in force.
 
@@ -406,6 +412,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._seeded = True
         return self._observations.copy()
 
+    @isolated
     def fork(self, k: int, row: int = 0) -> TrainLoopVectorEnv:
         """A new vector env of k rows, each a copy of one row where it stands; this env is left untouched.
 
@@ -436,6 +443,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         copy.restore(Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
         return copy
 
+    @isolated
     def counterfactual(
         self, actions: NDArray[np.floating], horizon: int, row: int = 0, hold: bool = False
     ) -> FloatArray:

@@ -28,6 +28,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from hpenv.isolation import isolated
 from hpenv.plant import Snapshot
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
@@ -39,6 +40,7 @@ class SnapshotError(ValueError):
     """A snapshot that is missing, incomplete, damaged or of another version; the message names the file."""
 
 
+@isolated
 def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Writes a snapshot to a folder, atomically; one that stands there is replaced, anything else is not.
 
@@ -86,6 +88,7 @@ def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+@isolated
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """Reads a snapshot whose every byte is what was written.
 

@@ -23,6 +23,7 @@ PACKAGES = ("hpenv", "agents", "train_agents", "baselines")
 # fmt: off
 DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
     "hpenv": {
+        "isolation": (),
         "data": (),
         "kernels": (),
         "model": ("kernels",),
@@ -36,7 +37,7 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "configuration": ("schedules",),
         "pretraining": ("data", "model", "optimizers", "configuration", "gradients", "runs"),
         "posttraining": ("data", "model", "optimizers", "configuration", "gradients", "runs"),
-        "snapshots": ("plant",),
+        "snapshots": ("plant", "isolation"),
         "policies": ("snapshots",),
         "trajectory": ("plant",),
         "telemetry": ("plant", "trajectory"),
@@ -44,7 +45,7 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "registers": ("plant",),
         "infos": ("plant",),
         "render": (),
-        "env": ("plant", "telemetry", "rewards", "registers", "infos", "render"),
+        "env": ("plant", "telemetry", "rewards", "registers", "infos", "render", "isolation"),
         "envs": ("env", "pretraining", "posttraining"),
         "trace": ("env", "snapshots"),
         "deploy": ("env", "policies"),

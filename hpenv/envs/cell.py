@@ -103,6 +103,7 @@ from hpenv.configuration import PerGroup, PretrainingConfig
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
 from hpenv.envs.arguments import Channels
+from hpenv.isolation import isolated
 from hpenv.pretraining import PretrainingPlant
 from hpenv.rewards import check_weights
 from hpenv.schedules import Constant, Schedule
@@ -220,6 +221,7 @@ class CellConfig:
         return shared.plant_config(self)
 
 
+@isolated
 def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
 ) -> TrainLoopVectorEnv:
@@ -239,6 +241,7 @@ def make_vector_env(
     )
 
 
+@isolated
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-Cell-v0")`."""
     known = shared.known(arguments, CellConfig, ID)

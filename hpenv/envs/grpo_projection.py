@@ -140,6 +140,7 @@ from hpenv.channels import channels_of
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
 from hpenv.envs.arguments import Channels
+from hpenv.isolation import isolated
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.loopholes import TRAINING_MODES
 from hpenv.posttraining.plant import GRPOPlant
@@ -258,6 +259,7 @@ class ProjectionConfig:
         return GRPOConfig(**{name: getattr(self, name) for name in both}, lr_schedule=schedule)
 
 
+@isolated
 def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
 ) -> TrainLoopVectorEnv:
@@ -275,6 +277,7 @@ def make_vector_env(
     )
 
 
+@isolated
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-GRPOProjection-v0")`."""
     known = shared.known(arguments, ProjectionConfig, ID)

@@ -72,6 +72,7 @@ from typing import Any
 from hpenv.configuration import PerGroup, PretrainingConfig
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
+from hpenv.isolation import isolated
 from hpenv.pretraining import PretrainingPlant
 from hpenv.schedules import Constant, Schedule
 
@@ -151,6 +152,7 @@ class JELConfig:
         return shared.plant_config(self)
 
 
+@isolated
 def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
 ) -> TrainLoopVectorEnv:
@@ -168,6 +170,7 @@ def make_vector_env(
     )
 
 
+@isolated
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-JEL-v0")`."""
     known = shared.known(arguments, JELConfig, ID)

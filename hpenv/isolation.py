@@ -1,0 +1,55 @@
+"""Isolation from the state that the caller has put torch into: hpenv computes the same numbers under every one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import torch
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+#: Devices whose autocast a caller may have switched on around a call.
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Puts torch into the state that it starts a process with, and at the end into the caller's again.
+
+    Gradients are on, inference mode and autocast are off, the default dtype is float32, the default device the CPU.
+    Clients step environments within `torch.no_grad()` or `torch.inference_mode()`. A default dtype of float64 would
+    change the numbers of a run and raise no error.
+
+    The default dtype is one for all threads of a process: if the caller's is not float32, other threads see float32
+    meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for device in AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        dtype = torch.get_default_dtype()
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
+
+
+def isolated(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Returns the function, run under `torch_defaults`."""
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch_defaults():
+            return function(*args, **kwargs)
+
+    return call
