@@ -56,6 +56,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         seed_mode: str = "independent",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        evaluate_at_end: bool = False,
     ) -> None:
         """Joins a plant with what is asked of it.
 
@@ -71,6 +72,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 seed s.
             autoreset_mode: an AutoresetMode, or its name.
             render_mode: None, `rgb_array` or `ansi`.
+            evaluate_at_end: the last info of an episode has the run's held-out score as `held_out`. Whenever a row
+                ends, all rows are evaluated.
 
         Raises:
             ValueError: for anything that does not fit, with what is accepted.
@@ -86,6 +89,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise ValueError(f"unknown seed_mode {seed_mode!r}; expected one of {list(SEED_MODES)}")
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"unknown render_mode {render_mode!r}; expected None or one of {list(RENDER_MODES)}")
+        if not isinstance(evaluate_at_end, bool):
+            raise ValueError(f"evaluate_at_end must be True or False; got {evaluate_at_end!r}")
         modes = {mode.name: mode for mode in AutoresetMode}
         name = autoreset_mode.name if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
         if name not in modes:
@@ -101,7 +106,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "autoreset_mode": self.autoreset_mode,
             "stacked": plant.stacked,  # rows are trained as one stacked population, or else one after the other
         }
-        self._features = tuple(features)
+        self._features, self._evaluate_at_end = tuple(features), evaluate_at_end
         tiers = feature_tiers(self._features) | reward_tiers(self._weights)
         plant.measure(tiers)
         self._probes, self._terms = "probe" in tiers, measured_terms(tiers, plant.gauge_names)
@@ -162,7 +167,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._remember(np.zeros_like(rows), rows)
         self._record(rows)
         terms = dict.fromkeys(self._terms, np.zeros(self.num_envs))
-        infos = self._infos(self._window, np.zeros_like(rows), rows, terms)
+        infos = self._infos(self._window, np.zeros_like(rows), rows, terms) | self._held_out(np.zeros_like(rows))
         return self._observe(self._reading(self._window, rows), rows), infos
 
     def _seed_rows(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> None:
@@ -246,6 +251,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         terminated = self._ended.copy()
         observations = self._observe(reading, moving | restarting)
         infos = self._infos(self._window, moving, moving | restarting, terms)
+        infos |= self._held_out(moving & self._ended)
         self._previous_positions[moving] = self.plant.panel.positions[moving]
         self._record(moving | restarting)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
@@ -324,6 +330,18 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         for value in trained.values():
             value[~moved] = 0.0
         return with_masks(state, rows) | with_masks(trained, moved)
+
+    def _held_out(self, ended: BoolArray) -> Info:
+        """Returns the held-out scores of the rows whose episode has just ended, 0 of the others, if asked for.
+
+        A score that is not finite is the largest number of float32: only bits per byte can be that.
+        """
+        if not self._evaluate_at_end:
+            return {}
+        scores, largest = np.zeros(self.num_envs), float(np.finfo(np.float32).max)
+        if ended.any():
+            scores[ended] = np.nan_to_num(self.plant.evaluate()[ended], nan=largest, posinf=largest)
+        return with_masks({"held_out": scores}, ended)
 
     def _record(self, rows: BoolArray) -> None:
         """Keeps what render() shows, which is of the size of an episode's actions, only where it is asked for."""
@@ -419,9 +437,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         Raises:
             ValueError: for k < 1 or a row that does not exist.
         """
-        return self._copies(k, row, self.autoreset_mode, self.render_mode)
+        return self._copies(k, row, self.autoreset_mode, self.render_mode, self._evaluate_at_end)
 
-    def _copies(self, k: int, row: int, mode: AutoresetMode, render_mode: str | None) -> TrainLoopVectorEnv:
+    def _copies(
+        self, k: int, row: int, mode: AutoresetMode, render_mode: str | None, evaluate_at_end: bool
+    ) -> TrainLoopVectorEnv:
         whole_numbers = isinstance(k, int | np.integer) and isinstance(row, int | np.integer)
         if not whole_numbers or k < 1 or not 0 <= row < self.num_envs:
             raise ValueError(f"cannot fork {k} copies of row {row}; need k >= 1 and a row below {self.num_envs}")
@@ -439,6 +459,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             seed_mode=self.seed_mode,
             autoreset_mode=mode,
             render_mode=render_mode,
+            evaluate_at_end=evaluate_at_end,
         )
         copy.restore(Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
         return copy
@@ -476,7 +497,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             )
         if self._window is None or (isinstance(row, int) and 0 <= row < self.num_envs and self._ended[row]):
             raise gym.error.ResetNeeded(f"run {row} has not begun, or has ended; call reset() first")
-        copies = self._copies(len(array), row, AutoresetMode.DISABLED, None)
+        copies = self._copies(len(array), row, AutoresetMode.DISABLED, None, False)
         after = np.zeros(array.shape) if not hold else array
         if not hold:
             after[:, : len(self._layout.cell_names)] = self.plant.panel.positions[row]

@@ -6,6 +6,7 @@ Past the usual length, because a module's tests stand in one file.
 import copy
 import math
 import pickle
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -755,3 +756,55 @@ def test_lines_name_the_training_loss_where_there_is_no_probe_and_the_first_of_m
     assert line.startswith("step 10/23  training ") and line.endswith(
         "x1  grad_clip/layer.0 1e+04  grad_clip/layer.1 1e+04  dropout/layer.0 0  dropout/layer.1 0  and 2 more"
     )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_last_info_of_a_run_has_its_held_out_score_if_asked_for(mode):
+    env, plain = make(3, {1: 13}, mode, evaluate_at_end=True), make(3, {1: 13}, mode)
+    _, infos = env.reset(seed=7)
+    plain.reset(seed=7)
+    assert infos["held_out"].tolist() == [0.0] * 3 and not infos["_held_out"].any()
+    ends = []
+    for _ in range(5):
+        result, expected = env.step(still(env)), plain.step(still(env))
+        assert all(np.array_equal(left, right) for left, right in zip(result[:4], expected[:4], strict=True))
+        assert "held_out" not in expected[4]
+        infos = result[4].get("final_info", result[4])
+        assert (infos["held_out"] > 0).tolist() == infos["_held_out"].tolist()
+        if mode != "SAME_STEP":  # where the finished run is still there to be evaluated
+            assert np.array_equal(infos["held_out"], np.where(infos["_held_out"], env.evaluate(), 0.0))
+        elif "final_info" in result[4]:
+            assert not result[4]["held_out"].any() and not result[4]["_held_out"].any()
+        ends.append(infos["_held_out"].tolist())
+    first, others = [False, True, False], [True, False, True]
+    later = {"NEXT_STEP": [[False] * 3, [False, False, False]], "SAME_STEP": [[False] * 3, first]}
+    assert ends[1] == first and ends[2] == others
+    assert ends[3:] == later.get(mode, [[False] * 3] * 2)
+
+
+def test_the_held_out_score_of_one_run_is_what_evaluate_gives_at_its_end():
+    env = single(evaluate_at_end=True)
+    _, info = env.reset(seed=1)
+    while True:
+        assert info["held_out"] == 0.0
+        _, _, terminated, _, info = env.step(np.zeros(2))
+        if terminated:
+            break
+    assert info["held_out"] == env.evaluate() > 0.0
+
+
+def test_a_held_out_score_that_is_not_finite_is_the_largest_number_of_float32():
+    env = single(evaluate_at_end=True, diverges={0: 5})
+    env.reset(seed=1)
+    env.plant.evaluate = lambda: np.array([math.nan])
+    assert env.step(np.zeros(2))[4]["held_out"] == np.finfo(np.float32).max
+
+
+def test_forks_score_their_ends_as_the_run_does_and_counterfactuals_score_none():
+    env = make(2, evaluate_at_end=True)
+    env.reset(seed=0)
+    assert "held_out" in env.fork(1).step(still(env)[:1])[4]
+    with patch.object(FakePlant, "evaluate", side_effect=AssertionError):
+        env.counterfactual(still(env), 3)
+    with pytest.raises(ValueError, match="evaluate_at_end must be True or False; got 'yes'"):
+        make(2, evaluate_at_end="yes")

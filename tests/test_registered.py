@@ -157,6 +157,7 @@ def test_the_same_seed_and_actions_give_the_same_episode_bitwise(id, variant, sm
 
 @EVERY_ID
 def test_the_infos_keys_are_those_of_the_manual_at_every_call_and_in_every_vector_env(id, small):
+    small = small | {"evaluate_at_end": True}
     env = gym.make(id, **small)
     episode = play(env, random_actions(env), seed=0)
     keys = list(episode[0][4])
@@ -165,6 +166,7 @@ def test_the_infos_keys_are_those_of_the_manual_at_every_call_and_in_every_vecto
     manual = {re.sub("<.*", "", key.strip("`")) for key in manual_table(sys.modules[MODULES[id]].__doc__, "key", 2)}
     plain, families = {key for key in keys if "/" not in key}, {key.split("/")[0] + "/" for key in keys if "/" in key}
     assert plain | families == manual - ({"probe_loss"} - plain)
+    assert episode[-1][4]["held_out"] == env.unwrapped.evaluate() and episode[0][4]["held_out"] == 0.0
 
     native = gym.make_vec(id, num_envs=2, **small)
     sync = gym.make_vec(id, num_envs=2, vectorization_mode="sync", **small)

@@ -83,6 +83,7 @@ Info:
     | `panel/<cell>`        | value of each cell in the window                                                |
     | `gradient_norm`       | L2 norm of the window's last gradient; 0 at reset                               |
     | `reward_terms/<term>` | each term that was measured, without its weight; 0 at reset                     |
+    | `held_out`            | held-out score at the end of the run, with `evaluate_at_end=True`; 0 before     |
 
     `env.unwrapped.corpus_digest` is the sha256 of the text.
 
@@ -180,6 +181,7 @@ class CellConfig:
     num_registers: int = 8  # accumulators of the controller's own
     register_leak: float = 0.9  # part of a register that a decision keeps [1]
     seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
+    evaluate_at_end: bool = False  # put the held-out score of a finished run into its last info, as `held_out`
     num_probe_batches: int = 4  # fixed batches of batch_tokens, where a term or a feature asks for them
     eval_tokens: int = 16_384  # of the validation slice, or all that it has, for evaluate() [tokens]
     device: str = "cpu"
@@ -238,6 +240,7 @@ def make_vector_env(
         seed_mode=config.seed_mode,
         autoreset_mode=autoreset_mode,
         render_mode=render_mode,
+        evaluate_at_end=config.evaluate_at_end,
     )
 
 

@@ -64,6 +64,7 @@ Info:
     | `gauges/<gauge>`      | one each of `hpenv.posttraining.plant.GAUGES`, explained there; 0 at reset      |
     | `privileged/<rate>`   | true rates of the programs: `hack` (paid for and not right), `correct`, and     |
     |                       | `channel` (uses the loophole, whether it needs to or not); 0 at reset           |
+    | `held_out`            | held-out score at the end of the run, with `evaluate_at_end=True`; 0 before     |
 
     `env.unwrapped.corpus_digest` is the sha256 of the student that the runs begin with.
 
@@ -221,6 +222,7 @@ class ProjectionConfig:
         default_factory=lambda: {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
     )  # key of hpenv.rewards.REWARD_TERMS -> weight
     seed_mode: str = "independent"  # or `grouped`: same order of tasks and same draws for all rows
+    evaluate_at_end: bool = False  # put the held-out score of a finished run into its last info, as `held_out`
 
     def __post_init__(self) -> None:
         """Refuses what is not in the tables above.
@@ -274,6 +276,7 @@ def make_vector_env(
         seed_mode=config.seed_mode,
         autoreset_mode=autoreset_mode,
         render_mode=render_mode,
+        evaluate_at_end=config.evaluate_at_end,
     )
 
 

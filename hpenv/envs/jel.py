@@ -53,6 +53,7 @@ Info:
     | `panel/<cell>`        | value of each cell in the window                                                |
     | `gradient_norm`       | L2 norm of the window's last gradient; 0 at reset                               |
     | `reward_terms/<term>` | each term that was measured, without its weight; 0 at reset                     |
+    | `held_out`            | held-out score at the end of the run, with `evaluate_at_end=True`; 0 before     |
 
     `env.unwrapped.corpus_digest` is the sha256 of the text.
 
@@ -123,6 +124,7 @@ class JELConfig:
         default_factory=dict
     )  # gradient_norm, smoothness -> weight (JEL, section 3.4)
     seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
+    evaluate_at_end: bool = False  # put the held-out score of a finished run into its last info, as `held_out`
     eval_tokens: int = 65_536  # of the validation slice, or all that it has, for evaluate() [tokens]
     device: str = "cpu"
     dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
@@ -167,6 +169,7 @@ def make_vector_env(
         seed_mode=config.seed_mode,
         autoreset_mode=autoreset_mode,
         render_mode=render_mode,
+        evaluate_at_end=config.evaluate_at_end,
     )
 
 
