@@ -21,12 +21,11 @@ from hpenv.infos import Info, columns, merged, only_row, restricted, with_masks
 from hpenv.isolation import isolated
 from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window
 from hpenv.registers import Registers
-from hpenv.render import History, draw, summarize
+from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
 from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
 from hpenv.telemetry import Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
 from hpenv.trajectory import Trajectory
 
-RENDER_MODES = ("rgb_array", "ansi")
 SEED_MODES = ("independent", "grouped")
 
 
@@ -88,7 +87,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if seed_mode not in SEED_MODES:
             raise ValueError(f"unknown seed_mode {seed_mode!r}; expected one of {list(SEED_MODES)}")
         if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"unknown render_mode {render_mode!r}; expected None or one of {list(RENDER_MODES)}")
+            raise ValueError(
+                f"unknown render_mode {render_mode!r}; expected None or one of {list(RENDER_MODES)}; "
+                "gym.make adds 'human' and the '_list' modes, gym.make_vec has none of them"
+            )
         if not isinstance(evaluate_at_end, bool):
             raise ValueError(f"evaluate_at_end must be True or False; got {evaluate_at_end!r}")
         modes = {mode.name: mode for mode in AutoresetMode}
@@ -102,7 +104,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self.autoreset_mode, self.render_mode = modes[name], render_mode
         self.metadata = {
             "render_modes": list(RENDER_MODES),
-            "render_fps": 4,
+            "render_fps": RENDER_FPS,
             "autoreset_mode": self.autoreset_mode,
             "stacked": plant.stacked,  # rows are trained as one stacked population, or else one after the other
         }
@@ -350,7 +352,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             return
         values, losses = self.plant.panel.values(), self._window.probe_loss if self._probes else self._window.train_loss
         for row in np.flatnonzero(rows):
-            self._history[row].append(int(self._window.steps[row]), float(losses[row]), values[row])
+            self._history[row].append(
+                int(self._window.steps[row]), float(losses[row]), self.plant.panel.positions[row], values[row]
+            )
 
     @isolated
     def evaluate(self) -> FloatArray:
@@ -540,7 +544,7 @@ class TrainLoopEnv(gym.Env):
                 f"a single env needs one row and autoreset DISABLED; got {vector.num_envs}, {vector.autoreset_mode}"
             )
         self.vector, self.render_mode = vector, vector.render_mode
-        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4, "stacked": vector.plant.stacked}
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS, "stacked": vector.plant.stacked}
         self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
         self.action_names, self.action_kinds = vector.action_names, vector.action_kinds
         self.action_immediate = vector.action_immediate

@@ -1,37 +1,80 @@
-"""Pictures of a run so far: loss and multipliers over its steps, as an image or as a line."""
+"""Pictures of a run so far, as an image or as a line: its loss, and what the cells of its panel were set to.
+
+The image is painted with Pillow, some ten times as fast as a plotting library draws one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Cells that are called by their names.
+from hpenv.plot import FAINT, LEFT, RIGHT, Axis, Color, Sheet
+
+RENDER_MODES = ("rgb_array", "ansi")
+RENDER_FPS = 4  # [decisions per second]
+
+#: Cells that are called by their names. More than these are rows of a heat map.
 MOST_NAMED = 8
-#: Where multipliers share an axis with other values, it is linear around 0 up to here.
-LINEAR_BELOW = 0.01
+
+#: First and last row of the two panels [pixels].
+LOSS, CELLS = (32, 192), (224, 664)
+LINE = 15  # between two lines of text, and the smallest height of a band with a name [pixels]
+GAP = 2  # between two bands [pixels]
+
+NOT_YET = (226, 226, 226)
+LINES: tuple[Color, ...] = (
+    *((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14)),
+    *((148, 103, 189), (140, 86, 75), (227, 119, 194), (23, 190, 207)),
+)
+#: Colors of the positions from -1 to 1, (255, 3): blue, white at 0, red.
+HEAT: NDArray[np.uint8] = np.stack(
+    [
+        np.interp(np.linspace(-1, 1, 255), [-1, -0.5, 0, 0.5, 1], levels).round().astype(np.uint8)
+        for levels in ([5, 80, 255, 235, 125], [48, 150, 255, 120, 0], [97, 200, 255, 90, 25])
+    ],
+    axis=1,
+)
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def renders(factory: Factory) -> Factory:
+    """Gives an entry point the metadata in which `gymnasium.make` looks for render modes.
+
+    Out of RENDER_MODES it then makes, by wrappers of its own, `human`, `rgb_array_list` and `ansi_list`.
+    """
+    factory.__dict__["metadata"] = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
+    return factory
 
 
 class History:
-    """What render() shows of one run: the loss after each window and the panel's values during it."""
+    """What render() shows of one run: the loss after each window, and the panel during it."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         """Empty, or as `state()` left it."""
         self.steps: list[int] = list(state["steps"]) if state else []
         self.losses: list[float] = list(state["losses"]) if state else []
-        self.values: list[list[float]] = [list(v) for v in state["values"]] if state else []
+        self.positions = [np.array(row, dtype=np.float64) for row in state["positions"]] if state else []
+        self.values = [np.array(row, dtype=np.float64) for row in state["values"]] if state else []
 
-    def append(self, step: int, loss: float, values: NDArray[np.float64]) -> None:
-        """Adds the end of a window."""
+    def append(self, step: int, loss: float, positions: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+        """Adds the end of a window: positions (A,) of the cells, and values (A,) that they stand for."""
         self.steps.append(step)
         self.losses.append(loss)
-        self.values.append([float(v) for v in values])
+        self.positions.append(positions.copy())
+        self.values.append(values.copy())
 
     def state(self) -> dict[str, list[Any]]:
         """JSON-able copy."""
-        return {"steps": list(self.steps), "losses": list(self.losses), "values": [list(v) for v in self.values]}
+        return {
+            "steps": list(self.steps),
+            "losses": list(self.losses),
+            "positions": [row.tolist() for row in self.positions],
+            "values": [row.tolist() for row in self.values],
+        }
 
 
 def summarize(history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str) -> str:
@@ -52,36 +95,133 @@ def summarize(history: History, names: tuple[str, ...], neutral: NDArray[np.floa
 def draw(
     history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str
 ) -> NDArray[np.uint8]:
-    """Loss above, values of the cells below, over the steps of the run: (480, 640, 3) uint8.
+    """Image of the loss and, below it, of the cells, over the steps of the run: (704, 800, 3) uint8.
 
-    The values' axis is logarithmic for those that multiply, whose neutral (A,) is 1; grey lines are neutral.
+    Up to 8 cells are lines. Their axis has values if the values can share one: all multiply (neutral (A,) is 1; the
+    axis is logarithmic), or all are of one channel. Else it has positions, from -1 to 1.
+
+    More cells are rows of a heat map, in one band for each channel, the first cell on top. The color is the cell's
+    mean position during the steps of a pixel. A cell whose value is neutral is white, whatever its position.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: without Pillow.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("render_mode='rgb_array' needs matplotlib: pip install 'hpenv[render]'") from error
-    figure = Figure(figsize=(6.4, 4.8), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(history.steps, history.losses, marker=".")
-    above.set_ylabel(loss)
+    sheet, time = Sheet(), Axis(0.0, float(horizon))
+    steps = np.array(history.steps, dtype=np.float64)
+    values = np.reshape(history.values, (len(steps), len(names)))
+    positions = np.where(values == neutral, 0.0, np.reshape(history.positions, values.shape))
+
+    losses = np.array(history.losses, dtype=np.float64)
+    axis = Axis.around(losses[np.isfinite(losses)], 0.1)
+    sheet.panel(LOSS, loss, time, axis)
+    sheet.curve(LOSS, time.part(steps), axis.part(losses), LINES[0], 2.0)
+    if len(steps):
+        sheet.text(RIGHT + 12, LOSS[0] + LINE, f"step {history.steps[-1]} of {horizon}")
+        sheet.text(RIGHT + 12, LOSS[0] + 2 * LINE, f"{loss.split()[0]} {losses[-1]:.4f}")
+    for tick in time.ticks():
+        sheet.text(LEFT + time.part(tick) * (RIGHT - LEFT), CELLS[1] + 18, f"{tick:.0f}", anchor="ms")
+    sheet.text(RIGHT + 32, CELLS[1] + 18, "step", FAINT)
+
+    if len(names) > MOST_NAMED:
+        return _with_heat_map(sheet, steps, positions, names, horizon)
+    return _with_lines(sheet, time, steps, positions, values, names, neutral)
+
+
+def _with_lines(
+    sheet: Sheet,
+    time: Axis,
+    steps: NDArray[np.float64],
+    positions: NDArray[np.float64],
+    values: NDArray[np.float64],
+    names: tuple[str, ...],
+    neutral: NDArray[np.float64],
+) -> NDArray[np.uint8]:
+    if (neutral == 1.0).all():
+        axis, shown, title = Axis.around(np.append(values, neutral), 0.05, log=True), values, "multipliers"
+    elif len(_bands(names)) == 1:
+        axis, shown, title = Axis.around(np.append(values, neutral), 0.05), values, "values"
+    else:
+        axis, shown, title = Axis(-1.05, 1.05), positions, "position of each cell in its range: 0 is neutral"
+    sheet.panel(CELLS, title, time, axis)
+    # A value holds from the end of the window before to the end of its own.
+    ends, held = np.repeat(steps, 2)[1:-1], np.repeat(shown[1:], 2, axis=0)
     for column, name in enumerate(names):
-        values = [v[column] for v in history.values[1:]]
-        if values:
-            below.stairs(values, history.steps, baseline=None, label=name, linewidth=1.5)
-    for own in np.unique(neutral[np.isfinite(neutral)]):
-        below.axhline(own, color="0.7", linewidth=0.8, zorder=0)
-    multiplies = neutral == 1.0
-    if multiplies.all():
-        below.set_yscale("log")
-    elif multiplies.any():
-        below.set_yscale("symlog", linthresh=LINEAR_BELOW)
-    below.set(ylabel="value", xlabel="step", xlim=(0, horizon))
-    if 0 < len(names) <= MOST_NAMED and len(history.values) > 1:
-        below.legend(loc="best", fontsize="small")
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        color, y = LINES[column], CELLS[0] + 2 * LINE * column + LINE
+        # What lies upon another line is narrower, so that both are seen.
+        width = 2.0 + min(2.0, 6.0 / len(names)) * (len(names) - 1 - column)
+        sheet.curve(CELLS, time.part(ends), axis.part(held[:, column]), color, width)
+        sheet.line([(RIGHT + 12, y - 4), (RIGHT + 26, y - 4)], color, 3.0)
+        sheet.text(RIGHT + 32, y, name, color)
+        if len(values):
+            sheet.text(RIGHT + 32, y + LINE, f"{'x' if neutral[column] == 1.0 else ''}{values[-1, column]:.3g}", FAINT)
+    return sheet.pixels()
+
+
+def _with_heat_map(
+    sheet: Sheet, steps: NDArray[np.float64], positions: NDArray[np.float64], names: tuple[str, ...], horizon: int
+) -> NDArray[np.uint8]:
+    sheet.text(LEFT, CELLS[0] - 8, "position of each cell in its range: white is neutral, grey is still to come")
+    for y, label in ((CELLS[0] + 10, "+1"), (sum(CELLS) // 2 + 4, "0"), (CELLS[1], "-1")):
+        sheet.text(LEFT - 28, y, label, anchor="rs")
+    bands = _bands(names)
+    edges = CELLS[0] + _band_edges([len(columns) for columns in bands.values()], CELLS[1] - CELLS[0] + GAP)
+    places = list(zip(edges[:-1].tolist(), (edges[1:] - GAP).tolist(), strict=True))
+    for (channel, columns), (top, bottom) in zip(bands.items(), places, strict=True):
+        labels = [f"{channel} ({len(columns)})"]
+        if bottom - top >= LINE * len(columns):
+            labels = [names[column] for column in columns]
+        for number, label in enumerate(labels):
+            sheet.text(RIGHT + 12, top + (bottom - top) * (number + 0.5) / len(labels), label, anchor="lm")
+
+    picture = sheet.pixels()
+    picture[CELLS[0] : CELLS[1], LEFT - 24 : LEFT - 12] = _resized(HEAT[::-1, None], CELLS[1] - CELLS[0])
+    colors = _colors(steps, positions, horizon)
+    for columns, (top, bottom) in zip(bands.values(), places, strict=True):
+        picture[top:bottom, LEFT:RIGHT] = _resized(colors[columns], bottom - top)
+    return picture
+
+
+def _bands(names: tuple[str, ...]) -> dict[str, list[int]]:
+    """Channel -> columns of its cells."""
+    result: dict[str, list[int]] = {}
+    for column, name in enumerate(names):
+        result.setdefault(name.split("/")[0], []).append(column)
+    return result
+
+
+def _band_edges(counts: Sequence[int], height: int) -> NDArray[np.int64]:
+    """Returns where bands begin and end, (B + 1,) [pixels].
+
+    A band is as high as it has cells, but high enough for a name: max(least, scale * count), where the scale is found
+    by halving the range it must be in.
+    """
+    least, low, high = min(LINE + GAP, height / len(counts)), 0.0, float(height)
+    for _ in range(60):
+        middle = (low + high) / 2
+        fits = np.maximum(least, middle * np.array(counts)).sum() <= height
+        low, high = (middle, high) if fits else (low, middle)
+    return np.cumsum([0.0, *np.maximum(least, low * np.array(counts))]).round().astype(np.int64)
+
+
+def _colors(steps: NDArray[np.float64], positions: NDArray[np.float64], horizon: int) -> NDArray[np.uint8]:
+    """Color of every cell in every column of pixels, (A, RIGHT - LEFT, 3)."""
+    result = np.full((positions.shape[1], RIGHT - LEFT, 3), NOT_YET, dtype=np.uint8)
+    if len(steps) > 1:
+        edges = np.clip(np.linspace(0, horizon, RIGHT - LEFT + 1), steps[0], steps[-1])
+        known = np.diff(edges) > 0
+        # The integral of the positions over the steps, at the end of each window and at each edge of a pixel.
+        integral = np.cumsum(np.diff(steps, prepend=0.0)[:, None] * positions, axis=0)
+        window = np.clip(np.searchsorted(steps, edges), 1, len(steps) - 1)
+        at_edges = integral[window] - (steps[window] - edges)[:, None] * positions[window]
+        means = np.diff(at_edges, axis=0)[known] / np.diff(edges)[known, None]
+        result[:, known] = HEAT[np.rint(127 * (1 + means.T)).astype(np.int64)]
+    return result
+
+
+def _resized(rows: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
+    """Rows (n, W, 3) at another height: repeated, or their means where they are more."""
+    if height >= len(rows):
+        return rows[np.arange(height) * len(rows) // height]
+    starts = np.arange(height) * len(rows) // height
+    counts = np.diff(starts, append=len(rows))
+    return (np.add.reduceat(rows.astype(np.int64), starts) // counts[:, None, None]).astype(np.uint8)

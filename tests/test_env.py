@@ -536,7 +536,7 @@ def test_pictures_are_rgb_and_change_as_the_run_goes():
         env.step(np.array(action))
         pictures.append(env.render())
     for picture in pictures:
-        assert picture.shape == (480, 640, 3) and picture.dtype == np.uint8
+        assert picture.shape == (704, 800, 3) and picture.dtype == np.uint8
     assert len({picture.tobytes() for picture in pictures}) == 4
     assert env.render().tobytes() == pictures[-1].tobytes()
 

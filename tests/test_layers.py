@@ -44,7 +44,8 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "rewards": ("plant", "telemetry"),
         "registers": ("plant",),
         "infos": ("plant",),
-        "render": (),
+        "plot": (),
+        "render": ("plot",),
         "env": ("plant", "telemetry", "rewards", "registers", "infos", "render", "isolation"),
         "envs": ("env", "pretraining", "posttraining"),
         "trace": ("env", "snapshots"),
@@ -76,7 +77,10 @@ MAY_IMPORT = {
 NAMES_THAT_SAY_NOTHING = {"util", "utils", "common", "helper", "helpers", "misc"}
 REGISTRATION = {"__future__", "gymnasium"}
 
-IMPORT_NAMES = {"stable-baselines3": "stable_baselines3"}  # where it is not the name on the package index
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "stable-baselines3": "stable_baselines3",
+}  # where it is not the name on the package index
 
 
 def _requirements(requirements: list[str]) -> set[str]:

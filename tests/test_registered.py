@@ -26,9 +26,11 @@ from hpenv import snapshots
 from hpenv.channels import CHANNELS, channels_of
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.plant import TIERS
+from hpenv.plot import RIGHT
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.plant import GAUGES, PRIVILEGED
 from hpenv.posttraining.sandbox import kernel, syscalls
+from hpenv.render import CELLS
 from hpenv.rewards import measured_terms
 from hpenv.schedules import Constant, Cosine
 from tests import tiny_student
@@ -469,7 +471,6 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ),
         ({"penalties": {"smoothness": math.nan}}, "weight nan of reward term 'smoothness' must be a number, finite"),
         ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
-        ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),
         ({"base_lr": -1e-3}, "base_lr=-0.001 must be finite and not negative"),
         ({"base_lr": math.nan}, "base_lr=nan must be finite and not negative"),
         ({"base_lr": {"matrix": 1e-3}}, r"base_lr names the groups \['matrix'\]; expected all of \['emb"),
@@ -805,10 +806,10 @@ def test_a_picture_of_a_projection_run_shows_strengths_that_are_zero(tiny_projec
         env = gym.make(PROJECTION, **tiny_projection, render_mode="rgb_array")
         env.reset(seed=0)
         env.step(action)
-        pictures.append(env.render()[228:].astype(int))  # the lower half: values of the cells
+        pictures.append(env.render()[CELLS[0] :, :RIGHT].astype(int))
     blank = gym.make(PROJECTION, **tiny_projection, render_mode="rgb_array")
     blank.reset(seed=0)
-    empty = blank.render()[228:].astype(int)
+    empty = blank.render()[CELLS[0] :, :RIGHT].astype(int)
     colored = [(abs(picture - picture.mean(-1, keepdims=True)).max(-1) > 30).sum() for picture in (*pictures, empty)]
     assert colored[0] > 50 + colored[2] and colored[1] > 50 + colored[2] and (pictures[0] != pictures[1]).any()
 

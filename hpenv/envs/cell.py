@@ -106,6 +106,7 @@ from hpenv.envs import arguments as shared
 from hpenv.envs.arguments import Channels
 from hpenv.isolation import isolated
 from hpenv.pretraining import PretrainingPlant
+from hpenv.render import renders
 from hpenv.rewards import check_weights
 from hpenv.schedules import Constant, Schedule
 from hpenv.telemetry import FEATURES, readable
@@ -223,6 +224,7 @@ class CellConfig:
         return shared.plant_config(self)
 
 
+@renders
 @isolated
 def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
@@ -244,6 +246,7 @@ def make_vector_env(
     )
 
 
+@renders
 @isolated
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-Cell-v0")`."""

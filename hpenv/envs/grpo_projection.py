@@ -147,6 +147,7 @@ from hpenv.posttraining.loopholes import TRAINING_MODES
 from hpenv.posttraining.plant import GRPOPlant
 from hpenv.posttraining.student import Student
 from hpenv.posttraining.students import student
+from hpenv.render import renders
 from hpenv.rewards import check_weights
 from hpenv.schedules import Constant, Cosine, Schedule
 from hpenv.telemetry import FEATURES, readable
@@ -261,6 +262,7 @@ class ProjectionConfig:
         return GRPOConfig(**{name: getattr(self, name) for name in both}, lr_schedule=schedule)
 
 
+@renders
 @isolated
 def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
@@ -280,6 +282,7 @@ def make_vector_env(
     )
 
 
+@renders
 @isolated
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-GRPOProjection-v0")`."""

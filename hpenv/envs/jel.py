@@ -75,6 +75,7 @@ from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
 from hpenv.isolation import isolated
 from hpenv.pretraining import PretrainingPlant
+from hpenv.render import renders
 from hpenv.schedules import Constant, Schedule
 
 ID = "TrainLoop-JEL-v0"
@@ -154,6 +155,7 @@ class JELConfig:
         return shared.plant_config(self)
 
 
+@renders
 @isolated
 def make_vector_env(
     num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
@@ -173,6 +175,7 @@ def make_vector_env(
     )
 
 
+@renders
 @isolated
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-JEL-v0")`."""
