@@ -1,12 +1,16 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import ClipAction, ClipReward
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecMonitor, VecNormalize
 
 import hpenv  # noqa: F401  registers the ids
+from hpenv.envs.jel import ID as JEL
 from hpenv.infos import row_info
 from hpenv.integrations.sb3 import SB3VecEnv
 from tests.probe_envs import TargetTrackingVectorEnv
@@ -165,7 +169,8 @@ def test_wrappers_of_the_vector_env_are_found():
 
 def test_stable_baselines3s_wrappers_agree_with_its_own_episode_statistics():
     inner = make()
-    env = VecCheckNan(VecMonitor(inner), raise_exception=True)
+    with pytest.warns(UserWarning, match="already wrapped with a `Monitor`"):
+        env = VecCheckNan(VecMonitor(inner), raise_exception=True)
     env.seed(3)
     env.reset()
     for _ in range(5):
@@ -191,6 +196,17 @@ def test_an_env_that_resets_by_itself_is_refused(mode):
 def test_a_single_env_is_refused_with_what_to_make_instead():
     with pytest.raises(ValueError, match=r"is no vector env; expected gym\.make_vec\(\.\.\., autoreset_mode='DIS"):
         SB3VecEnv(gym.make("CartPole-v1"))
+
+
+def test_an_async_vector_env_is_refused_with_what_to_make_instead():
+    class Elsewhere(AsyncVectorEnv):
+        metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+
+        def __init__(self) -> None:
+            self.closed = True
+
+    with pytest.raises(ValueError, match="give single envs to stable-baselines3's SubprocVecEnv"):
+        SB3VecEnv(Elsewhere())
 
 
 def test_closing_closes_the_env():
@@ -225,3 +241,104 @@ def test_its_algorithms_train_on_a_run_with_a_decision_every_step(algorithm, arg
     assert model.num_timesteps == 16 and len(model.ep_info_buffer) == 2
     action, _ = model.predict(env.reset(), deterministic=True)
     assert action.shape == (2, len(env.get_attr("action_names", 0)[0])) and (abs(action) <= 1).all()
+
+
+class Constant:
+    """A predictor that plays one action."""
+
+    def predict(self, obs, state=None, episode_start=None, deterministic=False):
+        return np.full((len(obs), 2), 0.3, dtype=np.float32), state
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_evaluate_policy_gives_the_returns_of_the_env(normalized, tiny):
+    """Without a warning, and under VecNormalize those of before the normalization, as with DummyVecEnv and Monitor."""
+    rewards = []
+    for made in (
+        SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", **tiny)),
+        DummyVecEnv([lambda: Monitor(gym.make(JEL, **tiny))] * 2),
+    ):
+        env = VecNormalize(made, norm_reward=True) if normalized else made
+        env.seed(5)
+        rewards.append(evaluate_policy(Constant(), env, n_eval_episodes=2, return_episode_rewards=True))
+    assert rewards[0][0] == pytest.approx(rewards[1][0], rel=1e-4) and rewards[0][1] == rewards[1][1] == [3, 3]
+
+
+def sync(**arguments) -> SB3VecEnv:
+    vector = {"autoreset_mode": AutoresetMode.DISABLED}
+    return SB3VecEnv(gym.make_vec(JEL, num_envs=2, vectorization_mode="sync", vector_kwargs=vector, **arguments))
+
+
+def test_attributes_and_methods_of_single_envs_are_those_of_each(tiny):
+    env, population = sync(**tiny), SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", **tiny))
+    for each in (env, population):
+        each.seed(3)
+        each.reset()
+    assert env.get_attr("action_names") == population.get_attr("action_names") == [("lr", "weight_decay")] * 2
+    assert env.get_attr("action_names", indices=1) == [("lr", "weight_decay")]
+    assert not env.has_attr("action_namez") and env.render_mode is None
+    assert env.env_method("evaluate") == pytest.approx(population.env_method("evaluate"), rel=1e-6)
+    assert env.env_method("evaluate")[0] != env.env_method("evaluate")[1]
+    assert env.env_method("evaluate", indices=[1]) == env.env_method("evaluate")[1:]
+    env.set_attr("tag", "a")
+    env.set_attr("tag", "b", indices=[1])
+    assert env.get_attr("tag") == ["a", "b"]
+
+
+def test_wrappers_of_single_envs_are_found(tiny):
+    env = SB3VecEnv(
+        gym.make_vec(
+            JEL,
+            num_envs=2,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+            wrappers=[lambda env: ClipReward(env, -1, 1)],
+            **tiny,
+        )
+    )
+    assert env.env_is_wrapped(ClipReward) == [True] * 2 and env.env_is_wrapped(ClipAction, indices=[0]) == [False]
+
+
+@pytest.mark.parametrize("kind", ["population", "sync"])
+def test_images_are_those_of_the_rows(kind, tiny):
+    arguments = tiny | {"render_mode": "rgb_array"}
+    env = (
+        sync(**arguments)
+        if kind == "sync"
+        else SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", **arguments))
+    )
+    env.reset()
+    images = env.get_images()
+    assert len(images) == 2 and all(image.dtype == np.uint8 and image.shape == images[0].shape for image in images)
+    assert env.render().shape[0] == 2 * images[0].shape[0]  # stable-baselines3 tiles them
+
+
+def test_lines_are_no_images(tiny):
+    env = SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", render_mode="ansi", **tiny))
+    env.reset()
+    with pytest.warns(UserWarning, match="rgb_array"):
+        assert env.get_images() == [None, None]
+
+
+def test_rows_that_are_not_reset_keep_their_episode():
+    env = make(noise=0.0)
+    env.reset()
+    total = env.step(ZEROS)[1]
+    env.set_options({"reset_mask": np.array([True, False, False, False])})
+    env.reset()
+    for _ in range(4):
+        _, rewards, dones, infos = env.step(ZEROS)
+        total += rewards
+    assert dones.tolist() == [False, True, True, True]
+    assert infos[1]["episode"] == {"r": pytest.approx(total[1]), "l": 5}
+
+
+def test_equal_options_that_hold_arrays_are_the_same_for_all_rows():
+    env = make()
+    env.reset()
+    env.step(ZEROS)
+    env.set_options([{"reset_mask": np.array([True, False, False, False])} for _ in range(4)])
+    assert env.reset()[:, 0].tolist() == pytest.approx([0.0, 0.2, 0.2, 0.2])
+    env.set_options([{"reset_mask": np.eye(4, dtype=bool)[row]} for row in range(4)])
+    with pytest.raises(ValueError, match="same for all"):
+        env.reset()

@@ -7,16 +7,20 @@ one dictionary of information per row in place of one of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from numpy.typing import NDArray
 
 from hpenv.infos import row_info, row_value
 
 try:
+    from stable_baselines3.common.env_util import is_wrapped
+    from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.vec_env import VecEnv
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 except ModuleNotFoundError as error:
@@ -30,14 +34,17 @@ class SB3VecEnv(VecEnv):
 
     Rows that end are reset within the same step, alone, through `options={"reset_mask": mask}`. As VecMonitor does,
     the end of an episode carries its sum of rewards and its number of decisions in `infos[i]["episode"]` ("r", "l");
-    wall-clock time ("t") is left out. One object holds all rows: an attribute is the same for all of them, and a
-    method is called once.
+    wall-clock time ("t") is left out. These are what stable-baselines3's Monitor writes, so `env_is_wrapped(Monitor)`
+    is True.
+
+    The rows of a population are one object: an attribute is the same for all of them, and a method is called once. The
+    rows of a SyncVectorEnv are envs of their own, and each has its own attributes and methods.
 
     Args:
-        env: vector env with `autoreset_mode` DISABLED.
+        env: vector env with `autoreset_mode` DISABLED: a population, or a SyncVectorEnv.
 
     Raises:
-        ValueError: no vector env, or one that resets rows by itself.
+        ValueError: no vector env, one that resets rows by itself, or an AsyncVectorEnv.
 
     Example:
         >>> env = gym.make_vec("TrainLoop-JEL-v0", num_envs=8, autoreset_mode="DISABLED")  # doctest: +SKIP
@@ -53,7 +60,14 @@ class SB3VecEnv(VecEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
             raise ValueError(f"an env with autoreset_mode {mode}; expected one made with autoreset_mode='DISABLED'")
+        base = env.unwrapped
+        if isinstance(base, AsyncVectorEnv):
+            raise ValueError(
+                "an AsyncVectorEnv; expected a population or a SyncVectorEnv; for a process per env, give single envs "
+                "to stable-baselines3's SubprocVecEnv"
+            )
         self.env = env
+        self._envs = base.envs if isinstance(base, SyncVectorEnv) else None  # those of the rows
         self._actions: np.ndarray | None = None
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, dtype=np.int64)
@@ -69,16 +83,23 @@ class SB3VecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Starts a new episode in every row, with the seeds and options given since the last reset; (N, F)."""
-        if any(options != self._options[0] for options in self._options):
-            raise ValueError("options that differ between rows; expected the same for all, they are one environment")
+        first = self._options[0]
+        if not all(_equal(options, first) for options in self._options):
+            raise ValueError(f"options must be the same for all rows, one call resets them; got {self._options}")
+        rows = np.array(first.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
         seeds: Any = None if self._seeds[0] is None else list(self._seeds)
-        obs, infos = self.env.reset(seed=seeds, options=self._options[0] or None)
-        self.reset_infos = [row_info(infos, row, self.num_envs) for row in range(self.num_envs)]
+        obs, infos = self.env.reset(seed=seeds, options=first or None)
+        self._begin(rows, infos)
         self._reset_seeds()
         self._reset_options()
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
         return np.array(obs)
+
+    def _begin(self, rows: NDArray[np.bool_], infos: dict[str, Any]) -> None:
+        """Starts to count the episodes of the rows that were reset."""
+        for row in np.flatnonzero(rows).tolist():
+            self.reset_infos[row] = row_info(infos, row, self.num_envs)
+        self._returns[rows] = 0.0
+        self._lengths[rows] = 0
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keeps the actions, (N, A), for `step_wait`."""
@@ -105,11 +126,8 @@ class SB3VecEnv(VecEnv):
                 info["episode"] = {"r": float(self._returns[row]), "l": int(self._lengths[row])}
         if dones.any():
             new_obs, new_infos = self.env.reset(options={"reset_mask": dones.copy()})
-            for row in np.flatnonzero(dones).tolist():
-                obs[row] = new_obs[row]
-                self.reset_infos[row] = row_info(new_infos, row, self.num_envs)
-            self._returns[dones] = 0.0
-            self._lengths[dones] = 0
+            obs[dones] = np.array(new_obs)[dones]
+            self._begin(dones, new_infos)
         return obs, np.array(rewards, dtype=np.float32), dones, rows
 
     def close(self) -> None:
@@ -117,21 +135,32 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One picture per row."""
+        """Images of the rows, each None if the env was not made with render_mode `rgb_array`."""
+        if self.render_mode != "rgb_array":
+            warnings.warn(
+                f"the env was made with render_mode {self.render_mode!r}; images need 'rgb_array'", stacklevel=2
+            )
+            return [None] * self.num_envs
         frames: Any = self.env.render()
-        return [None] * self.num_envs if frames is None else list(frames)
+        return list(frames)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The env's attribute, once for each of the rows asked for."""
+        """Attribute of each of the rows asked for."""
+        if self._envs is not None:
+            return [self._envs[row].get_wrapper_attr(attr_name) for row in self._get_indices(indices)]
         value = getattr(self.env.unwrapped, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of the env.
+        """Sets an attribute of each of the rows asked for.
 
         Raises:
-            ValueError: some rows are asked for; they share the attribute.
+            ValueError: some rows of a population are asked for; they share the attribute.
         """
+        if self._envs is not None:
+            for row in self._get_indices(indices):
+                self._envs[row].set_wrapper_attr(attr_name, value)
+            return
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(f"set_attr({attr_name!r}) for rows {indices}; expected all rows, they are one environment")
         setattr(self.env.unwrapped, attr_name, value)
@@ -139,14 +168,29 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of the env, once; an array (N, ...) that it returns is dealt out to the rows asked for."""
+        """Calls a method of each of the rows asked for.
+
+        That of a population is called once, and an array (N, ...) that it returns is dealt out to the rows asked for.
+        """
+        rows = self._get_indices(indices)
+        if self._envs is not None:
+            return [self._envs[row].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for row in rows]
         result = getattr(self.env.unwrapped, method_name)(*method_args, **method_kwargs)
-        return [row_value(result, row, self.num_envs) for row in self._get_indices(indices)]
+        return [row_value(result, row, self.num_envs) for row in rows]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether the vector env wears this wrapper, once for each of the rows asked for."""
-        env, found = self.env, False
+        """Tells of each of the rows asked for whether the vector env, or the row's own env, wears this wrapper.
+
+        True for Monitor: what it would add to the infos is there.
+        """
+        env, found = self.env, issubclass(wrapper_class, Monitor)
         while isinstance(env, VectorWrapper):
             found = found or isinstance(env, wrapper_class)
             env = env.env
-        return [found for _ in self._get_indices(indices)]
+        own = [False] * self.num_envs if self._envs is None else [is_wrapped(e, wrapper_class) for e in self._envs]
+        return [found or own[row] for row in self._get_indices(indices)]
+
+
+def _equal(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Tells whether two options are the same, where a value may be an array."""
+    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)
