@@ -176,11 +176,7 @@ class PPOAgent:
     def policy(self) -> SB3MLP:
         """The actor as it stands, as a copy."""
         actor = self.model.policy
-        weights = {f"body.{name}": tensor for name, tensor in actor.mlp_extractor.policy_net.state_dict().items()}
-        weights |= {f"head.{name}": tensor for name, tensor in actor.action_net.state_dict().items()}
-        policy = SB3MLP(self.observation_size, self.action_size, self.config.hidden_sizes)
-        policy.load_state_dict({**weights, "log_std": actor.log_std.detach()})
-        return policy
+        return SB3MLP.from_layers(actor.mlp_extractor.policy_net, actor.action_net, actor.log_std)
 
     @property
     def num_decisions_taken(self) -> int:

@@ -1,18 +1,21 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import ClipAction, ClipReward
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecMonitor, VecNormalize
+from torch import nn
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv.envs.jel import ID as JEL
 from hpenv.infos import row_info
-from hpenv.integrations.sb3 import SB3VecEnv
+from hpenv.integrations.sb3 import SB3VecEnv, from_sb3
+from hpenv.policies import load_policy, save_policy
 from tests.probe_envs import TargetTrackingVectorEnv
 
 ZEROS = np.zeros((4, 2), dtype=np.float32)
@@ -342,3 +345,53 @@ def test_equal_options_that_hold_arrays_are_the_same_for_all_rows():
     env.set_options([{"reset_mask": np.eye(4, dtype=bool)[row]} for row in range(4)])
     with pytest.raises(ValueError, match="same for all"):
         env.reset()
+
+
+def trained(env=None, policy="MlpPolicy", algorithm=PPO, **arguments):
+    sizes = {"n_steps": 5} if algorithm is A2C else {"n_steps": 5, "batch_size": 20, "n_epochs": 1}
+    model = algorithm(policy, make() if env is None else env, seed=0, device="cpu", **sizes, **arguments)
+    return model.learn(20)
+
+
+OBSERVATIONS = np.linspace(0, 1, 7, dtype=np.float32)[:, None]
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+@pytest.mark.parametrize("net_arch", [[8], {"pi": [6, 5], "vf": [7]}])
+def test_an_exported_actor_acts_as_the_model_does(algorithm, net_arch, tmp_path):
+    arguments = {"learning_rate": 0.05, "policy_kwargs": {"net_arch": net_arch, "activation_fn": nn.Tanh}}
+    model = trained(algorithm=algorithm, **arguments)
+    with torch.no_grad():
+        model.policy.action_net.bias[0] += 2.0  # so that the clip is reached
+    expected, _ = model.predict(OBSERVATIONS, deterministic=True)
+    assert expected.max() == 1.0
+    save_policy(from_sb3(model), tmp_path / "policy")
+    assert np.array_equal(load_policy(tmp_path / "policy").act_mean(OBSERVATIONS), expected)
+
+
+def test_an_exported_actor_is_a_copy():
+    model = trained()
+    policy = from_sb3(model)
+    before = policy.act_mean(OBSERVATIONS)
+    with torch.no_grad():
+        model.policy.action_net.bias += 0.1
+    assert np.array_equal(policy.act_mean(OBSERVATIONS), before)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: SAC("MlpPolicy", make(), device="cpu"), "must be that of an MlpPolicy of PPO or A2C; got a SACPolicy"),
+        (lambda: trained(policy_kwargs={"activation_fn": nn.ReLU}), r"hidden layers must be tanh; got .*ReLU"),
+        (lambda: trained(use_sde=True), "must be a DiagGaussianDistribution; got a StateDependentNoiseDistribution"),
+        (lambda: trained(VecNormalize(make())), "observations must not be normalized; .* norm_obs=False"),
+    ],
+)
+def test_an_actor_that_cannot_be_exported_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        from_sb3(model())
+
+
+def test_an_actor_under_normalized_rewards_is_exported():
+    model = trained(VecNormalize(make(), norm_obs=False))
+    assert np.array_equal(from_sb3(model).act_mean(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0])

@@ -17,10 +17,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from hpenv.infos import row_info, row_value
+from hpenv.policies.sb3_mlp import SB3MLP
 
 try:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.distributions import DiagGaussianDistribution
     from stable_baselines3.common.env_util import is_wrapped
     from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.common.vec_env import VecEnv
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 except ModuleNotFoundError as error:
@@ -194,3 +198,38 @@ class SB3VecEnv(VecEnv):
 def _equal(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     """Tells whether two options are the same, where a value may be an array."""
     return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)
+
+
+def from_sb3(model: BaseAlgorithm) -> SB3MLP:
+    """Returns a copy of a model's actor as a policy of hpenv, which is saved without pickle.
+
+    Args:
+        model: PPO or A2C with an MlpPolicy of tanh layers, the default. A model that was loaded without its env does
+            not know whether its observations were normalized.
+
+    Raises:
+        ValueError: for another algorithm or policy, or observations that VecNormalize normalizes.
+
+    Example:
+        >>> save_policy(from_sb3(model), "policy")  # doctest: +SKIP
+    """
+    actor = model.policy
+    if type(actor) is not ActorCriticPolicy:  # a subclass has another network
+        raise ValueError(f"the policy must be that of an MlpPolicy of PPO or A2C; got a {type(actor).__name__}")
+    if type(actor.action_dist) is not DiagGaussianDistribution:
+        name = type(actor.action_dist).__name__
+        raise ValueError(f"the policy's distribution must be a DiagGaussianDistribution; got a {name}")
+    body, head = actor.mlp_extractor.policy_net, actor.action_net
+    others = {type(layer).__name__ for layer in body} - {"Linear", "Tanh"}
+    if others:
+        raise ValueError(
+            f"the actor's hidden layers must be tanh; got {sorted(others)}; give PPO "
+            "policy_kwargs={'activation_fn': nn.Tanh}"
+        )
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None and normalizer.norm_obs:
+        raise ValueError(
+            "the model's observations must not be normalized; the statistics of VecNormalize are no part of the "
+            "network; train with VecNormalize(env, norm_obs=False)"
+        )
+    return SB3MLP.from_layers(body, head, actor.log_std)

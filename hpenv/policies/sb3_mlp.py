@@ -42,6 +42,22 @@ class SB3MLP(nn.Module):
             for parameter in self.parameters():
                 parameter.zero_()
 
+    @classmethod
+    def from_layers(cls, body: nn.Module, head: nn.Module, log_std: torch.Tensor) -> Self:
+        """Returns a policy with copies of these weights.
+
+        Args:
+            body: linear and tanh by turns, from observations (..., F) to features.
+            head: linear, from features to means (..., A).
+            log_std: (A,).
+        """
+        tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()}
+        tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+        weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
+        policy = cls(weights[0].shape[1], weights[-1].shape[0], [weight.shape[0] for weight in weights[:-1]])
+        policy.load_state_dict(tensors | {"log_std": log_std.detach()})
+        return policy
+
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log standard deviation over positions before the clip, (..., A) each, at observations (..., F)."""
         mean = self.head(self.body(obs))
