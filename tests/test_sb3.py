@@ -6,9 +6,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import ClipAction, ClipReward
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecMonitor, VecNormalize
 from torch import nn
 
 import hpenv  # noqa: F401  registers the ids
@@ -395,3 +396,27 @@ def test_an_actor_that_cannot_be_exported_is_refused(model, message):
 def test_an_actor_under_normalized_rewards_is_exported():
     model = trained(VecNormalize(make(), norm_obs=False))
     assert np.array_equal(from_sb3(model).act_mean(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("route", ["population", "dummy", pytest.param("processes", marks=pytest.mark.slow)])
+def test_ppo_is_trained_saved_loaded_and_continued(route, tiny, tmp_path):
+    """On the three VecEnvs that one has; `hpenv:<id>` is known to a process that has not imported hpenv."""
+    if route == "population":
+        env = SB3VecEnv(gym.make_vec(f"hpenv:{JEL}", num_envs=2, autoreset_mode="DISABLED", **tiny))
+    elif route == "dummy":
+        env = make_vec_env(f"hpenv:{JEL}", n_envs=2, env_kwargs=tiny)
+    else:
+        processes = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "spawn"}}
+        env = make_vec_env(f"hpenv:{JEL}", n_envs=2, env_kwargs=tiny, **processes)
+    model = PPO("MlpPolicy", env, n_steps=3, batch_size=6, n_epochs=1, seed=0, device="cpu")
+    model.learn(12)
+    assert [episode["l"] for episode in model.ep_info_buffer] == [3] * 4
+    observations = env.reset()
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=env, device="cpu")
+    expected, _ = model.predict(observations, deterministic=True)
+    assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
+    loaded.learn(6, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 18
+    assert not np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
+    env.close()
