@@ -32,13 +32,16 @@ except ModuleNotFoundError as error:
         "hpenv.integrations.sb3 needs stable-baselines3; install it with: pip install 'hpenv[agents]'", name=error.name
     ) from error
 
+HELD_OUT = "held_out"  # key of the score that an env made with evaluate_at_end=True has in the last info of an episode
+
 
 class SB3VecEnv(VecEnv):
     """Adapter from a gymnasium vector env with autoreset disabled to the VecEnv of stable-baselines3.
 
     Rows that end are reset within the same step, alone, through `options={"reset_mask": mask}`. As VecMonitor does,
     the end of an episode carries its sum of rewards and its number of decisions in `infos[i]["episode"]` ("r", "l");
-    wall-clock time ("t") is left out. These are what stable-baselines3's Monitor writes, so `env_is_wrapped(Monitor)`
+    wall-clock time ("t") is left out, and the held-out score ("held_out") is there if the env was made with
+    `evaluate_at_end=True`. These are what stable-baselines3's Monitor writes, so `env_is_wrapped(Monitor)`
     is True.
 
     The rows of a population are one object: an attribute is the same for all of them, and a method is called once. The
@@ -128,6 +131,8 @@ class SB3VecEnv(VecEnv):
             if dones[row]:
                 info["terminal_observation"] = obs[row].copy()
                 info["episode"] = {"r": float(self._returns[row]), "l": int(self._lengths[row])}
+                if HELD_OUT in info:
+                    info["episode"][HELD_OUT] = float(info[HELD_OUT])
         if dones.any():
             new_obs, new_infos = self.env.reset(options={"reset_mask": dones.copy()})
             obs[dones] = np.array(new_obs)[dones]
