@@ -12,7 +12,7 @@ TORCH_FROM ?= $(if $(PIP_FIND_LINKS),--no-index,--index-url https://download.pyt
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := agents baselines data dev posttraining
+EXTRAS := agents baselines data dev posttraining render
 ALL_EXTRAS := $(shell echo $(EXTRAS) | tr ' ' ',')
 PIP := -m pip --disable-pip-version-check install -qq
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
