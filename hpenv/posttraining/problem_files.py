@@ -1,34 +1,40 @@
-"""Reads problems from a JSONL file with the fields that LeetCode-style sets have.
+"""Reads problems from JSONL files with the fields that LeetCode-style sets have.
 
-One JSON object a line. Of several names for a field the first that is present counts:
+One JSON object a line. Of several names for a field the first that is present counts; fields that are not in the table
+are left alone:
 
 | field | names | form |
 |---|---|---|
-| name | `task_id`, `id`, `name` | text or number; the number of the line if absent |
+| name | `task_id`, `id`, `name` | text or a whole number, given once in all files; the number of the line if absent |
 | description | `problem_description`, `question`, `description`, `prompt` | text; required |
 | entry point | `entry_point`, `func_name` | `f`, `Solution().f` or `Solution.f`; required |
 | tests | `input_output`, `gt_answer`, `tests`, `test_list`, `test` | see below; required, one at least |
 | solution | `canonical_solution`, `completion`, `solution` | source, or what continues `prompt` (HumanEval) |
 | starter | `starter_code` | source that is shown after the description |
-| setup | `setup_code`, or a `prompt` that is no description but source | stands before every program |
+| setup | `setup_code`, or a `prompt` that is no description but source | is executed before every program |
 | examples | `examples` | like tests; shown in the prompt |
 
 Tests are assert statements (one text, a list of them, or the body of a function in the text), or objects with `input`
 (a list of arguments, an object of arguments by name, or a text such as `xs = [1, 2], k = 3`) and `output` (a JSON
 value, or the text of one if `input` is text). Asserts are read, never executed: `call == literal` either way round,
-`call is True`, `call`, `not call`. Arguments by name are put in the order of the solution's, or the starter's, or,
-without either, as they stand. Literals are JSON's: a tuple or a set is an error, as is all else that cannot be read.
+`call is True`, `call`, `not call`. Arguments by name are put in the order of the solution's parameters, or the
+starter's, or the prompt's, or, where none is known, as they stand. Texts spell values as JSON or as Python does. A
+value has to be one of JSON's: a tuple or a set is an error, as is all else that cannot be read.
 """
 
 from __future__ import annotations
 
-import ast
-import json
-import math
-from collections.abc import Iterator, Mapping
+import keyword
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from hpenv.posttraining.cases import EntryPoint, cases
+from hpenv.posttraining.jsonl import check_text, decoded_line, is_one_value, read_lines, shown
+from hpenv.posttraining.sources import signature, why_no_source
 from hpenv.posttraining.tasks import Case, Problem
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -41,67 +47,155 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "setup": ("setup_code",),
     "examples": ("examples",),
 }
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_ENTRY_POINT = re.compile(r"(?:(\w+)(?:\(\))?\.)?(\w+)")
 
 
-def read_problems(path: str | Path) -> list[Problem]:
-    """Reads all problems of a JSONL file; empty lines are skipped.
+class Reading(NamedTuple):
+    """What one file holds.
+
+    Attributes:
+        path: the file.
+        problems: of the lines that can be read.
+        refusals: one text with file, lines and reason for each reason why something cannot be read.
+    """
+
+    path: str
+    problems: list[Problem]
+    refusals: list[str]
+
+
+def read_problems(path: str | Path, skip_unreadable: bool = False) -> list[Problem]:
+    """Reads all problems of one file; see `read_problem_files`."""
+    return read_problem_files([path], skip_unreadable)[0]
+
+
+def read_problem_files(paths: Sequence[str | Path], skip_unreadable: bool = False) -> list[list[Problem]]:
+    """Reads all problems of several files that belong together; blank lines are skipped.
+
+    Args:
+        paths: the files.
+        skip_unreadable: leave out the lines that cannot be read, with a warning that lists them.
+
+    Returns:
+        The problems of each file.
 
     Raises:
-        ValueError: for what cannot be read, with file, line and field.
+        ValueError: for what cannot be read, all of it in one error, with file, line and field. With `skip_unreadable`,
+            only if a file is left without a problem.
     """
+    if isinstance(paths, str | os.PathLike):
+        raise ValueError(f"paths must be a list of paths; got {paths!r}")
+    found = readings(paths)
+    if any(not reading.problems or (reading.refusals and not skip_unreadable) for reading in found):
+        raise ValueError(refusal(found))
+    if any(reading.refusals for reading in found):
+        lines = "\n  ".join(line for reading in found for line in reading.refusals)
+        warnings.warn(f"left out of the problems, since it cannot be read:\n  {lines}", stacklevel=2)
+    return [reading.problems for reading in found]
+
+
+def readings(paths: Sequence[str | Path]) -> list[Reading]:
+    """Reads files as far as they can be read; a name that was given before is refused, and so is a file."""
+    taken: dict[tuple[str, str], str] = {}  # (file, or empty for a name of its own, and name) -> place
+    found: list[Reading] = []
+    for place, path in enumerate(paths):
+        if any(str(path) == str(other) for other in paths[:place]):
+            found.append(Reading(str(path), [], [f"{path} is given twice; expected every file once"]))
+        else:
+            found.append(_reading(path, taken))
+    return found
+
+
+def refusal(found: Sequence[Reading]) -> str:
+    """The text of the error that lists all that cannot be read."""
+    refused = [reading for reading in found if reading.refusals]
+    lines = [line for reading in refused for line in reading.refusals]
+    if len(lines) > 1:
+        lines = [f"{len(refused)} file{'s' * (len(refused) > 1)} of problems cannot be read:", *lines]
+    if all(reading.problems for reading in found):
+        lines.append(
+            "Mend these lines, or leave them out with skip_unreadable=True (check_problems --skip-unreadable)."
+        )
+    return "\n  ".join(lines)
+
+
+def _reading(path: str | Path, taken: dict[tuple[str, str], str]) -> Reading:
+    """Reads one file; `taken` are the names of those before it."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"problems={str(path)!r} cannot be read ({error}); expected a JSONL file in UTF-8") from error
-    problems = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                problems.append(_problem(json.loads(line, parse_constant=_refused), number))
-            except (ValueError, RecursionError) as error:  # json's own errors are such
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    if not problems:
-        raise ValueError(f"{path} has no problem in it; expected one JSON object a line")
-    return problems
+        lines = read_lines(path)
+    except ValueError as error:
+        return Reading(str(path), [], [str(error)])
+    problems: list[Problem] = []
+    refused: dict[str, list[int]] = {}  # reason -> lines
+    for number, line in lines.items():
+        try:
+            problem = _problem(record := decoded_line(line), number)
+            field = _field(record, "name")
+            keys = [(str(path), problem.name)] + [("", problem.name)] * (field in record)
+            if before := [taken[key] for key in keys if key in taken]:
+                raise ValueError(
+                    f"field {field!r}: the name {shown(problem.name)} is taken; expected another than in {before[0]}"
+                )
+        except (ValueError, RecursionError) as error:
+            reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+            refused.setdefault(reason, []).append(number)
+        else:
+            taken |= {key: f"{path}, line {number}" for key in keys}
+            problems.append(problem)
+    if not problems and len(lines) > 1 and is_one_value(lines.values()):
+        return Reading(
+            str(path), [], [f"{path} is one JSON value of several lines; expected JSONL, which has an object a line"]
+        )
+    refusals = [f"{path}, line{_numbers(numbers)}: {reason}" for reason, numbers in refused.items()]
+    if not problems and not refusals:
+        refusals = [f"{path} has no problem in it; expected one JSON object a line"]
+    return Reading(str(path), problems, refusals)
 
 
-def _refused(constant: str) -> None:
-    """What Python's json reads and JSON does not have."""
-    raise ValueError(f"{constant} is no number of JSON's")
+def _numbers(numbers: Sequence[int]) -> str:
+    """Numbers of lines as a text: ` 3`, or `s 3, 5-9`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return f"{'s' * (len(numbers) > 1)} " + ", ".join("-".join(map(str, bounds)) for bounds in ranges)
 
 
-def _problem(record: Any, number: int) -> Problem:
+def _problem(record: Mapping[str, Any], number: int) -> Problem:
     """The problem of one line."""
-    if not isinstance(record, dict):
-        raise ValueError(f"the line is a {type(record).__name__}; expected an object")
-    entry_point, class_name = _entry_point(_text(record, "entry point"))
-    description_field = _field(record, "description", required=True)
-    starter = _text(record, "starter", "")
-    description = "\n".join(part for part in (_text(record, "description").strip(), starter.rstrip()) if part)
-    solution, setup = _text(record, "solution", ""), _text(record, "setup", "")
+    class_name, function = _entry_point(record)
+    description, starter = _text(record, "description", required=True), _text(record, "starter")
+    solution, setup = _sources(record)
+    known = (solution, starter, f"{starter.rstrip()} pass", f"{starter}\n    pass", f"{starter}\n        pass")
     prompt = record.get("prompt")
-    if isinstance(prompt, str):
-        if solution and not _is_source(solution) and _is_source(prompt + solution):
-            solution = prompt + solution
-        elif not setup and description_field != "prompt" and _is_source(prompt):
-            setup = prompt
-    if solution and not _is_source(solution):
-        raise ValueError(f"field {_field(record, 'solution')!r}: no Python source")
-    parameters = _parameters(solution, entry_point) or _parameters(f"{starter.rstrip()} pass", entry_point)
-    tests = _cases(record, "tests", entry_point, parameters)
-    if not tests:
-        raise ValueError(f"field {_field(record, 'tests', required=True)!r}: no test in it")
+    found = (signature(text, class_name, function) for text in (*known, prompt) if text and isinstance(text, str))
+    entry_point = EntryPoint(function, class_name, next((each for each in found if each is not None), None))
     return Problem(
-        name=str(record.get(_field(record, "name"), f"line {number}")),
-        entry_point=entry_point,
-        description=description,
-        examples=_cases(record, "examples", entry_point, parameters),
-        tests=tests,
+        name=_name(record, number),
+        entry_point=function,
+        description="\n".join(part for part in (description.strip(), starter.rstrip()) if part),
+        examples=_cases(record, "examples", entry_point),
+        tests=_cases(record, "tests", entry_point),
         solution=solution,
         class_name=class_name,
         setup=setup,
     )
+
+
+def _sources(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Solution and setup. A prompt that is source begins the solution, or else is the setup."""
+    solution, setup, prompt = _text(record, "solution"), _text(record, "setup"), record.get("prompt")
+    if isinstance(prompt, str):
+        if solution and why_no_source(solution) and not why_no_source(prompt + solution):
+            solution = prompt + solution
+        elif not setup and _field(record, "description") != "prompt" and not why_no_source(prompt):
+            setup = prompt
+    for what, source in (("solution", solution), ("setup", setup)):
+        if why := why_no_source(source):
+            raise ValueError(f"field {_field(record, what)!r}: no Python source: {why}")
+    return solution if solution.strip() else "", setup
 
 
 def _field(record: Mapping[str, Any], what: str, required: bool = False) -> str:
@@ -112,136 +206,55 @@ def _field(record: Mapping[str, Any], what: str, required: bool = False) -> str:
     return (present or list(FIELDS[what]))[0]
 
 
-def _text(record: Mapping[str, Any], what: str, default: str | None = None) -> str:
-    """The text in a field."""
-    field = _field(record, what, required=default is None)
-    value = record.get(field, default)
+def _text(record: Mapping[str, Any], what: str, required: bool = False) -> str:
+    """The text in a field; empty if it is absent."""
+    field = _field(record, what, required)
+    value = record.get(field)
     if value is None:
-        return default or ""
+        return ""
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} is a {type(value).__name__}; expected text")
+        raise ValueError(f"field {field!r} must be text; got {shown(value)}")
+    if required and not value.strip():
+        raise ValueError(f"field {field!r} must be text that is not blank; got {shown(value)}")
+    try:
+        check_text(value)
+    except ValueError as error:
+        raise ValueError(f"field {field!r}: {error}") from error
     return value
 
 
-def _entry_point(text: str) -> tuple[str, str]:
-    """Names of the function and of its class, empty if there is none."""
-    *class_name, function = text.replace("()", "").split(".")
-    if len(class_name) > 1 or not all(name.isidentifier() for name in (*class_name, function)):
-        raise ValueError(f"entry point {text!r}; expected `f`, `Solution().f` or `Solution.f`")
-    return function, class_name[0] if class_name else ""
+def _name(record: Mapping[str, Any], number: int) -> str:
+    """The problem's name, or else the number of its line."""
+    field = _field(record, "name")
+    value = record.get(field)
+    if value is None:
+        return f"line {number}"
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"field {field!r} must be text or a whole number; got {shown(value)}")
+    return _text(record, "name", required=True)
 
 
-def _is_source(text: str) -> bool:
-    """Whether a text is a Python program."""
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError):
-        return False
-    return True
+def _entry_point(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Names of the class, empty if there is none, and of the function."""
+    text = _text(record, "entry point", required=True)
+    match = _ENTRY_POINT.fullmatch(text)
+    names = [] if match is None else [name for name in match.groups() if name is not None]
+    if not names or not all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
+        field = _field(record, "entry point")
+        raise ValueError(f"field {field!r} must be `f`, `Solution().f` or `Solution.f`; got {shown(text)}")
+    return ("", *names)[-2], names[-1]
 
 
-def _parameters(source: str, function: str) -> tuple[str, ...]:
-    """Names of a function's parameters without `self`; none if the source is no program or has no such function."""
-    if not _is_source(source):
-        return ()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, _DEFINITIONS) and node.name == function:
-            return tuple(entry.arg for entry in node.args.args if entry.arg != "self")
-    return ()
-
-
-def _cases(record: Mapping[str, Any], what: str, function: str, parameters: tuple[str, ...]) -> tuple[Case, ...]:
-    """The cases in a field."""
-    field = _field(record, what)
+def _cases(record: Mapping[str, Any], what: str, entry_point: EntryPoint) -> tuple[Case, ...]:
+    """The cases in a field; of tests there has to be one."""
+    field = _field(record, what, required=what == "tests")
     entries = record.get(field)
     try:
-        return tuple(
-            case
-            for entry in (entries if isinstance(entries, list) else [] if entries is None else [entries])
-            for case in _entry_cases(entry, function, parameters)
-        )
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"field {field!r}: {error}") from error
-
-
-def _entry_cases(entry: Any, function: str, parameters: tuple[str, ...]) -> Iterator[Case]:
-    """The cases of one assert text or of one object with input and output."""
-    if isinstance(entry, str):
-        found = [node for node in ast.walk(ast.parse(entry)) if isinstance(node, ast.Assert)]
-        if not found:
-            raise ValueError(f"no assert statement in {entry[:60]!r}")
-        yield from (_asserted(node.test, function, parameters) for node in found)
-        return
-    if not isinstance(entry, dict) or not {"input", "output"} <= set(entry):
-        raise ValueError(f"{entry!r:.60}; expected an assert statement or an object with input and output")
-    given, result = entry["input"], entry["output"]
-    if isinstance(given, str):
-        call = ast.parse(f"f({given})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        value = _literal(ast.parse(result, mode="eval").body) if isinstance(result, str) else result
-        yield _arguments(call, parameters), value
-    elif isinstance(given, dict):
-        yield _ordered([], given, parameters), result
-    elif isinstance(given, list):
-        yield tuple(given), result
-    else:
-        raise ValueError(f"input is a {type(given).__name__}; expected a list, an object or text")
-
-
-def _asserted(test: ast.expr, function: str, parameters: tuple[str, ...]) -> Case:
-    """The case that one assert states."""
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is):
-        left, right = test.left, test.comparators[0]
-        call, result = (left, right) if _is_call(left, function) else (right, left)
-        if _is_call(call, function):
-            return _arguments(call, parameters), _literal(result)
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and _is_call(test.operand, function):
-        return _arguments(test.operand, parameters), False
-    if _is_call(test, function):
-        return _arguments(test, parameters), True
-    raise ValueError(f"cannot read `assert {ast.unparse(test)[:80]}`; expected `{function}(...) == literal`")
-
-
-def _is_call(node: ast.expr, function: str) -> bool:
-    """Whether an expression calls the function, by its name, as a method or as the parameter of a check."""
-    if not isinstance(node, ast.Call):
-        return False
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
-    return name in (function, "candidate")
-
-
-def _arguments(node: ast.expr, parameters: tuple[str, ...]) -> tuple[Any, ...]:
-    """The arguments of a call, in the order of the parameters."""
-    assert isinstance(node, ast.Call)
-    named = {keyword.arg or "**": _literal(keyword.value) for keyword in node.keywords}
-    return _ordered([_literal(argument) for argument in node.args], named, parameters)
-
-
-def _ordered(given: list[Any], named: Mapping[str, Any], parameters: tuple[str, ...]) -> tuple[Any, ...]:
-    """Arguments by place, then those by name in the order of the parameters, or as they stand if these are unknown."""
-    names = list(parameters[len(given) :]) if parameters else list(named)
-    names = names[: len(named)]  # what follows has its default
-    if set(names) != set(named):
-        raise ValueError(f"arguments {sorted(named)} do not fill the parameters {list(parameters)} from the left")
-    return (*given, *(named[name] for name in names))
-
-
-def _literal(node: ast.expr) -> Any:
-    """The JSON value that an expression spells."""
-    try:
-        value = ast.literal_eval(node)
+        found = () if entries is None else cases(entries, entry_point)
+        if what == "tests" and not found:
+            raise ValueError("no test in it")
     except ValueError as error:
-        raise ValueError(f"`{ast.unparse(node)[:60]}` is no literal") from error
-    _check_json(value)
-    return value
-
-
-def _check_json(value: Any) -> None:
-    """Refuses what JSON would turn into something else."""
-    if isinstance(value, dict) and all(type(key) is str for key in value):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            _check_json(item)
-    elif not (value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))):
-        raise ValueError(f"{value!r:.60} is no JSON value")
+        raise ValueError(f"field {field!r}: {error}") from error
+    return found

@@ -66,7 +66,7 @@ class Problem:
     @property
     def statement(self) -> str:
         """Description and examples, each line a comment."""
-        lines = self.description.split("\n")
+        lines = self.description.splitlines()
         lines += [f"{self.entry_point}({', '.join(map(repr, args))}) == {result!r}" for args, result in self.examples]
         return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
