@@ -4,18 +4,20 @@ import json
 
 import pytest
 
+from hpenv.posttraining import check_problems
 from hpenv.posttraining.check_problems import main
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
+from hpenv.posttraining.shared_sandbox import SharedSandbox
 
-RECORD = {"name": "right", "description": "Twice x.", "entry_point": "f", "tests": ["assert f(2) == 4"]}
-RIGHT = RECORD | {"solution": "def f(x): return 2 * x"}
+RECORD = {"description": "Twice x.", "entry_point": "f", "tests": ["assert f(2) == 4"]}
+RIGHT = RECORD | {"name": "right", "solution": "def f(x): return 2 * x"}
 WITHOUT = {name: value for name, value in RIGHT.items() if name != "solution"} | {"name": "without"}
 WRONG = RIGHT | {"name": "off-by-one", "solution": "def f(x): return 2 * x + 1"}
 UNIMPORTED = RIGHT | {"name": "no-import", "solution": "def f(x: List[int]): return 2 * x"}
 IMPORTED = UNIMPORTED | {"name": "imported", "setup_code": "from typing import List"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _needs_a_sandbox():
     try:
         Sandbox().close()
@@ -30,11 +32,15 @@ def write(path, *records):
 
 def test_solutions_that_fail_their_tests_are_named_and_others_counted(tmp_path, capsys):
     bad = write(tmp_path / "bad.jsonl", RIGHT, WRONG, WITHOUT, UNIMPORTED, IMPORTED)
-    good = write(tmp_path / "good.jsonl", RIGHT, WITHOUT)
+    good = write(tmp_path / "good.jsonl", RIGHT | {"name": "also right"}, RECORD)
     assert main([bad, good]) == 1
     first, *named, last = capsys.readouterr().out.splitlines()
     assert first == f"{bad}: 5 problems, 2 solved by their own solution, 2 not, 1 without one"
-    assert [line.rpartition(" ")[2] for line in named] == ["off-by-one", "no-import"]
+    assert named == [
+        "  not solved by its own solution: off-by-one: test 1 of 1: f(2) must be 4; got 5",
+        "  not solved by its own solution: no-import: ended before an answer with exit code 1: "
+        "NameError: name 'List' is not defined",
+    ]
     assert last == f"{good}: 2 problems, 1 solved by their own solution, 0 not, 1 without one"
 
 
@@ -46,3 +52,42 @@ def test_a_file_that_cannot_be_read_is_an_error_of_one_line(tmp_path, capsys):
     assert main([str(tmp_path / "none.jsonl")]) == 1
     out = capsys.readouterr().out
     assert out.startswith("error: ") and "cannot be read" in out and out.count("\n") == 1
+
+
+def test_all_that_cannot_be_read_is_told_before_anything_is_run(tmp_path, capsys):
+    mixed = write(tmp_path / "mixed.jsonl", RIGHT, 3, WITHOUT | {"tests": []})
+    assert main([write(tmp_path / "good.jsonl", WRONG), mixed, write(tmp_path / "other", RIGHT, RECORD)]) == 1
+    first, *others, cure = capsys.readouterr().out.splitlines()
+    assert first == "error: 2 files of problems cannot be read:" and "--skip-unreadable" in cure
+    reasons = [
+        f"{mixed}, line 2: must be",
+        f"{mixed}, line 3: field 'tests': no test",
+        f"{tmp_path}/other, line 1: ",
+    ]
+    assert all(line.startswith(f"  {reason}") for line, reason in zip(others, reasons, strict=True))
+
+
+def test_the_lines_that_can_be_read_are_checked_on_request(tmp_path, capsys):
+    mixed = write(tmp_path / "mixed.jsonl", RIGHT, 3)
+    assert main(["--skip-unreadable", mixed]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{mixed}: 1 problems, 1 solved by their own solution, 0 not, 0 without one",
+        f"  left out: {mixed}, line 2: must be an object; got 3",
+    ]
+    assert main(["--skip-unreadable", mixed, write(tmp_path / "none.jsonl", 3)]) == 1
+    assert capsys.readouterr().out.startswith("error: ")
+
+
+def test_the_processor_time_of_a_program_is_an_argument(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def sandbox(**arguments):
+        asked.append(arguments)
+        return SharedSandbox(**arguments)
+
+    monkeypatch.setattr(check_problems, "SharedSandbox", sandbox)
+    path = write(tmp_path / "good.jsonl", RIGHT)
+    assert main([path, "--cpu-seconds", "20"]) == main([path]) == 0
+    assert asked == [{"cpu_seconds": 20}, {"cpu_seconds": 1}]
+    assert main([path, "--cpu-seconds", "0"]) == 1
+    assert capsys.readouterr().out.endswith("error: cpu_seconds must be an integer from 1 to 3600; got 0\n")

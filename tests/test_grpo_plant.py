@@ -543,7 +543,7 @@ def problem_file(path, entry_point, count, description="Return x plus {}."):
     """Writes problems of a function of this name; the path, as text."""
     records = [
         {
-            "task_id": f"own-{i}",
+            "task_id": f"{path.name}-{i}",
             "description": description.format(i),
             "entry_point": entry_point,
             "test": f"def check(candidate):\n    assert candidate(1) == {1 + i}\n    assert candidate(-4) == {i - 4}\n",
@@ -580,6 +580,24 @@ def test_a_problem_that_is_trained_on_and_measured_is_refused(tmp_path):
         make(1, (), problems=own, evaluation_problems=same)
     with pytest.raises(ValueError, match="1 held_out problems are too few; expected at least 4"):
         make(1, (), evaluation_problems=problem_file(tmp_path / "one", "sum", 1))
+    with pytest.raises(ValueError, match=f"{own} is given twice"):
+        make(1, (), problems=own, evaluation_problems=own)
+
+
+def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_request(tmp_path):
+    files = {
+        "problems": problem_file(tmp_path / "own", "add", 3),
+        "probe_problems": problem_file(tmp_path / "probe", "plus", 5),
+        "evaluation_problems": problem_file(tmp_path / "held", "sum", 9),
+    }
+    for name in ("own", "held"):
+        with (tmp_path / name).open("a") as file:
+            file.write('{"id": 1}\n')
+    with pytest.raises(ValueError, match=r"own, line 4: no entry point.*\n.*held, line 10: no entry point"):
+        make(1, (), **files)
+    with pytest.warns(UserWarning, match=r"left out.*\n.*own, line 4: .*\n.*held, line 10: "):
+        plant = make(1, (), **files, skip_unreadable=True)
+    assert len(plant._curriculum.training) == 3 and len(plant._curriculum.evaluation(None)) == 4
 
 
 @pytest.mark.parametrize(
@@ -895,7 +913,7 @@ def test_gauges_are_those_that_are_measured():
         ({"rule": []}, r"unknown rule \[\]; expected one of \['drift', "),
         ({"noise_floor": "x"}, "noise_floor='x' must be a number"),
         ({"lr_schedule": 5}, "lr_schedule=5 must be a Schedule"),
-        ({"problems": "/nowhere.jsonl"}, "problems='/nowhere.jsonl' cannot be read"),
+        ({"problems": "/nowhere.jsonl"}, "'/nowhere.jsonl' cannot be read"),
     ],
 )
 def test_arguments_of_other_types_and_sizes_are_refused_by_name(given, message):

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpenv.posttraining.sandbox import (
@@ -103,7 +104,7 @@ def test_only_plain_values_are_returned(sandbox, value):
 @pytest.mark.parametrize(
     ("source", "exit_code", "compiled"),
     [
-        ("pass", 0, True),
+        ("f = int", 0, True),
         ("def f(:", 1, False),
         ("\0", 1, False),
         ("x = '\ud800'", 1, False),
@@ -115,9 +116,9 @@ def test_only_plain_values_are_returned(sandbox, value):
     ],
 )
 def test_the_exit_code_is_the_one_python_gives(sandbox, source, exit_code, compiled):
-    outcome = sandbox.run(source, [Call("int")])
+    outcome = sandbox.run(source, [Call("f")])
     assert (outcome.exit_code, outcome.compiled, outcome.killed_by) == (exit_code, compiled, "")
-    assert outcome.returned == ((Result(value=0),) if source == "pass" else ())
+    assert outcome.returned == ((Result(value=0),) if source == "f = int" else ())
 
 
 @executes
@@ -125,6 +126,51 @@ def test_calls_before_an_exit_are_answered_and_later_ones_are_missing(sandbox):
     source = "import os\ndef f(x):\n    return x if x < 2 else os._exit(0)\n"
     outcome = sandbox.run(source, [Call("f", (x,)) for x in range(4)])
     assert outcome.returned == (Result(value=0), Result(value=1)) and outcome.exit_code == 0
+
+
+@executes
+def test_setup_and_what_comes_after_are_sources_of_their_own_in_one_namespace(sandbox):
+    program = '"""Doc."""\nfrom __future__ import annotations\ndef f(x: Undefined):\n    return ceil(x) + after\n'
+    outcome = sandbox.run_many([Job(program, (Call("f", (0.5,)),), setup="from math import ceil", after="after = 1")])[
+        0
+    ]
+    assert (outcome.returned, outcome.compiled) == ((Result(value=2),), True)
+    lazy = Job("def f(x: Undefined): return x", (Call("f", (1,)),), setup="from __future__ import annotations\n")
+    open_ended = Job("x = \\", setup="y = 1", after="f = 3")
+    outcomes = sandbox.run_many([lazy, open_ended, Job("def f(:", setup="print(1)")])
+    assert [outcome.compiled for outcome in outcomes] == [True, False, False]
+    assert outcomes[0].returned == (Result(value=1),) and outcomes[2].stdout == ""
+
+
+@executes
+def test_a_program_is_loaded_as_a_module_and_its_main_block_is_not_run(sandbox):
+    source = (
+        "from dataclasses import dataclass\nimport pickle, sys, __main__\n@dataclass\nclass A:\n    x: int\n"
+        "def f(x):\n    return [pickle.loads(pickle.dumps(A(x))).x, __main__.f is f]\n"
+        "if __name__ == '__main__':\n    sys.exit(input())\n"
+    )
+    outcome = sandbox.run(source, [Call("f", (3,))])
+    assert (outcome.returned, outcome.exit_code) == ((Result(value=[3, True]),), 0)
+
+
+@executes
+def test_calls_reach_what_the_program_defines_and_no_builtin(sandbox):
+    source = "class A:\n    n = 0\n    def f(self):\n        self.n += 1\n        return self.n\nlen = max\n"
+    calls = [Call("sum", ([1],)), Call("len", (1, 2)), Call("A().f"), Call("A().f"), Call("__import__", ("os",))]
+    assert sandbox.run(source, calls).returned == (
+        Result(error="NameError"),
+        Result(value=2),
+        Result(value=1),
+        Result(value=1),
+        Result(error="NameError"),
+    )
+
+
+@executes
+def test_an_answer_may_be_nested_as_deep_as_is_said(sandbox):
+    source = "def f(depth):\n    x = 1\n    for _ in range(depth):\n        x = [x]\n    return x\n"
+    deep, *others = sandbox.run(source, [Call("f", (x,)) for x in (MAX_DEPTH, MAX_DEPTH + 1, 0)]).returned
+    assert others == [Result(error=UNSERIALIZABLE), Result(value=1)] and str(deep.value).count("[") == MAX_DEPTH
 
 
 @executes
@@ -203,7 +249,7 @@ def test_programs_do_not_see_each_other(sandbox):
 )
 def test_killed_by_names_the_limit(source, killed_by):
     with Sandbox(Limits(wall_seconds=1.0 if killed_by == "wall" else 20.0)) as made:
-        outcome = made.run(source, [Call("int")])
+        outcome = made.run(source, [Call("f")])
         assert outcome.killed_by == killed_by and outcome.returned == ()
         assert outcome.exit_code == (1 if killed_by == "memory" else None)
         assert made.run("print(1)").stdout == "1\n"
@@ -227,10 +273,32 @@ def test_files_are_cut_at_the_limits():
         assert large.files == {"a": b"wxy"} and "File too large" in large.stderr
 
 
-@pytest.mark.parametrize("limit", [{"wall_seconds": 0.0}, {"cpu_seconds": 1.5}, {"memory_bytes": -1}, {"num_files": 0}])
-def test_limits_are_checked(limit):
-    with pytest.raises(ValueError, match=next(iter(limit))):
-        Limits(**limit)
+@pytest.mark.parametrize(
+    ("name", "value", "condition"),
+    [
+        ("wall_seconds", 0.0, "a number from 0.001 to 86400; got 0.0"),
+        ("wall_seconds", float("nan"), "a number from 0.001 to 86400; got nan"),
+        ("wall_seconds", 1e300, "a number from 0.001 to 86400"),
+        ("wall_seconds", "1", "a number from 0.001 to 86400; got '1'"),
+        ("cpu_seconds", 1.5, "an integer from 1 to 3600; got 1.5"),
+        ("cpu_seconds", 2.0, "an integer from 1 to 3600; got 2.0"),
+        ("cpu_seconds", True, "an integer from 1 to 3600; got True"),
+        ("cpu_seconds", 10**30, "an integer from 1 to 3600"),
+        ("memory_bytes", -1, "an integer from 1 to 1099511627776"),
+        ("num_files", 0, "an integer from 1 to 1099511627776"),
+        ("file_bytes", 2**70, "an integer from 1 to 1099511627776"),
+        ("output_bytes", None, "an integer from 1 to 1099511627776; got None"),
+        ("returned_bytes", 10, "an integer from 1024 to 1099511627776; got 10"),
+    ],
+)
+def test_limits_are_checked(name, value, condition):
+    with pytest.raises(ValueError, match=f"{name} must be {condition}"):
+        Limits(**{name: value})
+
+
+def test_a_limit_may_be_a_number_of_numpy():
+    assert Limits(cpu_seconds=np.int64(2), wall_seconds=np.float32(0.5)) == Limits(cpu_seconds=2, wall_seconds=0.5)
+    assert type(Limits(cpu_seconds=np.int64(2)).cpu_seconds) is int
 
 
 # Several programs
@@ -268,6 +336,45 @@ def test_threads_may_share_a_sandbox(sandbox):
 
 
 # What goes wrong
+
+
+@executes
+def test_a_parent_may_be_a_daemon(tmp_path):
+    """One that has closed its streams, ignores and blocks signals, and has little room for descriptors."""
+    source = (
+        "import os, resource, signal, sys\nfor stream in range(3):\n    os.close(stream)\n"
+        "for number in (signal.SIGCHLD, signal.SIGXCPU, signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, signal.SIG_IGN)\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"
+        "from hpenv.posttraining.sandbox import Call, Sandbox\nwith Sandbox() as made:\n"
+        "    program = 'import os, signal\\nprint(1)\\ndef f(x):\\n    os.kill(os.getpid(), x)'\n"
+        "    outcomes = [made.run(program, [Call('f', (x,))]) for x in (0, signal.SIGXCPU, signal.SIGTERM)]\n"
+        "    held = [os.path.exists(f'/proc/self/fd/{stream}') for stream in range(3)]\n"
+        "open(sys.argv[1], 'w').write(repr([[(o.stdout, o.killed_by) for o in outcomes], held]))\n"
+    )
+    subprocess.run([sys.executable, "-c", source, str(tmp_path / "said")], check=True)
+    outcomes, held = eval((tmp_path / "said").read_text())
+    assert outcomes == [("1\n", ""), ("1\n", "cpu"), ("1\n", "signal:15")]
+    assert held == [False] * 3  # what is written to a stream reaches no descriptor of the sandbox
+
+
+@executes
+@pytest.mark.parametrize("zygote", ["import os\nos._exit(7)", "import sys\nsys.exit('no libpython')"])
+def test_a_zygote_that_does_not_start_says_why_or_how_it_ended(monkeypatch, tmp_path, zygote):
+    (tmp_path / "zygote.py").write_text(zygote)
+    monkeypatch.setattr(worker, "ZYGOTE", tmp_path / "zygote.py")
+    with pytest.raises(SandboxUnavailable, match=r"did not start: it ended with exit code (7|1: no libpython)"):
+        Sandbox()
+
+
+@executes
+def test_a_limit_above_that_of_the_parent_is_named():
+    source = (
+        "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (50, 50))\n"
+        "from hpenv.posttraining.sandbox import Limits, Sandbox\nSandbox(Limits(cpu_seconds=60))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert re.search(r"SandboxUnavailable: .*RLIMIT_CPU of 61 is above .* 50", done.stderr), done.stderr
 
 
 @executes
@@ -425,10 +532,15 @@ def test_a_layer_that_cannot_be_applied_is_named(monkeypatch, tmp_path, layer):
         Sandbox()
 
 
-@pytest.mark.parametrize("num_workers", [0, -1])
+@pytest.mark.parametrize("num_workers", [0, -1, 1.0, "2", True, None])
 def test_the_number_of_workers_is_checked(num_workers):
-    with pytest.raises(ValueError, match="num_workers"):
+    with pytest.raises(ValueError, match=f"num_workers must be an integer of at least 1; got {num_workers!r}"):
         Sandbox(num_workers=num_workers)
+
+
+def test_limits_that_are_none_of_its_own_are_refused():
+    with pytest.raises(ValueError, match="limits must be Limits; got 3"):
+        Sandbox(limits=3)
 
 
 def test_nothing_here_imports_torch():

@@ -7,7 +7,7 @@ import pytest
 
 from hpenv.posttraining import shared_sandbox
 from hpenv.posttraining.grader import Grader
-from hpenv.posttraining.sandbox import Call, Job, Result, Sandbox, SandboxUnavailable, kernel, syscalls
+from hpenv.posttraining.sandbox import Call, Job, Limits, Result, Sandbox, SandboxUnavailable, kernel, syscalls
 from hpenv.posttraining.shared_sandbox import SharedSandbox
 from tests.tiny_student import TINY, FakeGrader, GRPOConfig, GRPOPlant, advance, few_pairs, student
 
@@ -61,6 +61,24 @@ def test_a_forked_process_starts_its_own(started):
     assert ours.poll(60) and ours.recv() == (2, 2)
     process.join()
     assert len(started) == 1 and own.run_many([JOB])[0].returned == (Result(value=2),)
+
+
+def test_the_processor_time_is_an_argument_and_the_clock_follows_it():
+    assert SharedSandbox().limits == Limits(cpu_seconds=1, wall_seconds=10.0)
+    assert SharedSandbox(2, cpu_seconds=30).limits == Limits(cpu_seconds=30, wall_seconds=300.0)
+    for wrong in (0, 1.5, "1", 3601, True):
+        with pytest.raises(ValueError, match=f"cpu_seconds must be an integer from 1 to 3600; got {wrong!r}"):
+            SharedSandbox(cpu_seconds=wrong)
+    with pytest.raises(ValueError, match="num_workers must be an integer of at least 1; got 0"):
+        SharedSandbox(0)
+
+
+def test_the_processor_time_of_a_plant_is_that_of_its_sandbox():
+    with few_pairs():
+        plant = GRPOPlant(GRPOConfig(**TINY | {"cpu_seconds": 7}), 1, student=student())
+    assert plant._grader.limits == Limits(cpu_seconds=7, wall_seconds=70.0)
+    with pytest.raises(ValueError, match="cpu_seconds must be an integer from 1 to 3600; got 0"):
+        GRPOConfig(cpu_seconds=0)
 
 
 def test_where_there_is_none_a_plant_is_made_and_says_so_when_it_is_to_run_a_program(monkeypatch):

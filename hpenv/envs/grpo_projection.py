@@ -120,6 +120,10 @@ Arguments:
     | `target`           | what the rule is applied to: `grad`, or `update`, what the optimizer would subtract   |
     | `route`            | True: what is taken out trains a quarantine, knobs that evaluation leaves out         |
     | `rebound`          | form of the penalty that `rebound_weight` weighs: `additive`, `multiplicative`        |
+    | `cpu_seconds`      | processor time that one program has for all its tests together, 1 to 3600 [s]; the    |
+    |                    | clock ends it after ten times that                                                    |
+    | `skip_unreadable`  | True: lines of problem files that cannot be read are left out with a warning; else    |
+    |                    | they are an error that lists them all                                                 |
 
     An arm of the experiment is a constant action. The paper's (b), one side with the length given back:
 
@@ -195,6 +199,7 @@ class ProjectionConfig:
     problems: str = ""
     probe_problems: str = ""
     evaluation_problems: str = ""
+    skip_unreadable: bool = False
     advantage_scale: str = "none"
     kl_weight: float = 1e-3
     base_lr: float = GRPOConfig.base_lr
@@ -215,6 +220,7 @@ class ProjectionConfig:
     num_probe_problems: int = 32
     num_evaluation_problems: int = 64
     num_workers: int = 1
+    cpu_seconds: int = 1
     cache: str = ""
     # key of SURFACES; or a list of names or (name, scope) pairs; or a mapping name -> scope
     channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str] = "projection"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from hpenv.configuration import check_count, is_number
 from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
 from hpenv.posttraining.projection import RULES
+from hpenv.posttraining.sandbox import Limits
 from hpenv.posttraining.student import Student
 from hpenv.schedules import Constant, Schedule, check_schedule, described
 
@@ -39,6 +40,7 @@ class GRPOConfig:
     problems: str = ""
     probe_problems: str = ""
     evaluation_problems: str = ""
+    skip_unreadable: bool = False  # leave out the lines of these files that cannot be read, with a warning
     advantage_scale: str = "none"  # `none` (Dr.GRPO, Liu et al. 2025), or `std` (Shao et al. 2024)
     kl_weight: float = 1e-3  # of the k3 estimate of the divergence from the student as it came
     clip_ratio: float = 0.2  # of the probability ratio
@@ -61,6 +63,7 @@ class GRPOConfig:
     num_evaluation_problems: int = 64  # held-out problems of evaluate()
     divergence_kl: float = 10.0  # a run whose mean KL is beyond this has diverged [nats per token]
     num_workers: int = 1  # sandboxes that run programs side by side
+    cpu_seconds: int = 1  # processor time of one program, all its tests together [s]
     cache: str = ""  # file that keeps verdicts from one process to the next; none if empty
 
     def __post_init__(self) -> None:
@@ -69,6 +72,7 @@ class GRPOConfig:
             check_count(name, getattr(self, name))
         for name in ("num_evaluation_problems", "num_workers"):
             check_count(name, getattr(self, name))
+        Limits(cpu_seconds=self.cpu_seconds)
         for name, most in (("difficulty", MOST_STAGES), ("num_problems", MOST_PROBLEMS)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most {most}")
@@ -99,8 +103,9 @@ class GRPOConfig:
             given = getattr(self, name)
             if not (isinstance(given, tuple | list) and given and all(mode in LOOPHOLES for mode in given)):
                 raise ValueError(f"{name}={given!r}; expected a tuple of some of {sorted(LOOPHOLES)}")
-        if not isinstance(self.route, bool):
-            raise ValueError(f"route={self.route!r}; expected True or False")
+        for name in ("route", "skip_unreadable"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected True or False")
         if self.temperature == 0.0:
             raise ValueError("temperature=0 must be above 0: without chance all completions of a prompt are the same")
         if self.num_samples < 2:

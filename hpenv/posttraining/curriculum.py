@@ -6,7 +6,7 @@ import numpy as np
 
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.loopholes import Task, task_of
-from hpenv.posttraining.problem_files import read_problems
+from hpenv.posttraining.problem_files import read_problem_files
 from hpenv.posttraining.student import Student
 from hpenv.posttraining.tasks import Problem, generated_problem
 
@@ -32,11 +32,11 @@ class Curriculum:
         """Generates, or reads, the problems.
 
         Raises:
-            ValueError: if there are too few, if one stands in two files, or if the student cannot read them all, which
-                it would be told in the middle of a run.
+            ValueError: if a file cannot be read, if there are too few problems, if one stands in two files, or if the
+                student cannot read them all, which it would be told in the middle of a run.
         """
         self._num_prompts = config.num_prompts
-        self._modes, self._problems = config.modes, {split: _problems(config, split) for split in SPLITS}
+        self._modes, self._problems = config.modes, _problems(config)
         for split, least in (("train", config.num_prompts), ("probe", 1), ("held_out", len(config.modes))):
             if len(self._problems[split]) < least:
                 raise ValueError(
@@ -85,10 +85,14 @@ class Curriculum:
         return self._honest("held_out") if names is None else self._with_loopholes("held_out", names)
 
 
-def _problems(config: GRPOConfig, split: str) -> list[Problem]:
-    """Generated problems, or those of a file: all that are trained on, the first ones of those that measure."""
-    file, count = (getattr(config, name) for name in SPLITS[split])
-    if not file:
-        return [generated_problem(split, i, config.difficulty) for i in range(count)]
-    found = read_problems(file)
-    return found if split == "train" else found[:count]
+def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:
+    """Generated problems, or those of files: all that are trained on, the first ones of those that measure."""
+    files = {split: getattr(config, file) for split, (file, _) in SPLITS.items() if getattr(config, file)}
+    found = dict(zip(files, read_problem_files(list(files.values()), config.skip_unreadable), strict=True))
+    for split, (_, number) in SPLITS.items():
+        count = getattr(config, number)
+        if split not in found:
+            found[split] = [generated_problem(split, i, config.difficulty) for i in range(count)]
+        elif split != "train":
+            found[split] = found[split][:count]
+    return found

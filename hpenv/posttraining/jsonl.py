@@ -30,7 +30,6 @@ _OTHER_FILES = {
     b"PAR1": "Parquet",
     b"PK\x03\x04": "a zip archive",
 }
-_NAMES = {"None": "null", "True": "true", "False": "false"}
 
 
 class NoJSON:
@@ -148,7 +147,7 @@ def check_text(value: str) -> None:
 
 def shown(value: Any) -> str:
     """A value for an error message, cut short."""
-    return _NAMES.get(text := _SHORT.repr(value), text)
+    return _SHORT.repr(value)
 
 
 def _constant(text: str) -> NoJSON:

@@ -114,7 +114,8 @@ class GRPOPlant(Runs):
         """
         check_count("num_rows", num_rows)
         self.config, self.channels, self.student = config, tuple(channels), student
-        self._grader = Grader(SharedSandbox(config.num_workers), config.cache or None) if grader is None else grader
+        sandbox = SharedSandbox(config.num_workers, config.cpu_seconds)
+        self._grader = Grader(sandbox, config.cache or None) if grader is None else grader
         self._curriculum = Curriculum(config, student)
         self._contrast = Contrast(config, student)
         self.names = tuple(student.ranks)

@@ -5,7 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 from hpenv.posttraining.sandbox.jobs import Result
-from hpenv.posttraining.sandbox.program import plain_size
+from hpenv.posttraining.sandbox.program import MAX_DEPTH, plain_size
 
 
 class Answers(NamedTuple):
@@ -31,7 +31,7 @@ def decode(line: bytes, limit: int) -> list[Any]:
     content = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
     if type(content) is not list:
         raise ValueError("not a list")
-    plain_size(content, limit)
+    plain_size(content, limit, MAX_DEPTH + 1)  # the list that is the line, and the answer in it
     return content
 
 

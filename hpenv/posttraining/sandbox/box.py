@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.posttraining.sandbox.jobs import Call, Job, Limits, Outcome, Result, SandboxUnavailable
+from hpenv.posttraining.sandbox.jobs import Call, Job, Limits, Outcome, Result, SandboxUnavailable, check_num_workers
 from hpenv.posttraining.sandbox.worker import PATIENCE, SCRATCH_PERIOD, ZYGOTE, Run, Worker
 
 #: Run once by every new zygote: opens a file, a socket and a process. Each has to be refused.
@@ -38,12 +38,13 @@ class Sandbox:
 
     Raises:
         SandboxUnavailable: the kernel lacks something, or a layer did not hold. Nothing was executed then.
-        ValueError: for a number of workers below 1.
+        ValueError: for other limits than `Limits`, or a number of workers below 1.
     """
 
     def __init__(self, limits: Limits | None = None, num_workers: int = 1) -> None:
-        if num_workers < 1:
-            raise ValueError(f"num_workers is {num_workers}; expected at least 1")
+        check_num_workers(num_workers)
+        if not isinstance(limits, Limits | None):
+            raise ValueError(f"limits must be Limits; got {limits!r}")
         missing = kernel.missing_support(syscalls.NUMBERS)
         if missing:
             raise SandboxUnavailable("programs cannot be executed safely here; missing: " + "; ".join(missing))

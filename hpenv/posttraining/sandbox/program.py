@@ -4,6 +4,8 @@ Nothing here protects anything: the program shares this interpreter and can chan
 answers. That is harmless, since the parent trusts an answer only as a value to compare with one it computed itself.
 """
 
+import __future__
+
 import atexit
 import json
 import math
@@ -18,6 +20,11 @@ from typing import Any
 MAX_DEPTH = 64
 
 _NOT_PLAIN = "Unserializable"
+
+#: Name of the module that a program is.
+NAME = "program"
+#: Flags of the __future__ imports.
+_FUTURES = sum({vars(__future__)[name].compiler_flag for name in __future__.all_feature_names})
 
 
 def plain_size(value: Any, limit: int, depth: int = MAX_DEPTH) -> int:
@@ -59,13 +66,13 @@ def plain_size(value: Any, limit: int, depth: int = MAX_DEPTH) -> int:
 
 
 def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int) -> int:
-    """Executes the source as a module, then makes the calls.
+    """Executes setup, source and what comes after as one module, then makes the calls.
 
     One line of JSON is answered for each: `["compiled", bool]`, then per call `["value", value]` or
     `["error", name of the exception]`; last, where the program ended in an exception, `["uncaught", name]`.
 
     Args:
-        job: `source` and `calls`, a list of [function, arguments].
+        job: `setup`, `source`, `after` and `calls`, a list of [function, arguments].
         answer: writes one line to the parent.
         returned_bytes: largest size of an answer.
 
@@ -74,22 +81,25 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
     """
     # Bound before the program runs: one that changes json or the builtins then spoils no answer by accident.
     encode = json.JSONEncoder(allow_nan=False).encode
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+    module = types.ModuleType(NAME)
+    sys.modules[NAME] = sys.modules["__main__"] = module
     namespace = module.__dict__
     namespace["__builtins__"] = __builtins__
     try:
-        code = compile(job["source"], "<program>", "exec", dont_inherit=True)
+        setup = compile(job["setup"], "<setup>", "exec", dont_inherit=True)
+        source = compile(job["source"], "<program>", "exec", setup.co_flags & _FUTURES, dont_inherit=True)
+        after = compile(job["after"], "<after>", "exec", dont_inherit=True)
     except Exception as error:
         _explain(error)
         answer(encode(["compiled", False]))
         return 1
     answer(encode(["compiled", True]))
     try:
-        exec(code, namespace)
+        for code in (setup, source, after):
+            exec(code, namespace)
         for function, arguments in job["calls"]:
             try:
-                value = eval(function, namespace)(*arguments)
+                value = eval(function, dict(namespace, __builtins__={}))(*arguments)
             except SystemExit:
                 raise
             except BaseException as error:

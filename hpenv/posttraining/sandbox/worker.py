@@ -5,6 +5,7 @@ files. It never waits for the program, only for the zygote, and it opens what th
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -29,6 +30,19 @@ SCRATCH_PERIOD = 0.01
 
 #: A zygote that takes longer than this to start, or to end a program it was told to kill, is taken for broken [s].
 PATIENCE = 30.0
+
+
+def _moved(descriptor: int) -> int:
+    """Moves a descriptor out of 0 to 2, where a daemon that has closed its streams gets it.
+
+    The zygote has its own streams there, and here somebody may write to what they take for theirs.
+    """
+    if descriptor > 2:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(descriptor)
 
 
 class Run:
@@ -59,23 +73,23 @@ class Run:
 
     def start(self, control: socket.socket) -> None:
         """Hands the program to the zygote."""
-        description = json.dumps(
-            {"source": self.job.source, "calls": [[call.function, call.arguments] for call in self.job.calls]},
-            allow_nan=False,
-        )
+        job = self.job
+        content = {"setup": job.setup, "source": job.source, "after": job.after}
+        calls = [[call.function, call.arguments] for call in job.calls]
+        description = json.dumps(content | {"calls": calls}, allow_nan=False)
         with contextlib.ExitStack() as sent:
-            given = [os.memfd_create("job")]
+            given = [_moved(os.memfd_create("job"))]
             sent.callback(os.close, given[0])
             os.write(given[0], description.encode())
             os.lseek(given[0], 0, os.SEEK_SET)
             for _ in self.content:
-                reading, writing = os.pipe()
+                reading, writing = map(_moved, os.pipe())
                 sent.callback(os.close, writing)
                 os.set_blocking(reading, False)
                 given.append(writing)
                 self.pipes.append(reading)
                 self.open.add(reading)
-            socket.send_fds(control, [f"run {self.number} {int(self.job.scratch)}".encode()], given)
+            socket.send_fds(control, [f"run {self.number} {int(job.scratch)}".encode()], given)
 
     def read(self, pipe: int) -> None:
         """Takes what a pipe holds, up to its cap; closes it at its end."""
@@ -174,7 +188,8 @@ class Worker:
         self.limits = limits
         self.num_runs = 0
         self.scratch = Path(tempfile.mkdtemp(prefix="hpenv-sandbox-"))
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control, theirs = (socket.socket(fileno=_moved(end.detach())) for end in pair)
         with theirs:
             # -E -s -P are what -I stands for; -E is left out so that the one variable there is can fix the order of
             # sets, and with it the verdict of a program that prints one.
@@ -201,10 +216,14 @@ class Worker:
         except (TimeoutError, ConnectionError) as error:
             word = f"failed {error}".encode()
         if word != b"ready":
+            why = word.decode("utf-8", "replace")
+            if not word:  # it is about to end
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    why = f"it ended with exit code {self.process.wait(1.0)}:"
             self.process.kill()
             said = self.process.stderr.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
             self.stop()
-            raise SandboxUnavailable(f"the sandbox's zygote did not start: {word.decode('utf-8', 'replace')} {said}")
+            raise SandboxUnavailable(f"the sandbox's zygote did not start: {why} {said or 'it said nothing'}")
         self.process.stderr.close()
         self.control.setblocking(False)
 

@@ -41,7 +41,6 @@ NOT_STDLIB = ("site-packages", "dist-packages")
 
 NUM_DESCRIPTORS = 32
 ANSWERS = 3  # descriptor in the child; 0 is /dev/null, 1 and 2 are its outputs
-_MOVED = 64  # descriptors are moved above this before they are put in place
 
 
 def load_sibling(name: str) -> types.ModuleType:
@@ -79,6 +78,26 @@ def preload() -> None:
         with contextlib.suppress(ImportError):  # some builds lack lzma, bz2 or ctypes' neighbors
             __import__(name)
     importlib.util.find_spec(NO_MODULE)
+
+
+def limit_resource(name: str, soft: int, hard: int) -> None:
+    """Sets a resource limit of this process; a lower one of the parent's is an error that names it."""
+    kind = getattr(resource, f"RLIMIT_{name}")
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY and hard > most:
+        raise ValueError(f"RLIMIT_{name} of {hard} is above the limit of {most} that this process was started with")
+    resource.setrlimit(kind, (soft, hard))
+
+
+def restore_signals() -> None:
+    """Undoes what the parent ignores or blocks, as a daemon does; the programs would inherit it.
+
+    SIGPIPE and SIGXFSZ stay ignored, as Python has them.
+    """
+    for number in signal.valid_signals():
+        if number not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 class Zygote:
@@ -204,12 +223,12 @@ class Zygote:
 
     def arrange_descriptors(self, descriptors: list[int]) -> int:
         """Puts outputs and answers in place, and closes all others but the job's, which is returned."""
-        job, *outputs = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _MOVED) for descriptor in descriptors]
-        self.rulesets = [fcntl.fcntl(ruleset, fcntl.F_DUPFD, _MOVED) for ruleset in self.rulesets]
+        start = ANSWERS + 1  # out of the way of what is put in place
+        job, *outputs = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, start) for descriptor in descriptors]
+        self.rulesets = [fcntl.fcntl(ruleset, fcntl.F_DUPFD, start) for ruleset in self.rulesets]
         for place, descriptor in enumerate(outputs, start=1):
             os.dup2(descriptor, place)
         keep = sorted([job, *self.rulesets])
-        start = ANSWERS + 1
         for descriptor in keep:
             os.closerange(start, descriptor)
             start = descriptor + 1
@@ -235,9 +254,9 @@ class Zygote:
             ("MEMLOCK", 0),
             ("MSGQUEUE", 0),
         ):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+            limit_resource(name, limit, limit)
         # SIGXCPU at the limit, which a program may ignore; SIGKILL a second later, which it may not.
-        resource.setrlimit(resource.RLIMIT_CPU, (self.limits["cpu_seconds"], self.limits["cpu_seconds"] + 1))
+        limit_resource("CPU", self.limits["cpu_seconds"], self.limits["cpu_seconds"] + 1)
         self.kernel.restrict_by(self.numbers, self.rulesets[writes])
         for ruleset in self.rulesets:
             os.close(ruleset)
@@ -251,6 +270,7 @@ def main() -> None:
     """Reads the descriptor of the control socket, the limits and the scratch folder from the command line."""
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
+        restore_signals()
         zygote = Zygote(control, json.loads(sys.argv[2]), sys.argv[3])
     except BaseException as error:
         control.send(f"failed {type(error).__name__}: {error}".encode()[:4096])
