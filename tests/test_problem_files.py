@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from hpenv.posttraining import cases
 from hpenv.posttraining.problem_files import read_problem_files, read_problems
+from hpenv.posttraining.sandbox import Limits
 
 SOLUTION = "class Solution:\n    def pick(self, xs, k=0):\n        return xs[k]\n"
 LEETCODE = {
@@ -171,11 +173,6 @@ TESTS = "assert pick([1], 0) == 1"
             with_tests(tests=[{"input": "[" * 90 + "]" * 90 + ", 0", "output": 1}]),
             "field 'tests': .* nested deeper than 64",
         ),
-        (
-            with_tests(tests=[{"input": [[], 0], "output": "x" * 2**20}]),
-            "field 'tests': the outputs are 104.* bytes of",
-        ),
-        (with_tests(tests=[{"input": ["x" * 2**24, 0], "output": 1}]), "field 'tests': the inputs are 167.* bytes of"),
         (with_tests(tests=TESTS, solution="def pick("), "field 'solution': no Python source: .*never closed"),
         (with_tests(tests=TESTS, solution="return 3"), "field 'solution': no Python source: 'return' outside function"),
         (with_tests(tests=TESTS, solution="x" + ".a" * 9999), "field 'solution': no Python source: .*nested too deep"),
@@ -192,6 +189,19 @@ def test_what_cannot_be_read_is_an_error_with_line_and_field(tmp_path, record, m
     with pytest.raises(ValueError, match=message) as caught:
         read(tmp_path, record)
     assert "problems.jsonl, line 1: " in str(caught.value)
+
+
+def test_more_than_a_program_can_be_given_or_can_answer_is_refused(tmp_path, monkeypatch):
+    assert cases.MOST_OUTPUT_BYTES == Limits().returned_bytes
+    monkeypatch.setattr(cases, "MOST_INPUT_BYTES", 2**10)
+    monkeypatch.setattr(cases, "MOST_OUTPUT_BYTES", 2**9)
+    tests = [{"input": ["x" * 900, i], "output": "é" * 70} for i in range(2)]  # of ASCII alone, 6 bytes each
+    assert read(tmp_path, with_tests(tests=tests[:1]))
+    with pytest.raises(ValueError, match=r"line 1: field 'tests': the inputs are 18\d\d bytes of JSON; .* most 1024"):
+        read(tmp_path, with_tests(tests=tests))
+    tests = [{"input": ["", i], "output": "é" * 70} for i in range(2)]
+    with pytest.raises(ValueError, match=r"field 'tests': the outputs are 8\d\d bytes of JSON; .* most 512"):
+        read(tmp_path, with_tests(tests=tests))
 
 
 def test_a_field_that_nothing_reads_may_hold_anything(tmp_path):
