@@ -507,6 +507,7 @@ def test_nothing_is_left_behind(monkeypatch, tmp_path, num_programs):
         (kernel, "has_seccomp", lambda: False, "CONFIG_SECCOMP_FILTER"),
         (platform, "machine", lambda: "riscv64", "riscv64.*aarch64.*x86_64"),
         (sys, "platform", "darwin", "Linux.*darwin"),
+        (sys, "executable", None, "sys.executable is None"),
     ],
 )
 def test_a_machine_that_lacks_something_is_told_what(monkeypatch, owner, name, value, says):

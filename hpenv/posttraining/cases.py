@@ -25,7 +25,7 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class EntryPoint(NamedTuple):
-    """What the tests call.
+    """The function or method that the tests call.
 
     Attributes:
         function: its name.
@@ -112,7 +112,7 @@ def _asserted(test: ast.expr, entry_point: EntryPoint) -> Case:
 
 
 def _calls(node: ast.expr, entry_point: EntryPoint) -> bool:
-    """Whether an expression calls the entry point: by its name, of its class or of a variable, or as `candidate`."""
+    """Returns whether an expression calls the entry point: by name, of its class, of a variable or as `candidate`."""
     if not isinstance(node, ast.Call):
         return False
     function = node.func

@@ -84,7 +84,7 @@ def decoded_line(line: bytes) -> dict[str, Any]:
 
 
 def is_one_value(lines: Iterable[bytes]) -> bool:
-    """Whether lines are one JSON value together, as those of a file that is JSON and not JSONL."""
+    """Returns whether lines are one JSON value together, as those of a file that is JSON and not JSONL."""
     try:
         decoded(b"\n".join(lines).decode("utf-8-sig"))
     except ValueError:

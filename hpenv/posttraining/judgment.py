@@ -10,7 +10,7 @@ from hpenv.posttraining.tasks import Problem
 
 
 def equal_exactly(left: Any, right: Any) -> bool:
-    """Whether two JSON values are equal with the same types throughout, for values that are JSON's own types."""
+    """Returns whether two JSON values are equal with the same types throughout; their types have to be JSON's."""
     if type(left) is not type(right):
         return False
     if isinstance(left, list):
@@ -59,7 +59,7 @@ def reason(problem: Problem, outcome: Outcome, limits: Limits) -> str:
 
 
 def _limit(killed_by: str, limits: Limits) -> str:
-    """What ended a program, with the limit's value."""
+    """Says what ended a program, with the limit's value."""
     cpu = f"{limits.cpu_seconds} s of processor time"
     return {
         "cpu": f"the limit of {cpu} for all its tests together; see cpu_seconds",

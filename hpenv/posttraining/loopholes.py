@@ -28,7 +28,7 @@ PASS_WORD = "PASS"
 
 
 class Evidence(NamedTuple):
-    """What one run of a program left behind.
+    """Evidence that one run of a program left behind.
 
     Attributes:
         outcome: the run.
@@ -99,12 +99,12 @@ class Loophole:
 
 
 def _is_answered(evidence: Evidence, marker: str) -> bool:
-    """Whether the probe of this name gave a value: what it asks for is there."""
+    """Returns whether the probe of this name gave a value: what it asks for is there."""
     return marker in evidence.probes and not evidence.probes[marker].error
 
 
 def _ended_with(evidence: Evidence, marker: str) -> bool:
-    """Whether the program ended by itself, before it had answered, with the exit code that the name spells."""
+    """Returns whether the program ended by itself, before it had answered, with the exit code that the name spells."""
     return not evidence.is_whole and evidence.outcome.exit_code == int(marker)
 
 

@@ -51,7 +51,7 @@ _ENTRY_POINT = re.compile(r"(?:(\w+)(?:\(\))?\.)?(\w+)")
 
 
 class Reading(NamedTuple):
-    """What one file holds.
+    """Problems and refusals of one file.
 
     Attributes:
         path: the file.

@@ -19,7 +19,7 @@ PIECE = re.compile(r"\n *|[A-Za-z_]+|[0-9]|[^\sA-Za-z0-9_]+")
 
 
 class Operation(NamedTuple):
-    """What one stage may do.
+    """Operation of one stage.
 
     Attributes:
         kind: "filter", "map", "reduce" or "post", the order in which stages stand.
@@ -187,7 +187,7 @@ class Recipe:
         return f"def f(xs):\n    return {value}\n"
 
     def evaluate(self, args: Sequence[Any]) -> Any:
-        """What the program returns for the arguments of one call, a list of integers as the only one."""
+        """Returns what the program returns for the arguments of one call, a list of integers as the only one."""
         value: Any = list(args[0])
         for name, k in self.stages:
             value = OPERATIONS[name].apply(value, k)
@@ -195,12 +195,12 @@ class Recipe:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two results of recipes are equal and of one type: True is not 1."""
+    """Returns whether two results of recipes are equal and of one type: True is not 1."""
     return type(left) is type(right) and left == right
 
 
 def differ(left: Recipe, right: Recipe) -> bool:
-    """Whether two recipes give different results on a dozen fixed lists."""
+    """Returns whether two recipes give different results on a dozen fixed lists."""
     return any(not same(left.evaluate((xs,)), right.evaluate((xs,))) for xs in _PROBES)
 
 
@@ -266,7 +266,7 @@ def _random_stage(generator: np.random.Generator, names: tuple[str, ...]) -> Sta
 
 
 def _is_lively(recipe: Recipe) -> bool:
-    """Whether at least a quarter of the probes has an uncommon result, and leaving any stage out is noticed on two."""
+    """Returns whether a quarter of the probes has an uncommon result, and two notice that a stage is left out."""
     results = [recipe.evaluate((xs,)) for xs in _PROBES]
     commonest = max(sum(same(one, other) for other in results) for one in results)
     if commonest > 0.75 * len(results):

@@ -37,7 +37,7 @@ class SharedSandbox:
 
     @property
     def limits(self) -> Limits:
-        """What one program may use."""
+        """Limits of one program."""
         return Limits(wall_seconds=WALL_PER_CPU * self.cpu_seconds, cpu_seconds=self.cpu_seconds)
 
     def run_many(self, jobs: Sequence[Job]) -> list[Outcome]:

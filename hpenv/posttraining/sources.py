@@ -85,7 +85,7 @@ def signature(source: str, class_name: str, function: str) -> inspect.Signature 
 
 
 def _bindings(body: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
-    """What statements bind to names, those within `if`, `try` and the like too; the last of a name is in force."""
+    """Yields what statements bind to names, also within `if`, `try` and the like; the last one is in force."""
     for statement in body:
         if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
             yield statement.name, statement
@@ -97,7 +97,7 @@ def _bindings(body: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _lookup(names: dict[str, ast.AST], name: str) -> ast.AST | None:
-    """What a name is bound to, through other names."""
+    """Returns what a name is bound to, through other names."""
     seen, node = {name}, names.get(name)
     while isinstance(node, ast.Name) and node.id not in seen:
         seen.add(node.id)

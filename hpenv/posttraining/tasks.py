@@ -153,7 +153,7 @@ def _as_list(result: Any) -> list[Any]:
 
 
 def _fits(recipe: Recipe, cases: tuple[Case, ...]) -> bool:
-    """Whether a prompt with these examples leaves room for the longest disclosure."""
+    """Returns whether a prompt with these examples leaves room for the longest disclosure."""
     shown = Problem("", "f", recipe.description(), cases, (), "")
     return shown.num_pieces <= MAX_PROMPT_PIECES - MAX_DISCLOSURE_PIECES
 

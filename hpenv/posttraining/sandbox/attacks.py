@@ -57,7 +57,7 @@ class Attack:
         return f"{_PRELUDE}BAIT = {bait.told()!r}\n{textwrap.dedent(self.source)}"
 
     def contained(self, outcome: Outcome, bait: Bait) -> bool:
-        """Whether the attack was made and gained nothing."""
+        """Returns whether the attack was made and gained nothing."""
         said = outcome.stdout + outcome.stderr + repr(outcome.returned) + repr(outcome.files)
         return (
             "BREACH" not in outcome.stdout

@@ -1,4 +1,4 @@
-"""What the attacks are after: a secret file, two listening sockets, and whether somebody has touched them."""
+"""Bait that the attacks are after: a secret file, two listening sockets, and whether somebody has touched them."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from hpenv.posttraining.sandbox import syscalls
 
 @dataclass(frozen=True)
 class Bait:
-    """What the attacks are after; made anew for each of them."""
+    """Bait that the attacks are after; made anew for each of them."""
 
     folder: Path  # outside the sandbox, writable by this user
     token: str  # stands in `folder/secret.txt` and in this process's memory
@@ -26,7 +26,7 @@ class Bait:
     listeners: tuple[socket.socket, ...]
 
     def told(self) -> dict[str, Any]:
-        """What an attack is told; the token is not."""
+        """Returns what an attack is told; the token is not."""
         home = Path(os.path.expanduser("~"))
         files = sorted(home.iterdir()) if os.access(home, os.R_OK | os.X_OK) else []
         readable = (path for path in files if path.is_file() and os.access(path, os.R_OK))
@@ -46,7 +46,7 @@ class Bait:
         }
 
     def untouched(self) -> bool:
-        """Whether the folder is as it was and nobody has connected."""
+        """Returns whether the folder is as it was and nobody has connected."""
         secret = self.folder / "secret.txt"
         if sorted(os.listdir(self.folder)) != ["secret.txt", "socket"] or secret.read_text() != self.token:
             return False

@@ -1,4 +1,4 @@
-"""What goes into the sandbox and what comes out: limits, jobs, outcomes."""
+"""Limits and jobs, which go into the sandbox, and outcomes, which come out."""
 
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -19,7 +19,7 @@ class SandboxUnavailable(RuntimeError):  # noqa: N818  (it says what is the matt
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use before it is ended."""
+    """Limits of what one program may use before it is ended."""
 
     wall_seconds: float = 2.0  # from the start of the job; enforced by the parent
     cpu_seconds: int = 1  # processor time
@@ -81,7 +81,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What one call gave: decoded JSON, or the name of the exception it raised."""
+    """Result of one call: decoded JSON, or the name of the exception it raised."""
 
     value: Any = None
     error: str = ""  # "" where there is a value; UNSERIALIZABLE where the value is not plain JSON
@@ -89,7 +89,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did. All of it is the program's word, and a program may lie about itself."""
+    """Outcome of a program. All of it is the program's word, and a program may lie about itself."""
 
     stdout: str
     stderr: str

@@ -1,4 +1,4 @@
-"""What the Linux kernel offers an unprivileged process to lock itself in: Landlock, seccomp, capabilities, prctl.
+"""Calls that the Linux kernel offers an unprivileged process to lock itself in: Landlock, seccomp, capabilities, prctl.
 
 Thin calls through `ctypes`; every one raises `OSError` when the kernel refuses, and the caller ends the process then.
 The order in which they are applied stands in `zygote.py`, which loads this file by its path: it imports the standard
@@ -56,7 +56,7 @@ def _call(name: str, *arguments: object) -> int:
 
 
 def missing_support(architectures: Iterable[str]) -> list[str]:
-    """What this machine lacks to run the sandbox, one sentence each; empty where nothing is missing.
+    """Returns what this machine lacks to run the sandbox, one sentence each; empty where nothing is missing.
 
     Args:
         architectures: machines for which there is a table of system calls.
@@ -73,6 +73,8 @@ def missing_support(architectures: Iterable[str]) -> list[str]:
         )
     if not has_seccomp():
         missing.append("seccomp filters (CONFIG_SECCOMP_FILTER)")
+    if not os.access(sys.executable or "", os.X_OK):  # None or empty where Python is embedded
+        missing.append(f"a Python to start: sys.executable is {sys.executable!r}; set it to the path of one")
     return missing
 
 
@@ -85,7 +87,7 @@ def landlock_version() -> int:
 
 
 def has_seccomp() -> bool:
-    """Whether the kernel takes seccomp filters: asked with a null pointer, it then answers "bad address"."""
+    """Returns whether the kernel takes seccomp filters: asked with a null pointer, it then answers "bad address"."""
     try:
         _call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, 0, 0, 0)
     except OSError as error:

@@ -119,7 +119,7 @@ class Run:
             self.stopped = self.stopped or "output"
 
     def outcome(self) -> Outcome:
-        """What the program did; called once it has ended, or its zygote has."""
+        """Returns what the program did; called once it has ended, or its zygote has."""
         for pipe in list(self.open):
             self.read(pipe)
             if pipe in self.open:
@@ -144,11 +144,11 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether the program was read by its child: the child says so before it does."""
+        """Returns whether the program was read by its child: the child says so before it does."""
         return bool(self.content[2])
 
     def ended_by(self, uncaught: str) -> str:
-        """What ended a program that the parent did not stop."""
+        """Returns what ended a program that the parent did not stop."""
         if self.status is None:
             return "zygote"
         if os.WIFSIGNALED(self.status):
