@@ -281,6 +281,8 @@ def test_a_prompt_goes_through_the_chat_template_where_there_is_one():
         ("```python\ndef f(x):\n    return x\n```", "def f(x):\n    return x\n"),
         ("Sure!\n```py\na = 1\n```\nDone. ```python\nb = 2\n```", "a = 1\n"),
         ("```\na = 1\n```", "a = 1\n"),
+        ("```python3\na = 1\n```", "a = 1\n"),
+        ('```py title="a.py"\r\na = 1\r\n```', "a = 1\r\n"),
         ("```Python\ndef f(x):\n    ret", "def f(x):\n    ret"),
         ("def f(x):\n    return '`'", "def f(x):\n    return '`'"),
     ],

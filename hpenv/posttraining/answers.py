@@ -18,7 +18,7 @@ from torch import Tensor
 #: easiest problems were solved; with it, 5.
 MESSAGE = "Complete this Python function. Output only a ```python block.\n\n```python\n{prompt}def f(xs):\n```"
 
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"```(?:(?:python|py)3?\b[^`\n]*)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 def program(text: str) -> str:
