@@ -68,7 +68,8 @@ test-newest:  ## the default tests with the newest release of everything, in a .
 	.venv-newest/bin/python -m pip list
 	$(ONE_THREAD) .venv-newest/bin/python $(PYTEST) -W error
 
-# Of torch the oldest release that TORCH_FROM has.
+# Of torch the lower bound, or OLDEST_TORCH where TORCH_FROM does not have that.
+OLDEST_TORCH ?= $(shell sed -nE 's/^ *"torch>=([0-9.]+)".*/\1.0/p' pyproject.toml)
 test-oldest: setup  ## the default tests with the lower bounds of pyproject.toml, in a .venv-oldest
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(BIN)/uv pip compile -q --python .venv-oldest/bin/python --resolution lowest-direct --no-emit-package torch \

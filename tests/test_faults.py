@@ -13,20 +13,20 @@ from hpenv.plant import DIVERGENCE_REASONS
 
 N = 4
 NANO = model.parameter_shapes(model.preset("nano"))
-TENSORS = [pytest.param(name, 3 + 7 * i % 17, i % N, id=name) for i, name in enumerate(NANO)]  # tensor, step, row
+TENSORS = [pytest.param(name, 1 + 3 * i % 8, i % N, id=name) for i, name in enumerate(NANO)]  # tensor, step, row
 ACTIONS = np.random.default_rng(0).uniform(-0.5, 0.5, (3, N, 2)).astype(np.float32)
 
 
 def make():
-    """A population of four runs of three decisions (10, 10 and 3 steps), at its beginning."""
+    """A population of four runs of three decisions (4, 4 and 2 steps), at its beginning."""
     env = gym.make_vec(
         "TrainLoop-JEL-v0",
         num_envs=N,
         data="synthetic",
         batch_tokens=64,
         sequence_length=16,
-        num_steps=23,
-        interval=10,
+        num_steps=10,
+        interval=4,
         observation="full",
         autoreset_mode="DISABLED",
     )
@@ -80,7 +80,7 @@ def check(env, row, reason, clean, step=None):
             assert not infos["divergence"].any()
     assert ended_at is not None
     if step is not None:
-        assert ended_at == step // 10 and env.plant.steps[row] == step
+        assert ended_at == step // 4 and env.plant.steps[row] == step
     for name, weight in env.plant.weights.items():
         assert torch.equal(weight[others], weights[name][others]), name
 
@@ -108,10 +108,10 @@ def test_one_batch_whose_loss_is_not_finite(value, clean):
     def loss(*arguments):
         calls.append(None)
         losses = original(*arguments)
-        return losses + torch.tensor([0.0, 0.0, value, 0.0]) if len(calls) == 16 else losses
+        return losses + torch.tensor([0.0, 0.0, value, 0.0]) if len(calls) == 8 else losses
 
     env.plant._loss = loss
-    check(env, 2, "loss_nonfinite", clean, 15)
+    check(env, 2, "loss_nonfinite", clean, 7)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -142,8 +142,8 @@ def test_a_loss_above_the_limit(clean):
         table = env.plant.weights["unembedding"][1]
         table.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(0)) * 100)
 
-    at_step(env.plant, 12, fault)
-    check(env, 1, "loss_above_limit", clean, 12)
+    at_step(env.plant, 6, fault)
+    check(env, 1, "loss_above_limit", clean, 6)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_probe_that_is_not_finite_or_too_high(value, reason, clean, monkeypatc
 
     monkeypatch.setattr(model, "mean_losses", probe)  # the training step holds its own reference
     check(env, 1, reason, clean)
-    assert env.plant.steps[1] == 20
+    assert env.plant.steps[1] == 8
 
 
 def test_the_observation_of_a_run_that_diverged_holds_the_last_numbers_that_were_finite():
@@ -170,9 +170,9 @@ def test_the_observation_of_a_run_that_diverged_holds_the_last_numbers_that_were
     env.plant.weights["layer.1.up"][3] = math.nan
     obs, rewards, terminated, _, infos = env.step(ACTIONS[1])
     assert terminated.tolist() == [False, False, False, True]
-    assert infos["probe_loss"][3] == probe and infos["step"].tolist() == [20, 20, 20, 10]
+    assert infos["probe_loss"][3] == probe and infos["step"].tolist() == [8, 8, 8, 4]
     assert rewards[3] == pytest.approx(probe - env._initial[3] - 1.0)
-    assert obs[3, 0] == np.float32(10 / 23)
+    assert obs[3, 0] == np.float32(4 / 10)
 
 
 def test_two_runs_that_diverge_apart_have_their_own_reasons():
