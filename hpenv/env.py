@@ -7,6 +7,7 @@ length, because the second is nothing without the first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,16 +18,16 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from hpenv.infos import Info, columns, merged, only_row, restricted, with_masks
+from hpenv.configuration import check_count
+from hpenv.infos import Info, columns, merged, only_row, restricted, row_value, with_masks
 from hpenv.isolation import isolated
 from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window
 from hpenv.registers import Registers
 from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
 from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
+from hpenv.streams import SeedStreams
 from hpenv.telemetry import Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
 from hpenv.trajectory import Trajectory
-
-SEED_MODES = ("independent", "grouped")
 
 
 class TrainLoopVectorEnv(gym.vector.VectorEnv):
@@ -56,6 +57,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         evaluate_at_end: bool = False,
+        max_episode_steps: int | None = None,
     ) -> None:
         """Joins a plant with what is asked of it.
 
@@ -69,10 +71,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             register_leak: part of a register that a decision keeps, in [0, 1).
             seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows are the run of
                 seed s.
-            autoreset_mode: an AutoresetMode, or its name.
+            autoreset_mode: an AutoresetMode, its name or its value.
             render_mode: None, `rgb_array` or `ansi`.
             evaluate_at_end: the last info of an episode has the run's held-out score as `held_out`. Whenever a row
                 ends, all rows are evaluated.
+            max_episode_steps: an episode of this many decisions is truncated, as by Gymnasium's TimeLimit [decisions].
 
         Raises:
             ValueError: for anything that does not fit, with what is accepted.
@@ -84,8 +87,6 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise ValueError(
                 f"interval={interval} must be between 1 and the {horizon} steps of the run, a whole number"
             )
-        if seed_mode not in SEED_MODES:
-            raise ValueError(f"unknown seed_mode {seed_mode!r}; expected one of {list(SEED_MODES)}")
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(
                 f"unknown render_mode {render_mode!r}; expected None or one of {list(RENDER_MODES)}; "
@@ -93,15 +94,14 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             )
         if not isinstance(evaluate_at_end, bool):
             raise ValueError(f"evaluate_at_end must be True or False; got {evaluate_at_end!r}")
-        modes = {mode.name: mode for mode in AutoresetMode}
-        name = autoreset_mode.name if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
-        if name not in modes:
-            raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}; expected one of {sorted(modes)}")
+        if max_episode_steps is not None:
+            check_count("max_episode_steps", max_episode_steps)
 
         self.plant, self.num_envs = plant, plant.num_rows
         self.corpus_digest = plant.corpus_digest
         self.interval, self.horizon, self.seed_mode = interval, horizon, seed_mode
-        self.autoreset_mode, self.render_mode = modes[name], render_mode
+        self.autoreset_mode, self.render_mode = _autoreset_mode(autoreset_mode), render_mode
+        self._limit = math.inf if max_episode_steps is None else max_episode_steps
         self.metadata = {
             "render_modes": list(RENDER_MODES),
             "render_fps": RENDER_FPS,
@@ -112,6 +112,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         tiers = feature_tiers(self._features) | reward_tiers(self._weights)
         plant.measure(tiers)
         self._probes, self._terms = "probe" in tiers, measured_terms(tiers, plant.gauge_names)
+        self._streams = SeedStreams(self.num_envs, seed_mode)
         self._registers = Registers(self.num_envs, num_registers, register_leak)
         self._layout = Layout(plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names)
         self.action_names = self._layout.cell_names + self._registers.names
@@ -124,10 +125,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-        self._row_random = [np.random.default_rng(i) for i in range(self.num_envs)]
-        self._seeded = False
         self._ended: BoolArray = np.ones(self.num_envs, dtype=bool)
-        self._truncated: BoolArray = np.zeros(self.num_envs, dtype=bool)
         self._initial: FloatArray = np.zeros(self.num_envs)
         self._previous_positions: FloatArray = np.zeros_like(plant.panel.positions)
         self._trajectory = Trajectory.empty(self.num_envs)
@@ -138,7 +136,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
     @property
     def num_decisions(self) -> int:
         """Decisions of an episode; the last window may be shorter than the interval."""
-        return -(-self.horizon // self.interval)
+        return int(min(-(-self.horizon // self.interval), self._limit))
 
     @isolated
     def reset(
@@ -153,7 +151,12 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
         Returns:
             Observations (N, F) and infos.
+
+        Raises:
+            ValueError: for a seed or a mask that does not fit.
+            gymnasium.error.ClosedEnvironmentError: after close().
         """
+        self._check_open("reset")
         rows = np.ones(self.num_envs, dtype=bool)
         if options is not None and "reset_mask" in options:
             rows = np.asarray(options["reset_mask"])
@@ -163,7 +166,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 )
         if self._window is None and not rows.all():
             raise ValueError("the first reset must be of all rows; got a reset_mask with a False in it")
-        self._seed_rows(seed, rows)
+        super().reset(seed=self._streams.seed(seed, rows))
         self._begin(rows)
         self._window = self.plant.advance(np.zeros(self.num_envs, dtype=np.int64))
         self._remember(np.zeros_like(rows), rows)
@@ -172,43 +175,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         infos = self._infos(self._window, np.zeros_like(rows), rows, terms) | self._held_out(np.zeros_like(rows))
         return self._observe(self._reading(self._window, rows), rows), infos
 
-    def _seed_rows(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> None:
-        if seed is None:
-            if not self._seeded:
-                entropy = np.random.SeedSequence().spawn(self.num_envs)
-                children = entropy[:1] * self.num_envs if self.seed_mode == "grouped" else entropy
-                self._row_random = [np.random.default_rng(child) for child in children]
-            self._seeded = True
-            return
-        if isinstance(seed, int | np.integer):
-            apart = self.seed_mode != "grouped"
-            seeds: list[int | None] = [int(seed) + i * apart for i in range(self.num_envs)]
-        elif isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
-            seeds = list(seed)
-        else:
-            raise ValueError(f"seed {seed!r}; expected a whole number, a list of them, one per row, or None")
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} rows")
-        for own in seeds:
-            if not (own is None or (isinstance(own, int | np.integer) and own >= 0)):
-                raise ValueError(f"seed {own!r}; expected a whole number of at least 0, a list of them, or None")
-        self._seeded = True
-        given = {row: own for row, own in enumerate(seeds) if rows[row] and own is not None}
-        if self.seed_mode == "grouped" and given:  # all streams, or later episodes of the rows would differ
-            given = dict.fromkeys(range(self.num_envs), next(iter(given.values())))
-        for row, own in given.items():
-            self._row_random[row] = np.random.default_rng(own)
-        super().reset(seed=None if seeds[0] is None else int(seeds[0]))
-
     def _begin(self, rows: BoolArray) -> None:
-        """New weights, data order and neutral panel for these rows; each draws its run's seed from its own stream.
-
-        Grouped rows have equal streams: the e-th episode of each is the same run, whenever it begins.
-        """
-        chosen = np.flatnonzero(rows)
-        seeds = [int(self._row_random[row].integers(2**62)) for row in chosen]
-        self.plant.reset(seeds, chosen.tolist())
-        self._ended[rows], self._truncated[rows], self._previous_positions[rows] = False, False, 0.0
+        """New weights, data order and neutral panel for these rows; each draws its run's seed from its own stream."""
+        chosen = np.flatnonzero(rows).tolist()
+        self.plant.reset(self._streams.draw(chosen), chosen)
+        self._ended[rows], self._previous_positions[rows] = False, 0.0
         self._registers.clear(rows)
         self._trajectory = self._trajectory.cleared(rows)
         for row in chosen:
@@ -227,7 +198,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         Raises:
             ValueError: for actions of the wrong shape or dtype, or with NaN.
             gymnasium.error.ResetNeeded: before the first reset.
+            gymnasium.error.ClosedEnvironmentError: after close().
         """
+        self._check_open("step")
         if self._window is None:
             raise gym.error.ResetNeeded("call reset() before the first step()")
         positions = self._checked(actions)
@@ -247,10 +220,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         terms = reward_terms(self._terms, reading)
         total = np.sum([weight * terms[name] for name, weight in self._weights.items() if weight], axis=0)
         rewards = np.where(moving, total, 0.0)
-        self._ended = np.where(
-            moving, (self._window.steps >= self.horizon) | (self._window.divergence > 0), self._ended & ~restarting
-        )
-        terminated = self._ended.copy()
+        over = (self._window.steps >= self.horizon) | (self._window.divergence > 0)
+        late = -(-self._window.steps // self.interval) >= self._limit
+        self._ended = np.where(moving, over | late, self._ended & ~restarting)
+        terminated, truncated = self._ended & over, self._ended & late
         observations = self._observe(reading, moving | restarting)
         infos = self._infos(self._window, moving, moving | restarting, terms)
         infos |= self._held_out(moving & self._ended)
@@ -258,7 +231,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._record(moving | restarting)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
             observations, infos = self._restart_within_step(observations, infos)
-        return observations, rewards, terminated, self._truncated.copy(), infos
+        return observations, rewards, terminated, truncated, infos
+
+    def _check_open(self, name: str) -> None:
+        if self.closed:
+            raise gym.error.ClosedEnvironmentError(f"cannot {name}() after close(); make a new environment")
 
     def _restart_within_step(self, observations: NDArray[np.float32], infos: Info) -> tuple[NDArray[np.float32], Info]:
         ended = self._ended.copy()
@@ -380,8 +357,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         for record, values in (("window", self._window), ("trajectory", self._trajectory)):
             tensors |= {f"{record}/{name}": torch.as_tensor(value.copy()) for name, value in vars(values).items()}
         rows = [
-            {"random": random.bit_generator.state, "history": history.state()}
-            for random, history in zip(self._row_random, self._history, strict=True)
+            {"random": stream, "history": history.state()}
+            for stream, history in zip(self._streams.states(), self._history, strict=True)
         ]
         return Snapshot(tensors, {"plant": inner.metadata, "env": self._description(), "rows": rows})
 
@@ -394,6 +371,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "num_registers": self._layout.num_registers,
             "register_leak": self._registers.leak,
             "seed_mode": self.seed_mode,
+            "max_episode_steps": None if math.isinf(self._limit) else self._limit,
         }
 
     @isolated
@@ -421,17 +399,15 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         tensors = snapshot.tensors
         self.plant.restore(Snapshot(_under("plant/", tensors), snapshot.metadata["plant"]), keep_panel)
         self._ended = tensors["env/ended"].numpy().copy()
-        self._truncated = np.zeros(self.num_envs, dtype=bool)
         self._initial = tensors["env/initial"].numpy().copy()
         self._previous_positions = tensors["env/previous_positions"].numpy().copy()
         self._observations = tensors["env/observations"].numpy().copy()
         self._registers.values = tensors["env/registers"].numpy().copy()
         self._window = Window(**{k: t.numpy().copy() for k, t in _under("window/", tensors).items()})
         self._trajectory = Trajectory(**{k: t.numpy().copy() for k, t in _under("trajectory/", tensors).items()})
-        for row, saved in enumerate(snapshot.metadata["rows"]):
-            self._row_random[row].bit_generator.state = saved["random"]
-            self._history[row] = History(saved["history"])
-        self._seeded = True
+        rows = snapshot.metadata["rows"]
+        self._streams.restore([saved["random"] for saved in rows])
+        self._history = [History(saved["history"]) for saved in rows]
         return self._observations.copy()
 
     @isolated
@@ -464,6 +440,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             autoreset_mode=mode,
             render_mode=render_mode,
             evaluate_at_end=evaluate_at_end,
+            max_episode_steps=None if math.isinf(self._limit) else int(self._limit),
         )
         copy.restore(Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
         return copy
@@ -512,6 +489,43 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             total += copies.step(after)[1]
         return total
 
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Calls a method once, or reads an attribute, and returns one result for every row, as SyncVectorEnv does.
+
+        What a method returns per row, as `evaluate` and `render` do, is dealt out to the rows. Anything else is the
+        same for all of them.
+        """
+        value = self._attribute(name)
+        if not callable(value):
+            return (value,) * self.num_envs
+        result = value(*args, **kwargs)
+        return tuple(row_value(result, row, self.num_envs) for row in range(self.num_envs))
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Returns an attribute, once for every row; a space is that of a single row."""
+        return (self._attribute(name),) * self.num_envs
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Sets an attribute of the env, which all rows share.
+
+        Args:
+            name: of the attribute.
+            values: its value; a list or tuple is read as one value for every row.
+
+        Raises:
+            ValueError: for a number of values other than N, or values that differ.
+        """
+        rows = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(rows) != self.num_envs or any(value != rows[0] for value in rows):
+            raise ValueError(
+                f"values of {name!r} must be one value, or {self.num_envs} equal ones, since the rows share it; "
+                f"got {values!r}"
+            )
+        setattr(self, name, rows[0])
+
+    def _attribute(self, name: str) -> Any:
+        return getattr(self, f"single_{name}" if name in ("observation_space", "action_space") else name)
+
     def render(self) -> tuple[NDArray[np.uint8] | str, ...] | None:
         """One picture, or one line, per run so far."""
         if self.render_mode is None:
@@ -520,6 +534,16 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         cells, unit = self.plant.panel, self.plant.score.loss_unit
         loss = f"{'probe' if self._probes else 'training'} loss [{unit}]"
         return tuple(paint(history, cells.names, cells.neutral, self.horizon, loss) for history in self._history)
+
+
+def _autoreset_mode(given: str | AutoresetMode) -> AutoresetMode:
+    """Returns the mode of this name or value: `NEXT_STEP` or, as Gymnasium's own vector envs read it, `NextStep`."""
+    names = {mode.name: mode for mode in AutoresetMode}
+    spellings = names | {mode.value: mode for mode in AutoresetMode}
+    name = given.name if isinstance(given, AutoresetMode) else given
+    if not (isinstance(name, str) and name in spellings):
+        raise ValueError(f"unknown autoreset_mode {given!r}; expected one of {sorted(names)}")
+    return spellings[name]
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -590,7 +614,11 @@ class TrainLoopEnv(gym.Env):
         return self.vector.snapshot()
 
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
-        """Continues from a snapshot, bitwise, and returns the observation (F,); see TrainLoopVectorEnv."""
+        """Continues from a snapshot, bitwise, and returns the observation (F,); see TrainLoopVectorEnv.
+
+        A wrapper that counts decisions, as the TimeLimit of `max_episode_steps`, does not notice: its step() raises
+        TypeError until the wrapped env has been reset once. Call `env.reset()` before `env.unwrapped.restore(...)`.
+        """
         return self.vector.restore(snapshot, keep_panel)[0]
 
     def fork(self, k: int) -> TrainLoopVectorEnv:
@@ -600,6 +628,10 @@ class TrainLoopEnv(gym.Env):
     def counterfactual(self, actions: NDArray[np.floating], horizon: int, hold: bool = False) -> FloatArray:
         """What each of k actions would earn within `horizon` decisions, (k,); see TrainLoopVectorEnv."""
         return self.vector.counterfactual(actions, horizon, 0, hold)
+
+    def close(self) -> None:
+        """Closes the env; a later reset() or step() raises gymnasium.error.ClosedEnvironmentError."""
+        self.vector.close()
 
     def render(self) -> NDArray[np.uint8] | str | None:
         """A picture, or a line, of the run so far."""

@@ -1,14 +1,18 @@
 """Arguments of the ids: what is refused, and with which error."""
 
+import gymnasium as gym
 import pytest
+from gymnasium.vector import AutoresetMode
 
+import hpenv  # noqa: F401  registers the ids
 from hpenv.envs import cell, grpo_projection, jel
+from tests import tiny_student
 from train_agents.evaluate import evaluate_policy
 
-CONFIGS = {jel: jel.JELConfig, cell: cell.CellConfig, grpo_projection: grpo_projection.ProjectionConfig}
+MODULES = (jel, cell, grpo_projection)
 
 
-@pytest.mark.parametrize("module", CONFIGS, ids=lambda module: module.ID)
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.ID)
 @pytest.mark.parametrize("kind", [TypeError, ValueError])
 def test_an_unknown_keyword_is_pythons_error_and_ours(module, kind):
     for make in (module.make_env, module.make_vector_env):
@@ -23,3 +27,12 @@ def test_an_unknown_keyword_is_pythons_error_and_ours(module, kind):
 def test_an_unknown_keyword_of_a_deployment_is_named():
     with pytest.raises(ValueError, match="TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'"):
         evaluate_policy(None, jel.ID, {"batch_token": 64}, [0])
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.ID)
+def test_make_vec_takes_gymnasiums_arguments(module, tiny):
+    student = tiny_student.TINY | {"student": tiny_student.student(1)}
+    given = student if module is grpo_projection else tiny | {"preset": "nano"}
+    env = gym.make_vec(module.ID, num_envs=2, autoreset_mode="SameStep", max_episode_steps=2, **given)
+    assert env.autoreset_mode == AutoresetMode.SAME_STEP and env.num_decisions == 2
+    assert env.spec.kwargs["max_episode_steps"] == 2

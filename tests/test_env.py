@@ -11,7 +11,8 @@ from unittest.mock import patch
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.plant import DIVERGENCE_REASONS
@@ -332,6 +333,8 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
         ({"register_leak": 1.0}, "register_leak=1.0 must be at least 0 and below 1"),
         ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
         ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0 must be at least 1"),
+        ({"mode": ["NEXT_STEP"]}, r"unknown autoreset_mode \['NEXT_STEP'\]; expected one of"),
         (
             {"mode": "LATER"},
             r"unknown autoreset_mode 'LATER'; expected one of \['DISABLED', 'NEXT_STEP', 'SAME_STEP'\]",
@@ -351,7 +354,7 @@ def test_a_seed_per_row_is_counted(seed):
 
 def test_autoreset_modes_are_given_by_name_or_as_such():
     for mode in AutoresetMode:
-        for given in (mode, mode.name):
+        for given in (mode, mode.name, mode.value):
             env = make(2, mode=given)
             assert env.autoreset_mode is env.metadata["autoreset_mode"] is mode
 
@@ -808,3 +811,67 @@ def test_forks_score_their_ends_as_the_run_does_and_counterfactuals_score_none()
         env.counterfactual(still(env), 3)
     with pytest.raises(ValueError, match="evaluate_at_end must be True or False; got 'yes'"):
         make(2, evaluate_at_end="yes")
+
+
+@pytest.mark.parametrize("diverges", [None, {0: 13}])
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_an_episode_is_truncated_where_gymnasiums_time_limit_truncates_it(mode, limit, diverges):
+    """At 3 decisions an episode terminates by itself."""
+    env = make(2, diverges and {0: 13, 1: 13}, mode, max_episode_steps=limit)
+    twin = SyncVectorEnv([lambda: TimeLimit(single(diverges=diverges), limit)] * 2, autoreset_mode=mode)
+    assert env.num_decisions == min(limit, 3)
+    assert np.array_equal(env.reset(seed=7)[0], twin.reset(seed=7)[0])
+    for _ in range(7):
+        ours, theirs = env.step(still(env)), twin.step(still(env))
+        for left, right in zip(ours[:4], theirs[:4], strict=True):
+            assert np.array_equal(left, right)
+        assert ("final_info" in ours[4]) == ("final_info" in theirs[4])
+        if mode == AutoresetMode.DISABLED and (ended := ours[2] | ours[3]).any():
+            again = [each.reset(options={"reset_mask": ended.copy()})[0] for each in (env, twin)]
+            assert np.array_equal(*again)
+
+
+def test_a_truncated_run_waits_and_its_forks_and_snapshots_are_truncated_too():
+    env = make(2, mode="DISABLED", max_episode_steps=2, evaluate_at_end=True)
+    env.reset(seed=0)
+    env.step(still(env))
+    fork = env.fork(1)
+    infos = env.step(still(env))[4]
+    assert infos["_held_out"].all() and infos["held_out"].tolist() == env.plant.losses.tolist()
+    other = make(2, mode="DISABLED", max_episode_steps=2, evaluate_at_end=True)
+    other.restore(env.snapshot())
+    for each in (env, other):
+        terminated, truncated = each.step(still(env))[2:4]
+        assert truncated.all() and not terminated.any() and steps(each) == [20, 20]
+    assert fork.step(still(env)[:1])[3].tolist() == [True]
+
+
+def test_after_close_nothing_is_stepped_or_reset():
+    for env in (make(2), single()):
+        env.reset(seed=0)
+        env.close()
+        env.close()
+        for call in (env.reset, lambda env=env: env.step(np.zeros(env.action_space.shape))):
+            with pytest.raises(gym.error.ClosedEnvironmentError, match=r"after close\(\); make a new environment"):
+                call()
+
+
+def test_attributes_and_methods_are_had_for_every_row_as_from_a_sync_vector_env():
+    env, twin = make(2, render_mode="ansi"), SyncVectorEnv([lambda: single(render_mode="ansi")] * 2)
+    for each in (env, twin):
+        each.reset(seed=3)
+        each.step(still(env))
+    for name in ("action_names", "observation_space", "action_space", "corpus_digest", "render_mode"):
+        assert env.get_attr(name) == twin.get_attr(name) == twin.call(name)
+    for name in ("evaluate", "render", "corpus_digest"):
+        assert env.call(name) == twin.call(name)
+    for values in ("rgb_array", ["rgb_array"] * 2):
+        env.set_attr("render_mode", values)
+        assert env.render_mode == "rgb_array"
+        env.render_mode = None
+    for values in (["ansi"], ["ansi", None]):
+        with pytest.raises(ValueError, match=r"values of 'render_mode' must be one value, or 2 equal ones.*; got \["):
+            env.set_attr("render_mode", values)
+    with pytest.raises(AttributeError, match="horizont"):
+        env.get_attr("horizont")

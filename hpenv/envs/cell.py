@@ -100,6 +100,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
+
 from hpenv.configuration import PerGroup, PretrainingConfig
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
@@ -227,7 +229,12 @@ class CellConfig:
 @renders
 @isolated
 def make_vector_env(
-    num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
+    num_envs: int = 1,
+    *,
+    autoreset_mode: str | AutoresetMode = "NEXT_STEP",
+    render_mode: str | None = None,
+    max_episode_steps: int | None = None,
+    **arguments: Any,
 ) -> TrainLoopVectorEnv:
     """The population: `gym.make_vec("TrainLoop-Cell-v0", num_envs=N)`."""
     config = CellConfig(**shared.known(arguments, CellConfig, ID))
@@ -243,6 +250,7 @@ def make_vector_env(
         autoreset_mode=autoreset_mode,
         render_mode=render_mode,
         evaluate_at_end=config.evaluate_at_end,
+        max_episode_steps=max_episode_steps,
     )
 
 

@@ -70,6 +70,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
+
 from hpenv.configuration import PerGroup, PretrainingConfig
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.envs import arguments as shared
@@ -158,7 +160,12 @@ class JELConfig:
 @renders
 @isolated
 def make_vector_env(
-    num_envs: int = 1, *, autoreset_mode: Any = "NEXT_STEP", render_mode: str | None = None, **arguments: Any
+    num_envs: int = 1,
+    *,
+    autoreset_mode: str | AutoresetMode = "NEXT_STEP",
+    render_mode: str | None = None,
+    max_episode_steps: int | None = None,
+    **arguments: Any,
 ) -> TrainLoopVectorEnv:
     """The population: `gym.make_vec("TrainLoop-JEL-v0", num_envs=N)`."""
     config = JELConfig(**shared.known(arguments, JELConfig, ID))
@@ -172,6 +179,7 @@ def make_vector_env(
         autoreset_mode=autoreset_mode,
         render_mode=render_mode,
         evaluate_at_end=config.evaluate_at_end,
+        max_episode_steps=max_episode_steps,
     )
 
 
