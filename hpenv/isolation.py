@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -14,6 +15,16 @@ Result = TypeVar("Result")
 
 #: Devices whose autocast a caller may have switched on around a call.
 AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+_forked = False
+
+
+def _remember_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_remember_fork)
 
 
 @contextlib.contextmanager
@@ -26,6 +37,10 @@ def torch_defaults() -> Iterator[None]:
 
     The default dtype is one for all threads of a process: if the caller's is not float32, other threads see float32
     meanwhile.
+
+    A forked process computes on one thread. The threads that its parent computed on do not exist in it, and torch would
+    wait for them for ever: `gym.make_vec(..., vectorization_mode="async")` forks its workers where Python's default is
+    fork.
     """
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
@@ -41,6 +56,9 @@ def torch_defaults() -> Iterator[None]:
         if dtype != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
+        if _forked and (threads := torch.get_num_threads()) > 1:
+            stack.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(1)
         yield
 
 

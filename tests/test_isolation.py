@@ -2,7 +2,14 @@
 
 import contextlib
 import functools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from hashlib import sha256
+from pathlib import Path
 from unittest.mock import patch
 
 import gymnasium as gym
@@ -10,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import data, snapshots
+from hpenv import data, isolation, snapshots
 from hpenv.envs import cell, grpo_projection, jel
-from hpenv.isolation import AUTOCAST_DEVICES
+from hpenv.isolation import AUTOCAST_DEVICES, isolated
 from hpenv.posttraining import plant as grpo
 from tests import tiny_student
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"num_steps": 3, "interval": 1, "observation": "full"}
 TEXT = SMALL | {"data": "synthetic", "preset": "nano", "batch_tokens": 16, "sequence_length": 8, "eval_tokens": 64}
 MODULES = {
@@ -146,3 +154,43 @@ def test_a_call_that_raises_gives_the_callers_state_back():
         with pytest.raises(gym.error.ResetNeeded):
             env.evaluate()
         assert state() == before
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_an_env_that_was_stepped_on_several_threads_does_not_hang_the_workers_that_are_forked_later():
+    """In a process of its own, which ends in time: without the guard the workers wait for threads that they lack."""
+    code = """
+import gymnasium, json, sys, torch, hpenv
+torch.set_num_threads(2)
+arguments = json.loads(sys.argv[1])
+env = gymnasium.make("TrainLoop-JEL-v0", **arguments)
+env.reset(seed=0)
+env.step(env.action_space.sample())
+envs = gymnasium.make_vec(
+    "TrainLoop-JEL-v0", 2, vectorization_mode="async", vector_kwargs={"context": "fork"}, **arguments
+)
+envs.reset(seed=0)
+envs.step(envs.action_space.sample())
+envs.close()
+print("done", torch.get_num_threads())
+"""
+    arguments = {"data": "synthetic", "num_steps": 4, "interval": 1, "batch_tokens": 512, "eval_tokens": 64}
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            printed, _ = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the workers, which hang
+            pytest.fail("the forked workers hang")
+    assert printed.split() == ["done", "2"] and process.returncode == 0
+
+
+def test_a_forked_process_computes_on_one_thread_and_gives_the_callers_back(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert isolated(torch.get_num_threads)() == 2
+        monkeypatch.setattr(isolation, "_forked", True)
+        assert isolated(torch.get_num_threads)() == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
