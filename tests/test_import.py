@@ -1,8 +1,13 @@
-"""What `import hpenv` costs: nothing beyond Gymnasium."""
+"""What `import hpenv` costs, which is nothing beyond Gymnasium, and what it gives, here and in worker processes."""
 
+import concurrent.futures
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+
+import gymnasium
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,3 +54,14 @@ def test_import_registers_the_environments():
     ids = printed.split()
     assert "TrainLoop-JEL-v0" in ids
     assert all(id.startswith("TrainLoop-") for id in ids)
+
+
+def test_a_worker_process_finds_an_id_that_names_its_module(tiny):
+    """Gymnasium's registry is one of each process: what is registered here is not in a worker."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as workers:
+        with pytest.raises(gymnasium.error.NameNotFound):
+            workers.submit(gymnasium.make, "TrainLoop-JEL-v0", **tiny).result(timeout=120)
+        env = workers.submit(gymnasium.make, "hpenv:TrainLoop-JEL-v0", **tiny).result(timeout=120)
+    env.reset(seed=0)
+    assert env.step(env.action_space.sample())[4]["step"] == tiny["interval"]
