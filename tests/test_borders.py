@@ -129,3 +129,14 @@ def test_autoreset_mode_of_a_single_env():
 def test_a_seed_that_is_not_a_whole_number():
     with pytest.raises(ValueError):
         make(2).reset(seed=-1)
+
+
+def test_a_wrapped_env_is_restored_after_one_reset():
+    """The time limit of gym.make counts from a reset; without one its step() raises TypeError."""
+    env, other = (gym.make(JEL, **TINY, max_episode_steps=2) for _ in range(2))
+    env.reset(seed=3)
+    env.step(np.zeros(2))
+    other.reset(seed=0)
+    other.unwrapped.restore(env.unwrapped.snapshot())
+    ours, theirs = other.step(np.zeros(2)), env.step(np.zeros(2))
+    assert np.array_equal(ours[0], theirs[0]) and ours[1:3] == theirs[1:3] and not ours[3] and theirs[3]
