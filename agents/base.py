@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpenv.policies.policy import Policy
+from hpenv.policies.store import check_tensors, load_state
 
 Float32Array = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
@@ -109,6 +110,53 @@ def check_saved(metadata: Mapping[str, Any], expected: Mapping[str, Any], path: 
     for name, value in expected.items():
         if metadata.get(name) != value:
             raise ValueError(f"{path} was saved with {name} {metadata.get(name)!r}; this agent has {value!r}")
+
+
+def check_counters(metadata: Mapping[str, Any], names: Iterable[str], path: object) -> None:
+    """Raises a ValueError if a saved agent lacks one of these whole numbers."""
+    for name in names:
+        if type(metadata.get(name)) is not int:
+            raise ValueError(
+                f"{path} must hold the whole number {name!r}; got {metadata.get(name)!r}: it was saved by another "
+                "version of this agent"
+            )
+
+
+def load_trained(
+    path: str | os.PathLike[str],
+    identity: Mapping[str, Any],
+    counters: Collection[str],
+    tensors: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Returns tensors and metadata of a saved agent that trains with Adam.
+
+    Args:
+        path: of the agent's folder.
+        identity: what the saved agent must agree in with this one.
+        counters: of its metadata; all are 0 before the first update, and none after it.
+        tensors: of this agent, without Adam's moments.
+        optimizer: of this agent.
+
+    Raises:
+        ValueError: the folder is damaged, or its agent differs in identity, fields, shapes or dtypes.
+    """
+    found, metadata = load_state(path, "agent")
+    check_saved(metadata, identity, path)
+    check_counters(metadata, counters, path)
+    moments = adam_tensors(optimizer) if any(metadata[name] for name in counters) else {}
+    check_tensors(path, found, {**tensors, **moments})
+    return found, metadata
+
+
+def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Returns zeros under the names and in the shapes that `optimizer_tensors` gives for Adam after its first step."""
+    found: dict[str, torch.Tensor] = {}
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        found[f"optimizer.{index}.step"] = torch.zeros(())
+        for key in ("exp_avg", "exp_avg_sq"):
+            found[f"optimizer.{index}.{key}"] = torch.zeros_like(parameter, requires_grad=False)
+    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

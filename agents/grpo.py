@@ -27,15 +27,15 @@ from agents.base import (
     FloatArray,
     Rollout,
     check_rollout,
-    check_saved,
     config_json,
+    load_trained,
     optimizer_tensors,
     restore_optimizer,
 )
 from agents.losses import approximate_kl, clipped_surrogate, gaussian_entropy, gaussian_log_prob
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.policy import as_observations
-from hpenv.policies.store import load_state, save_state
+from hpenv.policies.store import save_state
 
 Normalization = Literal["none", "per_step_std", "batch_std", "grpo"]  # the command line offers these
 Advantages = tuple[FloatArray, FloatArray]  # advantages and weights of the decisions, (T, N) each
@@ -242,19 +242,21 @@ class JELAgent:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights, Adam's moments and steps, the generator and the counter to a folder."""
-        tensors = {f"policy.{name}": tensor for name, tensor in self.policy.tensors().items()}
-        tensors |= optimizer_tensors(self._optimizer)
-        tensors["generator"] = self._generator.get_state()
+        tensors = self._tensors() | optimizer_tensors(self._optimizer)
         save_state(path, "agent", tensors, {**self._identity(), "num_updates": self.num_updates})
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Weights and generator."""
+        weights = {f"policy.{name}": tensor for name, tensor in self.policy.tensors().items()}
+        return weights | {"generator": self._generator.get_state()}
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continues bitwise where the saved agent stood.
 
         Raises:
-            ValueError: the folder is damaged, or its agent has other sizes or another configuration.
+            ValueError: the folder is damaged, or its agent has other sizes, fields or another configuration.
         """
-        tensors, metadata = load_state(path, "agent")
-        check_saved(metadata, self._identity(), path)
+        tensors, metadata = load_trained(path, self._identity(), ["num_updates"], self._tensors(), self._optimizer)
         self.policy.load_state_dict({name: tensors[f"policy.{name}"] for name in self.policy.state_dict()})
         restore_optimizer(self._optimizer, tensors)
         self._generator.set_state(tensors["generator"])

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from agents.base import check_saved, config_json, optimizer_tensors, restore_optimizer
+from agents.base import config_json, load_trained, optimizer_tensors, restore_optimizer
 from hpenv.policies.sb3_mlp import SB3MLP
-from hpenv.policies.store import load_state, save_state
+from hpenv.policies.store import save_state
 
 try:
     from stable_baselines3 import PPO
@@ -39,6 +39,9 @@ except ModuleNotFoundError as error:
 
 #: Of an episode (JEL, table 2), where nobody says how many there are.
 DECISIONS = 12
+
+#: What a saved agent has counted.
+COUNTERS = ("num_timesteps", "num_iterations", "n_updates")
 
 #: Wall-clock readings: left out of what `learn` returns, which is the same in every run of the same seed.
 CLOCKS = ("time/fps", "time/time_elapsed")
@@ -107,6 +110,7 @@ class PPOAgent:
 
     Attributes:
         model: stable-baselines3's PPO.
+        num_iterations: rollouts learnt from so far; stable-baselines3's own count begins anew at every `learn`.
         num_decisions: of an episode, and of every row between two updates.
     """
 
@@ -121,6 +125,7 @@ class PPOAgent:
         self._torch_state = torch.Generator().manual_seed(torch_seed).get_state()
         self._numpy_state: Any = np.random.RandomState(numpy_seed).get_state(legacy=False)
         self._last_values = LastValues()
+        self.num_iterations = 0
         self.model = self._build()
         self.set_logger(Logger(folder=None, output_formats=[]))
 
@@ -187,8 +192,7 @@ class PPOAgent:
         """Lets stable-baselines3 write its own metrics to this logger's formats from now on.
 
         Args:
-            logger: from `stable_baselines3.common.logger.configure`, or with formats of one's own; the caller closes
-            it.
+            logger: from `stable_baselines3.common.logger.configure`, or with other formats; the caller closes it.
         """
         self.model.set_logger(Logger(logger.get_dir(), [*logger.output_formats, self._last_values]))
 
@@ -229,7 +233,8 @@ class PPOAgent:
             model.learn(num_episodes * self.num_decisions, reset_num_timesteps=False)
         # learn dumps before it trains: what the last update recorded is still to be written.
         model.logger.dump(model.num_timesteps)
-        return dict(self._last_values.values)
+        self.num_iterations += num_episodes // vec_env.num_envs
+        return self._last_values.values | {"time/iterations": float(self.num_iterations)}
 
     def _check(self, vec_env: VecEnv, num_episodes: int) -> None:
         if vec_env.observation_space.shape != (self.observation_size,):
@@ -250,41 +255,38 @@ class PPOAgent:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes actor, critic, Adam's moments and steps, both generators and the counters to a folder."""
-        tensors = {f"policy.{name}": tensor for name, tensor in self.model.policy.state_dict().items()}
-        tensors |= optimizer_tensors(self.model.policy.optimizer)
-        tensors["torch_generator"] = self._torch_state
+        tensors = self._tensors() | optimizer_tensors(self.model.policy.optimizer)
+        counters = (self.model.num_timesteps, self.num_iterations, self.model._n_updates)
+        save_state(path, "agent", tensors, {**self._identity(), **dict(zip(COUNTERS, counters, strict=True))})
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Weights of actor and critic, and both generators."""
+        weights = {f"policy.{name}": tensor for name, tensor in self.model.policy.state_dict().items()}
         numpy_state = self._numpy_state
-        tensors["numpy_generator"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
-        metadata = {
-            **self._identity(),
-            "num_timesteps": self.model.num_timesteps,
-            "n_updates": self.model._n_updates,
-            "numpy_generator": {
-                "pos": int(numpy_state["state"]["pos"]),
-                "has_gauss": int(numpy_state["has_gauss"]),
-                "gauss": float(numpy_state["gauss"]),
-            },
+        place = [int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"])]
+        return weights | {
+            "torch_generator": self._torch_state,
+            "numpy_generator": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "numpy_generator.place": torch.tensor(place),
+            "numpy_generator.gauss": torch.tensor(float(numpy_state["gauss"]), dtype=torch.float64),
         }
-        save_state(path, "agent", tensors, metadata)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continues bitwise where the saved agent stood, given the same episodes.
 
         Raises:
-            ValueError: the folder is damaged, or its agent has other sizes or another configuration.
+            ValueError: the folder is damaged, or its agent has other sizes, fields or another configuration.
         """
-        tensors, metadata = load_state(path, "agent")
-        check_saved(metadata, self._identity(), path)
         policy = self.model.policy
+        tensors, metadata = load_trained(path, self._identity(), COUNTERS, self._tensors(), policy.optimizer)
         policy.load_state_dict({name: tensors[f"policy.{name}"] for name in policy.state_dict()})
         restore_optimizer(policy.optimizer, tensors)
         self._torch_state = tensors["torch_generator"].clone()
-        numpy_state = metadata["numpy_generator"]
+        pos, has_gauss = tensors["numpy_generator.place"].tolist()
         self._numpy_state = {
             "bit_generator": "MT19937",
-            "state": {"key": tensors["numpy_generator"].numpy().astype(np.uint32), "pos": numpy_state["pos"]},
-            "has_gauss": numpy_state["has_gauss"],
-            "gauss": numpy_state["gauss"],
+            "state": {"key": tensors["numpy_generator"].numpy().astype(np.uint32), "pos": pos},
+            "has_gauss": has_gauss,
+            "gauss": tensors["numpy_generator.gauss"].item(),
         }
-        self.model.num_timesteps = metadata["num_timesteps"]
-        self.model._n_updates = metadata["n_updates"]
+        self.model.num_timesteps, self.num_iterations, self.model._n_updates = (metadata[name] for name in COUNTERS)

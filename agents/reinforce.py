@@ -40,6 +40,7 @@ from agents.base import (
     Decision,
     FloatArray,
     Rollout,
+    check_counters,
     check_rollout,
     check_saved,
     config_json,
@@ -378,12 +379,7 @@ class SidecarAgent:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights, generators, replay, evidence, open credits, baselines and counters to a folder."""
-        tensors = {f"policy.{name}": tensor for name, tensor in self._cells.tensors().items()}
-        tensors |= {f"evidence.{name}": torch.from_numpy(array) for name, array in self._evidence.arrays().items()}
-        tensors |= {f"credits.{name}": torch.from_numpy(array) for name, array in self._credits.arrays().items()}
-        tensors["generators"] = torch.stack([generator.get_state() for generator in self._generators])
-        tensors["replay"] = self._replay
-        tensors["ended"] = torch.from_numpy(self._ended)
+        tensors = self._tensors()
         tensors |= {f"pending.{index}": decision for index, decision in enumerate(self._pending)}
         counters = {
             "num_decisions": self.num_decisions,
@@ -393,6 +389,14 @@ class SidecarAgent:
         }
         save_state(path, "agent", tensors, {**self._identity(), **counters})
 
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """All that `save` writes but for the pending decisions."""
+        tensors = {f"policy.{name}": tensor for name, tensor in self._cells.tensors().items()}
+        tensors |= {f"evidence.{name}": torch.from_numpy(array) for name, array in self._evidence.arrays().items()}
+        tensors |= {f"credits.{name}": torch.from_numpy(array) for name, array in self._credits.arrays().items()}
+        tensors["generators"] = torch.stack([generator.get_state() for generator in self._generators])
+        return tensors | {"replay": self._replay, "ended": torch.from_numpy(self._ended)}
+
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continues bitwise where the saved agent stood.
 
@@ -401,6 +405,11 @@ class SidecarAgent:
         """
         tensors, metadata = load_state(path, "agent")
         check_saved(metadata, self._identity(), path)
+        check_counters(metadata, ("num_decisions", "num_updates", "num_replayed", "num_pending"), path)
+        pending = [f"pending.{index}" for index in range(metadata["num_pending"])]
+        expected = {*self._tensors(), *pending}
+        if set(tensors) != expected:
+            raise ValueError(f"{path} must hold the tensors {sorted(expected)}; got {sorted(tensors)}")
         self._cells.load_state_dict({name: tensors[f"policy.{name}"] for name in self._cells.state_dict()})
         self._evidence.restore({name: tensors[f"evidence.{name}"].numpy() for name in self._evidence.arrays()})
         self._credits.restore({name: tensors[f"credits.{name}"].numpy() for name in self._credits.arrays()})
@@ -408,7 +417,7 @@ class SidecarAgent:
             generator.set_state(state.clone())  # of a view into a larger tensor it reads past the end
         self._replay = tensors["replay"].clone()
         self._ended = tensors["ended"].numpy().copy()
-        self._pending = [tensors[f"pending.{index}"].clone() for index in range(metadata["num_pending"])]
+        self._pending = [tensors[name].clone() for name in pending]
         self.num_decisions = metadata["num_decisions"]
         self.num_updates = metadata["num_updates"]
         self._num_replayed = metadata["num_replayed"]

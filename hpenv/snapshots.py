@@ -25,6 +25,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -112,10 +113,7 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
     unknown = sorted({child.name for child in folder.iterdir()} - {MANIFEST, *contents})
     if unknown:
         raise SnapshotError(f"{folder / unknown[0]} does not belong to the snapshot, which is {sorted(contents)}")
-    state = json.loads(contents[STATE])
-    tensors = safetensors.torch.load(contents[TENSORS])
-    # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way to its last bit.
-    return Snapshot({name: tensors[name].clone() for name in state["tensors"]}, state["metadata"])
+    return Snapshot(*_decode(folder, contents))
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
@@ -150,6 +148,25 @@ def _encode(snapshot: Snapshot) -> dict[str, bytes]:
     entries = {n: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for n, content in files.items()}
     body = {"format": FORMAT, "version": VERSION, "saved_unix_ns": time.time_ns(), "files": entries}
     return {**files, MANIFEST: _sign(body)}
+
+
+def _decode(folder: Path, contents: dict[str, bytes]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Returns tensors and metadata; files whose digests fit may still be other than `_encode` writes."""
+    try:
+        tensors = safetensors.torch.load(contents[TENSORS])
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise SnapshotError(f"{folder / TENSORS} is damaged: {error}") from error
+    try:
+        state = json.loads(contents[STATE])
+        names, metadata = state["tensors"], state["metadata"]
+        # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way to its last
+        # bit.
+        found = {name: tensors.pop(name).clone() for name in names}
+    except (KeyError, TypeError, ValueError) as error:
+        raise SnapshotError(f"{folder / STATE} is damaged: it must have metadata, and the tensors' names") from error
+    if tensors or not isinstance(metadata, dict):
+        raise SnapshotError(f"{folder / STATE} is damaged: it must have metadata, and name the tensors {list(tensors)}")
+    return found, metadata
 
 
 def _encode_tensors(tensors: dict[str, torch.Tensor]) -> bytes:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import math
 import subprocess
 import sys
@@ -6,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from hpenv import snapshots
 from hpenv.policies import POLICIES, CellMLP, GaussianMLP, Neutral, ScheduleTable, load_policy, save_policy
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
-from hpenv.policies.store import load_state, save_state
+from hpenv.policies.store import check_columns, load_state, save_state
+from hpenv.snapshots import MANIFEST, STATE, TENSORS
+
+COLUMNS = {"observation_names": [], "action_names": []}
 
 
 def make(name: str) -> Policy:
@@ -274,11 +280,112 @@ def test_what_is_no_policy_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected one of"):
         save_policy(object(), tmp_path / "a")  # type: ignore[arg-type]
     save_state(tmp_path / "b", "agent", {"x": torch.zeros(1)}, {})
-    with pytest.raises(ValueError, match="expected 'policy'"):
+    with pytest.raises(ValueError, match="must hold a saved 'policy'; got 'agent'"):
         load_policy(tmp_path / "b")
-    save_state(tmp_path / "c", "policy", {}, {"policy": "polcy", "arguments": {}})
+    save_state(tmp_path / "c", "policy", {}, {"policy": "polcy", "arguments": {}} | COLUMNS)
     with pytest.raises(ValueError, match="unknown policy 'polcy'"):
         load_policy(tmp_path / "c")
+
+
+def test_names_that_are_not_one_per_column_are_neither_written_nor_read(tmp_path):
+    with pytest.raises(ValueError, match=r"action_names must be 2, one per column of the policy; got \['lr'\]"):
+        save_policy(Neutral(2), tmp_path / "policy", ("progress",), ("lr",))
+    with pytest.raises(ValueError, match="observation_names must be 1"):
+        save_policy(SB3MLP(1, 2), tmp_path / "policy", ("progress", "loss"))
+    tensors, metadata = saved(tmp_path / "good", "schedule_table")
+    given = {key: value for key, value in metadata.items() if key != "kind"} | {"action_names": ["a", "b", "c"]}
+    save_state(tmp_path / "bad", "policy", tensors, given)
+    with pytest.raises(ValueError, match=r"bad/state\.json: action_names must be 2"):
+        load_policy(tmp_path / "bad")
+
+
+def saved(folder, name):
+    """Tensors and metadata as `save_policy` gives them to `save_state`."""
+    save_policy(make(name), folder)
+    return load_state(folder, "policy")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_field_that_is_missing_too_many_or_of_another_type_is_refused_by_name(name, tmp_path):
+    tensors, metadata = saved(tmp_path / "good", name)
+    for key in ("policy", "arguments", "observation_names", "action_names"):
+        less = {other: value for other, value in metadata.items() if other not in (key, "kind")}
+        for changed in (less, less | {key: 7}):
+            save_state(tmp_path / "bad", "policy", tensors, changed)
+            with pytest.raises(
+                ValueError, match=rf"bad/state\.json: metadata must have '{key}'.*; copy the folder again"
+            ):
+                load_policy(tmp_path / "bad")
+    given = {key: value for key, value in metadata.items() if key != "kind"}
+    save_state(tmp_path / "bad", "policy", tensors, given | {"extra": 1})
+    with pytest.raises(ValueError, match=r"bad/state\.json: metadata holds \['extra'\]"):
+        load_policy(tmp_path / "bad")
+    for argument, value in given["arguments"].items():
+        less = {other: one for other, one in given["arguments"].items() if other != argument}
+        for changed in (less, less | {argument: "abc"}, less | {argument: {}}, less | {argument: value, "extra": 1}):
+            save_state(tmp_path / "bad", "policy", tensors, given | {"arguments": changed})
+            with pytest.raises(ValueError, match=r"bad/state\.json.*; copy the folder again"):
+                load_policy(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if make(name).tensors()])
+def test_a_tensor_that_is_missing_too_many_of_another_shape_or_type_or_a_nan_is_refused_by_name(name, tmp_path):
+    tensors, metadata = saved(tmp_path / "good", name)
+    given = {key: value for key, value in metadata.items() if key != "kind"}
+    key, tensor = next(iter(tensors.items()))
+    changes = (
+        {other: value for other, value in tensors.items() if other != key},
+        tensors | {"extra": torch.zeros(1)},
+        tensors | {key: torch.zeros(3, 5, 2)},
+        tensors | {key: tensor.double()},
+        tensors | {key: torch.full_like(tensor, math.nan)},
+    )
+    for changed in changes:
+        save_state(tmp_path / "bad", "policy", changed, given)
+        with pytest.raises(ValueError, match=r"bad/tensors\.safetensors") as refusal:
+            load_policy(tmp_path / "bad")
+        assert key in str(refusal.value) or "extra" in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 40])
+@pytest.mark.parametrize("file", [TENSORS, STATE, MANIFEST])
+def test_a_file_that_was_cut_off_is_named_with_the_cure(file, keep, tmp_path):
+    save_policy(make("sb3_mlp"), tmp_path / "policy")
+    path = tmp_path / "policy" / file
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=rf"policy/{file} is damaged.*; copy the folder again, or save"):
+        load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("file", [TENSORS, STATE])
+def test_a_file_that_was_cut_off_before_its_digest_was_taken_is_named_too(file, tmp_path):
+    save_policy(make("sb3_mlp"), tmp_path / "policy")
+    path, manifest = tmp_path / "policy" / file, tmp_path / "policy" / MANIFEST
+    content = path.read_bytes()[:40]
+    path.write_bytes(content)
+    body = json.loads(manifest.read_text())
+    del body["sha256_of_the_above"]
+    body["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest.write_bytes(snapshots._sign(body))
+    with pytest.raises(ValueError, match=rf"policy/{file} is damaged.*; copy the folder again, or save"):
+        load_policy(tmp_path / "policy")
+
+
+def test_the_folder_of_a_training_run_stands_for_its_policy_and_other_folders_are_refused(tmp_path):
+    save_policy(Neutral(2), tmp_path / "run" / "policy", ("progress",), ("lr", "weight_decay"))
+    assert load_policy(tmp_path / "run").action_size == 2
+    check_columns(tmp_path / "run", ("progress",), ("lr", "weight_decay"))
+    with pytest.raises(ValueError, match="made for the action_names"):
+        check_columns(tmp_path / "run", ("progress",), ("lr",))
+    (tmp_path / "unfinished").mkdir()
+    with pytest.raises(ValueError, match=r"unfinished must hold a saved policy; .* training run that has finished"):
+        load_policy(tmp_path / "unfinished")
+    with pytest.raises(ValueError, match=r"no snapshot at .*absent.*; expected the folder of a saved policy, or of a"):
+        load_policy(tmp_path / "absent")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="file"):
+        load_policy(tmp_path / "file")
 
 
 def test_saving_over_a_policy_replaces_it(tmp_path):

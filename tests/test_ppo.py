@@ -1,7 +1,5 @@
 import dataclasses
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -196,29 +194,6 @@ def test_saved_and_loaded_it_continues_bitwise(tmp_path):
     for seed in (1, 2):
         assert learn(agent, seed) == learn(other, seed)
     assert torch.equal(weights(agent), weights(other))
-
-
-CONTINUE = """
-import sys
-from agents.ppo import PPOAgent
-from tests.test_ppo import SMALL, learn
-agent = PPOAgent(1, 2, SMALL, seed=7)
-agent.load(sys.argv[1])
-learn(agent, 1)
-agent.save(sys.argv[2])
-"""
-
-
-def test_loaded_in_a_fresh_process_it_continues_bitwise(tmp_path):
-    agent = PPOAgent(1, 2, SMALL, seed=1)
-    learn(agent, 0)
-    agent.save(tmp_path / "before")
-    subprocess.run([sys.executable, "-c", CONTINUE, tmp_path / "before", tmp_path / "after"], check=True)
-    learn(agent, 1)
-    other = PPOAgent(1, 2, SMALL)
-    other.load(tmp_path / "after")
-    assert torch.equal(weights(agent), weights(other))
-    assert learn(agent, 2) == learn(other, 2)
 
 
 def test_an_agent_of_other_arguments_is_not_loaded(tmp_path):

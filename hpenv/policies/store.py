@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.schedule_table import ScheduleTable
-from hpenv.snapshots import load, save
+from hpenv.snapshots import MANIFEST, STATE, TENSORS, SnapshotError, load, save
+
+#: Of a folder whose contents are not what was written.
+CURE = "; copy the folder again, or save the policy again"
 
 #: name in a saved folder -> class
 POLICIES: dict[str, type[Policy]] = {
@@ -37,7 +41,7 @@ def save_state(
 
 
 def load_state(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a folder that `save_state` wrote.
+    """Returns tensors and metadata of a folder that `save_state` wrote.
 
     Raises:
         ValueError: the folder is damaged (a SnapshotError that names the file), or holds something of another kind.
@@ -45,8 +49,29 @@ def load_state(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch
     snapshot = load(Path(path))
     found = snapshot.metadata.get("kind")
     if found != kind:
-        raise ValueError(f"{path} holds a saved {found!r}; expected {kind!r}")
+        raise ValueError(f"{path} must hold a saved {kind!r}; got {found!r}")
     return snapshot.tensors, snapshot.metadata
+
+
+def check_tensors(
+    path: str | os.PathLike[str], found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuses saved tensors whose names, shapes or dtypes are not the expected ones.
+
+    Raises:
+        ValueError: naming the folder and the first tensor that differs.
+    """
+    for name in (*expected, *found):
+        if name not in found:
+            raise ValueError(f"{path} must hold the tensor {name!r}; got {sorted(found)}")
+        if name not in expected:
+            raise ValueError(f"{path} holds the tensor {name!r}; expected {sorted(expected)} alone")
+        got, wanted = found[name], expected[name]
+        if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(
+                f"{path}: tensor {name!r} must be {wanted.dtype} of shape {tuple(wanted.shape)}; got {got.dtype} of "
+                f"shape {tuple(got.shape)}"
+            )
 
 
 def save_policy(
@@ -58,7 +83,7 @@ def save_policy(
     """Writes a policy to a folder, with the names of the columns that it was made for, if they are given.
 
     Raises:
-        ValueError: its class is not in POLICIES.
+        ValueError: its class is not in POLICIES, or the names are not one per column.
     """
     names = [name for name, kind in POLICIES.items() if type(policy) is kind]
     if not names:
@@ -66,33 +91,104 @@ def save_policy(
             f"cannot save a {type(policy).__name__}; expected one of {[c.__name__ for c in POLICIES.values()]}"
         )
     columns = {"observation_names": list(observation_names), "action_names": list(action_names)}
+    check_names(policy, columns)
     save_state(path, "policy", policy.tensors(), {"policy": names[0], "arguments": policy.arguments()} | columns)
+
+
+def check_names(policy: Policy, columns: Mapping[str, Sequence[str]]) -> None:
+    """Refuses names of columns that are not as many as the policy has; no names at all are accepted.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    sizes = {"action_names": policy.action_size, "observation_names": policy.arguments().get("observation_size")}
+    for key, size in sizes.items():
+        if columns[key] and size is not None and len(columns[key]) != size:
+            raise ValueError(f"{key} must be {size}, one per column of the policy; got {list(columns[key])}")
 
 
 def check_columns(path: str | os.PathLike[str], observation_names: Sequence[str], action_names: Sequence[str]) -> None:
     """Refuses an environment whose columns are not those that the policy in a folder was made for.
 
     Raises:
-        ValueError: naming both.
+        ValueError: naming both, or a folder that holds no policy.
     """
-    _, metadata = load_state(path, "policy")
+    folder = policy_folder(path)
+    _, metadata = _load_contents(folder)
     for key, given in (("observation_names", observation_names), ("action_names", action_names)):
-        saved = metadata.get(key)
+        saved = metadata[key]
         if saved and saved != list(given):
             raise ValueError(
-                f"the policy in {path} was made for the {key} {saved}; the environment has {list(given)}: give it the "
-                "arguments of the policy's training"
+                f"the policy in {folder} was made for the {key} {saved}; the environment has {list(given)}: give it "
+                "the arguments of the policy's training"
             )
 
 
-def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """The policy in a folder that `save_policy` wrote.
+def policy_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a saved policy: the given one, or `policy/` in the folder of a training run.
 
     Raises:
-        ValueError: the folder is damaged, holds no policy, or one whose name is not in POLICIES.
+        ValueError: the path is neither.
     """
-    tensors, metadata = load_state(path, "policy")
-    name = metadata["policy"]
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}; expected one of {sorted(POLICIES)}")
-    return POLICIES[name].from_saved(metadata["arguments"], tensors)
+    folder, inner = Path(path), Path(path) / "policy"
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        if inner.is_dir():
+            return inner
+        raise ValueError(
+            f"{folder} must hold a saved policy; got a folder with neither {MANIFEST} nor policy/: expected what "
+            "save_policy wrote, or the folder of a training run that has finished"
+        )
+    return folder
+
+
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """Returns the policy in a folder that `save_policy` wrote, or in `policy/` of a training run's folder.
+
+    Raises:
+        ValueError: the folder is damaged, holds no policy, or one whose class, arguments or tensors are not ours.
+    """
+    folder = policy_folder(path)
+    tensors, metadata = _load_contents(folder)
+    name, arguments = metadata["policy"], metadata["arguments"]
+    try:
+        policy = POLICIES[name].from_saved(arguments, tensors)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder / STATE} and {folder / TENSORS} must make a {name!r}; got arguments {arguments} and tensors of "
+            f"{ {key: tuple(tensor.shape) for key, tensor in tensors.items()} }: {text}{CURE}"
+        ) from error
+    # What was read must be what this policy writes: nothing of it was dropped, cast or filled in on the way.
+    written = json.loads(json.dumps(policy.arguments()))
+    if written != arguments:
+        raise ValueError(f"{folder / STATE}: arguments of a {name!r} must be {written}; got {arguments}{CURE}")
+    check_tensors(folder / TENSORS, tensors, policy.tensors())
+    try:
+        check_names(policy, metadata)
+    except ValueError as error:
+        raise ValueError(f"{folder / STATE}: {error}{CURE}") from error
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{folder / TENSORS}: tensor {key!r} must be finite; got a NaN or an infinity{CURE}")
+    return policy
+
+
+def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Returns tensors and metadata of a saved policy, with fields of the right types."""
+    try:
+        tensors, metadata = load_state(folder, "policy")
+    except SnapshotError as error:
+        cure = CURE if folder.exists() else "; expected the folder of a saved policy, or of a training run"
+        raise SnapshotError(f"{error}{cure}") from error
+    expected = {"policy": str, "arguments": dict, "observation_names": list, "action_names": list}
+    for key, kind in expected.items():
+        if type(metadata.get(key)) is not kind:
+            raise ValueError(
+                f"{folder / STATE}: metadata must have {key!r}, a {kind.__name__}; got {metadata.get(key)!r}{CURE}"
+            )
+    unknown = sorted({*metadata} - {"kind", *expected})
+    if unknown:
+        raise ValueError(f"{folder / STATE}: metadata holds {unknown}; expected {sorted(expected)} alone{CURE}")
+    if metadata["policy"] not in POLICIES:
+        raise ValueError(f"unknown policy {metadata['policy']!r} in {folder}; expected one of {sorted(POLICIES)}")
+    return tensors, metadata
