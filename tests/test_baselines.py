@@ -116,7 +116,8 @@ def used(monkeypatch):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_baseline_is_its_closed_form_at_every_step_in_every_group(name, tiny, used):
-    rows = evaluate_policy(None, ENV, tiny | ALL[name], [3, 4])
+    small = tiny | {"batch_tokens": 16, "eval_tokens": 64}  # the rates are what is looked at, not the runs
+    rows = evaluate_policy(None, ENV, small | ALL[name], [3])
     groups = {tensor: tensor if tensor in GROUPS else "matrix" for tensor, _, _ in used}
     assert set(groups.values()) == set(GROUPS)
     lr, schedule, decay, decay_schedule = expected_of(name)
@@ -274,6 +275,10 @@ def test_a_search_is_a_function_of_its_seed_and_leaves_the_global_generator_alon
     assert (after[0], after[2], *after[3:]) == (kind, position, *rest) and np.array_equal(after[1], keys)
 
 
+#: Still three decisions, on top of the fixture `tiny`.
+SMALLER = {"batch_tokens": 16, "eval_tokens": 64, "num_steps": 6, "interval": 2}
+
+
 @pytest.mark.parametrize("episodes", [0, 12])
 def test_a_budget_that_does_not_fit_is_refused(episodes):
     with pytest.raises(ValueError, match=f"num_episodes={episodes} must be a positive multiple of the 8 rows"):
@@ -287,6 +292,7 @@ def test_an_unknown_kind_of_random_search_is_refused():
 
 def test_what_a_search_found_is_what_was_played(tiny):
     """The table, deployed as a policy on the seed of its one run, comes to the loss that the search saw."""
+    tiny |= SMALLER
     found, history = random_search(tiny, 6, 0, num_envs=2)
     assert found.positions.shape == (3, 2)
     line = max(history, key=lambda line: max(line["returns"]))
@@ -298,6 +304,7 @@ def test_what_a_search_found_is_what_was_played(tiny):
 
 def test_searches_of_the_environment_resume_and_agree(tiny, tmp_path):
     log = tmp_path / "deep" / "log.jsonl"
+    tiny |= SMALLER
     whole, history = cma_search(tiny, 8, 0, num_envs=4)
     cma_search(tiny, 4, 0, num_envs=4, log=log)
     resumed, resumed_history = cma_search(tiny, 8, 0, num_envs=4, log=log)
