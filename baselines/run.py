@@ -29,10 +29,16 @@ from baselines.schedules import (
 from baselines.sweeps import ENV, History, Population, read_log, write_log
 from hpenv.data import load_corpus
 from hpenv.schedules import WarmupFlatWarmdown
+from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.environments import make_population
 from train_agents.evaluate import evaluate_policy
-from train_agents.logs import describe, progress
-from train_agents.results import environment_facts, mean_interval, write_result
+from train_agents.facts import environment_facts
+from train_agents.logs import progress
+from train_agents.outputs import check_file, write_text
+from train_agents.results import mean_interval, write_result
 
+#: Of one move of tuning.
+FACTOR = 2.0
 #: Name -> the sweep's configurations at a number of steps and a preset.
 SWEEPS: dict[str, Callable[[int, str], Mapping[str, dict[str, Any]]]] = {
     "constant_multipliers": lambda num_steps, preset: constant_multipliers(num_steps),
@@ -66,6 +72,13 @@ class RunConfig:
     max_evaluations: int = 40  # points
     tuned: Path = HAND_TUNED  # what tuning writes
     log: Path = Path("runs/hand_tuned.jsonl")  # points so far
+
+    def __post_init__(self) -> None:
+        """Refuses counts below 1, and negative seeds."""
+        check_counts(self, "num_steps", "seeds", "max_rows", "threads", "tuning_seeds", "max_evaluations")
+        check_counts(self, "first_seed", "first_tuning_seed", least=0)
+        if not self.baselines:
+            raise ValueError(f"baselines must be at least one of {sorted([*BASELINES, *SWEEPS])}; got none")
 
     def env_kwargs(self) -> dict[str, Any]:
         """Arguments of the env."""
@@ -103,11 +116,16 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def search_header(start: Mapping[str, float], factor: float, description: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the first line of the log of a coordinate search."""
+    return {"search": json.loads(json.dumps({"start": dict(start), "factor": factor, **(description or {})}))}
+
+
 def coordinate_search(
     score: Callable[[dict[str, float]], float],
     start: Mapping[str, float],
     *,
-    factor: float = 2.0,
+    factor: float = FACTOR,
     max_evaluations: int = 40,
     log: Path | None = None,
     description: Mapping[str, Any] | None = None,
@@ -132,7 +150,7 @@ def coordinate_search(
     """
     if max_evaluations < 1:
         raise ValueError(f"max_evaluations={max_evaluations} must be at least 1")
-    header = {"search": json.loads(json.dumps({"start": dict(start), "factor": factor, **(description or {})}))}
+    header = search_header(start, factor, description)
     history = read_log(log, header)
     known = {tuple(line["exponents"]): float(line["score"]) for line in history}
     names, used = list(start), set[tuple[int, ...]]()
@@ -168,10 +186,20 @@ def coordinate_search(
     return point(here), history
 
 
+def tuning(config: RunConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Returns the point that tuning starts at, and the description of the search."""
+    start = nanochat_rates(config.preset)
+    first = {f"lr/{group}": rate for group, rate in start["base_lr"].items()}
+    first["weight_decay/matrix"] = start["base_weight_decay"]["matrix"]
+    seeds = list(range(config.first_tuning_seed, config.first_tuning_seed + config.tuning_seeds))
+    return first, {"env_kwargs": config.env_kwargs(), "seeds": seeds, "schedule": "warmup_flat_warmdown"}
+
+
 def tune(config: RunConfig) -> dict[str, Any]:
     """Finds per-group rates on the probe loss and writes them, with how they were found."""
     start = nanochat_rates(config.preset)
-    seeds = list(range(config.first_tuning_seed, config.first_tuning_seed + config.tuning_seeds))
+    first, description = tuning(config)
+    seeds = description["seeds"]
     base = config.env_kwargs() | {"schedule": WarmupFlatWarmdown(config.num_steps)}
 
     def rates(point: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -187,9 +215,6 @@ def tune(config: RunConfig) -> dict[str, Any]:
         print(f"{loss:.4f}  " + "  ".join(f"{name} {value:.4g}" for name, value in point.items()), flush=True)
         return loss
 
-    first = {f"lr/{group}": rate for group, rate in start["base_lr"].items()}
-    first["weight_decay/matrix"] = start["base_weight_decay"]["matrix"]
-    description = {"env_kwargs": config.env_kwargs(), "seeds": seeds, "schedule": "warmup_flat_warmdown"}
     best, history = coordinate_search(
         score, first, max_evaluations=config.max_evaluations, log=config.log, description=description
     )
@@ -203,7 +228,7 @@ def tune(config: RunConfig) -> dict[str, Any]:
         "facts": environment_facts(config.env_kwargs(), load_corpus(config.data, config.tokenizer).sha256),
         "history": history,
     }
-    config.tuned.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(config.tuned, json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -228,13 +253,29 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
+def check(config: RunConfig) -> None:
+    """Refuses what cannot be run, or whose result could not be written.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    kwargs = configurations(config.baselines, config.num_steps, config.preset)
+    if config.tune:
+        check_file("tuned", config.tuned)
+        check_file("log", config.log)
+        first, description = tuning(config)
+        read_log(config.log, search_header(first, FACTOR, description))
+    elif config.out is not None:
+        check_file("out", config.out)
+    make_population(ENV, 1, config.env_kwargs() | next(iter(kwargs.values())))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
-    import tyro
-
-    config = tyro.cli(RunConfig, args=arguments, description=__doc__)
-    describe(config)
+    config = configuration(RunConfig, "baselines.run", __doc__, arguments)
     torch.set_num_threads(config.threads)
+    with refusals():
+        check(config)
     if config.tune:
         found = tune(config)
         print(f"probe loss {found['start']['probe_loss']:.4f} -> {found['probe_loss']:.4f}; written: {config.tuned}")

@@ -307,17 +307,22 @@ def cma_search(
 
 
 def read_log(path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> History:
-    """Lines after the header; a torn last line is dropped.
+    """Returns the lines after the header; a torn last line is dropped.
 
     Raises:
-        ValueError: if the file is of another search.
+        ValueError: the file is of another search, or a line of it is no JSON object.
     """
     if path is None or not Path(path).exists():
         return []
-    text = Path(path).read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    lines = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, must be JSON; got {line[:80]!r}: give another log") from error
     if lines and lines[0] != header:
-        raise ValueError(f"{path} is the log of the search {lines[0]}; expected {dict(header)}")
+        raise ValueError(f"{path} is the log of the search {lines[0]}; expected {dict(header)}: give another log")
     return lines[1:]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,9 @@ from benchmarks.timing import alternate, ratio
 from hpenv import model
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.jel import make_vector_env
-from train_agents.results import environment_facts
+from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.facts import environment_facts
+from train_agents.outputs import check_file, write_text
 
 #: 400 episodes: 50 updates of 8 (JEL, table 2).
 META_EPISODES = 400
@@ -45,6 +47,13 @@ class BenchmarkConfig:
     update_rounds: int = 20  # alternating rounds of one update of TrainLoop-GRPOProjection-v0
     threads: tuple[int, ...] = (1, 2)  # torch threads of each pass over the benchmarks
     only: tuple[str, ...] = ()  # names of benchmarks; empty: all of them
+
+    def __post_init__(self) -> None:
+        """Refuses counts below 1."""
+        counts = ("rounds", "num_steps", "meta_tokens", "deployment_tokens", "cell_rounds", "update_rounds")
+        check_counts(self, *counts)
+        if not self.threads or min(self.threads) < 1:
+            raise ValueError(f"threads must be numbers of at least 1; got {self.threads}")
 
 
 def make(num_envs: int, config: BenchmarkConfig, batch_tokens: int, num_steps: int | None = None) -> TrainLoopVectorEnv:
@@ -222,11 +231,26 @@ BENCHMARKS = (
 )
 
 
-def main() -> None:
-    """Runs every benchmark at each number of threads, prints and writes the numbers."""
-    import tyro
+def check(config: BenchmarkConfig) -> None:
+    """Refuses names of no benchmark, sizes of no run, and a file that could not be written.
 
-    config = tyro.cli(BenchmarkConfig, description=__doc__)
+    Raises:
+        ValueError: naming the argument.
+    """
+    names = [benchmark.__name__ for benchmark in BENCHMARKS]
+    unknown = sorted(set(config.only) - set(names))
+    if unknown:
+        raise ValueError(f"only must be some of {names}; got {unknown}")
+    check_file("out", config.out)
+    for tokens in (config.meta_tokens, config.deployment_tokens):
+        make(1, config, tokens)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs every benchmark at each number of threads, prints and writes the numbers."""
+    config = configuration(BenchmarkConfig, "benchmarks.run", __doc__, arguments)
+    with refusals():
+        check(config)
     results: dict[str, Any] = {"configuration": asdict(config) | {"out": str(config.out)}}
     results["facts"] = environment_facts({}, "")
     for threads in config.threads:
@@ -237,8 +261,7 @@ def main() -> None:
             name = f"{benchmark.__name__}, {threads} thread{'s' * (threads > 1)}"
             results[name] = benchmark(config)
             print(name, json.dumps(results[name], indent=1), flush=True)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_text(config.out, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

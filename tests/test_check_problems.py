@@ -49,9 +49,9 @@ def test_a_file_without_a_wrong_solution_gives_no_error(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_an_error_of_one_line(tmp_path, capsys):
-    assert main([str(tmp_path / "none.jsonl")]) == 1
-    out = capsys.readouterr().out
-    assert out.startswith("error: ") and "cannot be read" in out and out.count("\n") == 1
+    assert main([write(tmp_path / "good.jsonl", RIGHT), str(tmp_path / "none.jsonl")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "none.jsonl cannot be read" in err and err.count("\n") == 1
 
 
 def test_all_that_cannot_be_read_is_told_before_anything_is_run(tmp_path, capsys):
@@ -89,5 +89,5 @@ def test_the_processor_time_of_a_program_is_an_argument(tmp_path, capsys, monkey
     path = write(tmp_path / "good.jsonl", RIGHT)
     assert main([path, "--cpu-seconds", "20"]) == main([path]) == 0
     assert asked == [{"cpu_seconds": 20}, {"cpu_seconds": 1}]
-    assert main([path, "--cpu-seconds", "0"]) == 1
-    assert capsys.readouterr().out.endswith("error: cpu_seconds must be an integer from 1 to 3600; got 0\n")
+    assert main([path, "--cpu-seconds", "0"]) == 2
+    assert capsys.readouterr().err == "error: cpu_seconds must be an integer from 1 to 3600; got 0\n"

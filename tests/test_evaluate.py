@@ -10,7 +10,8 @@ import torch
 
 import hpenv
 from hpenv.policies import Neutral, ScheduleTable, save_policy
-from train_agents.evaluate import evaluate_policy, main, parse_assignments
+from train_agents.environments import parse_assignments
+from train_agents.evaluate import evaluate_policy, main
 from train_agents.results import read_result
 
 gym.register_envs(hpenv)
@@ -18,11 +19,11 @@ gym.register_envs(hpenv)
 ENV = "TrainLoop-JEL-v0"
 TINY = {
     "data": "stdlib",
-    "batch_tokens": 128,
-    "sequence_length": 32,
+    "batch_tokens": 32,
+    "sequence_length": 16,
     "num_steps": 23,
     "interval": 10,
-    "eval_tokens": 2048,
+    "eval_tokens": 256,
 }
 TABLE = ScheduleTable([[0.5, 0.1], [0.2, -0.3], [-1.0, 1.0]])
 
@@ -120,8 +121,11 @@ def test_progress_adds_up_to_the_number_of_runs():
         ),
         (
             {"seeds": [1], "env_id": "CartPole-v1", "env_kwargs": {}},
-            "'CartPole-v1' cannot be made .* id of a Tr",
+            "env 'CartPole-v1' must be the id of a TrainLoopVectorEnv",
         ),
+        ({"seeds": [1], "env_id": "TrainLoop-JLE-v0"}, "unknown env 'TrainLoop-JLE-v0': .*TrainLoop-JEL"),
+        ({"seeds": [1], "env_kwargs": TINY | {"num_envs": 3}}, r"env_kwargs \['num_envs'\] must be left out"),
+        ({"seeds": [1], "env_kwargs": TINY | {"device": 1.5}}, "cannot be made with|device"),
         ({"seeds": [1], "env_kwargs": TINY | {"seed_mode": "grouped"}}, "seed_mode 'grouped'.*one run"),
     ],
 )
@@ -167,9 +171,9 @@ def test_bad_assignments_are_named(texts, message):
 
 
 def test_the_program_evaluates_a_saved_policy_and_writes_its_result(tmp_path, capsys):
-    save_policy(TABLE, tmp_path / "policy")
+    save_policy(TABLE, tmp_path / "run" / "policy")
     assignments = [f"{key}={value}" for key, value in TINY.items()]
-    arguments = ["--policy", str(tmp_path / "policy"), "--env", ENV, "--env-kwargs", *assignments]
+    arguments = ["--policy", str(tmp_path / "run"), "--env", ENV, "--env-kwargs", *assignments]
     main([*arguments, "--seeds", "2", "--first-seed", "5", "--out", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     shown, _ = json.JSONDecoder().raw_decode(printed)  # the configuration comes first
@@ -182,12 +186,14 @@ def test_the_program_evaluates_a_saved_policy_and_writes_its_result(tmp_path, ca
     assert result["facts"]["corpus"] == expected[0]["corpus"]
 
 
-def test_a_policy_is_not_evaluated_on_columns_that_it_was_not_made_for(tmp_path):
+def test_a_policy_is_not_evaluated_on_columns_that_it_was_not_made_for(tmp_path, capsys):
     save_policy(Neutral(2), tmp_path / "policy", ("progress", "gradient_norm"), ("lr", "weight_decay"))
     arguments = ["--policy", str(tmp_path / "policy"), "--env", ENV, "--seeds", "1", "--env-kwargs"]
     assignments = [f"{key}={value}" for key, value in TINY.items()]
-    with pytest.raises(ValueError, match=r"for the observation_names \['progress', 'gradient_norm'\]; the .*momentum"):
+    with pytest.raises(SystemExit, match="2"):
         main([*arguments, *assignments, "observation=momentum"])
+    told = capsys.readouterr().err
+    assert "for the observation_names ['progress', 'gradient_norm']; the environment has ['progress', 'momentum" in told
     main([*arguments, *assignments, "observation=gradient"])
 
 

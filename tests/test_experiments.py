@@ -10,7 +10,7 @@ from agents.credits import CreditStream
 from hpenv.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
 from train_agents.experiments.jel_report import LABELS, REFERENCE, report, scores, summarize
-from train_agents.experiments.jobs import Job, run_jobs
+from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import constant_configurations, late_jobs, schedule_configurations, selected
 from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
@@ -54,26 +54,60 @@ def count(file, fail=False):
     return [{"seed": 1}], {"note": "done"}
 
 
-def test_a_job_that_has_a_result_is_not_run_again(tmp_path):
-    trace = tmp_path / "trace"
-    for _ in range(2):
-        run_jobs([Job("one", count, {"file": str(trace)})], tmp_path / "jobs", 1)
-    assert trace.read_text() == "x"
-    assert json.loads((tmp_path / "jobs" / "one.json").read_text())["extra"] == {"note": "done"}
-
-
-def test_a_result_of_another_configuration_is_refused(tmp_path):
-    run_jobs([Job("one", count, {"file": str(tmp_path / "a")})], tmp_path / "jobs", 1)
-    with pytest.raises(ValueError, match="is the result of another configuration"):
-        run_jobs([Job("one", count, {"file": str(tmp_path / "b")})], tmp_path / "jobs", 1)
-
-
-def test_a_failed_job_is_named_after_the_others_are_done(tmp_path):
-    arguments = {"file": str(tmp_path / "trace")}
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Folder of jobs of which one failed, the file that they leave a trace in, and the error."""
+    folder = tmp_path_factory.mktemp("jobs")
+    arguments = {"file": str(folder / "trace")}
     jobs = [Job("bad", count, arguments | {"fail": True}), Job("good", count, arguments)]
-    with pytest.raises(RuntimeError, match=r"1 jobs failed.*bad.*no luck"):
+    with pytest.raises(RuntimeError) as error:
+        run_jobs(jobs, folder / "jobs", 1)
+    return folder, arguments, error
+
+
+def test_a_failed_job_is_named_after_the_others_are_done(ran):
+    folder, _, error = ran
+    assert error.match(r"1 jobs failed.*bad.*no luck")
+    assert [file.name for file in (folder / "jobs").iterdir()] == ["good.json"]
+
+
+def test_a_job_that_has_a_result_is_not_run_again(ran):
+    folder, arguments, _ = ran
+    before = (folder / "trace").read_text()
+    run_jobs([Job("good", count, arguments)], folder / "jobs", 1)
+    assert (folder / "trace").read_text() == before == "xx"
+    assert json.loads((folder / "jobs" / "good.json").read_text())["extra"] == {"note": "done"}
+
+
+def test_a_result_of_another_configuration_is_refused(ran):
+    folder, arguments, _ = ran
+    with pytest.raises(ValueError, match=r"good.json is the result of another configuration, differing as .*'fail'"):
+        run_jobs([Job("good", count, arguments | {"fail": True})], folder / "jobs", 1)
+
+
+def test_a_file_that_is_no_result_and_a_folder_that_cannot_be_are_refused_before_any_job_runs(tmp_path):
+    jobs = [Job("one", count, {"file": str(tmp_path / "trace")})]
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "one.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"one\.json is no JSON object with the keys"):
         run_jobs(jobs, tmp_path / "jobs", 1)
-    assert [file.name for file in (tmp_path / "jobs").iterdir()] == ["good.json"]
+    (tmp_path / "other" / "one.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"must be a file.*one\.json, which is a folder"):
+        run_jobs(jobs, tmp_path / "other", 1)
+    with pytest.raises(ValueError, match="out must be a folder"):
+        run_jobs(jobs, tmp_path / "jobs" / "one.json", 1)
+    assert unfinished(jobs, tmp_path / "new") == jobs and not (tmp_path / "new").exists()
+    assert not (tmp_path / "trace").exists()
+
+
+def test_results_can_be_reported_if_there_are_any_and_all_are_results(tmp_path):
+    with pytest.raises(ValueError, match="with results; got none"):
+        check_results(tmp_path)
+    write_result(tmp_path / "a.json", "a", {}, [])
+    check_results(tmp_path)
+    (tmp_path / "b.json").write_text("")
+    with pytest.raises(ValueError, match=r"b\.json is no JSON object"):
+        check_results(tmp_path)
 
 
 def test_every_arm_has_a_job_and_no_two_share_a_name(tmp_path):

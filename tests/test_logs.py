@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train_agents.logs import RunLog, describe, progress
+from train_agents.logs import RunLog, describe, flat, progress
 
 SB3_TAGS = {"train/approx_kl": 0.01, "rollout/ep_rew_mean": 1.5, "inner/probe_loss": 3.25}
 
@@ -74,7 +74,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
 def test_a_damaged_line_in_the_middle_is_refused_and_kept(tmp_path):
     text = '{"step": 1}\nrubbish\n{"step": 2}\n'
     (tmp_path / "progress.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"progress\.jsonl, line 2: 'rubbish'"):
+    with pytest.raises(ValueError, match=r"progress\.jsonl, line 2, must be .*'rubbish'"):
         RunLog(tmp_path, resume_at=2, tensorboard=False)
     assert (tmp_path / "progress.jsonl").read_text() == text
 
@@ -95,6 +95,30 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path):
     with RunLog(tmp_path, resume_at=2) as log:
         log.write({"inner/x": 30.0}, 3)
     assert scalars(tmp_path) == {"inner/x": [(1, 1.0), (2, 2.0), (3, 30.0)]}
+
+
+def test_hyperparameters_are_written_once_with_the_metrics_that_they_are_compared_by(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    values = {"agent": "jel", "jel": {"gamma": 0.99, "hidden_sizes": [64, 64], "max_grad_norm": None}}
+    for step in (1, 2):
+        with RunLog(tmp_path, resume_at=step - 1, hyperparameters=values) as log:
+            log.write({"rollout/ep_rew_mean": 1.0}, step)
+    plugin = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event for event in plugin.summary_metadata if event.startswith("_hparams_")]
+    begins = sum(b"jel/gamma" in file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    assert begins == 1
+    assert flat(values) == {
+        "agent": "jel", "jel/gamma": 0.99, "jel/hidden_sizes": "[64, 64]", "jel/max_grad_norm": "null",
+    }  # fmt: skip
+
+
+def test_clocks_count_from_where_the_log_was_opened(tmp_path, monkeypatch):
+    seconds = iter([100.0, 102.0, 102.0])
+    monkeypatch.setattr("train_agents.logs.time.monotonic", lambda: next(seconds))
+    with RunLog(tmp_path, resume_at=40, tensorboard=False) as log:
+        assert log.clocks(100, 3) == {
+            "time/total_timesteps": 100, "time/iterations": 3, "time/time_elapsed": 2, "time/fps": 30,
+        }  # fmt: skip
 
 
 def test_tensorboard_can_be_left_out(tmp_path, monkeypatch, capsys):

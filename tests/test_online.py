@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,8 @@ import hpenv
 from agents.reinforce import SidecarAgent, SidecarConfig
 from train_agents.evaluate import evaluate_policy, probe_loss
 from train_agents.online import OnlineConfig, main, run_online
-from train_agents.population import Population, checkpoints
+from train_agents.outputs import checkpoints
+from train_agents.population import Population
 
 gym.register_envs(hpenv)
 
@@ -43,8 +42,15 @@ def stop_at(last):
     return on_step
 
 
+def progress(folder):
+    return [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+
+
 def logs(folder):
-    return {name: (folder / name).read_text() for name in ("progress.jsonl", "curves.jsonl", "trace.jsonl")}
+    """Lines of the logs, without what clocks say."""
+    found = {name: (folder / name).read_text() for name in ("curves.jsonl", "trace.jsonl")}
+    clocks = ("time/fps", "time/time_elapsed")
+    return found | {"progress": [{k: v for k, v in line.items() if k not in clocks} for line in progress(folder)]}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def tear(checkpoint, part="env"):
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run_online(tiny(tmp_path), ENV, stop_at(10))
-    tear(checkpoints(tmp_path)[-1])
+    tear(checkpoints(tmp_path, "step")[-1])
     with pytest.warns(UserWarning, match=r"skipped a checkpoint, now step-0000010.damaged: .* starts from step 5"):
         rows, _ = run_online(tiny(tmp_path), ENV)
     assert rows == whole[0]
@@ -84,17 +90,19 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole):
 def test_after_damaged_checkpoints_the_new_ones_are_kept_although_their_steps_are_earlier(tmp_path, whole, part):
     with pytest.raises(KeyboardInterrupt):
         run_online(tiny(tmp_path), ENV, stop_at(11))
-    for checkpoint in checkpoints(tmp_path):
+    for checkpoint in checkpoints(tmp_path, "step"):
         tear(checkpoint, part)
-    shutil.copytree(checkpoints(tmp_path)[0], tmp_path / "checkpoints" / "step-0000010.damaged")  # of an earlier time
+    shutil.copytree(
+        checkpoints(tmp_path, "step")[0], tmp_path / "checkpoints" / "step-0000010.damaged"
+    )  # of an earlier time
     with pytest.warns(UserWarning, match="training starts from step 0") as caught, pytest.raises(KeyboardInterrupt):
         run_online(tiny(tmp_path), ENV, stop_at(6))
     assert len([warning for warning in caught if "skipped a checkpoint" in str(warning.message)]) == 2
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-0000005"]
+    assert [path.name for path in checkpoints(tmp_path, "step")] == ["step-0000005"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run_online(tiny(tmp_path), ENV)[0] == whole[0]
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-0000010", "step-0000011"]
+    assert [path.name for path in checkpoints(tmp_path, "step")] == ["step-0000010", "step-0000011"]
     assert logs(tmp_path) == logs(whole[2])
 
 
@@ -103,13 +111,13 @@ def test_what_is_no_checkpoint_by_its_name_is_neither_resumed_from_nor_deleted(t
         run_online(tiny(tmp_path), ENV, stop_at(6))
     others = [tmp_path / "checkpoints" / name for name in ("step-0000005.bak", "step-", "step-9x", "old-step-0000009")]
     for other in others:
-        shutil.copytree(checkpoints(tmp_path)[-1], other)
+        shutil.copytree(checkpoints(tmp_path, "step")[-1], other)
     assert run_online(tiny(tmp_path), ENV)[0] == whole[0]
     assert all((other / "env" / "state.json").exists() for other in others)
 
 
 def test_only_the_last_checkpoints_are_kept_whole(whole):
-    kept = checkpoints(whole[2])
+    kept = checkpoints(whole[2], "step")
     assert [path.name for path in kept] == ["step-0000010", "step-0000011"]
     assert all({child.name for child in path.iterdir()} == {"env", "agent", "program"} for path in kept)
     assert [path.name for path in kept[0].parent.iterdir() if path.name.startswith(".")] == []
@@ -123,15 +131,56 @@ def test_curves_and_traces_are_recorded_at_their_steps(whole):
     assert np.shape(extra["trace"]["mean"]) == np.shape(extra["trace"]["sampled"]) == shape
     assert np.all(np.array(extra["trace"]["mean"])[0] == 0.0) and np.any(np.array(extra["trace"]["sampled"])[0])
     assert np.shape(extra["final_mean"]) == shape[1:]
-    assert [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()] == [
-        2, 4, 6, 8, 10, 11,
-    ]  # fmt: skip
+    lines = progress(folder)
+    assert [line["inner/step"] for line in lines] == [2, 4, 6, 8, 10, 11]
     assert rows[0]["bpb"] == rows[0]["bpb_curve"][-1] and [row["seed"] for row in rows] == [3, 4]
     assert extra["env_ms"] > 0 and extra["agent_ms"] > 0
-    lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
     assert extra["advantage_rms"] > 0.0
     assert extra["advantage_rms"] == pytest.approx(np.mean([line["train/advantage_rms"] for line in lines]))
     assert extra["evidence"] == lines[-1]["train/evidence"]
+
+
+def test_the_log_counts_timesteps_and_returns_as_stable_baselines3_does(whole):
+    rows, _, folder = whole
+    lines = progress(folder)
+    assert [line["step"] for line in lines] == [4, 8, 12, 16, 20, 22]  # decisions of two rows
+    assert [line["time/total_timesteps"] for line in lines] == [line["step"] for line in lines]
+    assert [line["time/iterations"] for line in lines] == [2, 4, 6, 8, 10, 11]
+    assert [line["rollout/ep_len_mean"] for line in lines] == [2, 4, 6, 8, 10, 11]
+    assert all(np.isfinite(line["rollout/ep_rew_mean"]) and line["time/fps"] >= 0 for line in lines)
+    held_out = {line["inner/step"]: line["eval/held_out"] for line in lines if "eval/held_out" in line}
+    assert list(held_out) == [4, 8, 11]
+    assert held_out[11] == pytest.approx(np.mean([row["bpb"] for row in rows]))
+
+
+def test_the_return_is_the_sum_of_the_rewards_of_the_rows_that_go_on():
+    env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
+    agent = SidecarAgent(2, len(env.observation_names), env.action_kinds, env.action_immediate,
+                         config=SidecarConfig(hidden_size=8), action_names=env.action_names)  # fmt: skip
+    population, earned, step = Population(env, agent, [3, 4]), [], env.step
+
+    def stepped(actions):
+        result = step(actions)
+        earned.append(result[1])
+        return result
+
+    env.step = stepped
+    population.decide(trace=False)
+    population.alive[1] = False  # as if it had ended
+    population.decide(trace=False)
+    assert population.episode_metrics()["rollout/ep_rew_mean"] == pytest.approx(
+        (earned[0][0] + earned[1][0] + earned[0][1]) / 2
+    )
+    assert population.episode_metrics()["rollout/ep_len_mean"] == 1.5
+
+
+def test_config_json_has_the_whole_configuration_and_the_facts(whole):
+    written = json.loads((whole[2] / "config.json").read_text())
+    assert written["configuration"]["env_kwargs"] == ENV | {"seed_mode": "independent"}
+    assert (
+        written["configuration"]["checkpoint_interval"] == 5 and written["configuration"]["sidecar"]["hidden_size"] == 8
+    )
+    assert written["facts"]["cpu_capability"]
 
 
 def test_a_detached_run_is_the_run_without_a_controller(tmp_path):
@@ -206,7 +255,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, whole):
         ({}, {"sequence_length": 15}, "multiple of sequence_length"),
         ({"sidecar": {"initial_mean": {"rate": 0.1}}}, {}, "which is no cell"),
         ({"seeds": 1, "sidecar": {"baseline": "population"}}, {}, "expected at least 2"),
-        ({"first_seed": -1}, {}, "seed -1; expected a whole number of at least 0"),
+        ({"first_seed": -1}, {}, "first_seed must be at least 0; got -1"),
     ],
 )
 def test_a_start_that_is_refused_does_not_claim_the_folder(tmp_path, changes, arguments, message):
@@ -217,7 +266,7 @@ def test_a_start_that_is_refused_does_not_claim_the_folder(tmp_path, changes, ar
 
 
 def test_what_cannot_be_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="trace_interval=0; expected at least 1"):
+    with pytest.raises(ValueError, match="trace_interval must be at least 1; got 0"):
         OnlineConfig(trace_interval=0)
     with pytest.raises(ValueError, match="expected it in the config"):
         run_online(tiny(tmp_path), ENV | {"seed_mode": "grouped"})
@@ -226,10 +275,9 @@ def test_what_cannot_be_run_is_refused(tmp_path):
 def test_the_program_runs_from_the_command_line(tmp_path, capsys):
     arguments = [f"{key}={value}" for key, value in (ENV | {"num_steps": 4}).items()]
     given = ["--out", str(tmp_path), "--env-kwargs", *arguments, "--sidecar.no-attached", "--eval-interval", "2"]
-    command = [sys.executable, "-m", "train_agents.online", *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert '"attached": false' in done.stdout and "held-out bits per byte" in done.stdout
+    main(given)
+    printed = capsys.readouterr().out
+    assert '"attached": false' in printed and "held-out bits per byte" in printed
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["rows"][0]["steps"] == [0, 2, 4] and list(tmp_path.glob("**/events.out.tfevents*"))
     assert result["extra"]["env_ms"] > 0.0

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from train_agents import figures, results
+from train_agents import facts, figures
+from train_agents.facts import environment_facts
 from train_agents.results import (
     bootstrap_interval,
-    environment_facts,
     hierarchical_interval,
     interquartile_mean,
     markdown_table,
@@ -224,13 +224,47 @@ def test_what_is_no_result_file_is_named(tmp_path, text):
 
 
 def test_facts_name_what_a_number_depends_on():
-    facts = environment_facts({"preset": "nano"}, "abc")
-    assert facts["versions"]["torch"] == torch.__version__ and facts["versions"]["numpy"] == np.__version__
-    assert set(facts["versions"]) == {"python", "hpenv", "torch", "numpy", "gymnasium"}
-    assert facts["torch_threads"] == torch.get_num_threads()
-    assert facts["corpus"] == "abc" and facts["env_kwargs"] == {"preset": "nano"}
-    assert facts["processor"] and facts["command"][1:] == sys.argv[1:]
-    assert facts == json.loads(json.dumps(facts))
+    found = environment_facts({"preset": "nano"}, "abc")
+    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["numpy"] == np.__version__
+    assert set(found["versions"]) == {"python", "hpenv", "torch", "numpy", "gymnasium"}
+    assert found["torch_threads"] == torch.get_num_threads()
+    assert found["corpus"] == "abc" and found["env_kwargs"] == {"preset": "nano"}
+    assert found["processor"] and found["command"][1:] == sys.argv[1:]
+    assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert found == json.loads(json.dumps(found))
+
+
+CPUINFO = """processor\t: 0
+model name\t: A Processor @ 2.10GHz
+flags\t\t: fpu sse2 avx2 fma avx512f avx512_bf16 amx_tile
+processor\t: 1
+model name\t: Another
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "instructions"),
+    [
+        (CPUINFO, ["avx2", "fma", "avx512f", "avx512_bf16", "amx_tile"]),
+        ("Features\t: fp asimd bf16\n", ["asimd", "bf16"]),
+        ("processor\t: 0\n", None),
+    ],
+)
+def test_instruction_sets_and_limits_are_facts(text, instructions, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(facts, "CPUINFO", tmp_path / "cpuinfo")
+    for name in facts.LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    assert environment_facts()["limits"] == {}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    found = environment_facts()
+    assert found["instructions"] == instructions and found["limits"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert found["processor"] == ("A Processor @ 2.10GHz" if text is CPUINFO else found["processor"])
+
+
+def test_committed_results_of_before_instructions_were_facts_can_still_be_read():
+    files = sorted((facts.ROOT / "results").glob("*/jobs/*.json"))[::40]
+    assert files and all("processor" in read_result(file)["facts"] for file in files)
 
 
 def git(folder, *arguments):
@@ -239,25 +273,25 @@ def git(folder, *arguments):
 
 
 def test_the_commit_is_that_of_the_checkout_and_dirty_is_about_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert results._commit() == (None, None)
+    monkeypatch.setattr(facts, "ROOT", tmp_path)
+    assert facts._commit() == (None, None)
     git(tmp_path, "init", "-q")
     (tmp_path / "a.py").write_text("")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "x")
-    commit, dirty = results._commit()
+    commit, dirty = facts._commit()
     assert len(commit) == 40 and dirty is False
     (tmp_path / "result.json").write_text("{}")
-    assert results._commit()[1] is False
+    assert facts._commit()[1] is False
     (tmp_path / "b.py").write_text("")
-    assert results._commit()[1] is True
+    assert facts._commit()[1] is True
     (tmp_path / "inner").mkdir()
-    monkeypatch.setattr(results, "ROOT", tmp_path / "inner")  # somebody else's repository around us
-    assert results._commit()[0] is None
+    monkeypatch.setattr(facts, "ROOT", tmp_path / "inner")  # somebody else's repository around us
+    assert facts._commit()[0] is None
 
 
 def test_the_command_does_not_say_where_the_checkout_lies(monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(results.ROOT / "train_agents" / "train.py"), "--seed", "1"])
+    monkeypatch.setattr(sys, "argv", [str(facts.ROOT / "train_agents" / "train.py"), "--seed", "1"])
     assert environment_facts()["command"] == ["-m", "train_agents.train", "--seed", "1"]
 
 

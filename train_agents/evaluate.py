@@ -1,5 +1,7 @@
 """Deploys a controller, frozen and deterministic: `python -m train_agents.evaluate --policy runs/jel/policy`.
 
+`--policy` is the folder of a saved policy, or the folder of a training run, whose `policy/` is taken.
+
 Every seed is one run from its first decision to its last, scored on held-out data, which neither rewards nor
 observations ever saw. Without a policy, the panel stays at neutral: that is how baselines are measured. What the score
 is, the plant says: bits per byte of a pretraining run, passes less hacks of a post-training one.
@@ -7,56 +9,24 @@ is, the plant says: bits per byte of a pretraining run, passes less hacks of a p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import hpenv
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.envs.arguments import UnknownArgumentError
 from hpenv.plant import DIVERGENCE_REASONS, Score
 from hpenv.policies import Policy, load_policy
 from hpenv.policies.store import check_columns
-from train_agents.logs import describe, progress
+from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.environments import make_population, parse_assignments
+from train_agents.logs import progress
+from train_agents.outputs import check_file
 from train_agents.results import mean_interval, write_result
-
-gym.register_envs(hpenv)
-
-#: What Python calls these; as a string each would be true.
-NOT_JSON = {"True": "true", "False": "false", "None": "null"}
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments from `key=value` texts; a value is JSON, or, if it is not, a string.
-
-    Example:
-        >>> parse_assignments(("batch_tokens=256", "schedule=none", 'penalties={"smoothness": 0.1}'))
-        {'batch_tokens': 256, 'schedule': 'none', 'penalties': {'smoothness': 0.1}}
-
-    Raises:
-        ValueError: for a text without `=`, a key that is no name or comes twice, and for True, False and None.
-    """
-    result: dict[str, Any] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"{text!r}; expected key=value")
-        if key in result:
-            raise ValueError(f"{key!r} is given twice, as {result[key]!r} and {value!r}")
-        if value in NOT_JSON:
-            raise ValueError(f"{text!r}; values are JSON, so write {key}={NOT_JSON[value]}")
-        try:
-            result[key] = json.loads(value)
-        except json.JSONDecodeError:
-            result[key] = value
-    return result
 
 
 def evaluate_policy(
@@ -99,18 +69,23 @@ def evaluate_policy(
     """
     if not isinstance(seeds, Sequence) or not seeds or max_rows < 1:
         raise ValueError(f"seeds {seeds!r}, max_rows {max_rows}; expected a list of at least one, and max_rows >= 1")
-    if env_kwargs.get("seed_mode", "independent") != "independent":
-        raise ValueError(
-            f"seed_mode {env_kwargs['seed_mode']!r}; expected 'independent', or all seeds would be one run"
-        )
+    check_independent(env_kwargs)
     rows: list[dict[str, Any]] = []
     env: TrainLoopVectorEnv | None = None
     for first in range(0, len(seeds), max_rows):
         chunk = [int(seed) for seed in seeds[first : first + max_rows]]
         if env is None or env.num_envs != len(chunk):
             env = _make(env_id, env_kwargs, len(chunk), policy)
-        rows += _episodes(policy, env, chunk, curve, heldout_curve, on_progress)
+        rows += run_episodes(policy, env, chunk, curve=curve, heldout_curve=heldout_curve, on_progress=on_progress)
     return rows
+
+
+def check_independent(env_kwargs: Mapping[str, Any]) -> None:
+    """Refuses arguments of an env that make one run of all seeds."""
+    if env_kwargs.get("seed_mode", "independent") != "independent":
+        raise ValueError(
+            f"seed_mode {env_kwargs['seed_mode']!r}; expected 'independent', or all seeds would be one run"
+        )
 
 
 def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Policy | None) -> TrainLoopVectorEnv:
@@ -119,27 +94,22 @@ def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Pol
             f"a {type(policy).__name__} is no policy; expected `action_size`, the number of cells, and "
             "`act_mean(observations)`, (N, F) -> positions (N, A) in [-1, 1]"
         )
-    try:
-        env = gym.make_vec(env_id, num_envs=num_rows, autoreset_mode="DISABLED", **env_kwargs)
-    except UnknownArgumentError:  # it names the arguments of the id
-        raise
-    except TypeError as error:  # of a factory that knows no autoreset_mode
-        raise ValueError(f"{env_id!r} cannot be made ({error}); expected the id of a TrainLoopVectorEnv") from error
-    if not isinstance(env, TrainLoopVectorEnv):
-        raise ValueError(f"{env_id!r} makes a {type(env).__name__}; expected the id of a TrainLoopVectorEnv")
+    env = make_population(env_id, num_rows, env_kwargs)
     if policy is not None and policy.action_size != len(env.action_names):
         raise ValueError(f"a policy of {policy.action_size} cells; {env_id} has {list(env.action_names)}")
     return env
 
 
-def _episodes(
+def run_episodes(
     policy: Policy | None,
     env: TrainLoopVectorEnv,
     seeds: list[int],
-    curve: bool,
-    heldout_curve: bool,
-    on_progress: Callable[[float], object] | None,
+    *,
+    curve: bool = False,
+    heldout_curve: bool = False,
+    on_progress: Callable[[float], object] | None = None,
 ) -> list[dict[str, Any]]:
+    """Runs one episode in every row of an env, one seed each; see `evaluate_policy`."""
     observations, infos = env.reset(seed=seeds)
     corpus = env.plant.corpus_digest
     neutral = np.zeros((len(seeds), len(env.action_names)), dtype=np.float32)
@@ -199,7 +169,7 @@ def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
 class EvaluateConfig:
     """What to deploy, on what, on which seeds, and where to write."""
 
-    policy: Path | None = None  # folder of a saved policy; without one, the panel stays at neutral
+    policy: Path | None = None  # folder of a saved policy or of a training run; None: the panel stays at neutral
     env: str = "TrainLoop-JEL-v0"  # a registered id
     env_kwargs: tuple[str, ...] = ()  # key=value, of the env
     seeds: int = 10  # number of runs
@@ -209,22 +179,28 @@ class EvaluateConfig:
     threads: int = 1  # torch threads
     out: Path | None = None  # result file
 
+    def __post_init__(self) -> None:
+        """Refuses counts below 1, and negative seeds."""
+        check_counts(self, "seeds", "max_rows", "threads")
+        check_counts(self, "first_seed", least=0)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
-    import tyro
-
-    config = tyro.cli(EvaluateConfig, args=arguments, description=__doc__)
-    describe(config)
-    if config.seeds < 1:
-        raise ValueError(f"--seeds {config.seeds}; expected at least 1")
+    config = configuration(EvaluateConfig, "train_agents.evaluate", __doc__, arguments)
     torch.set_num_threads(config.threads)
-    policy = None if config.policy is None else load_policy(config.policy)
-    env_kwargs = parse_assignments(config.env_kwargs)
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    env = _make(config.env, env_kwargs, 1, policy)
-    if config.policy is not None:
-        check_columns(config.policy, env.observation_names, env.action_names)
+    with refusals():
+        if config.out is not None:
+            check_file("out", config.out)
+        policy = None if config.policy is None else load_policy(config.policy)
+        env_kwargs = parse_assignments(config.env_kwargs)
+        seeds = range(config.first_seed, config.first_seed + config.seeds)
+        check_independent(env_kwargs)
+        env = _make(config.env, env_kwargs, 1, policy)
+        if config.policy is not None:
+            check_columns(config.policy, env.observation_names, env.action_names)
+        if policy is not None:
+            policy.act_mean(np.zeros((1, len(env.observation_names)), dtype=np.float32))  # it may refuse their number
     score = env.plant.score
     with progress(config.seeds, "evaluating") as advance:
         rows = evaluate_policy(

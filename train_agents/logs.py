@@ -10,23 +10,31 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from train_agents.outputs import write_text
+
 Advance = Callable[..., None]
+#: Metrics that TensorBoard's table of hyperparameters shows.
+HPARAM_METRICS = ("rollout/ep_rew_mean", "eval/held_out")
 
 
 class RunLog:
     """The log of one run: `progress.jsonl`, and TensorBoard events in `tensorboard/`.
+
+    Steps are timesteps of the environment, decisions summed over the runs, as stable-baselines3 counts them.
 
     Args:
         folder: made if it is not there.
         resume_at: last step to keep; later lines are dropped, and so is a last line that was cut off while it was
             written. TensorBoard is told to hide later events.
         tensorboard: write TensorBoard events too; without the package, a line on stderr says that there are none.
+        hyperparameters: of the run, nested as they may be; TensorBoard's table of them is written when a log begins.
 
     Raises:
         ValueError: a line other than the last is no JSON object with a `step`.
@@ -35,14 +43,35 @@ class RunLog:
         file: the JSON lines.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], resume_at: int = 0, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        resume_at: int = 0,
+        tensorboard: bool = True,
+        hyperparameters: Mapping[str, Any] | None = None,
+    ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "progress.jsonl"
-        if self.file.exists():
-            _truncate(self.file, resume_at)
+        keep_lines(self.file, "step", resume_at)
         self._lines = self.file.open("a", encoding="utf-8")
-        self._writer = _summary_writer(folder / "tensorboard", resume_at) if tensorboard else None
+        self._writer = _summary_writer(folder / "tensorboard", resume_at, hyperparameters) if tensorboard else None
+        self._begun, self._first = time.monotonic(), resume_at
+
+    def clocks(self, timesteps: int, iterations: int) -> dict[str, float]:
+        """Returns stable-baselines3's `time/...` metrics; `fps` are timesteps per second since this log was opened.
+
+        Args:
+            timesteps: of the run so far.
+            iterations: rollouts that the agent has learned from so far.
+        """
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        return {
+            "time/total_timesteps": timesteps,
+            "time/iterations": iterations,
+            "time/time_elapsed": int(seconds),
+            "time/fps": int((timesteps - self._first) / seconds),
+        }
 
     def write(self, metrics: Mapping[str, float], step: int) -> None:
         """Writes the metrics of a step, and sees to it that they have left this process.
@@ -83,28 +112,37 @@ class RunLog:
         self.close()
 
 
-def _truncate(file: Path, last_step: int) -> None:
-    """Keeps the lines up to a step; whole or not at all, for what is dropped here was somebody's run."""
+def keep_lines(file: Path, key: str, last: int) -> None:
+    """Keeps the JSON lines whose `key` is at most `last`; a last line that was cut off while it was written goes, too.
+
+    Whole or not at all, for what is dropped here was somebody's run. A file that is not there stays so.
+
+    Raises:
+        ValueError: a line other than the last is no JSON object with a number under the key.
+    """
+    if not file.exists():
+        return
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     whole = lines[:-1]  # what stands after the last newline is a torn line, or nothing
     kept = []
     for number, line in enumerate(whole, start=1):
         try:
-            step = json.loads(line)["step"]
+            if json.loads(line)[key] <= last:
+                kept.append(line + "\n")
         except (ValueError, TypeError, KeyError) as error:
             if number == len(whole):  # torn, and then followed by the newline of a repair
                 break
-            raise ValueError(f"{file}, line {number}: {line[:80]!r}; expected a JSON object with a step") from error
-        if step <= last_step:
-            kept.append(line + "\n")
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, file)
+            raise ValueError(
+                f"{file}, line {number}, must be a JSON object with a number {key!r}; got {line[:80]!r}: give another "
+                "--out, or delete the line"
+            ) from error
+    write_text(file, "".join(kept))
 
 
-def _summary_writer(folder: Path, resume_at: int) -> Any:
+def _summary_writer(folder: Path, resume_at: int, hyperparameters: Mapping[str, Any] | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
     except ImportError:
         print(
             "tensorboard is not installed (pip install 'hpenv[agents]'): metrics go to JSON lines alone",
@@ -112,7 +150,23 @@ def _summary_writer(folder: Path, resume_at: int) -> Any:
         )
         return None
     again = folder.exists() and any(folder.iterdir())
-    return SummaryWriter(str(folder), purge_step=resume_at + 1 if again else None)
+    writer: Any = SummaryWriter(str(folder), purge_step=resume_at + 1 if again else None)
+    if hyperparameters is not None and not again:
+        for summary in hparams(flat(hyperparameters), dict.fromkeys(HPARAM_METRICS, 0.0)):
+            writer.file_writer.add_summary(summary)
+    return writer
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Returns nested values under keys with slashes, `jel/gamma`; what is neither number nor text is its JSON."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}/")
+        else:
+            plain = isinstance(value, bool | int | float | str)
+            found[f"{prefix}{key}"] = value if plain else json.dumps(value, default=str)
+    return found
 
 
 @contextmanager

@@ -10,42 +10,38 @@ events, and checkpoints that hold the env's snapshot, the agent's state and the 
 any time, the same command goes on from the last checkpoint, bitwise as if it had never stopped; a damaged one is moved
 aside to `*.damaged`. Run again when it has finished, it leaves `result.json` as it is.
 
-A run that diverges is an outcome: it stays where it is, and the others go on.
+Metrics have stable-baselines3's tags, and are counted in timesteps as it counts them: decisions, summed over the runs.
+`rollout/ep_rew_mean` and `rollout/ep_len_mean` are of the runs' only episodes as far as they have come; `inner/step` is
+the step of the runs, which curves and traces count in; `eval/held_out` is the mean of the runs' held-out scores.
 
-Past the usual length of a module, because what is saved and what is resumed have to agree line by line.
+A run that diverges is an outcome: it stays where it is, and the others go on.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-import hpenv
 from agents.reinforce import SidecarAgent, SidecarConfig
-from hpenv import snapshots
-from hpenv.env import TrainLoopVectorEnv
-from train_agents.evaluate import parse_assignments
-from train_agents.logs import RunLog, describe
-from train_agents.population import DECIMALS, FloatArray, Population, checkpoints
-from train_agents.results import Rows, environment_facts, write_result
+from train_agents import outputs
+from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.environments import make_population, parse_assignments
+from train_agents.facts import environment_facts
+from train_agents.logs import RunLog, keep_lines
+from train_agents.population import DECIMALS, FloatArray, Population
+from train_agents.results import Rows, write_result
 
-gym.register_envs(hpenv)
-
-#: Checkpoints that are kept.
-KEPT_CHECKPOINTS = 2
 #: Fields of the configuration that may change when a run is continued.
-MAY_CHANGE = ("out", "tensorboard", "threads", "checkpoint_interval")
+MAY_CHANGE = ("threads", "checkpoint_interval")
+#: What the program writes into its folder beside config.json and the checkpoints.
+WRITTEN = ("progress.jsonl", "curves.jsonl", "trace.jsonl", "tensorboard", "result.json")
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,10 @@ class OnlineConfig:
     tensorboard: bool = True  # write TensorBoard events beside the JSON lines
 
     def __post_init__(self) -> None:
-        """Refuses counts below 1."""
-        for name in ("seeds", "eval_interval", "trace_interval", "log_interval", "checkpoint_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}; expected at least 1")
+        """Refuses counts below 1, and negative seeds."""
+        intervals = ("eval_interval", "trace_interval", "log_interval", "checkpoint_interval")
+        check_counts(self, "seeds", *intervals, "threads")
+        check_counts(self, "first_seed", "agent_seed", least=0)
 
     @property
     def row_seeds(self) -> list[int]:
@@ -85,11 +81,52 @@ def run_online(
     env_arguments: Mapping[str, Any] | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> Rows:
-    """Trains the population to its end, resuming if the folder holds a run.
+    """Trains the population to its end, resuming if the folder holds a run; see `begin` and `finish`."""
+    return finish(config, begin(config, env_arguments), on_step)
+
+
+def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) -> Population:
+    """Makes the population, checks the folder, claims it, and goes on from its newest checkpoint if it has one.
 
     Args:
         config: what to train.
         env_arguments: keyword arguments of the env beside those of `config.env_kwargs`, for what is no text.
+
+    Raises:
+        ValueError: for what cannot be trained, or a folder that holds another run.
+    """
+    torch.set_num_threads(config.threads)
+    arguments = parse_assignments(config.env_kwargs) | dict(env_arguments or {})
+    if "seed_mode" in arguments:
+        raise ValueError(f"seed_mode {arguments['seed_mode']!r} as an argument of the env; expected it in the config")
+    arguments["seed_mode"] = config.seed_mode
+    values = {key: value for key, value in asdict(config).items() if key not in ("out", "tensorboard")}
+    values["env_kwargs"] = arguments
+    outputs.check_run_folder(config.out, values, MAY_CHANGE, WRITTEN)
+    env = make_population(config.env, config.seeds, arguments)
+    agent = SidecarAgent(
+        config.seeds,
+        len(env.observation_names),
+        env.action_kinds,
+        env.action_immediate,
+        config=config.sidecar,
+        seed=config.agent_seed,
+        action_names=env.action_names,
+    )
+    population = Population(env, agent, config.row_seeds)
+    facts = environment_facts(arguments, env.plant.corpus_digest)
+    outputs.claim(config.out, values, facts)  # last: what cannot be begun leaves no trace
+    outputs.resume(config.out, "step", population.load)
+    _keep_lines(config.out, population)
+    return population
+
+
+def finish(config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None = None) -> Rows:
+    """Trains a population to its end.
+
+    Args:
+        config: what to train.
+        population: from `begin`.
         on_step: called with the number of the step after each decision.
 
     Returns:
@@ -102,85 +139,31 @@ def run_online(
         [reward], and `evidence`, the factor that the means learned with at the end, in [0, 1], both None if nothing was
         learned; milliseconds per decision `agent_ms` and `env_ms`, wall clock of this process, None if it had nothing
         to do.
-
-    Raises:
-        ValueError: if the folder holds a run of another configuration, or the id is no training loop.
     """
-    torch.set_num_threads(config.threads)
-    arguments = parse_assignments(config.env_kwargs) | dict(env_arguments or {})
-    if "seed_mode" in arguments:
-        raise ValueError(f"seed_mode {arguments['seed_mode']!r} as an argument of the env; expected it in the config")
-    arguments["seed_mode"] = config.seed_mode
-    env = gym.make_vec(config.env, num_envs=config.seeds, autoreset_mode="DISABLED", **arguments)
-    if not isinstance(env, TrainLoopVectorEnv):
-        raise ValueError(f"{config.env!r} makes a {type(env).__name__}; expected the id of a TrainLoopVectorEnv")
-    agent = SidecarAgent(
-        config.seeds,
-        len(env.observation_names),
-        env.action_kinds,
-        env.action_immediate,
-        config=config.sidecar,
-        seed=config.agent_seed,
-        action_names=env.action_names,
-    )
-    population = Population(env, agent, config.row_seeds)
-    _claim(config, arguments, env.plant.corpus_digest)  # last: what cannot be begun leaves no trace
-    _resume(population, config.out)
     _train(config, population, on_step)
     return _results(config, population)
 
 
-def _claim(config: OnlineConfig, arguments: Mapping[str, Any], corpus: str) -> None:
-    """Writes config.json, or refuses a folder that holds another run."""
-    values = asdict(config) | {"env_kwargs": dict(arguments)}
-    ours = json.loads(json.dumps({k: v for k, v in values.items() if k not in MAY_CHANGE}, default=repr))
-    file = config.out / "config.json"
-    if file.exists():
-        theirs = json.loads(file.read_text())["configuration"]
-        different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
-        if different:
-            raise ValueError(
-                f"{config.out} holds another run, differing as (there, asked): {different}; give another --out"
-            )
-        return
-    config.out.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps({"configuration": ours, "facts": environment_facts(arguments, corpus)}, indent=1))
+def _keep_lines(folder: Path, population: Population) -> None:
+    """Drops lines that will be written again.
 
-
-def _resume(population: Population, folder: Path) -> None:
-    """Goes on from the newest checkpoint that is intact, if there is one.
-
-    Damaged ones are moved aside: as the newest by their names, they would outlive those that are written from now on.
+    A position is traced at the step that it is chosen on, so that a trace of the last step itself goes, too; a point of
+    the curve is measured at its step, and stays. Of a run that begins, nothing stays.
     """
-    skipped = []
-    for checkpoint in reversed(checkpoints(folder)):
-        try:
-            population.load(checkpoint)
-        except snapshots.SnapshotError as error:
-            skipped.append(f"skipped a checkpoint, now {_moved_aside(checkpoint).name}: {error}")
-        else:
-            break
-    for text in skipped:
-        warnings.warn(f"{text}; training starts from step {population.step}", stacklevel=2)
-
-
-def _moved_aside(checkpoint: Path) -> Path:
-    """Where a damaged checkpoint is now; one that was there before is gone."""
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    return checkpoint.rename(aside)
+    last = population.step if population.decision else -1
+    keep_lines(folder / "curves.jsonl", "step", last)
+    keep_lines(folder / "trace.jsonl", "step", last - 1)
+    keep_lines(folder / "progress.jsonl", "step", population.timesteps)
 
 
 def _train(config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None) -> None:
     env, folder, first = population.env, config.out, population.step
     score = env.plant.score.key
-    for name in ("curves.jsonl", "trace.jsonl"):
-        _keep_lines(folder / name, first if population.decision else -1)
     if population.decision == 0:
         _append(folder / "curves.jsonl", {"step": 0, score: _numbers(population.evaluate()), "train_loss": None})
     title = f"{'attached' if config.sidecar.attached else 'detached'}, {config.seeds} runs"
     with (
-        RunLog(folder, resume_at=first, tensorboard=config.tensorboard) as log,
+        RunLog(folder, population.timesteps, config.tensorboard, outputs.read_configuration(folder)) as log,
         log.progress(env.horizon, title, completed=first) as advance,
     ):
         while not population.done:
@@ -192,29 +175,33 @@ def _train(config: OnlineConfig, population: Population, on_step: Callable[[int]
             def due(interval: int, before: int = before, after: int = after) -> bool:
                 return population.done or after // interval > before // interval
 
+            logged: dict[str, float] = {}
             if positions is not None:
                 _append(folder / "trace.jsonl", {"step": before, **positions})
             if due(config.log_interval):
-                log.write(metrics | _inner_metrics(population), after)
+                clocks = log.clocks(population.timesteps, population.decision)
+                logged = metrics | _inner_metrics(population) | population.episode_metrics() | clocks
             if due(config.eval_interval):
-                line = {
-                    score: _numbers(population.evaluate()),
-                    "train_loss": _numbers(population.mean_loss("curve")),
-                }
+                scores = population.evaluate()
+                line = {score: _numbers(scores), "train_loss": _numbers(population.mean_loss("curve"))}
                 _append(folder / "curves.jsonl", {"step": after, **line})
+                logged["eval/held_out"] = float(np.mean(scores))
+            if logged:
+                log.write(logged, population.timesteps)
             if due(config.checkpoint_interval):
                 population.save(folder / "checkpoints" / f"step-{after:07d}")
-                for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-                    shutil.rmtree(old)
+                outputs.drop_old(folder, "step")
             advance(after - before, f"{int(population.alive.sum())} of {env.num_envs} runs alive")
             if on_step is not None:
                 on_step(after)
 
 
 def _inner_metrics(population: Population) -> dict[str, float]:
-    """What the trained models did: training loss of the rows that still went on, share of diverged runs."""
+    """Returns what the trained models did: their step, loss of the rows that still went on, diverged fraction."""
     losses = population.mean_loss("log")
-    metrics = {"inner/diverged": float(np.mean([reason is not None for reason in population.reasons]))}
+    metrics = {"inner/step": float(population.step)} | {
+        "inner/diverged": float(np.mean([reason is not None for reason in population.reasons]))
+    }
     if np.isfinite(losses).any():
         metrics["inner/train_loss"] = float(np.nanmean(losses))
     return metrics
@@ -278,32 +265,13 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def _keep_lines(file: Path, last_step: int) -> None:
-    """Drops lines after a step, which will be written again, and a torn last one.
-
-    A position is traced at the step that it is chosen on, so that a trace of the last step itself goes, too; a point of
-    the curve is measured at its step, and stays.
-    """
-    if file.exists():
-        whole = [line for line in file.read_text(encoding="utf-8").split("\n")[:-1] if line.endswith("}")]
-        ends = last_step if file.name == "curves.jsonl" else last_step - 1
-        _write(file, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= ends))
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
-    import tyro
-
-    config = tyro.cli(OnlineConfig, args=arguments, description=__doc__)
-    describe(config)
+    config = configuration(OnlineConfig, "train_agents.online", __doc__, arguments)
+    with refusals():
+        population = begin(config)
     try:
-        rows, extra = run_online(config)
+        rows, extra = finish(config, population)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the same command continues from {config.out}")
     result = config.out / "result.json"

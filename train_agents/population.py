@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ class Population:
         alive: False for rows that have ended, (N,).
         decision: decisions taken.
         reasons: why each row diverged, or None, (N,).
+        returns: sum of the rewards of each row, and the number of its decisions, (2, N).
         losses: sums of the training loss since the curve's, and since the log's last line, and the number of windows in
             each sum, (4, N) [nats per token].
     """
@@ -50,12 +50,23 @@ class Population:
         self.decision = 0
         self.reasons: list[str | None] = [None] * env.num_envs
         self.losses: FloatArray = np.zeros((4, env.num_envs))
+        self.returns: FloatArray = np.zeros((2, env.num_envs))
         self.agent_seconds, self.env_seconds, self.timed = 0.0, 0.0, 0  # of this process; never saved
 
     @property
     def step(self) -> int:
         """Steps that a row which never diverged has taken."""
         return min(self.decision * self.env.interval, self.env.horizon)
+
+    @property
+    def timesteps(self) -> int:
+        """Decisions taken, summed over the rows: stable-baselines3's num_timesteps."""
+        return self.decision * self.env.num_envs
+
+    def episode_metrics(self) -> dict[str, float]:
+        """Returns mean return and mean length of the rows' episodes, which have come as far as they have."""
+        total, length = self.returns.mean(1).tolist()
+        return {"rollout/ep_rew_mean": total, "rollout/ep_len_mean": length}
 
     @property
     def done(self) -> bool:
@@ -86,6 +97,7 @@ class Population:
 
         losses = np.where(alive, infos["train_loss"], 0.0)
         self.losses += np.stack([losses, alive, losses, alive])
+        self.returns += np.stack([np.where(alive, rewards, 0.0), alive])
         for row in np.flatnonzero(alive & (infos["divergence"] > 0)):
             self.reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
         self.alive = alive & ~(terminated | truncated)
@@ -132,6 +144,7 @@ class Population:
         snapshots.save(new / "env", self.env.snapshot())
         self.agent.save(new / "agent")
         tensors = {"observations": self.observations, "alive": self.alive, "losses": self.losses}
+        tensors |= {"returns": self.returns}
         own = {name: torch.as_tensor(value.copy()) for name, value in tensors.items()}
         snapshots.save(new / "program", Snapshot(own, {"decision": self.decision, "reasons": list(self.reasons)}))
         if folder.exists():
@@ -145,15 +158,13 @@ class Population:
             SnapshotError: a part of it is damaged; nothing has been restored then, if it is the env's or the program's.
         """
         program, env = snapshots.load(folder / "program"), snapshots.load(folder / "env")
+        missing = {"observations", "alive", "losses", "returns"} - set(program.tensors)
+        if missing or not {"decision", "reasons"} <= set(program.metadata):
+            raise snapshots.SnapshotError(f"{folder / 'program'} is of another version of this program")
         self.agent.load(folder / "agent")
         self.env.restore(env)
         self.observations = program.tensors["observations"].numpy().copy()
         self.alive = program.tensors["alive"].numpy().copy()
         self.losses = program.tensors["losses"].numpy().copy()
+        self.returns = program.tensors["returns"].numpy().copy()
         self.decision, self.reasons = program.metadata["decision"], list(program.metadata["reasons"])
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a run's folder, oldest first; what has another name than `save` was given is not ours."""
-    found = [path for path in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

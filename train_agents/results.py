@@ -1,20 +1,15 @@
-"""Results that can be trusted later: what a number was measured with, the file that holds it, an interval around it.
+"""Results: the file that holds a number, and an interval around it.
 
 A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run), `extra`, `notes`.
 Statistics are pure functions; what they draw comes from a generator of their own. Where two samples are compared, lower
-is better, as for losses and bits per byte: a positive difference says that `a` lies below `b`. A result is written,
-read and weighed in one place, which is why the module is a little past the usual length.
+is better, as for losses and bits per byte: a positive difference says that `a` lies below `b`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from train_agents.facts import environment_facts
+from train_agents.outputs import write_text
+
 FloatArray = NDArray[np.float64]
 #: What a result file is made of: a dictionary per run, and what else there is.
 Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 
-ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("kind", "configuration", "facts", "rows", "extra", "notes")
 SIGNIFICANT_DIGITS = 6  # of numbers in lists: curves are for looking at, and 6 digits are more than a pixel
 
@@ -38,69 +35,6 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-
-
-def environment_facts(env_kwargs: Mapping[str, Any] | None = None, corpus: str | None = None) -> dict[str, Any]:
-    """What a number depends on besides its configuration, JSON-able.
-
-    Returns:
-        `versions`, `commit` and `dirty` (a Python file differs from the commit; both None outside a checkout),
-        `torch_threads`, `processor`, `command`; the env's arguments and the corpus's sha256 as given.
-    """
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("hpenv", "torch", "numpy", "gymnasium"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # hpenv, run from a checkout without an install
-            versions[name] = None
-    commit, dirty = _COMMIT
-    return {
-        "versions": versions,
-        "commit": commit,
-        "dirty": dirty,
-        "torch_threads": torch.get_num_threads(),
-        "processor": _processor(),
-        "command": _command(),
-        "corpus": corpus,
-    } | ({} if env_kwargs is None else {"env_kwargs": _plain(env_kwargs, "env_kwargs", [], rounds=False)})
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """Commit and whether a source differs from it; a repository that merely contains our folder does not count."""
-    top = _git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != ROOT:
-        return None, None
-    # Of sources alone: the results that a long experiment rewrites as it goes change nothing that it runs.
-    status = _git("status", "--porcelain", "--", "*.py")
-    return _git("rev-parse", "HEAD"), None if status is None else bool(status)
-
-
-#: Of the code that this process runs: read when it is loaded, since a checkout may move on during a long experiment.
-_COMMIT = _commit()
-
-
-def _processor() -> str:
-    """The processor's name; Linux tells it in a file alone."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _command() -> list[str]:
-    """sys.argv, a program of ours as `-m module`: where the checkout lies is nobody's business."""
-    program = Path(sys.argv[0]).resolve()
-    if program.suffix == ".py" and program.is_relative_to(ROOT):
-        return ["-m", ".".join(program.relative_to(ROOT).with_suffix("").parts), *sys.argv[1:]]
-    return [program.name, *sys.argv[1:]]
 
 
 def write_result(
@@ -126,17 +60,7 @@ def write_result(
         "extra": _plain(extra or {}, "extra", notes),
     }
     text = ",\n".join(f' "{key}": {_one_line_each(value)}' for key, value in (parts | {"notes": notes}).items())
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(f"{{\n{text}\n}}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, f"{{\n{text}\n}}\n")
 
 
 def _one_line_each(value: Any) -> str:

@@ -18,13 +18,16 @@ class Episodes(NamedTuple):
     Attributes:
         rollout: what the agent learns from.
         positions: actions the env was given, (T, N, A).
-        losses: probe loss before the first decision and after each, (T + 1, N) [nats per token].
+        train_losses: mean training loss of the window of each decision, (T, N), in the plant's unit.
+        probe_losses: loss on the probe before the first decision and after each, (T + 1, N), in the plant's unit; None
+            where neither reward nor observation has the probe measured.
         reasons: why each episode diverged, or None, (N,).
     """
 
     rollout: Rollout
     positions: NDArray[np.float64]
-    losses: NDArray[np.float64]
+    train_losses: NDArray[np.float64]
+    probe_losses: NDArray[np.float64] | None
     reasons: tuple[str | None, ...]
 
     @property
@@ -54,10 +57,13 @@ def collect(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes
         raise ValueError(f"{len(seeds)} episodes; expected a multiple of the {env.num_envs} rows")
     waves = [_wave(env, agent, seeds[i : i + env.num_envs]) for i in range(0, len(seeds), env.num_envs)]
     rollout = Rollout(*(np.concatenate(parts, axis=1) for parts in zip(*(w.rollout for w in waves), strict=True)))
+    measured = [w.probe_losses for w in waves if w.probe_losses is not None]
+    probes = measured if len(measured) == len(waves) else None
     return Episodes(
         rollout,
         np.concatenate([w.positions for w in waves], axis=1),
-        np.concatenate([w.losses for w in waves], axis=1),
+        np.concatenate([w.train_losses for w in waves], axis=1),
+        None if probes is None else np.concatenate(probes, axis=1),
         tuple(reason for w in waves for reason in w.reasons),
     )
 
@@ -65,20 +71,23 @@ def collect(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes
 def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
     observations, infos = env.reset(seed=seeds)
     alive = np.ones(env.num_envs, dtype=bool)
-    columns: dict[str, list[Any]] = {name: [] for name in ("obs", "raw", "log_prob", "rewards", "alive", "positions")}
-    losses = [infos["probe_loss"]]
+    names = ("obs", "raw", "log_prob", "rewards", "alive", "positions", "train_losses")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    probes = [infos["probe_loss"]] if "probe_loss" in infos else []
     reasons: list[str | None] = [None] * env.num_envs
     for _ in range(env.num_decisions):
         decision = agent.act(observations)
         taken = observations
         observations, rewards, terminated, truncated, infos = env.step(decision.action)
-        values = (taken, decision.raw, decision.log_prob, rewards, alive.copy(), decision.action)
+        values = (taken, decision.raw, decision.log_prob, rewards, alive.copy(), decision.action, infos["train_loss"])
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
-        losses.append(infos["probe_loss"])
+        if "probe_loss" in infos:
+            probes.append(infos["probe_loss"])
         for row in np.flatnonzero(alive & (infos["divergence"] > 0)):
             reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
         alive &= ~(terminated | truncated)
     stacked = {name: np.stack(values) for name, values in columns.items()}
     rollout = Rollout(stacked["obs"], stacked["raw"], stacked["log_prob"], stacked["rewards"], stacked["alive"])
-    return Episodes(rollout, stacked["positions"], np.stack(losses), tuple(reasons))
+    measured = np.stack(probes) if len(probes) == env.num_decisions + 1 else None
+    return Episodes(rollout, stacked["positions"], stacked["train_losses"], measured, tuple(reasons))

@@ -3,7 +3,8 @@
 Every problem's own solution is run in the sandbox and judged by the true verdict, as a student's program would be. One
 that fails has a wrong test or solution, lacks its imports, or asks for more than the sandbox allows: whoever is trained
 on such a problem cannot solve it either. The exit code is 1 if there is one, or if a line cannot be read, unless it is
-left out on request.
+left out on request. It is 2, with one line on stderr, if a file is missing, an argument is wrong or programs cannot be
+executed here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hpenv.posttraining.grader import Grader, Submission
 from hpenv.posttraining.loopholes import NO_LOOPHOLE, task_of
@@ -43,12 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="processor time of one program, for all its tests together; train with the same [s, default 1]",
     )  # fmt: skip
     given = parser.parse_args(arguments)
+    missing = [file for file in given.files if not Path(file).is_file()]
+    if missing:
+        return _refused(f"{', '.join(missing)} cannot be read; expected JSONL files")
+    try:
+        grader = Grader(SharedSandbox(cpu_seconds=given.cpu_seconds))
+    except (SandboxUnavailable, ValueError) as error:
+        return _refused(error)
     found, num_failing = readings(given.files), 0
     if any(not reading.problems or (reading.refusals and not given.skip_unreadable) for reading in found):
         sys.stdout.write(f"error: {refusal(found)}\n")
         return 1
     try:
-        grader = Grader(SharedSandbox(cpu_seconds=given.cpu_seconds))
         for path, problems, refusals in found:
             failing = failing_solutions(problems, grader)
             num_failing += len(failing)
@@ -61,10 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for problem in failing:
                 why = grader.reason(_submission(problem)) or "but when run again it is: a matter of chance"
                 sys.stdout.write(f"  not solved by its own solution: {problem.name}: {why}\n")
-    except (SandboxUnavailable, ValueError) as error:
-        sys.stdout.write(f"error: {error}\n")
-        return 1
+    except SandboxUnavailable as error:
+        return _refused(error)
     return min(num_failing, 1)
+
+
+def _refused(error: object) -> int:
+    """Tells on stderr what cannot be done, and returns the exit code for it."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    return 2
 
 
 def _submission(problem: Problem) -> Submission:

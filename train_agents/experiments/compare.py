@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tyro.conf import Positional
 
+from train_agents.command_line import refusals
 from train_agents.results import markdown_table, paired_relative_interval, read_result
 
 
@@ -39,6 +41,10 @@ def comparison(old: Path, new: Path, key: str = "bpb") -> str:
         runs = [[(row["seed"], row["corpus"]) for row in side] for side in pair]
         if runs[0] != runs[1]:
             raise ValueError(f"{name} must be of the same seeds and corpus in both folders; got {runs[0]}, {runs[1]}")
+        if any(key not in row for side in pair for row in side):
+            raise ValueError(
+                f"key must be a number of every row of {name}; got {key!r}, rows have {sorted(pair[0][0])}"
+            )
         before, after = (np.array([row[key] for row in side]) for side in pair)
         difference = paired_relative_interval(after, before)
         rows.append(
@@ -53,12 +59,14 @@ def comparison(old: Path, new: Path, key: str = "bpb") -> str:
     return markdown_table(["job", f"old, {key}", f"new, {key}", "new below old", "seeds"], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     import tyro
 
-    config = tyro.cli(CompareConfig, description=__doc__)
-    print(comparison(config.old, config.new, config.key))
+    config = tyro.cli(CompareConfig, args=arguments, description=__doc__)
+    with refusals():
+        table = comparison(config.old, config.new, config.key)
+    print(table)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,13 @@ from baselines.schedules import (
 )
 from baselines.sweeps import cma_search, random_search
 from hpenv.policies import load_policy
+from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.environments import make_population
 from train_agents.evaluate import evaluate_policy
 from train_agents.experiments.jel_report import report
-from train_agents.experiments.jobs import Job, run_jobs
+from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
 from train_agents.experiments.sweeping import sweep
+from train_agents.outputs import check_folder
 from train_agents.results import Rows
 from train_agents.train import TrainConfig, train
 
@@ -69,6 +72,13 @@ class ExperimentConfig:
     demo: bool = False  # cut all of this to fit 10 minutes on two cores
     num_workers: int = 2  # processes, one thread each
     report_only: bool = False  # write tables and figures from the results that are there
+
+    def __post_init__(self) -> None:
+        """Refuses counts below 1."""
+        steps = ("num_steps", "interval", "deployment_tokens", "meta_tokens", "ablation_steps", "ablation_interval")
+        counts = ("num_updates", "ablation_updates", "num_evaluation_seeds", "num_tuning_seeds", "num_workers")
+        check_counts(self, *steps, *counts)
+        check_counts(self, "num_controllers", "num_own_controllers", least=0)
 
     def sized(self) -> ExperimentConfig:
         """Itself, or the demo's sizes."""
@@ -140,6 +150,7 @@ def controller(
     """Trains one controller of an arm, then deploys it on every evaluation seed."""
     folder = Path(runs) / f"{arm.name}-{seed}"
     num_decisions = -(-meta_kwargs["num_steps"] // meta_kwargs["interval"])
+    options = {"jel": arm.jel} if arm.agent == "jel" else {"ppo": PPOAgentConfig(num_decisions=num_decisions)}
     config = TrainConfig(
         agent=arm.agent,  # type: ignore[arg-type]
         env=ENV,
@@ -147,8 +158,7 @@ def controller(
         num_updates=num_updates,
         seed=seed,
         out=folder,
-        jel=arm.jel,
-        ppo=PPOAgentConfig(num_decisions=num_decisions),
+        **options,
     )
     train(config)
     kwargs = {key: value for key, value in arm.env_kwargs.items() if key != "seed_mode"}
@@ -235,14 +245,22 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     return [*fixed, *sweeps, *paper[:2], *ours[:2], *paper[2:], *searches[:1], *ablations, *searches[1:], *ours[2:]]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
-    import tyro
-
-    config = tyro.cli(ExperimentConfig, description=__doc__).sized()
-    print(json.dumps(asdict(config), indent=1, default=str), flush=True)
+    program, sized = "train_agents.experiments.jel", ExperimentConfig.sized
+    config = configuration(ExperimentConfig, program, __doc__, arguments, sized)
+    jobs = make_jobs(config)
+    with refusals():
+        check_folder("out", config.out)
+        if config.report_only:
+            check_results(config.out / "jobs")
+        else:
+            check_folder("runs", config.runs)
+            unfinished(jobs, config.out / "jobs")
+            for size in (config.env_kwargs(), config.meta_kwargs()):
+                make_population(ENV, 1, size)
     if not config.report_only:
-        run_jobs(make_jobs(config), config.out / "jobs", config.num_workers)
+        run_jobs(jobs, config.out / "jobs", config.num_workers)
     report(config.out)
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from train_agents.logs import progress
-from train_agents.results import Rows, write_result
+from train_agents.outputs import check_file, check_folder
+from train_agents.results import Rows, read_result, write_result
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,43 @@ def _execute(job: Job, folder: Path) -> float:
     return time.monotonic() - start
 
 
+def unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Returns the jobs that have no result yet, in their order; changes nothing.
+
+    Raises:
+        ValueError: there is a file that is no result, or a result of another configuration, or none can be written.
+    """
+    check_folder("out", folder)
+    return [job for job in jobs if not _is_done(job, folder)]
+
+
+def check_results(folder: Path) -> None:
+    """Refuses a folder without results, or with a file that is none.
+
+    Raises:
+        ValueError: naming the folder or the file.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ValueError(f"out must be the folder of an experiment with results; got none in {folder}")
+    for file in files:
+        read_result(file)
+
+
 def _is_done(job: Job, folder: Path) -> bool:
     file = job.file(folder)
+    check_file("the result", file)
     if not file.exists():
         return False
-    if json.loads(file.read_text())["configuration"] != _configuration(job):
-        raise ValueError(f"{file} is the result of another configuration; move it away, or give another --out")
+    theirs, ours = read_result(file)["configuration"], _configuration(job)
+    if theirs != ours:
+        different = {
+            key: (theirs.get(key), ours.get(key)) for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)
+        }
+        raise ValueError(
+            f"{file} is the result of another configuration, differing as (there, asked): {different}; move it away, "
+            "or give another --out"
+        )
     return True
 
 
@@ -57,11 +90,11 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     """Runs what has no result yet, in order, `num_workers` at a time with one thread each.
 
     Raises:
-        ValueError: if there is a result of another configuration.
+        ValueError: see `unfinished`.
         RuntimeError: naming the jobs that failed, after all others are done.
     """
+    missing = unfinished(jobs, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if not _is_done(job, folder)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done; {len(missing)} to do on {num_workers} processes")
     if not missing:
         return
@@ -77,6 +110,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
                     error = future.exception()
                     if error is not None:
                         failed[job.name] = f"{type(error).__name__}: {error}"
+                        traceback.print_exception(error)  # of the job's own process
                         print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
                     else:
                         print(f"{job.name}: {future.result():.0f} s, {len(futures)} to go", flush=True)

@@ -14,14 +14,15 @@ Interrupted, the same command goes on where it stopped, in the middle of an arm,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpenv.posttraining.configuration import GRPOConfig
-from train_agents.experiments.jobs import Job, run_jobs
+from hpenv.posttraining.students import student
+from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
 from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
 from train_agents.experiments.projection_controller import STRENGTHS, best_constant, controller
 from train_agents.experiments.projection_direction import validated
@@ -29,6 +30,7 @@ from train_agents.experiments.projection_report import report
 from train_agents.experiments.projection_run import run_arm
 from train_agents.experiments.projection_tables import BEST_CONSTANT, CONTROLLER
 from train_agents.experiments.sidecar import selected
+from train_agents.outputs import check_folder
 
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
 #: Arms that are run before a strength is learned: the paper's, and the controls that tell direction from drift.
@@ -63,6 +65,13 @@ class ExperimentConfig:
     only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
     report_only: bool = False  # write tables and figures from the results that are there
     demo: bool = False  # cut all of this to some minutes; runs few of the arms
+
+    def __post_init__(self) -> None:
+        """Refuses counts below 1."""
+        counts = ("num_updates", "report_interval", "num_seeds", "num_tuning_seeds")
+        meta = ("decision_interval", "meta_steps", "num_meta_updates", "num_meta_episodes")
+        check_counts(self, *counts, *meta, "num_workers")
+        check_counts(self, "num_controllers", least=0)
 
     def sized(self) -> ExperimentConfig:
         """Itself, or the demo's sizes."""
@@ -141,13 +150,21 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
-    import tyro
-
-    config = tyro.cli(ExperimentConfig, args=arguments, description=__doc__).sized()
-    print(json.dumps(asdict(config), indent=1, default=str), flush=True)
+    program, sized = "train_agents.experiments.projection", ExperimentConfig.sized
+    config = configuration(ExperimentConfig, program, __doc__, arguments, sized)
+    with refusals():
+        jobs = selected(make_jobs(config), config.only)
+        check_folder("out", config.out)
+        if config.report_only:
+            check_results(config.out / "jobs")
+        else:
+            check_folder("runs", config.runs)
+            unfinished(jobs, config.out / "jobs")
+            GRPOConfig(**config.grpo())
+            student(config.student)
     if not config.report_only:
         config.runs.mkdir(parents=True, exist_ok=True)
-        run_jobs(selected(make_jobs(config), config.only), config.out / "jobs", config.num_workers)
+        run_jobs(jobs, config.out / "jobs", config.num_workers)
     report(config.out)
 
 

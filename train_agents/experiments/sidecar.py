@@ -17,10 +17,9 @@ Interrupted, the same command goes on where it stopped, in the middle of a run, 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from typing import Any
 from agents.reinforce import INITIAL_STD, SidecarConfig
 from hpenv import snapshots
 from hpenv.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
+from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.environments import make_population
 from train_agents.experiments.forensics import body, compare_runs, differences
-from train_agents.experiments.jobs import Job, run_jobs
+from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
 from train_agents.experiments.sidecar_arms import (
     ARMS,
     CONSTANT_MULTIPLIERS,
@@ -47,7 +48,7 @@ from train_agents.experiments.sidecar_report import report
 from train_agents.experiments.sidecar_signal import measure_signal
 from train_agents.experiments.sweeping import sweep
 from train_agents.online import OnlineConfig, run_online
-from train_agents.population import checkpoints
+from train_agents.outputs import check_folder, checkpoints
 from train_agents.results import Rows, read_result
 
 
@@ -78,6 +79,13 @@ class ExperimentConfig:
     num_workers: int = 2  # processes, one thread each
     only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
     report_only: bool = False  # write tables and figures from the results that are there
+
+    def __post_init__(self) -> None:
+        """Refuses counts below 1."""
+        steps = ("num_steps", "long_steps", "batch_tokens", "sequence_length", "eval_tokens", "eval_interval")
+        counts = ("num_traces", "num_evaluation_seeds", "num_tuning_seeds", "num_reward_seeds", "num_probe_batches")
+        signal = ("signal_batches", "signal_noise_steps")
+        check_counts(self, *steps, *counts, *signal, "hidden_size", "num_workers")
 
     def env_arguments(self, **more: Any) -> dict[str, Any]:
         """Arguments of a run of usual length."""
@@ -136,7 +144,7 @@ def forensics(ours: str, reference: str, control: str, result: str, seeds: Seque
         result: result file of `ours`, which has the final positions.
         seeds: one per row.
     """
-    states = [snapshots.load(checkpoints(Path(folder))[-1] / "env") for folder in (ours, reference, control)]
+    states = [snapshots.load(checkpoints(Path(folder), "step")[-1] / "env") for folder in (ours, reference, control)]
     extra = read_result(result)["extra"]
     rows = []
     for row, seed in enumerate(seeds):
@@ -199,7 +207,9 @@ def late_jobs(config: ExperimentConfig) -> list[Job]:
     """What needs the final weights of runs that are done."""
     names = ("long_weight_decay", "long_foundational", "long_detached")
     files = [config.out / "jobs" / f"{name}.json" for name in names]
-    if not all(file.exists() and checkpoints(config.runs / name) for name, file in zip(names, files, strict=True)):
+    if not all(
+        file.exists() and checkpoints(config.runs / name, "step") for name, file in zip(names, files, strict=True)
+    ):
         return []
     ours, reference, control = (str(config.runs / name) for name in names)
     arguments = {
@@ -246,12 +256,18 @@ def selected(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
-    import tyro
-
-    config = tyro.cli(ExperimentConfig, args=arguments, description=__doc__)
-    print(json.dumps(asdict(config), indent=1, default=str), flush=True)
+    config = configuration(ExperimentConfig, "train_agents.experiments.sidecar", __doc__, arguments)
+    with refusals():
+        jobs = selected(make_jobs(config), config.only)
+        check_folder("out", config.out)
+        if config.report_only:
+            check_results(config.out / "jobs")
+        else:
+            check_folder("runs", config.runs)
+            unfinished(jobs, config.out / "jobs")
+            make_population(ENV, 1, config.env_arguments())
     if not config.report_only:
-        run_jobs(selected(make_jobs(config), config.only), config.out / "jobs", config.num_workers)
+        run_jobs(jobs, config.out / "jobs", config.num_workers)
         run_jobs(late_jobs(config), config.out / "jobs", config.num_workers)
     report(config.out)
 
