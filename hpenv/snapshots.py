@@ -8,6 +8,8 @@ A snapshot is written to a hidden folder beside its place, flushed to the disk, 
 over another, so a snapshot that stands there is first renamed away and deleted at the end. If the process dies between
 the two renames, the old one is found under its hidden name: there is a valid snapshot at every moment. One process
 uses a path at a time: who reads while another replaces may be refused, but is never given a mixture.
+
+Past the usual length, because what is written, read, replaced and found is one format.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import secrets
 import shutil
 import time
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,9 @@ from hpenv.plant import Snapshot
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 FILES = sorted((TENSORS, STATE))
 FORMAT, VERSION = "hpenv.snapshot", 1
+#: Names of the files that desktops leave in any folder they show; they are deleted with a snapshot that is replaced.
+LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.directory|\._.*", re.IGNORECASE)
+CURE = "take another snapshot: hpenv.snapshots.latest(folder) finds the newest one of a folder that is intact"
 
 
 class SnapshotError(ValueError):
@@ -44,6 +50,8 @@ class SnapshotError(ValueError):
 @isolated
 def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Writes a snapshot to a folder, atomically; one that stands there is replaced, anything else is not.
+
+    Of other files in the folder, those that a desktop leaves (LITTER) are deleted with the snapshot.
 
     Tensors come back bit for bit, on the CPU: views are written as what they show, tensors that share memory each as
     their own. The metadata must come back equal and of the same types, so it is made of dict with str keys, list, str,
@@ -59,8 +67,7 @@ def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """
     path = Path(path).resolve()
     files = _encode(snapshot)
-    if path.exists() and not (path.is_dir() and {child.name for child in path.iterdir()} <= {*files}):
-        raise ValueError(f"{str(path)!r} exists and is not a snapshot; expected a new path or one to replace")
+    _check_place(path, files)
     made = [folder for folder in path.parents if not folder.exists()]
     for folder in reversed(made):
         folder.mkdir(exist_ok=True)
@@ -89,31 +96,53 @@ def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _check_place(path: Path, files: Collection[str]) -> None:
+    """Refuses to write where something else stands than a snapshot with these files."""
+    where = f"{str(path)!r} exists and is not a snapshot"
+    cure = "expected a new path or one to replace"
+    if path.is_dir():
+        others = sorted(child.name for child in path.iterdir() if child.name not in files)
+        others = [name for name in others if not LITTER.fullmatch(name)]
+        if others:
+            raise ValueError(f"{where}: it holds {others[:5]}, which would be deleted; {cure}")
+    elif path.exists():
+        raise ValueError(f"{where}: it is a file; {cure}")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{str(path)!r} must lie in a folder; {str(nearest)!r} is a file: give another path")
+
+
 @isolated
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """Reads a snapshot whose every byte is what was written.
 
     If nothing stands at the path because a save was killed while it replaced a snapshot, the replaced one is read.
+    Other files in the folder are not looked at.
 
     Raises:
         SnapshotError: anything else, naming the file; damaged content is never returned.
     """
     folder = _resolve(Path(path))
     if folder is None:
-        raise SnapshotError(f"no snapshot at {str(path)!r}")
+        raise SnapshotError(f"no snapshot at {str(path)!r}; expected a folder that hpenv.snapshots.save wrote")
     manifest = _read_manifest(folder)
     contents = {}
     for name, entry in manifest["files"].items():
         content = _read(folder / name)
         if len(content) != entry["size"]:
-            raise SnapshotError(f"{folder / name} is damaged: it has {len(content)} bytes instead of {entry['size']}")
+            raise _damaged(folder / name, f"it has {len(content)} bytes instead of {entry['size']}")
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise SnapshotError(f"{folder / name} is damaged: its sha256 is not the one in {MANIFEST}")
+            raise _damaged(folder / name, f"its sha256 is not the one in {MANIFEST}")
         contents[name] = content
-    unknown = sorted({child.name for child in folder.iterdir()} - {MANIFEST, *contents})
-    if unknown:
-        raise SnapshotError(f"{folder / unknown[0]} does not belong to the snapshot, which is {sorted(contents)}")
-    return Snapshot(*_decode(folder, contents))
+    state = _decoded_state(folder / STATE, contents[STATE])
+    try:
+        tensors = safetensors.torch.load(contents[TENSORS])
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(folder / TENSORS, f"it holds no tensors ({error})") from error
+    if sorted(state["tensors"]) != sorted(tensors):
+        raise _damaged(folder / STATE, f"it names other tensors than those in {TENSORS}")
+    # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way to its last bit.
+    return Snapshot({name: tensors[name].clone() for name in state["tensors"]}, state["metadata"])
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
@@ -140,6 +169,24 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def _damaged(file: Path, why: str) -> SnapshotError:
+    return SnapshotError(f"{file} is damaged: {why}; {CURE}")
+
+
+def _decoded_state(file: Path, content: bytes) -> dict[str, Any]:
+    """The order of the tensors, and the metadata."""
+    try:
+        state = json.loads(content)
+        _check_json(state, "state")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"it is not JSON as it is written here ({error})") from error
+    names = state.get("tensors") if isinstance(state, dict) and sorted(state) == ["metadata", "tensors"] else None
+    if not (isinstance(names, list) and all(type(name) is str for name in names) and type(state["metadata"]) is dict):
+        raise _damaged(file, "it must hold the names of the tensors, and the metadata, and nothing else")
+    decoded: dict[str, Any] = state
+    return decoded
+
+
 def _encode(snapshot: Snapshot) -> dict[str, bytes]:
     """File name -> content, the manifest last."""
     _check_json(snapshot.metadata, "metadata")
@@ -148,25 +195,6 @@ def _encode(snapshot: Snapshot) -> dict[str, bytes]:
     entries = {n: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for n, content in files.items()}
     body = {"format": FORMAT, "version": VERSION, "saved_unix_ns": time.time_ns(), "files": entries}
     return {**files, MANIFEST: _sign(body)}
-
-
-def _decode(folder: Path, contents: dict[str, bytes]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Returns tensors and metadata; files whose digests fit may still be other than `_encode` writes."""
-    try:
-        tensors = safetensors.torch.load(contents[TENSORS])
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise SnapshotError(f"{folder / TENSORS} is damaged: {error}") from error
-    try:
-        state = json.loads(contents[STATE])
-        names, metadata = state["tensors"], state["metadata"]
-        # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way to its last
-        # bit.
-        found = {name: tensors.pop(name).clone() for name in names}
-    except (KeyError, TypeError, ValueError) as error:
-        raise SnapshotError(f"{folder / STATE} is damaged: it must have metadata, and the tensors' names") from error
-    if tensors or not isinstance(metadata, dict):
-        raise SnapshotError(f"{folder / STATE} is damaged: it must have metadata, and name the tensors {list(tensors)}")
-    return found, metadata
 
 
 def _encode_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -213,9 +241,9 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError as error:
-        raise SnapshotError(f"{file} is missing") from error
+        raise SnapshotError(f"{file} is missing; {CURE}") from error
     except OSError as error:
-        raise SnapshotError(f"{file} cannot be read: {error}") from error
+        raise SnapshotError(f"{file} cannot be read ({error}); {CURE}") from error
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -227,10 +255,23 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, RecursionError):
         is_intact = False
     if not is_intact:
-        raise SnapshotError(f"{folder / MANIFEST} is damaged: it does not agree with its own sha256")
-    given, expected = (body.get("format"), body.get("version"), sorted(body.get("files", ()))), (FORMAT, VERSION, FILES)
+        raise _damaged(folder / MANIFEST, "it does not agree with its own sha256")
+    given, expected = (body.get("format"), body.get("version")), (FORMAT, VERSION)
     if given != expected:
-        raise SnapshotError(f"{folder / MANIFEST} is of format, version and files {given}; expected {expected}")
+        raise SnapshotError(
+            f"{folder / MANIFEST} is of format and version {given}; expected {expected}: load it with the hpenv that "
+            "wrote it"
+        )
+    files = body.get("files")
+    whole = (
+        sorted(body) == ["files", "format", "saved_unix_ns", "version"]
+        and type(body["saved_unix_ns"]) is int
+        and type(files) is dict
+        and sorted(files) == FILES
+        and all(type(entry) is dict and sorted(entry) == ["sha256", "size"] for entry in files.values())
+    )
+    if not whole:
+        raise _damaged(folder / MANIFEST, f"it must hold the time of saving, size and sha256 of {FILES}, and no more")
     return body
 
 
