@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-import numpy as np
 import torch
 
 from hpenv.schedules import Constant, Schedule, check_schedule, described
+from hpenv.values import check_count, is_number, set_python_fields
 
 PerGroup = float | Mapping[str, float]
 SchedulePerGroup = Schedule | Mapping[str, Schedule]
@@ -39,6 +39,7 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run."""
+        set_python_fields(self)
         for name in ("base_lr", "base_weight_decay"):
             rates = getattr(self, name)
             for rate in rates.values() if isinstance(rates, Mapping) else (rates,):
@@ -58,8 +59,8 @@ class PretrainingConfig:
             raise ValueError(f"compile={self.compile!r} must be True or False")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
-        if not self.divergence_multiple > 1:
-            raise ValueError(f"divergence_multiple={self.divergence_multiple} must be above 1")
+        if not (is_number(self.divergence_multiple) and self.divergence_multiple > 1):
+            raise ValueError(f"divergence_multiple={self.divergence_multiple!r} must be a number above 1")
         try:
             torch.device(self.device)
         except RuntimeError as error:
@@ -74,32 +75,4 @@ class PretrainingConfig:
 
     def description(self) -> dict[str, object]:
         """The configuration as JSON-able values; schedules as their text."""
-        return {field.name: _described(getattr(self, field.name)) for field in fields(self)}
-
-
-def _described(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _described(entry) for key, entry in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, int | float | str) else described(value)
-
-
-def is_number(value: object) -> bool:
-    """Whether this is a real number, of Python or numpy; True and False are not."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def is_count(value: object) -> bool:
-    """Whether this is a whole number of at least 1."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
-
-
-def check_count(name: str, value: object) -> None:
-    """Refuses what is not a whole number of at least 1.
-
-    Raises:
-        ValueError: naming the argument and what was given.
-    """
-    if not is_count(value):
-        raise ValueError(f"{name}={value!r} must be at least 1, a whole number")
+        return {entry.name: described(getattr(self, entry.name)) for entry in fields(self)}

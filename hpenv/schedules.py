@@ -3,19 +3,29 @@
 A schedule is a frozen dataclass that is called on an array of steps; it belongs to the plant's configuration, holds
 at every step, and is what the panel's multipliers are applied to. Step t is the t-th update, counted from 0, of
 `num_steps`.
+
+Every schedule is data as well: `dataclasses.asdict` gives a mapping with its `name` in SCHEDULES and its parameters,
+which `schedule_forms` reads again, as EnvSpec.to_json and from_json need it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
-from types import FunctionType
-from typing import Protocol
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpenv.values import as_python, is_count, is_number
+
 FloatArray = NDArray[np.float64]
+
+#: A schedule whose text is longer goes by the digest of it.
+LONGEST_TEXT = 1000
 
 
 class Schedule(Protocol):
@@ -25,28 +35,33 @@ class Schedule(Protocol):
         """Multipliers of the base rate at these steps."""
 
 
-def check_schedule(name: str, schedule: object) -> None:
-    """Refuses what does not map steps to multipliers.
-
-    Raises:
-        ValueError: naming the argument, what was given, and what it made of steps.
-    """
-    steps, made = np.arange(2)[:, None], None
-    if callable(schedule) and not isinstance(schedule, type):
-        with contextlib.suppress(Exception):  # whatever it raises, it is no schedule
-            made = schedule(steps)
-        found = np.asarray(made if isinstance(made, np.ndarray) else np.nan)
-        if found.shape == steps.shape and found.dtype.kind in "fi" and np.isfinite(found).all() and (found >= 0).all():
-            return
-    raise ValueError(
-        f"{name}={schedule!r} must be a Schedule (see hpenv.schedules): what maps an array of steps to an array of as "
-        f"many multipliers, finite and not negative; of the steps [[0], [1]] it made {made!r}"
-    )
+def _set_count(schedule: object, name: str, least: int) -> None:
+    """Refuses a parameter that is not a whole number of at least `least`, and keeps it as Python's int."""
+    value = as_python(getattr(schedule, name))
+    if not is_count(value, least):
+        raise ValueError(
+            f"{name} of {type(schedule).__name__} must be a whole number of at least {least}; got {value!r}"
+        )
+    object.__setattr__(schedule, name, value)
 
 
-def described(schedule: object) -> str:
-    """A schedule as its text; a function by its name, since its address differs in every process."""
-    return f"{schedule.__module__}.{schedule.__qualname__}" if isinstance(schedule, FunctionType) else repr(schedule)
+def _set_fraction(schedule: object, name: str, most: float = math.inf) -> None:
+    """Refuses a parameter that is not a number from 0 to `most`, and keeps it as Python's."""
+    value = as_python(getattr(schedule, name))
+    if not (is_number(value) and math.isfinite(value) and 0 <= value <= most):
+        expected = "finite and not negative" if most == math.inf else f"a number from 0 to {most:g}"
+        raise ValueError(f"{name} of {type(schedule).__name__} must be {expected}; got {value!r}")
+    object.__setattr__(schedule, name, value)
+
+
+def _set_warmup(schedule: Any) -> None:
+    """Refuses a `warmup_steps` that is longer than the run."""
+    _set_count(schedule, "warmup_steps", 0)
+    if schedule.warmup_steps > schedule.num_steps:
+        raise ValueError(
+            f"warmup_steps of {type(schedule).__name__} must be at most num_steps={schedule.num_steps}; "
+            f"got {schedule.warmup_steps}"
+        )
 
 
 def _ramp(steps: NDArray[np.int64], warmup_steps: int) -> FloatArray:
@@ -61,6 +76,11 @@ class Constant:
     """1 at every step, after an optional linear warmup."""
 
     warmup_steps: int = 0
+    name: str = field(default="constant", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no length."""
+        _set_count(self, "warmup_steps", 0)
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
         """Multipliers at `steps`, same shape."""
@@ -74,6 +94,13 @@ class Cosine:
     num_steps: int
     warmup_steps: int = 0
     final_fraction: float = 0.0
+    name: str = field(default="cosine", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no length or no fraction."""
+        _set_count(self, "num_steps", 1)
+        _set_warmup(self)
+        _set_fraction(self, "final_fraction")
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
         """Multipliers at `steps`, same shape."""
@@ -94,6 +121,14 @@ class WarmupFlatWarmdown:
     warmup_steps: int = 0
     warmdown_fraction: float = 0.4
     final_fraction: float = 0.0
+    name: str = field(default="warmup_flat_warmdown", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no length or no fraction."""
+        _set_count(self, "num_steps", 1)
+        _set_warmup(self)
+        _set_fraction(self, "warmdown_fraction", 1.0)
+        _set_fraction(self, "final_fraction")
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
         """Multipliers at `steps`, same shape."""
@@ -108,6 +143,11 @@ class LinearDecay:
     """1 - t / T: nanochat's schedule of Muon's weight decay."""
 
     num_steps: int
+    name: str = field(default="linear_decay", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no length."""
+        _set_count(self, "num_steps", 1)
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
         """Multipliers at `steps`, same shape."""
@@ -116,14 +156,71 @@ class LinearDecay:
 
 @dataclass(frozen=True)
 class PiecewiseConstant:
-    """values[t // interval], the last value from there on; times `base` where one is given."""
+    """values[t // interval], the last value from there on; times `base`, another schedule of this module."""
 
     values: tuple[float, ...]
     interval: int
     base: Schedule = Constant()
+    name: str = field(default="piecewise_constant", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no table, no length or no schedule."""
+        given = self.values
+        values = tuple(map(as_python, given)) if isinstance(given, Sequence | np.ndarray) else ()
+        if not values or isinstance(given, str):
+            raise ValueError(f"values of PiecewiseConstant must be numbers, at least one; got {given!r}")
+        for place, value in enumerate(values):
+            if not (is_number(value) and math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"values of PiecewiseConstant must be finite and not negative; got {value!r} at place {place}"
+                )
+        object.__setattr__(self, "values", values)
+        _set_count(self, "interval", 1)
+        check_schedule("base of PiecewiseConstant", self.base)
+
+    @cached_property
+    def _table(self) -> FloatArray:
+        return np.asarray(self.values, dtype=np.float64)
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
         """Multipliers at `steps`, same shape."""
-        table = np.asarray(self.values, dtype=np.float64)
-        index = np.minimum(np.asarray(steps, dtype=np.int64) // self.interval, len(table) - 1)
-        return table[index] * self.base(steps)
+        index = np.minimum(np.asarray(steps, dtype=np.int64) // self.interval, len(self.values) - 1)
+        return self._table[index] * self.base(steps)
+
+
+#: Name -> schedule. `none` is that of no schedule at all.
+SCHEDULES: dict[str, type[Any]] = {
+    "none": Constant,
+    "constant": Constant,
+    "cosine": Cosine,
+    "warmup_flat_warmdown": WarmupFlatWarmdown,
+    "linear_decay": LinearDecay,
+    "piecewise_constant": PiecewiseConstant,
+}
+
+
+def check_schedule(argument: str, schedule: object) -> None:
+    """Refuses what is not a schedule of this module.
+
+    Raises:
+        ValueError: naming the argument, what was given, and how a function becomes a schedule.
+    """
+    if type(schedule) not in SCHEDULES.values():
+        raise ValueError(
+            f"{argument} must be a schedule of hpenv.schedules; got {schedule!r}. Make one of a function of your own "
+            "with hpenv.schedule_forms.tabulated(function, num_steps)"
+        )
+
+
+def described(value: Any) -> Any:
+    """Returns a setting as a JSON-able value: a schedule as its text, a tuple as a list."""
+    if isinstance(value, Mapping):
+        return {str(key): described(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [described(entry) for entry in value]
+    if type(value) not in SCHEDULES.values():
+        return value
+    text = repr(value)
+    if len(text) <= LONGEST_TEXT:
+        return text
+    return f"{type(value).__name__} of sha256 {hashlib.sha256(text.encode()).hexdigest()}"

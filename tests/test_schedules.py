@@ -1,5 +1,7 @@
 """Base schedules: each is its closed form at every step, whatever shape the steps come in."""
 
+import dataclasses
+import json
 import math
 import pickle
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from hpenv.schedules import (
+    SCHEDULES,
     Constant,
     Cosine,
     LinearDecay,
@@ -65,26 +68,64 @@ def pair(request):
     return FORMULAS[request.param]
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        None, "cosine", Cosine, lambda steps: 1.0, lambda steps: np.ones(3), lambda steps: np.full(steps.shape, np.nan),
-        lambda steps: -np.ones(steps.shape), lambda steps: steps / 0 if steps[0, 0] else 1 / 0, lambda: 1.0,
-    ],
-)  # fmt: skip
-def test_what_does_not_map_steps_to_multipliers_is_refused(schedule):
-    with pytest.raises(ValueError, match=r"^lr=.* must be a Schedule \(see hpenv\.schedules\): what maps an array"):
+@pytest.mark.parametrize("schedule", [None, "cosine", Cosine, lambda steps: np.ones(steps.shape), {"name": "cosine"}])
+def test_a_plant_takes_schedules_of_this_module_alone(schedule):
+    with pytest.raises(ValueError, match=r"^lr must be a schedule of hpenv\.schedules; got .*tabulated\(function, "):
         check_schedule("lr", schedule)
 
 
-def test_a_schedule_passes_and_a_function_is_called_by_its_name(pair):
-    check_schedule("lr", pair[0])
-    check_schedule("lr", ramp_of_ten)
-    assert described(ramp_of_ten) == f"{__name__}.ramp_of_ten" and described(Cosine(3)) == repr(Cosine(3))
+def test_every_schedule_is_in_the_table_under_its_own_name(pair):
+    schedule = pair[0]
+    check_schedule("lr", schedule)
+    assert type(schedule) is SCHEDULES[schedule.name] and dataclasses.asdict(schedule)["name"] == schedule.name
+    assert len({id(kind) for kind in SCHEDULES.values()}) == len(SCHEDULES) - 1  # `none` is `constant`
 
 
-def ramp_of_ten(steps):
-    return np.minimum(1.0, (steps + 1) / 10)
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Constant(-1), "warmup_steps of Constant must be a whole number of at least 0; got -1"),
+        (lambda: Constant(2.0), "warmup_steps of Constant must be a whole number of at least 0; got 2.0"),
+        (lambda: Cosine(-12), "num_steps of Cosine must be a whole number of at least 1; got -12"),
+        (lambda: Cosine(0), "num_steps of Cosine must be a whole number of at least 1; got 0"),
+        (lambda: Cosine(True), "num_steps of Cosine must be a whole number of at least 1; got True"),
+        (lambda: Cosine("12"), "num_steps of Cosine must be a whole number of at least 1; got '12'"),
+        (lambda: Cosine(12, 13), "warmup_steps of Cosine must be at most num_steps=12; got 13"),
+        (lambda: Cosine(12, 0, -0.5), "final_fraction of Cosine must be finite and not negative; got -0.5"),
+        (lambda: Cosine(12, 0, math.nan), "final_fraction of Cosine must be finite and not negative; got nan"),
+        (lambda: WarmupFlatWarmdown(-3), "num_steps of WarmupFlatWarmdown must be a whole number of at least 1"),
+        (lambda: WarmupFlatWarmdown(9, 10), "warmup_steps of WarmupFlatWarmdown must be at most num_steps=9; got 10"),
+        (lambda: WarmupFlatWarmdown(9, 0, 1.5), "warmdown_fraction of .* must be a number from 0 to 1; got 1.5"),
+        (lambda: WarmupFlatWarmdown(9, 0, 0.4, math.inf), "final_fraction of .* must be finite and not negative"),
+        (lambda: LinearDecay(0), "num_steps of LinearDecay must be a whole number of at least 1; got 0"),
+        (lambda: PiecewiseConstant((), 1), r"values of PiecewiseConstant must be numbers, at least one; got \(\)"),
+        (lambda: PiecewiseConstant("12", 1), "values of PiecewiseConstant must be numbers, at least one; got '12'"),
+        (lambda: PiecewiseConstant((1.0, -2.0), 1), "must be finite and not negative; got -2.0 at place 1"),
+        (lambda: PiecewiseConstant((1.0, math.nan), 1), "must be finite and not negative; got nan at place 1"),
+        (lambda: PiecewiseConstant((1.0,), 0), "interval of PiecewiseConstant must be a whole number of at least 1"),
+        (lambda: PiecewiseConstant((1.0,), 1, None), "base of PiecewiseConstant must be a schedule of hpenv.schedules"),
+    ],
+)
+def test_parameters_that_are_impossible_are_refused_by_name(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_numbers_of_numpy_make_the_same_schedule_as_those_of_python():
+    for ours, theirs in (
+        (Cosine(np.int64(20), np.int32(5), np.float64(0.5)), Cosine(20, 5, 0.5)),
+        (WarmupFlatWarmdown(np.int64(20), warmdown_fraction=np.array(0.25)), WarmupFlatWarmdown(20, 0, 0.25)),
+        (PiecewiseConstant(np.array([1.0, 0.5]), np.int8(3)), PiecewiseConstant((1.0, 0.5), 3)),
+        (PiecewiseConstant([1, np.float32(0.5)], 3), PiecewiseConstant((1, 0.5), 3)),
+    ):
+        assert ours == theirs and described(ours) == described(theirs) and "np." not in repr(ours)
+        json.dumps(dataclasses.asdict(ours))
+
+
+def test_a_schedule_is_described_by_its_parameters_and_a_long_one_by_their_digest():
+    assert described({"matrix": Cosine(3), "embedding": (1, 2.0)}) == {"matrix": repr(Cosine(3)), "embedding": [1, 2.0]}
+    long, same, other = (PiecewiseConstant((1.0,) * 999 + (end,), 1) for end in (0.5, 0.5, 0.25))
+    assert described(long) == described(same) != described(other) and len(described(long)) < 100
 
 
 def test_a_schedule_is_its_closed_form_at_every_step(pair):

@@ -7,13 +7,12 @@ from dataclasses import fields
 from typing import Any
 
 from hpenv.channels import CHANNELS, SCOPES, channels_of
-from hpenv.configuration import PretrainingConfig, check_count, is_count
+from hpenv.configuration import PretrainingConfig
 from hpenv.rewards import REWARD_TERMS
-from hpenv.schedules import Constant, Schedule, WarmupFlatWarmdown, check_schedule
+from hpenv.schedule_forms import schedules_of
+from hpenv.values import check_count, is_count
 
 Channels = tuple[tuple[str, str], ...]
-
-SCHEDULES = ("none", "warmup_flat_warmdown")
 
 
 class UnknownArgumentError(TypeError, ValueError):
@@ -132,25 +131,11 @@ def check_episode(num_steps: int, interval: int) -> None:
         )
 
 
-def base_schedule(
-    schedule: str | Schedule | Mapping[str, Schedule], num_steps: int
-) -> Schedule | Mapping[str, Schedule]:
-    """The base schedule of the learning rate: one of SCHEDULES over an episode, or what is given.
-
-    Raises:
-        ValueError: for a name that is not one of SCHEDULES, or what is no schedule.
-    """
-    if not isinstance(schedule, str):
-        for own in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
-            check_schedule("schedule", own)
-        return schedule
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; expected a Schedule or one of {list(SCHEDULES)}")
-    return Constant() if schedule == "none" else WarmupFlatWarmdown(num_steps)
-
-
 def plant_config(config: Any) -> PretrainingConfig:
-    """What a run is: those fields of an id's configuration that the plant has as well, and the base schedule."""
-    shared = {f.name for f in fields(config)} & {f.name for f in fields(PretrainingConfig)}
-    schedule = base_schedule(config.schedule, config.num_steps)
-    return PretrainingConfig(**{name: getattr(config, name) for name in shared}, lr_schedule=schedule)
+    """What a run is: those fields of an id's configuration that the plant has as well, and the base schedules."""
+    shared = {f.name for f in fields(config)} & {f.name for f in fields(PretrainingConfig)} - {"weight_decay_schedule"}
+    schedules: dict[str, Any] = {
+        f"{kind}_schedule": schedules_of(argument, getattr(config, argument), config.num_steps)
+        for kind, argument in (("lr", "schedule"), ("weight_decay", "weight_decay_schedule"))
+    }
+    return PretrainingConfig(**{name: getattr(config, name) for name in shared}, **schedules)

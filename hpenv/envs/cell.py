@@ -88,7 +88,8 @@ Info:
     `env.unwrapped.corpus_digest` is the sha256 of the text.
 
 Arguments:
-    See `CellConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`.
+    See `CellConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`. `hpenv.envs.jel` has the forms of
+    `schedule` and `weight_decay_schedule`.
 
 Version History:
     v0: first version.
@@ -110,8 +111,9 @@ from hpenv.isolation import isolated
 from hpenv.pretraining import PretrainingPlant
 from hpenv.render import renders
 from hpenv.rewards import check_weights
-from hpenv.schedules import Constant, Schedule
+from hpenv.schedules import Schedule
 from hpenv.telemetry import FEATURES, readable
+from hpenv.values import set_python_fields
 
 ID = "TrainLoop-Cell-v0"
 
@@ -172,9 +174,9 @@ class CellConfig:
     # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the preset has any
     base_lr: PerGroup = 1e-3
     base_weight_decay: PerGroup = 1e-2  # uniform, or group -> rate
-    # `none`, `warmup_flat_warmdown`, a Schedule, or group -> Schedule; of the learning rate
-    schedule: str | Schedule | Mapping[str, Schedule] = "none"
-    weight_decay_schedule: Schedule | Mapping[str, Schedule] = field(default_factory=Constant)  # of the weight decay
+    # of the learning rate: a key of hpenv.schedules.SCHEDULES, or a mapping, a function or group -> one of these
+    schedule: str | Schedule | Mapping[str, Any] = "none"
+    weight_decay_schedule: str | Schedule | Mapping[str, Any] = "none"  # of the weight decay; as `schedule`
     # key of SURFACES; or a list of names or (name, scope) pairs; or a mapping name -> scope
     channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str] = "foundational"
     observation: str | Sequence[str] = "full"  # key of OBSERVATIONS, or a list of keys of hpenv.telemetry.FEATURES
@@ -197,12 +199,13 @@ class CellConfig:
         Raises:
             ValueError: naming what was given and what is accepted.
         """
+        set_python_fields(self)
         self.features()
         shared.check_episode(self.num_steps, self.interval)
-        shared.base_schedule(self.schedule, self.num_steps)
         self.channel_pairs()
         shared.check_reward(self.reward)
         check_weights(self.reward, PretrainingPlant.gauge_names)
+        self.plant_config()
 
     def features(self) -> tuple[str, ...]:
         """What is observed.

@@ -105,7 +105,8 @@ Episode End:
 Arguments:
     See `ProjectionConfig` and, for what it has no words for, `hpenv.posttraining.configuration.GRPOConfig`; each is a
     keyword argument of `gym.make` and `gym.make_vec`. Programs are executed on Linux with Landlock and seccomp alone;
-    elsewhere the first `reset` says what is missing.
+    elsewhere the first `reset` says what is missing. `schedule` has the forms that `hpenv.envs.jel` lists, but those by
+    group; its default, the name `cosine` alone, begins with 10 updates of warmup.
 
     | argument           | values                                                                                |
     |--------------------|---------------------------------------------------------------------------------------|
@@ -155,10 +156,15 @@ from hpenv.posttraining.student import Student
 from hpenv.posttraining.students import student
 from hpenv.render import renders
 from hpenv.rewards import check_weights
-from hpenv.schedules import Constant, Cosine, Schedule
+from hpenv.schedule_forms import schedule_of
+from hpenv.schedules import Schedule
 from hpenv.telemetry import FEATURES, readable
+from hpenv.values import set_python_fields
 
 ID = "TrainLoop-GRPOProjection-v0"
+
+#: Of the schedule `cosine`, where it is asked for by its name alone [updates].
+WARMUP_STEPS = 10
 
 SURFACES: dict[str, Channels] = {
     "projection": (("projection_strength", "run"),),
@@ -209,7 +215,8 @@ class ProjectionConfig:
     clip_ratio: float = 0.2
     max_gradient_norm: float = 1.0
     divergence_kl: float = 10.0
-    schedule: str | Schedule = "cosine"  # `cosine` with 10 updates of warmup, `none`, or a Schedule
+    # of the learning rate: a key of hpenv.schedules.SCHEDULES, a mapping or a function; see Arguments for `cosine`
+    schedule: str | Schedule | Mapping[str, Any] = "cosine"
     direction: str = "pairs"
     direction_method: str = "mean_difference"
     num_axes: int = 1
@@ -239,6 +246,7 @@ class ProjectionConfig:
         Raises:
             ValueError: naming what was given and what is accepted.
         """
+        set_python_fields(self)
         self.features()
         shared.check_episode(self.num_steps, self.interval)
         self.channel_pairs()
@@ -260,13 +268,13 @@ class ProjectionConfig:
         """What a run is.
 
         Raises:
-            ValueError: for what GRPOConfig refuses, or an unknown name of a schedule.
+            ValueError: for what GRPOConfig refuses, or what is no schedule.
         """
-        schedule = self.schedule
-        if isinstance(schedule, str):
-            shared.check_key("schedule", schedule, ("cosine", "none"), "a Schedule")
-            schedule = Constant() if schedule == "none" else Cosine(self.num_steps, min(10, self.num_steps // 2))
+        given = self.schedule
+        if given == "cosine":
+            given = {"name": "cosine", "warmup_steps": min(WARMUP_STEPS, self.num_steps // 2)}
         both = {f.name for f in fields(self)} & {f.name for f in fields(GRPOConfig)}
+        schedule = schedule_of("schedule", given, self.num_steps)
         return GRPOConfig(**{name: getattr(self, name) for name in both}, lr_schedule=schedule)
 
 

@@ -60,6 +60,19 @@ Info:
 Arguments:
     See `JELConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`.
 
+    `schedule` and `weight_decay_schedule` map the step to a multiplier of the base rate, over the `num_steps` of a run:
+
+    | form                                     | example                                                             |
+    |------------------------------------------|---------------------------------------------------------------------|
+    | a key of `hpenv.schedules.SCHEDULES`     | `"none"`, `"cosine"`, `"warmup_flat_warmdown"`, `"linear_decay"`    |
+    | a mapping with such a name               | `{"name": "cosine", "warmup_steps": 20, "final_fraction": 0.1}`     |
+    | a schedule of `hpenv.schedules`          | `Cosine(561, warmup_steps=20)`                                      |
+    | a function of an array of steps          | `lambda steps: 1 / np.sqrt(1 + steps)`                              |
+    | one of these for each group of weights   | `{"embedding": "none", "matrix": "cosine", "unembedding": "none"}`  |
+
+    The first two are text, and so survive `EnvSpec.to_json`, YAML and a command line. Of a function, the values at
+    every step are what is trained with and what a snapshot must agree with.
+
 Version History:
     v0: first version.
 """
@@ -78,7 +91,8 @@ from hpenv.envs import arguments as shared
 from hpenv.isolation import isolated
 from hpenv.pretraining import PretrainingPlant
 from hpenv.render import renders
-from hpenv.schedules import Constant, Schedule
+from hpenv.schedules import Schedule
+from hpenv.values import set_python_fields
 
 ID = "TrainLoop-JEL-v0"
 ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -118,9 +132,9 @@ class JELConfig:
     # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the preset has any
     base_lr: PerGroup = 1e-3  # (JEL, section 4.1)
     base_weight_decay: PerGroup = 1e-2  # uniform, or group -> rate (JEL, section 4.1)
-    # `none`, `warmup_flat_warmdown` (40 % warmdown), a Schedule, or group -> Schedule; of the learning rate
-    schedule: str | Schedule | Mapping[str, Schedule] = "warmup_flat_warmdown"
-    weight_decay_schedule: Schedule | Mapping[str, Schedule] = field(default_factory=Constant)  # of the weight decay
+    # of the learning rate: a key of hpenv.schedules.SCHEDULES, or a mapping, a function or group -> one of these
+    schedule: str | Schedule | Mapping[str, Any] = "warmup_flat_warmdown"
+    weight_decay_schedule: str | Schedule | Mapping[str, Any] = "none"  # of the weight decay; as `schedule`
     observation: str = "progress"  # key of OBSERVATIONS
     actions: str = "shared"  # key of ACTIONS
     penalties: Mapping[str, float] = field(
@@ -139,10 +153,10 @@ class JELConfig:
         Raises:
             ValueError: naming what was given and what is accepted.
         """
+        set_python_fields(self)
         shared.check_key("observation", self.observation, OBSERVATIONS)
         shared.check_key("actions", self.actions, ACTIONS)
         shared.check_episode(self.num_steps, self.interval)
-        shared.base_schedule(self.schedule, self.num_steps)
         if not isinstance(self.penalties, Mapping):
             raise ValueError(
                 f"penalties={self.penalties!r}; expected a mapping of some of {list(PENALTIES)} to weights, as "
@@ -151,6 +165,7 @@ class JELConfig:
         unknown = sorted(set(self.penalties) - set(PENALTIES))
         if unknown:
             raise ValueError(f"unknown penalties {unknown}; expected some of {list(PENALTIES)}")
+        self.plant_config()
 
     def plant_config(self) -> PretrainingConfig:
         """What a run is."""

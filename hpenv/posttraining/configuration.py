@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
-from hpenv.configuration import check_count, is_number
 from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
 from hpenv.posttraining.projection import RULES
 from hpenv.posttraining.sandbox import Limits
 from hpenv.posttraining.student import Student
 from hpenv.schedules import Constant, Schedule, check_schedule, described
+from hpenv.values import check_count, is_number, set_python_fields
 
 #: What a direction is made of: contrastive pairs; labelled programs that use known_modes, beside the same without;
 #: three controls of those, for a use of a loophole is also a longer program; and three controls of the pairs.
@@ -68,6 +68,7 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run."""
+        set_python_fields(self)
         for name in ("num_prompts", "num_samples", "num_problems", "difficulty", "num_axes", "num_probe_problems"):
             check_count(name, getattr(self, name))
         for name in ("num_evaluation_problems", "num_workers"):
@@ -103,6 +104,7 @@ class GRPOConfig:
             given = getattr(self, name)
             if not (isinstance(given, tuple | list) and given and all(mode in LOOPHOLES for mode in given)):
                 raise ValueError(f"{name}={given!r}; expected a tuple of some of {sorted(LOOPHOLES)}")
+            object.__setattr__(self, name, tuple(given))  # JSON has lists alone
         for name in ("route", "skip_unreadable"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected True or False")
@@ -123,16 +125,11 @@ class GRPOConfig:
             raise ValueError(f"num_axes={self.num_axes}: a difference of means is one axis; use direction_method='svd'")
 
     def description(self) -> dict[str, object]:
-        """What a snapshot must agree with, as JSON-able values; schedules as their text."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        for name in ("num_workers", "cache"):  # they change the speed alone
-            del values[name]
-        del values["student"]  # where it lies; what it is, the plant knows
-        return {
-            name: list(value)
-            if isinstance(value, tuple)
-            else value
-            if isinstance(value, int | float | str)
-            else described(value)
-            for name, value in values.items()
-        }
+        """Returns what a snapshot must agree with, as JSON-able values.
+
+        Without what changes the speed alone, and without what says where or how many student and problems are: what
+        they are, the plant knows.
+        """
+        left_out = ("num_workers", "cache", "student")
+        names = [entry.name for entry in fields(self) if entry.name not in left_out]
+        return {name: described(getattr(self, name)) for name in names}
