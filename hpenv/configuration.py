@@ -74,5 +74,9 @@ class PretrainingConfig:
         return self.batch_tokens // self.sequence_length
 
     def description(self) -> dict[str, object]:
-        """The configuration as JSON-able values; schedules as their text."""
-        return {entry.name: described(getattr(self, entry.name)) for entry in fields(self)}
+        """Returns what a snapshot must agree with, as JSON-able values.
+
+        Without `data` and `tokenizer`, which say where the text lies: what it is, the plant knows.
+        """
+        names = [entry.name for entry in fields(self) if entry.name not in ("data", "tokenizer")]
+        return {name: described(getattr(self, name)) for name in names}

@@ -18,16 +18,16 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from hpenv.configuration import check_count
 from hpenv.infos import Info, columns, merged, only_row, restricted, row_value, with_masks
 from hpenv.isolation import isolated
-from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window
+from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window, check_tensors
 from hpenv.registers import Registers
 from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
 from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
 from hpenv.streams import SeedStreams
 from hpenv.telemetry import Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
 from hpenv.trajectory import Trajectory
+from hpenv.values import as_python, check_count
 
 
 class TrainLoopVectorEnv(gym.vector.VectorEnv):
@@ -351,28 +351,34 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise gym.error.ResetNeeded("nothing to save before the first reset()")
         inner = self.plant.snapshot()
         tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
-        own = {"ended": self._ended, "initial": self._initial, "previous_positions": self._previous_positions}
-        own |= {"observations": self._observations, "registers": self._registers.values}
-        tensors |= {f"env/{name}": torch.as_tensor(value.copy()) for name, value in own.items()}
-        for record, values in (("window", self._window), ("trajectory", self._trajectory)):
-            tensors |= {f"{record}/{name}": torch.as_tensor(value.copy()) for name, value in vars(values).items()}
+        tensors |= {name: torch.as_tensor(value.copy()) for name, value in self._arrays(self._window).items()}
         rows = [
             {"random": stream, "history": history.state()}
             for stream, history in zip(self._streams.states(), self._history, strict=True)
         ]
         return Snapshot(tensors, {"plant": inner.metadata, "env": self._description(), "rows": rows})
 
+    def _arrays(self, window: Window) -> dict[str, NDArray[Any]]:
+        """What a snapshot holds beside the plant's tensors; no copy."""
+        own = {"ended": self._ended, "initial": self._initial, "previous_positions": self._previous_positions}
+        own |= {"observations": self._observations, "registers": self._registers.values}
+        records = (("env", own), ("window", vars(window)), ("trajectory", vars(self._trajectory)))
+        return {f"{record}/{name}": value for record, values in records for name, value in values.items()}
+
     def _description(self) -> dict[str, object]:
-        return {
-            "interval": self.interval,
-            "horizon": self.horizon,
-            "features": list(self._features),
-            "reward": self._weights,
-            "num_registers": self._layout.num_registers,
-            "register_leak": self._registers.leak,
-            "seed_mode": self.seed_mode,
-            "max_episode_steps": None if math.isinf(self._limit) else self._limit,
-        }
+        description: dict[str, object] = as_python(
+            {
+                "interval": self.interval,
+                "horizon": self.horizon,
+                "features": list(self._features),
+                "reward": self._weights,
+                "num_registers": self._layout.num_registers,
+                "register_leak": self._registers.leak,
+                "seed_mode": self.seed_mode,
+                "max_episode_steps": None if math.isinf(self._limit) else self._limit,
+            }
+        )
+        return description
 
     @isolated
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
@@ -390,13 +396,20 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 f"a {type(snapshot).__name__} is no snapshot; expected what snapshot() returned, or "
                 "hpenv.snapshots.load(path) for one on disk"
             )
-        if "env" not in snapshot.metadata:
+        if not all(isinstance(snapshot.metadata.get(part), dict) for part in ("env", "plant")):
             raise ValueError(f"the snapshot is of no environment; it holds {sorted(snapshot.metadata)}")
         ours, theirs = self._description(), snapshot.metadata["env"]
-        different = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
+        different = {key: (theirs.get(key), ours.get(key)) for key in ours | theirs if theirs.get(key) != ours.get(key)}
         if different:
             raise ValueError(f"the snapshot is of another environment, as (snapshot, here): {different}")
         tensors = snapshot.tensors
+        streams, histories = _rows(snapshot, self.seed_mode)
+        if len(histories) != self.num_envs:
+            raise ValueError(f"the snapshot has {len(histories)} rows; this environment has {self.num_envs}")
+        names = (self.plant.num_layers, len(self.plant.gauge_names), len(self.plant.privileged_names))
+        expected = self._arrays(Window.empty(self.num_envs, *names))
+        others = {name: tensor for name, tensor in tensors.items() if not name.startswith("plant/")}
+        check_tensors(others, {name: torch.as_tensor(value) for name, value in expected.items()})
         self.plant.restore(Snapshot(_under("plant/", tensors), snapshot.metadata["plant"]), keep_panel)
         self._ended = tensors["env/ended"].numpy().copy()
         self._initial = tensors["env/initial"].numpy().copy()
@@ -405,9 +418,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._registers.values = tensors["env/registers"].numpy().copy()
         self._window = Window(**{k: t.numpy().copy() for k, t in _under("window/", tensors).items()})
         self._trajectory = Trajectory(**{k: t.numpy().copy() for k, t in _under("trajectory/", tensors).items()})
-        rows = snapshot.metadata["rows"]
-        self._streams.restore([saved["random"] for saved in rows])
-        self._history = [History(saved["history"]) for saved in rows]
+        self._streams, self._history = streams, histories
         return self._observations.copy()
 
     @isolated
@@ -544,6 +555,24 @@ def _autoreset_mode(given: str | AutoresetMode) -> AutoresetMode:
     if not (isinstance(name, str) and name in spellings):
         raise ValueError(f"unknown autoreset_mode {given!r}; expected one of {sorted(names)}")
     return spellings[name]
+
+
+def _rows(snapshot: Snapshot, seed_mode: str) -> tuple[SeedStreams, list[History]]:
+    """The streams of seeds and the histories of a snapshot's rows.
+
+    Raises:
+        ValueError: if it has none, or damaged ones.
+    """
+    try:
+        rows = list(snapshot.metadata["rows"])
+        streams = SeedStreams(len(rows), seed_mode)
+        streams.restore([row["random"] for row in rows])
+        return streams, [History(row["history"]) for row in rows]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"rows of the snapshot must hold a stream of seeds and a history each; got {error!r} of "
+            f"{snapshot.metadata.get('rows')!r:.200}: restore another snapshot"
+        ) from error
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpenv.values import as_python
+
 State = dict[str, Tensor]
 
 
@@ -437,3 +439,10 @@ def optimizer_rules(name: str) -> Mapping[str, Rule]:
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; expected one of {sorted(OPTIMIZERS)}")
     return OPTIMIZERS[name]
+
+
+def described_rule(rule: Rule) -> str:
+    """Returns a rule as text, its class and all its hyperparameters: what a snapshot must agree with."""
+    return (
+        f"{type(rule).__qualname__}({', '.join(f'{name}={as_python(value)!r}' for name, value in vars(rule).items())})"
+    )

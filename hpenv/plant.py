@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +48,27 @@ class Snapshot:
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Refuses a snapshot whose tensors are not those that are expected, by name, shape and dtype.
+
+    Raises:
+        ValueError: naming the first that is missing, unknown, or of another shape or dtype.
+    """
+    missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"the snapshot must have exactly the tensors of what it is restored to; missing are {missing[:5]}, "
+            f"unknown are {unknown[:5]}: restore another snapshot"
+        )
+    for name, tensor in expected.items():
+        theirs, ours = ((tuple(t.shape), t.dtype) for t in (given[name], tensor))
+        if theirs != ours:
+            raise ValueError(
+                f"tensor {name!r} of the snapshot must be of shape {ours[0]} and {ours[1]}; got {theirs[0]} and "
+                f"{theirs[1]}: restore another snapshot"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ Dynamics and measurement stand in one module, past its usual length, because the
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,13 +22,14 @@ from torch import Tensor
 
 from hpenv import model
 from hpenv.channels import CHANNELS
-from hpenv.configuration import DTYPES, PretrainingConfig, check_count
+from hpenv.configuration import DTYPES, PretrainingConfig
 from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.gradients import DROPOUT, draws, measured, steered
-from hpenv.optimizers import Rates, Rule, evaluation_weights, optimizer_rules
+from hpenv.optimizers import Rates, Rule, described_rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
 from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Score, Window
 from hpenv.runs import Runs
+from hpenv.values import check_count
 
 #: Sequences per forward pass of a measurement; bounds its memory.
 MEASURE_SEQUENCES = 64
@@ -81,6 +85,24 @@ def _bounded(values: FloatArray) -> FloatArray:
     return np.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
 
 
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(model.mean_losses)
+
+
+def _compiled_losses(*arguments: Any) -> Tensor:
+    """Compiled `model.mean_losses`, the same for all plants; a plant that holds this function can be pickled."""
+    return _compiled()(*arguments)
+
+
+@lru_cache(maxsize=8)
+def _tokens_digest(corpus: Corpus) -> str:
+    """The sha256 of a corpus's tokens and of how many bytes each stands for."""
+    total = hashlib.sha256(corpus.token_bytes.numpy().tobytes())
+    total.update(corpus.tokens.numpy().data)
+    return total.hexdigest()
+
+
 class PretrainingPlant(Runs):
     """N runs of `config`, trained together.
 
@@ -120,6 +142,8 @@ class PretrainingPlant(Runs):
         for part, tokens in (("train", needed), ("probe", needed), ("validation", config.sequence_length + 1)):
             require_length(self.corpus, part, tokens)
         self.corpus_digest = self.corpus.sha256
+        # Of bytes the tokens are the text, and to read all of a large one twice takes a second.
+        self._tokens_digest = "bytes" if config.tokenizer == "bytes" else _tokens_digest(self.corpus)
         self.model_config = model.preset(config.preset, self.corpus.vocab_size)
         self._rules = optimizer_rules(config.optimizer)
         self._groups = {name: model.parameter_kind(name) for name in model.parameter_shapes(self.model_config)}
@@ -138,7 +162,7 @@ class PretrainingPlant(Runs):
         }
         self._rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
         self._tokens = {part: getattr(self.corpus, part).to(self.device) for part in ("train", "probe", "validation")}
-        self._loss = torch.compile(model.mean_losses) if config.compile else model.mean_losses
+        self._loss = _compiled_losses if config.compile else model.mean_losses
         self.weights = model.init_parameters(self.model_config, list(range(num_rows)), self.device)
         self.optimizer_state = {name: self._rule(name).init(weight) for name, weight in self.weights.items()}
 
@@ -440,7 +464,11 @@ class PretrainingPlant(Runs):
 
     def description(self) -> dict[str, object]:
         """See Runs."""
-        return self.config.description() | {
-            "channels": [list(pair) for pair in self.channels],
-            "corpus": self.corpus.sha256,
-        }
+        shape = {f"model_{name}": value for name, value in asdict(self.model_config).items()}
+        return (
+            self.config.description()
+            | {"channels": [list(pair) for pair in self.channels]}
+            | {"corpus": self.corpus.sha256, "tokens": self._tokens_digest}
+            | {f"rule_{group}": described_rule(rule) for group, rule in self._rules.items()}
+            | shape
+        )

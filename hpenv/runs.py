@@ -6,15 +6,21 @@ A plant derives from `Runs`, calls `_keep` once it has its panel, and says by `_
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpenv.panel import Panel
-from hpenv.plant import IntArray, Snapshot, Window
+from hpenv.plant import DIVERGENCE_REASONS, IntArray, Snapshot, Window, check_tensors
+from hpenv.values import as_python
+
+#: A run's step count stays below it.
+MOST_STEPS = 2**53
 
 
 class Runs(ABC):
@@ -37,7 +43,7 @@ class Runs(ABC):
 
     def _keep(self, panel: Panel, num_rows: int, num_layers: int) -> None:
         """Begins to keep N runs that have not moved."""
-        self.panel, self.num_rows, self.num_layers = panel, num_rows, num_layers
+        self.panel, self.num_rows, self.num_layers = panel, int(num_rows), num_layers
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
@@ -80,13 +86,17 @@ class Runs(ABC):
         self._window = Window(**cleared)
         return chosen
 
+    def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """What is kept of the runs beside `_tensors`, under the names in a snapshot; no copy."""
+        rows = {"steps": self.steps, "seeds": self.seeds, "divergence": self.divergence, "panel": self.panel.positions}
+        window = {f"window/{key}": value for key, value in vars(self._window).items()}
+        return {f"rows/{key}": value for key, value in rows.items()} | window
+
     def snapshot(self) -> Snapshot:
         """Everything a run is, every tensor with the run as its first axis; draws are functions of seed and step."""
-        rows = {"steps": self.steps, "seeds": self.seeds, "divergence": self.divergence, "panel": self.panel.positions}
         tensors = {name: value.clone() for name, value in self._tensors().items()}
-        tensors |= {f"rows/{key}": torch.as_tensor(value.copy()) for key, value in rows.items()}
-        tensors |= {f"window/{key}": torch.as_tensor(value.copy()) for key, value in vars(self._window).items()}
-        return Snapshot(tensors, {"configuration": self.description()})
+        tensors |= {name: torch.as_tensor(value.copy()) for name, value in self._arrays().items()}
+        return Snapshot(tensors, {"configuration": as_python(self.description())})
 
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
         """Continues from a snapshot, bitwise.
@@ -109,11 +119,34 @@ class Runs(ABC):
         self._window = Window(**{key: tensors[f"window/{key}"].cpu().numpy().copy() for key in vars(self._window)})
 
     def _check(self, snapshot: Snapshot) -> None:
-        """Refuses a snapshot of another configuration or number of rows, naming what differs."""
-        theirs, ours = snapshot.metadata["configuration"], self.description()
-        different = {key: (theirs.get(key), own) for key, own in ours.items() if theirs.get(key) != own}
+        """Refuses a snapshot of other runs, or of none, naming what differs; nothing has been changed by then."""
+        theirs, ours = snapshot.metadata.get("configuration"), as_python(self.description())
+        if not isinstance(theirs, Mapping):
+            raise ValueError(
+                f"the snapshot must be of a plant, with its configuration; it holds {sorted(snapshot.metadata)}"
+            )
+        different = {
+            key: (theirs.get(key), ours.get(key))
+            for key in dict.fromkeys([*ours, *theirs])
+            if key not in theirs or key not in ours or theirs[key] != ours[key]
+        }
         if different:
-            raise ValueError(f"the snapshot's configuration differs, as (snapshot, here): {different}")
-        rows = len(snapshot.tensors["rows/steps"])
+            raise ValueError(
+                f"the snapshot's configuration differs, as (snapshot, here): {different}; restore it under the "
+                "configuration that it was taken under"
+            )
+        rows = len(snapshot.tensors.get("rows/steps", torch.empty(0)))
         if rows != self.num_rows:
             raise ValueError(f"the snapshot has {rows} rows; this plant has {self.num_rows}")
+        expected = {name: torch.as_tensor(value) for name, value in self._arrays().items()}
+        check_tensors(snapshot.tensors, self._tensors() | expected)
+        for name, least, most in (
+            ("steps", 0, MOST_STEPS), ("seeds", 0, math.inf), ("divergence", 0, len(DIVERGENCE_REASONS) - 1),
+            ("panel", -1, 1),
+        ):  # fmt: skip
+            values = snapshot.tensors[f"rows/{name}"]
+            if not ((values >= least) & (values <= most)).all():
+                raise ValueError(
+                    f"rows/{name} of the snapshot must be from {least} to {most}; got {values.tolist()}: restore "
+                    "another snapshot"
+                )

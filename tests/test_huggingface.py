@@ -1,5 +1,6 @@
 import copy
 import importlib.util
+import json
 from pathlib import Path
 
 import gymnasium as gym
@@ -413,3 +414,19 @@ def test_smollm2_writes_functions_and_is_itself_at_knobs_of_zero():
         adapted = own.model(input_ids=tokens).logits
         detach(own.model)
         assert torch.equal(own.model(input_ids=tokens).logits, adapted)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"max_tokens": 13}, "max_tokens"), ({"top_k": 5}, "top_k"), ({"top_p": 0.5}, "top_p"),
+        ({"chat": True}, "tokenizer"),
+        ({"message": "{prompt}"}, "message"), ({"form": "replacement"}, "form"), ({"targets": ("up_proj",)}, "targets"),
+        ({"texts_per_pass": 1}, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_decides_a_completion_is_among_the_settings_and_what_decides_speed_is_not(change, name):
+    ours, theirs = student().settings, student(**change).settings
+    assert {key for key in ours if ours[key] != theirs[key]} == ({name} if name else set())
+    assert json.loads(json.dumps(ours)) == ours

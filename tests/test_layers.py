@@ -49,7 +49,7 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "infos": ("plant",),
         "plot": (),
         "render": ("plot",),
-        "env": ("configuration", "telemetry", "rewards", "registers", "streams", "infos", "render", "isolation"),
+        "env": ("telemetry", "rewards", "registers", "streams", "infos", "render", "isolation"),
         "envs": ("env", "pretraining", "posttraining", "schedule_forms"),
         "trace": ("env", "snapshots"),
         "deploy": ("env", "policies"),

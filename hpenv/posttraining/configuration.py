@@ -21,6 +21,11 @@ SCALES = ("none", "std")
 #: Stages of a generated problem at most, and problems of a run: those of the demonstrations begin beyond.
 MOST_STAGES, MOST_PROBLEMS = 4, 1_000_000
 REBOUNDS = ("additive", "multiplicative")
+#: Fields that say which problems there are.
+PROBLEM_FIELDS = (
+    *("problems", "probe_problems", "evaluation_problems"),
+    *("num_problems", "num_probe_problems", "num_evaluation_problems", "skip_unreadable"),
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,6 @@ class GRPOConfig:
         Without what changes the speed alone, and without what says where or how many student and problems are: what
         they are, the plant knows.
         """
-        left_out = ("num_workers", "cache", "student")
+        left_out = ("num_workers", "cache", "student", *PROBLEM_FIELDS)
         names = [entry.name for entry in fields(self) if entry.name not in left_out]
         return {name: described(getattr(self, name)) for name in names}

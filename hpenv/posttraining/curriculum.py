@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha256
+
 import numpy as np
 
 from hpenv.posttraining.configuration import GRPOConfig
@@ -26,6 +29,7 @@ class Curriculum:
     Attributes:
         training: one task per training problem; problem i has the i-th loophole, in turn.
         probe: tasks without a loophole that the reward may see.
+        contents: key of SPLITS -> number and digest of its problems, the same wherever they were read.
     """
 
     def __init__(self, config: GRPOConfig, student: Student) -> None:
@@ -43,6 +47,7 @@ class Curriculum:
                     f"{len(self._problems[split])} {split} problems are too few; expected at least {least}"
                 )
         self._check_disjoint()
+        self.contents = {split: _content(problems) for split, problems in self._problems.items()}
         self.training = self._with_loopholes("train", "train")
         self.probe = self._honest("probe")
         tasks = [*self.training, *self.probe]
@@ -83,6 +88,12 @@ class Curriculum:
     def evaluation(self, names: str | None) -> list[Task]:
         """Held-out tasks: without a loophole, or with those of the training in turn, under these names."""
         return self._honest("held_out") if names is None else self._with_loopholes("held_out", names)
+
+
+def _content(problems: list[Problem]) -> str:
+    """Returns number and digest of problems; their names, which tell the file, are left out."""
+    nameless = [replace(problem, name="") for problem in problems]
+    return f"{len(problems)} of sha256 {sha256(repr(nameless).encode()).hexdigest()}"
 
 
 def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:

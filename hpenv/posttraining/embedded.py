@@ -83,6 +83,8 @@ class EmbeddedStudent:
         self._axes = {name: decompose(self.weights[name]) for name in body}
         self.ranks = {name: axes.S.shape[0] for name, axes in self._axes.items()}
         self.digest = digest_of(self.weights)
+        pieces = sha256("\0".join(vocabulary.pieces).encode()).hexdigest()
+        self.settings: dict[str, object] = asdict(config) | {"vocabulary": pieces}
         self._rope = model.rope_tables(config.gpt, config.prompt_tokens + config.max_tokens, "cpu")
 
     @staticmethod

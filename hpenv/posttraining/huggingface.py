@@ -7,8 +7,10 @@ comments and programs; `answers` has how they are told to a model. Tested with m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ class HuggingFaceStudent:
         self._device = next(model.parameters()).device
         self._ends = torch.tensor(ends, device=self._device)
         self._answers = Answers(tokenizer, ends[0], config.message)
+        self.settings: dict[str, object] = _settings(model, tokenizer, config) | {"ends": ends}
 
     @staticmethod
     def load(
@@ -278,6 +281,17 @@ class HuggingFaceStudent:
 
         drawing = Drawing(self.max_tokens, self._answers.pad, heat, self.config.top_k, self.config.top_p)
         return draw_completions(texts.logits[:, 0], following, self._ends, generator, drawing)
+
+
+def _settings(model: Any, tokenizer: Any, config: HuggingFaceConfig) -> dict[str, object]:
+    """What decides a completion beside the weights, as JSON-able values; what changes the speed alone is left out."""
+    speed, origin = ("texts_per_pass", "cache_dir"), ("_name_or_path", "transformers_version")
+    settings = {name: value for name, value in vars(config).items() if name not in speed}
+    shape = {name: value for name, value in model.config.to_dict().items() if name not in origin}
+    words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
+    for name, value in (("model", shape), ("tokenizer", words)):
+        settings[name] = sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return settings | {"targets": list(config.targets)}
 
 
 def _stacked(rows: Sequence[Tensor], T: int, fill: float) -> Tensor:

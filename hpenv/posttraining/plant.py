@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.configuration import check_count
 from hpenv.gradients import draws
-from hpenv.optimizers import AdamW, Rates
+from hpenv.optimizers import AdamW, Rates, described_rule
 from hpenv.panel import Panel, Site
 from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, IntArray, Score, Window
 from hpenv.posttraining.configuration import GRPOConfig
@@ -44,6 +43,7 @@ from hpenv.posttraining.rebound import concept_direction, concept_scores, reboun
 from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.student import Rollouts, Student
 from hpenv.runs import Runs
+from hpenv.values import check_count
 
 #: Streams of draws of a run; curriculum.TASKS is another.
 SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
@@ -540,6 +540,9 @@ class GRPOPlant(Runs):
         return self.config.description() | {
             "channels": [list(pair) for pair in self.channels],
             "student_digest": self.student.digest,
+            "rule_knobs": described_rule(self._rule),
+            **{f"student_{name}": value for name, value in self.student.settings.items()},
+            **{f"{split}_problems": content for split, content in self._curriculum.contents.items()},
         }
 
 

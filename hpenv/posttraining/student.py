@@ -48,12 +48,15 @@ class Student(Protocol):
     Attributes:
         ranks: module name -> r, in the order of the model.
         digest: sha256 of the weights.
+        settings: all else that decides what it says, such as lengths, vocabulary and sampling, as JSON-able values; a
+            run goes on under the same ones alone.
         stacked: whether runs are computed together; else one after the other.
         max_tokens: longest completion [tokens].
     """
 
     ranks: dict[str, int]
     digest: str
+    settings: dict[str, object]
     stacked: bool
     max_tokens: int
 

@@ -24,10 +24,10 @@ def student(which: str | Student) -> Student:
     """
     if isinstance(which, str):
         return _named(which)
-    if not hasattr(which, "log_probabilities"):
+    if not (hasattr(which, "log_probabilities") and hasattr(which, "settings")):
         raise ValueError(
             f"student={which!r}; expected the name of a shipped student, a folder, 'hf:<folder>', or a Student, as "
-            "HuggingFaceStudent.load gives one"
+            "HuggingFaceStudent.load gives one, with all attributes of hpenv.posttraining.student.Student"
         )
     return which
 

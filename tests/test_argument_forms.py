@@ -1,0 +1,280 @@
+"""Arguments of the ids in every form they come in: numpy's numbers, text, functions; saved, restored and pickled."""
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+
+import hpenv  # noqa: F401  registers the ids
+from hpenv import pretraining, snapshots
+from hpenv.envs import cell, grpo_projection, jel
+from hpenv.plant import Snapshot
+from hpenv.posttraining.sandbox import kernel, syscalls
+from hpenv.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
+from tests import tiny_student
+
+TINY = {"data": "synthetic", "batch_tokens": 32, "sequence_length": 16, "num_steps": 6, "interval": 2}
+PRETRAINING = TINY | {"eval_tokens": 64}
+SMALL = {
+    jel.ID: PRETRAINING,
+    cell.ID: PRETRAINING | {"preset": "nano", "channels": ["lr"], "observation": "loss"},
+    grpo_projection.ID: tiny_student.TINY | {"num_samples": 2, "num_steps": 4, "interval": 2},
+}
+CONFIGS = {
+    jel.ID: jel.JELConfig,
+    cell.ID: cell.CellConfig,
+    grpo_projection.ID: grpo_projection.ProjectionConfig,
+}
+MAPPINGS = {
+    jel.ID: {"base_lr": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.01), "penalties": {"smoothness": 0.5}},
+    cell.ID: {"base_weight_decay": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.5), "reward": {"budget": 2}},
+    grpo_projection.ID: {"reward": {"flagged_hacks": 0.5}},
+}
+MISSING = kernel.missing_support(syscalls.NUMBERS)
+executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
+MARKS = {jel.ID: (), cell.ID: (), grpo_projection.ID: executes}
+EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in CONFIGS])
+
+
+def make(id, **changes):
+    student = {"student": tiny_student.student(3, seed=5, end=6.0)} if id == grpo_projection.ID else {}
+    return gym.make(id, **SMALL[id] | student | changes)
+
+
+def of_numpy(value):
+    """The same with every number as one of numpy's."""
+    if isinstance(value, dict):
+        return {key: of_numpy(entry) for key, entry in value.items()}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return np.bool_(value) if isinstance(value, bool) else np.str_(value) if isinstance(value, str) else value
+    return (np.int64 if isinstance(value, int) else np.float64)(value)
+
+
+def every_argument(id):
+    """Each argument of an id that is a number, a text or a mapping of numbers."""
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(CONFIGS[id])} | SMALL[id] | MAPPINGS[id]
+    given = {name: value for name, value in defaults.items() if isinstance(value, int | float | str | dict)}
+    return {name: value for name, value in given.items() if name != "student"}
+
+
+def saved(env, folder):
+    """The environment's snapshot, by way of the disk."""
+    snapshots.save(folder, env.unwrapped.snapshot())
+    return snapshots.load(folder)
+
+
+@EVERY_ID
+def test_numbers_of_numpy_are_those_of_python_in_every_argument(id, tmp_path):
+    given = every_argument(id)
+    ours, theirs = make(id, **given), make(id, **of_numpy(given))
+    assert ours.unwrapped.plant.config == theirs.unwrapped.plant.config
+    action = np.full(ours.action_space.shape, 0.5, dtype=np.float32)
+    for env, other, name in ((ours, theirs, "ours"), (theirs, ours, "theirs")):
+        env.reset(seed=3)
+        snapshot = saved(env, tmp_path / name)
+        expected = env.step(action)
+        other.unwrapped.restore(snapshot)
+        found = other.step(action)
+        assert np.array_equal(expected[0], found[0]) and repr(expected[1:]) == repr(found[1:])
+
+
+def test_a_population_may_be_counted_by_a_number_of_numpys(tmp_path):
+    env = gym.make_vec(jel.ID, num_envs=np.int64(2), **PRETRAINING)
+    env.reset(seed=np.int64(1))
+    assert len(saved(env, tmp_path / "s").tensors["plant/rows/steps"]) == 2
+    assert type(env.unwrapped.plant.num_rows) is int
+
+
+# Schedules
+
+
+class Hyperbola:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, steps):
+        return 1.0 / (1.0 + self.scale * steps)
+
+
+@pytest.mark.parametrize("way", ["schedule", "weight_decay_schedule"])
+def test_a_schedule_of_ones_own_is_restored_where_it_gives_the_same_and_refused_where_it_does_not(way, tmp_path):
+    env = make(jel.ID, **{way: Hyperbola(1.0)})
+    env.reset(seed=1)
+    snapshot = saved(env, tmp_path / "s")
+    assert "0x" not in (tmp_path / "s" / snapshots.STATE).read_text()  # no address, by which nothing is found again
+    same = make(jel.ID, **{way: lambda steps: 1.0 / (1.0 + steps)})
+    same.unwrapped.restore(snapshot)
+    action = np.full(2, 0.5, dtype=np.float32)
+    assert repr(same.step(action)) == repr(env.step(action))
+    late = make(jel.ID, **{way: lambda steps: np.where(steps < 5, 1.0 / (1.0 + steps), 0.1)})  # the last step alone
+    with pytest.raises(ValueError, match=f"configuration differs.*'{'lr_schedule' if way == 'schedule' else way}'"):
+        late.unwrapped.restore(snapshot)
+
+
+def test_of_schedules_by_group_each_must_be_the_same(tmp_path):
+    groups = ("embedding", "matrix", "unembedding")
+    env = make(jel.ID, schedule={group: Hyperbola(1.0) for group in groups})
+    env.reset(seed=1)
+    snapshot = saved(env, tmp_path / "s")
+    make(jel.ID, schedule={group: Hyperbola(1.0) for group in reversed(groups)}).unwrapped.restore(snapshot)
+    other = make(jel.ID, schedule={group: Hyperbola(1.0 + (group == "matrix")) for group in groups})
+    with pytest.raises(ValueError, match=r"configuration differs.*'lr_schedule'"):
+        other.unwrapped.restore(snapshot)
+
+
+@EVERY_ID
+@pytest.mark.parametrize(
+    ("given", "num_steps"),
+    [
+        ("linear_decay", 4),
+        ({"name": "cosine", "warmup_steps": 2}, 4),
+        (Cosine(8, 2), 4),
+        (PiecewiseConstant((1.0, 0.5), 3, WarmupFlatWarmdown(4)), 4),
+    ],
+    ids=str,
+)
+def test_a_schedule_survives_the_json_of_a_spec(id, given, num_steps):
+    arguments = SMALL[id] | {"num_steps": num_steps, "schedule": given}
+    if id == grpo_projection.ID:
+        config = grpo_projection.ProjectionConfig(**arguments)
+        spec = dataclasses.replace(gym.spec(id), kwargs=arguments)
+        again = grpo_projection.ProjectionConfig(**EnvSpec.from_json(spec.to_json()).kwargs)
+        assert again.plant_config() == config.plant_config()
+        return
+    env = gym.make(id, **arguments)
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert again.unwrapped.plant.config == env.unwrapped.plant.config
+    assert json.loads(json.dumps(again.spec.kwargs)) == again.spec.kwargs
+
+
+@EVERY_ID
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda steps: 1.0 - steps / 2.0, "schedule must be finite and not negative at every .*; got -0.5 at step 3"),
+        (lambda steps: np.where(steps > 1, np.nan, 1.0), "schedule must be finite .*; got nan at step 2"),
+        ({"name": "cosine", "num_steps": -12}, "num_steps of Cosine must be a whole number of at least 1; got -12"),
+        ("cosin", r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
+        (3, "schedule must be one of .*; got 3"),
+    ],
+)
+def test_an_impossible_schedule_is_refused_by_every_id(id, given, message):
+    with pytest.raises(ValueError, match=message):
+        make(id, schedule=given)
+
+
+def test_a_schedule_that_is_lost_in_json_is_refused_with_what_to_write():
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        scale: float
+
+        def __call__(self, steps):
+            return np.ones(steps.shape) * self.scale
+
+    spec = gym.make(jel.ID, **PRETRAINING, schedule=Own(0.5)).spec
+    with pytest.raises(ValueError, match=r"got 0.5. A schedule of your own does not survive .*'piecewise_constant'"):
+        gym.make(EnvSpec.from_json(spec.to_json()))
+
+
+# What is compiled
+
+
+def test_a_compiled_environment_is_pickled_and_copied_and_goes_on(monkeypatch):
+    def wrapped(function):  # as torch.compile does: what it gives has no name by which pickle would find it
+        return lambda *arguments: function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", wrapped)
+    pretraining._compiled.cache_clear()
+    env = make(jel.ID, compile=True)
+    env.reset(seed=1)
+    action = np.full(2, 0.5, dtype=np.float32)
+    env.step(action)
+    copies = [pickle.loads(pickle.dumps(env)), copy.deepcopy(env)]
+    expected = env.step(action)
+    for each in copies:
+        assert repr(each.step(action)) == repr(expected)
+    pretraining._compiled.cache_clear()
+
+
+# Snapshots that are none
+
+
+@pytest.fixture(scope="module")
+def run():
+    """An environment, and its snapshot after the reset."""
+    env = make(jel.ID)
+    env.reset(seed=1)
+    return env, env.unwrapped.snapshot()
+
+
+def damaged(snapshot, tensors=(), **metadata):
+    """A snapshot with other tensors (None: without them) and metadata."""
+    changed = dict(snapshot.tensors) | dict(tensors)
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    return Snapshot(kept, copy.deepcopy(snapshot.metadata) | metadata)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"plant/weights/embedding": None}, r"missing are \['weights/embedding'\]"),
+        ({"plant/weights/more": torch.ones(1)}, r"unknown are \['weights/more'\]"),
+        ({"plant/weights/embedding": torch.ones(1, 64)}, "'weights/embedding' of the snapshot must be of shape"),
+        ({"plant/weights/embedding": torch.ones(1, 256, 64).double()}, "torch.float32; got .* torch.float64"),
+        ({"plant/rows/steps": torch.tensor([-1])}, r"rows/steps of the snapshot must be from 0 to .*; got \[-1\]"),
+        ({"plant/rows/steps": torch.tensor([2**62])}, "rows/steps of the snapshot must be from 0 to"),
+        ({"plant/rows/seeds": torch.tensor([-5])}, r"rows/seeds of the snapshot must be from 0 to inf; got \[-5\]"),
+        ({"plant/rows/divergence": torch.tensor([99])}, "rows/divergence of the snapshot must be from 0 to 4"),
+        ({"plant/rows/panel": torch.tensor([[0.0, 1.5]]).double()}, "rows/panel of the snapshot must be from -1 to 1"),
+        ({"plant/rows/panel": torch.full((1, 2), np.nan).double()}, "rows/panel of the snapshot must be from -1 to 1"),
+        ({"plant/window/steps": None}, r"missing are \['window/steps'\]"),
+        ({"env/ended": None}, r"missing are \['env/ended'\]"),
+        ({"env/more": torch.ones(1)}, r"unknown are \['env/more'\]"),
+        ({"env/observations": torch.ones(1, 7)}, r"'env/observations' .* must be of shape \(1, 1\)"),
+        ({"window/train_loss": torch.ones(2)}, r"'window/train_loss' .* must be of shape \(1,\)"),
+        ({"trajectory/mean": None}, r"missing are \['trajectory/mean'\]"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors, message):
+    env, snapshot = run
+    with pytest.raises(ValueError, match=message):
+        env.unwrapped.restore(damaged(snapshot, tensors))
+    for name, tensor in env.unwrapped.snapshot().tensors.items():
+        assert torch.equal(tensor, snapshot.tensors[name]), name
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"env": None}, "of no environment"),
+        ({"env": [1]}, "of no environment"),
+        ({"plant": {}}, "the snapshot must be of a plant, with its configuration; it holds"),
+        ({"plant": {"configuration": 5}}, "the snapshot must be of a plant, with its configuration; it holds"),
+        ({"rows": 5}, "rows of the snapshot must hold a stream of seeds and a history each"),
+        ({"rows": [{}]}, "rows of the snapshot must hold a stream of seeds and a history each; got KeyError"),
+        ({"rows": [{"random": {"bit_generator": "MT19937"}, "history": {}}]}, "rows of the snapshot must hold"),
+        ({"rows": []}, "the snapshot has 0 rows; this environment has 1"),
+    ],
+    ids=str,
+)
+def test_a_snapshot_of_other_metadata_is_refused_and_changes_nothing(run, metadata, message):
+    env, snapshot = run
+    with pytest.raises(ValueError, match=message):
+        env.unwrapped.restore(damaged(snapshot, **metadata))
+    assert env.unwrapped.snapshot().metadata == snapshot.metadata
+
+
+@pytest.mark.parametrize("part", ["env", "plant"])
+def test_a_setting_that_is_not_known_here_is_refused_by_name(run, part):
+    env, snapshot = run
+    metadata = copy.deepcopy(snapshot.metadata)
+    (metadata["env"] if part == "env" else metadata["plant"]["configuration"])["gravity"] = 9.81
+    with pytest.raises(ValueError, match=r"'gravity': \(9.81, None\)"):
+        env.unwrapped.restore(Snapshot(snapshot.tensors, metadata))
