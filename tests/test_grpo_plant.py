@@ -17,12 +17,13 @@ import torch
 from hpenv import snapshots
 from hpenv.channels import DEAD_ZONE
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.optimizers import AdamW
 from hpenv.plant import DIVERGENCE_REASONS
 from hpenv.posttraining import contrasts
 from hpenv.posttraining import plant as plant_module
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.contrasts import HARMLESS, labelled_pairs
-from hpenv.posttraining.curriculum import Curriculum
+from hpenv.posttraining.curriculum import SPLITS, Curriculum
 from hpenv.posttraining.grader import Grader, Verdict
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
 from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
@@ -310,7 +311,8 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         marker = LOOPHOLES[labelled.flavour].markers["train"][0]
         assert other.clean == labelled.clean and marker in labelled.hack and marker not in other.hack
         assert nano.refusal(other.prompt, other.hack) == ""
-    axes = [GRPOPlant(GRPOConfig(direction=kind), 1, student=nano, grader=FakeGrader()).direction.axes
+    few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
+    axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano, grader=FakeGrader()).direction.axes
             for kind in ("modes", "appended", "exploits")]  # fmt: skip
     assert all(not torch.equal(axes[i][name], axes[j][name]) for i, j in ((0, 1), (0, 2), (1, 2)) for name in axes[0])
 
@@ -334,19 +336,19 @@ def test_a_refresh_extracts_the_direction_of_the_student_as_it_is(position):
 
 
 def test_a_refresh_that_is_drawn_now_and_then_is_drawn_from_seed_and_step():
-    plant, again = (make(4, (("direction_refresh", "run"),)) for _ in range(2))
+    plant, again = (make(3, (("direction_refresh", "run"),)) for _ in range(2))
     changed = []
     for each in (plant, again):
         each.panel.positions[:] = 0.1 + 0.9 * 0.5
         own = []
-        for _ in range(4):
+        for _ in range(3):
             before = each.direction.axes["layer.0.up"].clone()
             advance(each, 1)
             own.append((each.direction.axes["layer.0.up"] != before).flatten(1).any(1).tolist())
         changed.append(own)
     assert changed[0] == changed[1]
     total = np.sum(changed[0][1:])  # at step 0 the student is the one that the direction is of
-    assert 0 < total < 12
+    assert 0 < total < 6
 
 
 def test_a_refresh_forgets_the_spread_along_the_old_axes():
@@ -362,12 +364,12 @@ def test_a_refresh_forgets_the_spread_along_the_old_axes():
 def test_a_row_of_a_population_is_the_single_run_of_its_seed():
     channels = EVERY_CHANNEL
     population = moved(make(3, channels))
-    window = advance(population, 3)
+    window = advance(population, 2)
     for row in range(3):
         single = make(1, channels)
         single.reset([100 + row])
         single.panel.positions[:] = population.panel.positions[row]
-        alone = advance(single, 3)
+        alone = advance(single, 2)
         close(state_of(single, 0), state_of(population, row), but="window/")
         for name, value in vars(alone).items():
             assert vars(window)[name][row] == pytest.approx(value[0], rel=1e-3, abs=1e-4), name
@@ -831,6 +833,44 @@ def test_a_snapshot_of_another_student_or_number_of_rows_is_refused():
         make(2).restore(make(3).snapshot())
 
 
+@pytest.mark.parametrize(("key", "split"), [(key, split) for key, (split, _) in SPLITS.items()])
+def test_a_snapshot_over_other_problems_is_refused_wherever_they_lie(key, split, tmp_path):
+    """The same file under another name is the same; the same name with one more test in it is not."""
+    source = make(1, **{split: problem_file(tmp_path / "one", "add", 8)})
+    snapshot = source.snapshot()
+    make(1, **{split: problem_file(tmp_path / "two", "add", 8)}).restore(snapshot)
+    text = (tmp_path / "one").read_text().replace("assert candidate(1) == 2", "assert candidate(1) == 3")
+    (tmp_path / "one").write_text(text)
+    other = make(1, **{split: str(tmp_path / "one")})
+    with pytest.raises(ValueError, match=rf"configuration differs.*'{key}_problems': \('\d+ of sha256 "):
+        other.restore(snapshot)
+
+
+def test_a_snapshot_over_another_number_of_generated_problems_is_refused():
+    with pytest.raises(ValueError, match=r"configuration differs.*'train_problems': \('8 of sha256 .*'9 of sha256 "):
+        make(1, num_problems=9).restore(make(1).snapshot())
+
+
+def test_a_snapshot_under_other_settings_of_the_student_or_of_its_optimizer_is_refused_by_name():
+    plant = make(1)
+    snapshot, settings = plant.snapshot(), plant.student.settings
+    plant.student = copy.copy(plant.student)
+    for name in settings:
+        plant.student.settings = settings | {name: "another"}
+        with pytest.raises(ValueError, match=rf"configuration differs, as .*: {{'student_{name}': \("):
+            plant.restore(snapshot)
+    plant.student.settings, plant._rule = settings, AdamW(beta2=0.9)
+    with pytest.raises(ValueError, match=r"configuration differs, as .*: {'rule_knobs': .*beta2=0.99, .*beta2=0.9, "):
+        plant.restore(snapshot)
+
+
+def test_modes_in_a_list_are_those_in_a_tuple(tmp_path):
+    """JSON and YAML have lists alone."""
+    listed = make(1, modes=list(TRAINING_MODES), known_modes=["rt", "se"])
+    snapshots.save(tmp_path / "s", listed.snapshot())
+    make(1).restore(snapshots.load(tmp_path / "s"))
+
+
 def test_speed_is_no_part_of_what_a_run_is(tmp_path):
     plant, other = make(2), make(2, num_workers=3, cache=str(tmp_path / "verdicts.sqlite"))
     advance(plant, 1)
@@ -912,7 +952,7 @@ def test_gauges_are_those_that_are_measured():
         ({"known_modes": ("rt", "zz")}, r"known_modes=\('rt', 'zz'\); expected a tuple of some of \['eq', "),
         ({"rule": []}, r"unknown rule \[\]; expected one of \['drift', "),
         ({"noise_floor": "x"}, "noise_floor='x' must be a number"),
-        ({"lr_schedule": 5}, "lr_schedule=5 must be a Schedule"),
+        ({"lr_schedule": 5}, r"lr_schedule must be a schedule of hpenv\.schedules; got 5"),
         ({"problems": "/nowhere.jsonl"}, "'/nowhere.jsonl' cannot be read"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 from hpenv import model
 from hpenv.configuration import PretrainingConfig
 from hpenv.data import load_corpus
-from hpenv.optimizers import JORDAN, OPTIMIZERS, Rates, evaluation_weights
+from hpenv.optimizers import JORDAN, OPTIMIZERS, Muon, Rates, evaluation_weights
 from hpenv.plant import Snapshot
 from hpenv.pretraining import PretrainingPlant
 from hpenv.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
@@ -59,33 +59,33 @@ def assert_same_window(left, right, row=slice(None), other=slice(None)):
 
 @pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
 def test_training_learns_under_every_optimizer(optimizer):
-    plant = make(optimizer=optimizer, base_lr=0.1 if optimizer.startswith("sgd") else 0.01)
-    first, last = advance(plant, 0), advance(plant, 25)
+    plant = make(optimizer=optimizer, base_lr=0.1 if "sgd" in optimizer else 0.01)
+    first, last = advance(plant, 0), advance(plant, 12)
     assert first.probe_loss[0] == pytest.approx(math.log(256), abs=0.02)
     assert last.probe_loss[0] < first.probe_loss[0] - 0.01
-    assert last.steps.tolist() == [25] and last.divergence.tolist() == [0]
+    assert last.steps.tolist() == [12] and last.divergence.tolist() == [0]
 
 
 def test_a_row_of_a_population_is_the_single_run_of_its_seed():
-    """After 40 steps at ten times the base rate.
+    """After 12 steps at ten times the base rate.
 
     On an AMD EPYC with torch 2.13 and one thread the two are bitwise equal. A library that adds up a batched product
     in another order moves the last bits of it; the bounds are a few hundred roundings of float32.
     """
-    seeds = [11, 7, 2**61, 0, 3, 3, 5, 1]
-    population = make(8, seeds)
+    seeds = [11, 2**61, 0, 3, 3]
+    population = make(5, seeds)
     population.panel.positions[:] = [0.5, 0.2]
-    window = advance(population, 40)
+    window = advance(population, 12)
     for row, seed in enumerate(seeds):
         single = make(1, [seed])
         single.panel.positions[:] = [0.5, 0.2]
-        alone = advance(single, 40)
+        alone = advance(single, 12)
         for name in ("train_loss", "probe_loss", "gradient_norm", "momentum_norm"):
             assert vars(window)[name][row] == pytest.approx(vars(alone)[name][0], rel=1e-4), name
         for name, weight in single.weights.items():
             torch.testing.assert_close(population.weights[name][row], weight[0], rtol=1e-3, atol=1e-4)
-    assert_same(state_of(population, 4), state_of(population, 5))  # two rows of one seed
-    assert len(set(window.probe_loss.tolist())) == 7
+    assert_same(state_of(population, 3), state_of(population, 4))  # two rows of one seed
+    assert len(set(window.probe_loss.tolist())) == 4
 
 
 def test_a_row_that_is_reset_leaves_the_others_bitwise_alone_and_starts_anew():
@@ -107,12 +107,12 @@ def test_a_row_that_is_reset_leaves_the_others_bitwise_alone_and_starts_anew():
 
 @pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
 def test_rows_stand_at_different_clocks(optimizer):
-    schedule = WarmupFlatWarmdown(20, warmup_steps=5)
+    schedule = WarmupFlatWarmdown(6, warmup_steps=3)
     plant = make(2, [5, 6], optimizer=optimizer, lr_schedule=schedule, base_lr=1e-2)
-    advance(plant, 6, 0)
-    advance(plant, 3, 9)
+    advance(plant, 3, 0)
+    advance(plant, 1, 4)
     advance(plant, 0, 1)
-    for row, (seed, num_steps) in enumerate([(5, 9), (6, 10)]):
+    for row, (seed, num_steps) in enumerate([(5, 4), (6, 5)]):
         single = make(1, [seed], optimizer=optimizer, lr_schedule=schedule, base_lr=1e-2)
         advance(single, num_steps)
         assert plant.steps[row] == num_steps
@@ -142,15 +142,15 @@ def test_no_steps_only_measures():
 
 @pytest.mark.parametrize("optimizer", ["adamw_muon", "adamw_muon_nanochat", "adamw_schedule_free"])
 def test_advancing_in_one_go_equals_advancing_in_pieces(optimizer):
-    arguments = {"optimizer": optimizer, "base_lr": 1e-2, "lr_schedule": WarmupFlatWarmdown(12, warmup_steps=3)}
+    arguments = {"optimizer": optimizer, "base_lr": 1e-2, "lr_schedule": WarmupFlatWarmdown(7, warmup_steps=2)}
     whole, pieces = make(2, **arguments), make(2, **arguments)
     for plant in (whole, pieces):
         plant.panel.positions[:] = [[0.4, -0.3], [-0.1, 0.9]]
-    at_once = advance(whole, 12)
-    windows = [advance(pieces, *(n for n in numbers)) for numbers in ((5, 1), (4, 4), (3, 7))]
+    at_once = advance(whole, 7)
+    taken = np.array([(3, 1), (2, 2), (2, 4)])
+    windows = [advance(pieces, *numbers) for numbers in taken]
     assert_same(state_of(whole), state_of(pieces), but="window/train_loss")
-    taken = np.array([(5, 1), (4, 4), (3, 7)])
-    mean = (np.array([window.train_loss for window in windows]) * taken).sum(0) / 12
+    mean = (np.array([window.train_loss for window in windows]) * taken).sum(0) / 7
     assert mean == pytest.approx(at_once.train_loss, rel=1e-12)
 
 
@@ -219,7 +219,6 @@ def test_a_snapshot_can_be_restored_under_the_present_panel():
         ({"base_lr": 2e-3}, "base_lr"),
         ({"lr_schedule": WarmupFlatWarmdown(10)}, "lr_schedule"),
         ({"weight_decay_schedule": WarmupFlatWarmdown(10)}, "weight_decay_schedule"),
-        ({"data": "synthetic:1"}, "corpus"),
         ({"sequence_length": 32}, "sequence_length"),
         ({"channels": OPTIMIZER}, "channels"),
         ({"channels": ()}, "channels"),
@@ -231,6 +230,45 @@ def test_a_snapshot_of_another_configuration_is_refused_and_changes_nothing(chan
     with pytest.raises(ValueError, match=f"configuration differs.*'{key}'"):
         other.restore(snapshot)
     assert_same(state_of(other), before)
+
+
+def test_a_snapshot_belongs_to_its_text_and_tokens_wherever_they_lie(tmp_path):
+    """Two vocabularies cut one text in two ways; a copy of either file changes nothing."""
+    names = [tmp_path / f"{name}.txt" for name in ("one", "copy", "other")]
+    for name, text in zip(names, ("ab cd ", "ab cd ", "ab ce "), strict=True):
+        name.write_text(text * 400)
+    one, copied, other = ({"data": str(name), "batch_tokens": 16} for name in names)
+    make(1, **copied).restore(make(1, **one).snapshot())
+    with pytest.raises(ValueError, match=r"configuration differs, as .*: {'corpus': \("):
+        make(1, **other).restore(make(1, **one).snapshot())
+    library = pytest.importorskip("tokenizers")
+    for name, merges in (("a", [("a", "b")]), ("a-copy", [("a", "b")]), ("c", [("c", "d")])):
+        alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
+        words = {word: number for number, word in enumerate([*alphabet, "".join(merges[0])])}
+        encoder = library.Tokenizer(library.models.BPE(words, merges))
+        encoder.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        encoder.decoder = library.decoders.ByteLevel()
+        encoder.save(str(tmp_path / f"{name}.json"))
+    a, a_copy, c = ({**one, "tokenizer": str(tmp_path / f"{name}.json")} for name in ("a", "a-copy", "c"))
+    snapshot = make(1, **a).snapshot()
+    make(1, **a_copy).restore(snapshot)
+    with pytest.raises(ValueError, match=r"configuration differs, as .*: {'tokens': \("):
+        make(1, **c).restore(snapshot)
+
+
+@pytest.mark.parametrize("change", [{"newton_schulz_dtype": "bfloat16"}, {"momentum": 0.9}])
+def test_a_snapshot_of_a_run_under_another_rule_of_the_same_name_is_refused(change, monkeypatch):
+    snapshot = make(1, optimizer="muon").snapshot()
+    monkeypatch.setitem(OPTIMIZERS, "muon", dict.fromkeys(OPTIMIZERS["muon"], Muon(**change)))
+    with pytest.raises(ValueError, match=rf"configuration differs, as .*'rule_matrix': .*{next(iter(change))}="):
+        make(1, optimizer="muon").restore(snapshot)
+
+
+def test_a_snapshot_of_a_preset_of_another_shape_is_refused_by_what_differs(monkeypatch):
+    snapshot = make(1).snapshot()
+    monkeypatch.setitem(model.PRESETS, "nano", replace(model.PRESETS["nano"], logit_softcap=30.0))
+    with pytest.raises(ValueError, match=r"configuration differs, as .*: {'model_logit_softcap': \(15.0, 30.0\)}"):
+        make(1).restore(snapshot)
 
 
 def test_a_snapshot_of_another_number_of_rows_is_refused():
@@ -246,7 +284,7 @@ def test_evaluation_touches_nothing_and_is_the_mean_over_validation_in_bits():
     assert np.array_equal(plant.evaluate(), measured)
     assert_same(state_of(plant), before)
     assert [weight._version for weight in plant.weights.values()] == versions
-    validation = load_corpus("synthetic").validation.long()
+    validation = load_corpus("synthetic", "bytes").validation.long()
     starts = np.linspace(0, len(validation) - 17, 128).astype(np.int64)
     sequences = torch.stack([validation[start : start + 17] for start in starts]).expand(2, -1, -1)
     rope = model.rope_tables(plant.model_config, 16, "cpu")
@@ -374,15 +412,19 @@ def test_the_decay_cell_follows_to_the_exact_change_of_a_weight():
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
 
 
+#: Steps of each decision of a run, the last one cut short by its budget.
+DECISIONS = [9] * 4 + [4]
+
+
 @pytest.mark.parametrize("channels", [RUN, OPTIMIZER], ids=["run", "optimizer"])
 def test_a_neutral_panel_is_no_panel(channels):
-    """Over the whole 561 steps, decision by decision, bitwise."""
-    arguments = {"batch_tokens": 32, "lr_schedule": WarmupFlatWarmdown(561)}
+    """Over a whole run, decision by decision, bitwise."""
+    arguments = {"batch_tokens": 32, "lr_schedule": WarmupFlatWarmdown(40)}
     plant, bare = make(channels=channels, **arguments), _bare_run(**arguments)
-    for num_steps in [50] * 11 + [11]:
+    for num_steps in DECISIONS:
         plant.panel.move(np.zeros(plant.panel.positions.shape), np.ones(1, dtype=bool))
         advance(plant, num_steps)
-    assert plant.steps.tolist() == [561]
+    assert plant.steps.tolist() == [40]
     assert_same({name: t for name, t in state_of(plant).items() if name != "rows/panel"}, bare)
 
 
@@ -390,11 +432,11 @@ _BARE = {}
 
 
 def _bare_run(**arguments):
-    """State after the same 561 steps of a plant without channels; trained once."""
+    """State after the same 40 steps of a plant without channels; trained once."""
     if not _BARE:
         plant = make(channels=(), **arguments)
         assert plant.panel.positions.shape == (1, 0)
-        for num_steps in [50] * 11 + [11]:
+        for num_steps in DECISIONS:
             advance(plant, num_steps)
         _BARE.update({name: t for name, t in state_of(plant).items() if name != "rows/panel"})
     return _BARE
@@ -402,7 +444,7 @@ def _bare_run(**arguments):
 
 def test_bfloat16_stays_close_to_float32_and_keeps_float32_weights():
     exact, half = make(2), make(2, dtype="bfloat16")
-    expected, window = advance(exact, 10), advance(half, 10)
+    expected, window = advance(exact, 4), advance(half, 4)
     assert {weight.dtype for weight in half.weights.values()} == {torch.float32}
     assert window.probe_loss == pytest.approx(expected.probe_loss, rel=0.01)
     assert half.evaluate() == pytest.approx(exact.evaluate(), rel=0.01)
@@ -435,10 +477,10 @@ def test_a_spawned_plant_shares_nothing_with_its_origin():
 @pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
 def test_every_corner_of_the_panel_is_finite_or_an_outcome(optimizer):
     corners = list(itertools.product([-1.0, 1.0], repeat=2))
-    plant = make(4, optimizer=optimizer, base_lr=0.1, base_weight_decay=0.5)
+    plant = make(4, optimizer=optimizer, base_lr=0.1, base_weight_decay=0.5, batch_tokens=16)
     plant.panel.positions[:] = corners
     for _ in range(2):
-        window = advance(plant, 10)
+        window = advance(plant, 4)
         for name, value in vars(window).items():
             assert np.isfinite(value).all(), name
 
@@ -472,7 +514,7 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
         (CONFIG, {"num_probe_batches": 0}, "num_probe_batches=0 must be at least 1"),
         (CONFIG, {"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),
         (CONFIG, {"dtype": "float16"}, r"unknown dtype 'float16'; expected one of \['bfloat16', 'float32'\]"),
-        (CONFIG, {"divergence_multiple": 1.0}, "divergence_multiple=1.0 must be above 1"),
+        (CONFIG, {"divergence_multiple": 1.0}, "divergence_multiple=1.0 must be a number above 1"),
         (PLANT, {"num_rows": 0}, "num_rows=0 must be at least 1"),
         (PLANT, {"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),

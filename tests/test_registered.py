@@ -39,32 +39,48 @@ from train_agents import evaluate
 ROOT = Path(__file__).resolve().parent.parent
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
 JEL, CELL, PROJECTION = jel.ID, cell.ID, grpo_projection.ID
-MODES = list(itertools.product(jel.OBSERVATIONS, jel.ACTIONS))
-# The checkers play many episodes; these take 5 steps.
+# The checkers play many episodes; these take a few steps.
 FIVE = {"num_steps": 5, "interval": 2}
-SHORT = {JEL: FIVE | {"batch_tokens": 32}, CELL: FIVE | {"batch_tokens": 32}, PROJECTION: FIVE}
-# Arguments beyond `tiny` under which an id is held to its contract.
+SHORT = {JEL: FIVE, CELL: FIVE, PROJECTION: {"num_steps": 3, "interval": 2, "num_prompts": 1, "num_probe_problems": 1}}
+
+
+def together(**tables):
+    """Every key of every table at least once, in as few combinations as the longest one has keys."""
+    longest = max(map(len, tables.values()))
+    cycles = {name: itertools.islice(itertools.cycle(table), longest) for name, table in tables.items()}
+    return [dict(zip(cycles, keys, strict=True)) for keys in zip(*cycles.values(), strict=True)]
+
+
+# Arguments under which an id is held to its contract: every surface and every observation.
 VARIANTS = {
-    JEL: [{"observation": observation, "actions": actions} for observation, actions in MODES],
-    CELL: [{"channels": surface, "observation": "full"} for surface in cell.SURFACES]
-    + [{"channels": "layer_lr", "observation": observation} for observation in cell.OBSERVATIONS],
-    PROJECTION: [
-        {"channels": surface, "observation": observation}
-        for surface, observation in zip(grpo_projection.SURFACES, grpo_projection.OBSERVATIONS, strict=True)
-    ],
+    JEL: together(observation=jel.OBSERVATIONS, actions=jel.ACTIONS),
+    CELL: together(channels=cell.SURFACES, observation=cell.OBSERVATIONS),
+    PROJECTION: together(channels=grpo_projection.SURFACES, observation=grpo_projection.OBSERVATIONS),
 }
-# Arguments beyond `tiny` under which all tests of an id take a fraction of a second.
-SMALL = {JEL: {}, CELL: {"preset": "nano"}, PROJECTION: {}}
+# Those under which all that an id can draw is drawn, and all that it can measure is measured.
+RICHEST = {
+    JEL: [{"observation": "full", "actions": "per_optimizer"}],
+    CELL: [{"channels": surface, "observation": "full_position"} for surface in ("full", "momentum_blend")],
+    PROJECTION: [{"channels": "full", "observation": "full"}],
+}
+# Arguments under which a test of an id takes a fraction of a second: three decisions, the last one shorter.
+QUICK = {"batch_tokens": 32, "sequence_length": 16, "num_steps": 7, "interval": 3, "eval_tokens": 256}
+SMALL = {JEL: QUICK, CELL: QUICK | {"preset": "nano"}}
 # Programs are executed where the kernel can hold them alone.
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
 MARKS = {JEL: (), CELL: (), PROJECTION: executes}
-CASES = [
-    pytest.param(id, variant, id=f"{id}-{'-'.join(variant.values())}", marks=MARKS[id])
-    for id in IDS
-    for variant in VARIANTS[id]
-]
 MODULES = {module.ID: module.__name__ for module in (jel, cell, grpo_projection)}
+
+
+def cases(variants):
+    return [
+        pytest.param(id, variant, id=f"{id}-{'-'.join(variant.values())}", marks=MARKS[id])
+        for id in IDS
+        for variant in variants[id]
+    ]
+
+
 EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in IDS])
 
 
@@ -76,15 +92,33 @@ def student_folder(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """A text of 20,000 letters, which other processes read in no time."""
+    file = tmp_path_factory.mktemp("texts") / "text.txt"
+    file.write_bytes(np.random.default_rng(0).choice(list(b"abcdefgh \n"), 20_000).astype(np.uint8).tobytes())
+    return str(file)
+
+
 @pytest.fixture
 def tiny_projection(student_folder):
-    """As `tiny`: three decisions, of 2, 2 and 1 updates."""
-    return tiny_student.TINY | {"num_samples": 2, "num_steps": 5, "interval": 2, "student": student_folder}
+    """As `tiny`: three decisions, of 2, 2 and 1 updates; directions come from few pairs."""
+    with tiny_student.few_pairs():
+        yield tiny_student.TINY | {"num_samples": 2, "num_steps": 5, "interval": 2, "student": student_folder}
 
 
 @pytest.fixture
-def small(id, request):
-    return request.getfixturevalue("tiny_projection" if id == PROJECTION else "tiny") | SMALL[id]
+def every_small(request, text_file):
+    """Id -> its small arguments, of the ids that can be run here."""
+    own = {id: {"data": text_file} | SMALL[id] for id in IDS if id != PROJECTION}
+    return own if MISSING else own | {PROJECTION: request.getfixturevalue("tiny_projection")}
+
+
+@pytest.fixture
+def small(id, request, text_file):
+    if id == PROJECTION:
+        return request.getfixturevalue("tiny_projection")
+    return {"data": text_file} | SMALL[id]
 
 
 def play(env, actions, seed=None):
@@ -117,10 +151,11 @@ def weights_of(env):
 
 
 def test_ids_are_registered():
-    assert {JEL, CELL, PROJECTION} <= set(IDS) == set(VARIANTS) == set(SMALL) == set(SHORT) == set(MARKS)
+    assert {JEL, CELL, PROJECTION} <= set(IDS) == set(VARIANTS) == set(RICHEST) == set(SHORT) == set(MARKS)
+    assert set(SMALL) == set(IDS) - {PROJECTION}
 
 
-@pytest.mark.parametrize(("id", "variant"), CASES)
+@pytest.mark.parametrize(("id", "variant"), cases(VARIANTS))
 def test_gymnasium_and_stable_baselines3_find_nothing_to_warn_of(id, variant, small):
     env = gym.make(id, **small | SHORT[id], **variant)
     check_env(env.unwrapped, skip_render_check=True)
@@ -132,7 +167,7 @@ def test_gymnasium_finds_nothing_to_warn_of_in_render_and_close(id, small):
     check_env(gym.make(id, **small | SHORT[id], render_mode="rgb_array").unwrapped)
 
 
-@pytest.mark.parametrize(("id", "variant"), CASES)
+@pytest.mark.parametrize(("id", "variant"), cases(VARIANTS))
 def test_observations_lie_in_the_space_and_columns_have_names(id, variant, small):
     env = gym.make(id, **small, **variant)
     for obs, reward, _, _, _ in play(env, random_actions(env), seed=1):
@@ -145,7 +180,7 @@ def test_observations_lie_in_the_space_and_columns_have_names(id, variant, small
     assert env.action_space.dtype == env.observation_space.dtype == np.float32
 
 
-@pytest.mark.parametrize(("id", "variant"), CASES)
+@pytest.mark.parametrize(("id", "variant"), cases(RICHEST))
 def test_the_same_seed_and_actions_give_the_same_episode_bitwise(id, variant, small):
     first, second = gym.make(id, **small, **variant), gym.make(id, **small, **variant)
     actions = random_actions(first)
@@ -258,46 +293,57 @@ def test_a_row_of_make_vec_is_make_of_its_seed(id, small):
         assert vector.unwrapped.evaluate()[row] == pytest.approx(env.unwrapped.evaluate(), rel=1e-4)
 
 
-@EVERY_ID
-def test_the_id_is_found_by_the_name_of_its_module(id, small):
-    code = f"""
+def in_a_new_process(code, *arguments):
+    """What code prints, read as JSON; warnings are errors there, too."""
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_id_is_found_by_the_name_of_its_module(every_small):
+    code = """
 import gymnasium, json, sys, torch
 torch.set_num_threads(1)
-env = gymnasium.make("hpenv:{id}", **json.loads(sys.argv[1]))
-env.reset(seed=0)
-print(env.spec.id, env.step(env.action_space.sample())[4]["step"])
+found = {}
+for id, arguments in json.loads(sys.argv[1]).items():
+    env = gymnasium.make(f"hpenv:{id}", **arguments)
+    env.reset(seed=0)
+    found[env.spec.id] = int(env.step(env.action_space.sample())[4]["step"])
+print(json.dumps(found))
 """
-    command = [sys.executable, "-W", "error", "-c", code, json.dumps(small)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [id, str(small["interval"])]
+    assert in_a_new_process(code, json.dumps(every_small)) == {
+        id: arguments["interval"] for id, arguments in every_small.items()
+    }
 
 
-@EVERY_ID
-def test_every_decision_can_be_restored_in_another_process(id, small, tmp_path):
+def test_every_decision_can_be_restored_in_another_process(every_small, tmp_path):
     """Bitwise: observations, rewards, infos and weights are those of the run that never stopped."""
-    arguments = small | {"observation": "full"}
-    env = gym.make_vec(id, num_envs=2, **arguments)
-    env.reset(seed=4)
-    for decision, action in enumerate(random_actions(env, 4)):  # the last one begins the next episode
-        snapshots.save(tmp_path / str(decision), env.unwrapped.snapshot())
-        env.step(action)
+    given = {id: arguments | {"observation": "full"} for id, arguments in every_small.items()}
+    for id, arguments in given.items():
+        env = gym.make_vec(id, num_envs=2, **arguments)
+        env.reset(seed=4)
+        for decision, action in enumerate(random_actions(env, 4)):  # the last one begins the next episode
+            snapshots.save(tmp_path / id / str(decision), env.unwrapped.snapshot())
+            env.step(action)
     code = """
 import json, sys
 import torch
 torch.set_num_threads(1)
+from tests import tiny_student
 from tests.test_registered import continued
-print(json.dumps([continued(decision, *sys.argv[1:3], json.loads(sys.argv[3])) for decision in range(4)]))
+with tiny_student.few_pairs():
+    found = {id: [continued(decision, id, f"{sys.argv[1]}/{id}", arguments) for decision in range(4)]
+             for id, arguments in json.loads(sys.argv[2]).items()}
+print(json.dumps(found))
 """
-    command = [sys.executable, "-W", "error", "-c", code, id, str(tmp_path), json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
-    never_stopped = continued(None, id, tmp_path, arguments)
-    for decision, found in enumerate(results):
-        assert found["weights"] == never_stopped["weights"]
-        for ours, theirs in zip(found["steps"], never_stopped["steps"][decision:], strict=True):
-            assert ours == theirs
+    results = in_a_new_process(code, tmp_path, json.dumps(given))
+    for id, arguments in given.items():
+        never_stopped = continued(None, id, tmp_path / id, arguments)
+        for decision, found in enumerate(results[id]):
+            assert found["weights"] == never_stopped["weights"]
+            for ours, theirs in zip(found["steps"], never_stopped["steps"][decision:], strict=True):
+                assert ours == theirs
 
 
 def continued(decision, id, folder, arguments):
@@ -337,7 +383,15 @@ def test_forks_of_a_run_go_on_like_it(id, small):
 @pytest.mark.parametrize("corner", [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
 @pytest.mark.parametrize("optimizer", ["adamw_muon", "sgd", "adamw_schedule_free"])
 def test_corners_held_for_a_whole_run_give_finite_numbers(corner, optimizer, tiny):
-    arguments = tiny | {"optimizer": optimizer, "base_lr": 0.02, "base_weight_decay": 0.1, "observation": "full"}
+    arguments = tiny | {
+        "batch_tokens": 16,
+        "num_steps": 11,
+        "interval": 4,
+        "optimizer": optimizer,
+        "base_lr": 0.02,
+        "base_weight_decay": 0.1,
+        "observation": "full",
+    }
     env = gym.make_vec(JEL, num_envs=2, **arguments, penalties={"gradient_norm": 0.1, "smoothness": 0.1})
     env.reset(seed=0)
     for _ in range(4):
@@ -459,7 +513,7 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
         ({"tokenizer": "words"}, "tokenizer 'words'"),
         ({"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
-        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected a Schedule or one of \['none', 'warmup"),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
         ({"schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]; expected all"),
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', "),
         ({"observation": ["progress"]}, r"unknown observation \['progress'\]; expected one of \['full', "),
@@ -603,12 +657,12 @@ def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
 @pytest.mark.parametrize("corner", [1.0, -1.0, "either"])
 def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
     """On the model of the id's own preset, with the noise channel as well."""
-    arguments = tiny | {"interval": 1, "num_steps": 5, "channels": [*cell.SURFACES[surface], "grad_noise"]}
+    arguments = tiny | {"interval": 1, "num_steps": 3, "channels": [*cell.SURFACES[surface], "grad_noise"]}
     reward = dict.fromkeys(measured_terms(TIERS), 1.0)
     env = gym.make_vec(CELL, num_envs=2, **arguments, observation="full_position", reward=reward)
     env.reset(seed=0)
     random = np.random.default_rng(1)
-    for _ in range(6):
+    for _ in range(4):
         action = (
             random.choice([-1.0, 1.0], env.action_space.shape)
             if corner == "either"
@@ -707,8 +761,11 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ({"reward": "progress"}, r"reward 'progress'; expected a mapping .* with some of \['budget', "),
         ({"reward": None}, "reward None; expected a mapping of terms to weights, as {'loss_change': 1.0}"),
         ({"reward": {"loss": 1.0}}, r"unknown reward term 'loss'; expected some of \['budget', "),
-        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected a Schedule or one of \['none', 'warmup"),
-        ({"schedule": lambda steps: 1.0}, r"schedule=<function .* must be a Schedule"),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
+        (
+            {"schedule": lambda steps: 1.0},
+            r"schedule must map an array of steps to an array of as many multipliers; got <function",
+        ),
         ({"data": None}, r"data=None; expected a name or a path"),
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
         ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
@@ -841,7 +898,7 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
         ({"reward": {"same_batch_change": 1.0}}, "reward term 'same_batch_change' reads what this plant does not meas"),
         ({"reward": {}}, "reward {}; expected a mapping of terms to weights"),
         ({"route": "no"}, "route='no'; expected True or False"),
-        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['cosine', 'none'\], or a Schedule"),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
         ({"interval": 6}, "interval=6 must be between 1 and num_steps=5"),
         ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
