@@ -1,15 +1,19 @@
 """Corpora are what they say, slices are disjoint, and a batch is a pure function of seed and step."""
 
 import hashlib
-import subprocess
+import json
+import os
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hpenv import data
+from hpenv import data, synthetic
 from hpenv.data import SLICES, batch_starts, gather, load_corpus, require_length
+from hpenv.tokenization import train_bpe
 
 TEXT = "".join(f"línea {i}: the quick brown fox {i * i} jumps\n" for i in range(400))
 
@@ -26,12 +30,12 @@ def conditional_entropy(context, symbol):
     return (terms[1] - terms[0]) / len(symbol)
 
 
-@pytest.fixture
-def cases(tmp_path):
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
     """Corpora of every kind that needs no optional package."""
-    tokens = np.arange(1000, dtype="<u2") * 60
-    arguments = [("stdlib",), ("synthetic",), (write(tmp_path / "a.txt", TEXT),)]
-    return [load_corpus(*a) for a in arguments] + [load_corpus(write(tmp_path / "a.bin", tokens.tobytes()))]
+    folder, tokens = tmp_path_factory.mktemp("cases"), np.arange(1000, dtype="<u2") * 60
+    arguments = [("stdlib",), ("synthetic",), (write(folder / "a.txt", TEXT),)]
+    return [load_corpus(*a) for a in arguments] + [load_corpus(write(folder / "a.bin", tokens.tobytes()))]
 
 
 def test_slices_are_disjoint_views_that_cover_the_corpus(cases):
@@ -69,7 +73,7 @@ def test_the_standard_library_is_source_text_without_tests_and_other_packages():
     assert b"class OrderedDict(dict):" in raw
     assert b"def test_basic" not in raw
     assert b"class DataFrame" not in raw and b"torch.nn" not in raw
-    assert load_corpus("stdlib") is load_corpus("stdlib")
+    assert load_corpus("stdlib").tokens is corpus.tokens
 
 
 def test_slices_of_the_standard_library_are_alike():
@@ -109,28 +113,26 @@ def test_the_synthetic_floor_holds_on_each_slice():
 
 
 def test_the_synthetic_source_is_the_same_on_every_machine():
-    assert load_corpus("synthetic") is load_corpus("synthetic")
-    assert load_corpus("synthetic").tokens[:12].tolist() == [10, 83, 134, 59, 118, 55, 32, 62, 20, 1, 28, 84]
-    assert load_corpus("synthetic").sha256.startswith("34279ca3e0667662")
-    assert not torch.equal(load_corpus("synthetic:1").tokens, load_corpus("synthetic:0").tokens)
+    corpus = load_corpus("synthetic")
+    assert corpus.tokens[:12].tolist() == [10, 83, 134, 59, 118, 55, 32, 62, 20, 1, 28, 84]
+    assert corpus.sha256.startswith("34279ca3e0667662")
+    assert load_corpus("synthetic:0").tokens is corpus.tokens
+    assert load_corpus("synthetic:0").name == "synthetic:0"
 
 
-def test_the_synthetic_source_has_as_many_symbols_as_asked():
-    corpus = load_corpus("synthetic:3", vocab_size=16)
-    assert corpus.vocab_size == 16
-    assert len(torch.unique(corpus.tokens)) == 16
+def test_the_synthetic_source_has_the_seed_and_as_many_symbols_as_asked(monkeypatch):
+    monkeypatch.setattr(synthetic, "SYNTHETIC_TOKENS", 2**12)
+    few, other = (data._synthetic_corpus.__wrapped__(seed, 16) for seed in (3, 4))
+    assert few.vocab_size == 16
+    assert len(torch.unique(few.tokens)) == 16
+    assert not torch.equal(few.tokens, other.tokens)
+    assert few.digest != other.digest
 
 
-def test_batch_starts_are_known_numbers():
+def test_batch_starts_are_known_numbers_on_every_machine_and_in_every_process():
     assert batch_starts(10_000, 7, 0, 4, 64).tolist() == [480, 8171, 930, 1028]
     assert batch_starts(10_000, 7, 10**12, 4, 64).tolist() == [3823, 134, 4307, 3737]
-
-
-def test_batch_starts_are_the_same_in_another_process():
-    arguments = "(123_457, 2**63 + 11, step, 5, 32)"
-    code = f"from hpenv.data import batch_starts; print([batch_starts{arguments}.tolist() for step in range(250, 260)])"
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert there.strip() == str([batch_starts(123_457, 2**63 + 11, step, 5, 32).tolist() for step in range(250, 260)])
+    assert batch_starts(123_457, 2**63 + 11, 255, 5, 32).tolist() == [5759, 85196, 10214, 23260, 64638]
 
 
 def test_rewinding_gives_the_same_batches_in_any_order():
@@ -169,9 +171,10 @@ def test_consecutive_blocks_do_not_overlap():
     assert len(set(np.concatenate(blocks).tolist())) == 3 * 512
 
 
-def test_global_generators_are_untouched():
+def test_global_generators_are_untouched(monkeypatch):
     before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
-    load_corpus.__wrapped__("synthetic:2")
+    monkeypatch.setattr(synthetic, "SYNTHETIC_TOKENS", 2**12)
+    data._synthetic_corpus.__wrapped__(2, 256)
     batch_starts(5000, 12345, 7, 4, 16)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert str(np.random.get_state()) == before[1]  # noqa: NPY002
@@ -231,7 +234,7 @@ def test_a_short_or_odd_token_file_is_refused_with_both_numbers(tmp_path, conten
 
 @pytest.mark.parametrize("suffix", ["txt", "bin", "parquet"])
 def test_a_missing_file_is_named(tmp_path, suffix):
-    with pytest.raises(FileNotFoundError, match=rf"nowhere.{suffix}.*0 tokens, at least 40"):
+    with pytest.raises(FileNotFoundError, match=rf"data must be a file that exists; got .*nowhere\.{suffix}"):
         load_corpus(str(tmp_path / f"nowhere.{suffix}"))
 
 
@@ -241,8 +244,8 @@ def test_a_missing_file_is_named(tmp_path, suffix):
         (("stdlb",), {}, "unknown data 'stdlb'; expected one of 'stdlib'"),
         (("stdlib:3",), {}, "unknown data 'stdlib:3'"),
         (("notes.md",), {}, "unknown data 'notes.md'"),
-        (("synthetic:x",), {}, "seed in data 'synthetic:x' must be an integer of at least 0, not 'x'"),
-        (("synthetic:-1",), {}, "not '-1'"),
+        (("synthetic:x",), {}, "seed in data 'synthetic:x' must be a whole number from 0 to .*; got 'x'"),
+        (("synthetic:-1",), {}, "got '-1'"),
         (("synthetic",), {"vocab_size": 7}, "from 8 to 256, not 7"),
         (("synthetic",), {"vocab_size": 257}, "from 8 to 256, not 257"),
         (("synthetic", "bpe:300"), {}, "accepts tokenizer 'bytes' alone"),
@@ -279,16 +282,146 @@ def test_bad_batches_are_refused(arguments, message):
         batch_starts(*arguments)
 
 
+def test_a_corpus_is_its_content_whatever_its_path(tmp_path, monkeypatch):
+    first = load_corpus(write(tmp_path / "a.txt", TEXT))
+    shutil.copy(first.name, tmp_path / "b.txt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (str(tmp_path / "b.txt"), "b.txt", Path("a.txt"), "~/a.txt"):
+        again = load_corpus(path)
+        assert again.tokens is first.tokens and (again.sha256, again.digest) == (first.sha256, first.digest)
+        assert again.name == os.path.expanduser(path)
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "b.txt", TEXT.upper())
+    monkeypatch.chdir("other")
+    assert load_corpus("b.txt").digest != first.digest
+
+
+@pytest.mark.parametrize("suffix", ["txt", "bin"])
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    digests = []
+    for content in (b"ab" * 100, b"ba" * 100, b"ab" * 100):
+        (tmp_path / "new").write_bytes(content)  # of the same size and time, as a copy that keeps them
+        os.utime(tmp_path / "new", ns=(10**18, 10**18))
+        (tmp_path / "new").replace(path)
+        corpus = load_corpus(path)
+        assert corpus.tokens.numpy().tobytes() == content
+        assert corpus.sha256 == hashlib.sha256(content).hexdigest()
+        digests.append(corpus.digest)
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_the_digest_tells_all_that_a_run_is_trained_on(tmp_path):
+    bytes_of_text = load_corpus(write(tmp_path / "a.txt", b"\1\0" * 50))
+    pairs_of_bytes = load_corpus(write(tmp_path / "a.bin", b"\1\0" * 50))
+    assert bytes_of_text.sha256 == pairs_of_bytes.sha256 and bytes_of_text.digest != pairs_of_bytes.digest
+    assert len(bytes_of_text.digest) == 64
+
+
+PLACES = {
+    "folder": (lambda path: path.mkdir(), ValueError, "which is a folder: name a file"),
+    "device": (lambda path: path.symlink_to("/dev/null"), ValueError, "which is no regular file"),
+    "unreadable": (
+        lambda path: path.symlink_to("/proc/self/mem"),
+        ValueError,
+        "cannot be read|can be read|has 0 bytes",
+    ),
+    "link to nothing": (lambda path: path.symlink_to("nowhere"), FileNotFoundError, "must be a file that exists"),
+    "link to itself": (lambda path: path.symlink_to(path), FileNotFoundError, "must be a file that exists"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["a.txt", "a.bin", "a.parquet", "a.json"])
+def test_a_place_that_is_no_file_to_read_is_refused_by_name(tmp_path, name, place):
+    if name in ("a.parquet", "a.json"):
+        pytest.importorskip("pyarrow" if name == "a.parquet" else "tokenizers")
+    put, kind, message = PLACES[place]
+    put(tmp_path / name)
+    argument = "tokenizer" if name == "a.json" else "data"
+    given = (write(tmp_path / "text.txt", TEXT), tmp_path / name) if argument == "tokenizer" else (tmp_path / name,)
+    with pytest.raises(kind, match=message) as refused:
+        load_corpus(*given)
+    assert str(tmp_path / name) in str(refused.value) and str(refused.value).startswith(argument)
+
+
+def parquet_of(table=None, **columns):
+    """The bytes of a parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    buffer = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(columns) if table is None else table, buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+class BytesPath(os.PathLike):
+    def __fspath__(self):
+        return b"a.txt"
+
+
+@pytest.mark.parametrize("given", [3, None, ["a.txt"], b"a.txt", BytesPath(), {}])
+def test_what_is_no_name_or_path_is_refused(given):
+    for arguments, name in (((given,), "data"), (("stdlib", given), "tokenizer")):
+        with pytest.raises(ValueError, match=rf"{name} must be a name or a path \(see hpenv.data.load_corpus\); got"):
+            load_corpus(*arguments)
+
+
+@pytest.mark.parametrize("given", ["a\0.txt", "a" * 5000 + ".txt", "", "x.TXT"])
+def test_a_path_that_cannot_be_is_refused(given):
+    with pytest.raises((FileNotFoundError, ValueError), match=r"must be a file that exists|unknown data"):
+        load_corpus(given)
+
+
+@pytest.mark.parametrize("given", ["256", 16.0, True, None, [16]])
+def test_a_vocabulary_that_is_no_number_is_refused(given):
+    for source in ("synthetic", "stdlib"):
+        with pytest.raises(ValueError, match="vocab_size must be a whole number; got"):
+            load_corpus(source, vocab_size=given)
+
+
+def test_a_token_file_with_a_header_is_refused(tmp_path):
+    header = np.array([20240520, 1, 1000], "<i4").tobytes()
+    with pytest.raises(ValueError, match=r"a\.bin', which has the header of llm\.c: leave out its first 1024 bytes"):
+        load_corpus(write(tmp_path / "a.bin", header.ljust(1024, b"\0") + b"\1\0" * 1000))
+
+
+def test_what_the_caller_has_set_in_torch_changes_no_corpus(tmp_path):
+    paths = [write(tmp_path / "a.txt", TEXT), write(tmp_path / "a.bin", b"\1\0" * 100)]
+    plain = [load_corpus(path) for path in paths]
+    data._tokenized.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            others = [load_corpus(path) for path in paths]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for corpus, other in zip(plain, others, strict=True):
+        assert torch.equal(corpus.tokens, other.tokens) and corpus.digest == other.digest
+        assert other.token_bytes.dtype == torch.float32 and other.token_bytes.device.type == "cpu"
+        inputs, _ = gather(other.train, np.array([0, 1]), 8)
+        weight = torch.ones(256, 2, requires_grad=True)
+        torch.nn.functional.embedding(inputs, weight).sum().backward()
+        assert weight.grad.sum() == 2 * 2 * 8
+
+
+def copied_to(folder, source, **changes):
+    """A copy of a tokenizer's file with other values."""
+    value = json.loads(Path(source).read_text()) | changes
+    return write(folder / "changed.json", json.dumps(value))
+
+
 class TestOptionalPackages:
     """Parquet, datasets and tokenizers, where they are installed."""
 
     @pytest.fixture
-    def folder(self, tmp_path, monkeypatch):
+    def folder(self, tmp_path):
         parquet = pytest.importorskip("pyarrow.parquet")
         import pyarrow
 
-        datasets = pytest.importorskip("datasets")
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        pytest.importorskip("datasets")
         (tmp_path / "corpus").mkdir()
         table = pyarrow.table(
             {"text": ["alpha " * 20, None, "βeta " * 20], "number": [1, 2, 3], "code": ["x" * 50] * 3}
@@ -307,9 +440,65 @@ class TestOptionalPackages:
         other = load_corpus(f"hf:{folder}{name}:train:code")
         assert bytes(other.tokens.tolist()).decode() == "\n".join(["x" * 50] * 3)
 
-    def test_a_missing_column_is_named_with_those_there_are(self, folder):
+    def test_a_column_that_is_missing_or_holds_no_text_is_named(self, folder):
         with pytest.raises(ValueError, match=r"no column 'body'; it has \['text', 'number', 'code'\]"):
             load_corpus(f"hf:{folder}:train:body")
+        with pytest.raises(ValueError, match="column 'number' of 'hf:.*' must hold text; it holds int64"):
+            load_corpus(f"hf:{folder}:train:number")
+
+    @pytest.mark.parametrize("form", ["{}", "hf:{}"])
+    def test_a_dataset_that_is_written_anew_is_read_anew(self, tmp_path, form):
+        pytest.importorskip("datasets")
+        path, texts = tmp_path / "a.parquet", []
+        for text in ("ab" * 50, "ba" * 50):
+            tmp_path.joinpath("new").write_bytes(parquet_of(text=[text]))
+            os.utime(tmp_path / "new", ns=(10**18, 10**18))  # what a copy that keeps times leaves
+            (tmp_path / "new").replace(path)
+            texts.append(bytes(load_corpus(form.format(path)).tokens.tolist()).decode())
+        assert texts == ["ab" * 50, "ba" * 50]
+
+    def test_the_home_folder_is_expanded_behind_hf(self, folder, monkeypatch):
+        monkeypatch.setenv("HOME", str(folder.parent))
+        assert load_corpus("hf:~/corpus").sha256 == load_corpus(f"hf:{folder}").sha256
+
+    @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~nobody/x", "nowhere.parquet"])
+    def test_a_dataset_that_is_not_there_is_refused_without_asking_the_network(self, name):
+        pytest.importorskip("datasets")
+        with pytest.raises(FileNotFoundError, match=r"data must name a folder or file that exists; got 'hf:"):
+            load_corpus(f"hf:{name}")
+
+    def test_a_dataset_that_cannot_be_read_is_named(self, folder):
+        (folder.parent / "empty").mkdir()
+        write(folder.parent / "cut.parquet", (folder / "train.parquet").read_bytes()[:-9])
+        for name in (f"{folder}:trein", f"{folder.parent}/empty", f"{folder.parent}/cut.parquet"):
+            with pytest.raises(ValueError, match=rf"must be a dataset that `datasets` reads; got 'hf:{name}' \(\w+: "):
+                load_corpus(f"hf:{name}")
+
+    @pytest.mark.parametrize("content", [b"", b"PAR1", TEXT.encode(), "cut", "latin"])
+    def test_a_parquet_file_that_cannot_be_read_is_named(self, tmp_path, content):
+        pyarrow = pytest.importorskip("pyarrow")
+        if content == "cut":
+            content = parquet_of(text=[TEXT])[:-9]
+        elif content == "latin":
+            data = pyarrow.py_buffer(b"caf\xe9" * 20)
+            offsets = pyarrow.py_buffer(np.array([0, 80], "<i4").tobytes())
+            content = parquet_of(text=pyarrow.StringArray.from_buffers(1, offsets, data))
+        with pytest.raises(ValueError, match=r"must be a parquet file; got '.*a\.parquet', which cannot be read"):
+            load_corpus(write(tmp_path / "a.parquet", content))
+
+    def test_a_parquet_column_that_holds_no_text_or_stands_twice_is_named(self, tmp_path):
+        pyarrow = pytest.importorskip("pyarrow")
+        with pytest.raises(ValueError, match=r"column 'text' of '.*a\.parquet' must hold text; it holds binary"):
+            load_corpus(write(tmp_path / "a.parquet", parquet_of(text=[b"x" * 90])))
+        twice = pyarrow.table([["x" * 90], ["y" * 90]], names=["text", "text"])
+        with pytest.raises(ValueError, match="has more than one column 'text'"):
+            load_corpus(write(tmp_path / "a.parquet", parquet_of(twice)))
+
+    def test_a_folder_that_looks_like_a_partition_adds_no_column(self, tmp_path):
+        pytest.importorskip("pyarrow")
+        (tmp_path / "text=en").mkdir()
+        corpus = load_corpus(write(tmp_path / "text=en" / "a.parquet", parquet_of(text=[TEXT])))
+        assert bytes(corpus.tokens.tolist()).decode() == TEXT
 
     def test_bpe_tokens_stand_for_every_byte_of_their_slice(self, tmp_path):
         pytest.importorskip("tokenizers")
@@ -330,12 +519,13 @@ class TestOptionalPackages:
         second = load_corpus(write(tmp_path / "b.txt", changed), "bpe:400")
         assert torch.equal(first.train, second.train)
         assert torch.equal(first.token_bytes, second.token_bytes)
-        assert torch.equal(load_corpus.__wrapped__(first.name, "bpe:400").tokens, first.tokens)
+        again = data.read_file("data", first.name), "bpe:400"
+        assert torch.equal(data._tokenized.__wrapped__(*again).tokens, first.tokens)
 
     def test_a_saved_tokenizer_gives_the_tokens_and_bytes_of_a_token_file(self, tmp_path):
         pytest.importorskip("tokenizers")
         path = write(tmp_path / "a.txt", TEXT)
-        encoder = data._train_bpe([TEXT], "bpe:400")
+        encoder = train_bpe([TEXT], "bpe:400")
         encoder.add_special_tokens(["<|endoftext|>"])
         encoder.save(str(tmp_path / "tokenizer.json"))
         text = load_corpus(path, str(tmp_path / "tokenizer.json"))
@@ -354,7 +544,7 @@ class TestOptionalPackages:
 
     def test_a_tokenizer_that_loses_text_is_refused(self, tmp_path):
         tokenizers = pytest.importorskip("tokenizers")
-        encoder = data._train_bpe([TEXT], "bpe:300")
+        encoder = train_bpe([TEXT], "bpe:300")
         encoder.normalizer = tokenizers.normalizers.Replace(" ", "")
         encoder.save(str(tmp_path / "tokenizer.json"))
         with pytest.raises(ValueError, match="changes the text"):
@@ -367,10 +557,66 @@ class TestOptionalPackages:
         with pytest.raises(ValueError, match=r"other.json' cannot be read .*expected a file that `tokenizers` saved"):
             load_corpus(str(tmp_path / "a.txt"), other)
 
+    def test_a_tokenizer_is_its_content(self, tmp_path):
+        pytest.importorskip("tokenizers")
+        path, own = write(tmp_path / "a.txt", TEXT), str(tmp_path / "tokenizer.json")
+        digests = []
+        for size in (300, 400, 300):
+            train_bpe([TEXT], f"bpe:{size}").save(own)
+            os.utime(own, ns=(10**18, 10**18))
+            digests.append(load_corpus(path, own).digest)
+        assert digests[0] == digests[2] != digests[1]
+        other = shutil.copy(own, tmp_path / "other.json")
+        assert load_corpus(path, other).tokens is load_corpus(path, own).tokens
+        tokens = write(tmp_path / "a.bin", b"\1\0" * 100)
+        assert load_corpus(tokens, own).digest == load_corpus(tokens, other).digest != load_corpus(tokens).digest
+
+    def test_a_tokenizer_gives_all_of_a_text_and_nothing_else(self, tmp_path):
+        pytest.importorskip("tokenizers")
+        path, encoder = write(tmp_path / "a.txt", TEXT), train_bpe([TEXT], "bpe:300")
+        encoder.save(str(tmp_path / "tokenizer.json"))
+        plain = load_corpus(path, tmp_path / "tokenizer.json")
+        encoder.enable_truncation(8)
+        encoder.enable_padding(length=99_999)
+        encoder.save(str(tmp_path / "cut.json"))
+        assert torch.equal(load_corpus(path, tmp_path / "cut.json").tokens, plain.tokens)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"dropout": 0.1}, "must have no dropout; got 0.1"),
+            ({"vocab": {"a": 2**31}, "merges": []}, r"must have tokens with ids below 1048576; got the id 2147483648"),
+            ({"vocab": {}, "merges": []}, "must have tokens with ids below 1048576; got no tokens"),
+            ({"vocab": {"a": -1}, "merges": []}, "cannot be read"),
+            ({"vocab": {"a": "1"}, "merges": []}, "cannot be read"),
+            ({"merges": [["zz", "zzz"]]}, "cannot be read"),
+            ({"vocab": None}, "cannot be read"),
+        ],
+    )
+    def test_a_tokenizer_of_impossible_values_is_named(self, tmp_path, changes, message):
+        pytest.importorskip("tokenizers")
+        train_bpe([TEXT], "bpe:300").save(str(tmp_path / "tokenizer.json"))
+        model = json.loads((tmp_path / "tokenizer.json").read_text())["model"] | changes
+        changed = copied_to(tmp_path, tmp_path / "tokenizer.json", model=model)
+        with pytest.raises(ValueError, match=rf"^tokenizer '.*changed\.json' {message}"):
+            load_corpus(write(tmp_path / "a.txt", TEXT), changed)
+
+    @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"null", b"{}", b"[" * 100_000])
+    def test_a_file_that_is_no_tokenizer_is_named(self, tmp_path, content):
+        pytest.importorskip("tokenizers")
+        with pytest.raises(ValueError, match=r"^tokenizer '.*own\.json' cannot be read"):
+            load_corpus(write(tmp_path / "a.txt", TEXT), write(tmp_path / "own.json", content))
+
+    @pytest.mark.parametrize("size", ["255", "1048577", "9" * 5000, "-1", "3e2", "٣٠٠", ""])
+    def test_a_vocabulary_that_cannot_be_trained_is_refused(self, tmp_path, size):
+        pytest.importorskip("tokenizers")
+        with pytest.raises(ValueError, match="must be a whole number from 256 to 1048576; got"):
+            load_corpus(write(tmp_path / "a.txt", TEXT), f"bpe:{size}")
+
     def test_bad_tokenizers_are_named(self, tmp_path):
         pytest.importorskip("tokenizers")
         path = write(tmp_path / "a.txt", TEXT)
-        with pytest.raises(ValueError, match="vocabulary in tokenizer 'bpe:255' must be an integer of at least 256"):
+        with pytest.raises(ValueError, match="vocabulary in tokenizer 'bpe:255' must be a whole number from 256"):
             load_corpus(path, "bpe:255")
         with pytest.raises(ValueError, match="tokenizer 'words' does not fit; expected 'bytes'"):
             load_corpus(path, "words")

@@ -24,7 +24,10 @@ PACKAGES = ("hpenv", "agents", "train_agents", "baselines")
 DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
     "hpenv": {
         "isolation": (),
-        "data": (),
+        "sources": (),
+        "tokenization": ("sources",),
+        "synthetic": (),
+        "data": ("synthetic", "tokenization"),
         "kernels": (),
         "model": ("kernels",),
         "values": (),

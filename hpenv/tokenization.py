@@ -1,0 +1,113 @@
+"""Tokenization: byte-level vocabularies, trained on a text or read from a file, and how many bytes each token is."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+
+from hpenv.sources import Content, optional
+
+PIECE_CHARACTERS = 2**16  # of text handed to a tokenizer at once
+MOST_TOKENS = 2**20  # of a vocabulary; the largest that are published have a quarter of it
+
+
+def whole_number(text: str, least: int, most: int, what: str) -> int:
+    """Reads a whole number.
+
+    Raises:
+        ValueError: for other text, or a number out of range.
+    """
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most))
+    if not (is_number and least <= int(text) <= most):
+        raise ValueError(f"{what} must be a whole number from {least} to {most}; got {text!r}")
+    return int(text)
+
+
+def train_bpe(pieces: list[str], tokenizer: str) -> Any:
+    """Trains a byte-level BPE, `bpe:<vocabulary>`, on pieces of text."""
+    vocab_size = whole_number(
+        tokenizer.removeprefix("bpe:"), 256, MOST_TOKENS, f"vocabulary in tokenizer {tokenizer!r}"
+    )
+    library = optional("tokenizers")
+    byte_level = library.pre_tokenizers.ByteLevel
+    encoder = library.Tokenizer(library.models.BPE())
+    encoder.pre_tokenizer, encoder.decoder = byte_level(add_prefix_space=False), library.decoders.ByteLevel()
+    options = {"vocab_size": vocab_size, "initial_alphabet": byte_level.alphabet(), "show_progress": False}
+    encoder.train_from_iterator(pieces, library.trainers.BpeTrainer(**options))
+    return encoder
+
+
+def read_tokenizer(content: Content) -> Any:
+    """Reads a tokenizer from the content of its file.
+
+    It encodes all of a text and nothing else: padding and truncation are taken off.
+
+    Raises:
+        ValueError: if it is no tokenizer, or one whose tokens depend on chance.
+    """
+    library = optional("tokenizers")
+    try:
+        encoder = library.Tokenizer.from_str(content.text())
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(
+            f"tokenizer {content.name!r} cannot be read ({error}); expected a file that `tokenizers` saved"
+        ) from error
+    if getattr(encoder.model, "dropout", None):
+        raise ValueError(
+            f"tokenizer {content.name!r} must have no dropout; got {encoder.model.dropout}: set it to null"
+        )
+    encoder.encode_special_tokens = True  # "<|endoftext|>" spelled out in a text is text
+    encoder.no_padding()
+    encoder.no_truncation()
+    return encoder
+
+
+def pieces_of(text: str) -> list[str]:
+    """Divides a text into pieces that end with a line, which a tokenizer encodes in parallel."""
+    ends = [0]
+    while ends[-1] < len(text):
+        ends.append(text.find("\n", ends[-1] + PIECE_CHARACTERS) + 1 or len(text))
+    return [text[start:end] for start, end in pairwise(ends)]
+
+
+def encode_slices(
+    text: str, slice_characters: list[int], tokenizer: str | Content
+) -> tuple[list[list[int]], torch.Tensor]:
+    """Encodes each slice of a text by itself, so that no token reaches from one into the next.
+
+    Args:
+        text: all slices, one after the other.
+        slice_characters: lengths of the slices [characters].
+        tokenizer: `bpe:<vocabulary>`, trained on the first slice; or the content of a tokenizer's file.
+
+    Returns:
+        The tokens of each slice, and the bytes that each id stands for, (V,).
+    """
+    ends = list(accumulate(slice_characters, initial=0))
+    slices = [pieces_of(text[start:end]) for start, end in pairwise(ends)]
+    encoder = train_bpe(slices[0], tokenizer) if isinstance(tokenizer, str) else read_tokenizer(tokenizer)
+    sizes = token_bytes(encoder, tokenizer if isinstance(tokenizer, str) else tokenizer.name)
+    encoded = [encoder.encode_batch(part, add_special_tokens=False) for part in slices]
+    return [[index for piece in part for index in piece.ids] for part in encoded], sizes
+
+
+def token_bytes(encoder: Any, name: str) -> torch.Tensor:
+    """Returns the bytes of text that each id stands for, (V,) float32; 0 for special tokens.
+
+    In a byte-level vocabulary a token has one character per byte.
+
+    Raises:
+        ValueError: if the tokenizer is not byte-level, or has no tokens or too many.
+    """
+    if type(encoder.decoder).__name__ != "ByteLevel":
+        raise ValueError(f"tokenizer {name!r} must be byte-level: only then do its tokens have a length in bytes")
+    lengths = {index: len(token) for token, index in encoder.get_vocab().items()}
+    for index, added in encoder.get_added_tokens_decoder().items():
+        lengths[index] = 0 if added.special else len(added.content.encode())
+    if not lengths or max(lengths) >= MOST_TOKENS:
+        found = f"the id {max(lengths)}" if lengths else "no tokens"
+        raise ValueError(f"tokenizer {name!r} must have tokens with ids below {MOST_TOKENS}; got {found}")
+    sizes = [lengths.get(index, 0) for index in range(max(lengths) + 1)]
+    return torch.tensor(sizes, dtype=torch.float32, device="cpu")
