@@ -443,7 +443,7 @@ class TestOptionalPackages:
     def test_a_column_that_is_missing_or_holds_no_text_is_named(self, folder):
         with pytest.raises(ValueError, match=r"no column 'body'; it has \['text', 'number', 'code'\]"):
             load_corpus(f"hf:{folder}:train:body")
-        with pytest.raises(ValueError, match="column 'number' of 'hf:.*' must hold text; it holds int64"):
+        with pytest.raises(ValueError, match=r"column 'number' of 'hf:.*' must hold text; it holds int64"):
             load_corpus(f"hf:{folder}:train:number")
 
     @pytest.mark.parametrize("form", ["{}", "hf:{}"])

@@ -103,6 +103,14 @@ def test_a_run_in_company_is_bitwise_the_run_alone():
         assert torch.equal(own.states(row_of(knobs, n), alone)[0], own.states(knobs, both)[n])
 
 
+@pytest.mark.filterwarnings("error")
+def test_keys_and_values_go_by_the_name_that_transformers_has_now():
+    own = student(max_tokens=3)
+    rollouts = own.sample(zeros(own, 1), [PROMPTS[0]], 1, generators(0))
+    own.log_probabilities(zeros(own, 1), rollouts)
+    own.states(zeros(own, 1), rollouts)
+
+
 def test_sampling_reads_its_own_generators_alone():
     own = student()
     torch.manual_seed(0)
