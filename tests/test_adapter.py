@@ -1,6 +1,9 @@
 """The adapter: the layer itself at 0, a gradient by hand, two forms that agree, and a cache that cannot be stale."""
 
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -86,22 +89,63 @@ def test_a_cached_decomposition_is_the_computed_one_and_a_changed_weight_is_not_
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_cache_is_really_read(tmp_path):
+def test_the_cache_is_really_read(tmp_path, monkeypatch):
     weight = randn(6, 4)
-    decompose(weight, tmp_path)
-    other = decompose(randn(6, 4, seed=1), tmp_path)
-    names = [tmp_path / f"{weight_digest(randn(6, 4, seed=s))}.safetensors" for s in (0, 1)]
-    names[0].write_bytes(names[1].read_bytes())
-    assert torch.equal(decompose(weight, tmp_path).U, other.U)
+    computed = decompose(weight, tmp_path)
+    monkeypatch.setattr(torch.linalg, "svd", None)
+    assert torch.equal(decompose(weight, tmp_path).U, computed.U)
 
 
-def test_a_damaged_file_of_the_cache_is_named(tmp_path):
+def test_a_file_of_the_cache_that_is_not_what_was_written_is_named(tmp_path):
     weight = randn(6, 4)
     decompose(weight, tmp_path)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=f"{file.name} is not a decomposition .* delete it"):
-        decompose(weight, tmp_path)
+    whole = file.read_bytes()
+    other = safetensors.torch.save({"U": torch.ones(2, 2)})
+    bent = {name: tensor * 1.5 for name, tensor in safetensors.torch.load(whole).items()}
+    with safetensors.safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    decompose(randn(6, 4, seed=1), tmp_path)
+    (another,) = set(tmp_path.iterdir()) - {file}
+    for content, message in (
+        (whole[:-9], "must be a whole safetensors file; got '.*' (.*): delete it"),
+        (b"", "must be a whole safetensors file"),
+        (other, "is not the decomposition that was written there: its tensors are {'U': .*; delete it"),
+        (safetensors.torch.save(bent, header), "is not the decomposition that was written there"),
+        (another.read_bytes(), "is not the decomposition that was written there"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message) as refused:
+            decompose(weight, tmp_path)
+        assert file.name in str(refused.value)
+
+
+def test_a_place_that_cannot_be_a_cache_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.linalg, "svd", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    for place in (tmp_path / "file", tmp_path / "file" / "in", tmp_path / "link", Path("/proc/own"), Path("a\0b")):
+        with pytest.raises(
+            ValueError, match=r"cache_dir must be a folder that can be written to; got '.*' \(.*\): name another"
+        ):
+            decompose(randn(6, 4), place)
+
+
+def test_what_the_caller_has_set_in_torch_changes_no_adapter():
+    model = nn.Sequential(nn.Linear(3, 2))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            unusable = nn.Sequential(nn.Linear(3, 2))
+            adapters = attach(model, ["0"], quarantine=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with pytest.raises(ValueError, match=r"made under torch.inference_mode, so no gradient passes it"):
+        attach(unusable, ["0"])
+    with pytest.raises(ValueError, match="targets must be a list of names of layers; got '0'"):
+        attach(nn.Sequential(nn.Linear(3, 2)), "0")
+    assert adapters["0"].knob.dtype == torch.float32
+    assert not any(x.is_inference() for x in (adapters["0"].knob, adapters["0"].quarantine, adapters["0"].U))
 
 
 def test_digests_tell_apart_shapes_dtypes_names_and_bits_and_not_order():

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def of_layers(model, k: int = 1) -> Direction:
     return direction({name: len(model.get_submodule(name).S) for name in LAYERS}, k)
 
 
-def trained(tmp_path, model, callbacks, steps: int = 3, **arguments):
+def trained(tmp_path, model, callbacks, steps: int = 3, resumed=None, **arguments):
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=steps,
@@ -68,13 +69,12 @@ def trained(tmp_path, model, callbacks, steps: int = 3, **arguments):
         weight_decay=0.0,
         lr_scheduler_type="constant",
         report_to="none",
-        save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
-        **({"logging_steps": 1} | arguments),
+        **({"logging_steps": 1, "save_strategy": "no"} | arguments),
     )
     trainer = transformers.Trainer(model=model, args=args, train_dataset=DATA, callbacks=callbacks)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resumed)
     return trainer
 
 
@@ -191,19 +191,105 @@ def test_parameters_are_found_by_name_with_or_without_what_wrappers_put_before_i
 
 
 def test_drift_pushes_by_the_spread_of_what_was_seen(tmp_path):
-    model, _ = wrapped()
+    """The bounds follow from the unit roundoff u of float32.
+
+    A variance is a difference of two numbers of the size of c^2, each a result of at most 8 operations: it is off by up
+    to 16 u c^2, of which the deviation after a single step, which is 0, is the root. Beside it each product of length r
+    is off by up to r u |g|, and there are three: c, what is taken along v, and the product taken here.
+    """
+    u, model = 2.0**-24, wrapped()[0]
     own = of_layers(model)
     names = [f"{LAYERS[0]}.knob"]
     before, after = Spy(names), Spy(names)
     trained(tmp_path, model, [before, ProjectionCallback(own, "drift"), after], steps=2)
-    v = own.axes[LAYERS[0]][0, 0]
-    c = torch.stack([v @ g[names[0]] for g in before.gradients])
-    weights = torch.tensor([0.05 * 0.95, 0.05]) / (1 - 0.95**2)  # an exponential average of two values, corrected
-    mean = (weights * c).sum()
-    deviation = ((weights * c.square()).sum() - mean.square()).sqrt()
-    left = [v @ g[names[0]] for g in after.gradients]
-    torch.testing.assert_close(left[0], torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(left[1], -0.4 * deviation, atol=1e-6, rtol=1e-3)
+    v = own.axes[LAYERS[0]][0, 0].double()
+    c = torch.stack([v @ g[names[0]].double() for g in before.gradients])
+    weights = torch.tensor([0.05 * 0.95, 0.05]).double() / (1 - 0.95**2)  # an exponential average, corrected
+    deviation = ((weights * c.square()).sum() - (weights * c).sum().square()).sqrt()
+    left = [v @ g[names[0]].double() for g in after.gradients]
+    lost = 16 * u * c.abs().max() ** 2
+    products = [3 * (len(v) + 2) * u * g[names[0]].norm() for g in before.gradients]
+    assert abs(left[0]) <= 0.4 * lost.sqrt() + products[0]
+    assert abs(left[1] + 0.4 * deviation) <= 0.4 * lost / deviation + products[1]
+    assert 0.4 * deviation > 10 * (0.4 * lost / deviation + products[1]), "there is something to be seen"
+
+
+@pytest.mark.parametrize("target", ["grad", "update"])
+def test_a_run_resumed_from_a_checkpoint_is_bitwise_the_unbroken_one(tmp_path, target):
+    saving = {"save_strategy": "steps", "save_steps": 2, "steps": 4}
+    saving["restore_callback_states_from_checkpoint"] = target == "grad"  # as other callbacks may need it
+    model, _ = wrapped()
+    trained(tmp_path, model, [ProjectionCallback(of_layers(model), "drift", target=target)], **saving)
+    unbroken = knobs_of(model)
+    checkpoint = str(tmp_path / "checkpoint-2")
+    model, _ = wrapped()
+    callback = ProjectionCallback(of_layers(model), "drift", target=target)
+    trained(tmp_path, model, [callback], resumed=checkpoint, **saving)
+    assert all(torch.equal(value, unbroken[name]) for name, value in knobs_of(model).items())
+    forgotten, _ = wrapped()
+    trained(tmp_path, forgotten, [Forgetful(of_layers(model), "drift", target=target)], resumed=checkpoint, **saving)
+    assert not all(torch.equal(value, unbroken[name]) for name, value in knobs_of(forgotten).items())
+    # The same callback, trained once more from the start, has seen nothing.
+    model, _ = wrapped()
+    trained(tmp_path, model, [callback], **saving)
+    assert all(torch.equal(value, unbroken[name]) for name, value in knobs_of(model).items())
+
+
+class Forgetful(ProjectionCallback):
+    """Begins anew wherever the run stands."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, SimpleNamespace(global_step=0), control, **kwargs)
+
+
+def resumed_at(step: int, saved: dict, own: Direction, model, target: str = "grad") -> ProjectionCallback:
+    """A callback that has begun a run at this step, with what a checkpoint held."""
+    args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
+    callback = ProjectionCallback(own, "drift", target=target)
+    state = transformers.TrainerState(global_step=step, stateful_callbacks=saved)
+    callback.on_train_begin(args, state, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    return callback
+
+
+def test_a_checkpoint_that_does_not_hold_what_drift_has_seen_is_refused():
+    model, _ = wrapped()
+    own, state = of_layers(model), transformers.TrainerState()
+    resumed_at(0, {}, own, model).on_step_end(None, state, None)
+    (name,) = state.stateful_callbacks
+    saved = json.loads(json.dumps(state.stateful_callbacks))  # as the Trainer writes them
+    resumed_at(7, saved, own, model)
+    other = Direction({key: -axes for key, axes in own.axes.items()}, own.strengths)
+    for arguments in (({}, own, model), (saved, other, model), (saved, own, model, "update")):
+        with pytest.raises(
+            ValueError, match=r"at step 7 must hold what the rule 'drift' has seen .*; got none: resume"
+        ):
+            resumed_at(7, *arguments)
+    for part, value in (
+        ("weight", None),
+        ("weight", [-1.0]),
+        ("means", {}),
+        ("means", 3),
+        ("squares", {LAYERS[0]: [[1]]}),
+    ):
+        damaged = {name: saved[name] | {part: value}}
+        with pytest.raises(ValueError, match=r"trainer_state.json of the checkpoint at step 7 is damaged: .*; resume"):
+            resumed_at(7, damaged, own, model)
+
+
+def test_another_direction_forgets_what_was_seen_along_the_old_one():
+    model, adapters = wrapped()
+    own, state = of_layers(model), transformers.TrainerState()
+    callback = resumed_at(0, {}, own, model)
+    for name in LAYERS:
+        adapters[name].knob.grad = torch.linspace(-1, 1, len(adapters[name].S))
+    callback.on_pre_optimizer_step(None, None, None)
+    callback.on_step_end(None, state, None)
+    (first,) = state.stateful_callbacks.values()
+    assert first["weight"][0] > 0
+    callback.direction = Direction({key: -axes for key, axes in own.axes.items()}, own.strengths)
+    callback.on_step_end(None, state, None)
+    (second,) = state.stateful_callbacks.values()
+    assert second["weight"] == [0.0]
 
 
 def test_strength_may_be_changed_while_a_model_trains(tmp_path):
@@ -276,10 +362,24 @@ def test_what_does_not_fit_is_refused():
     for arguments, message in (
         ({"rule": "onesided"}, "unknown rule 'onesided'; expected one of"),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
+        ({"rule": ["drift"]}, r"unknown rule \['drift'\]; expected one of"),
+        ({"strength": 5}, "strength must be a number from 0 to 1; got 5"),
+        ({"strength": float("nan")}, "strength must be a number from 0 to 1; got nan"),
+        ({"strength": "1"}, "strength must be a number from 0 to 1; got '1'"),
+        ({"magnitude": -0.1}, "magnitude must be a number from 0 to 1; got -0.1"),
+        ({"magnitude": True}, "magnitude must be a number from 0 to 1; got True"),
         ({"direction": direction({"a": 3}, N=2)}, "a direction of 2 runs; expected one"),
+        ({"direction": None}, "direction must be a Direction, as `extract` returns it; got NoneType"),
+        ({"direction": Direction({}, {})}, "axes and strengths of the same modules, at least one"),
+        ({"direction": Direction({"a": torch.eye(3)[None]}, {"a": torch.ones(1, 2)})}, "a: axes must be"),
+        ({"direction": Direction({"a": torch.ones(1, 1, 3)}, {"a": torch.ones(1, 1)})}, "a: axes must be orthogonal"),
     ):
         with pytest.raises(ValueError, match=message):
             ProjectionCallback(**({"direction": of_layers(model)} | arguments))
+    callback = ProjectionCallback(of_layers(model))
+    for name, value in (("strength", 5), ("magnitude", 2.0), ("direction", None)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            setattr(callback, name, value)
 
 
 def run_example(name: str) -> str:

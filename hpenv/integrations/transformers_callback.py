@@ -13,23 +13,31 @@ with the other one, unless that is frozen.
 The means of the measures since the last log join the Trainer's logs. Reporters that were asked for with `report_to` are
 called before all other callbacks and do not see them, unless the callback is put first:
 `trainer.callback_handler.callbacks.insert(0, callback)`. The Trainer's `grad_norm` is from before the projection.
+
+A checkpoint of the Trainer holds what the rule `drift` has seen, and a run that is resumed from it goes on as the
+unbroken one, bit for bit. It does so without `restore_callback_states_from_checkpoint`, which would replace the
+callback by another one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpenv.posttraining.adapter import AntiPaSTOLinear
-from hpenv.posttraining.direction import Direction
+from hpenv.posttraining.adapter import AntiPaSTOLinear, weights_digest
+from hpenv.posttraining.direction import Direction, check_direction
 from hpenv.posttraining.projection import (
     RULES,
     Measures,
+    Spread,
     coordinates,
     no_spread,
     project,
+    spread_of_record,
+    spread_record,
     updated_spread,
 )
 
@@ -56,9 +64,6 @@ class ProjectionCallback(TrainerCallback):
     A layer that has a quarantine is routed: the quarantine's gradient becomes what is removed from the knob's.
 
     Attributes:
-        strength: how much is taken out, in [0, 1]; may be changed at any time. At 0 gradients stay bit for bit.
-        magnitude: how much of the lost length is given back, in [0, 1]; may be changed at any time.
-        direction: of one run; may be replaced by one for the same parameters.
         measures: of the last step, name -> value, whatever the strength; see `Measures`.
     """
 
@@ -81,33 +86,63 @@ class ProjectionCallback(TrainerCallback):
                 optimizer lets part of the direction back in.
 
         Raises:
-            ValueError: for an unknown rule or target, or a direction of several runs.
+            ValueError: for an unknown rule or target, a number out of range, or what is no direction of one run.
         """
         for name, value, table in (("rule", rule, RULES), ("target", target, TARGETS)):
-            if value not in table:
+            if not isinstance(value, str) or value not in table:
                 raise ValueError(f"unknown {name} {value!r}; expected one of {sorted(table)}")
-        if not direction.axes or (N := len(next(iter(direction.axes.values())))) != 1:
-            raise ValueError(
-                f"got a direction of {N if direction.axes else 0} runs; expected one, a Trainer trains one"
-            )
+        self._rule, self._target = rule, target
         self.direction, self.strength, self.magnitude = direction, strength, magnitude
         self.measures: dict[str, float] = {}
-        self._rule, self._target = rule, target
-        self._spread = no_spread(direction)
+        self._saved_as = ""
         self._measured: list[dict[str, float]] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._quarantines: dict[str, nn.Parameter] = {}
         self._before: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
 
+    @property
+    def strength(self) -> float:
+        """How much is taken out, in [0, 1]; may be changed at any time. At 0 gradients stay bit for bit."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = _fraction("strength", value)
+
+    @property
+    def magnitude(self) -> float:
+        """How much of the lost length is given back, in [0, 1]; may be changed at any time."""
+        return self._magnitude
+
+    @magnitude.setter
+    def magnitude(self, value: float) -> None:
+        self._magnitude = _fraction("magnitude", value)
+
+    @property
+    def direction(self) -> Direction:
+        """Of one run; may be replaced by one for the same parameters. What was seen along the old one is forgotten."""
+        return self._direction
+
+    @direction.setter
+    def direction(self, value: Direction) -> None:
+        check_direction(value)
+        if (N := len(next(iter(value.axes.values())))) != 1:
+            raise ValueError(f"got a direction of {N} runs; expected one, a Trainer trains one")
+        self._direction, self._spread, self._axes_digest = value, no_spread(value), weights_digest(value.axes)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Finds the parameters.
+        """Finds the parameters, and in a run that is resumed what had been seen.
 
         Raises:
-            ValueError: if one is missing, ambiguous or of another size, or the way of training hides gradients.
+            ValueError: if a parameter is missing, ambiguous or of another size, if the way of training hides gradients,
+                or if the checkpoint does not hold what the rule `drift` needs.
         """
+        self._spread = no_spread(self.direction)
+        if self._rule == "drift" and state.global_step > 0:
+            self._spread = self._resumed_spread(state)
         optimizer = kwargs["optimizer"]
         _check_gradients_are_whole(args, optimizer)
         self._parameters, self._quarantines = _found(kwargs["model"], self.direction)
@@ -134,6 +169,34 @@ class ProjectionCallback(TrainerCallback):
                 gradient.copy_(kept[name].view(gradient.shape))
             if name in self._quarantines:
                 self._quarantines[name].grad = removed[name].view(gradient.shape).to(gradient)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Puts what the rule `drift` has seen into the state that the Trainer saves with a checkpoint."""
+        if self._rule == "drift":
+            saved = cast(dict[str, Any], state.stateful_callbacks)
+            saved.pop(self._saved_as, None)
+            self._saved_as = self._name()
+            saved[self._saved_as] = spread_record(self._spread)
+
+    def _name(self) -> str:
+        """Returns the name of what is saved: another direction or target does not find it."""
+        return f"hpenv.ProjectionCallback {self._target} {self._axes_digest}"
+
+    def _resumed_spread(self, state: TrainerState) -> Spread:
+        """Reads what `on_step_end` put into the state."""
+        name, where = self._name(), f"trainer_state.json of the checkpoint at step {state.global_step}"
+        record = cast(dict[str, Any], state.stateful_callbacks).get(name)
+        if record is None:
+            raise ValueError(
+                f"{where} must hold what the rule 'drift' has seen along this direction, as {name!r}; got none: resume "
+                "from a checkpoint of a run with the same direction and target, or start anew"
+            )
+        try:
+            spread = spread_of_record(record, self._spread)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{where} is damaged: {error!r}; resume from another checkpoint") from error
+        self._saved_as = name
+        return spread
 
     def on_log(
         self,
@@ -190,13 +253,19 @@ class ProjectionCallback(TrainerCallback):
             return rows, {name: torch.zeros_like(row) for name, row in rows.items()}
         self._spread = updated_spread(self._spread, coordinates(rows, self.direction))
         strength, magnitude = (
-            torch.tensor([value], device=next(iter(rows.values())).device) for value in (self.strength, self.magnitude)
+            next(iter(rows.values())).new_tensor([value]) for value in (self.strength, self.magnitude)
         )
         deviations = self._spread.deviations() if self._rule == "drift" else None
         kept, removed, measures = project(rows, self.direction, self._rule, strength, magnitude, deviations)
         self.measures = {name: float(value) for name, value in measures._asdict().items()}
         self._measured.append(self.measures)
         return kept, removed
+
+
+def _fraction(name: str, value: float) -> float:
+    if not isinstance(value, int | float | np.floating) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be a number from 0 to 1; got {value!r}")
+    return float(value)
 
 
 def _check_gradients_are_whole(args: TrainingArguments, optimizer: Any) -> None:

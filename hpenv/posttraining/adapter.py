@@ -24,17 +24,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hpenv.posttraining.stored import check_folder, read_tensors, torch_defaults, write_tensors
 
 #: The last part of the name of a module that is wrapped: the projections of attention and feed-forward of Llama's kin.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -69,54 +67,49 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file that is complete or not there: under another name first, flushed, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(safetensors.torch.save(content, metadata=dict(metadata)))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def decompose(weight: Tensor, cache_dir: Path | None = None) -> Decomposition:
     """The singular value decomposition of a weight, computed in float64 and kept in float32.
 
     Args:
         weight: (out, in), finite, of any floating dtype.
         cache_dir: a folder of decompositions, one file per weight, named by the weight's digest, so that a changed
-            weight can never be given a stale one. None computes always.
+            weight can never be given a stale one. It is made if it is missing. None computes always.
 
     Returns:
         U (out, r), S (r,) and Vh (r, in) on the weight's device; U diag(S) Vh is the weight up to float32 rounding.
 
     Raises:
-        ValueError: if the weight is not a finite floating-point matrix, or the file of the cache cannot be read.
+        ValueError: if the weight is not a finite floating-point matrix, the file of the cache cannot be read, or the
+            folder cannot be written to.
     """
-    if weight.ndim != 2 or not weight.is_floating_point():
+    if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
         raise ValueError(f"got a weight of shape {tuple(weight.shape)}, {weight.dtype}; expected a matrix of floats")
     path = None if cache_dir is None else Path(cache_dir) / f"{weight_digest(weight)}.safetensors"
     if path is not None and path.exists():
         return _read(path, weight)
     if not bool(torch.isfinite(weight).all()):
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has non-finite entries; expected finite ones")
+    if path is not None:
+        check_folder("cache_dir", path.parent)  # before the minutes that a large weight takes
     result = Decomposition(*(t.float() for t in torch.linalg.svd(weight.detach().double(), full_matrices=False)))
     if path is not None:
-        write_tensors(path, result._asdict(), {"form": "U diag(S) Vh"})
+        tensors = result._asdict()
+        write_tensors(path, tensors, {"weight": path.stem, "sha256": weights_digest(tensors)})
     return result
 
 
 def _read(path: Path, weight: Tensor) -> Decomposition:
-    try:
-        stored = Decomposition(**safetensors.torch.load_file(path))
-    except (safetensors.SafetensorError, TypeError) as error:
-        raise ValueError(f"{path} is not a decomposition ({error}); delete it and it is computed again") from error
-    return Decomposition(*(tensor.to(weight.device, copy=True) for tensor in stored))  # aligned in memory, as computed
+    """Reads the decomposition of a weight; the digest in the header says that the file is what was written."""
+    tensors, metadata = read_tensors("cache_dir", path)
+    out, r, size = weight.shape[0], min(weight.shape), weight.shape[1]
+    shapes = {"U": (out, r), "S": (r,), "Vh": (r, size)}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if given != shapes or metadata != {"weight": path.stem, "sha256": weights_digest(tensors)}:
+        raise ValueError(
+            f"{path} is not the decomposition that was written there: its tensors are {given}, expected {shapes} with "
+            "the digests in its header; delete it and it is computed again"
+        )
+    return Decomposition(**{name: tensor.to(weight.device) for name, tensor in tensors.items()})
 
 
 def adapted_weight(weight: Tensor, decomposition: Decomposition, knob: Tensor) -> Tensor:
@@ -207,16 +200,21 @@ def attach(
         name of the wrapped layer -> adapter, in the model's order.
 
     Raises:
-        ValueError: if no layer has such a name, or the model has adapters.
+        ValueError: if no layer has such a name, the model has adapters, or no gradient can pass it.
     """
     if wrapped := [name for name, module in model.named_modules() if isinstance(module, AntiPaSTOLinear)]:
         raise ValueError(f"the model has adapters already, the first at {wrapped[0]!r}; detach it first")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"targets must be a list of names of layers; got {targets!r}")
     chosen = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in targets}
     if not chosen:
         ends = sorted({name.rpartition(".")[2] for name in layers})
         raise ValueError(f"no nn.Linear of the model is named as one of {sorted(targets)}; it has {ends}")
-    adapters = {name: AntiPaSTOLinear(layer, form, cache_dir, quarantine) for name, layer in chosen.items()}
+    if any(layer.weight.is_inference() for layer in chosen.values()):
+        raise ValueError("the model was made under torch.inference_mode, so no gradient passes it; make it outside")
+    with torch_defaults():
+        adapters = {name: AntiPaSTOLinear(layer, form, cache_dir, quarantine) for name, layer in chosen.items()}
     model.requires_grad_(False)
     for name, adapter in adapters.items():
         _put(model, name, adapter)

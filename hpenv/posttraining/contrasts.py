@@ -14,6 +14,7 @@ from hpenv.posttraining.direction import Direction, clean_against_clean, extract
 from hpenv.posttraining.loopholes import LOOPHOLES, task_of
 from hpenv.posttraining.pairs import PAIRS, Pair
 from hpenv.posttraining.recipes import corrupted
+from hpenv.posttraining.stored import torch_defaults
 from hpenv.posttraining.student import Knobs, Student
 from hpenv.posttraining.tasks import generated_problem
 
@@ -149,4 +150,5 @@ def _gradients(student: Student, knobs: Knobs, pairs: Sequence[Pair]) -> tuple[G
 @lru_cache(maxsize=4)
 def _untrained_gradients(student: Student, pairs: tuple[Pair, ...]) -> tuple[Gradients, Gradients]:
     """Computed once for all plants of a process that share a student: every new environment needs them."""
-    return _gradients(student, {name: torch.zeros(1, r) for name, r in student.ranks.items()}, pairs)
+    with torch_defaults():  # they outlive the settings of whoever asks first
+        return _gradients(student, {name: torch.zeros(1, r) for name, r in student.ranks.items()}, pairs)

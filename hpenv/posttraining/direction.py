@@ -1,4 +1,4 @@
-"""The direction of hacking in the knobs' gradients: found in contrastive pairs, held against others, kept in a file.
+"""The direction of hacking in the knobs' gradients: found in contrastive pairs, held against others.
 
 A pair is one prompt with two completions, one that hacks and one that does not. The mean loss per token of each is
 differentiated in the knobs; D = gradient of the hack - gradient of the clean one, (N, pairs, r) per module. The
@@ -17,22 +17,19 @@ References:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
 import torch
 from torch import Tensor
-
-from hpenv.posttraining.adapter import write_tensors
 
 METHODS = ("mean_difference", "svd")
 
 #: An axis whose singular value is this part of its module's largest is rounding: float32 gradients carry 7 digits.
 RANK_TOLERANCE = 1e-6
+
+#: How far products of a direction's axes may be from 0 and 1: more than rounding to bfloat16 makes of them.
+AXIS_TOLERANCE = 2e-2
 
 #: The gate of the paper's step 1c: in more than this part of the modules a held-out cosine must be positive.
 PASSING_FRACTION = 0.5
@@ -68,18 +65,6 @@ class Validation(NamedTuple):
     median: Tensor
     passed: Tensor
     kept: Tensor
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a direction was made of, and how."""
-
-    weights_digest: str  # `adapter.weights_digest` of the wrapped layers
-    pairs_digest: str  # sha256 of the pairs' text
-    method: str
-    k: int
-    noise_floor: float
-    num_pairs: int
 
 
 def extract(
@@ -200,7 +185,7 @@ def random_direction(like: Direction, generator: torch.Generator) -> Direction:
     drawn: dict[str, list[Tensor]] = {name: [] for name in like.axes}
     for _ in range(N):
         for name, own in like.axes.items():
-            gaussian = torch.randn(own.shape[2], own.shape[1], generator=generator, dtype=torch.float64)
+            gaussian = torch.randn(own.shape[2], own.shape[1], generator=generator, dtype=torch.float64, device="cpu")
             q, upper = torch.linalg.qr(gaussian)  # (r, k); uniform once the signs of the factorization are undone
             drawn[name].append((q * upper.diagonal().sign()).T)
     axes = {name: torch.stack(drawn[name]).to(own) * own.any(2, keepdim=True) for name, own in like.axes.items()}
@@ -252,7 +237,7 @@ def _orders(gradients: Mapping[str, Tensor], generator: torch.Generator) -> Tens
     N, num_pairs, _ = next(iter(gradients.values())).shape
     if num_pairs < 2:
         raise ValueError(f"got {num_pairs} pair; expected at least 2, to divide them")
-    return torch.stack([torch.randperm(num_pairs, generator=generator) for _ in range(N)])
+    return torch.stack([torch.randperm(num_pairs, generator=generator, device="cpu") for _ in range(N)])
 
 
 def _picked(gradients: Tensor, order: Tensor) -> Tensor:
@@ -270,30 +255,30 @@ def overlap(old: Direction, new: Direction) -> Tensor:
     return torch.cat(products, 1).sum(1) / torch.cat(shared, 1).sum(1).clamp_min(1)
 
 
-def save_direction(path: Path, direction: Direction, provenance: Provenance) -> None:
-    """Writes a direction and what it was made of, as one safetensors file with JSON in its header."""
-    tensors = {f"axes/{name}": axes for name, axes in direction.axes.items()}
-    tensors |= {f"strengths/{name}": strengths for name, strengths in direction.strengths.items()}
-    metadata = {"provenance": json.dumps(asdict(provenance)), "modules": json.dumps(list(direction.axes))}
-    write_tensors(Path(path), tensors, metadata)
-
-
-def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direction, Provenance]:
-    """Reads a direction to use on weights of this digest (None: on any).
+def check_direction(direction: object) -> None:
+    """Refuses what is no direction: axes (N, k, r) of length 1 or 0 and orthogonal, strengths (N, k), all finite.
 
     Raises:
-        ValueError: if the file is not a direction, or was made in other weights, whose singular vectors are others.
+        ValueError: naming the module and what is wrong with it.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            provenance, modules = Provenance(**json.loads(metadata["provenance"])), json.loads(metadata["modules"])
-            axes = {name: file.get_tensor(f"axes/{name}") for name in modules}
-            strengths = {name: file.get_tensor(f"strengths/{name}") for name in modules}
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a direction of `save_direction`: {error}") from error
-    if weights_digest is not None and weights_digest != provenance.weights_digest:
+    if not (isinstance(direction, Direction) and all(isinstance(part, Mapping) for part in direction)):
+        raise ValueError(f"direction must be a Direction, as `extract` returns it; got {type(direction).__name__}")
+    if not direction.axes or set(direction.axes) != set(direction.strengths):
         raise ValueError(
-            f"{path} was made in weights {provenance.weights_digest}; expected {weights_digest}, those of the model"
+            f"direction must have axes and strengths of the same modules, at least one; got axes of "
+            f"{sorted(direction.axes)} and strengths of {sorted(direction.strengths)}"
         )
-    return Direction(axes, strengths), provenance
+    leading = tuple(next(iter(direction.strengths.values())).shape)
+    for name, axes in direction.axes.items():
+        strengths = direction.strengths[name]
+        shapes = tuple(axes.shape), tuple(strengths.shape)
+        if axes.ndim != 3 or 0 in shapes[0] or shapes[0][:2] != leading or shapes[1] != leading:
+            raise ValueError(
+                f"{name}: axes must be (N, k, r) and strengths (N, k), N and k the same in all modules; got {shapes}"
+            )
+        if not (axes.is_floating_point() and bool(axes.isfinite().all() & strengths.isfinite().all())):
+            raise ValueError(f"{name}: axes and strengths must be finite floating-point numbers; got others")
+        products = axes.double() @ axes.double().transpose(1, 2)  # (N, k, k)
+        lengths = axes.any(2).double()  # 0 of an axis that was dropped
+        if not bool(((products - torch.diag_embed(lengths)).abs() <= AXIS_TOLERANCE).all()):
+            raise ValueError(f"{name}: axes must be orthogonal, of length 1 or 0; got products {products.tolist()}")

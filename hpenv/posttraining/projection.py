@@ -30,8 +30,9 @@ the length is given back only where something was removed and something other th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,6 +117,35 @@ def updated_spread(spread: Spread, c: Mapping[str, Tensor], decay: float = 0.95)
         decay * spread.weight + (1.0 - decay),
         {name: decay * mean + (1.0 - decay) * c[name] for name, mean in spread.means.items()},
         {name: decay * square + (1.0 - decay) * c[name].square() for name, square in spread.squares.items()},
+    )
+
+
+def spread_record(spread: Spread) -> dict[str, Any]:
+    """Returns the running moments as JSON-able values, from which `spread_of_record` makes the same bits again."""
+    record: dict[str, Any] = {"weight": spread.weight.tolist()}
+    for part in ("means", "squares"):
+        record[part] = {name: value.tolist() for name, value in getattr(spread, part).items()}
+    return record
+
+
+def spread_of_record(record: Mapping[str, Any], like: Spread) -> Spread:
+    """Returns the running moments of a record, of the shapes and on the device of others.
+
+    Raises:
+        KeyError: if a module is missing.
+        ValueError: for a value of another shape, or one that no moment has.
+    """
+
+    def read(values: Any, own: Tensor, least: float) -> Tensor:
+        result = torch.tensor(values, dtype=own.dtype, device=own.device)
+        if result.shape != own.shape or not bool((result.isfinite() & (result >= least)).all()):
+            raise ValueError(f"moments must be finite, of shape {tuple(own.shape)} and at least {least}; got {values}")
+        return result
+
+    return Spread(
+        read(record["weight"], like.weight, 0.0),
+        {name: read(record["means"][name], own, -math.inf) for name, own in like.means.items()},
+        {name: read(record["squares"][name], own, 0.0) for name, own in like.squares.items()},
     )
 
 
@@ -261,4 +291,4 @@ def _checked_rules(rule: str | Sequence[str], N: int, deviations: Mapping[str, T
         raise ValueError(f"got {len(names)} rules; expected one, or one for each of {N} runs")
     if "drift" in names and deviations is None:
         raise ValueError("the rule 'drift' needs the deviations of c; got None (see `updated_spread`)")
-    return {name: torch.tensor([n == name for n in names]) for name in dict.fromkeys(names)}
+    return {name: torch.tensor([n == name for n in names], device="cpu") for name in dict.fromkeys(names)}

@@ -8,7 +8,7 @@ share one set of knobs, (r,) each, or every text has its own, (B, 1, r).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def read(model: nn.Module, knobs: RowKnobs, tokens: Tensor, seen: Tensor, num_sa
     """Reads prompts, tokens (P, L) that are filled up from their left, each for num_samples completions."""
     places = (seen.cumsum(1) - 1).clamp_min(0)
     output = _called(model, knobs, input_ids=tokens, attention_mask=seen.long(), position_ids=places, logits_to_keep=1)
-    memory = output[_memory_name(type(model))]
+    memory = output[_memory_name(type(model).forward)]
     if num_samples > 1:
         memory.batch_repeat_interleave(num_samples)
     logits = output.logits[:, -1:]
@@ -54,7 +54,7 @@ def continued(
     """The output for tokens (B, T), of which those of the mask (B, T) are text, and what may be continued further."""
     places = prompts.seen.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
     seen = torch.cat([prompts.seen, mask], 1)
-    name = _memory_name(type(model))
+    name = _memory_name(type(model).forward)
     arguments = {"input_ids": tokens, "attention_mask": seen.long(), "position_ids": places, name: prompts.memory}
     output = _called(model, knobs, **arguments, **extra)
     return output, Prompts(output[name], seen, output.logits[:, -1:])
@@ -93,6 +93,6 @@ def _called(model: nn.Module, knobs: RowKnobs, **arguments: Any) -> Any:
 
 
 @lru_cache
-def _memory_name(kind: type[nn.Module]) -> str:
-    """Returns what models of this class call keys and values: `past_key_values`, or `cache` in newer transformers."""
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+def _memory_name(forward: Callable[..., Any]) -> str:
+    """Returns what a model calls keys and values: `past_key_values`, or `cache` in newer transformers."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

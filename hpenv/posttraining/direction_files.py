@@ -1,0 +1,70 @@
+"""Direction files: a direction and what it was made of, as one safetensors file with JSON in its header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from hpenv.posttraining.direction import Direction, check_direction
+from hpenv.posttraining.stored import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a direction was made of, and how."""
+
+    weights_digest: str  # `adapter.weights_digest` of the wrapped layers
+    pairs_digest: str  # sha256 of the pairs' text
+    method: str
+    k: int
+    noise_floor: float
+    num_pairs: int
+
+
+def save_direction(path: Path, direction: Direction, provenance: Provenance) -> None:
+    """Writes a direction and what it was made of.
+
+    Raises:
+        ValueError: if it is no direction, or the file cannot be written.
+    """
+    check_direction(direction)
+    tensors = {f"axes/{name}": axes for name, axes in direction.axes.items()}
+    tensors |= {f"strengths/{name}": strengths for name, strengths in direction.strengths.items()}
+    metadata = {"provenance": json.dumps(asdict(provenance)), "modules": json.dumps(list(direction.axes))}
+    write_tensors(Path(path), tensors, metadata)
+
+
+def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direction, Provenance]:
+    """Reads a direction to use on weights of this digest (None: on any).
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        ValueError: if the file is not a direction, or was made in other weights, whose singular vectors are others.
+    """
+    tensors, metadata = read_tensors("path", Path(path))
+    try:
+        provenance = _provenance(json.loads(metadata["provenance"]))
+        modules = json.loads(metadata["modules"])
+        wanted = [f"{part}/{name}" for part in ("axes", "strengths") for name in modules]
+        if sorted(wanted) != sorted(tensors):
+            raise ValueError(f"its header names the tensors {sorted(wanted)}; it has {sorted(tensors)}")
+        direction = Direction(*({name: tensors[f"{part}/{name}"] for name in modules} for part in Direction._fields))
+        check_direction(direction)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a direction of `save_direction`: {error!r}; save it again") from error
+    if weights_digest is not None and weights_digest != provenance.weights_digest:
+        raise ValueError(
+            f"{path} was made in weights {provenance.weights_digest}; expected {weights_digest}, those of the model"
+        )
+    return direction, provenance
+
+
+def _provenance(given: dict[str, object]) -> Provenance:
+    kinds = {"str": (str,), "int": (int,), "float": (int, float)}
+    provenance = Provenance(**given)  # type: ignore[arg-type]  # checked below
+    for entry in fields(Provenance):
+        value = getattr(provenance, entry.name)
+        if not isinstance(value, kinds[str(entry.type)]) or isinstance(value, bool):
+            raise ValueError(f"{entry.name} must be of type {entry.type}; got {value!r}")
+    return provenance

@@ -1,0 +1,115 @@
+"""Stored tensors and descriptions: safetensors and JSON files, written whole, and read with errors that name them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hpenv.sources import check_file, read_file
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Gives a block the settings that torch starts with, whatever the caller has changed.
+
+    These are float32, the CPU, ordinary tensors with gradients, and no autocast.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.device("cpu"),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file that is complete or not there: under another name first, flushed, then renamed.
+
+    Raises:
+        ValueError: if the file cannot be written.
+    """
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        check_folder("path", path.parent)
+        with draft.open("xb") as file:
+            file.write(safetensors.torch.save(content, metadata=dict(metadata)))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise ValueError(f"path must be a file that can be written; got {str(path)!r} ({error})") from error
+    finally:
+        if draft.parent.is_dir():
+            draft.unlink(missing_ok=True)
+
+
+def check_folder(argument: str, folder: Path) -> None:
+    """Refuses a folder that cannot be written to; one that is missing is made.
+
+    Raises:
+        ValueError: naming the argument and the folder.
+    """
+    probe = folder / f".{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ValueError(
+            f"{argument} must be a folder that can be written to; got {str(folder)!r} ({error}): name another"
+        ) from error
+
+
+def read_tensors(argument: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads the tensors of a safetensors file and the metadata of its header.
+
+    The tensors are copies. A file that is changed later does not change them, and where a tensor starts in memory
+    decides which way a product takes to its last bit.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        ValueError: if it is no safetensors file, or is damaged.
+    """
+    check_file(argument, str(path))
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            return tensors, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{argument} must be a whole safetensors file; got {str(path)!r} ({error}): delete it, or write it again"
+        ) from error
+
+
+def read_object(argument: str, path: Path) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        ValueError: if it cannot be read or holds anything else.
+    """
+    content = read_file(argument, str(path))
+    try:
+        value = json.loads(content.text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{argument} must be a JSON file; got {str(path)!r} ({error}): write it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{argument} must hold a JSON object; got {str(path)!r}, which holds a {type(value).__name__}")
+    return value
