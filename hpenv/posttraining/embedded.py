@@ -10,6 +10,7 @@ Past the usual length of a module, because all passes share the weights, the mem
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -18,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpenv import model
@@ -26,6 +26,8 @@ from hpenv.kernels import softcapped_cross_entropy
 from hpenv.model import GPTConfig, Memory
 from hpenv.posttraining.adapter import adapted_weight, decompose
 from hpenv.posttraining.draws import drawn
+from hpenv.posttraining.embedded_files import DESCRIPTION, WEIGHTS, check_weights, read_description
+from hpenv.posttraining.stored import check_folder, read_tensors, torch_defaults, write_tensors
 from hpenv.posttraining.student import Knobs, Rollouts
 from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
 
@@ -37,6 +39,8 @@ GRADIENT_TEXTS = 16
 COMPACTED = 0.75
 #: Part of the texts, the shortest ones, whose probabilities are computed apart from the others'.
 SHORT = 0.75
+#: Of a prompt or a completion: the tables of positions of that many fit any machine [tokens].
+MOST_TOKENS = 2**16
 #: Part of the depth whose layers tell the concept of a text (Wu & Tang 2026, section 3.2).
 CONCEPT_DEPTH = (0.6, 0.75)
 
@@ -48,6 +52,13 @@ class EmbeddedConfig:
     gpt: GPTConfig
     prompt_tokens: int = 64  # every prompt is filled up to this length [tokens]
     max_tokens: int = 48  # longest completion, END included [tokens]
+
+    def __post_init__(self) -> None:
+        """Refuses lengths that cannot be run."""
+        for name in ("prompt_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_TOKENS:
+                raise ValueError(f"{name} must be a whole number from 1 to {MOST_TOKENS}; got {value!r}")
 
 
 class EmbeddedStudent:
@@ -66,65 +77,71 @@ class EmbeddedStudent:
         Raises:
             ValueError: if weights, shape and vocabulary do not fit together.
         """
-        shapes = model.parameter_shapes(config.gpt)
-        given = {name: tuple(weight.shape) for name, weight in weights.items()}
-        if given != shapes or len(vocabulary) != config.gpt.vocab_size or set(config.gpt.window_pattern) != {"L"}:
+        check_weights(config.gpt, weights)
+        if len(vocabulary) != config.gpt.vocab_size or set(config.gpt.window_pattern) != {"L"}:
             raise ValueError(
-                f"weights {given} of {len(vocabulary)} tokens do not fit the shape; expected {shapes}, "
-                f"{config.gpt.vocab_size} tokens, and layers that see all of the sequence"
+                f"a vocabulary of {len(vocabulary)} tokens and window_pattern={config.gpt.window_pattern!r} do not fit "
+                f"the shape; expected {config.gpt.vocab_size} tokens, and layers that see all of the sequence, 'L'"
             )
         self.config, self.vocabulary, self.max_tokens = config, vocabulary, config.max_tokens
-        # Copies: where a tensor starts in memory decides which way a product takes to its last bit.
-        self.weights = {
-            name: weight.detach().float().clone(memory_format=torch.contiguous_format)
-            for name, weight in weights.items()
-        }
-        body = [name for name in shapes if name.startswith("layer.") and model.parameter_kind(name) == "matrix"]
-        self._axes = {name: decompose(self.weights[name]) for name in body}
-        self.ranks = {name: axes.S.shape[0] for name, axes in self._axes.items()}
-        self.digest = digest_of(self.weights)
+        with torch_defaults():
+            # Copies: where a tensor starts in memory decides which way a product takes to its last bit.
+            self.weights = {
+                name: weight.detach().float().clone(memory_format=torch.contiguous_format)
+                for name, weight in weights.items()
+            }
+            names = [name for name in model.parameter_shapes(config.gpt) if name.startswith("layer.")]
+            body = [name for name in names if model.parameter_kind(name) == "matrix"]
+            self._axes = {name: decompose(self.weights[name]) for name in body}
+            self.ranks = {name: axes.S.shape[0] for name, axes in self._axes.items()}
+            self.digest = digest_of(self.weights)
+            self._rope = model.rope_tables(config.gpt, config.prompt_tokens + config.max_tokens, "cpu")
         pieces = sha256("\0".join(vocabulary.pieces).encode()).hexdigest()
         self.settings: dict[str, object] = asdict(config) | {"vocabulary": pieces}
-        self._rope = model.rope_tables(config.gpt, config.prompt_tokens + config.max_tokens, "cpu")
 
     @staticmethod
     def load(folder: str | Path) -> EmbeddedStudent:
-        """A saved student; a name without a slash is that of a shipped one.
+        """Reads a saved student; a name without a slash is that of a shipped one, and `~` is the home folder.
 
         Raises:
-            ValueError: if there is none, or its weights are not those that its description was written for.
+            ValueError: if there is none, its files are damaged, or its weights are not those of its description.
         """
-        path = SHIPPED / folder if isinstance(folder, str) and "/" not in folder else Path(folder)
-        if not (path / "student.json").is_file():
-            shipped = sorted(entry.parent.name for entry in SHIPPED.glob("*/student.json"))
+        if not isinstance(folder, str | os.PathLike):
+            raise ValueError(f"student must be the name of a shipped student or a folder; got {folder!r}")
+        path = embedded_folder(folder)
+        if not (path / DESCRIPTION).is_file():
+            shipped = sorted(entry.parent.name for entry in SHIPPED.glob(f"*/{DESCRIPTION}"))
             raise ValueError(
                 f"no student in {path}; expected one of {shipped}, a folder with student.json (with a slash in its "
                 "name: './mine'), or 'hf:<folder>' for a model of Hugging Face's"
             )
-        description = json.loads((path / "student.json").read_text(encoding="utf-8"))
-        weights = load_file(path / "student.safetensors")
-        if digest_of(weights) != description["digest"]:
-            raise ValueError(
-                f"{path / 'student.safetensors'} is not the file that student.json describes: digests differ"
-            )
-        config = description["config"]
-        return EmbeddedStudent(
-            EmbeddedConfig(**config | {"gpt": GPTConfig(**config["gpt"])}),
-            Vocabulary(description["pieces"]),
-            {name: weight.float() for name, weight in weights.items()},
-        )
+        description = read_description(path / DESCRIPTION)
+        with torch_defaults():
+            weights, _ = read_tensors("student", path / WEIGHTS)
+            if digest_of(weights) != description.digest:
+                raise ValueError(f"{path / WEIGHTS} is not the file that student.json describes: digests differ")
+            try:
+                lengths = {"prompt_tokens": description.prompt_tokens, "max_tokens": description.max_tokens}
+                config = EmbeddedConfig(GPTConfig(**description.gpt), **lengths)
+                return EmbeddedStudent(config, Vocabulary(description.pieces), weights)
+            except ValueError as error:
+                raise ValueError(f"{path / DESCRIPTION} does not describe a student: {error}") from error
 
     def save(self, folder: Path, notes: Mapping[str, object]) -> None:
-        """Writes the student with what is to be known of it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.weights, folder / "student.safetensors")
+        """Writes the student with what is to be known of it.
+
+        Raises:
+            ValueError: if the folder cannot be written to.
+        """
+        check_folder("folder", folder)
+        write_tensors(folder / WEIGHTS, self.weights, {})
         description = {
             "config": asdict(self.config),
             "digest": self.digest,
             "notes": dict(notes),
             "pieces": list(self.vocabulary.pieces),
         }
-        (folder / "student.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
     def refusal(self, prompt: str, completion: str = "") -> str:
         """See Student."""
@@ -320,6 +337,11 @@ class EmbeddedStudent:
     def _logits(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
         cap = self.config.gpt.logit_softcap
         return cap * torch.tanh(model.linear(states, params["unembedding"]) / cap)
+
+
+def embedded_folder(name: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a student: of a shipped one, if its name has no slash."""
+    return SHIPPED / name if isinstance(name, str) and "/" not in name else Path(os.path.expanduser(name))
 
 
 def repeated(prompts: Sequence[Sequence[str]], num_samples: int) -> Tensor:

@@ -8,6 +8,7 @@ comments and programs; `answers` has how they are told to a model. Tested with m
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hpenv.posttraining.adapter import TARGETS, attach, weights_digest
+from hpenv.posttraining.adapter import FORMS, TARGETS, attach, weights_digest
 from hpenv.posttraining.answers import MESSAGE, Answers, end_tokens
 from hpenv.posttraining.draws import Drawing, Draws, draw_completions
+from hpenv.posttraining.huggingface_files import read_model
 from hpenv.posttraining.reading import Prompts, RowKnobs, concept_states, continued, log_probabilities, read
+from hpenv.posttraining.stored import torch_defaults
 from hpenv.posttraining.student import Knobs, Rollouts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,19 +42,34 @@ class HuggingFaceConfig:
     form: str = "additive"  # of the adapter, or `replacement`, which saves a third of the products
     targets: tuple[str, ...] = TARGETS  # last parts of the names of the layers that get an adapter
     texts_per_pass: int = 16  # completions computed together with gradients: memory against speed
-    cache_dir: Path | None = None  # folder of decompositions; without one a large model takes minutes at every start
+    cache_dir: str | Path | None = (
+        None  # folder of decompositions; without one a large model takes minutes at every start
+    )
     dtype: str = "float32"  # of the frozen weights, or `bfloat16`; the knobs are float32
     device: str = "cpu"  # of the model; knobs and rollouts stay where they are
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run."""
         for name, least in (("max_tokens", 1), ("top_k", 0), ("texts_per_pass", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)!r}; expected at least {least}")
-        if not 0.0 < self.top_p <= 1.0:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}; expected a whole number of at least {least}")
+        if not isinstance(self.top_p, int | float) or not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p!r}; expected a number above 0 and at most 1")
-        if self.dtype not in DTYPES:
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
+        if not isinstance(self.form, str) or self.form not in FORMS:
+            raise ValueError(f"unknown form {self.form!r} of the adapter; expected one of {sorted(FORMS)}")
+        if not isinstance(self.message, str):
+            raise ValueError(f"message must be text; got {self.message!r}")
+        if isinstance(self.targets, str) or not all(isinstance(target, str) for target in self.targets):
+            raise ValueError(f"targets must be a tuple of names of layers; got {self.targets!r}")
+        if not isinstance(self.cache_dir, str | os.PathLike | None):
+            raise ValueError(f"cache_dir must be a folder or None; got {self.cache_dir!r}")
+        try:
+            torch.zeros(1, device=self.device).tolist()
+        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+            raise ValueError(f"device must be one that torch has here; got {self.device!r} ({error})") from error
 
 
 class HuggingFaceStudent:
@@ -74,12 +92,24 @@ class HuggingFaceStudent:
             config: how it is adapted and sampled from; None for the defaults.
 
         Raises:
-            ValueError: if there is no token that ends a text, or nothing to attach an adapter to.
+            ValueError: if weights are not finite, there is no token that ends a text, the model does not know the
+                tokenizer's tokens, or there is nothing to attach an adapter to.
         """
         self.config = config = HuggingFaceConfig() if config is None else config
         ends = end_tokens(model, tokenizer)
+        self._num_tokens = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        for name, number in (*(("end", end) for end in ends), ("pad", tokenizer.pad_token_id)):
+            if number is not None and not 0 <= number < self._num_tokens:
+                raise ValueError(
+                    f"the {name} token has the number {number}, and the model reads {self._num_tokens} tokens; "
+                    "expected a tokenizer and a generation_config that were saved with the model"
+                )
+        for name, weight in model.named_parameters():
+            if not bool(weight.isfinite().all()):
+                raise ValueError(f"the weight {name!r} has numbers that are not finite; expected finite ones")
+        cache_dir = None if config.cache_dir is None else Path(os.path.expanduser(config.cache_dir))
         self.digest = weights_digest(dict(model.named_parameters()))
-        adapters = attach(model, config.targets, config.form, config.cache_dir)
+        adapters = attach(model, config.targets, config.form, cache_dir)
         self.ranks = {name: len(adapter.S) for name, adapter in adapters.items()}
         self.model, self.tokenizer, self.max_tokens = model.eval(), tokenizer, config.max_tokens
         self._device = next(model.parameters()).device
@@ -100,34 +130,22 @@ class HuggingFaceStudent:
 
         Raises:
             ModuleNotFoundError: without `transformers`.
-            ValueError: if there is no such folder or file.
+            ValueError: if there is no such folder or file, or what is there is no whole model with its tokenizer.
         """
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "HuggingFaceStudent.load needs transformers; install it with: pip install 'hpenv[posttraining]'",
-                name=error.name,
-            ) from error
         config = HuggingFaceConfig() if config is None else config
-        path = Path(folder)
-        if not (path / (gguf_file or "config.json")).is_file():
-            found = sorted(entry.name for entry in path.glob("*.gguf")) if path.is_dir() else "no such folder"
-            raise ValueError(
-                f"no {gguf_file or 'config.json'!r} in {str(path)!r} (GGUF files there: {found}); expected a folder "
-                "with a model, as `hf download <name of the model> --local-dir <folder>` makes it"
-            )
-        which = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, **which)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[config.dtype], local_files_only=True, **which
-        )
-        return HuggingFaceStudent(model.to(config.device), tokenizer, config)
+        with torch_defaults():
+            model, tokenizer = read_model(folder, gguf_file, DTYPES[config.dtype])
+            return HuggingFaceStudent(model.to(config.device), tokenizer, config)
 
     def refusal(self, prompt: str, completion: str = "") -> str:
         """See Student."""
         most = getattr(self.model.config, "max_position_embeddings", None)
-        length = self._answers.prompts([prompt])[0].shape[1] + self.max_tokens
+        tokens, answer = self._answers.prompts([prompt])[0], self._answers.completions([completion])[0]
+        if (largest := max(int(tokens.max()), int(answer.max()))) >= self._num_tokens:
+            return f"of {prompt[:80]!r} and its completion a token has the number {largest}; this student reads " + str(
+                self._num_tokens
+            )
+        length = tokens.shape[1] + self.max_tokens
         if most is None or length <= most:
             return ""
         return (

@@ -32,8 +32,10 @@ class Vocabulary:
         """Numbers the pieces in their order.
 
         Raises:
-            ValueError: if a piece stands twice, or a character is missing.
+            ValueError: if a piece is no text or stands twice, or a character is missing.
         """
+        if isinstance(pieces, str) or not all(isinstance(piece, str) for piece in pieces):
+            raise ValueError(f"pieces must be a list of texts; got {pieces!r:.80}")
         missing = sorted(set(CHARACTERS) - set(pieces))
         if missing or len(set(pieces)) < len(pieces):
             raise ValueError(f"pieces must be different and hold every printable character; missing: {missing}")
