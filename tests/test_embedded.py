@@ -213,9 +213,9 @@ def test_the_global_generator_is_not_read(student):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_tokens_are_as_frequent_as_they_are_likely(temperature):
-    """8000 first tokens: the standard error of a part p is sqrt(p / 8000); the bound is five of them."""
+    """4000 first tokens: the standard error of a part p is sqrt(p / 4000); the bound is five of them."""
     student = tiny_student.student(max_tokens=1)
-    knobs, count = knobs_of(student, 1), 8000
+    knobs, count = knobs_of(student, 1), 4000
     rollouts = student.sample(knobs, [["# xs\n"]], count, generators(5), temperature)
     assert rollouts.tokens.shape == (1, count, 1) and rollouts.mask.all()
     _, ahead, _ = plain_of_text(student, knobs, 0, "# xs\n", [END])
