@@ -61,7 +61,8 @@ def test_k3_by_hand_is_not_negative_and_zero_at_equality():
     near = k3(logp, logp + 1e-4 * reference)
     assert (near >= 0).all()
     step = (logp + 1e-4 * reference) - logp  # as float32 has it
-    torch.testing.assert_close(near, step.square() / 2, atol=3e-11, rtol=1e-3)
+    largest = step.abs().max().item()  # expm1 and the difference are rounded; the series goes on with d / 3
+    torch.testing.assert_close(near, step.square() / 2, atol=4 * 2.0**-24 * largest, rtol=largest)
 
 
 def test_k3_averages_to_the_divergence():
@@ -78,7 +79,8 @@ def test_the_loss_by_hand():
     zeros = torch.zeros(1, 2, 2)
     loss, metrics = policy_loss(ratios.log(), zeros, ratios.log(), mask, gain, torch.zeros(1), max_tokens=4)
     # A = 1: min(1.5, 1.2) + min(0.5, 0.8); A = -2: min(-1.0, -1.6).
-    assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.6) / 8)
+    off = 6 * 2.0**-24 * (1.2 + 0.5 + 1.6) / 8  # each term is a logarithm, an exponential, a product and two sums
+    assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.6) / 8, abs=off)
     assert metrics.clipped_fraction.item() == pytest.approx(2 / 3)
     assert metrics.mean_ratio.item() == pytest.approx(2.5 / 3)
     assert metrics.kl.item() == 0.0
@@ -86,9 +88,9 @@ def test_the_loss_by_hand():
     distance = 0.5 + math.log(2) - 1
     reference = ratios.log() - math.log(2)
     with_kl, metrics = policy_loss(ratios.log(), zeros, reference, mask, gain, torch.full((1,), 0.3), max_tokens=4)
-    assert with_kl.item() == pytest.approx(loss.item() + 0.3 * 3 * distance / 8)
+    assert with_kl.item() == pytest.approx(loss.item() + 0.3 * 3 * distance / 8, abs=off)
     assert metrics.kl.item() == pytest.approx(distance)
-    assert metrics.policy_loss.item() == pytest.approx(loss.item())
+    assert metrics.policy_loss.item() == pytest.approx(loss.item(), abs=off)
 
 
 def test_at_ratio_one_the_gradient_is_that_of_reinforce():

@@ -60,6 +60,15 @@ def of_layers(model, k: int = 1) -> Direction:
     return direction({name: len(model.get_submodule(name).S) for name in LAYERS}, k)
 
 
+def rounding(g: torch.Tensor) -> float:
+    """Returns how far a product of a unit vector and what is left of a vector is off at most.
+
+    With the unit roundoff u: a product of length r is off by r u |g|, and there are three, of which one is subtracted;
+    the unit vector is off from its length by r u.
+    """
+    return 2.0**-24 * (4 * len(g) + 4) * float(g.norm())
+
+
 def trained(tmp_path, model, callbacks, steps: int = 3, resumed=None, **arguments):
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path),
@@ -99,7 +108,7 @@ def test_gradients_lose_what_points_along_the_direction(tmp_path):
             V = own.axes[name][0]
             c = V @ g[f"{name}.knob"]
             torch.testing.assert_close(projected[f"{name}.knob"], g[f"{name}.knob"] - c.clamp_min(0.0) @ V)
-            assert (V @ projected[f"{name}.knob"] <= 1e-6).all()
+            assert (V @ projected[f"{name}.knob"] <= 2 * rounding(g[f"{name}.knob"])).all()  # k = 2
             removed += int((c > 0).any())
     assert removed > 0
 
@@ -126,7 +135,9 @@ def test_a_projected_update_never_moves_along_the_direction_and_a_projected_grad
         trained(tmp_path, model, [ProjectionCallback(own, "two_sided", target=target)], steps=4)
         moved[target] = max(abs(float(own.axes[name][0, 0] @ adapters[name].knob.detach())) for name in LAYERS)
         assert all(bool(adapters[name].knob.any()) for name in LAYERS)
-    assert moved["update"] < 1e-6
+    # Four updates of AdamW, each number of which is at most lr (1 - beta1) / sqrt(1 - beta2) = 0.032.
+    longest = max((torch.full((len(adapters[name].S),), 0.032) for name in LAYERS), key=len)
+    assert moved["update"] <= 4 * rounding(longest)
     assert moved["grad"] > 1e-3, "AdamW rescales the axes, which lets part of the direction back in"
 
 
@@ -194,8 +205,7 @@ def test_drift_pushes_by_the_spread_of_what_was_seen(tmp_path):
     """The bounds follow from the unit roundoff u of float32.
 
     A variance is a difference of two numbers of the size of c^2, each a result of at most 8 operations: it is off by up
-    to 16 u c^2, of which the deviation after a single step, which is 0, is the root. Beside it each product of length r
-    is off by up to r u |g|, and there are three: c, what is taken along v, and the product taken here.
+    to 16 u c^2, of which the deviation after a single step, which is 0, is the root. Products are off as well.
     """
     u, model = 2.0**-24, wrapped()[0]
     own = of_layers(model)
@@ -208,7 +218,7 @@ def test_drift_pushes_by_the_spread_of_what_was_seen(tmp_path):
     deviation = ((weights * c.square()).sum() - (weights * c).sum().square()).sqrt()
     left = [v @ g[names[0]].double() for g in after.gradients]
     lost = 16 * u * c.abs().max() ** 2
-    products = [3 * (len(v) + 2) * u * g[names[0]].norm() for g in before.gradients]
+    products = [rounding(g[names[0]]) for g in before.gradients]
     assert abs(left[0]) <= 0.4 * lost.sqrt() + products[0]
     assert abs(left[1] + 0.4 * deviation) <= 0.4 * lost / deviation + products[1]
     assert 0.4 * deviation > 10 * (0.4 * lost / deviation + products[1]), "there is something to be seen"
@@ -306,7 +316,8 @@ def test_strength_may_be_changed_while_a_model_trains(tmp_path):
     v = own.axes[LAYERS[0]][0, 0]
     for step, part in enumerate((1.0, 0.0, 0.75)):
         c, left = (v @ spy.gradients[step][f"{LAYERS[0]}.knob"] for spy in (before, after))
-        torch.testing.assert_close(left, part * c, atol=1e-6, rtol=1e-4)
+        bound = rounding(before.gradients[step][f"{LAYERS[0]}.knob"])
+        torch.testing.assert_close(left, part * c, atol=bound, rtol=0)
 
 
 def test_gradients_that_are_not_finite_are_left_to_the_trainer(tmp_path):
@@ -326,7 +337,9 @@ def test_gradients_that_are_not_finite_are_left_to_the_trainer(tmp_path):
     callback.on_pre_optimizer_step(args, None, None)
     assert adapters[LAYERS[0]].knob.grad is None and set(callback.measures) == set(Measures._fields)
     v = own.axes[LAYERS[1]][0, 0]
-    assert v @ adapters[LAYERS[1]].knob.grad == pytest.approx(min(0.0, float(v @ gradients[LAYERS[1]])), abs=1e-6)
+    assert v @ adapters[LAYERS[1]].knob.grad == pytest.approx(
+        min(0.0, float(v @ gradients[LAYERS[1]])), abs=rounding(gradients[LAYERS[1]])
+    )
 
 
 @pytest.mark.parametrize(
