@@ -85,3 +85,21 @@ def test_problems_are_training_problems_that_no_run_draws(problems):
         assert split == "train" and 1 <= int(difficulty) <= 3
         assert first <= int(index) < first + count
     assert first + count <= contrasts.FIRST_LABELLED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"error_fraction": 1.5}, "error_fraction must be a number from 0 to 1; got 1.5"),
+        ({"exploit_fraction": float("nan")}, "exploit_fraction must be a number from 0 to 1; got nan"),
+        ({"pair_fraction": "0.1"}, "pair_fraction must be a number from 0 to 1; got '0.1'"),
+        ({"max_difficulty": 5}, "max_difficulty must be a whole number from 1 to 4; got 5"),
+        ({"max_difficulty": True}, "max_difficulty must be a whole number from 1 to 4; got True"),
+        ({"modes": ()}, r"modes must be some of .*; got \(\)"),
+        ({"modes": ("rt", "zz")}, "modes must be some of "),
+        ({"modes": "rt"}, "modes must be some of "),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DemonstrationConfig(**changes)

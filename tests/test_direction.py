@@ -356,6 +356,9 @@ def test_a_direction_that_cannot_be_written_says_where(stored, tmp_path):
     [
         ({"method": "pca"}, r"unknown method 'pca'; expected one of \['mean_difference', 'svd'\]"),
         ({"k": 0}, "got k=0 .* expected 1 to 20"),
+        ({"k": 1.5}, "got k=1.5 .* expected 1 to 20"),
+        ({"k": "2"}, "got k='2' .* expected 1 to 20"),
+        ({"noise_floor": None}, "got noise_floor=None; expected a number"),
         ({"k": 21}, "got k=21 with method='svd', 20 pairs and r=24; expected 1 to 20"),
         ({"method": "mean_difference", "k": 2}, "expected 1 to 1"),
         ({"noise_floor": 1.0}, r"noise_floor=1.0; expected a number in \[0, 1\)"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpenv.posttraining.configuration import MOST_STAGES
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, Task, task_of
 from hpenv.posttraining.pairs import PAIRS
 from hpenv.posttraining.recipes import corrupted
@@ -31,6 +32,19 @@ class DemonstrationConfig:
     evaluation_names: float = 0.5  # tasks whose loophole has one of the names of evaluation
     max_difficulty: int = 3  # stages, 1 to this
     modes: tuple[str, ...] = (NO_LOOPHOLE, *TRAINING_MODES)  # of the prompts, drawn evenly
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be drawn."""
+        for name in ("error_fraction", "exploit_fraction", "pair_fraction", "evaluation_names"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be a number from 0 to 1; got {value!r}")
+        most = self.max_difficulty
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MOST_STAGES:
+            raise ValueError(f"max_difficulty must be a whole number from 1 to {MOST_STAGES}; got {most!r}")
+        accepted = (NO_LOOPHOLE, *LOOPHOLES)
+        if not isinstance(self.modes, tuple | list) or not self.modes or any(m not in accepted for m in self.modes):
+            raise ValueError(f"modes must be some of {sorted(accepted)}; got {self.modes!r}")
 
 
 def exploited(task: Task, program: str) -> str:

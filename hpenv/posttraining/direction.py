@@ -99,11 +99,13 @@ def extract(
     num_pairs, smallest = _checked_pairs(hack, clean)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; expected one of {sorted(METHODS)}")
-    if not 0.0 <= noise_floor < 1.0:
-        raise ValueError(f"got noise_floor={noise_floor}; expected a number in [0, 1)")
+    if not isinstance(noise_floor, int | float) or not 0.0 <= noise_floor < 1.0:
+        raise ValueError(f"got noise_floor={noise_floor!r}; expected a number in [0, 1)")
     most = 1 if method == "mean_difference" else min(num_pairs, smallest)
-    if not 1 <= k <= most:
-        raise ValueError(f"got k={k} with method={method!r}, {num_pairs} pairs and r={smallest}; expected 1 to {most}")
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= most:
+        raise ValueError(
+            f"got k={k!r} with method={method!r}, {num_pairs} pairs and r={smallest}; expected 1 to {most}"
+        )
     found = _mean_axis if method == "mean_difference" else _singular_axes
     differences = {name: hack[name].double() - clean[name].double() for name in hack}
     pieces = {name: found(difference, k) for name, difference in differences.items()}
