@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpenv.isolation import isolated
 from hpenv.sources import DATASET_FORM, Content, check_file, dataset_content, parquet_content, read_file, stdlib_content
 from hpenv.synthetic import BATCH_STREAM, random_words, synthetic_symbols, uniform_numbers
 from hpenv.tokenization import encode_slices, read_tokenizer, token_bytes, whole_number
@@ -65,6 +66,7 @@ class Corpus:
     validation: torch.Tensor
 
 
+@isolated
 def load_corpus(
     data: str | os.PathLike[str] = "stdlib", tokenizer: str | os.PathLike[str] = "bytes", *, vocab_size: int = 256
 ) -> Corpus:
@@ -241,22 +243,18 @@ def _slice_lengths(total: int) -> list[int]:
 def _tokenized(content: Content, tokenizer: str | Content) -> Corpus:
     name = content.name
     if tokenizer == "bytes":
-        return _corpus(name, content.sha256, torch.from_numpy(content.raw), _ones(256))
+        return _corpus(name, content.sha256, torch.from_numpy(content.raw), torch.ones(256))
     try:
         text = content.text()
     except UnicodeDecodeError as error:
         raise ValueError(f"corpus {name!r} is not UTF-8 ({error}); only tokenizer 'bytes' reads it") from error
     ids, sizes = encode_slices(text, _slice_lengths(len(text)), tokenizer)
-    tokens = torch.tensor([*ids[0], *ids[1], *ids[2]], dtype=torch.int32, device="cpu")
+    tokens = torch.tensor([*ids[0], *ids[1], *ids[2]], dtype=torch.int32)
     if (covered := int(sizes[tokens].sum(dtype=torch.float64))) != (given := content.raw.size):
         label = tokenizer if isinstance(tokenizer, str) else tokenizer.name
         raise ValueError(f"tokenizer {label!r} changes the text: {given} bytes became {covered}")
     lengths = [len(part) for part in ids]
     return _corpus(name, content.sha256, tokens, sizes, slice_lengths=lengths, tokens_sha256=_sha256(tokens))
-
-
-def _ones(count: int) -> torch.Tensor:
-    return torch.ones(count, dtype=torch.float32, device="cpu")
 
 
 def _binary(path: str, tokenizer: str | Content) -> Corpus:
@@ -277,7 +275,7 @@ def _binary(path: str, tokenizer: str | Content) -> Corpus:
         raise ValueError(f"data must be tokens without a header; got {path!r}, which has the header of llm.c: {cure}")
     largest = int(tokens.max())
     if isinstance(tokenizer, str):
-        sizes = _ones(largest + 1)
+        sizes = torch.ones(largest + 1)
     else:
         sizes = token_bytes(read_tokenizer(tokenizer), tokenizer.name)
         if largest >= sizes.numel():
@@ -289,4 +287,4 @@ def _binary(path: str, tokenizer: str | Content) -> Corpus:
 def _synthetic_corpus(seed: int, vocab_size: int) -> Corpus:
     symbols, entropy_rate_nats = synthetic_symbols(seed, vocab_size)
     digest = hashlib.sha256(symbols.data).hexdigest()
-    return _corpus(f"synthetic:{seed}", digest, torch.from_numpy(symbols), _ones(vocab_size), entropy_rate_nats)
+    return _corpus(f"synthetic:{seed}", digest, torch.from_numpy(symbols), torch.ones(vocab_size), entropy_rate_nats)

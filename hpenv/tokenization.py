@@ -110,4 +110,4 @@ def token_bytes(encoder: Any, name: str) -> torch.Tensor:
         found = f"the id {max(lengths)}" if lengths else "no tokens"
         raise ValueError(f"tokenizer {name!r} must have tokens with ids below {MOST_TOKENS}; got {found}")
     sizes = [lengths.get(index, 0) for index in range(max(lengths) + 1)]
-    return torch.tensor(sizes, dtype=torch.float32, device="cpu")
+    return torch.tensor(sizes, dtype=torch.float32)

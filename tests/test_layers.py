@@ -27,7 +27,7 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
         "sources": (),
         "tokenization": ("sources",),
         "synthetic": (),
-        "data": ("synthetic", "tokenization"),
+        "data": ("synthetic", "tokenization", "isolation"),
         "kernels": (),
         "model": ("kernels",),
         "values": (),

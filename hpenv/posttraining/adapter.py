@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpenv.posttraining.stored import check_folder, read_tensors, torch_defaults, write_tensors
+from hpenv.isolation import torch_defaults
+from hpenv.posttraining.stored import check_folder, read_tensors, write_tensors
 
 #: The last part of the name of a module that is wrapped: the projections of attention and feed-forward of Llama's kin.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpenv.isolation import torch_defaults
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.direction import Direction, clean_against_clean, extract, random_direction, shuffled
 from hpenv.posttraining.loopholes import LOOPHOLES, task_of
 from hpenv.posttraining.pairs import PAIRS, Pair
 from hpenv.posttraining.recipes import corrupted
-from hpenv.posttraining.stored import torch_defaults
 from hpenv.posttraining.student import Knobs, Student
 from hpenv.posttraining.tasks import generated_problem
 

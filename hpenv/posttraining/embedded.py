@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpenv import model
+from hpenv.isolation import torch_defaults
 from hpenv.kernels import softcapped_cross_entropy
 from hpenv.model import GPTConfig, Memory
 from hpenv.posttraining.adapter import adapted_weight, decompose
 from hpenv.posttraining.draws import drawn
 from hpenv.posttraining.embedded_files import DESCRIPTION, WEIGHTS, check_weights, read_description
-from hpenv.posttraining.stored import check_folder, read_tensors, torch_defaults, write_tensors
+from hpenv.posttraining.stored import check_folder, read_tensors, write_tensors
 from hpenv.posttraining.student import Knobs, Rollouts
 from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
 

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hpenv.isolation import torch_defaults
 from hpenv.posttraining.adapter import FORMS, TARGETS, attach, weights_digest
 from hpenv.posttraining.answers import MESSAGE, Answers, end_tokens
 from hpenv.posttraining.draws import Drawing, Draws, draw_completions
 from hpenv.posttraining.huggingface_files import read_model
 from hpenv.posttraining.reading import Prompts, RowKnobs, concept_states, continued, log_probabilities, read
-from hpenv.posttraining.stored import torch_defaults
 from hpenv.posttraining.student import Knobs, Rollouts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
