@@ -127,8 +127,9 @@ class PretrainingPlant(Runs):
         config: PretrainingConfig,
         num_rows: int = 1,
         channels: Sequence[tuple[str, str]] = (("lr", "run"), ("weight_decay", "run")),
+        corpus: Corpus | None = None,
     ) -> None:
-        """Loads the corpus and builds N runs of seeds 0 .. N - 1.
+        """Loads the corpus, unless it is given, and builds N runs of seeds 0 .. N - 1.
 
         Raises:
             ValueError: for an unknown preset, optimizer, channel or group, a device that is not there, or a corpus that
@@ -137,7 +138,7 @@ class PretrainingPlant(Runs):
         check_count("num_rows", num_rows)
         self.device = _present(config.device)
         self.config, self.channels = config, tuple(channels)
-        self.corpus: Corpus = load_corpus(config.data, config.tokenizer)
+        self.corpus: Corpus = load_corpus(config.data, config.tokenizer) if corpus is None else corpus
         needed = config.batch_tokens + config.sequence_length
         for part, tokens in (("train", needed), ("probe", needed), ("validation", config.sequence_length + 1)):
             require_length(self.corpus, part, tokens)
@@ -168,7 +169,7 @@ class PretrainingPlant(Runs):
 
     def spawn(self, num_rows: int) -> PretrainingPlant:
         """A new plant of the same configuration with another number of rows."""
-        plant = PretrainingPlant(self.config, num_rows, self.channels)
+        plant = PretrainingPlant(self.config, num_rows, self.channels, self.corpus)
         plant.measure(self.tiers)
         return plant
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from hpenv import data, synthetic
+from hpenv.configuration import PretrainingConfig
 from hpenv.data import SLICES, batch_starts, gather, load_corpus, require_length
+from hpenv.pretraining import PretrainingPlant
 from hpenv.tokenization import train_bpe
 
 TEXT = "".join(f"línea {i}: the quick brown fox {i * i} jumps\n" for i in range(400))
@@ -635,3 +637,14 @@ class TestOptionalPackages:
         }[package]
         with pytest.raises(ImportError, match=rf"{package.split('.')[0]} is not installed: pip install hpenv\[data\]"):
             load_corpus(*arguments)
+
+
+def test_the_copies_of_a_plant_train_on_its_corpus_wherever_the_process_stands(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "a.txt", TEXT)
+    monkeypatch.chdir(tmp_path)
+    plant = PretrainingPlant(PretrainingConfig(data="a.txt", batch_tokens=64, sequence_length=16))
+    monkeypatch.chdir("other")
+    assert plant.spawn(2).corpus is plant.corpus
+    write(tmp_path / "other" / "a.txt", TEXT.upper())
+    assert plant.spawn(2).corpus.digest == plant.corpus.digest

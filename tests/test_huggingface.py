@@ -488,7 +488,7 @@ def test_tokens_that_the_model_does_not_know_are_refused_before_anything_is_comp
     own = HuggingFaceStudent(qwen3(), tokenizer)
     assert own.refusal("# xs\n", "x") == ""
     for texts in (("# zebra\n",), ("# xs\n", "zebra")):
-        assert "a token has the number 258; this student reads 258" in own.refusal(*texts)
+        assert "or its completion; this student knows 258 tokens" in own.refusal(*texts)
     tokenizer.pad_token = "zebra"
     with pytest.raises(ValueError, match="the pad token has the number 258, and the model reads 258 tokens"):
         HuggingFaceStudent(qwen3(), tokenizer)

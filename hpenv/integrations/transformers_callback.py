@@ -17,6 +17,8 @@ called before all other callbacks and do not see them, unless the callback is pu
 A checkpoint of the Trainer holds what the rule `drift` has seen, and a run that is resumed from it goes on as the
 unbroken one, bit for bit. It does so without `restore_callback_states_from_checkpoint`, which would replace the
 callback by another one.
+
+Past the usual length, because the events of a Trainer share what is kept between them.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class HuggingFaceStudent:
             ModuleNotFoundError: without `transformers`.
             ValueError: if there is no such folder or file, or what is there is no whole model with its tokenizer.
         """
-        config = HuggingFaceConfig() if config is None else config
+        config = config or HuggingFaceConfig()
         with torch_defaults():
             model, tokenizer = read_model(folder, gguf_file, DTYPES[config.dtype])
             return HuggingFaceStudent(model.to(config.device), tokenizer, config)
@@ -142,9 +142,7 @@ class HuggingFaceStudent:
         most = getattr(self.model.config, "max_position_embeddings", None)
         tokens, answer = self._answers.prompts([prompt])[0], self._answers.completions([completion])[0]
         if (largest := max(int(tokens.max()), int(answer.max()))) >= self._num_tokens:
-            return f"of {prompt[:80]!r} and its completion a token has the number {largest}; this student reads " + str(
-                self._num_tokens
-            )
+            return f"token {largest} of {prompt[:80]!r} or its completion; this student knows {self._num_tokens} tokens"
         length = tokens.shape[1] + self.max_tokens
         if most is None or length <= most:
             return ""
