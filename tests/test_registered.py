@@ -766,7 +766,7 @@ def test_defaults_of_cell_are_those_of_its_manual():
             {"schedule": lambda steps: 1.0},
             r"schedule must map an array of steps to an array of as many multipliers; got <function",
         ),
-        ({"data": None}, r"data=None; expected a name or a path"),
+        ({"data": None}, r"data must be a name or a path .*; got None"),
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
         ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
         ({"register_leak": 1.5}, "register_leak=1.5 must be at least 0 and below 1"),

@@ -62,7 +62,7 @@ class HuggingFaceConfig:
             raise ValueError(f"unknown form {self.form!r} of the adapter; expected one of {sorted(FORMS)}")
         if not isinstance(self.message, str):
             raise ValueError(f"message must be text; got {self.message!r}")
-        if isinstance(self.targets, str) or not all(isinstance(target, str) for target in self.targets):
+        if not (isinstance(self.targets, tuple | list) and all(isinstance(target, str) for target in self.targets)):
             raise ValueError(f"targets must be a tuple of names of layers; got {self.targets!r}")
         if not isinstance(self.cache_dir, str | os.PathLike | None):
             raise ValueError(f"cache_dir must be a folder or None; got {self.cache_dir!r}")
@@ -92,10 +92,9 @@ class HuggingFaceStudent:
             config: how it is adapted and sampled from; None for the defaults.
 
         Raises:
-            ValueError: if weights are not finite, there is no token that ends a text, the model does not know the
-                tokenizer's tokens, or there is nothing to attach an adapter to.
+            ValueError: if weights are not finite, tokens do not fit, or there is nothing to attach an adapter to.
         """
-        self.config = config = HuggingFaceConfig() if config is None else config
+        self.config = config = config or HuggingFaceConfig()
         ends = end_tokens(model, tokenizer)
         self._num_tokens = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         for name, number in (*(("end", end) for end in ends), ("pad", tokenizer.pad_token_id)):
@@ -130,7 +129,7 @@ class HuggingFaceStudent:
 
         Raises:
             ModuleNotFoundError: without `transformers`.
-            ValueError: if there is no such folder or file, or what is there is no whole model with its tokenizer.
+            ValueError: if no whole model with its tokenizer is there.
         """
         config = config or HuggingFaceConfig()
         with torch_defaults():
