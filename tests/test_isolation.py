@@ -128,7 +128,7 @@ def test_a_run_is_bitwise_the_same_under_every_state_of_torch(module, name, argu
 
 
 def test_what_is_kept_for_later_environments_is_no_tensor_of_the_callers_state():
-    data.load_corpus.cache_clear()
+    data._synthetic_corpus.cache_clear()
     with everything_in_inference():
         env = jel.make_env(**MODULES[jel])
     corpus = env.plant.corpus

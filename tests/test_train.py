@@ -123,7 +123,8 @@ def test_a_damaged_checkpoint_and_stray_files_beside_it_are_passed_over(tmp_path
     strays = [checkpoints / name for name in (".DS_Store", "update-copy", "update-000009.bak", "update-")]
     for stray in strays:
         stray.write_text("x")
-    (checkpoints / "update-000003" / "notes.txt").write_text("x")  # in the checkpoint itself, which is refused then
+    damaged = next((checkpoints / "update-000003").rglob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
     (checkpoints / "update-000001").write_text("x")
     with pytest.warns(UserWarning) as caught:
         train(config)

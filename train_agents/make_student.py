@@ -124,7 +124,7 @@ def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> Embed
     rules = optimizer_rules("adamw_muon")
     groups = {name: model.parameter_kind(name) for name in weights}
     states = {name: rules[groups[name]].init(weight) for name, weight in weights.items()}
-    schedule = WarmupFlatWarmdown(config.num_steps, warmup_steps=20)
+    schedule = WarmupFlatWarmdown(config.num_steps, warmup_steps=min(20, config.num_steps))
     rope = model.rope_tables(gpt, config.prompt_tokens + config.max_tokens, "cpu")
     stream = batches(config, vocabulary)
     first = _resume(config, weights, states)
