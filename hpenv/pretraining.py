@@ -9,7 +9,6 @@ Dynamics and measurement stand in one module, past its usual length, because the
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -95,14 +94,6 @@ def _compiled_losses(*arguments: Any) -> Tensor:
     return _compiled()(*arguments)
 
 
-@lru_cache(maxsize=8)
-def _tokens_digest(corpus: Corpus) -> str:
-    """The sha256 of a corpus's tokens and of how many bytes each stands for."""
-    total = hashlib.sha256(corpus.token_bytes.numpy().tobytes())
-    total.update(corpus.tokens.numpy().data)
-    return total.hexdigest()
-
-
 class PretrainingPlant(Runs):
     """N runs of `config`, trained together.
 
@@ -143,8 +134,6 @@ class PretrainingPlant(Runs):
         for part, tokens in (("train", needed), ("probe", needed), ("validation", config.sequence_length + 1)):
             require_length(self.corpus, part, tokens)
         self.corpus_digest = self.corpus.sha256
-        # Of bytes the tokens are the text, and to read all of a large one twice takes a second.
-        self._tokens_digest = "bytes" if config.tokenizer == "bytes" else _tokens_digest(self.corpus)
         self.model_config = model.preset(config.preset, self.corpus.vocab_size)
         self._rules = optimizer_rules(config.optimizer)
         self._groups = {name: model.parameter_kind(name) for name in model.parameter_shapes(self.model_config)}
@@ -469,7 +458,7 @@ class PretrainingPlant(Runs):
         return (
             self.config.description()
             | {"channels": [list(pair) for pair in self.channels]}
-            | {"corpus": self.corpus.sha256, "tokens": self._tokens_digest}
+            | {"corpus": self.corpus.sha256, "tokens": self.corpus.digest}
             | {f"rule_{group}": described_rule(rule) for group, rule in self._rules.items()}
             | shape
         )
