@@ -85,7 +85,7 @@ class ExperimentConfig:
         if not self.demo:
             return self
         return replace(
-            self, out=Path("results/demo"), runs=Path("runs/demo"), num_steps=141, interval=12, num_updates=16,
+            self, out=Path("results/demo"), runs=Path("runs/demo"), num_steps=141, interval=12, num_updates=10,
             num_controllers=2, num_own_controllers=2, num_evaluation_seeds=5, num_tuning_seeds=2,
             ablations=False,
         )  # fmt: skip
