@@ -67,6 +67,7 @@ def train(env, callback, num_timesteps):
     return model, lines
 
 
+@pytest.mark.filterwarnings("error:Path .* does not exist")
 @pytest.mark.parametrize(("lower_is_better", "best", "at"), [(True, 1.0, 4), (False, 3.0, 2)])
 def test_the_model_whose_runs_score_best_is_kept(lower_is_better, best, at, tmp_path):
     env = SB3VecEnv(TargetTrackingVectorEnv(num_envs=1, horizon=2))
@@ -75,12 +76,12 @@ def test_the_model_whose_runs_score_best_is_kept(lower_is_better, best, at, tmp_
         lower_is_better=lower_is_better,
         n_eval_episodes=2,
         eval_freq=2,
-        best_model_save_path=tmp_path,
+        best_model_save_path=tmp_path / "new",
     )
     _, lines = train(env, callback, 6)
     assert lines.of("eval/held_out") == [(2, 3.0), (4, 1.0), (6, 2.0)]
     assert (callback.best_held_out, callback.last_held_out) == (best, 2.0)
-    assert PPO.load(tmp_path / "best_model", device="cpu").num_timesteps == at
+    assert PPO.load(tmp_path / "new" / "best_model", device="cpu").num_timesteps == at
 
 
 def test_scores_of_training_runs_are_logged():

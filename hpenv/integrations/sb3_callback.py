@@ -37,7 +37,8 @@ class HeldOutCallback(BaseCallback):
             TrainLoop-GRPOProjection-v0.
         n_eval_episodes: episodes of an evaluation, dealt out to the rows of the eval env.
         eval_freq: calls of the training env's `step` between two evaluations.
-        best_model_save_path: folder in which the best model so far is kept as `best_model.zip`; None: it is not kept.
+        best_model_save_path: folder, made if it is missing, in which the best model so far is kept as `best_model.zip`;
+            None: it is not kept.
         deterministic: whether the model's mean actions are evaluated.
 
     Attributes:
@@ -88,6 +89,7 @@ class HeldOutCallback(BaseCallback):
         if (score < self.best_held_out) if self.lower_is_better else (score > self.best_held_out):
             self.best_held_out = score
             if self.best_model_save_path is not None:
+                os.makedirs(self.best_model_save_path, exist_ok=True)
                 self.model.save(os.path.join(self.best_model_save_path, "best_model"))
 
     def _scores(self) -> list[float]:
