@@ -60,7 +60,7 @@ def _of_data(argument: str, data: Mapping[Any, Any], num_steps: int) -> Schedule
     if not (isinstance(name, str) and name in SCHEDULES):
         raise ValueError(
             f"unknown {argument} {name!r}; expected one of {sorted(SCHEDULES)}, a mapping with such a name, as "
-            "{'name': 'cosine', 'warmup_steps': 10}, or a Schedule"
+            "{'name': 'cosine', 'warmup_steps': 10}, a Schedule, or a function of steps"
         )
     kind = SCHEDULES[name]
     accepted = {entry.name: entry.default is MISSING for entry in fields(kind) if entry.init}

@@ -117,7 +117,7 @@ def test_progress_adds_up_to_the_number_of_runs():
         ({"seeds": [1], "policy": Neutral(3)}, "3 cells.*'lr', 'weight_decay'"),
         (
             {"seeds": [1], "policy": lambda observations: observations},
-            "a function is no policy; expected `act",
+            "policy must have `action_size`, .*; got function",
         ),
         (
             {"seeds": [1], "env_id": "CartPole-v1", "env_kwargs": {}},

@@ -277,7 +277,7 @@ def test_bad_sizes_are_refused(arguments):
 
 
 def test_what_is_no_policy_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected one of"):
+    with pytest.raises(ValueError, match=r"policy must be one of .*'Neutral'.*; got object"):
         save_policy(object(), tmp_path / "a")  # type: ignore[arg-type]
     save_state(tmp_path / "b", "agent", {"x": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="must hold a saved 'policy'; got 'agent'"):

@@ -91,8 +91,8 @@ def check_independent(env_kwargs: Mapping[str, Any]) -> None:
 def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Policy | None) -> TrainLoopVectorEnv:
     if policy is not None and not (hasattr(policy, "action_size") and hasattr(policy, "act_mean")):
         raise ValueError(
-            f"a {type(policy).__name__} is no policy; expected `action_size`, the number of cells, and "
-            "`act_mean(observations)`, (N, F) -> positions (N, A) in [-1, 1]"
+            "policy must have `action_size`, the number of cells, and `act_mean(observations)`, "
+            f"(N, F) -> positions (N, A) in [-1, 1]; got {type(policy).__name__}"
         )
     env = make_population(env_id, num_rows, env_kwargs)
     if policy is not None and policy.action_size != len(env.action_names):

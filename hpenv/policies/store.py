@@ -88,7 +88,7 @@ def save_policy(
     names = [name for name, kind in POLICIES.items() if type(policy) is kind]
     if not names:
         raise ValueError(
-            f"cannot save a {type(policy).__name__}; expected one of {[c.__name__ for c in POLICIES.values()]}"
+            f"policy must be one of {[c.__name__ for c in POLICIES.values()]}; got {type(policy).__name__}"
         )
     columns = {"observation_names": list(observation_names), "action_names": list(action_names)}
     check_names(policy, columns)
@@ -178,8 +178,10 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
     try:
         tensors, metadata = load_state(folder, "policy")
     except SnapshotError as error:
-        cure = CURE if folder.exists() else "; expected the folder of a saved policy, or of a training run"
-        raise SnapshotError(f"{error}{cure}") from error
+        if folder.exists():
+            raise SnapshotError(f"{error}{CURE}") from error
+        cause = str(error).partition("; expected")[0]
+        raise SnapshotError(f"{cause}; expected the folder of a saved policy, or of a training run") from error
     expected = {"policy": str, "arguments": dict, "observation_names": list, "action_names": list}
     for key, kind in expected.items():
         if type(metadata.get(key)) is not kind:

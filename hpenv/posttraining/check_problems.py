@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     missing = [file for file in given.files if not Path(file).is_file()]
     if missing:
-        return _refused(f"{', '.join(missing)} cannot be read; expected JSONL files")
+        return _refused(f"{', '.join(missing)} cannot be read (no such file); expected JSONL files")
     try:
         grader = Grader(SharedSandbox(cpu_seconds=given.cpu_seconds))
     except (SandboxUnavailable, ValueError) as error:
