@@ -1,4 +1,8 @@
-"""Training a transformer as a Gymnasium environment; importing this registers the ids and nothing else."""
+"""Training a transformer as a Gymnasium environment; importing this registers the ids and nothing else.
+
+The manual of an environment is the docstring of its module, as in `help("hpenv.envs.jel")`: `hpenv.envs.jel` for
+TrainLoop-JEL-v0, `hpenv.envs.cell` for TrainLoop-Cell-v0, `hpenv.envs.grpo_projection` for TrainLoop-GRPOProjection-v0.
+"""
 
 from gymnasium.envs.registration import register
 
