@@ -1,6 +1,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -157,3 +158,35 @@ def test_single_envs_report_scores_as_well():
     scores = [episode["held_out"] for episode in model.ep_info_buffer]
     assert lines.of("rollout/held_out")[0][1] == pytest.approx(np.mean(scores)) and min(scores) > 1
     assert callback.last_held_out == callback.best_held_out > 1
+
+
+@pytest.mark.parametrize("way", ["single", "sync"])
+def test_a_run_that_a_time_limit_cuts_off_has_no_score(way):
+    """`gym.make(..., max_episode_steps=...)` wraps the env, which does not notice where its episode ends."""
+    limited = SMALL[JEL] | {"evaluate_at_end": True, "max_episode_steps": 1}
+
+    def made():
+        if way == "single":
+            return make_vec_env(JEL, env_kwargs=limited)
+        mode = {"autoreset_mode": AutoresetMode.DISABLED}
+        return SB3VecEnv(gym.make_vec(JEL, num_envs=1, vectorization_mode="sync", vector_kwargs=mode, **limited))
+
+    _, lines = train(made(), HeldOutCallback(population(JEL, 1, evaluate_at_end=True), lower_is_better=True), 4)
+    assert lines.rows and not lines.of("rollout/held_out")
+    callback = HeldOutCallback(made(), lower_is_better=True, n_eval_episodes=1, eval_freq=2)
+    with pytest.raises(ValueError, match="got a TimeLimit, at which no score is measured: leave out max_ep"):
+        train(made(), callback, 2)
+
+
+def test_a_limit_that_the_population_keeps_itself_has_scores():
+    limited = {"evaluate_at_end": True, "max_episode_steps": 1}
+    callback = HeldOutCallback(population(JEL, 1, **limited), lower_is_better=True, n_eval_episodes=1, eval_freq=2)
+    _, lines = train(population(JEL, 1, **limited), callback, 2)
+    assert callback.last_held_out > 1 and lines.of("rollout/held_out")[0][1] > 1
+
+
+def test_a_limit_longer_than_the_run_has_scores():
+    limited = {"env_kwargs": SMALL[JEL] | {"evaluate_at_end": True, "max_episode_steps": 9}}
+    callback = HeldOutCallback(make_vec_env(JEL, **limited), lower_is_better=True, n_eval_episodes=1, eval_freq=2)
+    train(make_vec_env(JEL, **limited), callback, 2)
+    assert callback.last_held_out > 1

@@ -84,6 +84,7 @@ Info:
     | `gradient_norm`       | L2 norm of the window's last gradient; 0 at reset                               |
     | `reward_terms/<term>` | each term that was measured, without its weight; 0 at reset                     |
     | `held_out`            | held-out score at the end of the run, with `evaluate_at_end=True`; 0 before     |
+    |                       | it, and where the TimeLimit of `gym.make(max_episode_steps=...)` ends the run   |
 
     `env.unwrapped.corpus_digest` is the sha256 of the text.
 

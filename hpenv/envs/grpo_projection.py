@@ -65,6 +65,7 @@ Info:
     | `privileged/<rate>`   | true rates of the programs: `hack` (paid for and not right), `correct`, and     |
     |                       | `channel` (uses the loophole, whether it needs to or not); 0 at reset           |
     | `held_out`            | held-out score at the end of the run, with `evaluate_at_end=True`; 0 before     |
+    |                       | it, and where the TimeLimit of `gym.make(max_episode_steps=...)` ends the run   |
 
     `env.unwrapped.corpus_digest` is the sha256 of the student that the runs begin with.
 

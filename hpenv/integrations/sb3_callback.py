@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 import numpy as np
+from gymnasium.wrappers import TimeLimit
 
 from hpenv.integrations.sb3 import HELD_OUT
 
@@ -29,7 +30,9 @@ class HeldOutCallback(BaseCallback):
     """Logs held-out scores, and keeps the model whose runs have the best.
 
     `rollout/held_out` is the mean score of the training episodes that ended since the last log, if the training env
-    reports scores. `eval/held_out` is the mean score of `n_eval_episodes` episodes of the eval env.
+    reports scores. `eval/held_out` is the mean score of `n_eval_episodes` episodes of the eval env. An episode that
+    the TimeLimit of `gym.make(..., max_episode_steps=...)` cuts off has no score: the env below does not notice its
+    end. It is left out of `rollout/held_out`, and is an error in the eval env.
 
     Args:
         eval_env: VecEnv of envs made with `evaluate_at_end=True`, apart from the training env but wrapped alike.
@@ -71,8 +74,8 @@ class HeldOutCallback(BaseCallback):
         self.last_held_out: float | None = None
 
     def _on_step(self) -> bool:
-        for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
-            if done and HELD_OUT in info:
+        for row, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
+            if done and HELD_OUT in info and not _cut_off(self.training_env, row, info):
                 self.logger.record_mean(f"rollout/{HELD_OUT}", float(info[HELD_OUT]))
         if self.n_calls % self.eval_freq == 0:
             self._evaluate()
@@ -96,7 +99,7 @@ class HeldOutCallback(BaseCallback):
         """Returns the held-out score of each episode of an evaluation.
 
         Raises:
-            ValueError: the eval env reports none.
+            ValueError: the eval env reports none, or a time limit cuts its episodes off.
         """
         scores: list[float] = []
 
@@ -104,6 +107,11 @@ class HeldOutCallback(BaseCallback):
             if locals_["done"]:
                 if HELD_OUT not in locals_["info"]:
                     raise ValueError("eval_env must report held-out scores; make its envs with evaluate_at_end=True")
+                if _cut_off(self.eval_env, locals_["i"], locals_["info"]):
+                    raise ValueError(
+                        "eval_env must let its runs end by themselves; got a TimeLimit, at which no score is measured: "
+                        "leave out max_episode_steps and give num_steps, or use gym.make_vec"
+                    )
                 scores.append(float(locals_["info"][HELD_OUT]))
 
         evaluate_policy(
@@ -115,3 +123,8 @@ class HeldOutCallback(BaseCallback):
             warn=False,  # of a missing Monitor, which would be of returns
         )
         return scores
+
+
+def _cut_off(env: VecEnv, row: int, info: dict[str, Any]) -> bool:
+    """Returns True if a TimeLimit ended a row's episode; a population keeps its `max_episode_steps` itself."""
+    return info.get("TimeLimit.truncated", False) and env.env_is_wrapped(TimeLimit, row)[0]
