@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 import torch
@@ -84,13 +84,35 @@ def encode_slices(
 
     Returns:
         The tokens of each slice, and the bytes that each id stands for, (V,).
+
+    Raises:
+        ValueError: if the tokenizer is not byte-level, or its normalizer changes the text.
     """
     ends = list(accumulate(slice_characters, initial=0))
     slices = [pieces_of(text[start:end]) for start, end in pairwise(ends)]
     encoder = train_bpe(slices[0], tokenizer) if isinstance(tokenizer, str) else read_tokenizer(tokenizer)
-    sizes = token_bytes(encoder, tokenizer if isinstance(tokenizer, str) else tokenizer.name)
+    name = tokenizer if isinstance(tokenizer, str) else tokenizer.name
+    sizes = token_bytes(encoder, name)
     encoded = [encoder.encode_batch(part, add_special_tokens=False) for part in slices]
+    if encoder.normalizer is not None:  # lower case has as many bytes, so their number does not show it
+        for part, pieces in zip(slices, encoded, strict=True):
+            decoded = encoder.decode_batch([piece.ids for piece in pieces], skip_special_tokens=False)
+            _check_same_text(part, decoded, name)
     return [[index for piece in part for index in piece.ids] for part in encoded], sizes
+
+
+def _check_same_text(pieces: list[str], decoded: list[str], name: str) -> None:
+    """Refuses a tokenizer whose tokens spell another text; the error shows where the texts begin to differ."""
+    for given, made in zip(pieces, decoded, strict=True):
+        if given == made:
+            continue
+        same = (ours == theirs for ours, theirs in zip(given, made, strict=False))
+        place = sum(takewhile(bool, same))
+        start = max(0, place - 10)
+        raise ValueError(
+            f"tokenizer {name!r} changes the text: {given[start : place + 10]!r} became {made[start : place + 10]!r}; "
+            "give a tokenizer without a normalizer"
+        )
 
 
 def token_bytes(encoder: Any, name: str) -> torch.Tensor:

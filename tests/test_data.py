@@ -559,6 +559,27 @@ class TestOptionalPackages:
         with pytest.raises(ValueError, match=r"other.json' cannot be read .*expected a file that `tokenizers` saved"):
             load_corpus(str(tmp_path / "a.txt"), other)
 
+    def test_a_tokenizer_that_writes_other_text_of_as_many_bytes_is_refused(self, tmp_path):
+        tokenizers = pytest.importorskip("tokenizers")
+        path, own = write(tmp_path / "a.txt", TEXT.replace("the", "The")), str(tmp_path / "tokenizer.json")
+        encoder = train_bpe([TEXT], "bpe:300")
+        encoder.normalizer = tokenizers.normalizers.Lowercase()
+        encoder.save(own)
+        with pytest.raises(ValueError, match=r"tokenizer '.*json' changes the text: 'línea 0: The.*' became '.*: the"):
+            load_corpus(path, own)
+        assert load_corpus(write(tmp_path / "lower.txt", TEXT), own).tokens.numel()
+
+    @pytest.mark.parametrize("normalizer", ["NFC", "ByteLevel"])
+    def test_a_normalizer_that_loses_nothing_is_accepted(self, tmp_path, normalizer):
+        tokenizers = pytest.importorskip("tokenizers")
+        encoder = train_bpe([TEXT], "bpe:300")
+        if normalizer == "ByteLevel":  # writes every byte as a character, in the place of the pre-tokenizer
+            encoder.pre_tokenizer = tokenizers.pre_tokenizers.Split("\n", "isolated")
+        encoder.normalizer = getattr(tokenizers.normalizers, normalizer)()
+        encoder.save(own := str(tmp_path / "tokenizer.json"))
+        corpus = load_corpus(write(tmp_path / "a.txt", TEXT), own)
+        assert corpus.token_bytes[corpus.tokens.long()].sum() == len(TEXT.encode())
+
     def test_a_tokenizer_is_its_content(self, tmp_path):
         pytest.importorskip("tokenizers")
         path, own = write(tmp_path / "a.txt", TEXT), str(tmp_path / "tokenizer.json")
