@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -554,6 +555,18 @@ def problem_file(path, entry_point, count, description="Return x plus {}."):
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
+
+
+@pytest.mark.parametrize("name", ["problems", "probe_problems", "evaluation_problems", "cache"])
+def test_files_may_lie_in_the_home_folder_and_be_given_as_paths(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    wanted = str(tmp_path / "own.jsonl")
+    for given in ("~/own.jsonl", Path("~/own.jsonl"), tmp_path / "own.jsonl", wanted):
+        assert getattr(tiny_student.GRPOConfig(**{name: given}), name) == wanted
+    for wrong in (3, None, b"own.jsonl"):
+        with pytest.raises(ValueError, match=f"{name} must be a path, empty for none; got {wrong!r}"):
+            tiny_student.GRPOConfig(**{name: wrong})
 
 
 def test_problems_of_files_are_trained_on_and_measured(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 
 from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
@@ -83,8 +84,11 @@ class GRPOConfig:
             if getattr(self, name) > most:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most {most}")
         for name in ("problems", "probe_problems", "evaluation_problems", "cache"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a string, empty for none")
+            given = getattr(self, name)
+            path = os.fspath(given) if isinstance(given, os.PathLike) else given
+            if not isinstance(path, str):
+                raise ValueError(f"{name} must be a path, empty for none; got {given!r}")
+            object.__setattr__(self, name, os.path.expanduser(path))
         check_schedule("lr_schedule", self.lr_schedule)
         for name in (
             "temperature",
