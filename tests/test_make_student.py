@@ -82,6 +82,15 @@ def test_a_file_in_the_folder_that_is_not_what_it_should_be_is_refused_by_name(n
     assert f"{name} " in err and "move it away, or give another --out" in err and err.count("\n") == 1
 
 
+def test_the_folder_of_a_run_or_of_another_model_is_refused_and_kept(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        made(tmp_path)
+    err = capsys.readouterr().err
+    assert f"out must be a folder without config.json, which a run or a model keeps; got {tmp_path}" in err
+    assert err.count("\n") == 1 and [child.name for child in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_student_says_how_and_on_what_machine_it_was_made(whole):
     notes = json.loads((whole[0] / "student.json").read_text())["notes"]
     assert notes["made_by"]["num_steps"] == 3 and notes["held_out"] == {"pass": 0.5}

@@ -36,7 +36,7 @@ from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
 from hpenv.schedules import WarmupFlatWarmdown
 from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.facts import environment_facts
-from train_agents.outputs import check_folder
+from train_agents.outputs import CONFIG, check_folder
 
 CHECKPOINT = "checkpoint.safetensors"
 #: Fields of the configuration that may change when the making is continued.
@@ -186,8 +186,12 @@ def _resume(config, weights, states) -> int:
 
 
 def _check_out(config: StudentConfig) -> None:
-    """Refuses a folder that cannot be written, or that holds a checkpoint or a student of another configuration."""
+    """Refuses a folder that cannot be written, or that holds a run, or another student or its checkpoint."""
     check_folder("out", config.out)
+    if (config.out / CONFIG).exists():
+        raise ValueError(
+            f"out must be a folder without {CONFIG}, which a run or a model keeps; got {config.out}: give another --out"
+        )
     for name in (CHECKPOINT, "student.json", "student.safetensors"):
         if (config.out / name).is_dir():
             raise ValueError(f"{config.out / name} must be a file; got a folder: move it away, or give another --out")
