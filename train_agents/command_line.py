@@ -43,7 +43,7 @@ def configuration(
             import tyro
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{program} needs tyro; install it with: pip install 'hpenv[agents]'") from error
-    config = completed(tyro.cli(kind, prog=f"python -m {program}", args=arguments, description=description))
+        config = completed(tyro.cli(kind, prog=f"python -m {program}", args=arguments, description=description))
     describe(config)
     return config
 
