@@ -12,6 +12,7 @@ import hpenv
 from hpenv.policies import Neutral, ScheduleTable, save_policy
 from train_agents.environments import parse_assignments
 from train_agents.evaluate import evaluate_policy, main
+from train_agents.outputs import FORMAT
 from train_agents.results import read_result
 
 gym.register_envs(hpenv)
@@ -204,3 +205,14 @@ def test_an_environment_without_a_probe_is_evaluated_and_its_probe_measured_at_t
     twin = evaluate_policy(None, "TrainLoop-Cell-v0", probed, [3], curve=True)[0]
     assert row["probe_loss"] == twin["probe_loss"] == twin["probe_curve"][-1] and row["bpb"] == twin["bpb"]
     assert "probe_curve" not in row and len(row["train_curve"]) == 6 and set(row["panel"]) == set(twin["panel"])
+
+
+def test_another_environment_than_that_of_the_training_is_told(tmp_path, capsys):
+    save_policy(TABLE, tmp_path / "policy")
+    trained = {"env": ENV, "env_kwargs": {**TINY, "base_lr": 0.01}}
+    (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT, "configuration": trained, "facts": {}}))
+    command = ["--policy", str(tmp_path), "--seeds", "1", "--env-kwargs"]
+    main([*command, *(f"{key}={json.dumps(value)}" for key, value in TINY.items())])
+    assert "note: the policy was trained on TrainLoop-JEL-v0 {" in capsys.readouterr().out
+    main([*command, *(f"{key}={json.dumps(value)}" for key, value in trained["env_kwargs"].items())])
+    assert "note:" not in capsys.readouterr().out

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import DIVERGENCE_REASONS, Score
 from hpenv.policies import Policy, load_policy
-from hpenv.policies.store import check_columns
+from hpenv.policies.store import check_columns, policy_folder
 from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.environments import make_population, parse_assignments
 from train_agents.logs import progress
-from train_agents.outputs import check_file
+from train_agents.outputs import check_file, read_configuration
 from train_agents.results import mean_interval, write_result
 
 
@@ -201,6 +201,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_columns(config.policy, env.observation_names, env.action_names)
         if policy is not None:
             policy.act_mean(np.zeros((1, len(env.observation_names)), dtype=np.float32))  # it may refuse their number
+    if config.policy is not None and (trained := _trained_on(config.policy)) not in (None, (config.env, env_kwargs)):
+        print(
+            "note: the policy was trained on {} {}; it is evaluated on {} {}".format(*trained, config.env, env_kwargs)
+        )
     score = env.plant.score
     with progress(config.seeds, "evaluating") as advance:
         rows = evaluate_policy(
@@ -216,6 +220,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.out is not None:
         write_result(config.out, "evaluation", asdict(config) | {"env_kwargs": env_kwargs}, rows)
         print(f"written: {config.out}")
+
+
+def _trained_on(policy: Path) -> tuple[str, dict[str, Any]] | None:
+    """Returns id and arguments of the environment that a training run's policy learned in; None outside such a run."""
+    try:
+        trained = read_configuration(policy_folder(policy).parent)
+    except ValueError:  # a policy that was moved or copied, or a run of an earlier version: there is nothing to compare
+        return None
+    return trained["env"], trained["env_kwargs"]
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], score: Score) -> None:
