@@ -109,6 +109,7 @@ def _instructions() -> list[str] | None:
 def _command() -> list[str]:
     """sys.argv, a program of ours as `-m module`: where the checkout lies is nobody's business."""
     program = Path(sys.argv[0]).resolve()
-    if program.suffix == ".py" and program.is_relative_to(ROOT):
+    ours = program.is_relative_to(ROOT) and not program.relative_to(ROOT).parts[0].startswith(".")  # not in .venv
+    if program.suffix == ".py" and ours:
         return ["-m", ".".join(program.relative_to(ROOT).with_suffix("").parts), *sys.argv[1:]]
     return [program.name, *sys.argv[1:]]
