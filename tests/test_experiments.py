@@ -10,9 +10,9 @@ from agents.credits import CreditStream
 from hpenv.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
 from train_agents.experiments.jel_report import LABELS, REFERENCE, report, scores, summarize
-from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
+from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
-from train_agents.experiments.sidecar import constant_configurations, late_jobs, schedule_configurations, selected
+from train_agents.experiments.sidecar import constant_configurations, late_jobs, schedule_configurations
 from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
 from train_agents.experiments.sidecar_arms import ARMS, BINDING_CAP, DEFAULT, position_of
 from train_agents.experiments.sidecar_claims import CLAIMS, EXPERIMENTS, Claim, advantage, final_values, verdict
@@ -32,9 +32,9 @@ from train_agents.experiments.sweeping import sweep
 from train_agents.results import write_result
 
 TINY = ExperimentConfig(
-    num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2, ablation_updates=1,
-    ablation_steps=12, ablation_interval=1,
-    num_controllers=2, num_own_controllers=1, num_evaluation_seeds=2, num_tuning_seeds=1,
+    num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2,
+
+    num_controllers=2, num_ablation_controllers=1, num_evaluation_seeds=2, num_tuning_seeds=1,
 )  # fmt: skip
 
 TINY_SIDECAR = SidecarExperiment(

@@ -7,8 +7,7 @@ or chosen on: sweeps choose by the probe loss on tuning seeds of their own.
 Arms of controllers, 8 episodes per update:
     paper      the paper's hyperparameters (table 2), independent seeds within a group;
     ours       per-optimizer actions, grouped seeds, policy rate 2e-3;
-    ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO, on runs a quarter as long,
-               beside a `reference` without any change at the same size.
+    ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO.
 
 `--demo` is the same on a run a quarter as long, in minutes. Interrupted, the same command goes on where it stopped.
 """
@@ -39,7 +38,7 @@ from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.environments import make_population
 from train_agents.evaluate import evaluate_policy
 from train_agents.experiments.jel_report import report
-from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
+from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.sweeping import sweep
 from train_agents.outputs import check_folder
 from train_agents.results import Rows
@@ -61,24 +60,21 @@ class ExperimentConfig:
     deployment_tokens: int = 512  # of a step [tokens]
     meta_tokens: int = 128  # of a step in meta-training [tokens]
     num_updates: int = 50  # of every controller
-    ablation_steps: int = 141  # of a run of the ablations, which are compared among themselves [steps]
-    ablation_interval: int = 12  # steps per decision of the ablations [steps]
-    ablation_updates: int = 12  # of the ablations; standard GRPO is said to collapse within 10
-    num_controllers: int = 5  # of `paper`
-    num_own_controllers: int = 3  # of `ours`
+    num_controllers: int = 5  # of `paper` and of `ours`
+    num_ablation_controllers: int = 3  # of each ablation
     num_evaluation_seeds: int = 10  # runs per controller and baseline
     num_tuning_seeds: int = 2  # runs per configuration of a sweep
-    ablations: bool = True  # train and evaluate the ablations
+    only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
     demo: bool = False  # cut all of this to fit 10 minutes on two cores
     num_workers: int = 2  # processes, one thread each
     report_only: bool = False  # write tables and figures from the results that are there
 
     def __post_init__(self) -> None:
         """Refuses counts below 1."""
-        steps = ("num_steps", "interval", "deployment_tokens", "meta_tokens", "ablation_steps", "ablation_interval")
-        counts = ("num_updates", "ablation_updates", "num_evaluation_seeds", "num_tuning_seeds", "num_workers")
+        steps = ("num_steps", "interval", "deployment_tokens", "meta_tokens")
+        counts = ("num_updates", "num_evaluation_seeds", "num_tuning_seeds", "num_workers")
         check_counts(self, *steps, *counts)
-        check_counts(self, "num_controllers", "num_own_controllers", least=0)
+        check_counts(self, "num_controllers", "num_ablation_controllers", least=0)
 
     def sized(self) -> ExperimentConfig:
         """Itself, or the demo's sizes."""
@@ -86,8 +82,7 @@ class ExperimentConfig:
             return self
         return replace(
             self, out=Path("results/demo"), runs=Path("runs/demo"), num_steps=141, interval=12, num_updates=10,
-            num_controllers=2, num_own_controllers=2, num_evaluation_seeds=5, num_tuning_seeds=2,
-            ablations=False,
+            num_controllers=2, num_ablation_controllers=0, num_evaluation_seeds=5, num_tuning_seeds=2,
         )  # fmt: skip
 
     def env_kwargs(self, **more: Any) -> dict[str, Any]:
@@ -131,7 +126,6 @@ OURS = Arm(
     jel=JELAgentConfig(learning_rate=2e-3),
 )
 ABLATIONS = (
-    Arm("reference"),
     Arm("normalize_per_step_std", jel=JELAgentConfig(normalize="per_step_std")),
     Arm("normalize_batch_std", jel=JELAgentConfig(normalize="batch_std")),
     Arm("normalize_grpo", jel=JELAgentConfig(normalize="grpo")),
@@ -205,11 +199,10 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     """All jobs, the most wanted first."""
     seeds, deployed, meta = config.evaluation_seeds, config.env_kwargs(), config.meta_kwargs()
 
-    def trained(arm: Arm, seed: int, updates: int, size: Mapping[str, Any] | None = None) -> Job:
+    def trained(arm: Arm, seed: int) -> Job:
         arguments = {
-            "arm": arm, "seed": seed, "num_updates": updates, "runs": str(config.runs),
-            "meta_kwargs": meta | dict(size or {}), "deployment_kwargs": deployed | dict(size or {}),
-            "evaluation_seeds": seeds,
+            "arm": arm, "seed": seed, "num_updates": config.num_updates, "runs": str(config.runs),
+            "meta_kwargs": meta, "deployment_kwargs": deployed, "evaluation_seeds": seeds,
         }  # fmt: skip
         return Job(f"{arm.name}-{seed}", controller, arguments)
 
@@ -238,19 +231,17 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         })
         for method in ("cma", "random_schedule")
     ]  # fmt: skip
-    paper = [trained(PAPER, seed, config.num_updates) for seed in range(config.num_controllers)]
-    ours = [trained(OURS, seed, config.num_updates) for seed in range(config.num_own_controllers)]
-    short = {"num_steps": config.ablation_steps, "interval": config.ablation_interval}
-    ablations = [trained(arm, 0, config.ablation_updates, short) for arm in ABLATIONS] if config.ablations else []
-    return [*fixed, *sweeps, *paper[:2], *ours[:2], *paper[2:], *searches[:1], *ablations, *searches[1:], *ours[2:]]
+    controllers = [trained(arm, seed) for seed in range(config.num_controllers) for arm in (PAPER, OURS)]
+    ablations = [trained(arm, seed) for seed in range(config.num_ablation_controllers) for arm in ABLATIONS]
+    return [*fixed, *sweeps, *controllers, *searches, *ablations]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     program, sized = "train_agents.experiments.jel", ExperimentConfig.sized
     config = configuration(ExperimentConfig, program, __doc__, arguments, sized)
-    jobs = make_jobs(config)
     with refusals():
+        jobs = selected(make_jobs(config), config.only)
         check_folder("out", config.out)
         if config.report_only:
             check_results(config.out / "jobs")

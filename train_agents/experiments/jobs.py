@@ -82,6 +82,19 @@ def _is_done(job: Job, folder: Path) -> bool:
     return True
 
 
+def selected(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:
+    """The jobs whose names begin with one of the prefixes; all without a prefix.
+
+    Raises:
+        ValueError: for a prefix that no job has.
+    """
+    names = [job.name for job in jobs]
+    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+    if unknown:
+        raise ValueError(f"no job begins with {unknown}; expected beginnings of {names}")
+    return [job for job in jobs if not prefixes or job.name.startswith(tuple(prefixes))]
+
+
 def _configuration(job: Job) -> dict[str, Any]:
     return json.loads(json.dumps(job.arguments, default=repr))
 

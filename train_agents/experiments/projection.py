@@ -22,14 +22,13 @@ from typing import Any
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.students import student
 from train_agents.command_line import check_counts, configuration, refusals
-from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
+from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
 from train_agents.experiments.projection_controller import STRENGTHS, best_constant, controller
 from train_agents.experiments.projection_direction import validated
 from train_agents.experiments.projection_report import report
 from train_agents.experiments.projection_run import run_arm
 from train_agents.experiments.projection_tables import BEST_CONSTANT, CONTROLLER
-from train_agents.experiments.sidecar import selected
 from train_agents.outputs import check_folder
 
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000

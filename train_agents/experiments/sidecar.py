@@ -30,7 +30,7 @@ from hpenv.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
 from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.environments import make_population
 from train_agents.experiments.forensics import body, compare_runs, differences
-from train_agents.experiments.jobs import Job, check_results, run_jobs, unfinished
+from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.sidecar_arms import (
     ARMS,
     CONSTANT_MULTIPLIERS,
@@ -239,19 +239,6 @@ def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
     if "interval" in arguments:
         arguments["interval"] = min(arguments["interval"], config.eval_interval)
     return Job(arm.name, run_online, {"config": online, "env_arguments": arguments})
-
-
-def selected(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:
-    """The jobs whose names begin with one of the prefixes; all without a prefix.
-
-    Raises:
-        ValueError: for a prefix that no job has.
-    """
-    names = [job.name for job in jobs]
-    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
-    if unknown:
-        raise ValueError(f"no job begins with {unknown}; expected beginnings of {names}")
-    return [job for job in jobs if not prefixes or job.name.startswith(tuple(prefixes))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
