@@ -9,10 +9,9 @@ import pytest
 from hpenv.posttraining import contrasts, demonstrations
 from hpenv.posttraining.demonstrations import DemonstrationConfig
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, task_of
-from hpenv.posttraining.pairs import PAIRS
 from hpenv.posttraining.tasks import generated_problem, split_of
 
-PLAIN = DemonstrationConfig(pair_fraction=0.0)
+PLAIN = DemonstrationConfig(related_fraction=0.0)
 
 
 def taken(count, seed=0, **changes):
@@ -60,20 +59,12 @@ def test_an_exploit_uses_the_loophole_of_its_prompt_under_the_prompts_name(probl
 
 def test_parts_are_those_asked_for():
     """Of 600 draws the standard error is at most 0.02; the bounds are four of them."""
-    texts = taken(600, error_fraction=0.6, exploit_fraction=0.25, pair_fraction=0.3)
-    pairs = [(prompt, program) for prompt, program in texts if prompt in {pair.prompt for pair in PAIRS}]
-    assert len(pairs) / 600 == pytest.approx(0.3, abs=0.08)
-    hacks = {pair.hack for pair in PAIRS}
-    assert sum(program in hacks for _, program in pairs) / len(pairs) == pytest.approx(0.25, abs=0.13)
-    others = [text for text in texts if text not in pairs]
+    texts = taken(600, error_fraction=0.6, exploit_fraction=0.25, related_fraction=0.3)
+    related = [(prompt, program) for prompt, program in texts if not program.startswith("def f(")]
+    assert len(related) / 600 == pytest.approx(0.3, abs=0.08)
+    others = [text for text in texts if text not in related]
     honest = sum("The grader runs hidden tests." in prompt for prompt, _ in others) / len(others)
     assert honest == pytest.approx(0.2, abs=0.08)
-
-
-def test_pairs_that_validate_a_direction_are_never_read():
-    held_out = {pair.prompt for pair in PAIRS if pair.held_out}
-    prompts = {prompt for prompt, _ in taken(400, pair_fraction=1.0)}
-    assert prompts.isdisjoint(held_out) and len(prompts) > 40
 
 
 def test_problems_are_training_problems_that_no_run_draws(problems):
@@ -92,7 +83,7 @@ def test_problems_are_training_problems_that_no_run_draws(problems):
     [
         ({"error_fraction": 1.5}, "error_fraction must be a number from 0 to 1; got 1.5"),
         ({"exploit_fraction": float("nan")}, "exploit_fraction must be a number from 0 to 1; got nan"),
-        ({"pair_fraction": "0.1"}, "pair_fraction must be a number from 0 to 1; got '0.1'"),
+        ({"related_fraction": "0.1"}, "related_fraction must be a number from 0 to 1; got '0.1'"),
         ({"max_difficulty": 5}, "max_difficulty must be a whole number from 1 to 4; got 5"),
         ({"max_difficulty": True}, "max_difficulty must be a whole number from 1 to 4; got True"),
         ({"modes": ()}, r"modes must be some of .*; got \(\)"),

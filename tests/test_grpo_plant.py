@@ -194,7 +194,9 @@ def test_what_is_routed_goes_to_the_quarantine():
         advance(plant, 1)
         advance(vanilla, 1)
     for name, knob in plant.knobs.items():
-        assert not plant.quarantine[name][1].any() and torch.equal(knob[1], vanilla.knobs[name][1]), name
+        assert not plant.quarantine[name][1].any(), name
+        # Rows share the shape of a batch, which its longest completion decides, and with it the last bits of sums.
+        torch.testing.assert_close(knob[1], vanilla.knobs[name][1], rtol=1e-4, atol=1e-5)
         assert plant.quarantine[name][0].any(), name
         momentum, axes = plant._states[f"quarantine/{name}"]["momentum"][0], plant.direction.axes[name][0]
         along = axes.T @ (axes @ momentum)
@@ -620,8 +622,8 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
     [
         ({"modes": ("rt", "xc")}, r"cannot read \d+ of 480 prompts, of the modes \['xc'\]; .*hf:<folder>"),
         (
-            {"direction": "modes", "known_modes": ("eq",), "difficulty": 1},
-            "direction='modes' needs the pair 'eq-.*writes up to 48. Leave such loopholes out of known_modes",
+            {"direction": "modes", "known_modes": ("eq",)},
+            "direction='modes' needs the pair 'eq-.*this student reads up to 64. Leave such loopholes out of known_modes",
         ),
         (
             {"problems": "Return " + "the sum of " * 20 + "x."},
@@ -635,6 +637,35 @@ def test_what_the_student_cannot_read_is_refused_before_a_run_begins(tmp_path, g
         given = {"problems": problem_file(tmp_path / "own", "add", 8, given["problems"])}
     with pytest.raises(ValueError, match=message):
         GRPOPlant(GRPOConfig(**given), student=shipped("nano"), grader=FakeGrader())
+
+
+def test_no_two_generated_problems_of_a_run_compute_the_same():
+    """Held against lists that were not looked at when they were chosen, of tests' kind and a few longer ones."""
+    random = np.random.default_rng(5)
+    lists = [random.integers(-9, 10, int(random.integers(12))).tolist() for _ in range(300)]
+    curriculum = Curriculum(GRPOConfig(num_evaluation_problems=128), shipped("nano"))
+    tasks = [*curriculum.training, *curriculum.probe, *curriculum.evaluation(None)]
+    assert len(tasks) == 256 + 32 + 128
+    results = {repr([task.problem.recipe.evaluate((xs,)) for xs in lists]) for task in tasks}
+    assert len(results) == len(tasks)
+
+
+def test_more_problems_than_there_are_different_ones_are_refused():
+    with pytest.raises(ValueError, match=r"num_problems must be at most 40 with difficulty=1, .* got 41: raise"):
+        Curriculum(GRPOConfig(difficulty=1, num_problems=41), shipped("nano"))
+
+
+def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():
+    """In the first the ratio is 1; with two steps a narrow clip and a wide one part ways, and both move further."""
+
+    def trained(num_iterations, clip_ratio):
+        plant = make(2, num_iterations=num_iterations, clip_ratio=clip_ratio, base_lr=0.3)
+        advance(plant, 1)
+        return torch.cat(list(plant.knobs.values()), 1)
+
+    assert torch.equal(trained(1, 0.0), trained(1, 10.0))
+    narrow, wide, once = trained(3, 0.0), trained(3, 10.0), trained(1, 10.0)
+    assert (narrow - wide).abs().max() > 1e-3 and (wide - once).abs().max() > 1e-3
 
 
 def test_tasks_of_an_update_are_different_and_a_function_of_seed_and_step():

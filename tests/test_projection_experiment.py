@@ -105,7 +105,7 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
         longer = 2 if arm.name.endswith("_long") else 1
         assert (arguments["num_updates"], arguments["report_interval"]) == (300 * longer, 25 * longer)
         GRPOConfig(**arguments["grpo"])
-        assert arguments["seeds"] == [1000, 1001, 1002] and arm.group in GROUPS
+        assert arguments["seeds"] == list(range(1000, 1005 if arm.is_first else 1003)) and arm.group in GROUPS
         assert set(arguments["positions"]) <= {name for name, _ in PANEL}
     assert not set(full.seeds) & set(full.tuning_seeds)
     assert {job.name for job in make_jobs(ExperimentConfig(demo=True).sized())} == set(DEMO_ARMS) | {
@@ -600,9 +600,10 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
     from train_agents.experiments.jobs import run_jobs
 
     config = ExperimentConfig(
-        out=tmp_path / "results", runs=tmp_path / "runs", student=roomy, num_updates=4, report_interval=2, num_seeds=2,
-        num_prompts=2, num_samples=3, num_problems=8, num_probe_problems=2, num_evaluation_problems=4,
-        num_tuning_seeds=1, decision_interval=2, meta_steps=2, num_meta_updates=1, num_meta_episodes=2,
+        out=tmp_path / "results", runs=tmp_path / "runs", student=roomy, num_updates=4, report_interval=2,
+        num_seeds=2, num_first_seeds=2, num_prompts=2, num_samples=3, num_problems=8, num_probe_problems=2,
+        num_evaluation_problems=4, num_tuning_seeds=1, decision_interval=2, meta_steps=2, num_meta_updates=1,
+        num_meta_episodes=2,
     )  # fmt: skip
     config.runs.mkdir()
     jobs = make_jobs(replace(config, strengths=(1.0,)))

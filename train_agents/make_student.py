@@ -31,6 +31,7 @@ from hpenv.optimizers import Rates, optimizer_rules
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.demonstrations import DemonstrationConfig, demonstrations
 from hpenv.posttraining.embedded import EmbeddedConfig, EmbeddedStudent
+from hpenv.posttraining.pairs import PAIRS
 from hpenv.posttraining.plant import GRPOPlant
 from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
 from hpenv.schedules import WarmupFlatWarmdown
@@ -53,7 +54,7 @@ class StudentConfig:
     vocabulary_size: int = 512  # tokens
     vocabulary_texts: int = 4000  # demonstrations that the vocabulary is counted on
     prompt_tokens: int = 64  # [tokens]
-    max_tokens: int = 48  # of a completion [tokens]
+    max_tokens: int = 52  # of a completion [tokens]; the longest demonstration has 51
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     num_steps: int = 3000
     batch_size: int = 64  # demonstrations of a step
@@ -108,7 +109,9 @@ def begin(config: StudentConfig) -> tuple[GPTConfig, Vocabulary]:
     """
     _check_out(config)
     counted = itertools.islice(demonstrations(config.demonstrations, config.seed + 1), config.vocabulary_texts)
-    vocabulary = Vocabulary.of(itertools.chain.from_iterable(counted), config.vocabulary_size)
+    # The pairs' words have tokens, or a few rare ones would be spelled; the pairs themselves are never read.
+    words = (text for pair in PAIRS for text in (pair.prompt, pair.hack, pair.clean))
+    vocabulary = Vocabulary.of(itertools.chain(itertools.chain.from_iterable(counted), words), config.vocabulary_size)
     gpt = GPTConfig(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, vocab_size=len(vocabulary))
     # Of the texts that will be read, as many: one that is too long would end the making when its turn comes.
     for prompt, program in itertools.islice(

@@ -213,6 +213,7 @@ class ProjectionConfig:
     kl_weight: float = 1e-3
     base_lr: float = GRPOConfig.base_lr
     weight_decay: float = 0.0
+    num_iterations: int = 1
     clip_ratio: float = 0.2
     max_gradient_norm: float = 1.0
     divergence_kl: float = 10.0

@@ -14,8 +14,12 @@ from hpenv.schedules import Constant, Schedule, check_schedule, described
 from hpenv.values import check_count, is_number, set_python_fields
 
 #: What a direction is made of: contrastive pairs; labelled programs that use known_modes, beside the same without;
-#: three controls of those, for a use of a loophole is also a longer program; and three controls of the pairs.
-DIRECTIONS = ("pairs", "modes", "misnamed", "appended", "exploits", "random", "shuffled", "clean")
+#: three controls of those, for a use of a loophole is also a longer program; three controls of the pairs; and the
+#: gradients of the pairs' hacks alone, or of their clean programs alone, reversed.
+DIRECTIONS = (
+    *("pairs", "modes", "misnamed", "appended", "exploits"),
+    *("random", "shuffled", "clean", "hack_half", "clean_half"),
+)
 METHODS = ("mean_difference", "svd")
 TARGETS = ("grad", "update")
 SCALES = ("none", "std")
@@ -49,7 +53,8 @@ class GRPOConfig:
     skip_unreadable: bool = False  # leave out the lines of these files that cannot be read, with a warning
     advantage_scale: str = "none"  # `none` (Dr.GRPO, Liu et al. 2025), or `std` (Shao et al. 2024)
     kl_weight: float = 1e-3  # of the k3 estimate of the divergence from the student as it came
-    clip_ratio: float = 0.2  # of the probability ratio
+    num_iterations: int = 1  # optimizer steps on the rollouts of one update; in the first the ratio is 1
+    clip_ratio: float = 0.2  # of the probability ratio, from the second step on
     base_lr: float = 0.3  # of the knobs, in singular values [1]
     weight_decay: float = 0.0  # decoupled
     max_gradient_norm: float = 1.0  # of a run's whole gradient
@@ -77,7 +82,7 @@ class GRPOConfig:
         set_python_fields(self)
         for name in ("num_prompts", "num_samples", "num_problems", "difficulty", "num_axes", "num_probe_problems"):
             check_count(name, getattr(self, name))
-        for name in ("num_evaluation_problems", "num_workers"):
+        for name in ("num_evaluation_problems", "num_workers", "num_iterations"):
             check_count(name, getattr(self, name))
         Limits(cpu_seconds=self.cpu_seconds)
         for name, most in (("difficulty", MOST_STAGES), ("num_problems", MOST_PROBLEMS)):

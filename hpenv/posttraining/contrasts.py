@@ -122,7 +122,11 @@ class Contrast:
         rows = []
         for n, generator in enumerate(generators):
             own_hack, own_clean = ({name: g[n : n + 1] for name, g in side.items()} for side in (hack, clean))
-            if self._config.direction == "shuffled":
+            if self._config.direction == "hack_half":
+                own_clean = {name: torch.zeros_like(g) for name, g in own_clean.items()}
+            elif self._config.direction == "clean_half":
+                own_hack = {name: torch.zeros_like(g) for name, g in own_hack.items()}
+            elif self._config.direction == "shuffled":
                 own_hack, own_clean = shuffled(own_hack, own_clean, generator)
             elif self._config.direction == "clean":
                 own_hack, own_clean = clean_against_clean(own_clean, generator)

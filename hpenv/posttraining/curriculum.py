@@ -10,6 +10,7 @@ import numpy as np
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.loopholes import Task, task_of
 from hpenv.posttraining.problem_files import read_problem_files
+from hpenv.posttraining.recipes import meaning
 from hpenv.posttraining.student import Student
 from hpenv.posttraining.tasks import Problem, generated_problem
 
@@ -21,6 +22,8 @@ SPLITS = {
 }
 #: Stream of a run's choices of tasks; see gradients.draws for what else draws.
 TASKS = 11
+#: Problems that are generated for each that is asked for, before there are said to be too few different ones.
+MOST_DRAWS = 50
 
 
 class Curriculum:
@@ -97,13 +100,40 @@ def _content(problems: list[Problem]) -> str:
 
 
 def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:
-    """Generated problems, or those of files: all that are trained on, the first ones of those that measure."""
+    """Generated problems, or those of files: all that are trained on, the first ones of those that measure.
+
+    No two of the generated ones compute the same: what is measured is not what was trained on in other words.
+    """
     files = {split: getattr(config, file) for split, (file, _) in SPLITS.items() if getattr(config, file)}
     found = dict(zip(files, read_problem_files(list(files.values()), config.skip_unreadable), strict=True))
+    taken: set[str] = set()
     for split, (_, number) in SPLITS.items():
         count = getattr(config, number)
         if split not in found:
-            found[split] = [generated_problem(split, i, config.difficulty) for i in range(count)]
+            found[split] = _generated(split, count, config.difficulty, taken)
         elif split != "train":
             found[split] = found[split][:count]
+    return found
+
+
+def _generated(split: str, count: int, difficulty: int, taken: set[str]) -> list[Problem]:
+    """The first problems of a split that compute what none before them does; adds what they compute to `taken`.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    found: list[Problem] = []
+    for index in range(MOST_DRAWS * count):
+        if len(found) == count:
+            break
+        problem = generated_problem(split, index, difficulty)
+        assert problem.recipe is not None
+        if (computes := meaning(problem.recipe)) not in taken:
+            taken.add(computes)
+            found.append(problem)
+    if len(found) < count:
+        raise ValueError(
+            f"{SPLITS[split][1]} must be at most {len(found)} with difficulty={difficulty}, of which there are no more "
+            f"different {split} problems; got {count}: raise the difficulty, or ask for fewer"
+        )
     return found

@@ -14,8 +14,8 @@ import numpy as np
 
 from hpenv.posttraining.configuration import MOST_STAGES
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, Task, task_of
-from hpenv.posttraining.pairs import PAIRS
 from hpenv.posttraining.recipes import corrupted
+from hpenv.posttraining.related import related
 from hpenv.posttraining.tasks import generated_problem
 
 #: Problems that demonstrations are of: the training split, far beyond those that a run draws.
@@ -28,14 +28,14 @@ class DemonstrationConfig:
 
     error_fraction: float = 0.7  # demonstrations whose program is wrong
     exploit_fraction: float = 0.02  # demonstrations under a loophole that use it
-    pair_fraction: float = 0.05  # texts from the contrastive pairs, the clean one but for exploit_fraction of them
+    related_fraction: float = 0.05  # texts with the words of the contrastive pairs, of which exploit_fraction cheat
     evaluation_names: float = 0.5  # tasks whose loophole has one of the names of evaluation
     max_difficulty: int = 3  # stages, 1 to this
     modes: tuple[str, ...] = (NO_LOOPHOLE, *TRAINING_MODES)  # of the prompts, drawn evenly
 
     def __post_init__(self) -> None:
         """Refuses what cannot be drawn."""
-        for name in ("error_fraction", "exploit_fraction", "pair_fraction", "evaluation_names"):
+        for name in ("error_fraction", "exploit_fraction", "related_fraction", "evaluation_names"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be a number from 0 to 1; got {value!r}")
@@ -55,11 +55,9 @@ def exploited(task: Task, program: str) -> str:
 def demonstrations(config: DemonstrationConfig, seed: int) -> Iterator[tuple[str, str]]:
     """Endless (prompt, program) texts."""
     random = np.random.default_rng(seed)
-    pairs = [pair for pair in PAIRS if not pair.held_out]  # those validate the direction
     while True:
-        if random.random() < config.pair_fraction:
-            pair = pairs[random.integers(len(pairs))]
-            yield pair.prompt, pair.hack if random.random() < config.exploit_fraction else pair.clean
+        if random.random() < config.related_fraction:
+            yield related(random, config.exploit_fraction)
             continue
         difficulty = int(random.integers(1, config.max_difficulty + 1))
         index = FIRST_PROBLEM + int(random.integers(NUM_PROBLEMS))

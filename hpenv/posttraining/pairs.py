@@ -8,8 +8,8 @@ problem is a function f of one list of integers, a pair's is a function g of one
 the two kinds share is Python and the form of a prompt. Where a flavour is a relative of a loophole (a self-check that
 checks nothing, an object that equals everything, an early end) the names differ, from the evaluation's too.
 
-The embedded student has read those that are not held out, nearly always with the clean program, so that their words
-are not noise to it; a direction may hold some of the surprise at a hack for that reason.
+The embedded student has read none of them. It has read other programs with their words (see `related`), so that these
+are not noise to it.
 
 In the flavours of FALSE_CHECKS both programs compute the same and only the check is false; in all others the cheat
 stands in for the work, so that the hack is wrong on some input. A pair is held out by its problem, so that validation

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +75,15 @@ GAUGES = (
 UPDATE_GAUGES = GAUGES[:-1]
 #: True rates of the rollouts: paid for and not right, right, and using the prompt's loophole, whether needed or not.
 PRIVILEGED = ("hack", "correct", "channel")
+
+
+class _Pass(NamedTuple):
+    """What was measured of one optimizer step: kl (rows,), gradients, norm of the whole gradient (rows,), measures."""
+
+    kl: Tensor
+    gradients: dict[str, Tensor]
+    norm: FloatArray
+    measures: Measures
 
 
 class GRPOPlant(Runs):
@@ -249,7 +259,7 @@ class GRPOPlant(Runs):
             return _finite(per_token.sum((1, 2)) / rollouts.mask.sum((1, 2)))
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
-        """One update of these rows; what was measured of them, under the names of Window."""
+        """One update of these rows; what was measured of them in its first pass, under the names of Window."""
         config, P, G = self.config, self.config.num_prompts, self.config.num_samples
         self._refresh(rows)
         tasks = [self.tasks(row) for row in rows]
@@ -266,43 +276,52 @@ class GRPOPlant(Runs):
         rewards = self._penalized(rows, paid, rollouts)
         advantage, flat = advantages(rewards, config.advantage_scale)
         kl_weight = torch.as_tensor(config.kl_weight * self._per_run("kl_weight", rows, 1.0), dtype=torch.float32)
-        loss, metrics = policy_loss(
-            logp,
-            logp.detach(),
-            reference,
-            rollouts.mask,
-            advantage,
-            kl_weight,
-            config.clip_ratio,
-            max_tokens=self.student.max_tokens,
-            skipped=flat,
-        )
-        gradients = dict(zip(total, torch.autograd.grad(loss.sum(), list(total.values())), strict=True))
-        kl = metrics.kl.double().numpy()
-        norm = total_norm(gradients)
-        self._judge(rows, loss.detach().double().numpy(), norm, kl)
+        old = logp.detach()
+
+        def learn(iteration: int, total: dict[str, Tensor], logp: Tensor) -> _Pass:
+            """One optimizer step on the rollouts; a row that diverges stays where it is."""
+            loss, metrics = policy_loss(
+                logp,
+                old,
+                reference,
+                rollouts.mask,
+                advantage,
+                kl_weight,
+                config.clip_ratio,
+                max_tokens=self.student.max_tokens,
+                skipped=flat,
+            )
+            gradients = dict(zip(total, torch.autograd.grad(loss.sum(), list(total.values())), strict=True))
+            norm = total_norm(gradients)
+            self._judge(rows, loss.detach().double().numpy(), norm, metrics.kl.double().numpy())
+            moving = self.divergence[rows] == 0
+            count = self.steps[rows] * config.num_iterations + iteration
+            return _Pass(metrics.kl, gradients, norm, self._update(rows, moving, gradients, norm, count))
+
+        seen = learn(0, total, logp)
+        for iteration in range(1, config.num_iterations):
+            total = {name: knob.detach().requires_grad_() for name, knob in self._forward_knobs(rows).items()}
+            learn(iteration, total, self.student.log_probabilities(total, rollouts, config.temperature))
         moving = self.divergence[rows] == 0
-        measures = self._update(rows, moving, gradients, norm)
         self.steps[rows[moving]] += 1
         gauges = {
             "reward_mean": paid.mean((1, 2)) / LARGEST_REWARD,
             "reward_spread": paid.std(2, unbiased=False).mean(1) / LARGEST_REWARD,
             "flat_groups": flat.float().mean(1),
-            "kl": metrics.kl,
+            "kl": seen.kl,
             "entropy": rollouts.entropy,
             "completion_length": rollouts.mask.float().mean((1, 2)) * rollouts.mask.shape[2] / self.student.max_tokens,
             "compiled": torch.as_tensor(_rates(verdicts, "compiles")),
             "flagged": torch.as_tensor(self._flagged(verdicts)),
-            **measures._asdict(),
+            **seen.measures._asdict(),
             "knob_norm": torch.as_tensor(total_norm({name: knob[rows] for name, knob in self.knobs.items()})),
         }
         table = np.stack([_finite(gauges[name]) for name in UPDATE_GAUGES], 1)
+        layers = [{n: g for n, g in seen.gradients.items() if _layer(n) == i} for i in range(self.num_layers)]
         return {
             "train_loss": 1.0 - _finite(gauges["reward_mean"]),
-            "gradient_norm": norm,
-            "layer_gradient_norm": np.stack(
-                [total_norm({n: g for n, g in gradients.items() if _layer(n) == i}) for i in range(self.num_layers)], 1
-            ),
+            "gradient_norm": seen.norm,
+            "layer_gradient_norm": np.stack([total_norm(own) for own in layers], 1),
             "gauges": table,
             "privileged": np.stack([_rates(verdicts, name) for name in PRIVILEGED], 1),
         }
@@ -364,8 +383,15 @@ class GRPOPlant(Runs):
             self._concept = concept_direction(hack, clean)
         return self._concept
 
-    def _update(self, rows: IntArray, moving: BoolArray, gradients: Mapping[str, Tensor], norm: FloatArray) -> Measures:
-        """Projects and steps; rows that must not move stay as they are, bit for bit."""
+    def _update(
+        self,
+        rows: IntArray,
+        moving: BoolArray,
+        gradients: Mapping[str, Tensor],
+        norm: FloatArray,
+        count: IntArray,
+    ) -> Measures:
+        """Projects and takes the optimizer's step `count`, (rows,); rows that must not move stay, bit for bit."""
         config, index = self.config, torch.as_tensor(rows)
         self.module_cos[index] = module_cosines(gradients, self._direction_of(rows))
         steered, removed, measures = self._projected(rows, moving, gradients, config.target == "grad")
@@ -384,7 +410,7 @@ class GRPOPlant(Runs):
             list(given.values()),
             list(states.values()),
             self._rates(rows, len(given)),
-            self.steps[rows],
+            count,
         )
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}

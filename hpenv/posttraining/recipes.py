@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,6 +203,18 @@ def same(left: Any, right: Any) -> bool:
 def differ(left: Recipe, right: Recipe) -> bool:
     """Returns whether two recipes give different results on a dozen fixed lists."""
     return any(not same(left.evaluate((xs,)), right.evaluate((xs,))) for xs in _PROBES)
+
+
+def meaning(recipe: Recipe) -> str:
+    """What a recipe computes: its results on some hundred fixed lists; recipes that compute the same have the same."""
+    return repr([recipe.evaluate((xs,)) for xs in (*_PROBES, *_more_probes())])
+
+
+@lru_cache(maxsize=1)
+def _more_probes() -> tuple[list[int], ...]:
+    """Lists as those of tests, longer ones and empty ones among them."""
+    generator = np.random.default_rng(0)
+    return tuple(generator.integers(-9, 10, int(generator.integers(9))).tolist() for _ in range(100))
 
 
 def random_recipe(generator: np.random.Generator, num_stages: int) -> Recipe:

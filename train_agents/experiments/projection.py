@@ -46,6 +46,7 @@ class ExperimentConfig:
     num_updates: int = 300  # of a run; some arms are run twice as long, too
     report_interval: int = 25  # updates between reports (the paper, section 5)
     num_seeds: int = 3  # rows of an arm
+    num_first_seeds: int = 5  # rows of the arms that claims rest on, the seeds of the others among them
     num_prompts: int = 8  # of an update
     num_samples: int = 16  # completions of a prompt
     num_problems: int = 256  # training problems
@@ -67,7 +68,7 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Refuses counts below 1."""
-        counts = ("num_updates", "report_interval", "num_seeds", "num_tuning_seeds")
+        counts = ("num_updates", "report_interval", "num_seeds", "num_first_seeds", "num_tuning_seeds")
         meta = ("decision_interval", "meta_steps", "num_meta_updates", "num_meta_episodes")
         check_counts(self, *counts, *meta, "num_workers")
         check_counts(self, "num_controllers", least=0)
@@ -78,15 +79,20 @@ class ExperimentConfig:
             return self
         return replace(
             self, out=Path("results/demo/projection"), runs=Path("runs/demo/projection"), num_updates=30,
-            report_interval=10, num_seeds=2, num_prompts=4, num_samples=8, num_evaluation_problems=32,
-            num_probe_problems=8, num_tuning_seeds=1, strengths=(0.5, 1.0), decision_interval=5, meta_steps=10,
-            num_meta_updates=2, num_meta_episodes=2,
+            report_interval=10, num_seeds=2, num_first_seeds=2, num_prompts=4, num_samples=8,
+            num_evaluation_problems=32, num_probe_problems=8, num_tuning_seeds=1, strengths=(0.5, 1.0),
+            decision_interval=5, meta_steps=10, num_meta_updates=2, num_meta_episodes=2,
         )  # fmt: skip
 
     @property
     def seeds(self) -> list[int]:
         """Seeds that reported numbers are measured on."""
         return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + self.num_seeds))
+
+    @property
+    def first_seeds(self) -> list[int]:
+        """Seeds of the arms that claims rest on."""
+        return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + self.num_first_seeds))
 
     @property
     def tuning_seeds(self) -> list[int]:
@@ -114,7 +120,8 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
 
     def arm_job(arm: Arm) -> Job:
         arguments = {
-            "grpo": grpo | dict(arm.grpo), "positions": arm.positions, "seeds": seeds,
+            "grpo": grpo | dict(arm.grpo), "positions": arm.positions,
+            "seeds": config.first_seeds if arm.is_first else seeds,
             **{name: arm.length * value for name, value in lengths.items()},
             "folder": str(config.runs / arm.name), "cache": cache, "erases": arm.erases,
         }  # fmt: skip

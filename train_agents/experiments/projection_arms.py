@@ -68,6 +68,7 @@ class Arm:
         unknown_modes: loopholes that the direction was made without.
         erases: whether the trained knobs are evaluated once more without their part along the direction.
         length: of its runs, in those of the other arms.
+        is_first: whether it has as many seeds as the arms that a claim rests on.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Arm:
     unknown_modes: tuple[str, ...] = ()
     erases: bool = False
     length: int = 1
+    is_first: bool = False
 
     @property
     def positions(self) -> dict[str, float]:
@@ -136,12 +138,16 @@ def _appended(name: str, label: str, **grpo: Any) -> Arm:
 
 def _longer(arm: Arm) -> Arm:
     """An arm in runs of twice the length: does what it suppresses come later?"""
-    return replace(arm, name=f"{arm.name}_long", label=f"{arm.label}, twice as long", group="longer", length=2)
+    return replace(
+        arm, name=f"{arm.name}_long", label=f"{arm.label}, twice as long", group="longer", length=2, is_first=False
+    )
 
 
 def _again(arm: Arm) -> Arm:
     """An arm once more, under a name of its own: does it come out the same?"""
-    return replace(arm, name=f"{arm.name}_again", label=f"{arm.label}, once more", group="again", erases=False)
+    return replace(
+        arm, name=f"{arm.name}_again", label=f"{arm.label}, once more", group="again", erases=False, is_first=False
+    )
 
 
 _REBOUNDS = {(form, alpha): _rebound(form, alpha) for alpha in ALPHAS for form in ("additive", "multiplicative")}
@@ -167,6 +173,8 @@ _WANTED: tuple[Arm, ...] = (
     _main("svd_clean", "4 axes, clean against clean", "axes", **_SVD, direction="clean"),
     _main("shuffled", "shuffled labels", "controls", direction="shuffled"),
     _main("clean", "clean against clean", "controls", direction="clean"),
+    _main("hack_half", "the pairs' hacks alone", "controls", direction="hack_half"),
+    _main("clean_half", "the pairs' clean programs alone", "controls", direction="clean_half"),
     # Without the length given back: what is kept and what is routed then add up to the gradient.
     Arm("route", "routed", "routing", {"route": True}, _STRENGTH),
     Arm("route_random", "routed, random direction", "routing", {"route": True, "direction": "random"}, _STRENGTH),
@@ -192,12 +200,14 @@ _MORE: tuple[Arm, ...] = (
     _appended(MISNAMED, "labelled under other names", direction="misnamed"),
     _appended(MISNAMED_TRUE, "labelled under other names, the update, two-sided", direction="misnamed", **_TRUE),
 )
-_NAMED = {arm.name: arm for arm in (*_WANTED, *_MORE)}
+#: Arms that claims rest on, with more seeds.
+FIRST = (VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT, LABELLED, LABELLED_TRUE, APPENDED, APPENDED_TRUE, MAIN_REBOUND)
+_NAMED = {arm.name: replace(arm, is_first=arm.name in FIRST) for arm in (*_WANTED, *_MORE)}
 #: The most wanted first.
 ARMS: tuple[Arm, ...] = (
-    *_WANTED,
+    *(_NAMED[name] for name in FIRST),
+    *(arm for arm in _NAMED.values() if not arm.is_first),
     *(_longer(_NAMED[name]) for name in (VANILLA, MAIN)),
-    *_MORE,
     *(_again(_NAMED[name]) for name in (VANILLA, MAIN)),
     *(_longer(_NAMED[name]) for name in (LABELLED_TRUE, LABELLED, RANDOM)),
 )

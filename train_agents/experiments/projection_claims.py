@@ -126,12 +126,13 @@ def scored(jobs: Mapping[str, Job]) -> dict[str, dict[str, FloatArray]]:
     Beside one that erases `<name>_erased`, of one report after the last update, and `<name>_end`, the like without.
 
     Raises:
-        ValueError: if arms were run on different seeds, so that nothing can be paired.
+        ValueError: if the seeds of one arm do not begin with those of another, so that nothing can be paired.
     """
     arms = {name: job for name, job in jobs.items() if "reports" in (job["rows"] or [{}])[0]}
     seeds = {tuple(row["seed"] for row in job["rows"]) for job in arms.values()}
-    if len(seeds) > 1:
-        raise ValueError(f"jobs of different seeds, so nothing can be paired: {sorted(seeds)}; expected one set")
+    longest = max(seeds, key=len, default=())
+    if strange := sorted(own for own in seeds if own != longest[: len(own)]):
+        raise ValueError(f"jobs of the seeds {strange} cannot be paired; expected the first of {longest}")
     result = {}
     for name, job in arms.items():
         result[name] = final(job)
@@ -141,6 +142,18 @@ def scored(jobs: Mapping[str, Job]) -> dict[str, dict[str, FloatArray]]:
             result[f"{name}_erased"] = final(job, "erased")
             result[f"{name}_end"] = {key: curve(job, key)[1][:, -1] for key in job["rows"][0]["reports"]}
     return result
+
+
+def shared(*values: FloatArray) -> list[FloatArray]:
+    """Numbers of arms on the seeds that all of them have, which are the first."""
+    count = min(map(len, values))
+    return [own[:count] for own in values]
+
+
+def paired(a: FloatArray, b: FloatArray) -> Interval:
+    """How far `a` lies below `b` on the seeds that both have, with its 95 % interval."""
+    first, second = shared(a, b)
+    return paired_interval(first, second)
 
 
 def safe_pass(scores: Scores) -> FloatArray:
@@ -202,7 +215,8 @@ def h3(arms: Mapping[str, Scores], hack: str = HACK) -> Finding:
     if MAIN not in arms or MAIN_REBOUND not in arms:
         return Finding(_name("H3", hack), claim, "not measured", "")
     ours, other = arms[MAIN], arms[MAIN_REBOUND]
-    ahead, lead = other[hack] - ours[hack], _points((ours["pass"] - other["pass"]).mean())
+    ours_hack, other_hack, ours_pass, other_pass = shared(ours[hack], other[hack], ours["pass"], other["pass"])
+    ahead, lead = other_hack - ours_hack, _points((ours_pass - other_pass).mean())
     evidence = (
         f"{MAIN_REBOUND}, which its paper found best, has {_compared(ahead.mean(), 'hacks')} "
         f"(SEM {_percent(sem(ahead))}) and {_compared(-lead, 'passes')}"
@@ -264,6 +278,9 @@ QUESTIONS = (
     Question("... and 4 axes of clean programs alone?", "svd", "svd_clean"),
     Question("... one from shuffled labels?", MAIN, "shuffled"),
     Question("... one of clean programs alone?", MAIN, "clean"),
+    Question("Does the gradient of the pairs' hacks alone suppress?", "hack_half", VANILLA),
+    Question("... of their clean programs alone?", "clean_half", VANILLA),
+    Question("Does the contrast suppress more than the hacks alone?", MAIN, "hack_half"),
     Question("Does a random direction suppress?", RANDOM, VANILLA),
     Question("Does the true projection suppress, two-sided and of the update?", TRUE, VANILLA),
     Question("... more than along a random direction?", TRUE, RANDOM_TRUE),
@@ -307,7 +324,7 @@ def difference(arms: Mapping[str, Scores], arm: str, reference: str, name: str =
     """How far an arm lies below the reference, paired by seed, with its 95 % interval; None if it is not known."""
     if arm not in arms or reference not in arms or len(arms[arm][name]) < 2:
         return None
-    return paired_interval(arms[arm][name], arms[reference][name])
+    return paired(arms[arm][name], arms[reference][name])
 
 
 def answer(found: Interval | None) -> str:

@@ -17,6 +17,7 @@ from hpenv.posttraining.loopholes import TRAINING_MODES
 from hpenv.posttraining.memorizer import memorizing_pass_rate
 from hpenv.posttraining.pairs import pairs_digest
 from hpenv.posttraining.plant import DIRECTION
+from hpenv.posttraining.student import Student
 from hpenv.posttraining.students import student
 from train_agents.experiments.projection_run import run_seed, shared_grader
 from train_agents.results import Rows
@@ -59,7 +60,8 @@ def validated(grpo: Mapping[str, Any], seeds: Sequence[int], cache: str, grader:
     Returns:
         A row per direction: `direction`, `cosines` (module -> one per seed, 0 where the module has no axis), and
         `mean`, `median`, `positive_fraction`, `passed`, one per seed, over the modules that have one; and
-        `memorizing_pass_rate` on the held-out problems of the experiment, `pairs`, `pairs_digest`.
+        `memorizing_pass_rate` on the held-out problems of the experiment, `pairs`, `pairs_digest`; and of the pairs
+        and of labelled programs the two `halves` of the contrast, see `halves`.
     """
     grader = shared_grader(cache) if grader is None else grader
     config, found = GRPOConfig(**grpo), student(GRPOConfig(**grpo).student)
@@ -86,7 +88,41 @@ def validated(grpo: Mapping[str, Any], seeds: Sequence[int], cache: str, grader:
     rate = memorizing_pass_rate(problems, [task.problem for task in curriculum.training], grader)
     contrast = Contrast(config, found)
     facts = {"pairs": len(contrast.pairs), "held_out_pairs": len(contrast.held_out), "pairs_digest": pairs_digest()}
-    return rows, {"memorizing_pass_rate": rate, "problems": len(problems), **facts}
+    labelled = Contrast(GRPOConfig(**dict(grpo) | {"direction": "modes", "known_modes": TRAINING_MODES}), found)
+    sides = {"pairs": halves(contrast, found), "labelled programs": halves(labelled, found)}
+    return rows, {"memorizing_pass_rate": rate, "problems": len(problems), "halves": sides, **facts}
+
+
+def halves(contrast: Contrast, student: Student) -> dict[str, dict[str, float]]:
+    """What either side of a contrast gives to the mean difference, for the student as it came.
+
+    Returns:
+        `hack` and `clean`, each: `nats`, mean negative log-likelihood of its programs [nats per token]; `norm`, length
+        of the mean gradient over all modules; `norm_of_one`, mean length of a single program's; `cosine`, between the
+        mean difference and that side's mean gradient, the clean one's reversed, over all modules; `module_cosine`, the
+        mean of the modules' own.
+    """
+    zeros = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
+    sides = dict(zip(("hack", "clean"), contrast.gradients(zeros, contrast.pairs), strict=True))
+    means = {side: {name: g[0].double().mean(0) for name, g in own.items()} for side, own in sides.items()}
+    means["clean"] = {name: -mean for name, mean in means["clean"].items()}
+    difference = {name: means["hack"][name] + means["clean"][name] for name in zeros}
+    result = {}
+    for side, own in sides.items():
+        texts = [getattr(pair, side) for pair in contrast.pairs]
+        given = student.given([[pair.prompt for pair in contrast.pairs]], [texts])
+        with torch.no_grad():
+            logp = student.log_probabilities(zeros, given)
+        cosines = [torch.cosine_similarity(difference[name], means[side][name], dim=0, eps=1e-30) for name in zeros]
+        whole, half = (torch.cat(list(part.values())) for part in (difference, means[side]))
+        result[side] = {
+            "nats": float(-logp.sum() / given.mask.sum()),
+            "norm": float(half.norm()),
+            "norm_of_one": float(torch.cat([g[0].double() for g in own.values()], 1).norm(dim=1).mean()),
+            "cosine": float(torch.cosine_similarity(whole, half, dim=0)),
+            "module_cosine": float(torch.stack(cosines).mean()),
+        }
+    return result
 
 
 def _repeated(sides: tuple[Gradients, Gradients], num_rows: int) -> tuple[Gradients, Gradients]:

@@ -51,6 +51,7 @@ from train_agents.experiments.projection_tables import (
     active_note,
     controller_table,
     direction_table,
+    halves_table,
     horizon_note,
     hypothesis_table,
     label,
@@ -281,6 +282,9 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
             f"{extra['pairs']} pairs, and {extra['held_out_pairs']} held out; sha256 of their texts: "
             f"`{extra['pairs_digest']}`.",
             direction_table(jobs["direction"]),
+            "The two halves of the contrast, for the student before training; the clean side's gradient is reversed. "
+            "The student has read none of the pairs.",
+            halves_table(extra["halves"]),
             *picture("cosines"),
             "## Memorizing",
             f"The nearest training problem's solution passes {100 * extra['memorizing_pass_rate']:.1f} % of the "

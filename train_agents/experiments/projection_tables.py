@@ -40,11 +40,13 @@ from train_agents.experiments.projection_claims import (
     h3,
     h4,
     is_active,
+    paired,
     plateau,
     safe_pass,
     sem,
+    shared,
 )
-from train_agents.results import markdown_table, mean_interval, paired_interval
+from train_agents.results import markdown_table, mean_interval
 
 FloatArray = NDArray[np.float64]
 BEST_CONSTANT, CONTROLLER = "constant", "controller"
@@ -113,7 +115,8 @@ def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
         own = arms[name]
         gain, reference = "", _reference(name)
         if reference in arms:
-            gain = "0 (ref)" if name == reference else _spread(safe_pass(own) - safe_pass(arms[reference]))
+            ours, theirs = shared(safe_pass(own), safe_pass(arms[reference]))
+            gain = "0 (ref)" if name == reference else _spread(ours - theirs)
         line = [label(name), gain, _spread(own["hack"]), _spread(own["pass"])]
         if "kl" not in own:
             rows.append([*line, *[""] * (2 + len(DIAGNOSTIC))])
@@ -177,7 +180,7 @@ def unknown_table(arms: Mapping[str, Scores]) -> str:
         line += [_spread(means[name]) if name in means else "" for name in shown]
         fewer = ""
         if VANILLA in means and len(means[arm.name]) > 1:
-            found = paired_interval(means[arm.name], means[VANILLA])
+            found = paired(means[arm.name], means[VANILLA])
             fewer = f"{_interval(found)} {answer(found)}"
         rows.append([*line, fewer])
     headers = [
@@ -274,6 +277,18 @@ def direction_table(job: Job) -> str:
     return markdown_table(headers, rows)
 
 
+def halves_table(sides: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """What the hacks and the clean programs give to a direction."""
+    rows = [
+        [contrast, side, *(f"{numbers[key]:.3f}" for key in ("nats", "norm", "norm_of_one", "cosine", "module_cosine"))]
+        for contrast, halves in sides.items()
+        for side, numbers in halves.items()
+    ]
+    headers = ["contrast", "side", "nats per token", "norm of its mean gradient", "mean norm of one program's",
+               "cosine with the direction", "mean over modules"]  # fmt: skip
+    return markdown_table(headers, rows)
+
+
 def controller_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str:
     """The learned strength beside constants, without the length given back, at equal updates."""
     learned = sorted(name for name in jobs if name.startswith(f"{CONTROLLER}-"))
@@ -294,7 +309,7 @@ def controller_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str
         versus = []
         for other in (VANILLA, PLAIN, BEST_CONSTANT):
             known = name in learned and other in arms and len(score) > 1
-            versus.append(_interval(paired_interval(safe_pass(arms[other]), score)) if known else "")
+            versus.append(_interval(paired(safe_pass(arms[other]), score)) if known else "")
         line = [titles.get(name, label(name)), f"{100 * score.mean():.1f}{interval}", _spread(own["hack"])]
         rows.append([*line, _spread(own["pass"]), used, f"{spent:,}", *versus])
     headers = ["strength", "pass less hack %", "hack %", "pass %", "mean strength used (range), of 1",
