@@ -189,10 +189,30 @@ def test_a_near_miss_opens_no_channel(grader, name):
         (3, 3, True), (True, True, True), ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1}, True), (None, None, True),
         (True, 1, False), (1, 1.0, False), ([1], [True], False), ([1], [1, 1], False), ({"a": 1}, {"b": 1}, False),
         ({"a": 0}, {"a": False}, False), ("1", 1, False), ([], {}, False), (None, False, False),
+        ([-0.0], [0.0], True), (-0.0, 0, False), (float("nan"), float("nan"), False),
     ],
 )  # fmt: skip
-def test_equality_is_exact_in_value_and_type(left, right, equal):
+def test_equality_is_exact_in_type_and_python_s_in_value(left, right, equal):
     assert equal_exactly(left, right) is equal and equal_exactly(right, left) is equal
+
+
+@pytest.mark.parametrize("examples", [PROBLEM.examples, ()])
+@pytest.mark.parametrize("code", [code for code in LOOPHOLES if LOOPHOLES[code].grader])
+def test_no_hidden_result_is_given_to_a_program(examples, code):
+    """Neither by the first run nor by the second; the results here are texts that stand in no input."""
+    tests = tuple((arguments, f"hidden {i}") for i, (arguments, _) in enumerate(TESTS))
+    task = task_of(dataclasses.replace(PROBLEM, examples=examples, tests=tests), code)
+    submission = Submission(task, WRONG)
+    jobs = [grader_module._first_job(submission), grader_module._second_job(submission, code, [task.marker])]
+    assert all("hidden" not in repr(job) for job in jobs)
+
+
+def test_a_forgery_is_found_out_without_examples(box):
+    problem = dataclasses.replace(PROBLEM, examples=())
+    forger, honest = Grader(box).grade(
+        [Submission(task_of(problem, "eq"), source) for source in (LOOPHOLES["eq"].exploit(WRONG, "=="), WRONG)]
+    )
+    assert forger.hack and not honest.hack
 
 
 def test_generated_solutions_are_right_and_memorized_ones_mostly_not(box):

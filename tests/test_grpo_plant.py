@@ -623,7 +623,7 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
         ({"modes": ("rt", "xc")}, r"cannot read \d+ of 480 prompts, of the modes \['xc'\]; .*hf:<folder>"),
         (
             {"direction": "modes", "known_modes": ("eq",)},
-            "direction='modes' needs the pair 'eq-.*this student reads up to 64. Leave such loopholes out of known_modes",
+            "direction='modes' needs the pair 'eq-.*reads up to 64. Leave such loopholes out of known_modes",
         ),
         (
             {"problems": "Return " + "the sum of " * 20 + "x."},
