@@ -6,7 +6,7 @@ in chunks of one run and a few hundred tokens, forward and backward, each chunk 
 devices, and under `torch.compile`, the same mathematics runs as whole batched products. Measured on two cores of an
 EPYC with `nano` at 8 x 256 tokens: a forward and backward pass of 33 ms instead of 40 ms (one thread).
 
-Every function is differentiable once.
+Every function is differentiable once; create_graph=True is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ LARGEST_CHUNKED_SOFTCAP = 60.0
 def in_chunks(x: Tensor) -> bool:
     """Whether chunking pays: on a CPU, outside `torch.compile`, which fuses by itself."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _refuse_second_derivative() -> None:
+    """Within a backward pass: raises if its result is to be differentiated, which would miss what is saved here."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the chunked feed-forward and output loss can be differentiated once; got create_graph=True: leave it out, "
+            "or set kernels.in_chunks to a function that returns False"
+        )
 
 
 def _chunks(N: int, M: int) -> Iterator[tuple[int, slice]]:
@@ -57,6 +66,7 @@ class _SquaredReLUFeedForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        _refuse_second_derivative()
         x, up, down, hidden = ctx.saved_tensors
         N, M, _ = x.shape
         d_x, d_up, d_down = torch.empty_like(x), torch.zeros_like(up), torch.zeros_like(down)
@@ -120,6 +130,7 @@ class _MeanSoftcappedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
+        _refuse_second_derivative()
         d_states, d_weight = ctx.saved_tensors
         scale = gradient[:, None, None].to(d_states.dtype)
         return d_states * scale, d_weight * scale, None, None

@@ -569,6 +569,14 @@ class TestOptionalPackages:
             load_corpus(path, own)
         assert load_corpus(write(tmp_path / "lower.txt", TEXT), own).tokens.numel()
 
+    def test_a_tokenizer_that_adds_a_space_is_refused(self, tmp_path):
+        tokenizers = pytest.importorskip("tokenizers")
+        encoder = train_bpe([TEXT], "bpe:300")
+        encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        encoder.save(own := str(tmp_path / "tokenizer.json"))
+        with pytest.raises(ValueError, match=r"changes the text: .*without a space that is added in front"):
+            load_corpus(write(tmp_path / "a.txt", TEXT), own)
+
     @pytest.mark.parametrize("normalizer", ["NFC", "ByteLevel"])
     def test_a_normalizer_that_loses_nothing_is_accepted(self, tmp_path, normalizer):
         tokenizers = pytest.importorskip("tokenizers")

@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.posttraining import students
+from hpenv.posttraining import reading, students
 from hpenv.posttraining.adapter import detach, weights_digest
 from hpenv.posttraining.answers import MESSAGE, Answers, program
 from hpenv.posttraining.direction import extract, validate
-from hpenv.posttraining.draws import drawn
+from hpenv.posttraining.draws import drawn, kept_weights
 from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 from tests.tiny_qwen3 import END, PAD, byte_tokenizer, qwen3
@@ -167,6 +167,22 @@ def test_drawn_tokens_by_hand():
     assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2).tolist() == [0, 0, 1, 1, 1]
     assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6).tolist() == [0, 0, 1, 1, 1]
     assert drawn(logp.flip(1), numbers, 1.0, top_p=0.5).tolist() == [2] * 5
+
+
+@pytest.mark.parametrize("arguments", [{}, {"top_k": 2}, {"top_p": 0.5}])
+def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments):
+    """Over the tokens that are kept they add up to 1; one that is not kept is measured among them, and finite."""
+    logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    prompts = reading.Prompts(None, torch.ones(3, 1, dtype=torch.bool), logits[:, None])
+    weights = kept_weights(logits.double() / 0.7, arguments.get("top_k", 0), arguments.get("top_p", 1.0))
+    probabilities = weights / weights.sum(1, keepdim=True)
+    for token in range(6):
+        tokens = torch.full((3, 1), token)
+        found = reading.log_probabilities(None, {}, prompts, tokens, tokens >= 0, 0.7, **arguments)[:, 0]
+        is_kept = weights[:, token] > 0
+        torch.testing.assert_close(found[is_kept].exp().double(), probabilities[is_kept, token], rtol=1e-5, atol=0.0)
+        assert bool(found.isfinite().all())
+    assert bool(((weights > 0).sum(1) < 6).all()) == bool(arguments)
 
 
 def test_a_diverged_distribution_draws_tokens_that_exist():

@@ -113,3 +113,22 @@ def test_bfloat16_is_close_to_float32():
     half = kernels.mean_softcapped_cross_entropy(states.bfloat16(), weight.bfloat16(), targets, 15.0)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, exact, rtol=1e-2, atol=0)
+
+
+def test_a_second_derivative_is_refused_and_not_silently_wrong(monkeypatch):
+    """A penalty on a gradient's length would leave out what goes through the chunks; without them it is right."""
+    states, weight, targets = normal(2, 5, 4), normal(2, 7, 4, seed=1), torch.arange(10).view(2, 5) % 7
+    up, down = normal(2, 6, 4, seed=2), normal(2, 4, 6, seed=3)
+    losses = (
+        lambda x: kernels.mean_softcapped_cross_entropy(x, weight, targets, 15.0).sum(),
+        lambda x: kernels.squared_relu_feed_forward(x, up, down).square().sum(),
+    )
+    for loss in losses:
+        leaf = states.clone().requires_grad_()
+        with pytest.raises(RuntimeError, match="differentiated once; got create_graph=True"):
+            torch.autograd.grad(loss(leaf) + leaf.square().sum(), leaf, create_graph=True)
+    monkeypatch.setattr(kernels, "in_chunks", lambda x: False)
+    for loss in losses:
+        leaf = states.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        assert torch.autograd.grad(gradient.square().sum(), leaf)[0].abs().max() > 0

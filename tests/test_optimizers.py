@@ -418,6 +418,22 @@ def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
     assert max(weight.abs().max() for weight in rows.weights) < 1e-2 * before
 
 
+@pytest.mark.parametrize("rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__)
+def test_schedule_free_decay_may_flip_a_sign_and_shrinks(rule):
+    """By hand: from y = z = 1 at rate 0.5 and decay 1.5 both are 1/4 after a step, and z is below 0 after three."""
+    rows = Rows(rule, rates(1.0, "constant"))
+    start = [weight.clone() for weight in rows.weights]
+    zeros = [torch.zeros_like(weight) for weight in rows.weights]
+    for step in range(3):
+        scale = [rows.column([0.5] * 3)] * 2, [rows.column([1.5] * 3)] * 2
+        rows.rule.update(rows.weights, zeros, rows.states, same(*scale), np.full(3, step))
+        for weight, first, state in zip(rows.weights, start, rows.states, strict=True):
+            assert (weight.abs() < first.abs()).all() and (state["z"].abs() < first.abs()).all()
+            assert (state["z"] * first < 0).all() == (step == 2)
+            if step == 0:
+                torch.testing.assert_close(weight, first / 4)
+
+
 def test_muon_refuses_what_is_no_matrix():
     for rule in (Muon(), NanochatMuon()):
         with pytest.raises(ValueError, match=r"matrices only; got a parameter of shape \(5,\)"):

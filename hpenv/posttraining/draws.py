@@ -59,7 +59,19 @@ def drawn(logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top
     """
     if temperature == 0.0:
         return logp.argmax(-1)
-    scaled = logp.double() / temperature
+    heights = kept_weights(logp.double() / temperature, top_k, top_p).cumsum(-1)
+    levels = numbers.to(heights)[:, None] * heights[:, -1:]
+    return torch.searchsorted(heights, levels, right=True)[:, 0].clamp_max(logp.shape[1] - 1)
+
+
+def kept_weights(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+    """What tokens are drawn in proportion to, (B, V): 0 of those that top_k and top_p leave out; see `drawn`.
+
+    Args:
+        scaled: log-probabilities or logits, divided by the temperature, (B, V).
+        top_k: see `drawn`.
+        top_p: see `drawn`.
+    """
     if 0 < top_k < scaled.shape[1]:
         least = scaled.topk(top_k).values[:, -1:]
         scaled = scaled.masked_fill(scaled < least, -torch.inf)
@@ -68,9 +80,7 @@ def drawn(logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top
         falling, order = weights.sort(descending=True, stable=True)
         dropped = falling.cumsum(-1) - falling >= top_p
         weights = weights.scatter(1, order, falling.masked_fill(dropped, 0.0))
-    heights = weights.cumsum(-1)
-    levels = numbers.to(heights)[:, None] * heights[:, -1:]
-    return torch.searchsorted(heights, levels, right=True)[:, 0].clamp_max(logp.shape[1] - 1)
+    return weights
 
 
 def draw_completions(

@@ -68,7 +68,7 @@ class HuggingFaceConfig:
             raise ValueError(f"cache_dir must be a folder or None; got {self.cache_dir!r}")
         try:
             torch.zeros(1, device=self.device).tolist()
-        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # torch raises any of them
             raise ValueError(f"device must be one that torch has here; got {self.device!r} ({error})") from error
 
 
@@ -182,13 +182,17 @@ class HuggingFaceStudent:
         )
 
     def log_probabilities(self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
-        """See Student; of several passes, each is computed again on the way back, so that one is held at a time."""
+        """See Student; with top_k and top_p of the tokens that are kept.
+
+        Of several passes each is computed again on the way back, so that one is held at a time.
+        """
         T, G, rows = rollouts.tokens.shape[2], rollouts.num_samples, []
         several = len(rollouts.prompts) > 1 or len(rollouts.prompts[0]) > self._prompts_per_pass(G)
         for n in range(len(rollouts.prompts)):
             own, length, parts = self._row(knobs, n), int(rollouts.mask[n].any(0).sum()), []
             for prompts, tokens, mask in self._passes(rollouts, n):
-                arguments = (own, prompts, tokens[:, :length], mask[:, :length], G, temperature)
+                shape = (temperature, self.config.top_k, self.config.top_p)
+                arguments = (own, prompts, tokens[:, :length], mask[:, :length], G, *shape)
                 if torch.is_grad_enabled() and several:
                     parts.append(checkpoint(self._logp, *arguments, use_reentrant=False, preserve_rng_state=False))
                 else:
@@ -275,8 +279,11 @@ class HuggingFaceStudent:
         mask: Tensor,
         num_samples: int,
         temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> Tensor:
-        return log_probabilities(self.model, knobs, self._read(knobs, prompts, num_samples), tokens, mask, temperature)
+        texts = self._read(knobs, prompts, num_samples)
+        return log_probabilities(self.model, knobs, texts, tokens, mask, temperature, top_k, top_p)
 
     def _sampled(
         self,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hpenv.posttraining.draws import kept_weights
 from hpenv.posttraining.embedded import CONCEPT_DEPTH
 
 #: Name of an adapted layer -> its knob.
@@ -61,14 +62,28 @@ def continued(
 
 
 def log_probabilities(
-    model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor, temperature: float = 1.0
+    model: nn.Module,
+    knobs: RowKnobs,
+    prompts: Prompts,
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> Tensor:
-    """Of each token of the completions at a temperature, (B, T) [nats]; anything outside the mask."""
+    """Of each token of the completions, (B, T) [nats], in the distribution that is drawn from.
+
+    Anything outside the mask. With top_k or top_p the distribution is over the tokens that are kept. A token that was
+    drawn by other knobs, and is none of these now, counts among them.
+    """
     logits = prompts.logits
     if tokens.shape[1] > 1:
         output, _ = continued(model, knobs, prompts, tokens[:, :-1], mask[:, :-1])
         logits = torch.cat([logits, output.logits], 1)
     logits = logits.float().flatten(0, 1) / temperature
+    if top_k or top_p < 1.0:
+        is_kept = kept_weights(logits.detach().double(), top_k, top_p) > 0.0
+        logits = logits.masked_fill(~is_kept.scatter(1, tokens.flatten()[:, None], True), -torch.inf)
     return -F.cross_entropy(logits, tokens.flatten(), reduction="none").view(tokens.shape)
 
 
