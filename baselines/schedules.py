@@ -8,7 +8,7 @@ tuning seeds is reported.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -265,13 +265,20 @@ def schedule_free_configurations(
         raise ValueError(f"unknown reading {reading!r}; expected one of ['adamw', 'sgd']")
     groups = groups_of(preset)
 
-    def configuration(lr: float, decay: float, warmup: int) -> dict[str, Any]:
-        free = Constant(round(warmup * num_steps / PAPER_STEPS))
-        return {
-            "optimizer": f"schedule_free_{reading}_muon",
-            "base_lr": dict.fromkeys(groups, lr) | {"matrix": 0.02},
-            "base_weight_decay": dict.fromkeys(groups, decay) | {"matrix": 0.2},
-            "schedule": dict.fromkeys(groups, free) | {"matrix": WarmupFlatWarmdown(num_steps)},
-        }
+    return {
+        f"lr{lr:g}_wd{wd:g}_warmup{warmup}": schedule_free(reading, lr, wd, warmup, num_steps, groups)
+        for lr, wd, warmup in SCHEDULE_FREE
+    }
 
-    return {f"lr{lr:g}_wd{wd:g}_warmup{warmup}": configuration(lr, wd, warmup) for lr, wd, warmup in SCHEDULE_FREE}
+
+def schedule_free(
+    reading: str, lr: float, decay: float, warmup: float, num_steps: int, groups: Sequence[str]
+) -> dict[str, Any]:
+    """Keyword arguments of a schedule-free optimizer beside Muon; the warmup is given for runs of 561 steps [steps]."""
+    free = Constant(round(warmup * num_steps / PAPER_STEPS))
+    return {
+        "optimizer": f"schedule_free_{reading}_muon",
+        "base_lr": dict.fromkeys(groups, lr) | {"matrix": 0.02},
+        "base_weight_decay": dict.fromkeys(groups, decay) | {"matrix": 0.2},
+        "schedule": dict.fromkeys(groups, free) | {"matrix": WarmupFlatWarmdown(num_steps)},
+    }

@@ -34,7 +34,7 @@ from train_agents.results import write_result
 TINY = ExperimentConfig(
     num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2,
 
-    num_controllers=2, num_ablation_controllers=1, num_evaluation_seeds=2, num_tuning_seeds=1,
+    num_controllers=2, num_ablation_controllers=1, num_points=0, num_evaluation_seeds=2, num_tuning_seeds=1,
 )  # fmt: skip
 
 TINY_SIDECAR = SidecarExperiment(
@@ -148,17 +148,24 @@ def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
     line = {"rollout/ep_rew_mean": 1.0, "train/entropy_per_cell": 0.9}
     _write(folder, REFERENCE, [4.0, 2.0])
     _write(folder, "baseline_hand_tuned", [2.0, 1.0])
-    for seed, bpbs in enumerate(([3.0, 1.5], [2.0, 1.0])):
+    bpbs_of = ([3.0, 1.5], [2.0, 1.0], [2.5, 1.25], [2.5, 1.25], [2.5, 1.25])
+    for seed, bpbs in enumerate(bpbs_of):
         _write(folder, f"paper-{seed}", bpbs, arguments, {"training": [line] * 5, "actions": actions})
     report(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["paper"]["controllers"] == [2.25, 1.5]
-    np.testing.assert_allclose(summary["paper"]["versus"]["base"], [0.375, 0.25, 0.5])
-    np.testing.assert_allclose(summary["paper"]["versus"]["hand_tuned"], [-0.25, -0.5, 0.0])
+    assert summary["paper"]["controllers"] == [2.25, 1.5, 1.875, 1.875, 1.875]
+    half = 2.776 * np.std([0.25, 0.5, 0.375, 0.375, 0.375], ddof=1) / np.sqrt(5)  # Student's t of 4 degrees
+    np.testing.assert_allclose(summary["paper"]["versus"]["base"], [0.375, 0.375 - half, 0.375 + half], rtol=1e-3)
+    np.testing.assert_allclose(summary["paper"]["versus"]["hand_tuned"][0], -0.25)
     assert summary["paper"]["run_equivalents"] == 40 * 64 / 256
     text = (tmp_path / "README.md").read_text()
     assert LABELS["paper"] in text and "+37.5 %" in text
     assert {file.name for file in tmp_path.glob("*.png")} >= {"comparison.png", "figure2_dynamics.png", "entropy.png"}
+    (folder / "paper-4.json").unlink()
+    report(tmp_path)
+    few = json.loads((tmp_path / "summary.json").read_text())["paper"]
+    assert few["interval"] is None and len(few["versus"]["base"]) == 1
+    assert "+37.5 % (too few controllers)" in (tmp_path / "README.md").read_text()
 
 
 def test_a_diverged_run_scores_as_a_uniform_guess():
@@ -175,7 +182,8 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path):
     run_jobs(jobs, config.out / "jobs", 2)
     report(config.out)
     summary = json.loads((config.out / "summary.json").read_text())
-    assert set(LABELS) - {"baseline_constant_warmdown"} <= set(summary)
+    expected = {name for name in LABELS if not name.startswith("tuned_")}
+    assert expected <= set(summary)
     assert (config.out / "figure3_actions_ours.png").exists()
 
 

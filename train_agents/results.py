@@ -1,8 +1,9 @@
 """Results: the file that holds a number, and an interval around it.
 
 A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run), `extra`, `notes`.
-Statistics are pure functions; what they draw comes from a generator of their own. Where two samples are compared, lower
-is better, as for losses and bits per byte: a positive difference says that `a` lies below `b`.
+Statistics are pure functions. Where two samples are compared, lower is better, as for losses and bits per byte: a
+positive difference says that `a` lies below `b`. Intervals are Student's: over seeds where one method is run on
+several, over controllers where there are several, each then averaged over its seeds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ FloatArray = NDArray[np.float64]
 Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 
 KEYS = ("kind", "configuration", "facts", "rows", "extra", "notes")
+#: Of fewer controllers no interval is given, and nothing is claimed.
+FEWEST_CONTROLLERS = 5
 SIGNIFICANT_DIGITS = 6  # of numbers in lists: curves are for looking at, and 6 digits are more than a pixel
 
 
@@ -159,58 +162,23 @@ def paired_relative_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.9
     return mean_interval((second - first) / second, confidence)
 
 
-def interquartile_mean(values: ArrayLike) -> FloatArray:
-    """Mean without the lowest and highest floor(n / 4) values (Agarwal et al. 2021): (..., n) to (...)."""
-    array = np.sort(_sample(values, 1), axis=-1)
-    cut = array.shape[-1] // 4
-    return array[..., cut : array.shape[-1] - cut].mean(-1)
+def controllers_interval(matrix: ArrayLike, confidence: float = 0.95) -> Interval | None:
+    """Mean over controllers, with Student's t interval over their means over the seeds; None of too few controllers.
 
-
-def bootstrap_interval(
-    values: ArrayLike,
-    num_resamples: int = 10_000,
-    seed: int = 0,
-    *,
-    confidence: float = 0.95,
-    statistic: Callable[[FloatArray], FloatArray] = lambda values: values.mean(-1),
-) -> Interval:
-    """Stratified percentile bootstrap.
-
-    Args:
-        values: (n,), or (strata, n): every stratum is resampled by itself.
-        num_resamples: draws, from a generator of `seed`.
-        statistic: reduces the last axis, over which all strata are strung together.
-    """
-    array = np.atleast_2d(_sample(values))
-    index = np.random.default_rng(seed).integers(array.shape[1], size=(num_resamples, *array.shape))
-    drawn = np.take_along_axis(array[None], index, axis=2).reshape(num_resamples, -1)
-    return _percentiles(float(statistic(array.reshape(-1))), statistic(drawn), confidence)
-
-
-def hierarchical_interval(
-    matrix: ArrayLike, num_resamples: int = 10_000, seed: int = 0, *, confidence: float = 0.95
-) -> Interval:
-    """Mean over controllers and seeds, with a two-way percentile bootstrap that resamples both.
-
-    Every controller meets the same seeds, so rows and columns are drawn independently of each other. With a handful of
-    controllers it is too narrow, as any percentile bootstrap of few values (by sqrt((n - 1) / n) and more).
+    It speaks of another controller trained the same way, on these seeds. A bootstrap of as few values is too narrow:
+    of five it covers 86 % in the place of 95.
 
     Args:
         matrix: one row per controller, one column per evaluation seed, (C, S).
-        num_resamples: draws, from a generator of `seed`.
+        confidence: of the interval.
+
+    Raises:
+        ValueError: the matrix is none, or not finite.
     """
-    array = _sample(matrix)
+    array = _sample(matrix, 1)
     if array.ndim != 2:
         raise ValueError(f"got a matrix of shape {array.shape}; expected (controllers, seeds)")
-    rng = np.random.default_rng(seed)
-    weights = [rng.multinomial(n, np.full(n, 1.0 / n), size=num_resamples) / n for n in array.shape]  # (R, C), (R, S)
-    means = ((weights[0] @ array) * weights[1]).sum(1)
-    return _percentiles(float(array.mean()), means, confidence)
-
-
-def _percentiles(estimate: float, drawn: FloatArray, confidence: float) -> Interval:
-    low, high = np.quantile(drawn, (0.5 - confidence / 2.0, 0.5 + confidence / 2.0))
-    return Interval(estimate, float(low), float(high))
+    return mean_interval(array.mean(1), confidence) if len(array) >= FEWEST_CONTROLLERS else None
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -33,6 +33,7 @@ from baselines.schedules import (
     tuning_runs,
 )
 from baselines.sweeps import cma_search, random_search
+from baselines.tuning import SEARCHES, tune
 from hpenv.policies import load_policy
 from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.environments import make_population
@@ -47,6 +48,8 @@ from train_agents.train import TrainConfig, train
 ENV = "TrainLoop-JEL-v0"
 #: Disjoint, but for chance in a million: training seeds are 32-bit words drawn from the controller's seed.
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
+#: Baselines that are reported as they are, untuned.
+UNTUNED = ("constant", "constant_warmdown", "cosine", "wsd", "nanochat")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class ExperimentConfig:
     num_controllers: int = 5  # of `paper` and of `ours`
     num_ablation_controllers: int = 3  # of each ablation
     num_evaluation_seeds: int = 10  # runs per controller and baseline
-    num_tuning_seeds: int = 2  # runs per configuration of a sweep
+    num_tuning_seeds: int = 2  # runs per configuration of a sweep, and per point of a search
+    num_points: int = 32  # of the search of every tuned baseline; 0 takes rates that were tuned before
     only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
     demo: bool = False  # cut all of this to fit 10 minutes on two cores
     num_workers: int = 2  # processes, one thread each
@@ -74,7 +78,7 @@ class ExperimentConfig:
         steps = ("num_steps", "interval", "deployment_tokens", "meta_tokens")
         counts = ("num_updates", "num_evaluation_seeds", "num_tuning_seeds", "num_workers")
         check_counts(self, *steps, *counts)
-        check_counts(self, "num_controllers", "num_ablation_controllers", least=0)
+        check_counts(self, "num_controllers", "num_ablation_controllers", "num_points", least=0)
 
     def sized(self) -> ExperimentConfig:
         """Itself, or the demo's sizes."""
@@ -82,7 +86,7 @@ class ExperimentConfig:
             return self
         return replace(
             self, out=Path("results/demo"), runs=Path("runs/demo"), num_steps=141, interval=12, num_updates=10,
-            num_controllers=2, num_ablation_controllers=0, num_evaluation_seeds=5, num_tuning_seeds=2,
+            num_controllers=2, num_ablation_controllers=0, num_evaluation_seeds=5, num_tuning_seeds=2, num_points=0,
         )  # fmt: skip
 
     def env_kwargs(self, **more: Any) -> dict[str, Any]:
@@ -180,6 +184,16 @@ def baseline(env_kwargs: dict[str, Any], evaluation_seeds: Sequence[int]) -> Row
     return evaluate_policy(None, ENV, env_kwargs, evaluation_seeds), {"runs_spent": spent}
 
 
+def tuned(
+    name: str, num_points: int, env_kwargs: dict[str, Any], tuning_seeds: Sequence[int],
+    evaluation_seeds: Sequence[int], log: str,
+) -> Rows:  # fmt: skip
+    """A baseline at the best point of its search, which lies inside what was tried."""
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    kwargs, extra = tune(name, env_kwargs, tuning_seeds, num_points, Path(log))
+    return evaluate_policy(None, ENV, kwargs, evaluation_seeds), extra
+
+
 def search(
     method: str, num_episodes: int, seed: int, log: str, meta_kwargs: dict[str, Any], deployment_kwargs: dict[str, Any],
     evaluation_seeds: Sequence[int],
@@ -217,12 +231,23 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         Job(f"baseline_{name}", baseline, {"env_kwargs": deployed | build(config.num_steps).env_kwargs,
                                            "evaluation_seeds": seeds})
         for name, build in BASELINES.items()
+        if name in UNTUNED or not config.num_points
+    ]  # fmt: skip
+    points = [
+        Job(f"tuned_{name}", tuned, {
+            "name": name, "num_points": config.num_points, "env_kwargs": deployed,
+            "tuning_seeds": config.tuning_seeds, "evaluation_seeds": seeds,
+            "log": str(config.runs / f"tuned_{name}.jsonl"),
+        })
+        for name in SEARCHES
+        if config.num_points
     ]  # fmt: skip
     sweeps = [
-        swept("sweep_constant", constant_multipliers(config.num_steps)),
-        swept("sweep_schedule_free_sgd", schedule_free_configurations("sgd", config.num_steps)),
-        swept("sweep_schedule_free_adamw", schedule_free_configurations("adamw", config.num_steps)),
+        swept(f"sweep_schedule_free_{reading}", schedule_free_configurations(reading, config.num_steps))
+        for reading in ("sgd", "adamw")
     ]
+    if not config.num_points:
+        sweeps.insert(0, swept("sweep_constant", constant_multipliers(config.num_steps)))
     searches = [
         Job(f"search_{method}", search, {
             "method": method, "num_episodes": 8 * config.num_updates, "seed": 0, "meta_kwargs": meta,
@@ -233,7 +258,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     ]  # fmt: skip
     controllers = [trained(arm, seed) for seed in range(config.num_controllers) for arm in (PAPER, OURS)]
     ablations = [trained(arm, seed) for seed in range(config.num_ablation_controllers) for arm in ABLATIONS]
-    return [*fixed, *sweeps, *controllers, *searches, *ablations]
+    return [*fixed, *points, *sweeps, *controllers, *searches, *ablations]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

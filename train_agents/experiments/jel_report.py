@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from train_agents import figures
-from train_agents.results import hierarchical_interval, markdown_table, mean_interval, paired_relative_interval
+from train_agents.results import controllers_interval, markdown_table, mean_interval, paired_relative_interval
 
 Job = Mapping[str, Any]
 
@@ -21,11 +21,18 @@ LABELS = {
     "baseline_wsd": "conservative base, warmup-stable-decay",
     "baseline_cosine_tuned": "hand-tuned rates, cosine",
     "baseline_wsd_tuned": "hand-tuned rates, warmup-stable-decay",
-    "baseline_nanochat": "nanochat's own rates, schedule and Muon",
+    "baseline_nanochat": "nanochat's rates, schedule and Muon, without its rule for the batch size",
     "baseline_hand_tuned": "hand-tuned per-group rates, warmdown",
     "sweep_constant": "best constant multiplier of a sweep",
-    "sweep_schedule_free_sgd": "best of 8 schedule-free (SGD reading)",
-    "sweep_schedule_free_adamw": "best of 8 schedule-free (AdamW reading)",
+    "tuned_uniform": "one rate and decay, tuned, warmdown",
+    "tuned_hand_tuned": "per-group rates, tuned, warmdown",
+    "tuned_cosine": "per-group rates, tuned, cosine",
+    "tuned_wsd": "per-group rates, tuned, warmup-stable-decay",
+    "tuned_nanochat": "nanochat's rates times a tuned factor, and its decay tuned",
+    "tuned_schedule_free_sgd": "schedule-free (SGD reading), tuned",
+    "tuned_schedule_free_adamw": "schedule-free (AdamW reading), tuned",
+    "sweep_schedule_free_sgd": "best of the paper's 8 schedule-free points (SGD reading)",
+    "sweep_schedule_free_adamw": "best of the paper's 8 schedule-free points (AdamW reading)",
     "search_cma": "CMA-ES over schedules",
     "search_random_schedule": "random search over schedules",
     "paper": "JEL, the paper's hyperparameters",
@@ -33,7 +40,17 @@ LABELS = {
 }
 REFERENCE = "baseline_constant_warmdown"
 #: Methods whose dynamics Figure 2 shows.
-SHOWN = (REFERENCE, "sweep_schedule_free_sgd", "sweep_constant", "baseline_hand_tuned", "search_cma", "paper", "ours")
+SHOWN = (
+    REFERENCE,
+    *("tuned_schedule_free_adamw", "tuned_uniform", "tuned_hand_tuned"),
+    *("search_cma", "paper", "ours"),
+)
+#: What differences are stated to -> its jobs, of which the first that there is counts; see summarize for schedule-free.
+REFERENCES = {
+    "base": (REFERENCE,),
+    "constant": ("baseline_constant",),
+    "hand_tuned": ("tuned_hand_tuned", "baseline_hand_tuned"),
+}
 
 
 def load_jobs(folder: Path) -> dict[str, Job]:
@@ -71,21 +88,20 @@ def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
     seeds = {tuple(row["seed"] for row in job["rows"]) for job in jobs.values()}
     if len(seeds) != 1:
         raise ValueError(f"jobs were evaluated on different seeds, so nothing can be paired: {sorted(seeds)}")
-    references = {key: scores(groups[name][0]) for key, name in
-                  (("base", REFERENCE), ("constant", "baseline_constant"), ("hand_tuned", "baseline_hand_tuned"))
-                  if name in groups}  # fmt: skip
-    free = [name for name in groups if name.startswith("sweep_schedule_free")]
+    done = {key: [name for name in names if name in groups] for key, names in REFERENCES.items()}
+    references = {key: scores(groups[names[0]][0]) for key, names in done.items() if names}
+    free = [name for name in groups if name.startswith("tuned_schedule_free")]
+    free = free or [name for name in groups if name.startswith("sweep_schedule_free")]
     if free:
-        best = min(free, key=lambda name: min(entry["probe_loss"] for entry in groups[name][0]["extra"]["table"]))
-        references["schedule_free"] = scores(groups[best][0])
+        references["schedule_free"] = scores(groups[min(free, key=lambda name: _tuned_to(groups[name][0]))][0])
     summary: dict[str, dict[str, Any]] = {}
     for name, members in groups.items():
         matrix = np.stack([scores(job) for job in members])  # (controllers, seeds)
-        low, high = hierarchical_interval(matrix)[1:] if len(members) > 1 else mean_interval(matrix[0])[1:]
+        found = controllers_interval(matrix) if len(members) > 1 else mean_interval(matrix[0])
         final = [row["train_loss"] for job in members for row in job["rows"] if row["train_loss"] is not None]
         summary[name] = {
             "bpb": float(matrix.mean()),
-            "interval": [float(low), float(high)],
+            "interval": None if found is None else [found.low, found.high],
             "controllers": [float(value) for value in matrix.mean(1)],
             "train_loss": float(np.mean(final)) if final else None,
             "diverged": int(sum(row["divergence_reason"] is not None for job in members for row in job["rows"])),
@@ -96,20 +112,38 @@ def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
     return summary
 
 
+def _tuned_to(job: Job) -> float:
+    """Probe loss on the tuning seeds, by which a sweep or a search chose [nats per token]."""
+    return min(float(entry.get("probe_loss", entry.get("score"))) for entry in job["extra"]["table"])
+
+
 def _percent(values: Sequence[float] | None) -> str:
-    return "" if values is None else f"{100 * values[0]:+.1f} % [{100 * values[1]:+.1f}, {100 * values[2]:+.1f}]"
+    if values is None:
+        return ""
+    interval = f" [{100 * values[1]:+.1f}, {100 * values[2]:+.1f}]" if len(values) == 3 else " (too few controllers)"
+    return f"{100 * values[0]:+.1f} %{interval}"
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _below(matrix: np.ndarray, reference: np.ndarray) -> list[float]:
     """How far a method lies below a reference, paired by seed: mean and 95 % interval [1].
 
     Args:
-        matrix: held-out bits per byte, (controllers, seeds); the interval is over both where there are several.
+        matrix: held-out bits per byte, (controllers, seeds).
         reference: of the reference, (seeds,).
+
+    Returns:
+        The mean, and the ends of the interval: over controllers where there are several, none of too few; else over
+        seeds.
     """
-    if len(matrix) > 1:
-        return [float(v) for v in hierarchical_interval((reference - matrix) / reference)]
-    return [float(v) for v in paired_relative_interval(matrix[0], reference)]
+    if len(matrix) == 1:
+        return [float(v) for v in paired_relative_interval(matrix[0], reference)]
+    below = (reference - matrix) / reference
+    found = controllers_interval(below)
+    return [float(below.mean())] if found is None else [float(v) for v in found]
 
 
 def main_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
@@ -122,7 +156,8 @@ def main_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append(
             [
                 LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")),
-                f"{entry['bpb']:.4f} [{entry['interval'][0]:.4f}, {entry['interval'][1]:.4f}]",
+                f"{entry['bpb']:.4f}"
+                + ("" if entry["interval"] is None else " [{:.4f}, {:.4f}]".format(*entry["interval"])),
                 f"{min(spread):.3f} to {max(spread):.3f} ({len(spread)})" if len(spread) > 1 else "",
                 "" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}",
                 _percent(entry["versus"].get("base")),
@@ -141,7 +176,15 @@ def main_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def sweep_table(job: Job) -> str:
-    """One sweep: what was tried, its probe loss (which chose) and its held-out bits per byte on the tuning seeds."""
+    """One sweep or search: what was tried and its probe loss, which chose; of a sweep its held-out scores, too."""
+    if "interior" in job["extra"]:
+        names = list(job["extra"]["chosen"])
+        lines = [
+            [*(f"{entry['point'][name]:.4g}" for name in names), f"{entry['score']:.4f}"]
+            for entry in sorted(job["extra"]["table"], key=lambda entry: entry["score"])
+        ]
+        spent = f"{job['extra']['runs_spent']} runs; in every coordinate both sides of the chosen point were tried.\n\n"
+        return spent + markdown_table([*names, "probe loss [nats]"], lines)
     rows = [
         [
             entry["configuration"] + (" (chosen)" if entry["configuration"] == job["extra"]["chosen"] else ""),
@@ -154,16 +197,20 @@ def sweep_table(job: Job) -> str:
 
 
 def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
-    """Section 4.4: every ablation beside the reference of its own size."""
+    """Section 4.4: every ablation beside the paper's arm."""
     rows = []
-    for name, members in groups.items():
-        if name in LABELS or "training" not in members[0]["extra"]:
+    names = ["paper", *(name for name in groups if name not in LABELS)]
+    for name in names:
+        members = groups.get(name, [])
+        if not members or "training" not in members[0]["extra"]:
             continue
+        own = [float(scores(job).mean()) for job in members]
         training = members[0]["extra"]["training"]
         rows.append(
             [
                 name.replace("_", " "),
-                f"{scores(members[0]).mean():.4f}",
+                f"{np.mean(own):.4f}",
+                f"{min(own):.3f} to {max(own):.3f} ({len(own)})",
                 str(len(training)),
                 _late_return(training),
                 _entropy(training, 0),
@@ -171,8 +218,9 @@ def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
                 _entropy(training, -1),
             ]
         )
-    headers = ["arm", "held-out bits per byte", "updates", "meta-training return, last 5 updates [nats]",
-               "entropy per cell after update 1", "after 10", "at the end [nats]"]  # fmt: skip
+    headers = ["arm", "held-out bits per byte", "controllers (number)", "updates",
+               "meta-training return, last 5 updates [nats]", "entropy per cell after update 1", "after 10",
+               "at the end [nats]"]  # fmt: skip
     return markdown_table(headers, rows)
 
 
@@ -232,7 +280,8 @@ def draw_figures(folder: Path, groups: Mapping[str, Sequence[Job]], summary: Map
             lines = _histories(some, key)
             if lines:
                 figures.learning_curves(folder / f"{file}{suffix}.png", lines, label)
-    bars = [(LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")), entry["bpb"], *entry["interval"])
+    bars = [(LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")), entry["bpb"],
+             *(entry["interval"] or [entry["bpb"]] * 2))
             for name, entry in summary.items() if name in LABELS or name.startswith("baseline_")]  # fmt: skip
     figures.comparison_bars(folder / "comparison.png", sorted(bars, key=lambda bar: -bar[1]), "held-out bits per byte")
 
@@ -266,9 +315,9 @@ def report(folder: Path) -> None:
     parts = [
         "# JEL on `nano`",
         f"Command: `{command}`  \nCommits of the jobs: {', '.join(commits)}  \nCorpus sha256: `{facts['corpus']}`  \n"
-        f"Evaluation seeds: {seeds[0]} to {seeds[-1]}; intervals are 95 %, over seeds, and over controllers and seeds "
-        "where there are several (a bootstrap of both, too narrow with so few controllers). Differences are paired by "
-        "seed. Figure 3: quartiles over the episodes of meta-training, averaged over the controllers.",
+        f"Evaluation seeds: {seeds[0]} to {seeds[-1]}; intervals are 95 %, Student's, over seeds, or over controllers "
+        "where there are at least five. Of fewer controllers none is given, and nothing is claimed. Differences are "
+        "paired by seed. Figure 3: quartiles over the episodes of meta-training, averaged over the controllers.",
         "## Table 1: held-out bits per byte",
         main_table(summary),
         "![comparison](comparison.png)\n\n![dynamics](figure2_dynamics.png)",
@@ -278,7 +327,7 @@ def report(folder: Path) -> None:
         *(
             f"### {LABELS[name]}\n\n{sweep_table(jobs[name])}"
             for name in LABELS
-            if name.startswith("sweep_") and name in jobs
+            if name.startswith(("tuned_", "sweep_")) and name in jobs
         ),
         "## Learning",
         "![learning curves](learning_curves.png)\n\n![entropy](entropy.png)",
@@ -286,7 +335,7 @@ def report(folder: Path) -> None:
     if any(f"{name}-0" in jobs for name in groups if name not in LABELS):
         parts += [
             "## Ablations (section 4.4)",
-            "One controller each, on runs a quarter as long; `reference` is the paper's arm at that size.",
+            "Three controllers each beside the paper's arm; of so few nothing is claimed.",
             ablation_table(groups),
             "![entropy](entropy_ablations.png)\n\n![learning curves](learning_curves_ablations.png)",
         ]
