@@ -190,9 +190,9 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path):
 def test_every_arm_of_the_sidecar_has_a_job_in_the_order_wanted():
     names = [job.name for job in make_sidecar_jobs(SidecarExperiment())]
     assert len(names) == len(set(names))
-    assert names[:4] == ["detached", "foundational", "no_learning", "sweep_constant"] and names[-1] == "long_detached"
+    assert names[:4] == ["detached", "foundational", "no_learning", "no_gate"] and names[-1] == "long_detached"
     assert {arm.name for arm in ARMS} | {"sweep_constant", "sweep_schedule", "signal"} == set(names)
-    assert set(SIDECAR_LABELS) == set(names) - {"signal"}
+    assert set(SIDECAR_LABELS) == {name for name in names if "-" not in name} - {"signal"}
     compared = {name for _, arms, references in EXPERIMENTS.values() for name in (*arms, *references)}
     assert compared == set(SIDECAR_LABELS)
     assert {name for claim in CLAIMS for name in (claim.arm, claim.reference)} <= compared
@@ -219,7 +219,10 @@ def test_the_default_is_among_what_a_sweep_tries_and_seeds_are_disjoint():
     ran = {job.name: job.arguments["config"] for job in make_sidecar_jobs(full) if "config" in job.arguments}
     for name, config in ran.items():
         expected = full.reward_seeds if name.startswith("reward_") else full.evaluation_seeds
-        assert config.row_seeds == expected or (name == "reward_population" and config.row_seeds == expected[:1] * 5)
+        if not name.startswith("reward_population"):
+            assert config.row_seeds == expected
+    groups = [ran[name].row_seeds for name in ran if name.startswith("reward_population")]
+    assert groups == [[seed] * 5 for seed in full.reward_seeds]
 
 
 def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():

@@ -191,6 +191,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         arms["detached"],
         arms["foundational"],
         arms["no_learning"],
+        arms["no_gate"],
         swept("sweep_constant", constant_configurations()),
         *named("reward_"),
         swept("sweep_schedule", schedule_configurations(config.num_steps)),
@@ -227,8 +228,8 @@ def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
     online = OnlineConfig(
         env=ENV,
         seeds=len(seeds),
-        first_seed=seeds[0],
-        seed_mode="grouped" if arm.grouped else "independent",
+        first_seed=seeds[0] + (arm.group or 0),
+        seed_mode="independent" if arm.group is None else "grouped",
         sidecar=SidecarConfig(**sidecar),
         eval_interval=config.eval_interval,
         trace_interval=math.ceil(num_steps / config.num_traces),

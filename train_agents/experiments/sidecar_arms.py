@@ -44,7 +44,7 @@ class Arm:
         sidecar: what it changes of the Sidecar.
         initial_value: channel -> value that its cells start at instead of neutral.
         seeds: which seeds it runs on.
-        grouped: all rows are the run of the first seed.
+        group: all rows are the run of this one of the seeds; None: every row is that of its own.
         long: five times as long.
     """
 
@@ -53,7 +53,7 @@ class Arm:
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     initial_value: Mapping[str, float] = field(default_factory=dict)
     seeds: Literal["evaluation", "reward"] = "evaluation"
-    grouped: bool = False
+    group: int | None = None
     long: bool = False
 
 
@@ -82,12 +82,12 @@ def _rewarded(
     sidecar: Mapping[str, Any] | None = None,
     reward: Mapping[str, float] | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
-    grouped: bool = False,
+    group: int | None = None,
 ) -> Arm:
     """An arm of the rewards, on seeds of their own: `foundational` but for what is given."""
     terms = {"divergence": 1.0} | dict(reward or {"loss_change": 1.0})
     arguments = {"channels": "foundational", "reward": terms, **(env_kwargs or {})}
-    return Arm(name, arguments, sidecar or {}, seeds="reward", grouped=grouped)
+    return Arm(name, arguments, sidecar or {}, seeds="reward", group=group)
 
 
 _CAP = {"channels": (("state_norm_cap", "layer"),)}
@@ -105,6 +105,8 @@ ARMS: tuple[Arm, ...] = (
     Arm("foundational", {"channels": "foundational"}),
     # The tax of exploration alone: draws as of a fresh policy, which stays one.
     Arm("no_learning", {"channels": "foundational"}, {"learning_rate": 1e-12}),
+    # The default without the gate of evidence, and without anything else that it has.
+    Arm("no_gate", {"channels": "foundational"}, {"evidence": 0.0}),
     _rewarded("reward_detached", DETACHED),
     _rewarded("reward_next"),
     _rewarded("reward_same_batch", {"delay": 0}, {"same_batch_change": 1.0}),
@@ -112,7 +114,9 @@ ARMS: tuple[Arm, ...] = (
     _rewarded("reward_composite", {"delay": 0, "horizon": 2}, _RICH),
     _rewarded("reward_window", {"horizon": 16}),
     _rewarded("reward_interval", _WINDOWED_SIDECAR, env_kwargs=_WINDOWED),
-    _rewarded("reward_population", {"baseline": "population"}, grouped=True),
+    _rewarded("reward_credit", {"delay": 0, "horizon": 2}),
+    _rewarded("reward_population", {"baseline": "population"}, group=0),
+    *(_rewarded(f"reward_population-{n}", {"baseline": "population"}, group=n) for n in range(1, 5)),
     _rewarded("reward_common", {"common": True}),
     Arm("backward_grad_skip", {"channels": "grad_skip"}),
     Arm("backward_grad_gate", {"channels": "grad_gate"}),

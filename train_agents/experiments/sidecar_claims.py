@@ -27,11 +27,13 @@ LABELS = {
     "no_learning": "Sidecar that explores and learns nothing",
     "sweep_constant": "best constant rate of a sweep",
     "sweep_schedule": "best schedule of a sweep",
+    "no_gate": "Sidecar without its gate of evidence",
     "layer_lr": "Sidecar, a rate per layer alone",
     "reward_detached": "default, no Sidecar",
     "reward_next": "next step's loss change (the default)",
     "reward_same_batch": "loss change on the same batch",
     "reward_probe": "probe loss change",
+    "reward_credit": "loss change, of an action's own step and the next",
     "reward_composite": "loss change, stability, budget and late divergence",
     "reward_window": "loss change over 16 steps",
     "reward_interval": "a rate alone, every 50 steps, on their mean loss",
@@ -52,16 +54,16 @@ LABELS = {
 EXPERIMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "foundational": (
         "The foundational comparison (section 3) and a rate per layer (section 7)",
-        ("detached", "foundational", "no_learning", "layer_lr", "sweep_constant", "sweep_schedule"),
-        ("detached", "no_learning", "sweep_constant", "sweep_schedule"),
+        ("detached", "foundational", "no_learning", "no_gate", "layer_lr", "sweep_constant", "sweep_schedule"),
+        ("detached", "foundational", "no_learning", "sweep_constant", "sweep_schedule"),
     ),
     "rewards": (
         "What the Sidecar hears (sections 4 and 9), on seeds of their own",
         (
-            "reward_detached", "reward_next", "reward_same_batch", "reward_probe", "reward_composite",
-            "reward_window", "reward_interval", "reward_population", "reward_common",
+            "reward_detached", "reward_next", "reward_same_batch", "reward_probe", "reward_credit",
+            "reward_composite", "reward_window", "reward_interval", "reward_population", "reward_common",
         ),
-        ("reward_detached", "reward_next"),
+        ("reward_detached", "reward_next", "reward_credit"),
     ),
     "backward": (
         "The backward pass (section 6)",
@@ -130,7 +132,7 @@ CLAIMS = (
     Claim("attached 42 % ahead of detached, the reward read as the change of a held-out loss (3, 4)", "reward_probe",
           "reward_detached", "better", 0.42),
     Claim("stability, budget and late divergence added to the reward add gains (4, 9)", "reward_composite",
-          "reward_next", "better"),
+          "reward_credit", "better"),
 )  # fmt: skip
 
 

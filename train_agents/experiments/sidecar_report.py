@@ -47,8 +47,16 @@ SIGNAL_NOTE = (
 
 
 def load_jobs(folder: Path) -> dict[str, Job]:
-    """Name -> result of every job that is done."""
-    return {file.stem: read_result(file) for file in sorted(folder.glob("*.json"))}
+    """Name -> result of every job that is done; the rows of `<name>-<number>` stand with those of `<name>`."""
+    jobs: dict[str, Job] = {}
+    for file in sorted(folder.glob("*.json"), key=lambda file: file.stem):
+        stem, _, number = file.stem.rpartition("-")
+        result = read_result(file)
+        if number.isdigit() and stem in jobs:
+            jobs[stem]["rows"].extend(result["rows"])
+        else:
+            jobs[file.stem] = result
+    return jobs
 
 
 def _percent(found: Sequence[float] | None) -> str:
