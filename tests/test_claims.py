@@ -1,0 +1,40 @@
+"""Every number of README and notes that results/CLAIMS.md lists, recomputed from the job files."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from train_agents.experiments.claims import mismatch, read_claims, recomputed
+
+ALL = read_claims()
+#: Headings of README.md between which numbers are results.
+FIRST, LAST = "## Results", "## Using it"
+
+
+@pytest.mark.parametrize("claim", ALL, ids=lambda claim: claim.name)
+def test_a_claim_is_what_the_files_say(claim):
+    assert not mismatch(claim)
+
+
+def test_a_wrong_number_a_missing_sentence_and_a_wrong_source_are_found():
+    claim = next(claim for claim in ALL if claim.printed == "3.307 [3.302, 3.313]")
+    assert "3.317 for 3.30" in mismatch(
+        replace(claim, printed="3.317 [3.302, 3.313]")
+    ) or "has no paragraph" in mismatch(replace(claim, printed="3.317 [3.302, 3.313]"))
+    assert "has no paragraph" in mismatch(replace(claim, words="no such words"))
+    other = next(claim for claim in ALL if claim.source == 'jel("baseline_constant")')
+    assert "wrong: 3.307 for 3.24" in mismatch(replace(claim, source=other.source))
+    with pytest.raises(ValueError, match="source must be one call of"):
+        recomputed(replace(claim, source="__import__('os').getcwd()"))
+
+
+def test_every_row_of_the_tables_of_results_has_a_claim():
+    """Of README's tables on JEL and the Sidecar: each number with an interval stands among the claims."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    part = text[text.index(FIRST) : text.index("**Reward hacking**")]
+    stated = re.findall(r"[-+]?\d+\.\d+ ?%? \[[^\]]*\]", part)
+    printed = " ".join(claim.printed for claim in ALL)
+    zero = "+0.0 % [+0.0, +0.0]"  # a method against itself
+    assert not [number for number in stated if number not in printed and number != zero]
