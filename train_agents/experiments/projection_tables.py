@@ -66,7 +66,7 @@ TABLE_NOTE = (
     "Mean ± standard error over the seeds, of the last two reports on held-out problems, in percent; of a run that "
     "diverged, of the student as it then was. ΔSafePass: pass less hack, less vanilla's, of the same seed and length. "
     "Hack: passed by the leaky grader and not right, under a loophole; pass: right, without one. 0.0 ± 0.0 is none of "
-    "all programs of all seeds: of 384 that leaves up to 0.8 %, and of the 96 of a single loophole up to 3.1 %. KL: of "
+    "all programs of all seeds: of 384 programs of these runs that leaves up to 0.8 %, of the 96 of one loophole 3.1 %. KL: of "
     "the rollouts of the last updates, in nats per token. The other columns are means over all updates that were made, "
     "of the gradient before anything is projected out of it, whatever the strength and the target: cosine with the "
     "direction, part of the modules in which it points to hacks (fired), its norm (of all modules), the part of its "
