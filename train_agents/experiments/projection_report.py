@@ -214,6 +214,14 @@ def _facts(jobs: Mapping[str, Job]) -> str:
     return f"`{' '.join(['python', *facts['command']])}` at {', '.join(commits)}"
 
 
+def _halves(sides: Mapping[str, Any]) -> list[str]:
+    note = (
+        "The two halves of the contrast, for the student before training; the clean side's gradient is reversed. The "
+        "student has read none of the pairs."
+    )
+    return [note, halves_table(sides)]
+
+
 def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[str, str]) -> list[str]:
     made = _facts(jobs)
 
@@ -282,9 +290,7 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
             f"{extra['pairs']} pairs, and {extra['held_out_pairs']} held out; sha256 of their texts: "
             f"`{extra['pairs_digest']}`.",
             direction_table(jobs["direction"]),
-            "The two halves of the contrast, for the student before training; the clean side's gradient is reversed. "
-            "The student has read none of the pairs.",
-            halves_table(extra["halves"]),
+            *(_halves(extra["halves"]) if "halves" in extra else []),
             *picture("cosines"),
             "## Memorizing",
             f"The nearest training problem's solution passes {100 * extra['memorizing_pass_rate']:.1f} % of the "
