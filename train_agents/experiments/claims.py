@@ -124,6 +124,27 @@ def sidecar(arm: str, reference: str, unit: str = "bpb", step: int | None = None
     return [100 * value for value in found or []]
 
 
+def signal_noise(reward: str) -> list[float]:
+    """Lowest and highest noise of a reward over the states that it was measured in [nats]."""
+    noise = list(_noise(reward).values())
+    return [min(noise), max(noise)]
+
+
+def signal_ratio(reward: str, other: str) -> list[float]:
+    """How many times the noise of another reward that of one is: lowest and highest over the states."""
+    ratios = [noise / _noise(other)[step] for step, noise in _noise(reward).items()]
+    return [min(ratios), max(ratios)]
+
+
+def _noise(reward: str) -> dict[int, float]:
+    """State -> noise of a credit of this reward alone; channels whose credit has a second step have more."""
+    found: dict[int, float] = {}
+    for row in _sidecar_jobs()["signal"]["rows"]:
+        if row["reward"] == reward:
+            found[row["step"]] = min(row["noise"], found.get(row["step"], np.inf))
+    return found
+
+
 def sidecar_range(reference: str, *arms: str) -> list[float]:
     """Percent that the last and the first of some arms lie below a reference."""
     means = [sidecar(arm, reference)[0] for arm in arms]
@@ -134,6 +155,13 @@ def projection(arm: str, key: str) -> list[float]:
     """Percent of an arm of the projection experiment, mean and standard error over its seeds."""
     values = _projection()[arm][key]
     return [100 * float(values.mean()), 100 * projection_claims.sem(values)]
+
+
+def projection_at(arm: str, key: str, step: int) -> list[float]:
+    """Percent of an arm of the projection experiment at one report, mean and standard error over its seeds."""
+    steps, values = projection_claims.curve(projection_report.load_jobs(RESULTS / "projection" / "jobs")[arm], key)
+    own = values[:, list(steps).index(step)]
+    return [100 * float(own.mean()), 100 * projection_claims.sem(own)]
 
 
 def projection_mean(arm: str, key: str) -> list[float]:
@@ -160,7 +188,8 @@ SOURCES: dict[str, Callable[..., list[float]]] = {
     function.__name__: function
     for function in (
         *(jel, jel_below, jel_controllers, sidecar, sidecar_range),
-        *(projection, projection_mean, projection_fewer, file, percent_of),
+        *(signal_noise, signal_ratio),
+        *(projection, projection_at, projection_mean, projection_fewer, file, percent_of),
     )
 }
 
