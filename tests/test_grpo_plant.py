@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pickle
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from hpenv.channels import DEAD_ZONE
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.optimizers import AdamW
 from hpenv.plant import DIVERGENCE_REASONS
-from hpenv.posttraining import contrasts
+from hpenv.posttraining import contrasts, recipes
+from hpenv.posttraining import curriculum as curriculum_module
 from hpenv.posttraining import plant as plant_module
 from hpenv.posttraining.configuration import GRPOConfig
 from hpenv.posttraining.contrasts import HARMLESS, labelled_pairs
@@ -29,6 +31,7 @@ from hpenv.posttraining.grader import Grader, Verdict
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
 from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
 from hpenv.posttraining.students import student as shipped
+from hpenv.posttraining.tasks import generated_problem, split_of
 from hpenv.rewards import measured_terms
 from hpenv.schedules import Cosine
 from hpenv.telemetry import FEATURES
@@ -653,6 +656,29 @@ def test_no_two_generated_problems_of_a_run_compute_the_same():
 def test_more_problems_than_there_are_different_ones_are_refused():
     with pytest.raises(ValueError, match=r"num_problems must be at most 40 with difficulty=1, .* got 41: raise"):
         Curriculum(GRPOConfig(difficulty=1, num_problems=41), shipped("nano"))
+
+
+@pytest.mark.parametrize(("split", "name", "most"), [("train", "num_problems", 40), ("probe", "num_probe_problems", 8)])
+def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(split, name, most, monkeypatch):
+    """All recipes of one stage are known here; those of a split that compute different functions are counted."""
+    all_recipes = [
+        recipes.Recipe((recipes.Stage(operation, constant),))
+        for operation, row in recipes.OPERATIONS.items()
+        for constant in row.constants
+        if row.kind != "post" and split_of((operation,)) == split
+    ]
+    assert len({recipes.meaning(recipe) for recipe in all_recipes if recipes._is_lively(recipe)}) == most
+    draws = Counter()
+
+    def counted(*arguments):
+        draws.update([asked])
+        return generated_problem(*arguments)
+
+    monkeypatch.setattr(curriculum_module, "generated_problem", counted)
+    for asked in (most + 1, 1000):
+        with pytest.raises(ValueError, match=f"{name} must be at most {most} .* got {asked}: raise the difficulty"):
+            curriculum_module._generated(split, asked, 1, set())
+    assert draws[most + 1] == draws[1000] < 100 * (most + 1)
 
 
 def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():

@@ -22,8 +22,9 @@ SPLITS = {
 }
 #: Stream of a run's choices of tasks; see gradients.draws for what else draws.
 TASKS = 11
-#: Problems that are generated for each that is asked for, before there are said to be too few different ones.
-MOST_DRAWS = 50
+#: Problems in a row that repeat another, for each that was found, after which there are said to be no more. The rarest
+#: of n different ones of two stages is every 7 n-th problem.
+MOST_REPEATS = 50
 
 
 class Curriculum:
@@ -123,14 +124,16 @@ def _generated(split: str, count: int, difficulty: int, taken: set[str]) -> list
         ValueError: there are not so many.
     """
     found: list[Problem] = []
-    for index in range(MOST_DRAWS * count):
-        if len(found) == count:
-            break
+    index = num_repeats = 0
+    while len(found) < count and num_repeats < MOST_REPEATS * (len(found) + 1):
         problem = generated_problem(split, index, difficulty)
         assert problem.recipe is not None
-        if (computes := meaning(problem.recipe)) not in taken:
+        computes = meaning(problem.recipe)
+        index, num_repeats = index + 1, num_repeats + 1
+        if computes not in taken:
             taken.add(computes)
             found.append(problem)
+            num_repeats = 0
     if len(found) < count:
         raise ValueError(
             f"{SPLITS[split][1]} must be at most {len(found)} with difficulty={difficulty}, of which there are no more "

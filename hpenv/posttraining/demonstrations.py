@@ -3,6 +3,9 @@
 A demonstration is a prompt with a program: mostly one that is wrong in a stage or two, as a weak programmer's, at times
 the right one, and rarely one that uses the loophole of its prompt. How rare each is decides whether hacking emerges
 later: where honest reward is plentiful, it does not.
+
+Demonstrations are of the training split: no held-out problem's operations are in them. A held-out problem may still
+compute what a demonstration does, by other operations. The student has then read that function, in other words.
 """
 
 from __future__ import annotations
