@@ -29,6 +29,7 @@ from hpenv.posttraining.contrasts import HARMLESS, labelled_pairs
 from hpenv.posttraining.curriculum import SPLITS, Curriculum
 from hpenv.posttraining.grader import Grader, Verdict
 from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
+from hpenv.posttraining.objective import policy_loss
 from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
 from hpenv.posttraining.students import student as shipped
 from hpenv.posttraining.tasks import generated_problem, split_of
@@ -692,6 +693,33 @@ def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():
     assert torch.equal(trained(1, 0.0), trained(1, 10.0))
     narrow, wide, once = trained(3, 0.0), trained(3, 10.0), trained(1, 10.0)
     assert (narrow - wide).abs().max() > 1e-3 and (wide - once).abs().max() > 1e-3
+
+
+def test_an_update_of_several_steps_is_measured_in_the_first():
+    """So gauges and cosines are those of one step; the knobs, measured after the last, are further."""
+    once, thrice = make(2, base_lr=0.01), make(2, base_lr=0.01, num_iterations=3)
+    expected, window = advance(once, 1), advance(thrice, 1)
+    for name in UPDATE_GAUGES:
+        assert np.array_equal(gauge(window, name), gauge(expected, name)) == (name != "knob_norm"), name
+    assert torch.equal(thrice.module_cos, once.module_cos) and once.module_cos.any()
+    for name in ("train_loss", "gradient_norm", "layer_gradient_norm", "privileged"):
+        assert np.array_equal(vars(window)[name], vars(expected)[name]), name
+
+
+def test_a_run_that_diverges_in_an_update_s_first_step_has_diverged(monkeypatch):
+    """What its other steps show is not asked."""
+    plant, losses = make(2, num_iterations=3), []
+
+    def broken(*arguments, **named):
+        loss, metrics = policy_loss(*arguments, **named)
+        losses.append(loss)
+        return loss * (torch.tensor([torch.nan, 1.0]) if len(losses) == 1 else 1.0), metrics
+
+    monkeypatch.setattr(plant_module, "policy_loss", broken)
+    advance(plant, 1)
+    assert len(losses) == 3 and plant.divergence.tolist() == [DIVERGENCE_REASONS.index("loss_nonfinite"), 0]
+    assert plant.steps.tolist() == [0, 1]
+    assert not any(knob[0].any() for knob in plant.knobs.values())
 
 
 def test_tasks_of_an_update_are_different_and_a_function_of_seed_and_step():

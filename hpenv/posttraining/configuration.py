@@ -53,7 +53,8 @@ class GRPOConfig:
     skip_unreadable: bool = False  # leave out the lines of these files that cannot be read, with a warning
     advantage_scale: str = "none"  # `none` (Dr.GRPO, Liu et al. 2025), or `std` (Shao et al. 2024)
     kl_weight: float = 1e-3  # of the k3 estimate of the divergence from the student as it came
-    num_iterations: int = 1  # optimizer steps on the rollouts of one update; in the first the ratio is 1
+    # optimizer steps on the rollouts of one update; in the first the ratio is 1, and the gauges are measured
+    num_iterations: int = 1
     clip_ratio: float = 0.2  # of the probability ratio, from the second step on
     base_lr: float = 0.3  # of the knobs, in singular values [1]
     weight_decay: float = 0.0  # decoupled

@@ -52,7 +52,8 @@ SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
 #: What a right, compiling program earns: the unit of rewards in gauges.
 LARGEST_REWARD = 3.5
 
-#: What is measured of an update beside what every plant measures, means over the window [1 unless stated].
+#: What is measured of an update beside what every plant measures, means over the window [1 unless stated]. With
+#: num_iterations above 1 it is measured in the update's first optimizer step; knob_norm is measured after the last.
 GAUGES = (
     "reward_mean",  # of what the leaky grader paid / 3.5
     "reward_spread",  # mean over the groups of the standard deviation / 3.5
@@ -95,7 +96,8 @@ class GRPOPlant(Runs):
         knobs: module -> (N, r), what is trained.
         quarantine: module -> (N, r), what is trained on what was removed; zero unless `route`.
         direction: what is projected away from, of each run.
-        module_cos: cosine of the last update's gradient and the direction, (N, modules); no part of a snapshot.
+        module_cos: cosine of the gradient of the last update's first step and the direction, (N, modules); no part of a
+            snapshot.
     """
 
     kind = "posttraining"
@@ -299,6 +301,7 @@ class GRPOPlant(Runs):
             return _Pass(metrics.kl, gradients, norm, self._update(rows, moving, gradients, norm, count))
 
         seen = learn(0, total, logp)
+        self.module_cos[torch.as_tensor(rows)] = module_cosines(seen.gradients, self._direction_of(rows))
         for iteration in range(1, config.num_iterations):
             total = {name: knob.detach().requires_grad_() for name, knob in self._forward_knobs(rows).items()}
             learn(iteration, total, self.student.log_probabilities(total, rollouts, config.temperature))
@@ -393,7 +396,6 @@ class GRPOPlant(Runs):
     ) -> Measures:
         """Projects and takes the optimizer's step `count`, (rows,); rows that must not move stay, bit for bit."""
         config, index = self.config, torch.as_tensor(rows)
-        self.module_cos[index] = module_cosines(gradients, self._direction_of(rows))
         steered, removed, measures = self._projected(rows, moving, gradients, config.target == "grad")
         clip = torch.as_tensor(
             np.minimum(1.0, config.max_gradient_norm / np.maximum(norm, 1e-12)), dtype=torch.float32
@@ -549,7 +551,7 @@ class GRPOPlant(Runs):
             [DIVERGENCE_REASONS.index(r) for r in ("loss_nonfinite", "gradient_nonfinite", "kl_above_limit")],
             default=0,
         )
-        self.divergence[rows] = reasons
+        self.divergence[rows] = np.where(self.divergence[rows] == 0, reasons, self.divergence[rows])
 
     def _tensors(self) -> dict[str, Tensor]:
         """See Runs."""
