@@ -185,6 +185,44 @@ def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments)
     assert bool(((weights > 0).sum(1) < 6).all()) == bool(arguments)
 
 
+@pytest.mark.parametrize("config", [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 1}], ids=str)
+@pytest.mark.parametrize("texts_per_pass", [1, 16])
+def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(config, texts_per_pass):
+    """By hand from the whole distribution of each text alone; in the gradient, too, and in one pass or in several."""
+    own = student(texts_per_pass=texts_per_pass, **config)
+    knobs = {name: knob.requires_grad_() for name, knob in some_knobs(own).items()}
+    rollouts = own.sample(knobs, PROMPTS, 2, generators(0, 1), 0.8)
+    found = own.log_probabilities(knobs, rollouts, 0.8)
+    plain = student()
+    shares = []
+    for n, m in ((0, 0), (0, 3), (1, 2)):
+        prompt = plain.tokenizer(PROMPTS[n][m // 2])["input_ids"]
+        tokens = rollouts.tokens[n, m][rollouts.mask[n, m]]
+        places = {f"{name}.knob": knob[n].detach() for name, knob in knobs.items()}
+        sequence = torch.tensor([prompt + tokens.tolist()])
+        logits = torch.func.functional_call(plain.model, places, (), {"input_ids": sequence}).logits[0]
+        weights = kept_weights(
+            logits[len(prompt) - 1 : -1].double() / 0.8, config.get("top_k", 0), config.get("top_p", 1.0)
+        )
+        chosen = weights.gather(1, tokens[:, None])[:, 0]
+        assert (chosen > 0).all()
+        expected = (chosen / weights.sum(1)).log().float()
+        torch.testing.assert_close(found[n, m][rollouts.mask[n, m]], expected, atol=1e-4, rtol=1e-4)
+        shares.append(weights.count_nonzero(1))
+    assert torch.cat(shares).max() <= config.get("top_k", 258)
+    gradients = torch.autograd.grad(found.sum(), list(knobs.values()))
+    assert any(g.any() for g in gradients) == (config != {"top_k": 1})  # one token alone has probability 1 always
+
+
+def test_what_a_model_s_generation_config_says_of_sampling_is_not_read():
+    model = qwen3()
+    model.generation_config.update(do_sample=True, top_k=1, top_p=0.1, temperature=0.1)
+    own, plain = student(model=model), student()
+    found, expected = (s.sample(zeros(s), PROMPTS, 2, generators(0, 1)) for s in (own, plain))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(own.log_probabilities(zeros(own), found), plain.log_probabilities(zeros(plain), expected))
+
+
 def test_a_diverged_distribution_draws_tokens_that_exist():
     logp = torch.full((3, 5), torch.nan)
     for arguments in ({}, {"top_k": 2}, {"top_p": 0.5}):

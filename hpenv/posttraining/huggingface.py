@@ -33,7 +33,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class HuggingFaceConfig:
-    """How a model is loaded, adapted and sampled from."""
+    """How a model is loaded, adapted and sampled from.
+
+    Sampling that the model's generation_config asks for (top_k, top_p, temperature) is not read.
+    """
 
     max_tokens: int = 64  # longest completion, its end included [tokens]
     top_k: int = 0  # only this many of the likeliest tokens are drawn; 0: all (the paper: 20)

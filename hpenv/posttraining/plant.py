@@ -59,7 +59,7 @@ GAUGES = (
     "reward_spread",  # mean over the groups of the standard deviation / 3.5
     "flat_groups",  # part of the groups whose rewards are all equal
     "kl",  # k3 estimate, from the student as it came [nats per token]
-    "entropy",  # of the policy where it sampled [nats per token]
+    "entropy",  # where it sampled, of the whole distribution at temperature 1 [nats per token]
     "completion_length",  # mean / longest
     "compiled",  # part of the programs that compile
     "flagged",  # part of the programs that the weak detector flags
