@@ -111,7 +111,8 @@ def _check_same_text(pieces: list[str], decoded: list[str], name: str) -> None:
         start = max(0, place - 10)
         raise ValueError(
             f"tokenizer {name!r} changes the text: {given[start : place + 10]!r} became {made[start : place + 10]!r}; "
-            "give a tokenizer without a normalizer, and without a space that is added in front"
+            "give a tokenizer with a token for every byte, without a normalizer, and without a space that is added in "
+            "front"
         )
 
 

@@ -577,6 +577,30 @@ class TestOptionalPackages:
         with pytest.raises(ValueError, match=r"changes the text: .*without a space that is added in front"):
             load_corpus(write(tmp_path / "a.txt", TEXT), own)
 
+    @pytest.mark.parametrize("normalizer", ["NFD", "NFKC", "StripAccents", "Strip", "BertNormalizer"])
+    def test_a_normalizer_that_writes_another_text_is_refused_by_name(self, normalizer, tmp_path):
+        tokenizers = pytest.importorskip("tokenizers")
+        given = ["e\u0301 caf\u00e9 \ufb01ne 1\n", "another Line\n"]
+        encoder = train_bpe(given, "bpe:256")
+        encoder.normalizer = getattr(tokenizers.normalizers, normalizer)()
+        encoder.save(own := str(tmp_path / "own.json"))
+        with pytest.raises(ValueError, match=r"tokenizer '.*own.json' changes the text: '.*' became '.*'; give a"):
+            load_corpus(write(tmp_path / "a.txt", "".join(given * 20)), own)
+
+    @pytest.mark.parametrize("unknown", ["<unk>", None])
+    def test_a_tokenizer_without_a_token_for_a_byte_of_the_text_is_refused(self, unknown, tmp_path):
+        """The byte becomes the unknown token, or nothing at all."""
+        tokenizers = pytest.importorskip("tokenizers")
+        letters = [*sorted(set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - {"q"}), "<unk>"]
+        vocabulary = {letter: number for number, letter in enumerate(letters)}
+        encoder = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[], unk_token=unknown))
+        encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        encoder.decoder = tokenizers.decoders.ByteLevel()
+        encoder.save(own := str(tmp_path / "own.json"))
+        made = f"a {unknown or ''}uick"
+        with pytest.raises(ValueError, match=f"'a quick.*' became '{made}.*'; give a tokenizer with a token for every"):
+            load_corpus(write(tmp_path / "a.txt", "a quick test\n" * 50), own)
+
     @pytest.mark.parametrize("normalizer", ["NFC", "ByteLevel"])
     def test_a_normalizer_that_loses_nothing_is_accepted(self, tmp_path, normalizer):
         tokenizers = pytest.importorskip("tokenizers")
