@@ -10,9 +10,9 @@ from hpenv.posttraining.tasks import Problem
 
 
 def equal_exactly(left: Any, right: Any) -> bool:
-    """Returns whether two JSON values are equal with the same types throughout; their types have to be JSON's.
+    """Returns whether two JSON values have the same types and equal values throughout.
 
-    Numbers are compared as Python does: -0.0 equals 0.0, and NaN equals nothing.
+    Numbers of one type are compared as Python does: -0.0 equals 0.0, and NaN equals nothing.
     """
     if type(left) is not type(right):
         return False
