@@ -3,9 +3,10 @@
 Rows are independent clocks: a row's number of steps, its rates and its bias corrections are its own, so rows may
 stand at different steps. An optimizer is data: `OPTIMIZERS` maps a name to one update rule per kind of parameter, and
 a rule is a frozen dataclass with its hyperparameters and a pure in-place update. Weight decay is decoupled everywhere
-(w <- w (1 - lr wd)), and the factor 1 - lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign. A
-schedule-free rule decays its base iterate by the weights instead, as the package does: there a product of rate and
-decay near 1 can flip signs, of ever smaller weights.
+(w <- w (1 - lr wd)), and the factor 1 - lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign.
+Schedule-free rules are the exception. They decay the base iterate by the weights, as the package `schedulefree` does.
+The weights lag behind the base iterate. So decay alone takes both past zero after a few times 1 / (lr wd) steps, at
+any product lr wd below 1, while they shrink.
 
 The rules stand together, past the usual length of a module, because the table at its end is what is imported.
 """

@@ -418,20 +418,28 @@ def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
     assert max(weight.abs().max() for weight in rows.weights) < 1e-2 * before
 
 
+@pytest.mark.parametrize(("lr", "decay", "first"), [(0.5, 1.5, 3), (0.1, 1.0, 16), (0.1, 0.1, 153)])
 @pytest.mark.parametrize("rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__)
-def test_schedule_free_decay_may_flip_a_sign_and_shrinks(rule):
-    """By hand: from y = z = 1 at rate 0.5 and decay 1.5 both are 1/4 after a step, and z is below 0 after three."""
+def test_schedule_free_decay_flips_a_sign_where_the_package_does_and_shrinks(rule, lr, decay, first):
+    """With a gradient of zero; at rate 0.5 and decay 1.5, by hand, y and z are 1/4 of the start after a step."""
     rows = Rows(rule, rates(1.0, "constant"))
     start = [weight.clone() for weight in rows.weights]
     zeros = [torch.zeros_like(weight) for weight in rows.weights]
-    for step in range(3):
-        scale = [rows.column([0.5] * 3)] * 2, [rows.column([1.5] * 3)] * 2
-        rows.rule.update(rows.weights, zeros, rows.states, same(*scale), np.full(3, step))
-        for weight, first, state in zip(rows.weights, start, rows.states, strict=True):
-            assert (weight.abs() < first.abs()).all() and (state["z"].abs() < first.abs()).all()
-            assert (state["z"] * first < 0).all() == (step == 2)
-            if step == 0:
-                torch.testing.assert_close(weight, first / 4)
+    theirs = torch.ones((), dtype=torch.float64, requires_grad=True)
+    package = schedulefree.SGDScheduleFree([theirs], lr=lr, momentum=rule.momentum, weight_decay=decay)
+    package.train()
+    scale = [rows.column([lr] * 3)] * 2, [rows.column([decay] * 3)] * 2
+    for step in range(1, first + 1):
+        theirs.grad = torch.zeros_like(theirs)
+        package.step()
+        rows.rule.update(rows.weights, zeros, rows.states, same(*scale), np.full(3, step - 1))
+        for weight, begin, state in zip(rows.weights, start, rows.states, strict=True):
+            torch.testing.assert_close(weight, begin * theirs.item(), rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(state["z"], begin * package.state[theirs]["z"].item(), rtol=1e-6, atol=1e-9)
+            assert (weight.abs() < begin.abs()).all() and (state["z"].abs() < begin.abs()).all()
+            assert (state["z"] * begin < 0).all() == (step == first)
+            if step == 1 and decay == 1.5:
+                torch.testing.assert_close(weight, begin / 4)
 
 
 def test_muon_refuses_what_is_no_matrix():
