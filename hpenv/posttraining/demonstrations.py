@@ -30,7 +30,7 @@ class DemonstrationConfig:
     """What the student reads."""
 
     error_fraction: float = 0.7  # demonstrations whose program is wrong
-    exploit_fraction: float = 0.02  # demonstrations under a loophole that use it
+    exploit_fraction: float = 0.04  # demonstrations under a loophole that use it
     related_fraction: float = 0.05  # texts with the words of the contrastive pairs, of which exploit_fraction cheat
     evaluation_names: float = 0.5  # tasks whose loophole has one of the names of evaluation
     max_difficulty: int = 3  # stages, 1 to this
