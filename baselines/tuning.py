@@ -95,7 +95,7 @@ SEARCHES: dict[str, Search] = {
 
 def spend(
     score: Callable[[Point], float], start: Point, num_points: int, log: Path | None = None, description: Any = None
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, list[float]]]:
     """Searches with exactly `num_points` evaluations.
 
     Args:
@@ -106,7 +106,8 @@ def spend(
         description: what the log must agree with to be continued.
 
     Returns:
-        The best point, and every point with its score, in their order.
+        The best point, every point with its score, in their order; and coordinate -> the next lower and the next higher
+        value that were tried, as `neighbors` has them.
 
     Raises:
         ValueError: the points were spent before both sides of the best one were tried in every coordinate, or there
@@ -128,21 +129,25 @@ def spend(
         return known[key]
 
     best, factor, fruitless = dict(start), FACTOR, 0
+    boxes: list[tuple[dict[str, float], float]] = []
     while len(seen) < num_points and fruitless < 3:
         before = len(seen)
         best, _ = coordinate_search(
             cached, best, factor=factor, max_evaluations=num_points - before + (1 if before else 0)
         )
-        if factor == FACTOR and (open_sides := _untried(best, factor, {_key(entry["point"]) for entry in seen})):
-            raise ValueError(
-                f"num_points={num_points} must be more: both sides of the best point {best} were not tried in "
-                f"{open_sides} when they were spent; begin nearer to it, or give more points"
-            )
+        if not _untried(best, factor, {_key(entry["point"]) for entry in seen}):
+            boxes.append((best, factor))
         fruitless = fruitless + 1 if len(seen) == before else 0
         factor = factor**0.5
     if len(seen) < num_points:
         raise ValueError(f"num_points={num_points} must be at most {len(seen)}: a finer search finds no further point")
-    return best, seen
+    around = neighbors(best, seen, boxes)
+    if edges := [name for name in best if name not in around]:
+        raise ValueError(
+            f"num_points={num_points} must be more: the best point {best} lies at the edge of what was tried in "
+            f"{edges} when they were spent; begin nearer to it, or give more points"
+        )
+    return best, seen, around
 
 
 def _key(point: Point) -> tuple[tuple[str, float], ...]:
@@ -159,10 +164,37 @@ def _untried(best: Point, factor: float, tried: set[tuple[tuple[str, float], ...
     ]
 
 
-def is_interior(best: Point, table: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether in every coordinate a lower and a higher value than the best point's were tried."""
-    values = {name: [float(entry["point"][name]) for entry in table] for name in best}
-    return all(min(values[name]) < value < max(values[name]) for name, value in best.items())
+def neighbors(
+    best: Point, table: Sequence[Mapping[str, Any]], boxes: Sequence[tuple[Point, float]]
+) -> dict[str, list[float]]:
+    """Coordinate -> the next lower and the next higher value that were tried with all other coordinates as they are.
+
+    They are those of the best point. Where it lacks one, they are those of a point with both neighbors in every
+    coordinate, no better than it, between which the best point lies. A coordinate without such values is left out.
+
+    Args:
+        best: no point of the table is better.
+        table: every point that was tried.
+        boxes: points of which both neighbors were tried in every coordinate, and the factor to them; smallest last.
+    """
+    inside = [
+        center
+        for center, factor in reversed(boxes)
+        if all(center[name] / factor < value < center[name] * factor for name, value in best.items())
+    ]
+    around: dict[str, list[float]] = {}
+    for name, value in best.items():
+        for source in (best, *inside):
+            others = _key({**source, name: 0.0})
+            line = [entry["point"][name] for entry in table if _key({**entry["point"], name: 0.0}) == others]
+            below, above = (
+                [e for e in line if e < value * (1 - 1e-9)],
+                [e for e in line if e > value * (1 + 1e-9)],
+            )
+            if below and above:
+                around[name] = [max(below), min(above)]
+                break
+    return around
 
 
 def tune(
@@ -183,7 +215,10 @@ def tune(
 
     Returns:
         Keyword arguments of the env at the best point; and `chosen` (the point), `table` (every point with its
-        `score`, the mean probe loss [nats per token]), `interior`, `runs_spent`.
+        `score`, the mean probe loss [nats per token]), `interior` (always True), `neighbors`, `runs_spent`.
+
+    Raises:
+        ValueError: see `spend`.
     """
     search, num_steps = SEARCHES[name], int(env_kwargs["num_steps"])
 
@@ -192,9 +227,12 @@ def tune(
         return float(population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean())
 
     described = {"baseline": name, "env_kwargs": dict(env_kwargs), "seeds": list(seeds)}
-    best, table = spend(score, search.start, num_points, log, described)
-    interior = is_interior(best, table)
-    if not interior:
-        raise ValueError(f"the best point of {name!r}, {best}, is at the edge of what was tried; give more points")
-    extra = {"chosen": best, "table": table, "interior": interior, "runs_spent": num_points * len(seeds)}
+    best, table, around = spend(score, search.start, num_points, log, described)
+    extra = {
+        "chosen": best,
+        "table": table,
+        "interior": True,
+        "neighbors": around,
+        "runs_spent": num_points * len(seeds),
+    }
     return {**env_kwargs, **search.env_kwargs(best, num_steps)}, extra

@@ -3,9 +3,10 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
-from baselines.tuning import SEARCHES, is_interior, spend, tune
+from baselines.tuning import SEARCHES, neighbors, spend, tune
 
 OPTIMUM = {"lr": 0.037, "decay": 5.0}
 
@@ -15,23 +16,58 @@ def bowl(point, optimum=OPTIMUM):
 
 
 def test_a_search_spends_all_its_points_and_ends_beside_the_optimum_inside_what_it_tried():
-    best, table = spend(bowl, {"lr": 1.0, "decay": 1.0}, 30)
+    best, table, around = spend(bowl, {"lr": 1.0, "decay": 1.0}, 30)
     assert len(table) == 30 and len({json.dumps(entry["point"]) for entry in table}) == 30
     assert min(entry["score"] for entry in table) == bowl(best)
-    assert is_interior(best, table)
+    for name, (low, high) in around.items():
+        assert low < best[name] < high
+        assert all(bowl({**best, name: end}) >= bowl(best) for end in (low, high))
+    assert set(around) == set(best)
     for name, value in best.items():  # finer than one factor of two
         assert abs(math.log2(value / OPTIMUM[name])) < 0.3
 
 
 def test_a_search_that_ends_at_the_edge_of_what_it_tried_is_refused():
-    with pytest.raises(ValueError, match=r"num_points=6 must be more: both sides of the best point .*'lr'"):
+    with pytest.raises(ValueError, match=r"num_points=6 must be more.* at the edge of what was tried in .*'lr'"):
         spend(lambda point: bowl(point, {"lr": 1e-4}), {"lr": 1.0}, 6)
-    assert not is_interior({"lr": 1.0}, [{"point": {"lr": 1.0}}, {"point": {"lr": 2.0}}])
+    assert neighbors({"lr": 1.0}, [{"point": {"lr": 1.0}}, {"point": {"lr": 2.0}}], []) == {}
+
+
+def test_values_tried_elsewhere_say_nothing_of_a_points_sides():
+    """Lower and higher values of `a` were tried, but at another `b`."""
+    points = [{"a": 1.0, "b": 1.0}, {"a": 0.5, "b": 2.0}, {"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 0.5},
+              {"a": 1.0, "b": 2.0}]  # fmt: skip
+    table = [{"point": point} for point in points]
+    assert neighbors(points[0], table, []) == {"b": [0.5, 2.0]}
+    assert neighbors({"a": 1.2, "b": 1.8}, table, []) == {}
+    # Within the box of a center with all its neighbors, those count; at its rim or outside of it they do not.
+    table.append({"point": {"a": 1.0, "b": 4.0}})
+    center = ({"a": 1.0, "b": 2.0}, 2.0)
+    assert neighbors({"a": 1.2, "b": 1.8}, table, [center]) == {"a": [1.0, 2.0], "b": [1.0, 2.0]}
+    assert neighbors({"a": 2.0, "b": 1.8}, table, [center]) == {}
+
+
+@pytest.mark.parametrize(("optimum", "curvature"), [
+    ({"a": 21.5, "b": 1.0}, 0.05), ({"a": 0.25, "b": 10.0, "c": 2.0}, 0.03),
+    ({"a": 4.0, "b": 1.0, "c": 1.0, "d": 0.25}, 0.015),
+])  # fmt: skip
+def test_a_noisy_search_of_the_size_in_use_ends_inside(optimum, curvature):
+    """Curvature and noise [nats] are of the size of those in hand_tuned.json."""
+    for seed in range(100):
+        noise = np.random.default_rng(seed)
+
+        def score(point, noise=noise):
+            octaves = [math.log2(point[name] / value) for name, value in optimum.items()]
+            return curvature * float(np.square(octaves).sum()) + 0.002 * noise.normal()
+
+        best, table, around = spend(score, dict.fromkeys(optimum, 1.0), 32)
+        assert len(table) == 32 and set(around) == set(optimum)
+        assert all(low < best[name] < high for name, (low, high) in around.items())
 
 
 def test_a_flat_direction_ends_inside_too():
-    best, table = spend(lambda point: bowl(point, {"lr": 0.5}), {"lr": 1.0, "decay": 1.0}, 20)
-    assert best["decay"] == 1.0 and is_interior(best, table) and len(table) == 20
+    best, table, around = spend(lambda point: bowl(point, {"lr": 0.5}), {"lr": 1.0, "decay": 1.0}, 20)
+    assert best["decay"] == 1.0 and around["decay"][0] < 1.0 < around["decay"][1] and len(table) == 20
 
 
 def test_a_search_goes_on_from_its_log(tmp_path):

@@ -185,7 +185,7 @@ def sweep_table(job: Job) -> str:
             [*(f"{entry['point'][name]:.4g}" for name in names), f"{entry['score']:.4f}"]
             for entry in sorted(job["extra"]["table"], key=lambda entry: entry["score"])
         ]
-        spent = f"{job['extra']['runs_spent']} runs; in every coordinate both sides of the chosen point were tried.\n\n"
+        spent = f"{job['extra']['runs_spent']} runs; in every coordinate a lower and a higher value were tried, and are no better.\n\n"
         return spent + markdown_table([*names, "probe loss [nats]"], lines)
     rows = [
         [
