@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from train_agents.experiments import jel_report, projection_claims, projection_report, sidecar_claims, sidecar_report
+from train_agents.results import read_result
 
 RESULTS = Path("results")
 TABLE = RESULTS / "CLAIMS.md"
@@ -124,6 +125,13 @@ def sidecar(arm: str, reference: str, unit: str = "bpb", step: int | None = None
     return [100 * value for value in found or []]
 
 
+def sidecar_first_version() -> list[float]:
+    """Percent that the Sidecar's first version ends above its default, paired by seed, and the interval."""
+    first = sidecar_claims.scores(read_result(RESULTS / "sidecar" / "first_version_foundational.json"))
+    mean, low, high = sidecar_claims.advantage(first, sidecar_claims.scores(_sidecar_jobs()["detached"]), "bpb") or []
+    return [-100 * mean, -100 * high, -100 * low]
+
+
 def signal_noise(reward: str) -> list[float]:
     """Lowest and highest noise of a reward over the states that it was measured in [nats]."""
     noise = list(_noise(reward).values())
@@ -188,7 +196,7 @@ SOURCES: dict[str, Callable[..., list[float]]] = {
     function.__name__: function
     for function in (
         *(jel, jel_below, jel_controllers, sidecar, sidecar_range),
-        *(signal_noise, signal_ratio),
+        *(sidecar_first_version, signal_noise, signal_ratio),
         *(projection, projection_at, projection_mean, projection_fewer, file, percent_of),
     )
 }
