@@ -56,7 +56,7 @@ from train_agents.experiments.projection_run import MEANS, along, run_arm, run_s
 from train_agents.experiments.projection_tables import unknown_table
 from train_agents.results import Interval, write_result
 
-GRPO = {**tiny_student.TINY, "base_lr": 0.5}
+GRPO = {**tiny_student.TINY, "base_lr": 0.5, "divergence_kl": 1e6}  # a random student goes far in a few updates
 ARM = {arm.name: arm for arm in ARMS}
 
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path, folder):
 
 def test_what_is_recorded_of_an_arm_is_what_its_plant_measures(tmp_path, folder):
     first, second = ran(tmp_path, folder)
-    own = tiny_student.make(2, PANEL, base_lr=0.5, lr_schedule=schedule(4))
+    own = tiny_student.make(2, PANEL, base_lr=0.5, divergence_kl=1e6, lr_schedule=schedule(4))
     own.reset([run_seed(1000), run_seed(1001)])
     own.panel.move(np.array([[1.0, 1.0, 0.0, 0.0]] * 2), np.ones(2, dtype=bool))
     before = own.report()
@@ -497,7 +497,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     pictures = {file.name for file in tmp_path.glob("*.png")}
     assert len(pictures) == 8 and all(name in text for name in pictures)
     write("clean", [row | {"seed": 7} for row in made_up(11, 0.1, 0.3)])
-    with pytest.raises(ValueError, match="nothing can be paired"):
+    with pytest.raises(ValueError, match="cannot be paired; expected the first of"):
         report(tmp_path)
 
 

@@ -185,8 +185,8 @@ def sweep_table(job: Job) -> str:
             [*(f"{entry['point'][name]:.4g}" for name in names), f"{entry['score']:.4f}"]
             for entry in sorted(job["extra"]["table"], key=lambda entry: entry["score"])
         ]
-        spent = f"{job['extra']['runs_spent']} runs; in every coordinate a lower and a higher value were tried, and are no better.\n\n"
-        return spent + markdown_table([*names, "probe loss [nats]"], lines)
+        spent = f"{job['extra']['runs_spent']} runs; in every coordinate a lower and a higher value are no better."
+        return f"{spent}\n\n" + markdown_table([*names, "probe loss [nats]"], lines)
     rows = [
         [
             entry["configuration"] + (" (chosen)" if entry["configuration"] == job["extra"]["chosen"] else ""),
