@@ -9,7 +9,7 @@ import pytest
 from agents.credits import CreditStream
 from hpenv.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
-from train_agents.experiments.jel_report import LABELS, REFERENCE, report, scores, summarize
+from train_agents.experiments.jel_report import LABELS, REFERENCE, ablation_table, main_table, report, scores, summarize
 from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import constant_configurations, late_jobs, schedule_configurations
@@ -165,7 +165,26 @@ def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
     report(tmp_path)
     few = json.loads((tmp_path / "summary.json").read_text())["paper"]
     assert few["interval"] is None and len(few["versus"]["base"]) == 1
-    assert "+37.5 % (too few controllers)" in (tmp_path / "README.md").read_text()
+    assert "+37.5 % (not claimed)" in (tmp_path / "README.md").read_text()
+
+
+def test_the_ablation_table_has_an_interval_over_controllers_only_of_enough_of_them():
+    def members(*means):
+        extra = {"training": [{"rollout/ep_rew_mean": 1.0}]}
+        return [{"rows": [_row(0, mean - 1.0), _row(1, mean + 1.0)], "extra": extra} for mean in means]
+
+    groups = {"ppo": members(2.0, 3.0, 4.0), "paper": members(2.0, 2.0, 3.0, 4.0, 4.0)}
+    paper, ppo = ablation_table(groups).splitlines()[2:]
+    half = 2.77645 / np.sqrt(5)  # Student's t of 4 degrees; the standard deviation is 1
+    assert f"| paper | 3.0000 [{3 - half:.4f}, {3 + half:.4f}] | 2.000 to 4.000 (5) |" in paper
+    assert "| ppo | 3.0000 | 2.000 to 4.000 (3) |" in ppo
+
+
+def test_an_untuned_baseline_says_that_no_runs_were_spent_and_what_is_not_recorded_is_left_empty():
+    job = {"rows": [_row(0, 3.0), _row(1, 2.0)], "configuration": {}}
+    jobs = {REFERENCE: {**job, "extra": {"runs_spent": 0}}, "baseline_cosine": {**job, "extra": {}}}
+    first, second = sorted(main_table(summarize(jobs)).splitlines()[2:], key=lambda row: "cosine" in row)
+    assert first.endswith("| 0 |") and second.endswith("|  |")
 
 
 def test_a_diverged_run_scores_as_a_uniform_guess():

@@ -137,7 +137,7 @@ def _sample(values: ArrayLike, least: int = 2) -> FloatArray:
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean and Student's t interval of independent values, (n,) with n >= 2."""
+    """Mean and Student's t interval over independent values, (n,) with n >= 2: one per seed or per controller."""
     array = _sample(values).reshape(-1)
     half = t_quantile(0.5 + confidence / 2.0, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size)
     return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
@@ -151,13 +151,13 @@ def _paired(a: ArrayLike, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
 
 
 def paired_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
-    """How far `a` lies below `b`: b - a with a t interval; both (n,), in the order of the same n seeds."""
+    """How far `a` lies below `b`: b - a with a t interval over seeds; both (n,), in the order of the same n seeds."""
     first, second = _paired(a, b)
     return mean_interval(second - first, confidence)
 
 
 def paired_relative_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
-    """By which part `a` lies below `b`: (b - a) / b, as `paired_interval`; 0.193 is 19.3 % below."""
+    """Fraction by which `a` lies below `b`: (b - a) / b, as `paired_interval`; 0.193 is 19.3 % below."""
     first, second = _paired(a, b)
     return mean_interval((second - first) / second, confidence)
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from train_agents import figures
-from train_agents.results import controllers_interval, markdown_table, mean_interval, paired_relative_interval
+from train_agents.results import (
+    FEWEST_CONTROLLERS,
+    controllers_interval,
+    markdown_table,
+    mean_interval,
+    paired_relative_interval,
+)
 
 Job = Mapping[str, Any]
 
@@ -21,7 +27,7 @@ LABELS = {
     "baseline_wsd": "conservative base, warmup-stable-decay",
     "baseline_cosine_tuned": "hand-tuned rates, cosine",
     "baseline_wsd_tuned": "hand-tuned rates, warmup-stable-decay",
-    "baseline_nanochat": "nanochat's rates, schedule and Muon, without its rule for the batch size",
+    "baseline_nanochat": "nanochat's rates, schedule and Muon, untuned, without its rule for the batch size",
     "baseline_hand_tuned": "hand-tuned per-group rates, warmdown",
     "sweep_constant": "best constant multiplier of a sweep",
     "tuned_uniform": "one rate and decay, tuned, warmdown",
@@ -74,11 +80,11 @@ def scores(job: Job) -> np.ndarray:
     return np.array([8.0 if row["bpb"] is None or row["divergence_reason"] else row["bpb"] for row in job["rows"]])
 
 
-def _run_equivalents(jobs: Sequence[Job]) -> float:
-    """Tokens that one controller, search or sweep was made with, in those of one deployed run."""
+def _run_equivalents(jobs: Sequence[Job]) -> float | None:
+    """Tokens that one controller, search or sweep was made with, in those of one deployed run; None if not recorded."""
     configuration = jobs[0]["configuration"]
     if "meta_kwargs" not in configuration:
-        return float(jobs[0]["extra"].get("runs_spent", 0))
+        return jobs[0]["extra"].get("runs_spent")
     meta, deployed = configuration["meta_kwargs"], configuration["deployment_kwargs"]
     episodes = configuration.get("num_episodes", 8 * configuration.get("num_updates", 0))
     return episodes * meta["batch_tokens"] / deployed["batch_tokens"]
@@ -122,12 +128,17 @@ def _tuned_to(job: Job) -> float:
 def _percent(values: Sequence[float] | None) -> str:
     if values is None:
         return ""
-    interval = f" [{100 * values[1]:+.1f}, {100 * values[2]:+.1f}]" if len(values) == 3 else " (too few controllers)"
+    interval = f" [{100 * values[1]:+.1f}, {100 * values[2]:+.1f}]" if len(values) == 3 else " (not claimed)"
     return f"{100 * values[0]:+.1f} %{interval}"
 
 
 def _ends(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _spread(means: Sequence[float]) -> str:
+    """Range over controllers and their number; empty for what is no controller."""
+    return f"{min(means):.3f} to {max(means):.3f} ({len(means)})" if len(means) > 1 else ""
 
 
 def _below(matrix: np.ndarray, reference: np.ndarray) -> list[float]:
@@ -138,8 +149,8 @@ def _below(matrix: np.ndarray, reference: np.ndarray) -> list[float]:
         reference: of the reference, (seeds,).
 
     Returns:
-        The mean, and the ends of the interval: over controllers where there are several, none of too few; else over
-        seeds.
+        The mean, and the ends of the interval. Of several controllers it is over their means over the seeds, and holds
+        for these runs of the reference; of too few there is none. Of a single method it is over seeds.
     """
     if len(matrix) == 1:
         return [float(v) for v in paired_relative_interval(matrix[0], reference)]
@@ -154,19 +165,17 @@ def main_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     for name, entry in sorted(summary.items(), key=lambda item: -item[1]["bpb"]):
         if name not in LABELS and not name.startswith("baseline_"):
             continue
-        spread = entry["controllers"]
         rows.append(
             [
                 LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")),
-                f"{entry['bpb']:.4f}"
-                + ("" if entry["interval"] is None else " [{:.4f}, {:.4f}]".format(*entry["interval"])),
-                f"{min(spread):.3f} to {max(spread):.3f} ({len(spread)})" if len(spread) > 1 else "",
+                f"{entry['bpb']:.4f}{_ends(entry['interval'])}",
+                _spread(entry["controllers"]),
                 "" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}",
                 _percent(entry["versus"].get("base")),
                 _percent(entry["versus"].get("constant")),
                 _percent(entry["versus"].get("schedule_free")),
                 _percent(entry["versus"].get("hand_tuned")),
-                f"{entry['run_equivalents']:.0f}" if entry["run_equivalents"] else "",
+                "" if entry["run_equivalents"] is None else f"{entry['run_equivalents']:.0f}",
             ]
         )
     headers = [
@@ -199,20 +208,21 @@ def sweep_table(job: Job) -> str:
 
 
 def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
-    """Section 4.4: every ablation beside the paper's arm."""
+    """Section 4.4: every ablation beside the paper's arm; an interval, over controllers, where there are enough."""
     rows = []
     names = ["paper", *(name for name in groups if name not in LABELS)]
     for name in names:
         members = groups.get(name, [])
         if not members or "training" not in members[0]["extra"]:
             continue
-        own = [float(scores(job).mean()) for job in members]
+        matrix = np.stack([scores(job) for job in members])  # (controllers, seeds)
+        interval = controllers_interval(matrix)
         training = members[0]["extra"]["training"]
         rows.append(
             [
                 name.replace("_", " "),
-                f"{np.mean(own):.4f}",
-                f"{min(own):.3f} to {max(own):.3f} ({len(own)})",
+                f"{matrix.mean():.4f}{_ends(interval[1:] if interval else None)}",
+                _spread(matrix.mean(1).tolist()),
                 str(len(training)),
                 _late_return(training),
                 _entropy(training, 0),
@@ -318,8 +328,11 @@ def report(folder: Path) -> None:
         "# JEL on `nano`",
         f"Command: `{command}`  \nCommits of the jobs: {', '.join(commits)}  \nCorpus sha256: `{facts['corpus']}`  \n"
         f"Evaluation seeds: {seeds[0]} to {seeds[-1]}; intervals are 95 %, Student's, over seeds, or over controllers "
-        "where there are at least five. Of fewer controllers none is given, and nothing is claimed. Differences are "
-        "paired by seed. Figure 3: quartiles over the episodes of meta-training, averaged over the controllers.",
+        f"where there are at least {FEWEST_CONTROLLERS}. Of fewer controllers none is given, and nothing is claimed. "
+        "Differences are paired by seed; the runs of the method that is compared with are taken as they are. "
+        "`Made with` counts the runs of tuning or meta-training; 0 is untuned. nanochat's rule for the batch size, "
+        "sqrt(tokens / 524,288) on all rates, is left out of its rows; at 512 tokens a step it is 1/32. "
+        "Figure 3: quartiles over the episodes of meta-training, averaged over the controllers.",
         "## Table 1: held-out bits per byte",
         main_table(summary),
         "![comparison](comparison.png)\n\n![dynamics](figure2_dynamics.png)",
@@ -337,7 +350,8 @@ def report(folder: Path) -> None:
     if any(f"{name}-0" in jobs for name in groups if name not in LABELS):
         parts += [
             "## Ablations (section 4.4)",
-            "Three controllers each beside the paper's arm; of so few nothing is claimed.",
+            f"The range is over controllers. The interval is Student's over them, of at least {FEWEST_CONTROLLERS}; of "
+            "fewer, nothing is claimed.",
             ablation_table(groups),
             "![entropy](entropy_ablations.png)\n\n![learning curves](learning_curves_ablations.png)",
         ]
