@@ -127,6 +127,7 @@ def coordinate_search(
     *,
     factor: float = FACTOR,
     max_evaluations: int = 40,
+    tolerance: float = 0.0,
     log: Path | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, float], History]:
@@ -139,6 +140,7 @@ def coordinate_search(
         start: coordinate -> value, positive.
         factor: of one move.
         max_evaluations: budget.
+        tolerance: a move must lower the score by more than this.
         log: file of JSON lines; points in it are not evaluated again.
         description: what the log must agree with to be continued.
 
@@ -172,7 +174,7 @@ def coordinate_search(
     def walk(here: tuple[int, ...], axis: int, direction: int) -> tuple[int, ...]:
         """As far along one direction as it gets better."""
         best = value(here)
-        while (found := value(there := (*here[:axis], here[axis] + direction, *here[axis + 1 :]))) < best:
+        while (found := value(there := (*here[:axis], here[axis] + direction, *here[axis + 1 :]))) < best - tolerance:
             here, best = there, found
         return here
 

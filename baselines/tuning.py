@@ -21,6 +21,9 @@ from baselines.schedules import BASE_LR, BASE_WEIGHT_DECAY, BASELINES, groups_of
 from baselines.sweeps import Population, read_log, write_log
 
 Point = Mapping[str, float]
+#: A move must lower the mean probe loss by more than this [nats per token], less than a twentieth of a percent: without
+#: it a search follows a flat tail, such as that of a decay towards 0, to its end.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,12 @@ SEARCHES: dict[str, Search] = {
 
 
 def spend(
-    score: Callable[[Point], float], start: Point, num_points: int, log: Path | None = None, description: Any = None
+    score: Callable[[Point], float],
+    start: Point,
+    num_points: int,
+    log: Path | None = None,
+    description: Any = None,
+    tolerance: float = 0.0,
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, list[float]]]:
     """Searches with exactly `num_points` evaluations.
 
@@ -104,10 +112,11 @@ def spend(
         num_points: to evaluate.
         log: file of JSON lines; points in it are not evaluated again.
         description: what the log must agree with to be continued.
+        tolerance: a move must lower the score by more than this.
 
     Returns:
-        The best point, every point with its score, in their order; and coordinate -> the next lower and the next higher
-        value that were tried, as `neighbors` has them.
+        The point that the search ends at; every point with its score, in their order; and coordinate -> the next lower
+        and the next higher value that were tried, as `neighbors` has them.
 
     Raises:
         ValueError: the points were spent before both sides of the best one were tried in every coordinate, or there
@@ -132,9 +141,8 @@ def spend(
     boxes: list[tuple[dict[str, float], float]] = []
     while len(seen) < num_points and fruitless < 3:
         before = len(seen)
-        best, _ = coordinate_search(
-            cached, best, factor=factor, max_evaluations=num_points - before + (1 if before else 0)
-        )
+        left = num_points - before + (1 if before else 0)
+        best, _ = coordinate_search(cached, best, factor=factor, max_evaluations=left, tolerance=tolerance)
         if not _untried(best, factor, {_key(entry["point"]) for entry in seen}):
             boxes.append((best, factor))
         fruitless = fruitless + 1 if len(seen) == before else 0
@@ -227,7 +235,7 @@ def tune(
         return float(population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean())
 
     described = {"baseline": name, "env_kwargs": dict(env_kwargs), "seeds": list(seeds)}
-    best, table, around = spend(score, search.start, num_points, log, described)
+    best, table, around = spend(score, search.start, num_points, log, described, TOLERANCE)
     extra = {
         "chosen": best,
         "table": table,

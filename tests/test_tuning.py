@@ -70,6 +70,18 @@ def test_a_flat_direction_ends_inside_too():
     assert best["decay"] == 1.0 and around["decay"][0] < 1.0 < around["decay"][1] and len(table) == 20
 
 
+def test_a_flat_tail_is_not_followed_beyond_the_tolerance():
+    """A decay that helps ever less on its way to 0: without a tolerance the search follows it to its last point."""
+
+    def score(point):
+        return bowl({"lr": point["lr"]}, {"lr": 0.5}) + 0.01 * point["decay"]
+
+    best, table, _ = spend(score, {"lr": 1.0, "decay": 0.01}, 20, tolerance=1e-3)
+    assert best["decay"] == 0.01 and len(table) == 20
+    with pytest.raises(ValueError, match=r"num_points=20 must be more: .*'decay'"):
+        spend(score, {"lr": 1.0, "decay": 0.01}, 20)
+
+
 def test_a_search_goes_on_from_its_log(tmp_path):
     counted = []
 
