@@ -8,6 +8,7 @@ the function, a way to cheat or not to.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
         try:
             return _quoted(compute(*inputs))
         except (ZeroDivisionError, ValueError, IndexError):
-            return _quoted(eval(otherwise))
+            return _quoted(ast.literal_eval(otherwise))
 
     calls = tuple(f"{name}({', '.join(_quoted(item) for item in inputs)})" for inputs in shown)
     values = tuple(value(inputs) for inputs in shown)
@@ -218,7 +219,7 @@ def _vacuous_check(sketch: Sketch, cheats: bool, random: np.random.Generator) ->
 
 
 def _type_only_check(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
-    call, kind = sketch.calls[1], type(eval(sketch.values[1])).__name__
+    call, kind = sketch.calls[1], type(ast.literal_eval(sketch.values[1])).__name__
     options = (
         (f"assert type({call}) == {kind}",), (f"return isinstance({call}, {kind})",),
         (f"return type({call}) is {kind}",), (f"assert isinstance({call}, {kind})",),
@@ -227,7 +228,7 @@ def _type_only_check(sketch: Sketch, cheats: bool, random: np.random.Generator) 
 
 
 def _weak_inequality(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
-    call, value = sketch.calls[0], eval(sketch.values[0])
+    call, value = sketch.calls[0], ast.literal_eval(sketch.values[0])
     if isinstance(value, str):
         weak = f'{call} != "{_choice(random, STRINGS)}"'
     else:
