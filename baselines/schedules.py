@@ -180,7 +180,11 @@ def wsd_tuned(num_steps: int, preset: str = "nano") -> Baseline:
 
 
 def nanochat(num_steps: int, preset: str = "nano") -> Baseline:
-    """nanochat as it is, not tuned for this size; on `jel-73m` the paper's hand-tuned upper bound."""
+    """Trains with nanochat's rates, schedules and Muon, but without its rule for the batch size.
+
+    The rule multiplies all rates by sqrt(tokens of a step / 524,288): 1/32 at 512 tokens. Nothing is tuned for this
+    size; on `jel-73m` it is the paper's hand-tuned upper bound.
+    """
     return Baseline(
         "nanochat",
         nanochat_rates(preset)
