@@ -38,3 +38,8 @@ def test_every_row_of_the_tables_of_results_has_a_claim():
     printed = " ".join(claim.printed for claim in ALL)
     zero = "+0.0 % [+0.0, +0.0]"  # a method against itself
     assert not [number for number in stated if number not in printed and number != zero]
+
+
+def test_no_sentence_waits_for_a_number():
+    for document in (Path("README.md"), *Path("results").glob("*/NOTES.md")):
+        assert "@@" not in document.read_text(encoding="utf-8"), document

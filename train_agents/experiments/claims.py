@@ -87,8 +87,8 @@ def _sidecar_jobs() -> dict[str, Any]:
 
 
 @lru_cache
-def _projection() -> dict[str, Any]:
-    return dict(projection_claims.scored(projection_report.load_jobs(RESULTS / "projection" / "jobs")))
+def _projection(folder: str = "projection") -> dict[str, Any]:
+    return dict(projection_claims.scored(projection_report.load_jobs(RESULTS / folder / "jobs")))
 
 
 def _at(value: Any, keys: Sequence[str | int]) -> Any:
@@ -165,6 +165,12 @@ def projection(arm: str, key: str) -> list[float]:
     return [100 * float(values.mean()), 100 * projection_claims.sem(values)]
 
 
+def projection_next(arm: str, key: str) -> list[float]:
+    """The same of an arm that was run again."""
+    values = _projection("projection/next")[arm][key]
+    return [100 * float(values.mean()), 100 * projection_claims.sem(values)]
+
+
 def projection_at(arm: str, key: str, step: int) -> list[float]:
     """Percent of an arm of the projection experiment at one report, mean and standard error over its seeds."""
     steps, values = projection_claims.curve(projection_report.load_jobs(RESULTS / "projection" / "jobs")[arm], key)
@@ -197,7 +203,7 @@ SOURCES: dict[str, Callable[..., list[float]]] = {
     for function in (
         *(jel, jel_below, jel_controllers, sidecar, sidecar_range),
         *(sidecar_first_version, signal_noise, signal_ratio),
-        *(projection, projection_at, projection_mean, projection_fewer, file, percent_of),
+        *(projection, projection_next, projection_at, projection_mean, projection_fewer, file, percent_of),
     )
 }
 
