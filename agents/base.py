@@ -42,8 +42,8 @@ class Rollout(NamedTuple):
         raw: `Decision.raw`, (T, N, A).
         log_prob: `Decision.log_prob`, (T, N).
         rewards: of the window that the decision controlled, (T, N).
-        alive: True for decisions that were really taken; False after the episode has ended, (T, N) bool. What the other
-            arrays hold there is never read.
+        alive: True for decisions that were really taken; False after the episode has ended, (T, N)
+            bool. What the other arrays hold there is never read.
     """
 
     observations: Float32Array
@@ -80,7 +80,9 @@ class Agent(Protocol):
 def check_rollout(rollout: Rollout, observation_size: int, action_size: int) -> None:
     """Raises a ValueError if a rollout's shapes disagree, or if a decision that was taken holds a NaN or infinity."""
     if rollout.alive.ndim != 2 or rollout.alive.dtype != np.bool_:
-        raise ValueError(f"rollout.alive of {rollout.alive.dtype} {rollout.alive.shape}; expected bool, (T, N)")
+        raise ValueError(
+            f"rollout.alive of {rollout.alive.dtype} {rollout.alive.shape}; expected bool, (T, N)"
+        )
     T, N = rollout.alive.shape
     expected = {
         "observations": (T, N, observation_size),
@@ -93,11 +95,15 @@ def check_rollout(rollout: Rollout, observation_size: int, action_size: int) -> 
         if array.shape != shape:
             raise ValueError(f"rollout.{name} of shape {array.shape}; expected {shape}")
         if not np.isfinite(array[rollout.alive]).all():
-            raise ValueError(f"rollout.{name} holds a NaN or an infinity at a decision that was taken")
+            raise ValueError(
+                f"rollout.{name} holds a NaN or an infinity at a decision that was taken"
+            )
     if not rollout.alive.any():
         raise ValueError("a rollout without a single decision; expected alive to be True somewhere")
     if (rollout.alive[1:] & ~rollout.alive[:-1]).any():
-        raise ValueError("rollout.alive turns True again; an episode that has ended keeps its column, masked")
+        raise ValueError(
+            "rollout.alive turns True again; an episode that has ended keeps its column, masked"
+        )
 
 
 def config_json(config: Any) -> dict[str, Any]:
@@ -109,7 +115,9 @@ def check_saved(metadata: Mapping[str, Any], expected: Mapping[str, Any], path: 
     """Raises a ValueError that names the first value in which a saved agent differs from the one that loads it."""
     for name, value in expected.items():
         if metadata.get(name) != value:
-            raise ValueError(f"{path} was saved with {name} {metadata.get(name)!r}; this agent has {value!r}")
+            raise ValueError(
+                f"{path} was saved with {name} {metadata.get(name)!r}; this agent has {value!r}"
+            )
 
 
 def check_counters(metadata: Mapping[str, Any], names: Iterable[str], path: object) -> None:
@@ -139,7 +147,8 @@ def load_trained(
         optimizer: of this agent.
 
     Raises:
-        ValueError: the folder is damaged, or its agent differs in identity, fields, shapes or dtypes.
+        ValueError: the folder is damaged, or its agent differs in identity, fields, shapes or
+            dtypes.
     """
     found, metadata = load_state(path, "agent")
     check_saved(metadata, identity, path)
@@ -152,7 +161,9 @@ def load_trained(
 def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Returns zeros under the names and in the shapes that `optimizer_tensors` gives for Adam after its first step."""
     found: dict[str, torch.Tensor] = {}
-    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+    for index, parameter in enumerate(
+        p for group in optimizer.param_groups for p in group["params"]
+    ):
         found[f"optimizer.{index}.step"] = torch.zeros(())
         for key in ("exp_avg", "exp_avg_sq"):
             found[f"optimizer.{index}.{key}"] = torch.zeros_like(parameter, requires_grad=False)
@@ -162,10 +173,16 @@ def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """State of an optimizer under flat names `optimizer.<parameter number>.<key>` (Adam: step, exp_avg, exp_avg_sq)."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{index}.{key}": tensor for index, slots in state.items() for key, tensor in slots.items()}
+    return {
+        f"optimizer.{index}.{key}": tensor
+        for index, slots in state.items()
+        for key, tensor in slots.items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
     """Puts back what `optimizer_tensors` gave; the parameter groups stay as they are."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -173,4 +190,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
         if prefix == "optimizer":
             index, _, key = rest.partition(".")
             state.setdefault(int(index), {})[key] = tensor.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

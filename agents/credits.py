@@ -7,7 +7,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from agents.returns import STD_EPSILON, BoolArray, FloatArray, corrected_mean, credit_weights, leave_one_out
+from agents.returns import (
+    STD_EPSILON,
+    BoolArray,
+    FloatArray,
+    corrected_mean,
+    credit_weights,
+    leave_one_out,
+)
 
 Baseline = Literal["own", "population"]
 BASELINES: tuple[Baseline, ...] = ("own", "population")
@@ -30,22 +37,25 @@ class Advantages(NamedTuple):
 
 
 class CreditStream:
-    """Takes N runs' rewards decision by decision; gives the advantages of the decision whose credit they complete.
+    """Takes N runs' rewards decision by decision; gives the advantages of the decision whose credit
+    they complete.
 
-    credit - baseline, divided by the root mean square of advantages so far (this one included), and bounded. Baseline
-    and mean square are kept per cell, as the paper has it; the reward being one number per run, they are equal among
-    the cells of a row that answer equally fast. The baseline of a decision is that of the moment it was taken: one made
-    later holds rewards that the decision itself has shaped, and would take part of its effect away. A run's first
-    credits have no baseline, and teach nothing.
+    credit - baseline, divided by the root mean square of advantages so far (this one included), and
+    bounded. Baseline and mean square are kept per cell, as the paper has it; the reward being one
+    number per run, they are equal among the cells of a row that answer equally fast. The baseline
+    of a decision is that of the moment it was taken: one made later holds rewards that the decision
+    itself has shaped, and would take part of its effect away. A run's first credits have no
+    baseline, and teach nothing.
 
     Args:
         num_rows: N.
-        immediate: cells whose effect the decision's own reward shows, (M,); see `returns.credit_weights`.
+        immediate: cells whose effect the decision's own reward shows, (M,); see
+            `returns.credit_weights`.
         delay: decisions between an action and the first reward that answers it.
         horizon: rewards added up to a credit.
         gamma: discount per decision beyond the delay.
-        baseline: `own`, an exponential mean of the cell's credits before this one, or `population`, the mean of the
-            other rows' credits of the same decision.
+        baseline: `own`, an exponential mean of the cell's credits before this one, or `population`,
+            the mean of the other rows' credits of the same decision.
         baseline_decay: of that exponential mean.
         scale_decay: of the mean square.
         bound: advantages are clipped to [-bound, bound] after the division.
@@ -65,11 +75,15 @@ class CreditStream:
     ) -> None:
         size = (num_rows, len(immediate))
         # (M, D): one row of weights per cell
-        self._weights = np.stack([credit_weights(delay, horizon, gamma, flag) for flag in immediate])
+        self._weights = np.stack(
+            [credit_weights(delay, horizon, gamma, flag) for flag in immediate]
+        )
         self._baseline = baseline
         self._decays = (baseline_decay, scale_decay)
         self._bound = bound
-        self._rewards = np.zeros((0, num_rows))  # of the decisions that wait, the oldest first, (at most D - 1, N)
+        self._rewards = np.zeros(
+            (0, num_rows)
+        )  # of the decisions that wait, the oldest first, (at most D - 1, N)
         self._baselines = np.zeros((0, *size))  # theirs, and whether there was one
         self._known = np.zeros((0, num_rows, 1))
         self._mean = np.zeros(size)
@@ -87,11 +101,12 @@ class CreditStream:
 
         Args:
             rewards: (N,).
-            alive: runs that took it, (N,) bool; what a run that has ended holds is not read, and its means stay.
+            alive: runs that took it, (N,) bool; what a run that has ended holds is not read, and
+                its means stay.
 
         Returns:
-            Advantages of the decision `delay + horizon - 1` back, 0 for runs that have ended; None while there are
-            fewer decisions.
+            Advantages of the decision `delay + horizon - 1` back, 0 for runs that have ended; None
+            while there are fewer decisions.
         """
         baseline_decay, scale_decay = self._decays
         waiting = np.concatenate([self._rewards, np.where(alive, rewards, 0.0)[None]])  # (<= D, N)
@@ -110,10 +125,14 @@ class CreditStream:
             baseline, known = baselines[0], alive[:, None] & (had_one[0] > 0)
         difference = np.where(known, credits - baseline, 0.0)
         self._mean = np.where(
-            alive[:, None], baseline_decay * self._mean + (1.0 - baseline_decay) * credits, self._mean
+            alive[:, None],
+            baseline_decay * self._mean + (1.0 - baseline_decay) * credits,
+            self._mean,
         )
         self._mean_count += alive[:, None]
-        self._square = np.where(known, scale_decay * self._square + (1.0 - scale_decay) * difference**2, self._square)
+        self._square = np.where(
+            known, scale_decay * self._square + (1.0 - scale_decay) * difference**2, self._square
+        )
         self._square_count += known
         rms = np.sqrt(corrected_mean(self._square, self._square_count, scale_decay))
         values = np.clip(difference / (rms + STD_EPSILON), -self._bound, self._bound)
@@ -143,10 +162,11 @@ class CreditStream:
 
 
 class Evidence:
-    """How sure it is that a statistic is not zero on average: t = sum w x / sqrt(sum w^2 x^2) of what was pushed.
+    """How sure it is that a statistic is not zero on average: t = sum w x / sqrt(sum w^2 x^2) of
+    what was pushed.
 
-    The weights w fall off exponentially; were x independent noise, t would have mean 0 and variance 1 whatever the
-    size of x.
+    The weights w fall off exponentially; were x independent noise, t would have mean 0 and variance
+    1 whatever the size of x.
 
     Args:
         shape: of one x, (N, ...).
@@ -167,8 +187,12 @@ class Evidence:
     def gates(self, z: float) -> FloatArray:
         """max(0, 1 - (z / t)^2): 0 up to |t| = z, and towards 1 beyond; 1 for z = 0 wherever anything was seen."""
         square = np.square(self._sum)
-        inverse = np.divide(self._squares, square, out=np.full_like(square, np.inf), where=square > 0.0)  # 1 / t^2
-        return np.maximum(0.0, 1.0 - z * z * inverse) if z > 0.0 else np.where(square > 0.0, 1.0, 0.0)
+        inverse = np.divide(
+            self._squares, square, out=np.full_like(square, np.inf), where=square > 0.0
+        )  # 1 / t^2
+        return (
+            np.maximum(0.0, 1.0 - z * z * inverse) if z > 0.0 else np.where(square > 0.0, 1.0, 0.0)
+        )
 
     def arrays(self) -> dict[str, FloatArray]:
         """Everything the next push depends on, as copies."""

@@ -1,12 +1,15 @@
-"""JEL: a Gaussian policy trained with PPO's clipped objective on group-relative advantages, no critic.
+"""JEL: a Gaussian policy trained with PPO's clipped objective on group-relative advantages, no
+critic.
 
-Per update: N episodes are N runs of the same task; a decision's advantage is its discounted return minus the mean
-return of the runs at the same decision; 4 epochs over the samples in minibatches of 64.
+Per update: N episodes are N runs of the same task; a decision's advantage is its discounted return
+minus the mean return of the runs at the same decision; 4 epochs over the samples in minibatches of
+64.
 
-Departs from the paper (Lee & Ndubuaku, "Just Enough Learning", section 3.5 and table 2) where it is silent: the
-log_std head starts with zero weights (`hpenv.policies.gaussian_mlp`); the last minibatch of an epoch may be smaller
-(96 samples are 64 + 32); an episode that diverged stays in its column and its missing decisions count in no baseline
-and no loss; the gradient norm is unbounded unless asked for; Adam is torch's (betas 0.9 and 0.999, eps 1e-8).
+Departs from the paper (Lee & Ndubuaku, "Just Enough Learning", section 3.5 and table 2) where it is
+silent: the log_std head starts with zero weights (`hpenv.policies.gaussian_mlp`); the last
+minibatch of an epoch may be smaller (96 samples are 64 + 32); an episode that diverged stays in its
+column and its missing decisions count in no baseline and no loss; the gradient norm is unbounded
+unless asked for; Adam is torch's (betas 0.9 and 0.999, eps 1e-8).
 """
 
 from __future__ import annotations
@@ -37,16 +40,22 @@ from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.policy import as_observations
 from hpenv.policies.store import save_state
 
-Normalization = Literal["none", "per_step_std", "batch_std", "grpo"]  # the command line offers these
+Normalization = Literal[
+    "none", "per_step_std", "batch_std", "grpo"
+]  # the command line offers these
 Advantages = tuple[FloatArray, FloatArray]  # advantages and weights of the decisions, (T, N) each
 
 
 def _none(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
-    return returns.centered_returns(returns.discounted_returns(rewards, alive, gamma), alive), np.ones(alive.shape)
+    return returns.centered_returns(
+        returns.discounted_returns(rewards, alive, gamma), alive
+    ), np.ones(alive.shape)
 
 
 def _per_step_std(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
-    return returns.per_step_standardized(returns.discounted_returns(rewards, alive, gamma), alive), np.ones(alive.shape)
+    return returns.per_step_standardized(
+        returns.discounted_returns(rewards, alive, gamma), alive
+    ), np.ones(alive.shape)
 
 
 def _batch_std(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
@@ -58,8 +67,9 @@ def _grpo(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
     return returns.grpo_outcome(rewards, alive), returns.episode_weights(alive)
 
 
-#: (rewards, alive, gamma) -> advantages and weights. `none` is JEL, `grpo` what it calls standard GRPO; the two between
-#: bring back a standard deviation alone, per decision or, as stable-baselines3's PPO does, per batch.
+#: (rewards, alive, gamma) -> advantages and weights. `none` is JEL, `grpo` what it calls standard
+#: GRPO; the two between bring back a standard deviation alone, per decision or, as
+#: stable-baselines3's PPO does, per batch.
 NORMALIZATIONS: dict[Normalization, Callable[[FloatArray, BoolArray, float], Advantages]] = {
     "none": _none,
     "per_step_std": _per_step_std,
@@ -86,7 +96,9 @@ class JELAgentConfig:
 
     def __post_init__(self) -> None:
         if self.normalize not in NORMALIZATIONS:
-            raise ValueError(f"unknown normalize {self.normalize!r}; expected one of {list(NORMALIZATIONS)}")
+            raise ValueError(
+                f"unknown normalize {self.normalize!r}; expected one of {list(NORMALIZATIONS)}"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate {self.learning_rate}; expected a positive number")
         if not 0.0 <= self.gamma <= 1.0:
@@ -96,9 +108,13 @@ class JELAgentConfig:
         if not self.entropy_coefficient >= 0:
             raise ValueError(f"entropy_coefficient {self.entropy_coefficient}; expected 0 or more")
         if self.num_epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"num_epochs {self.num_epochs}, batch_size {self.batch_size}; expected at least 1 each")
+            raise ValueError(
+                f"num_epochs {self.num_epochs}, batch_size {self.batch_size}; expected at least 1 each"
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm {self.max_grad_norm}; expected a positive number or None")
+            raise ValueError(
+                f"max_grad_norm {self.max_grad_norm}; expected a positive number or None"
+            )
 
 
 class JELAgent:
@@ -116,11 +132,17 @@ class JELAgent:
     """
 
     def __init__(
-        self, observation_size: int, action_size: int, config: JELAgentConfig | None = None, seed: int = 0
+        self,
+        observation_size: int,
+        action_size: int,
+        config: JELAgentConfig | None = None,
+        seed: int = 0,
     ) -> None:
         self.config = JELAgentConfig() if config is None else config
         # Two streams, or the first noise would repeat the initial weights.
-        weights_seed, draws_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+        weights_seed, draws_seed = (
+            int(word) for word in np.random.SeedSequence(seed).generate_state(2)
+        )
         self.policy = GaussianMLP(
             observation_size,
             action_size,
@@ -141,20 +163,25 @@ class JELAgent:
             obs: observations, (N, F).
             deterministic: raw is the mean, and the generator is not advanced.
         """
-        mean, log_std = self.policy(torch.from_numpy(as_observations(obs, self.policy.observation_size)))
+        mean, log_std = self.policy(
+            torch.from_numpy(as_observations(obs, self.policy.observation_size))
+        )
         raw = mean
         if not deterministic:
             raw = mean + torch.exp(log_std) * torch.randn(mean.shape, generator=self._generator)
-        return Decision(torch.tanh(raw).numpy(), raw.numpy(), gaussian_log_prob(raw, mean, log_std).numpy())
+        return Decision(
+            torch.tanh(raw).numpy(), raw.numpy(), gaussian_log_prob(raw, mean, log_std).numpy()
+        )
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """One update from the rollout of N episodes.
 
         Returns:
-            Metrics under stable-baselines3's tags, with its meanings: policy_gradient_loss, entropy_loss, loss,
-            clip_fraction are means over all minibatches (its `loss` is that of the last one), approx_kl over those of
-            the last epoch, n_updates counts epochs. Beside them, after the update: train/entropy, summed over the
-            cells, train/entropy_per_cell [nats], train/std; and train/gradient_norm before any bound.
+            Metrics under stable-baselines3's tags, with its meanings: policy_gradient_loss,
+            entropy_loss, loss, clip_fraction are means over all minibatches (its `loss` is that of
+            the last one), approx_kl over those of the last epoch, n_updates counts epochs. Beside
+            them, after the update: train/entropy, summed over the cells, train/entropy_per_cell
+                [nats], train/std; and train/gradient_norm before any bound.
 
         Raises:
             ValueError: the rollout's shapes disagree, or it holds a NaN or no decision at all.
@@ -162,13 +189,18 @@ class JELAgent:
         check_rollout(rollout, self.policy.observation_size, self.policy.action_size)
         alive = rollout.alive
         rewards = np.asarray(rollout.rewards, dtype=np.float64)
-        advantages, weights = NORMALIZATIONS[self.config.normalize](rewards, alive, self.config.gamma)
+        advantages, weights = NORMALIZATIONS[self.config.normalize](
+            rewards, alive, self.config.gamma
+        )
 
         def samples(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array[alive], dtype=np.float32))  # (M, ...)
+            return torch.from_numpy(
+                np.ascontiguousarray(array[alive], dtype=np.float32)
+            )  # (M, ...)
 
         columns = [
-            samples(array) for array in (rollout.observations, rollout.raw, rollout.log_prob, advantages, weights)
+            samples(array)
+            for array in (rollout.observations, rollout.raw, rollout.log_prob, advantages, weights)
         ]
         epochs = [self._epoch(columns) for _ in range(self.config.num_epochs)]
         self.num_updates += 1
@@ -191,14 +223,19 @@ class JELAgent:
             "train/learning_rate": self.config.learning_rate,
             "train/clip_range": self.config.clip_range,
             "train/n_updates": float(self.num_updates * self.config.num_epochs),
-            "rollout/ep_rew_mean": float(np.where(alive, rewards, 0.0).sum(axis=0)[lengths > 0].mean()),
+            "rollout/ep_rew_mean": float(
+                np.where(alive, rewards, 0.0).sum(axis=0)[lengths > 0].mean()
+            ),
             "rollout/ep_len_mean": float(lengths[lengths > 0].mean()),
         }
 
     def _epoch(self, columns: Sequence[torch.Tensor]) -> list[dict[str, float]]:
         """Passes once over the samples in a drawn order; the numbers of each minibatch."""
         order = torch.randperm(len(columns[0]), generator=self._generator)
-        return [self._step(*(column[batch] for column in columns)) for batch in order.split(self.config.batch_size)]
+        return [
+            self._step(*(column[batch] for column in columns))
+            for batch in order.split(self.config.batch_size)
+        ]
 
     def _step(
         self,
@@ -254,10 +291,15 @@ class JELAgent:
         """Continues bitwise where the saved agent stood.
 
         Raises:
-            ValueError: the folder is damaged, or its agent has other sizes, fields or another configuration.
+            ValueError: the folder is damaged, or its agent has other sizes, fields or another
+                configuration.
         """
-        tensors, metadata = load_trained(path, self._identity(), ["num_updates"], self._tensors(), self._optimizer)
-        self.policy.load_state_dict({name: tensors[f"policy.{name}"] for name in self.policy.state_dict()})
+        tensors, metadata = load_trained(
+            path, self._identity(), ["num_updates"], self._tensors(), self._optimizer
+        )
+        self.policy.load_state_dict(
+            {name: tensors[f"policy.{name}"] for name in self.policy.state_dict()}
+        )
         restore_optimizer(self._optimizer, tensors)
         self._generator.set_state(tensors["generator"])
         self.num_updates = metadata["num_updates"]

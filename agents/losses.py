@@ -9,8 +9,11 @@ import torch
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
-def gaussian_log_density(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
-    """Log density of each of many independent Gaussians, -((raw - mean) / std)^2 / 2 - ln std - ln(2 pi) / 2.
+def gaussian_log_density(
+    raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor
+) -> torch.Tensor:
+    """Log density of each of many independent Gaussians, -((raw - mean) / std)^2 / 2 - ln std -
+    ln(2 pi) / 2.
 
     Args:
         raw: where the density is asked for, (..., A).
@@ -20,22 +23,26 @@ def gaussian_log_density(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.T
     Returns:
         (..., A) [nats].
     """
-    assert raw.shape == mean.shape == log_std.shape, f"{raw.shape}, {mean.shape}, {log_std.shape} differ"
+    assert raw.shape == mean.shape == log_std.shape, (
+        f"{raw.shape}, {mean.shape}, {log_std.shape} differ"
+    )
     z = (raw - mean) * torch.exp(-log_std)
     return -0.5 * (z**2 + LOG_TWO_PI) - log_std
 
 
 def gaussian_log_prob(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
-    """Log density of a diagonal Gaussian: `gaussian_log_density` summed over the last axis, (...,) [nats].
+    """Log density of a diagonal Gaussian: `gaussian_log_density` summed over the last axis, (...,)
+    [nats].
 
-    JEL's density is over raw actions. The Jacobian of tanh is left out on purpose: it is the same under the old and
-    the new policy and cancels in their ratio.
+    JEL's density is over raw actions. The Jacobian of tanh is left out on purpose: it is the same
+    under the old and the new policy and cancels in their ratio.
     """
     return gaussian_log_density(raw, mean, log_std).sum(-1)
 
 
 def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
-    """Differential entropy of a diagonal Gaussian, (1 + ln 2 pi) / 2 + log_std summed over the last axis.
+    """Differential entropy of a diagonal Gaussian, (1 + ln 2 pi) / 2 + log_std summed over the last
+    axis.
 
     Args:
         log_std: log of the standard deviations, (..., A).
@@ -49,7 +56,8 @@ def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
 def clipped_surrogate(
     log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor, clip_range: float
 ) -> torch.Tensor:
-    """PPO's objective per sample, to be maximized: min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho = exp(log ratio).
+    """PPO's objective per sample, to be maximized: min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho =
+    exp(log ratio).
 
     Where rho is 1 its gradient is A grad log pi: REINFORCE's.
 
@@ -70,14 +78,18 @@ def clipped_surrogate(
         f"{log_prob.shape}, {old_log_prob.shape}, {advantages.shape} differ"
     )
     ratio = torch.exp(log_prob - old_log_prob)
-    return torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages)
+    return torch.minimum(
+        ratio * advantages, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
+    )
 
 
 def approximate_kl(log_prob: torch.Tensor, old_log_prob: torch.Tensor) -> torch.Tensor:
-    """Estimate of KL(old || new) from samples of old: the mean of (rho - 1) - log rho, never negative, (). [nats].
+    """Estimate of KL(old || new) from samples of old: the mean of (rho - 1) - log rho, never
+    negative, (). [nats].
 
     References:
-        John Schulman, "Approximating KL divergence", http://joschu.net/blog/kl-approx.html (the estimator k3).
+        John Schulman, "Approximating KL divergence", http://joschu.net/blog/kl-approx.html (the
+        estimator k3).
     """
     assert log_prob.shape == old_log_prob.shape, f"{log_prob.shape}, {old_log_prob.shape} differ"
     log_ratio = log_prob - old_log_prob

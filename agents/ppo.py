@@ -1,13 +1,15 @@
-"""stable-baselines3's own PPO, handed the adapter's VecEnv: its randomness kept at home, its state out of pickles.
+"""stable-baselines3's own PPO, handed the adapter's VecEnv: its randomness kept at home, its state
+out of pickles.
 
-By default as close to JEL as it goes: whole episodes per update, Monte-Carlo returns (gae_lambda 1), no normalization
-of advantages, no bound on the gradient, 2 x 64 tanh, log_std from -0.5, 4 epochs of minibatches of 64. What stays
-different: a critic in place of the group's mean; one log_std for all observations; actions clipped, not squashed;
-orthogonal initial weights and Adam's eps of 1e-5 (stable-baselines3's); a row whose run diverges starts another
-episode within the rollout, whose return is completed by the critic.
+By default as close to JEL as it goes: whole episodes per update, Monte-Carlo returns (gae_lambda
+1), no normalization of advantages, no bound on the gradient, 2 x 64 tanh, log_std from -0.5, 4
+epochs of minibatches of 64. What stays different: a critic in place of the group's mean; one
+log_std for all observations; actions clipped, not squashed; orthogonal initial weights and Adam's
+eps of 1e-5 (stable-baselines3's); a row whose run diverges starts another episode within the
+rollout, whose return is completed by the critic.
 
-stable-baselines3 samples with torch's global generator and shuffles with numpy's. Both are put aside while it runs, in
-exchange for states that belong to the agent, and put back afterwards.
+stable-baselines3 samples with torch's global generator and shuffles with numpy's. Both are put
+aside while it runs, in exchange for states that belong to the agent, and put back afterwards.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ try:
     from stable_baselines3.common.vec_env import VecEnv
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "agents.ppo needs stable-baselines3; install it with: pip install 'hpenv[agents]'", name=error.name
+        "agents.ppo needs stable-baselines3; install it with: pip install 'hpenv[agents]'",
+        name=error.name,
     ) from error
 
 #: Of an episode (JEL, table 2), where nobody says how many there are.
@@ -43,7 +46,8 @@ DECISIONS = 12
 #: What a saved agent has counted.
 COUNTERS = ("num_timesteps", "num_iterations", "n_updates")
 
-#: Wall-clock readings: left out of what `learn` returns, which is the same in every run of the same seed.
+#: Wall-clock readings: left out of what `learn` returns, which is the same in every run of the same
+#: seed.
 CLOCKS = ("time/fps", "time/time_elapsed")
 
 
@@ -59,11 +63,18 @@ class PPOAgentConfig:
     value_coefficient: float = 0.5  # weight of the critic's squared error
     num_epochs: int = 4  # passes over a rollout
     batch_size: int = 64  # decisions per minibatch; the last one of an epoch may be smaller
-    num_decisions: int | None = None  # of an episode, and of every row between two updates; None: JEL's 12
+    num_decisions: int | None = (
+        None  # of an episode, and of every row between two updates; None: JEL's 12
+    )
     normalize_advantage: bool = False  # standardize the advantages of each minibatch
-    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the tanh layers of the actor, and of the critic
+    hidden_sizes: tuple[int, ...] = (
+        64,
+        64,
+    )  # widths of the tanh layers of the actor, and of the critic
     initial_log_std: float = -0.5  # a standard deviation of 0.61 over positions
-    max_grad_norm: float | None = None  # global L2 norm; None: unbounded; stable-baselines3's default is 0.5
+    max_grad_norm: float | None = (
+        None  # global L2 norm; None: unbounded; stable-baselines3's default is 0.5
+    )
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -81,7 +92,9 @@ class PPOAgentConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}; expected at least 1")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm {self.max_grad_norm}; expected a positive number or None")
+            raise ValueError(
+                f"max_grad_norm {self.max_grad_norm}; expected a positive number or None"
+            )
 
 
 class LastValues(KVWriter):
@@ -90,7 +103,9 @@ class LastValues(KVWriter):
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
         """Takes over the finite numbers of one dump."""
         numbers = {key: float(value) for key, value in key_values.items() if key not in CLOCKS}
         self.values.update({key: value for key, value in numbers.items() if math.isfinite(value)})
@@ -110,18 +125,25 @@ class PPOAgent:
 
     Attributes:
         model: stable-baselines3's PPO.
-        num_iterations: rollouts learnt from so far; stable-baselines3's own count begins anew at every `learn`.
+        num_iterations: rollouts learnt from so far; stable-baselines3's own count begins anew at
+            every `learn`.
         num_decisions: of an episode, and of every row between two updates.
     """
 
     def __init__(
-        self, observation_size: int, action_size: int, config: PPOAgentConfig | None = None, seed: int = 0
+        self,
+        observation_size: int,
+        action_size: int,
+        config: PPOAgentConfig | None = None,
+        seed: int = 0,
     ) -> None:
         self.config = PPOAgentConfig() if config is None else config
         self.num_decisions = self.config.num_decisions or DECISIONS
         self.observation_size = observation_size
         self.action_size = action_size
-        torch_seed, numpy_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+        torch_seed, numpy_seed = (
+            int(word) for word in np.random.SeedSequence(seed).generate_state(2)
+        )
         self._torch_state = torch.Generator().manual_seed(torch_seed).get_state()
         self._numpy_state: Any = np.random.RandomState(numpy_seed).get_state(legacy=False)
         self._last_values = LastValues()
@@ -131,7 +153,8 @@ class PPOAgent:
 
     def _build(self) -> PPO:
         config = self.config
-        # Without an env, as PPO.load does: the network needs the spaces alone, and any number of rows can be learnt on.
+        # Without an env, as PPO.load does: the network needs the spaces alone, and any number of
+        # rows can be learnt on.
         model = PPO(
             "MlpPolicy",
             env=None,  # type: ignore[arg-type]
@@ -192,30 +215,36 @@ class PPOAgent:
         """Lets stable-baselines3 write its own metrics to this logger's formats from now on.
 
         Args:
-            logger: from `stable_baselines3.common.logger.configure`, or with other formats; the caller closes it.
+            logger: from `stable_baselines3.common.logger.configure`, or with other formats; the
+                caller closes it.
         """
         self.model.set_logger(Logger(logger.get_dir(), [*logger.output_formats, self._last_values]))
 
     def learn(self, vec_env: VecEnv, num_episodes: int) -> dict[str, float]:
         """Learns from episodes that begin now, an update after every `vec_env.num_envs` of them.
 
-        May be called again and again to continue; every call resets the env first, so that between two calls there is
-        nothing to remember of it but its seeds (`vec_env.seed(s)` before the call).
+        May be called again and again to continue; every call resets the env first, so that between
+        two calls there is nothing to remember of it but its seeds (`vec_env.seed(s)` before the
+        call).
 
         Args:
             vec_env: population as a VecEnv (`hpenv.integrations.sb3`); actions in [-1, 1].
             num_episodes: a multiple of the number of rows.
 
         Returns:
-            The last value of every metric stable-baselines3 recorded in this call, but for wall-clock times and NaN.
-            rollout/ep_rew_mean and rollout/ep_len_mean are over this call's episodes (the last 100 at most).
+            The last value of every metric stable-baselines3 recorded in this call, but for
+            wall-clock times and NaN. rollout/ep_rew_mean and rollout/ep_len_mean are over this
+            call's episodes (the last 100 at most).
 
         Raises:
             ValueError: the spaces do not fit the agent, or the number of episodes the rows.
         """
         self._check(vec_env, num_episodes)
         model, config = self.model, self.config
-        model.observation_space, model.action_space = vec_env.observation_space, vec_env.action_space
+        model.observation_space, model.action_space = (
+            vec_env.observation_space,
+            vec_env.action_space,
+        )
         model.n_envs = vec_env.num_envs
         model.rollout_buffer = RolloutBuffer(
             self.num_decisions,
@@ -238,11 +267,17 @@ class PPOAgent:
 
     def _check(self, vec_env: VecEnv, num_episodes: int) -> None:
         if vec_env.observation_space.shape != (self.observation_size,):
-            raise ValueError(f"observations {vec_env.observation_space}; expected shape ({self.observation_size},)")
+            raise ValueError(
+                f"observations {vec_env.observation_space}; expected shape ({self.observation_size},)"
+            )
         if vec_env.action_space != self.model.policy.action_space:
-            raise ValueError(f"actions {vec_env.action_space}; expected {self.model.policy.action_space}")
+            raise ValueError(
+                f"actions {vec_env.action_space}; expected {self.model.policy.action_space}"
+            )
         if num_episodes < 1 or num_episodes % vec_env.num_envs:
-            raise ValueError(f"num_episodes {num_episodes}; expected a multiple of the {vec_env.num_envs} rows")
+            raise ValueError(
+                f"num_episodes {num_episodes}; expected a multiple of the {vec_env.num_envs} rows"
+            )
 
     def _identity(self) -> dict[str, object]:
         """What a saved agent must agree in with the one that loads it."""
@@ -257,11 +292,18 @@ class PPOAgent:
         """Writes actor, critic, Adam's moments and steps, both generators and the counters to a folder."""
         tensors = self._tensors() | optimizer_tensors(self.model.policy.optimizer)
         counters = (self.model.num_timesteps, self.num_iterations, self.model._n_updates)
-        save_state(path, "agent", tensors, {**self._identity(), **dict(zip(COUNTERS, counters, strict=True))})
+        save_state(
+            path,
+            "agent",
+            tensors,
+            {**self._identity(), **dict(zip(COUNTERS, counters, strict=True))},
+        )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Weights of actor and critic, and both generators."""
-        weights = {f"policy.{name}": tensor for name, tensor in self.model.policy.state_dict().items()}
+        weights = {
+            f"policy.{name}": tensor for name, tensor in self.model.policy.state_dict().items()
+        }
         numpy_state = self._numpy_state
         place = [int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"])]
         return weights | {
@@ -275,10 +317,13 @@ class PPOAgent:
         """Continues bitwise where the saved agent stood, given the same episodes.
 
         Raises:
-            ValueError: the folder is damaged, or its agent has other sizes, fields or another configuration.
+            ValueError: the folder is damaged, or its agent has other sizes, fields or another
+                configuration.
         """
         policy = self.model.policy
-        tensors, metadata = load_trained(path, self._identity(), COUNTERS, self._tensors(), policy.optimizer)
+        tensors, metadata = load_trained(
+            path, self._identity(), COUNTERS, self._tensors(), policy.optimizer
+        )
         policy.load_state_dict({name: tensors[f"policy.{name}"] for name in policy.state_dict()})
         restore_optimizer(policy.optimizer, tensors)
         self._torch_state = tensors["torch_generator"].clone()
@@ -289,4 +334,6 @@ class PPOAgent:
             "has_gauss": has_gauss,
             "gauss": tensors["numpy_generator.gauss"].item(),
         }
-        self.model.num_timesteps, self.num_iterations, self.model._n_updates = (metadata[name] for name in COUNTERS)
+        self.model.num_timesteps, self.num_iterations, self.model._n_updates = (
+            metadata[name] for name in COUNTERS
+        )

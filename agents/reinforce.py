@@ -1,29 +1,35 @@
-"""The REINFORCE Sidecar: beside every run a small network that moves every dial a little and learns from the loss.
+"""The REINFORCE Sidecar: beside every run a small network that moves every dial a little and learns
+from the loss.
 
-Each cell's position is drawn from a Gaussian of its own, at every decision; when the rewards that answer are in, the
-credit minus a baseline says whether the draw was a good one, and the policy gradient moves mean and standard deviation.
-N runs have N sidecars, stacked like the runs: no weight, number or draw of one reaches another (but for the baseline
-`population`, which compares rows). A sidecar learns while its run trains and ends with it.
+Each cell's position is drawn from a Gaussian of its own, at every decision; when the rewards that
+answer are in, the credit minus a baseline says whether the draw was a good one, and the policy
+gradient moves mean and standard deviation. N runs have N sidecars, stacked like the runs: no
+weight, number or draw of one reaches another (but for the baseline `population`, which compares
+rows). A sidecar learns while its run trains and ends with it.
 
-Departs from the paper (000, sections 2.3 and 5.1) where it is silent. Its "short history used to stabilize REINFORCE"
-is a replay of the last decisions with PPO's clipped ratio, per cell. Advantages are divided by their running root mean
-square, so that the unit of the reward does not matter. Cells that the forward pass reads are credited with the reward
-of their own decision as well, twice (`returns.credit_weights`). Sizes, rates and standard deviations are ours.
+Departs from the paper (000, sections 2.3 and 5.1) where it is silent. Its "short history used to
+stabilize REINFORCE" is a replay of the last decisions with PPO's clipped ratio, per cell.
+Advantages are divided by their running root mean square, so that the unit of the reward does not
+matter. Cells that the forward pass reads are credited with the reward of their own decision as
+well, twice (`returns.credit_weights`). Sizes, rates and standard deviations are ours.
 
-The noise of a batch is a hundred times the effect of one cell, so what a policy does with noise decides what it costs.
-Each cell's gradient is the natural one (sigma^2 for the mean, 1/2 for log sigma: a step of the mean is rate x advantage
-x (sample - mean)), and it counts for as much as there is evidence: max(0, 1 - (z / t)^2), the positive-part shrinkage
-of James and Stein, t the cell's t-statistic over its past (`credits.Evidence`). Adam moves as
-far for noise as for a signal. An earlier version with Adam, without this gate and with other rates and deviations ended
-2.7 % [1.7, 3.7] above its default in bits per byte, the means of `cell11` having wandered by 0.1 in 3000 steps. Which
-of these did it is not known; the gate alone makes no difference that is shown.
+The noise of a batch is a hundred times the effect of one cell, so what a policy does with noise
+decides what it costs. Each cell's gradient is the natural one (sigma^2 for the mean, 1/2 for log
+sigma: a step of the mean is rate x advantage x (sample - mean)), and it counts for as much as there
+is evidence: max(0, 1 - (z / t)^2), the positive-part shrinkage of James and Stein, t the cell's
+t-statistic over its past (`credits.Evidence`). Adam moves as far for noise as for a signal. An
+earlier version with Adam, without this gate and with other rates and deviations ended 2.7 % [1.7,
+3.7] above its default in bits per byte, the means of `cell11` having wandered by 0.1 in 3000 steps.
+Which of these did it is not known; the gate alone makes no difference that is shown.
 
-The ratio's denominator is the density under the weights at the start of `update`, per cell, computed from the stored
-observations: those weights took the decisions, by the contract of a Rollout, and in training online (one decision, one
-update) always. `Rollout.log_prob`, a sum over cells, could not be split into cells again. A rollout of an older version
-can be learned from, but as if this version had taken it: what that ignores is reported as `train/staleness`.
+The ratio's denominator is the density under the weights at the start of `update`, per cell,
+computed from the stored observations: those weights took the decisions, by the contract of a
+Rollout, and in training online (one decision, one update) always. `Rollout.log_prob`, a sum over
+cells, could not be split into cells again. A rollout of an older version can be learned from, but
+as if this version had taken it: what that ignores is reported as `train/staleness`.
 
-Past 300 lines: the configuration, and a state that learns in mid-run and is written down whole, are half of it.
+Past 300 lines: the configuration, and a state that learns in mid-run and is written down whole, are
+half of it.
 """
 
 from __future__ import annotations
@@ -52,9 +58,10 @@ from hpenv.policies.cells import CellMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.store import load_state, save_state
 
-#: Standard deviation at the start by kind of cell [position]. One-sided cells do nothing up to 0.1 (hpenv.channels):
-#: 0.04 leaves 0.6 % of the draws beyond it. `scale` at 0.1 cost a run of 1000 steps 0.8 % in bits per byte by its noise
-#: alone, at 0.03 nothing that three seeds could show (the tax goes with the square).
+#: Standard deviation at the start by kind of cell [position]. One-sided cells do nothing up to 0.1
+#: (hpenv.channels): 0.04 leaves 0.6 % of the draws beyond it. `scale` at 0.1 cost a run of 1000
+#: steps 0.8 % in bits per byte by its noise alone, at 0.03 nothing that three seeds could show (the
+#: tax goes with the square).
 INITIAL_STD: dict[str, float] = {
     "scale": 0.03,
     "shrink": 0.1,
@@ -69,23 +76,45 @@ INITIAL_STD: dict[str, float] = {
 class SidecarConfig:
     """Hyperparameters of the Sidecar. The paper states none of these numbers."""
 
-    attached: bool = True  # False: the detached run; zeros are decided, nothing is drawn, nothing learned
-    hidden_size: int = 256  # width of the two tanh layers; 0.14 M parameters at 100 features and cells
-    learning_rate: float = 0.1  # of SGD on natural gradients: standard deviations a mean moves per unit of advantage
-    evidence: float = 2.0  # z: a cell learns only as far as its t-statistic lies beyond it; 0: always [1]
+    attached: bool = (
+        True  # False: the detached run; zeros are decided, nothing is drawn, nothing learned
+    )
+    hidden_size: int = (
+        256  # width of the two tanh layers; 0.14 M parameters at 100 features and cells
+    )
+    learning_rate: float = (
+        0.1  # of SGD on natural gradients: standard deviations a mean moves per unit of advantage
+    )
+    evidence: float = (
+        2.0  # z: a cell learns only as far as its t-statistic lies beyond it; 0: always [1]
+    )
     evidence_decay: float = 0.999  # of the sums that t is made of; a memory of 1000 decisions
-    initial_std: Mapping[str, float] = field(default_factory=dict)  # by kind [position]; others as in INITIAL_STD
-    initial_mean: Mapping[str, float] = field(default_factory=dict)  # by cell or channel [position]; others at neutral
-    std_bounds: tuple[float, float] = (1e-3, 0.5)  # smallest and largest standard deviation [position]
+    initial_std: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by kind [position]; others as in INITIAL_STD
+    initial_mean: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by cell or channel [position]; others at neutral
+    std_bounds: tuple[float, float] = (
+        1e-3,
+        0.5,
+    )  # smallest and largest standard deviation [position]
     learn_std: bool = True  # False: standard deviations stay as they start
-    # Decisions between an action and the first reward that answers it (section 5.1: the next step's). Where terms of
-    # different delays are added up, delay 0 and a horizon that covers them all: a later reward counts either way.
+    # Decisions between an action and the first reward that answers it (section 5.1: the next
+    # step's). Where terms of different delays are added up, delay 0 and a horizon that covers them
+    # all: a later reward counts either way.
     delay: int = 1
     horizon: int = 1  # rewards added up to a credit
     gamma: float = 1.0  # discount of these per decision
-    baseline: Baseline = "own"  # or `population`: the other rows' mean, for rows that see the same batches
-    baseline_decay: float = 0.95  # of a cell's exponential mean of credits; a memory of 20 decisions
-    scale_decay: float = 0.99  # of the mean square that advantages are divided by; a memory of 100 decisions
+    baseline: Baseline = (
+        "own"  # or `population`: the other rows' mean, for rows that see the same batches
+    )
+    baseline_decay: float = (
+        0.95  # of a cell's exponential mean of credits; a memory of 20 decisions
+    )
+    scale_decay: float = (
+        0.99  # of the mean square that advantages are divided by; a memory of 100 decisions
+    )
     advantage_clip: float = 5.0  # largest magnitude of an advantage [running root mean squares]
     replay_size: int = 16  # decisions that an update averages over
     clip_range: float = 0.2  # eps of the clipped objective, per cell
@@ -96,7 +125,9 @@ class SidecarConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.initial_std) - set(INITIAL_STD))
         if unknown:
-            raise ValueError(f"initial_std of unknown kinds {unknown}; expected some of {list(INITIAL_STD)}")
+            raise ValueError(
+                f"initial_std of unknown kinds {unknown}; expected some of {list(INITIAL_STD)}"
+            )
         low, high = self.std_bounds
         if not 0.0 < low < high:
             raise ValueError(f"std_bounds {self.std_bounds}; expected 0 < smallest < largest")
@@ -105,12 +136,22 @@ class SidecarConfig:
                 f"initial_std {dict(self.initial_std)}; expected numbers within std_bounds [{low}, {high}]"
             )
         if not all(-1.0 < position < 1.0 for position in self.initial_mean.values()):
-            raise ValueError(f"initial_mean {dict(self.initial_mean)}; expected positions between -1 and 1")
+            raise ValueError(
+                f"initial_mean {dict(self.initial_mean)}; expected positions between -1 and 1"
+            )
         if self.baseline not in BASELINES:
-            raise ValueError(f"unknown baseline {self.baseline!r}; expected one of {list(BASELINES)}")
+            raise ValueError(
+                f"unknown baseline {self.baseline!r}; expected one of {list(BASELINES)}"
+            )
         if not (0.0 < self.learning_rate < math.inf):
             raise ValueError(f"learning_rate {self.learning_rate}; expected a positive number")
-        for name, least in {"hidden_size": 1, "delay": 0, "horizon": 1, "replay_size": 1, "update_interval": 1}.items():
+        for name, least in {
+            "hidden_size": 1,
+            "delay": 0,
+            "horizon": 1,
+            "replay_size": 1,
+            "update_interval": 1,
+        }.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} {value!r}; expected an int of at least {least}")
@@ -129,23 +170,27 @@ class SidecarConfig:
         if not self.advantage_clip > 0:
             raise ValueError(f"advantage_clip {self.advantage_clip}; expected a positive number")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm {self.max_grad_norm}; expected a positive number or None")
+            raise ValueError(
+                f"max_grad_norm {self.max_grad_norm}; expected a positive number or None"
+            )
 
 
 class SidecarAgent:
     """N sidecars. All they draw comes from generators of their own, one per row.
 
-    `Decision.raw` and `Rollout.raw` are (N, M) and (T, N, M): A cells and, with `config.common`, K channels.
+    `Decision.raw` and `Rollout.raw` are (N, M) and (T, N, M): A cells and, with `config.common`, K
+    channels.
 
     Args:
         num_rows: N.
         observation_size: F.
         action_kinds: kind of every cell, (A,).
-        action_immediate: cells whose effect the reward of their own decision shows already, (A,); see
-            `returns.credit_weights`.
+        action_immediate: cells whose effect the reward of their own decision shows already, (A,);
+            see `returns.credit_weights`.
         config: hyperparameters.
         seed: row n draws from np.random.SeedSequence([seed, first_row + n]).
-        action_names: names of the cells, (A,), `channel/...`; needed for `initial_mean` and `common`.
+        action_names: names of the cells, (A,), `channel/...`; needed for `initial_mean` and
+            `common`.
         first_row: number of the first row, so that one row of a population can be had alone.
 
     Attributes:
@@ -165,17 +210,28 @@ class SidecarAgent:
         first_row: int = 0,
     ) -> None:
         self.config = SidecarConfig() if config is None else config
-        kinds, immediate, names = list(action_kinds), [bool(flag) for flag in action_immediate], list(action_names)
+        kinds, immediate, names = (
+            list(action_kinds),
+            [bool(flag) for flag in action_immediate],
+            list(action_names),
+        )
         _check_columns(kinds, immediate, names, self.config)
         if self.config.baseline == "population" and num_rows < 2:
-            raise ValueError(f"baseline 'population' of {num_rows} row; expected at least 2, or baseline 'own'")
+            raise ValueError(
+                f"baseline 'population' of {num_rows} row; expected at least 2, or baseline 'own'"
+            )
         channels = [name.split("/")[0] for name in names] if self.config.common else []
         groups = list(dict.fromkeys(channels))
         first = [channels.index(group) for group in groups]  # a cell of each group
-        share = 1.0 / math.sqrt(2.0) if groups else 1.0  # own and common part together have the variance asked for
+        share = (
+            1.0 / math.sqrt(2.0) if groups else 1.0
+        )  # own and common part together have the variance asked for
         stds = [(INITIAL_STD | dict(self.config.initial_std))[kind] * share for kind in kinds]
         # Two streams per row, or the first noise would repeat the initial weights.
-        words = [np.random.SeedSequence([seed, first_row + row]).generate_state(2) for row in range(num_rows)]
+        words = [
+            np.random.SeedSequence([seed, first_row + row]).generate_state(2)
+            for row in range(num_rows)
+        ]
         self._cells = CellMLP(
             num_rows,
             observation_size,
@@ -188,7 +244,9 @@ class SidecarAgent:
             [int(weights_seed) for weights_seed, _ in words],
         )
         self._neutral = Neutral(len(kinds))
-        self._generators = [torch.Generator().manual_seed(int(draws_seed)) for _, draws_seed in words]
+        self._generators = [
+            torch.Generator().manual_seed(int(draws_seed)) for _, draws_seed in words
+        ]
         self._parameters = list(self._cells.parameters())
         self._optimizer = torch.optim.SGD(self._parameters, lr=self.config.learning_rate)
         self._credits = CreditStream(
@@ -203,8 +261,11 @@ class SidecarAgent:
             self.config.advantage_clip,
         )
         N, F, M, R = num_rows, observation_size, self._cells.output_size, self.config.replay_size
-        self._evidence = Evidence((N, 2, M), self.config.evidence_decay)  # of means and of standard deviations
-        # Of decisions whose credit is open: obs, raw, log density and (raw - mean) / std, (N, F + 3 M).
+        self._evidence = Evidence(
+            (N, 2, M), self.config.evidence_decay
+        )  # of means and of standard deviations
+        # Of decisions whose credit is open: obs, raw, log density and (raw - mean) / std, (N, F + 3
+        # M).
         self._pending: list[torch.Tensor] = []
         self._replay = torch.zeros(N, R, F + 3 * M)  # the same and the advantages
         self._splits = (F, M, M, M)
@@ -213,8 +274,14 @@ class SidecarAgent:
         self.num_decisions = 0
         self.num_updates = 0
         self._names = names
-        self._kinds = {kind: torch.tensor([k == kind for k in kinds]) for kind in dict.fromkeys(kinds)}
-        self._columns = {"action_kinds": kinds, "action_immediate": immediate, "action_names": names}
+        self._kinds = {
+            kind: torch.tensor([k == kind for k in kinds]) for kind in dict.fromkeys(kinds)
+        }
+        self._columns = {
+            "action_kinds": kinds,
+            "action_immediate": immediate,
+            "action_names": names,
+        }
 
     @property
     def policy(self) -> CellMLP | Neutral:
@@ -237,10 +304,14 @@ class SidecarAgent:
         mean, log_std = self._cells(batch)
         raw = mean
         if not deterministic:
-            noise = torch.stack([torch.randn(1, M, generator=generator) for generator in self._generators])
+            noise = torch.stack(
+                [torch.randn(1, M, generator=generator) for generator in self._generators]
+            )
             raw = mean + torch.exp(log_std) * noise
         log_prob = gaussian_log_density(raw, mean, log_std).sum(-1)
-        return Decision(self._cells.positions(raw[:, 0]).numpy(), raw[:, 0].numpy(), log_prob[:, 0].numpy())
+        return Decision(
+            self._cells.positions(raw[:, 0]).numpy(), raw[:, 0].numpy(), log_prob[:, 0].numpy()
+        )
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Takes T decisions in order; whenever a credit is complete, one step on the replay.
@@ -248,16 +319,19 @@ class SidecarAgent:
         In training online T is 1. A row that is not alive has ended: its weights stay as they are.
 
         Returns:
-            Metrics under stable-baselines3's tags, means over the rows that are alive: rollout/reward over all T
-            decisions; train/std/<kind> of the last decision's applied position, train/mean_abs_position/<kind> of its
-            mean; and once a credit is complete train/evidence, the mean of the factors that the means learn with
-            [0, 1], train/policy_gradient_loss, train/clip_fraction, train/gradient_norm before its bound, train/credit,
-            train/baseline and train/advantage_rms [reward], each as of the last step.
-            train/staleness: mean difference per cell between the log density as it was recorded and as it is at the
-            start of this update, 0 but for rounding if these weights took the decisions [nats].
+            Metrics under stable-baselines3's tags, means over the rows that are alive:
+            rollout/reward over all T decisions; train/std/<kind> of the last decision's applied
+            position, train/mean_abs_position/<kind> of its mean; and once a credit is complete
+            train/evidence, the mean of the factors that the means learn with [0, 1],
+            train/policy_gradient_loss, train/clip_fraction, train/gradient_norm before its bound,
+            train/credit, train/baseline and train/advantage_rms [reward], each as of the last step.
+            train/staleness: mean difference per cell between the log density as it was recorded and
+                as it is at the start of this update, 0 but for rounding if these weights took the
+                decisions [nats].
 
         Raises:
-            ValueError: the rollout's shapes disagree, it holds a NaN or no decision, or a row that ended is alive.
+            ValueError: the rollout's shapes disagree, it holds a NaN or no decision, or a row that
+                ended is alive.
         """
         check_rollout(rollout, self._cells.observation_size, self._cells.output_size)
         alive = rollout.alive
@@ -265,14 +339,19 @@ class SidecarAgent:
             raise ValueError(f"a rollout of {alive.shape[1]} rows; expected {self._cells.num_rows}")
         if (alive & self._ended).any():
             rows = np.flatnonzero((alive & self._ended).any(axis=0)).tolist()
-            raise ValueError(f"rollout.alive is True again in rows {rows}; a sidecar ends with its run")
+            raise ValueError(
+                f"rollout.alive is True again in rows {rows}; a sidecar ends with its run"
+            )
         self._ended = self._ended | ~alive[-1]
         rewards = np.where(alive, np.asarray(rollout.rewards, dtype=np.float64), 0.0)
         metrics = {"rollout/reward": float(rewards.sum() / alive.sum())}
         if not self.config.attached:
             return metrics
 
-        obs, raw = _per_row(rollout.observations, alive), _per_row(rollout.raw, alive)  # (N, T, F), (N, T, M)
+        obs, raw = (
+            _per_row(rollout.observations, alive),
+            _per_row(rollout.raw, alive),
+        )  # (N, T, F), (N, T, M)
         with torch.no_grad():
             mean, log_std = self._cells(obs)
             log_density = gaussian_log_density(raw, mean, log_std)
@@ -287,7 +366,9 @@ class SidecarAgent:
             metrics |= self._take(decisions[:, t], rewards[t], alive[t])
         return metrics
 
-    def _take(self, decision: torch.Tensor, rewards: FloatArray, alive: BoolArray) -> dict[str, float]:
+    def _take(
+        self, decision: torch.Tensor, rewards: FloatArray, alive: BoolArray
+    ) -> dict[str, float]:
         """One decision: its reward may complete the credit of an earlier one, which is then learned from."""
         self._pending.append(decision)
         self.num_decisions += 1
@@ -298,7 +379,9 @@ class SidecarAgent:
         slot = self._num_replayed % self.config.replay_size
         *known, noise = self._pending.pop(0).split(self._splits, dim=-1)
         self._replay[:, slot] = torch.cat([*known, values], dim=-1)
-        scores = torch.stack([noise, (noise.square() - 1.0) / math.sqrt(2.0)], dim=1)  # of mean and of log std
+        scores = torch.stack(
+            [noise, (noise.square() - 1.0) / math.sqrt(2.0)], dim=1
+        )  # of mean and of log std
         self._evidence.push((scores * values[:, None]).double().numpy(), alive)
         self._num_replayed += 1
         if self.num_decisions % self.config.update_interval:
@@ -310,7 +393,9 @@ class SidecarAgent:
         filled = min(self._num_replayed, self.config.replay_size)
         obs, raw, old, advantages = self._replay[:, :filled].split(self._splits, dim=-1)
         mean, log_std = self._cells(obs)
-        gates = torch.from_numpy(self._evidence.gates(self.config.evidence)).float()[:, :, None]  # (N, 2, 1, M)
+        gates = torch.from_numpy(self._evidence.gates(self.config.evidence)).float()[
+            :, :, None
+        ]  # (N, 2, 1, M)
         mean = scale_gradient(mean, gates[:, 0] * torch.exp(2.0 * log_std.detach()))
         log_std = scale_gradient(log_std, 0.5 * gates[:, 1] * self.config.learn_std)
         log_density = gaussian_log_density(raw, mean, log_std)  # (N, filled, M)
@@ -338,7 +423,9 @@ class SidecarAgent:
     def _bound_gradients(self) -> torch.Tensor:
         """Scales each row's gradient to `max_grad_norm` at most; the norms before that, (N,)."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2)) for g in gradients]).norm(dim=0)
+        norms = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2)) for g in gradients]).norm(
+            dim=0
+        )
         if self.config.max_grad_norm is not None:
             factors = (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
             for gradient in gradients:
@@ -361,7 +448,10 @@ class SidecarAgent:
         own = variance[:, :A]
         if self._cells.common:
             own = own + variance[:, A:][:, list(self._cells.common)]
-        std, distance = own.sqrt().mean(dim=0), self._cells.positions(mean).abs().mean(dim=0)  # (A,)
+        std, distance = (
+            own.sqrt().mean(dim=0),
+            self._cells.positions(mean).abs().mean(dim=0),
+        )  # (A,)
         metrics = {}
         for kind, cells in self._kinds.items():
             metrics[f"train/std/{kind}"] = std[cells].mean().item()
@@ -393,29 +483,50 @@ class SidecarAgent:
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All that `save` writes but for the pending decisions."""
         tensors = {f"policy.{name}": tensor for name, tensor in self._cells.tensors().items()}
-        tensors |= {f"evidence.{name}": torch.from_numpy(array) for name, array in self._evidence.arrays().items()}
-        tensors |= {f"credits.{name}": torch.from_numpy(array) for name, array in self._credits.arrays().items()}
-        tensors["generators"] = torch.stack([generator.get_state() for generator in self._generators])
+        tensors |= {
+            f"evidence.{name}": torch.from_numpy(array)
+            for name, array in self._evidence.arrays().items()
+        }
+        tensors |= {
+            f"credits.{name}": torch.from_numpy(array)
+            for name, array in self._credits.arrays().items()
+        }
+        tensors["generators"] = torch.stack(
+            [generator.get_state() for generator in self._generators]
+        )
         return tensors | {"replay": self._replay, "ended": torch.from_numpy(self._ended)}
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continues bitwise where the saved agent stood.
 
         Raises:
-            ValueError: the folder is damaged, or its agent has other sizes, columns or another configuration.
+            ValueError: the folder is damaged, or its agent has other sizes, columns or another
+                configuration.
         """
         tensors, metadata = load_state(path, "agent")
         check_saved(metadata, self._identity(), path)
-        check_counters(metadata, ("num_decisions", "num_updates", "num_replayed", "num_pending"), path)
+        check_counters(
+            metadata, ("num_decisions", "num_updates", "num_replayed", "num_pending"), path
+        )
         pending = [f"pending.{index}" for index in range(metadata["num_pending"])]
         expected = {*self._tensors(), *pending}
         if set(tensors) != expected:
-            raise ValueError(f"{path} must hold the tensors {sorted(expected)}; got {sorted(tensors)}")
-        self._cells.load_state_dict({name: tensors[f"policy.{name}"] for name in self._cells.state_dict()})
-        self._evidence.restore({name: tensors[f"evidence.{name}"].numpy() for name in self._evidence.arrays()})
-        self._credits.restore({name: tensors[f"credits.{name}"].numpy() for name in self._credits.arrays()})
+            raise ValueError(
+                f"{path} must hold the tensors {sorted(expected)}; got {sorted(tensors)}"
+            )
+        self._cells.load_state_dict(
+            {name: tensors[f"policy.{name}"] for name in self._cells.state_dict()}
+        )
+        self._evidence.restore(
+            {name: tensors[f"evidence.{name}"].numpy() for name in self._evidence.arrays()}
+        )
+        self._credits.restore(
+            {name: tensors[f"credits.{name}"].numpy() for name in self._credits.arrays()}
+        )
         for generator, state in zip(self._generators, tensors["generators"], strict=True):
-            generator.set_state(state.clone())  # of a view into a larger tensor it reads past the end
+            generator.set_state(
+                state.clone()
+            )  # of a view into a larger tensor it reads past the end
         self._replay = tensors["replay"].clone()
         self._ended = tensors["ended"].numpy().copy()
         self._pending = [tensors[name].clone() for name in pending]
@@ -424,26 +535,38 @@ class SidecarAgent:
         self._num_replayed = metadata["num_replayed"]
 
 
-def _check_columns(kinds: list[str], immediate: list[bool], names: list[str], config: SidecarConfig) -> None:
+def _check_columns(
+    kinds: list[str], immediate: list[bool], names: list[str], config: SidecarConfig
+) -> None:
     """Raises a ValueError if what is said of the cells disagrees."""
     unknown = sorted(set(kinds) - set(INITIAL_STD))
     if unknown:
         raise ValueError(f"unknown kinds of cells {unknown}; expected some of {list(INITIAL_STD)}")
     if len(immediate) != len(kinds):
-        raise ValueError(f"{len(immediate)} flags in action_immediate; expected {len(kinds)}, one for each cell")
+        raise ValueError(
+            f"{len(immediate)} flags in action_immediate; expected {len(kinds)}, one for each cell"
+        )
     if names and len(names) != len(kinds):
-        raise ValueError(f"{len(names)} names in action_names; expected {len(kinds)}, one for each cell")
+        raise ValueError(
+            f"{len(names)} names in action_names; expected {len(kinds)}, one for each cell"
+        )
     if not names and (config.common or config.initial_mean):
-        raise ValueError("no action_names; expected the names of the cells, for `common` and `initial_mean`")
+        raise ValueError(
+            "no action_names; expected the names of the cells, for `common` and `initial_mean`"
+        )
 
 
-def _initial_means(names: Sequence[str], num_cells: int, wanted: Mapping[str, float]) -> list[float]:
+def _initial_means(
+    names: Sequence[str], num_cells: int, wanted: Mapping[str, float]
+) -> list[float]:
     """Positions at which the means of the cells start: of the longest entry that is a cell or what it belongs to."""
     means = [0.0] * num_cells
     for prefix in sorted(wanted, key=len):
         cells = [index for index, name in enumerate(names) if f"{name}/".startswith(f"{prefix}/")]
         if not cells:
-            raise ValueError(f"initial_mean of {prefix!r}, which is no cell; expected some of {sorted(names)}")
+            raise ValueError(
+                f"initial_mean of {prefix!r}, which is no cell; expected some of {sorted(names)}"
+            )
         for cell in cells:
             means[cell] = wanted[prefix]
     return means

@@ -1,11 +1,13 @@
-"""Evaluates baselines: `python -m baselines.run`; or tunes the hand-tuned one: `python -m baselines.run --tune`.
+"""Evaluates baselines: `python -m baselines.run`; or tunes the hand-tuned one: `python -m
+baselines.run --tune`.
 
-Every baseline is a population with seeds as rows and all dials at neutral, scored on the validation slice. Sweeps are
-evaluated whole; choose from one on tuning seeds, not on the seeds that are reported.
+Every baseline is a population with seeds as rows and all dials at neutral, scored on the validation
+slice. Sweeps are evaluated whole; choose from one on tuning seeds, not on the seeds that are
+reported.
 
-Tuning goes through the per-group rates one after the other, by factors of two, starting from nanochat's, at the
-settings of the deployed run, and looks at the probe loss alone, on seeds of its own. It writes
-`baselines/hand_tuned.json`; interrupted, the same command goes on from its log.
+Tuning goes through the per-group rates one after the other, by factors of two, starting from
+nanochat's, at the settings of the deployed run, and looks at the probe loss alone, on seeds of its
+own. It writes `baselines/hand_tuned.json`; interrupted, the same command goes on from its log.
 """
 
 from __future__ import annotations
@@ -42,8 +44,12 @@ FACTOR = 2.0
 #: Name -> the sweep's configurations at a number of steps and a preset.
 SWEEPS: dict[str, Callable[[int, str], Mapping[str, dict[str, Any]]]] = {
     "constant_multipliers": lambda num_steps, preset: constant_multipliers(num_steps),
-    "schedule_free_sgd": lambda num_steps, preset: schedule_free_configurations("sgd", num_steps, preset),
-    "schedule_free_adamw": lambda num_steps, preset: schedule_free_configurations("adamw", num_steps, preset),
+    "schedule_free_sgd": lambda num_steps, preset: schedule_free_configurations(
+        "sgd", num_steps, preset
+    ),
+    "schedule_free_adamw": lambda num_steps, preset: schedule_free_configurations(
+        "adamw", num_steps, preset
+    ),
 }
 
 
@@ -75,19 +81,34 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuses counts below 1, and negative seeds."""
-        check_counts(self, "num_steps", "seeds", "max_rows", "threads", "tuning_seeds", "max_evaluations")
+        check_counts(
+            self, "num_steps", "seeds", "max_rows", "threads", "tuning_seeds", "max_evaluations"
+        )
         check_counts(self, "first_seed", "first_tuning_seed", least=0)
         if not self.baselines:
-            raise ValueError(f"baselines must be at least one of {sorted([*BASELINES, *SWEEPS])}; got none")
+            raise ValueError(
+                f"baselines must be at least one of {sorted([*BASELINES, *SWEEPS])}; got none"
+            )
 
     def env_kwargs(self) -> dict[str, Any]:
         """Arguments of the env."""
-        names = ("preset", "data", "tokenizer", "num_steps", "interval", "batch_tokens", "sequence_length")
+        names = (
+            "preset",
+            "data",
+            "tokenizer",
+            "num_steps",
+            "interval",
+            "batch_tokens",
+            "sequence_length",
+        )
         return {name: getattr(self, name) for name in (*names, "eval_tokens", "device")}
 
 
-def configurations(names: Sequence[str], num_steps: int, preset: str = "nano") -> dict[str, dict[str, Any]]:
-    """Keyword arguments of everything that is named; the members of a sweep are called `<sweep>/<member>`.
+def configurations(
+    names: Sequence[str], num_steps: int, preset: str = "nano"
+) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of everything that is named; the members of a sweep are called
+    `<sweep>/<member>`.
 
     Raises:
         ValueError: for a name that is neither in BASELINES nor in SWEEPS.
@@ -97,9 +118,14 @@ def configurations(names: Sequence[str], num_steps: int, preset: str = "nano") -
         if name in BASELINES:
             found[name] = BASELINES[name](num_steps, preset).env_kwargs
         elif name in SWEEPS:
-            found |= {f"{name}/{member}": kwargs for member, kwargs in SWEEPS[name](num_steps, preset).items()}
+            found |= {
+                f"{name}/{member}": kwargs
+                for member, kwargs in SWEEPS[name](num_steps, preset).items()
+            }
         else:
-            raise ValueError(f"unknown baseline {name!r}; expected one of {sorted([*BASELINES, *SWEEPS])}")
+            raise ValueError(
+                f"unknown baseline {name!r}; expected one of {sorted([*BASELINES, *SWEEPS])}"
+            )
     return found
 
 
@@ -111,14 +137,22 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     with progress(len(chosen) * len(seeds), "baselines") as advance:
         for name, overrides in chosen.items():
             kwargs = config.env_kwargs() | overrides
-            found = evaluate_policy(None, ENV, kwargs, seeds, max_rows=config.max_rows, on_progress=advance)
+            found = evaluate_policy(
+                None, ENV, kwargs, seeds, max_rows=config.max_rows, on_progress=advance
+            )
             rows += [{"baseline": name} | row for row in found]
     return rows
 
 
-def search_header(start: Mapping[str, float], factor: float, description: Mapping[str, Any] | None) -> dict[str, Any]:
+def search_header(
+    start: Mapping[str, float], factor: float, description: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Returns the first line of the log of a coordinate search."""
-    return {"search": json.loads(json.dumps({"start": dict(start), "factor": factor, **(description or {})}))}
+    return {
+        "search": json.loads(
+            json.dumps({"start": dict(start), "factor": factor, **(description or {})})
+        )
+    }
 
 
 def coordinate_search(
@@ -131,7 +165,8 @@ def coordinate_search(
     log: Path | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, float], History]:
-    """Tuning as it is done by hand: one coordinate after the other is multiplied or divided, as long as that helps.
+    """Tuning as it is done by hand: one coordinate after the other is multiplied or divided, as
+    long as that helps.
 
     Ends when a whole pass over the coordinates helps nowhere, or when the evaluations are spent.
 
@@ -167,14 +202,18 @@ def coordinate_search(
         used.add(exponents)
         if exponents not in known:
             known[exponents] = float(score(point(exponents)))
-            history.append({"exponents": list(exponents), "point": point(exponents), "score": known[exponents]})
+            history.append(
+                {"exponents": list(exponents), "point": point(exponents), "score": known[exponents]}
+            )
             write_log(log, [header, *history])
         return known[exponents]
 
     def walk(here: tuple[int, ...], axis: int, direction: int) -> tuple[int, ...]:
         """As far along one direction as it gets better."""
         best = value(here)
-        while (found := value(there := (*here[:axis], here[axis] + direction, *here[axis + 1 :]))) < best - tolerance:
+        while (
+            found := value(there := (*here[:axis], here[axis] + direction, *here[axis + 1 :]))
+        ) < best - tolerance:
             here, best = there, found
         return here
 
@@ -194,7 +233,11 @@ def tuning(config: RunConfig) -> tuple[dict[str, float], dict[str, Any]]:
     first = {f"lr/{group}": rate for group, rate in start["base_lr"].items()}
     first["weight_decay/matrix"] = start["base_weight_decay"]["matrix"]
     seeds = list(range(config.first_tuning_seed, config.first_tuning_seed + config.tuning_seeds))
-    return first, {"env_kwargs": config.env_kwargs(), "seeds": seeds, "schedule": "warmup_flat_warmdown"}
+    return first, {
+        "env_kwargs": config.env_kwargs(),
+        "seeds": seeds,
+        "schedule": "warmup_flat_warmdown",
+    }
 
 
 def tune(config: RunConfig) -> dict[str, Any]:
@@ -213,21 +256,36 @@ def tune(config: RunConfig) -> dict[str, Any]:
 
     def score(point: Mapping[str, float]) -> float:
         population = Population(base | rates(point), len(seeds))
-        loss = float(population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean())
-        print(f"{loss:.4f}  " + "  ".join(f"{name} {value:.4g}" for name, value in point.items()), flush=True)
+        loss = float(
+            population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean()
+        )
+        print(
+            f"{loss:.4f}  " + "  ".join(f"{name} {value:.4g}" for name, value in point.items()),
+            flush=True,
+        )
         return loss
 
     best, history = coordinate_search(
-        score, first, max_evaluations=config.max_evaluations, log=config.log, description=description
+        score,
+        first,
+        max_evaluations=config.max_evaluations,
+        log=config.log,
+        description=description,
     )
     found = {
         "preset": config.preset,
         "rates": rates(best),
         "probe_loss": min(line["score"] for line in history),
-        "start": {"source": "nanochat at commit 8630d32", "rates": start, "probe_loss": history[0]["score"]},
+        "start": {
+            "source": "nanochat at commit 8630d32",
+            "rates": start,
+            "probe_loss": history[0]["score"],
+        },
         "method": "coordinate search by factors of 2 on the mean probe loss [nats per token] of the tuning seeds",
         **description,
-        "facts": environment_facts(config.env_kwargs(), load_corpus(config.data, config.tokenizer).sha256),
+        "facts": environment_facts(
+            config.env_kwargs(), load_corpus(config.data, config.tokenizer).sha256
+        ),
         "history": history,
     }
     write_text(config.tuned, json.dumps(found, indent=1) + "\n")
@@ -241,7 +299,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = Table("baseline", "held-out bits per byte", "95 % interval", "probe loss", "diverged")
     names = list(dict.fromkeys(row["baseline"] for row in rows))
-    means = {name: float(np.mean([row["bpb"] for row in rows if row["baseline"] == name])) for name in names}
+    means = {
+        name: float(np.mean([row["bpb"] for row in rows if row["baseline"] == name]))
+        for name in names
+    }
     for name in sorted(names, key=lambda name: (not np.isfinite(means[name]), means[name])):
         own = [row for row in rows if row["baseline"] == name]
         bits = [row["bpb"] for row in own]
@@ -251,7 +312,9 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
             interval = f"{low:.4f} to {high:.4f}"
         probe = float(np.mean([row["probe_loss"] for row in own]))
         diverged = sum(row["divergence_reason"] is not None for row in own)
-        table.add_row(name, f"{means[name]:.4f}", interval, f"{probe:.4f}", f"{diverged} of {len(own)}")
+        table.add_row(
+            name, f"{means[name]:.4f}", interval, f"{probe:.4f}", f"{diverged} of {len(own)}"
+        )
     Console().print(table)
 
 
@@ -280,7 +343,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(config)
     if config.tune:
         found = tune(config)
-        print(f"probe loss {found['start']['probe_loss']:.4f} -> {found['probe_loss']:.4f}; written: {config.tuned}")
+        print(
+            f"probe loss {found['start']['probe_loss']:.4f} -> {found['probe_loss']:.4f}; written: {config.tuned}"
+        )
         return
     rows = run(config)
     print_table(rows)

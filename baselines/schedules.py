@@ -1,8 +1,9 @@
-"""Baselines: base rates and base schedules of the plant, true at every step, with every dial at neutral.
+"""Baselines: base rates and base schedules of the plant, true at every step, with every dial at
+neutral.
 
-A baseline is keyword arguments of the environment and nothing else; whoever runs it gives zero actions. `BASELINES`
-are the ones with a name; `constant_multipliers` and `schedule_free_configurations` are the sweeps, of which the best on
-tuning seeds is reported.
+A baseline is keyword arguments of the environment and nothing else; whoever runs it gives zero
+actions. `BASELINES` are the ones with a name; `constant_multipliers` and
+`schedule_free_configurations` are the sweeps, of which the best on tuning seeds is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from hpenv.schedules import Constant, Cosine, LinearDecay, Schedule, WarmupFlatW
 BASE_LR, BASE_WEIGHT_DECAY = 1e-3, 1e-2
 #: Length of the paper's runs, which the warmups of its table 3 are given for [steps].
 PAPER_STEPS = 561
-#: Where `python -m baselines.run --tune` writes the rates that it finds, and with what it found them.
+#: Where `python -m baselines.run --tune` writes the rates that it finds, and with what it found
+#: them.
 HAND_TUNED = Path(__file__).with_name("hand_tuned.json")
 
 PerGroup = dict[str, float]
@@ -48,17 +50,20 @@ class Baseline:
 
 def groups_of(preset: str) -> tuple[str, ...]:
     """Optimizer groups of a preset, in the order of its tensors."""
-    return tuple(dict.fromkeys(parameter_kind(name) for name in parameter_shapes(model_preset(preset))))
+    return tuple(
+        dict.fromkeys(parameter_kind(name) for name in parameter_shapes(model_preset(preset)))
+    )
 
 
 def nanochat_rates(preset: str = "nano") -> dict[str, PerGroup]:
-    """nanochat's own base rates at the size of a preset: `base_lr` and `base_weight_decay`, group -> rate.
+    """nanochat's own base rates at the size of a preset: `base_lr` and `base_weight_decay`, group
+    -> rate.
 
-    Embeddings 0.3 and unembedding 0.004, times (n_embd / 768)^-0.5; matrices 0.02; weight decay on matrices alone, 0.2
-    (12 / depth)^2, which is the 0.8 of JEL's section 4.1. nanochat fitted that rule on depths of 8 to 20: at the 2
-    layers of `nano` it says 7.2, a seventh of a matrix per step, so below 6 layers it is left at 0.2. nanochat has
-    0.005 for the residual lambdas and 0.5 for those of the embedding; they are one group here, which gets the 0.005 and
-    one pair of betas.
+    Embeddings 0.3 and unembedding 0.004, times (n_embd / 768)^-0.5; matrices 0.02; weight decay on
+    matrices alone, 0.2 (12 / depth)^2, which is the 0.8 of JEL's section 4.1. nanochat fitted that
+    rule on depths of 8 to 20: at the 2 layers of `nano` it says 7.2, a seventh of a matrix per
+    step, so below 6 layers it is left at 0.2. nanochat has 0.005 for the residual lambdas and 0.5
+    for those of the embedding; they are one group here, which gets the 0.005 and one pair of betas.
 
     References:
         nanochat at commit 8630d32, gpt.setup_optimizers and scripts/base_train.py.
@@ -106,7 +111,9 @@ def _cosine(num_steps: int) -> Cosine:
 
 def _wsd(num_steps: int) -> WarmupFlatWarmdown:
     """2 % warmup and 20 % linear cooldown to zero (Haegele et al. 2024, section 3; MiniCPM has 10 %)."""
-    return WarmupFlatWarmdown(num_steps, warmup_steps=round(0.02 * num_steps), warmdown_fraction=0.2)
+    return WarmupFlatWarmdown(
+        num_steps, warmup_steps=round(0.02 * num_steps), warmdown_fraction=0.2
+    )
 
 
 def constant(num_steps: int, preset: str = "nano") -> Baseline:
@@ -182,8 +189,8 @@ def wsd_tuned(num_steps: int, preset: str = "nano") -> Baseline:
 def nanochat(num_steps: int, preset: str = "nano") -> Baseline:
     """Trains with nanochat's rates, schedules and Muon, but without its rule for the batch size.
 
-    The rule multiplies all rates by sqrt(tokens of a step / 524,288): 1/32 at 512 tokens. Nothing is tuned for this
-    size; on `jel-73m` it is the paper's hand-tuned upper bound.
+    The rule multiplies all rates by sqrt(tokens of a step / 524,288): 1/32 at 512 tokens. Nothing
+    is tuned for this size; on `jel-73m` it is the paper's hand-tuned upper bound.
     """
     return Baseline(
         "nanochat",
@@ -201,15 +208,25 @@ def nanochat(num_steps: int, preset: str = "nano") -> Baseline:
 #: Name -> the baseline at a number of steps (and preset).
 BASELINES: dict[str, Callable[..., Baseline]] = {
     build.__name__: build
-    for build in (constant, constant_warmdown, cosine, wsd, hand_tuned, cosine_tuned, wsd_tuned, nanochat)
+    for build in (
+        constant,
+        constant_warmdown,
+        cosine,
+        wsd,
+        hand_tuned,
+        cosine_tuned,
+        wsd_tuned,
+        nanochat,
+    )
 }
 
 
 def constant_multipliers(num_steps: int, num_multipliers: int = 7) -> dict[str, dict[str, Any]]:
-    """Sweep of one multiplier of the uniform base rate, 1 to 100 on a log grid, each with and without 40 % warmdown.
+    """Sweep of one multiplier of the uniform base rate, 1 to 100 on a log grid, each with and
+    without 40 % warmdown.
 
-    What a controller could do that decides once. The base weight decay stays what it is, so that, being multiplied by
-    the learning rate, the decay of a step grows along.
+    What a controller could do that decides once. The base weight decay stays what it is, so that,
+    being multiplied by the learning rate, the decay of a step grows along.
 
     Args:
         num_steps: of a run [steps].
@@ -218,7 +235,10 @@ def constant_multipliers(num_steps: int, num_multipliers: int = 7) -> dict[str, 
     Returns:
         Name -> keyword arguments of the env.
     """
-    schedules: tuple[tuple[str, Schedule], ...] = (("", Constant()), ("_warmdown", WarmupFlatWarmdown(num_steps)))
+    schedules: tuple[tuple[str, Schedule], ...] = (
+        ("", Constant()),
+        ("_warmdown", WarmupFlatWarmdown(num_steps)),
+    )
     return {
         f"x{multiplier:.3g}{suffix}": {
             "base_lr": BASE_LR * float(multiplier),
@@ -230,7 +250,8 @@ def constant_multipliers(num_steps: int, num_multipliers: int = 7) -> dict[str, 
     }
 
 
-#: Learning rate, weight decay and warmup [steps of 561] of the paper's 8 configurations (JEL, table 3).
+#: Learning rate, weight decay and warmup [steps of 561] of the paper's 8 configurations (JEL, table
+#: 3).
 SCHEDULE_FREE = (
     (0.5, 0.0, 0),
     (0.5, 0.01, 0),
@@ -248,11 +269,12 @@ def schedule_free_configurations(
 ) -> dict[str, dict[str, Any]]:
     """The paper's sweep of a schedule-free optimizer (JEL, table 3): 8 configurations.
 
-    The caption fixes Muon at rate 0.02 and decay 0.2, which stay on the matrices with their 40 % warmdown; everything
-    else is schedule-free at one constant rate. The paper names neither the optimizer nor what its rates of 0.5, 1 and 2
-    multiply. Both entries are our readings: `sgd` is the likelier one (1.0 is the default rate of the package's
-    SGDScheduleFree, and such rates make its AdamW diverge on small models), `adamw` the literal "schedule-free AdamW +
-    Muon". Warmups scale with num_steps / 561.
+    The caption fixes Muon at rate 0.02 and decay 0.2, which stay on the matrices with their 40 %
+    warmdown; everything else is schedule-free at one constant rate. The paper names neither the
+    optimizer nor what its rates of 0.5, 1 and 2 multiply. Both entries are our readings: `sgd` is
+    the likelier one (1.0 is the default rate of the package's SGDScheduleFree, and such rates make
+    its AdamW diverge on small models), `adamw` the literal "schedule-free AdamW + Muon". Warmups
+    scale with num_steps / 561.
 
     Args:
         reading: `sgd` or `adamw`.
@@ -270,7 +292,9 @@ def schedule_free_configurations(
     groups = groups_of(preset)
 
     return {
-        f"lr{lr:g}_wd{wd:g}_warmup{warmup}": schedule_free(reading, lr, wd, warmup, num_steps, groups)
+        f"lr{lr:g}_wd{wd:g}_warmup{warmup}": schedule_free(
+            reading, lr, wd, warmup, num_steps, groups
+        )
         for lr, wd, warmup in SCHEDULE_FREE
     }
 

@@ -1,9 +1,10 @@
 """Searches that a controller must beat at its own price: random search and CMA-ES over schedules.
 
-A schedule is K x A positions, one row per decision. A population plays one schedule per row, and a schedule is worth
-the sum of the rewards of the one run that it was played in: a single noisy number, as it is for a controller in
-training. Searches write a line of JSON per generation and go on from those lines bitwise; no global generator is
-touched. Both searches are one loop over two strategies, and are easier read together: hence the length of the file.
+A schedule is K x A positions, one row per decision. A population plays one schedule per row, and a
+schedule is worth the sum of the rewards of the one run that it was played in: a single noisy
+number, as it is for a controller in training. Searches write a line of JSON per generation and go
+on from those lines bitwise; no global generator is touched. Both searches are one loop over two
+strategies, and are easier read together: hence the length of the file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Outcomes(NamedTuple):
 
     Attributes:
         returns: sum of the rewards of each run, (N,).
-        probe_losses: loss on the probe at the end, of a diverged run that before the first step, (N,) [nats per token].
+        probe_losses: loss on the probe at the end, of a diverged run that before the first step,
+            (N,) [nats per token].
     """
 
     returns: FloatArray
@@ -81,7 +83,11 @@ class Population:
         """See Evaluator."""
         _, infos = self.env.reset(seed=list(seeds))
         initial: FloatArray = infos["probe_loss"]
-        returns, diverged, ended = np.zeros(self.num_rows), np.zeros(self.num_rows, bool), np.zeros(self.num_rows, bool)
+        returns, diverged, ended = (
+            np.zeros(self.num_rows),
+            np.zeros(self.num_rows, bool),
+            np.zeros(self.num_rows, bool),
+        )
         for decision in range(self.shape[0]):
             action = positions[:, decision].astype(np.float32)
             _, rewards, terminated, truncated, infos = self.env.step(action)
@@ -110,18 +116,22 @@ class Strategy(Protocol):
 class RandomStrategy:
     """Uniform positions; ends with the schedule whose one run returned most.
 
-    That return is no estimate of what the schedule is worth: the best of many noisy numbers is too good (the winner's
-    curse), and the more so the more are drawn. It is what a random search at this price gives; deploy it to know.
+    That return is no estimate of what the schedule is worth: the best of many noisy numbers is too
+    good (the winner's curse), and the more so the more are drawn. It is what a random search at
+    this price gives; deploy it to know.
     """
 
-    def __init__(self, num_rows: int, shape: tuple[int, int], seed: int, kind: str = "schedule") -> None:
+    def __init__(
+        self, num_rows: int, shape: tuple[int, int], seed: int, kind: str = "schedule"
+    ) -> None:
         """Draws from a generator of its own.
 
         Args:
             num_rows: N.
             shape: (K, A).
             seed: of the draws.
-            kind: `schedule`: every decision independently; `constant`: one position per cell, held for the whole run.
+            kind: `schedule`: every decision independently; `constant`: one position per cell, held
+                for the whole run.
 
         Raises:
             ValueError: for an unknown kind.
@@ -150,13 +160,16 @@ class RandomStrategy:
 
 
 class CMAStrategy:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772) over all K A positions; ends with the mean of its distribution.
+    """CMA-ES (Hansen 2016, arXiv 1604.00772) over all K A positions; ends with the mean of its
+    distribution.
 
-    Starts at neutral, as a controller does. The mean is less cursed by noise than the best sample. The package's own
-    termination criteria are not asked: the number of episodes is the budget.
+    Starts at neutral, as a controller does. The mean is less cursed by noise than the best sample.
+    The package's own termination criteria are not asked: the number of episodes is the budget.
     """
 
-    def __init__(self, num_rows: int, shape: tuple[int, int], seed: int, sigma: float = 0.4) -> None:
+    def __init__(
+        self, num_rows: int, shape: tuple[int, int], seed: int, sigma: float = 0.4
+    ) -> None:
         """Sets up the package `cma` on a generator of our own.
 
         Args:
@@ -171,9 +184,12 @@ class CMAStrategy:
         try:
             import cma
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("CMA-ES needs the package cma: pip install 'hpenv[baselines]'") from error
+            raise ModuleNotFoundError(
+                "CMA-ES needs the package cma: pip install 'hpenv[baselines]'"
+            ) from error
         random = np.random.default_rng([seed, 0])
-        # Given its own source of numbers, and a seed that is not a number, cma leaves numpy's global generator alone.
+        # Given its own source of numbers, and a seed that is not a number, cma leaves numpy's
+        # global generator alone.
         options = {
             "bounds": [-1.0, 1.0],
             "popsize": num_rows,
@@ -212,18 +228,22 @@ def search(
         evaluator: plays.
         num_episodes: budget; a multiple of the evaluator's rows.
         seed: of the runs' seeds.
-        log: file of JSON lines; what it holds already is told to the strategy again instead of being played.
+        log: file of JSON lines; what it holds already is told to the strategy again instead of
+            being played.
         description: what the log must agree with to be continued.
 
     Returns:
-        The schedule, and per generation: number, seeds, returns, probe losses and the best return so far.
+        The schedule, and per generation: number, seeds, returns, probe losses and the best return
+            so far.
 
     Raises:
         ValueError: for a number of episodes that does not fit, or a log of another search.
     """
     rows = evaluator.num_rows
     if num_episodes < rows or num_episodes % rows:
-        raise ValueError(f"num_episodes={num_episodes} must be a positive multiple of the {rows} rows")
+        raise ValueError(
+            f"num_episodes={num_episodes} must be a positive multiple of the {rows} rows"
+        )
     header = {"search": json.loads(json.dumps({"seed": seed, **(description or {})}, default=repr))}
     lines = read_log(log, header)
     seeds_random, history, best = np.random.default_rng([seed, 1]), [], -np.inf
@@ -233,7 +253,9 @@ def search(
         if generation < len(lines):
             line = lines[generation]
             if line["seeds"] != seeds or line["positions"] != positions.tolist():
-                raise ValueError(f"generation {generation} of {log} is not what this search proposes; give another log")
+                raise ValueError(
+                    f"generation {generation} of {log} is not what this search proposes; give another log"
+                )
         else:
             outcomes = evaluator.play(positions, seeds)
             line = {
@@ -248,7 +270,10 @@ def search(
         returns = np.array(line["returns"])
         strategy.tell(positions, returns)
         best = max(best, float(returns.max()))
-        history.append({key: value for key, value in line.items() if key != "positions"} | {"best_return": best})
+        history.append(
+            {key: value for key, value in line.items() if key != "positions"}
+            | {"best_return": best}
+        )
     return ScheduleTable(strategy.best()), history
 
 
@@ -261,7 +286,8 @@ def random_search(
     kind: Literal["schedule", "constant"] = "schedule",
     log: str | os.PathLike[str] | None = None,
 ) -> tuple[ScheduleTable, History]:
-    """The best of `num_episodes` uniformly drawn schedules, by its own single return; see RandomStrategy.
+    """The best of `num_episodes` uniformly drawn schedules, by its own single return; see
+    RandomStrategy.
 
     Args:
         env_kwargs: arguments of the env, at meta-training settings.
@@ -288,8 +314,9 @@ def cma_search(
 ) -> tuple[ScheduleTable, History]:
     """CMA-ES over schedules; see CMAStrategy.
 
-    The runs of a generation share weights and data order (`seed_mode="grouped"`, unless env_kwargs says otherwise):
-    CMA-ES only ranks within a generation, and common random numbers take most of the noise out of a rank.
+    The runs of a generation share weights and data order (`seed_mode="grouped"`, unless env_kwargs
+    says otherwise): CMA-ES only ranks within a generation, and common random numbers take most of
+    the noise out of a rank.
 
     Args:
         env_kwargs: arguments of the env, at meta-training settings.
@@ -320,9 +347,13 @@ def read_log(path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> 
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}, must be JSON; got {line[:80]!r}: give another log") from error
+            raise ValueError(
+                f"{path}, line {number}, must be JSON; got {line[:80]!r}: give another log"
+            ) from error
     if lines and lines[0] != header:
-        raise ValueError(f"{path} is the log of the search {lines[0]}; expected {dict(header)}: give another log")
+        raise ValueError(
+            f"{path} is the log of the search {lines[0]}; expected {dict(header)}: give another log"
+        )
     return lines[1:]
 
 

@@ -1,8 +1,10 @@
-"""Searches of the tuned baselines: every one has a search of its own, of as many runs, whose best point lies inside.
+"""Searches of the tuned baselines: every one has a search of its own, of as many runs, whose best
+point lies inside.
 
-A search goes through its coordinates by factors of two until no move helps, then by smaller and smaller ones until its
-points are spent. It looks at the probe loss alone, on tuning seeds. A search that ends where it has not tried both
-sides of its best point raises: the optimum of a baseline that is reported lies within what was tried.
+A search goes through its coordinates by factors of two until no move helps, then by smaller and
+smaller ones until its points are spent. It looks at the probe loss alone, on tuning seeds. A search
+that ends where it has not tried both sides of its best point raises: the optimum of a baseline that
+is reported lies within what was tried.
 """
 
 from __future__ import annotations
@@ -17,12 +19,20 @@ from typing import Any
 import numpy as np
 
 from baselines.run import FACTOR, coordinate_search
-from baselines.schedules import BASE_LR, BASE_WEIGHT_DECAY, BASELINES, groups_of, nanochat_rates, schedule_free
+from baselines.schedules import (
+    BASE_LR,
+    BASE_WEIGHT_DECAY,
+    BASELINES,
+    groups_of,
+    nanochat_rates,
+    schedule_free,
+)
 from baselines.sweeps import Population, read_log, write_log
 
 Point = Mapping[str, float]
-#: A move must lower the mean probe loss by more than this [nats per token], less than a twentieth of a percent: without
-#: it a search follows a flat tail, such as that of a decay towards 0, to its end.
+#: A move must lower the mean probe loss by more than this [nats per token], less than a twentieth
+#: of a percent: without it a search follows a flat tail, such as that of a decay towards 0, to its
+#: end.
 TOLERANCE = 1e-3
 
 
@@ -43,7 +53,9 @@ class Search:
 
 def _per_group(baseline: str, point: Point, num_steps: int) -> dict[str, Any]:
     """A baseline's schedule with the rates of a point."""
-    lr = {name.removeprefix("lr/"): value for name, value in point.items() if name.startswith("lr/")}
+    lr = {
+        name.removeprefix("lr/"): value for name, value in point.items() if name.startswith("lr/")
+    }
     decay = dict.fromkeys(lr, 0.0) | {"matrix": point["weight_decay/matrix"]}
     return BASELINES[baseline](num_steps).env_kwargs | {"base_lr": lr, "base_weight_decay": decay}
 
@@ -61,7 +73,9 @@ def _scaled(point: Point, num_steps: int) -> dict[str, Any]:
 
 
 def _schedule_free(reading: str, point: Point, num_steps: int) -> dict[str, Any]:
-    return schedule_free(reading, point["lr"], point["weight_decay"], point["warmup"], num_steps, groups_of("nano"))
+    return schedule_free(
+        reading, point["lr"], point["weight_decay"], point["warmup"], num_steps, groups_of("nano")
+    )
 
 
 _NANOCHAT = nanochat_rates()
@@ -75,9 +89,13 @@ SEARCHES: dict[str, Search] = {
         _uniform,
         "one rate and one weight decay for all tensors, 40 % warmdown",
     ),
-    "hand_tuned": Search(dict(_GROUPS), partial(_per_group, "hand_tuned"), "per-group rates, 40 % warmdown"),
+    "hand_tuned": Search(
+        dict(_GROUPS), partial(_per_group, "hand_tuned"), "per-group rates, 40 % warmdown"
+    ),
     "cosine": Search(dict(_GROUPS), partial(_per_group, "cosine_tuned"), "per-group rates, cosine"),
-    "wsd": Search(dict(_GROUPS), partial(_per_group, "wsd_tuned"), "per-group rates, warmup-stable-decay"),
+    "wsd": Search(
+        dict(_GROUPS), partial(_per_group, "wsd_tuned"), "per-group rates, warmup-stable-decay"
+    ),
     "nanochat": Search(
         {"factor": 1.0, "weight_decay/matrix": _GROUPS["weight_decay/matrix"]},
         _scaled,
@@ -115,14 +133,19 @@ def spend(
         tolerance: a move must lower the score by more than this.
 
     Returns:
-        The point that the search ends at; every point with its score, in their order; and coordinate -> the next lower
-        and the next higher value that were tried, as `neighbors` has them.
+        The point that the search ends at; every point with its score, in their order; and
+        coordinate -> the next lower and the next higher value that were tried, as `neighbors` has
+        them.
 
     Raises:
-        ValueError: the points were spent before both sides of the best one were tried in every coordinate, or there
-            are no more points to try.
+        ValueError: the points were spent before both sides of the best one were tried in every
+            coordinate, or there are no more points to try.
     """
-    header = {"search": json.loads(json.dumps({"start": dict(start), "description": description}, default=repr))}
+    header = {
+        "search": json.loads(
+            json.dumps({"start": dict(start), "description": description}, default=repr)
+        )
+    }
     history = read_log(log, header)
     known = {_key(line["point"]): float(line["score"]) for line in history}
     seen: list[dict[str, Any]] = []
@@ -142,13 +165,17 @@ def spend(
     while len(seen) < num_points and fruitless < 3:
         before = len(seen)
         left = num_points - before + (1 if before else 0)
-        best, _ = coordinate_search(cached, best, factor=factor, max_evaluations=left, tolerance=tolerance)
+        best, _ = coordinate_search(
+            cached, best, factor=factor, max_evaluations=left, tolerance=tolerance
+        )
         if not _untried(best, factor, {_key(entry["point"]) for entry in seen}):
             boxes.append((best, factor))
         fruitless = fruitless + 1 if len(seen) == before else 0
         factor = factor**0.5
     if len(seen) < num_points:
-        raise ValueError(f"num_points={num_points} must be at most {len(seen)}: a finer search finds no further point")
+        raise ValueError(
+            f"num_points={num_points} must be at most {len(seen)}: a finer search finds no further point"
+        )
     around = neighbors(best, seen, boxes)
     if edges := [name for name in best if name not in around]:
         raise ValueError(
@@ -175,26 +202,35 @@ def _untried(best: Point, factor: float, tried: set[tuple[tuple[str, float], ...
 def neighbors(
     best: Point, table: Sequence[Mapping[str, Any]], boxes: Sequence[tuple[Point, float]]
 ) -> dict[str, list[float]]:
-    """Coordinate -> the next lower and the next higher value that were tried with all other coordinates as they are.
+    """Coordinate -> the next lower and the next higher value that were tried with all other
+    coordinates as they are.
 
-    They are those of the best point. Where it lacks one, they are those of a point with both neighbors in every
-    coordinate, no better than it, between which the best point lies. A coordinate without such values is left out.
+    They are those of the best point. Where it lacks one, they are those of a point with both
+    neighbors in every coordinate, no better than it, between which the best point lies. A
+    coordinate without such values is left out.
 
     Args:
         best: no point of the table is better.
         table: every point that was tried.
-        boxes: points of which both neighbors were tried in every coordinate, and the factor to them; smallest last.
+        boxes: points of which both neighbors were tried in every coordinate, and the factor to
+            them; smallest last.
     """
     inside = [
         center
         for center, factor in reversed(boxes)
-        if all(center[name] / factor < value < center[name] * factor for name, value in best.items())
+        if all(
+            center[name] / factor < value < center[name] * factor for name, value in best.items()
+        )
     ]
     around: dict[str, list[float]] = {}
     for name, value in best.items():
         for source in (best, *inside):
             others = _key({**source, name: 0.0})
-            line = [entry["point"][name] for entry in table if _key({**entry["point"], name: 0.0}) == others]
+            line = [
+                entry["point"][name]
+                for entry in table
+                if _key({**entry["point"], name: 0.0}) == others
+            ]
             below, above = (
                 [e for e in line if e < value * (1 - 1e-9)],
                 [e for e in line if e > value * (1 + 1e-9)],
@@ -222,8 +258,9 @@ def tune(
         log: file to resume from.
 
     Returns:
-        Keyword arguments of the env at the best point; and `chosen` (the point), `table` (every point with its
-        `score`, the mean probe loss [nats per token]), `interior` (always True), `neighbors`, `runs_spent`.
+        Keyword arguments of the env at the best point; and `chosen` (the point), `table` (every
+        point with its `score`, the mean probe loss [nats per token]), `interior` (always True),
+        `neighbors`, `runs_spent`.
 
     Raises:
         ValueError: see `spend`.
@@ -232,7 +269,9 @@ def tune(
 
     def score(point: Point) -> float:
         population = Population({**env_kwargs, **search.env_kwargs(point, num_steps)}, len(seeds))
-        return float(population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean())
+        return float(
+            population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean()
+        )
 
     described = {"baseline": name, "env_kwargs": dict(env_kwargs), "seeds": list(seeds)}
     best, table, around = spend(score, search.start, num_points, log, described, TOLERANCE)

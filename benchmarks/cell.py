@@ -1,7 +1,8 @@
-"""What the whole control surface, every gauge and the Sidecar cost: `python -m benchmarks.run` calls these.
+"""What the whole control surface, every gauge and the Sidecar cost: `python -m benchmarks.run`
+calls these.
 
-All of TrainLoop-Cell-v0 at `cell11`, a decision every step, without a probe; the bare step is the same environment
-without a channel and without a gauge.
+All of TrainLoop-Cell-v0 at `cell11`, a decision every step, without a probe; the bare step is the
+same environment without a channel and without a gauge.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from hpenv.envs.cell import make_vector_env
 
 #: Feature(s) beside `progress` of each tier, as the observation is made of them.
 TIERS = {
-    "loss trajectory": ("train_loss", "loss_slope", "loss_curvature", "loss_ema_deviation", "gradient_norm"),
+    "loss trajectory": (
+        "train_loss",
+        "loss_slope",
+        "loss_curvature",
+        "loss_ema_deviation",
+        "gradient_norm",
+    ),
     "layer_gradient_norm": ("layer_gradient_norm",),
     "gradient_max": ("layer_gradient_max",),
     "activations": ("layer_activation_mean", "layer_activation_variance", "layer_saturation"),
@@ -82,13 +89,17 @@ def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, An
         "all gauges": {"observation": "full", "num_registers": 8},
         "everything": {"channels": "full", "observation": "full", "num_registers": 8},
     }
-    arguments |= {f"tier {name}": {"observation": ("progress", *names)} for name, names in TIERS.items()}
+    arguments |= {
+        f"tier {name}": {"observation": ("progress", *names)} for name, names in TIERS.items()
+    }
     functions: dict[str, Callable[[], object]] = {}
     for name, given in arguments.items():
         env = make(num_envs, budget, batch_tokens, **given)
         functions[name] = partial(play, env, explored(env, steps))
     times = alternate(functions, rounds)
-    result: dict[str, Any] = {f"{name} / bare": ratio(times, name, "bare") for name in functions if name != "bare"}
+    result: dict[str, Any] = {
+        f"{name} / bare": ratio(times, name, "bare") for name in functions if name != "bare"
+    }
     result["milliseconds of the bare step"] = 1e3 * statistics.median(times["bare"]) / steps
     return result | {"goal": "everything / bare <= 1.10"}
 
@@ -96,7 +107,13 @@ def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, An
 def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) -> dict[str, Any]:
     """Deciding and learning against a step of the run, foundational surface; goal at 50 M parameters: under 0.02."""
     env = make(
-        num_envs, rounds + 2, batch_tokens, preset=preset, channels="foundational", observation="full", num_registers=8
+        num_envs,
+        rounds + 2,
+        batch_tokens,
+        preset=preset,
+        channels="foundational",
+        observation="full",
+        num_registers=8,
     )
     agent = sidecar(env)
     observations, _ = env.reset(seed=0)
@@ -109,7 +126,11 @@ def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) ->
         stepping.append(seconds(lambda: results.extend(env.step(decision.action))))  # noqa: B023
         observations, rewards = results[0], results[1]
         rollout = Rollout(
-            seen[None], decision.raw[None], decision.log_prob[None], rewards[None], np.ones((1, num_envs), dtype=bool)
+            seen[None],
+            decision.raw[None],
+            decision.log_prob[None],
+            rewards[None],
+            np.ones((1, num_envs), dtype=bool),
         )
         deciding.append(start + seconds(lambda: agent.update(rollout)))  # noqa: B023
     shares = [d / s for d, s in zip(deciding[1:], stepping[1:], strict=True)]
@@ -117,5 +138,7 @@ def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) ->
         "share of a step": statistics.median(shares),
         "milliseconds per decision": 1e3 * statistics.median(deciding[1:]),
         "milliseconds of a step": 1e3 * statistics.median(stepping[1:]),
-        "parameters of a sidecar": sum(tensor[0].numel() for tensor in agent.policy.tensors().values()),
+        "parameters of a sidecar": sum(
+            tensor[0].numel() for tensor in agent.policy.tensors().values()
+        ),
     }

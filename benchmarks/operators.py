@@ -45,12 +45,16 @@ def operator_shares() -> dict[str, Any]:
 
         times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
         total = sum(times.values())
-        shares = {key: time / total for key, time in sorted(times.items(), key=lambda pair: -pair[1])}
+        shares = {
+            key: time / total for key, time in sorted(times.items(), key=lambda pair: -pair[1])
+        }
         result[name] = {key: share for key, share in shares.items() if share > SMALLEST_SHARE}
     return result
 
 
-def newton_schulz_price(num_envs: int, batch_tokens: int, num_steps: int, rounds: int) -> dict[str, Any]:
+def newton_schulz_price(
+    num_envs: int, batch_tokens: int, num_steps: int, rounds: int
+) -> dict[str, Any]:
     """Steps of `nano` with Muon's iteration in bfloat16 against the same in the dtype that a CPU takes by default."""
     envs: dict[str, TrainLoopVectorEnv] = {}
     for dtype in ("bfloat16", None):
@@ -73,5 +77,7 @@ def newton_schulz_price(num_envs: int, batch_tokens: int, num_steps: int, rounds
     times = alternate({name: lambda env=env: decide(env, 1) for name, env in envs.items()}, rounds)  # type: ignore[misc]
     return {
         "bfloat16 / default": ratio(times, "bfloat16", "default"),
-        "milliseconds per step": {name: 1e3 * statistics.median(t) / num_steps for name, t in times.items()},
+        "milliseconds per step": {
+            name: 1e3 * statistics.median(t) / num_steps for name, t in times.items()
+        },
     }

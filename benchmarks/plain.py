@@ -10,8 +10,11 @@ from hpenv.data import batch_starts, gather, load_corpus
 from hpenv.optimizers import OPTIMIZERS, Rates
 
 
-def plain_loop(num_steps: int, interval: int, batch_tokens: int, sequence_length: int = 64) -> float:
-    """Trains one `nano` run with AdamW + Muon at constant rates, measuring the probe before and after each interval.
+def plain_loop(
+    num_steps: int, interval: int, batch_tokens: int, sequence_length: int = 64
+) -> float:
+    """Trains one `nano` run with AdamW + Muon at constant rates, measuring the probe before and
+    after each interval.
 
     Returns:
         The last probe loss [nats per token].
@@ -21,13 +24,17 @@ def plain_loop(num_steps: int, interval: int, batch_tokens: int, sequence_length
     weights = model.init_parameters(config, [0])
     rules = {name: OPTIMIZERS["adamw_muon"][model.parameter_kind(name)] for name in weights}
     states = {name: rules[name].init(weight) for name, weight in weights.items()}
-    groups = {rule: [name for name in weights if rules[name] is rule] for rule in set(rules.values())}
+    groups = {
+        rule: [name for name in weights if rules[name] is rule] for rule in set(rules.values())
+    }
     rates = {
         rule: Rates.of(*torch.tensor([1e-3, 1e-2]).double().expand(1, len(n), 2).unbind(-1))
         for rule, n in groups.items()
     }
     probe = gather(
-        corpus.probe, batch_starts(len(corpus.probe), 0, 0, 4 * size, sequence_length)[None], sequence_length
+        corpus.probe,
+        batch_starts(len(corpus.probe), 0, 0, 4 * size, sequence_length)[None],
+        sequence_length,
     )
 
     @torch.no_grad()
@@ -40,7 +47,9 @@ def plain_loop(num_steps: int, interval: int, batch_tokens: int, sequence_length
         inputs, targets = gather(corpus.train, starts, sequence_length)
         leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
         losses = model.mean_losses(leaves, config, inputs, targets, rope)
-        gradients = dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
+        gradients = dict(
+            zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True)
+        )
         with torch.no_grad():
             for rule, names in groups.items():
                 rule.update(

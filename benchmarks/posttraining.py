@@ -1,7 +1,8 @@
 """What an update of GRPO and a program in the sandbox cost: `python -m benchmarks.run` calls this.
 
-The student alone samples the same number of completions and makes the same three passes (reference, forward, backward)
-without a task, a program or a grader. Programs are executed in the sandbox, but for those whose verdict is known.
+The student alone samples the same number of completions and makes the same three passes (reference,
+forward, backward) without a task, a program or a grader. Programs are executed in the sandbox, but
+for those whose verdict is known.
 """
 
 from __future__ import annotations
@@ -34,11 +35,17 @@ def alone(plant: GRPOPlant, generator: torch.Generator) -> None:
     """What the student computes in an update, at the knobs that the plant has."""
     config = plant.config
     prompts = [[task.prompt for task in plant.tasks(row)] for row in range(plant.num_rows)]
-    rollouts = plant.student.sample(plant.knobs, prompts, config.num_samples, [generator] * plant.num_rows)
+    rollouts = plant.student.sample(
+        plant.knobs, prompts, config.num_samples, [generator] * plant.num_rows
+    )
     with torch.no_grad():
-        plant.student.log_probabilities({name: torch.zeros_like(k) for name, k in plant.knobs.items()}, rollouts)
+        plant.student.log_probabilities(
+            {name: torch.zeros_like(k) for name, k in plant.knobs.items()}, rollouts
+        )
     leaves = {name: knob.detach().requires_grad_() for name, knob in plant.knobs.items()}
-    torch.autograd.grad(plant.student.log_probabilities(leaves, rollouts).sum(), list(leaves.values()))
+    torch.autograd.grad(
+        plant.student.log_probabilities(leaves, rollouts).sum(), list(leaves.values())
+    )
 
 
 def step(env: TrainLoopVectorEnv) -> None:
@@ -53,7 +60,9 @@ def update_price(rounds: int, num_workers: int) -> dict[str, Any]:
     plant = env.plant
     assert isinstance(plant, GRPOPlant)
     generator = torch.Generator().manual_seed(0)
-    times = alternate({"decision": partial(step, env), "student": partial(alone, plant, generator)}, rounds)
+    times = alternate(
+        {"decision": partial(step, env), "student": partial(alone, plant, generator)}, rounds
+    )
     env.reset(seed=1)  # another than the rounds', whose verdicts are known by now
     start = time.perf_counter()
     for _ in range(UPDATES):
@@ -68,7 +77,11 @@ def update_price(rounds: int, num_workers: int) -> dict[str, Any]:
 def unlocked(source: str, times: int) -> None:
     """A program in fresh interpreters, as one would run it without a sandbox; nothing holds it."""
     for _ in range(times):
-        subprocess.run([sys.executable, "-I", "-c", f"{source}\nprint(total([1, 2]))"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-I", "-c", f"{source}\nprint(total([1, 2]))"],
+            check=True,
+            capture_output=True,
+        )
 
 
 def program_price(rounds: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Measures the main job as on a processor with AVX2 alone, and with all that this one has: `make bench-processors`.
+"""Measures the main job as on a processor with AVX2 alone, and with all that this one has: `make
+bench-processors`.
 
-The libraries read their limits when they are loaded, so each limit is a process of its own; the figures that are
-compared with each other come from alternating rounds within one process.
+The libraries read their limits when they are loaded, so each limit is a process of its own; the
+figures that are compared with each other come from alternating rounds within one process.
 """
 
 from __future__ import annotations
@@ -37,7 +38,16 @@ def measure(limits: dict[str, str]) -> dict[str, Any]:
     """Runs the benchmarks of operators in a process of its own, on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "numbers.json"
-        command = [sys.executable, "-m", "benchmarks.run", "--only", "newton_schulz", "operators", "--threads", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.run",
+            "--only",
+            "newton_schulz",
+            "operators",
+            "--threads",
+            "1",
+        ]
         subprocess.run([*command, "--out", str(file)], check=True, env=os.environ | limits)
         return json.loads(file.read_text())
 

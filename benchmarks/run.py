@@ -1,7 +1,7 @@
 """Measures what the project claims about speed: `python -m benchmarks.run`.
 
-Every figure is a ratio of medians of rounds that alternate within one process, so that a machine that drifts drifts
-for both sides.
+Every figure is a ratio of medians of rounds that alternate within one process, so that a machine
+that drifts drifts for both sides.
 """
 
 from __future__ import annotations
@@ -50,13 +50,22 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         """Refuses counts below 1."""
-        counts = ("rounds", "num_steps", "meta_tokens", "deployment_tokens", "cell_rounds", "update_rounds")
+        counts = (
+            "rounds",
+            "num_steps",
+            "meta_tokens",
+            "deployment_tokens",
+            "cell_rounds",
+            "update_rounds",
+        )
         check_counts(self, *counts)
         if not self.threads or min(self.threads) < 1:
             raise ValueError(f"threads must be numbers of at least 1; got {self.threads}")
 
 
-def make(num_envs: int, config: BenchmarkConfig, batch_tokens: int, num_steps: int | None = None) -> TrainLoopVectorEnv:
+def make(
+    num_envs: int, config: BenchmarkConfig, batch_tokens: int, num_steps: int | None = None
+) -> TrainLoopVectorEnv:
     """A vector env of `num_envs` rows of `nano`."""
     steps = config.num_steps if num_steps is None else num_steps
     return make_vector_env(
@@ -98,7 +107,9 @@ def env_overhead(config: BenchmarkConfig) -> dict[str, Any]:
 def population_speedup(config: BenchmarkConfig) -> dict[str, Any]:
     """A population of 8 against 8 single runs, one after the other, at meta-training size; goal: at least 2."""
     eight, one = make(8, config, config.meta_tokens), make(1, config, config.meta_tokens)
-    times = alternate({"single": lambda: episodes(one, 8), "population": lambda: episode(eight)}, config.rounds)
+    times = alternate(
+        {"single": lambda: episodes(one, 8), "population": lambda: episode(eight)}, config.rounds
+    )
     return {"8 single runs / population of 8": ratio(times, "single", "population"), "goal": ">= 2"}
 
 
@@ -130,7 +141,9 @@ def achieved_flops(config: BenchmarkConfig) -> dict[str, Any]:
 def muon_flops(shape: model.GPTConfig) -> float:
     """Operations of five Newton-Schulz steps on every matrix of one run [FLOP]."""
     total = 0.0
-    for name, (rows, columns) in ((n, s) for n, s in model.parameter_shapes(shape).items() if len(s) == 2):
+    for name, (rows, columns) in (
+        (n, s) for n, s in model.parameter_shapes(shape).items() if len(s) == 2
+    ):
         if model.parameter_kind(name) == "matrix":
             short, long = min(rows, columns), max(rows, columns)
             total += 5 * (2 * 2 * short * short * long + 2 * short**3)
@@ -138,10 +151,11 @@ def muon_flops(shape: model.GPTConfig) -> float:
 
 
 def run_equivalents(config: BenchmarkConfig) -> dict[str, Any]:
-    """Meta-training of 400 episodes in deployed runs, by the ratio of their tokens; the goal at 128 is the paper's 5.6.
+    """Meta-training of 400 episodes in deployed runs, by the ratio of their tokens; the goal at 128
+    is the paper's 5.6.
 
-    Measured on shortened runs, and extrapolated: both sides grow alike with the number of steps, but for the reset and
-    the first probe, which weigh more in a short run.
+    Measured on shortened runs, and extrapolated: both sides grow alike with the number of steps,
+    but for the reset and the first probe, which weigh more in a short run.
     """
     steps = 24
     meta = make(8, config, config.meta_tokens, num_steps=steps)
@@ -189,7 +203,8 @@ def sidecar_share(config: BenchmarkConfig) -> dict[str, Any]:
     return {
         "cell11, N = 1": sidecar_price(30, config.deployment_tokens, "cell11", 1),
         "cell11, N = 8": sidecar_price(15, config.meta_tokens, "cell11", 8),
-        "jel-73m, N = 1": sidecar_price(3, config.deployment_tokens, "jel-73m", 1) | {"goal": "< 0.02"},
+        "jel-73m, N = 1": sidecar_price(3, config.deployment_tokens, "jel-73m", 1)
+        | {"goal": "< 0.02"},
     }
 
 

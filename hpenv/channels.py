@@ -1,11 +1,12 @@
 """Channels: the dials of a training loop as a table of data.
 
-A channel is one kind of quantity that may be moved. Its cells are one per run, optimizer, group, layer or tensor, as
-its scope says; an action holds one number in [-1, 1] per cell, 0 leaves training bit for bit as it is. A new dial is
-an entry of CHANNELS and the line of the plant that reads it.
+A channel is one kind of quantity that may be moved. Its cells are one per run, optimizer, group,
+layer or tensor, as its scope says; an action holds one number in [-1, 1] per cell, 0 leaves
+training bit for bit as it is. A new dial is an entry of CHANNELS and the line of the plant that
+reads it.
 
-A channel whose neutral is an end of its bounds (a cap, a probability) is one-sided: noise around neutral must do
-nothing, so it is neutral on the whole of [-1, DEAD_ZONE] and moves beyond.
+A channel whose neutral is an end of its bounds (a cap, a probability) is one-sided: noise around
+neutral must do nothing, so it is neutral on the whole of [-1, DEAD_ZONE] and moves beyond.
 
 Past the usual length of a module, because it is a table.
 """
@@ -20,8 +21,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-#: What a cell may be indexed by. `optimizer` is finer than `run` and coarser than `group`: AdamW and Muon of a hybrid.
-#: `layer` and `tensor` are of the body: embedding and unembedding stand in no layer and have no such cell.
+#: What a cell may be indexed by. `optimizer` is finer than `run` and coarser than `group`: AdamW
+#: and Muon of a hybrid. `layer` and `tensor` are of the body: embedding and unembedding stand in no
+#: layer and have no such cell.
 SCOPES = ("run", "optimizer", "group", "layer", "tensor")
 
 #: One-sided channels are neutral up to this position.
@@ -35,21 +37,23 @@ class Channel:
     Attributes:
         name: key in CHANNELS.
         scopes: scopes it may be asked for at.
-        surface: what it acts on; the Sidecar paper counts as `forward` all that is neither the shape of the optimizer's
-            update nor the route of the gradient.
+        surface: what it acts on; the Sidecar paper counts as `forward` all that is neither the
+            shape of the optimizer's update nor the route of the gradient.
         bounds: smallest and largest value.
-        kind: what its worst case is: `scale` multiplies by at most e^lambda, `shrink` multiplies a weight by [0, 1],
-            `clip` is a cap that starts dormant, `skip` leaves something out, or takes something off, by a part or with
-            a probability that starts at 0,
+        kind: what its worst case is: `scale` multiplies by at most e^lambda, `shrink` multiplies a
+            weight by [0, 1], `clip` is a cap that starts dormant, `skip` leaves something out, or
+            takes something off, by a part or with a probability that starts at 0,
             `two_sided` can rotate or amplify a gradient and is unsafe.
         unit: unit of the value.
         source: where it comes from.
         reads: the one place that reads it.
         neutral: the value at position 0.
-        warp: how a position becomes a value: evenly in its logarithm (`log`) or in itself (`linear`).
+        warp: how a position becomes a value: evenly in its logarithm (`log`) or in itself
+            (`linear`).
         plants: kinds of plant that have it.
         optimizers: names of the optimizers that have a use for it; empty for all.
-        immediate: the forward pass reads it, so that the loss of its own step already answers to it.
+        immediate: the forward pass reads it, so that the loss of its own step already answers to
+            it.
     """
 
     name: str
@@ -74,16 +78,20 @@ class Channel:
     def values(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Positions in [-1, 1] to values, exactly `neutral` at 0 and within the bounds.
 
-        From neutral to the high bound for u >= 0, to the low one below; one-sided: to the far end, (u - 0.1) / 0.9 of
-        the way.
+        From neutral to the high bound for u >= 0, to the low one below; one-sided: to the far end,
+        (u - 0.1) / 0.9 of the way.
         """
         low, high = self.bounds
         if self.one_sided:
             far = low if self.neutral == high else high
-            values = self._between(far, np.clip((positions - DEAD_ZONE) / (1.0 - DEAD_ZONE), 0.0, 1.0))
+            values = self._between(
+                far, np.clip((positions - DEAD_ZONE) / (1.0 - DEAD_ZONE), 0.0, 1.0)
+            )
         else:
             values = np.where(
-                positions >= 0, self._between(high, np.abs(positions)), self._between(low, np.abs(positions))
+                positions >= 0,
+                self._between(high, np.abs(positions)),
+                self._between(low, np.abs(positions)),
             )
         return np.clip(values, low, high)
 
@@ -405,13 +413,16 @@ def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Cha
     """The channel of this name, if this plant and one of its optimizers have it at this scope.
 
     Raises:
-        ValueError: for an unknown name, a scope it does not allow, or a plant or optimizers that have no use for it.
+        ValueError: for an unknown name, a scope it does not allow, or a plant or optimizers that
+            have no use for it.
     """
     if name not in CHANNELS:
         raise ValueError(f"unknown channel {name!r}; expected one of {sorted(channels_of(plant))}")
     found = CHANNELS[name]
     if scope not in found.scopes:
-        raise ValueError(f"channel {name!r} has no scope {scope!r}; expected one of {list(found.scopes)}")
+        raise ValueError(
+            f"channel {name!r} has no scope {scope!r}; expected one of {list(found.scopes)}"
+        )
     if plant not in found.plants:
         raise ValueError(
             f"channel {name!r} applies to {' and '.join(found.plants)} alone; expected one of "

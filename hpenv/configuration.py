@@ -27,10 +27,16 @@ class PretrainingConfig:
     sequence_length: int = 64  # [tokens]
     optimizer: str = "adamw_muon"  # a key of optimizers.OPTIMIZERS
     base_lr: PerGroup = 1e-3  # one for all groups, or group -> rate (JEL: uniform 1e-3)
-    base_weight_decay: PerGroup = 1e-2  # decoupled, multiplied by the learning rate (JEL: uniform 1e-2)
+    base_weight_decay: PerGroup = (
+        1e-2  # decoupled, multiplied by the learning rate (JEL: uniform 1e-2)
+    )
     lr_schedule: SchedulePerGroup = field(default_factory=Constant)  # step -> multiplier of base_lr
-    weight_decay_schedule: SchedulePerGroup = field(default_factory=Constant)  # step -> multiplier of base_weight_decay
-    num_probe_batches: int = 4  # fixed batches of batch_tokens that the reward may see (JEL, section 3.4)
+    weight_decay_schedule: SchedulePerGroup = field(
+        default_factory=Constant
+    )  # step -> multiplier of base_weight_decay
+    num_probe_batches: int = (
+        4  # fixed batches of batch_tokens that the reward may see (JEL, section 3.4)
+    )
     eval_tokens: int = 65_536  # of the validation slice, or all that it has [tokens]
     divergence_multiple: float = 3.0  # of ln(vocabulary); a loss above it ends the run
     device: str = "cpu"
@@ -60,7 +66,9 @@ class PretrainingConfig:
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
         if not (is_number(self.divergence_multiple) and self.divergence_multiple > 1):
-            raise ValueError(f"divergence_multiple={self.divergence_multiple!r} must be a number above 1")
+            raise ValueError(
+                f"divergence_multiple={self.divergence_multiple!r} must be a number above 1"
+            )
         try:
             torch.device(self.device)
         except RuntimeError as error:

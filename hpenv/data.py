@@ -1,10 +1,12 @@
 """Corpora, and seeded batches that can be rewound.
 
-A corpus is one tensor of tokens with three disjoint slices: batches come from `train`, the reward's probe from `probe`,
-and held-out evaluation alone reads `validation`. Where the sequences of a batch start is a pure function of (seed,
-step), so the position in the data is the step count: saving it is saving an int, rewinding it is asking for a smaller.
+A corpus is one tensor of tokens with three disjoint slices: batches come from `train`, the reward's
+probe from `probe`, and held-out evaluation alone reads `validation`. Where the sequences of a batch
+start is a pure function of (seed, step), so the position in the data is the step count: saving it
+is saving an int, rewinding it is asking for a smaller.
 
-A corpus is what it holds: its source is read at every call, and what was computed is kept by the digest of the bytes.
+A corpus is what it holds: its source is read at every call, and what was computed is kept by the
+digest of the bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ import torch
 from numpy.typing import NDArray
 
 from hpenv.isolation import isolated
-from hpenv.sources import DATASET_FORM, Content, check_file, dataset_content, parquet_content, read_file, stdlib_content
+from hpenv.sources import (
+    DATASET_FORM,
+    Content,
+    check_file,
+    dataset_content,
+    parquet_content,
+    read_file,
+    stdlib_content,
+)
 from hpenv.synthetic import BATCH_STREAM, random_words, synthetic_symbols, uniform_numbers
 from hpenv.tokenization import encode_slices, read_tokenizer, token_bytes, whole_number
 
@@ -30,10 +40,13 @@ MINIMUM_TOKENS = 40  # below it the probe or the validation slice holds no pair 
 
 MOST_SEED = 2**64 - 1  # of `synthetic`
 
-#: First numbers (int32) of the token files of llm.c and its kin, which have a header of HEADER_BYTES.
+#: First numbers (int32) of the token files of llm.c and its kin, which have a header of
+#: HEADER_BYTES.
 HEADER_MAGICS, HEADER_BYTES = (20240520, 20240801), 1024
 
-STEPS_PER_BLOCK = 256  # drawn at once, because setting up a generator costs more than drawing from it
+STEPS_PER_BLOCK = (
+    256  # drawn at once, because setting up a generator costs more than drawing from it
+)
 CACHED_BLOCKS = 256  # at least the runs of a population, which take turns
 
 
@@ -47,8 +60,10 @@ class Corpus:
         digest: hex digest of tokens, slices and token_bytes: all that a run can tell of a corpus.
         tokens: all tokens, 1-D; uint8 for bytes, uint16 for a `.bin` file, int32 for BPE.
         vocab_size: number of token ids.
-        token_bytes: bytes of text that each id stands for, (vocab_size,) float32; 0 for special tokens.
-        entropy_rate_nats: expected loss that no model can go below [nats per token]; known for `synthetic` alone.
+        token_bytes: bytes of text that each id stands for, (vocab_size,) float32; 0 for special
+            tokens.
+        entropy_rate_nats: expected loss that no model can go below [nats per token]; known for
+            `synthetic` alone.
         train: view of the first 90 %.
         probe: view of the next 5 %.
         validation: view of the last 5 %.
@@ -68,32 +83,42 @@ class Corpus:
 
 @isolated
 def load_corpus(
-    data: str | os.PathLike[str] = "stdlib", tokenizer: str | os.PathLike[str] = "bytes", *, vocab_size: int = 256
+    data: str | os.PathLike[str] = "stdlib",
+    tokenizer: str | os.PathLike[str] = "bytes",
+    *,
+    vocab_size: int = 256,
 ) -> Corpus:
-    """Loads a corpus. The source is read again at every call; corpora of the same content share their tokens.
+    """Loads a corpus. The source is read again at every call; corpora of the same content share
+    their tokens.
 
     `data` is one of
-      - `stdlib`: the source text of the running Python's standard library, about 11 MB. Files stand in the order of a
-        seeded digest of their path: a permutation that is the same everywhere and makes the slices alike;
-      - `synthetic` or `synthetic:<seed>`: 2**22 symbols of a random source, identical on every machine. The next symbol
-        is one of eight, of fixed probabilities; which eight depends on the last symbol and two bits of the one before.
-        Every context has the same probabilities, so the entropy rate is their entropy, exactly, from any state;
-      - `hf:<name>[:<split>[:<column>]]`: a dataset of the Hugging Face hub, or a local folder or parquet file, read by
-        `datasets`; split `train` and column `text` by default;
-      - a path: `.txt`, `.parquet` (column `text`), or `.bin` (uint16 tokens without a header, as nanoGPT writes them).
-        Rows of a dataset or parquet file are joined by newlines. A `.bin` file is mapped into memory, not read: while a
-        run uses it, put a new file in its place instead of writing into it.
+      - `stdlib`: the source text of the running Python's standard library, about 11 MB. Files stand
+        in the order of a seeded digest of their path: a permutation that is the same everywhere and
+        makes the slices alike;
+      - `synthetic` or `synthetic:<seed>`: 2**22 symbols of a random source, identical on every
+        machine. The next symbol is one of eight, of fixed probabilities; which eight depends on the
+        last symbol and two bits of the one before. Every context has the same probabilities, so the
+        entropy rate is their entropy, exactly, from any state;
+      - `hf:<name>[:<split>[:<column>]]`: a dataset of the Hugging Face hub, or a local folder or
+        parquet file, read by `datasets`; split `train` and column `text` by default;
+      - a path: `.txt`, `.parquet` (column `text`), or `.bin` (uint16 tokens without a header, as
+        nanoGPT writes them). Rows of a dataset or parquet file are joined by newlines. A `.bin`
+        file is mapped into memory, not read: while a run uses it, put a new file in its place
+        instead of writing into it.
 
     Args:
         data: see above; `~` stands for the home folder.
-        tokenizer: `bytes`; `bpe:<vocabulary>`, a byte-level BPE trained on the train slice; or the path of a byte-level
-            tokenizer in the JSON format of `tokenizers`. A `.bin` file is tokens already: a path then says what they
-            stand for, and with `bytes` each counts as one byte, so that bits per byte reads bits per token.
-        vocab_size: symbols of `synthetic`, 8 to 256; all others imply their own and accept 256 alone.
+        tokenizer: `bytes`; `bpe:<vocabulary>`, a byte-level BPE trained on the train slice; or the
+            path of a byte-level tokenizer in the JSON format of `tokenizers`. A `.bin` file is
+            tokens already: a path then says what they stand for, and with `bytes` each counts as
+            one byte, so that bits per byte reads bits per token.
+        vocab_size: symbols of `synthetic`, 8 to 256; all others imply their own and accept 256
+            alone.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown name, a file that is too short or damaged, or arguments that exclude each other.
+        ValueError: an unknown name, a file that is too short or damaged, or arguments that exclude
+            each other.
         ImportError: an optional package is missing; the message names the extra.
     """
     data, tokenizer = _named("data", data), _named("tokenizer", tokenizer)
@@ -105,7 +130,9 @@ def load_corpus(
         return replace(_synthetic_corpus(seed, vocab_size), name=data)
     if source == "synthetic" or vocab_size != 256:
         wrong = f"tokenizer {tokenizer!r} and vocab_size {vocab_size} do not go with data {data!r}"
-        raise ValueError(f"{wrong}: 'synthetic' accepts tokenizer 'bytes' alone, all others vocab_size 256 alone")
+        raise ValueError(
+            f"{wrong}: 'synthetic' accepts tokenizer 'bytes' alone, all others vocab_size 256 alone"
+        )
     if data == "stdlib":
         content = stdlib_content()
     elif source == "hf":
@@ -117,7 +144,9 @@ def load_corpus(
     elif data.endswith(".bin"):
         return _binary(data, _content_of(tokenizer, accepts_bpe=False))
     else:
-        accepted = f"'stdlib', 'synthetic[:<seed>]', {DATASET_FORM}, a path to a .txt, .bin or .parquet"
+        accepted = (
+            f"'stdlib', 'synthetic[:<seed>]', {DATASET_FORM}, a path to a .txt, .bin or .parquet"
+        )
         raise ValueError(f"unknown data {data!r}; expected one of {accepted}")
     return replace(_tokenized(content, _content_of(tokenizer)), name=data)
 
@@ -129,18 +158,26 @@ def require_length(corpus: Corpus, slice_name: str, needed: int) -> None:
     """
     if slice_name not in SLICES:
         raise ValueError(f"unknown slice {slice_name!r}; expected one of {list(SLICES)}")
-    length = dict(zip(SLICES, (corpus.train, corpus.probe, corpus.validation), strict=True))[slice_name].numel()
+    length = dict(zip(SLICES, (corpus.train, corpus.probe, corpus.validation), strict=True))[
+        slice_name
+    ].numel()
     if length < needed:
         cure = "take a longer corpus, or fewer or shorter sequences"
-        raise ValueError(f"{slice_name} slice of corpus {corpus.name!r}: {length} tokens, {needed} are needed; {cure}")
+        raise ValueError(
+            f"{slice_name} slice of corpus {corpus.name!r}: {length} tokens, {needed} are needed; {cure}"
+        )
 
 
-def batch_starts(length: int, seed: int, step: int, batch_size: int, sequence_length: int) -> NDArray[np.int64]:
-    """Returns where the sequences of a step's batch start: uniform, with replacement, a function of the arguments.
+def batch_starts(
+    length: int, seed: int, step: int, batch_size: int, sequence_length: int
+) -> NDArray[np.int64]:
+    """Returns where the sequences of a step's batch start: uniform, with replacement, a function of
+    the arguments.
 
-    Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Its key
-    is a hash of the seed, its counter the block of steps, so step 10**9 costs what step 0 does. Only its raw integers
-    are used: numpy keeps them the same from release to release, but not its distributions (NEP 19).
+    Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+    3", SC 2011). Its key is a hash of the seed, its counter the block of steps, so step 10**9 costs
+    what step 0 does. Only its raw integers are used: numpy keeps them the same from release to
+    release, but not its distributions (NEP 19).
 
     Args:
         length: tokens of the slice.
@@ -159,13 +196,21 @@ def batch_starts(length: int, seed: int, step: int, batch_size: int, sequence_le
 
 
 @lru_cache(maxsize=CACHED_BLOCKS)
-def _starts_of_block(length: int, seed: int, block: int, batch_size: int, sequence_length: int) -> NDArray[np.int64]:
+def _starts_of_block(
+    length: int, seed: int, block: int, batch_size: int, sequence_length: int
+) -> NDArray[np.int64]:
     if batch_size < 1 or sequence_length < 1:
-        raise ValueError(f"batch_size and sequence_length must be at least 1, not {batch_size} and {sequence_length}")
+        raise ValueError(
+            f"batch_size and sequence_length must be at least 1, not {batch_size} and {sequence_length}"
+        )
     if length <= sequence_length:
-        raise ValueError(f"a slice of {length} tokens is too short, {sequence_length + 1} are needed for one sequence")
+        raise ValueError(
+            f"a slice of {length} tokens is too short, {sequence_length + 1} are needed for one sequence"
+        )
     uniform = uniform_numbers(random_words(seed, BATCH_STREAM, block, STEPS_PER_BLOCK * batch_size))
-    return (uniform * (length - sequence_length)).astype(np.int64).reshape(STEPS_PER_BLOCK, batch_size)
+    return (
+        (uniform * (length - sequence_length)).astype(np.int64).reshape(STEPS_PER_BLOCK, batch_size)
+    )
 
 
 def gather(
@@ -182,8 +227,12 @@ def gather(
         Inputs and targets, each (..., B, T) int64; targets are the inputs one token later.
     """
     first = torch.as_tensor(starts, dtype=torch.int64, device=tokens.device)
-    index = first.unsqueeze(-1) + torch.arange(sequence_length + 1, device=tokens.device)  # (..., B, T + 1)
-    if tokens.dtype == torch.uint16:  # not every device indexes it: read the same bits as int16 and undo the sign
+    index = first.unsqueeze(-1) + torch.arange(
+        sequence_length + 1, device=tokens.device
+    )  # (..., B, T + 1)
+    if (
+        tokens.dtype == torch.uint16
+    ):  # not every device indexes it: read the same bits as int16 and undo the sign
         window = tokens.view(torch.int16)[index].to(torch.int64) & 0xFFFF
     else:
         window = tokens[index].to(torch.int64)
@@ -194,7 +243,9 @@ def _named(argument: str, given: object) -> str:
     """Returns a name or path as text, with the home folder in the place of `~`."""
     path = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(path, str):
-        raise ValueError(f"{argument} must be a name or a path (see hpenv.data.load_corpus); got {given!r}")
+        raise ValueError(
+            f"{argument} must be a name or a path (see hpenv.data.load_corpus); got {given!r}"
+        )
     return os.path.expanduser(path)
 
 
@@ -227,7 +278,18 @@ def _corpus(
     identity = [str(tokens.dtype), lengths, tokens_sha256 or sha256, _sha256(sizes)]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     train, probe, validation = torch.split(tokens, lengths)
-    return Corpus(name, sha256, digest, tokens, sizes.numel(), sizes, entropy_rate_nats, train, probe, validation)
+    return Corpus(
+        name,
+        sha256,
+        digest,
+        tokens,
+        sizes.numel(),
+        sizes,
+        entropy_rate_nats,
+        train,
+        probe,
+        validation,
+    )
 
 
 def _sha256(values: torch.Tensor) -> str:
@@ -247,14 +309,18 @@ def _tokenized(content: Content, tokenizer: str | Content) -> Corpus:
     try:
         text = content.text()
     except UnicodeDecodeError as error:
-        raise ValueError(f"corpus {name!r} is not UTF-8 ({error}); only tokenizer 'bytes' reads it") from error
+        raise ValueError(
+            f"corpus {name!r} is not UTF-8 ({error}); only tokenizer 'bytes' reads it"
+        ) from error
     ids, sizes = encode_slices(text, _slice_lengths(len(text)), tokenizer)
     tokens = torch.tensor([*ids[0], *ids[1], *ids[2]], dtype=torch.int32)
     if (covered := int(sizes[tokens].sum(dtype=torch.float64))) != (given := content.raw.size):
         label = tokenizer if isinstance(tokenizer, str) else tokenizer.name
         raise ValueError(f"tokenizer {label!r} changes the text: {given} bytes became {covered}")
     lengths = [len(part) for part in ids]
-    return _corpus(name, content.sha256, tokens, sizes, slice_lengths=lengths, tokens_sha256=_sha256(tokens))
+    return _corpus(
+        name, content.sha256, tokens, sizes, slice_lengths=lengths, tokens_sha256=_sha256(tokens)
+    )
 
 
 def _binary(path: str, tokenizer: str | Content) -> Corpus:
@@ -265,21 +331,28 @@ def _binary(path: str, tokenizer: str | Content) -> Corpus:
             sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
         if size % 2 or size < 2 * MINIMUM_TOKENS:
             needed = f"a whole number of at least {MINIMUM_TOKENS} is needed"
-            raise ValueError(f"{path!r} has {size} bytes, which are {size / 2:g} tokens of uint16; {needed}")
-        # "c" maps the file copy-on-write: torch wants memory that it may write, and the file must stay as it is.
+            raise ValueError(
+                f"{path!r} has {size} bytes, which are {size / 2:g} tokens of uint16; {needed}"
+            )
+        # "c" maps the file copy-on-write: torch wants memory that it may write, and the file must
+        # stay as it is.
         tokens = np.memmap(path, dtype="<u2", mode="c", shape=(size // 2,))
     except OSError as error:
         raise ValueError(f"data must be a file that can be read; got {path!r} ({error})") from error
     if int(tokens[:2].view("<i4")[0]) in HEADER_MAGICS:
         cure = f"leave out its first {HEADER_BYTES} bytes, as `tail -c +{HEADER_BYTES + 1}` does"
-        raise ValueError(f"data must be tokens without a header; got {path!r}, which has the header of llm.c: {cure}")
+        raise ValueError(
+            f"data must be tokens without a header; got {path!r}, which has the header of llm.c: {cure}"
+        )
     largest = int(tokens.max())
     if isinstance(tokenizer, str):
         sizes = torch.ones(largest + 1)
     else:
         sizes = token_bytes(read_tokenizer(tokenizer), tokenizer.name)
         if largest >= sizes.numel():
-            raise ValueError(f"{path!r} holds token {largest}, but {tokenizer.name!r} has only {sizes.numel()} tokens")
+            raise ValueError(
+                f"{path!r} holds token {largest}, but {tokenizer.name!r} has only {sizes.numel()} tokens"
+            )
     return _corpus(path, sha256, torch.from_numpy(tokens), sizes)
 
 
@@ -287,4 +360,10 @@ def _binary(path: str, tokenizer: str | Content) -> Corpus:
 def _synthetic_corpus(seed: int, vocab_size: int) -> Corpus:
     symbols, entropy_rate_nats = synthetic_symbols(seed, vocab_size)
     digest = hashlib.sha256(symbols.data).hexdigest()
-    return _corpus(f"synthetic:{seed}", digest, torch.from_numpy(symbols), torch.ones(vocab_size), entropy_rate_nats)
+    return _corpus(
+        f"synthetic:{seed}",
+        digest,
+        torch.from_numpy(symbols),
+        torch.ones(vocab_size),
+        entropy_rate_nats,
+    )

@@ -1,8 +1,9 @@
-"""The environment: an action sets the panel, the plant trains for one interval, features and terms are read.
+"""The environment: an action sets the panel, the plant trains for one interval, features and terms
+are read.
 
-`TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of its own.
-`TrainLoopEnv` is the same with N = 1 and numpy scalars in its info. The two stand in one module, past its usual
-length, because the second is nothing without the first.
+`TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of
+its own. `TrainLoopEnv` is the same with N = 1 and numpy scalars in its info. The two stand in one
+module, past its usual length, because the second is nothing without the first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from hpenv.registers import Registers
 from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
 from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
 from hpenv.streams import SeedStreams
-from hpenv.telemetry import Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
+from hpenv.telemetry import (
+    Layout,
+    Reading,
+    bounds,
+    check_features,
+    column_names,
+    feature_tiers,
+    observe,
+)
 from hpenv.trajectory import Trajectory
 from hpenv.values import as_python, check_count
 
@@ -40,7 +49,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         action_immediate: whether the loss of a decision's first step already answers to the column.
         observation_names: name of each column of the observation.
         autoreset_mode: what happens to a row whose episode has ended.
-        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin with.
+        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin
+            with.
     """
 
     def __init__(
@@ -67,21 +77,25 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             reward: key of REWARD_TERMS -> weight; default progress and divergence, 1 each.
             interval: steps per decision [steps].
             horizon: steps of an episode [steps].
-            num_registers: accumulators that further columns of the action write and the feature `registers` reads.
+            num_registers: accumulators that further columns of the action write and the feature
+                `registers` reads.
             register_leak: part of a register that a decision keeps, in [0, 1).
-            seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows are the run of
-                seed s.
+            seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows
+                are the run of seed s.
             autoreset_mode: an AutoresetMode, its name or its value.
             render_mode: None, `rgb_array` or `ansi`.
-            evaluate_at_end: the last info of an episode has the run's held-out score as `held_out`. Whenever a row
-                ends, all rows are evaluated.
-            max_episode_steps: an episode of this many decisions is truncated, as by Gymnasium's TimeLimit [decisions].
+            evaluate_at_end: the last info of an episode has the run's held-out score as `held_out`.
+                Whenever a row ends, all rows are evaluated.
+            max_episode_steps: an episode of this many decisions is truncated, as by Gymnasium's
+                TimeLimit [decisions].
 
         Raises:
             ValueError: for anything that does not fit, with what is accepted.
         """
         check_features(features, plant.gauge_names, plant.all_tiers)
-        self._weights = dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
+        self._weights = (
+            dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
+        )
         check_weights(self._weights, plant.gauge_names, plant.all_tiers)
         if not (isinstance(interval, int | np.integer) and 1 <= interval <= horizon):
             raise ValueError(
@@ -114,13 +128,17 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._probes, self._terms = "probe" in tiers, measured_terms(tiers, plant.gauge_names)
         self._streams = SeedStreams(self.num_envs, seed_mode)
         self._registers = Registers(self.num_envs, num_registers, register_leak)
-        self._layout = Layout(plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names)
+        self._layout = Layout(
+            plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names
+        )
         self.action_names = self._layout.cell_names + self._registers.names
         self.action_kinds = self._layout.cell_kinds + ("register",) * num_registers
         self.action_immediate = plant.panel.immediate + (False,) * num_registers
         self.observation_names = column_names(self._features, self._layout)
         low, high = bounds(self._features, self._layout)
-        self.single_observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+        self.single_observation_space = gym.spaces.Box(
+            low.astype(np.float32), high.astype(np.float32)
+        )
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -129,7 +147,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._initial: FloatArray = np.zeros(self.num_envs)
         self._previous_positions: FloatArray = np.zeros_like(plant.panel.positions)
         self._trajectory = Trajectory.empty(self.num_envs)
-        self._observations = np.zeros((self.num_envs, len(self.observation_names)), dtype=np.float32)
+        self._observations = np.zeros(
+            (self.num_envs, len(self.observation_names)), dtype=np.float32
+        )
         self._window: Window | None = None
         self._history = [History() for _ in range(self.num_envs)]
 
@@ -140,13 +160,17 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
     @isolated
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[NDArray[np.float32], Info]:
         """Begins new episodes.
 
         Args:
-            seed: of the first row, the next ones counting on from it, or one per row; None continues each row's stream.
-                Grouped rows are one run, and all take the first one that is given.
+            seed: of the first row, the next ones counting on from it, or one per row; None
+                continues each row's stream. Grouped rows are one run, and all take the first one
+                that is given.
             options: `reset_mask` (N,) bool: the rows to reset, the others stay where they are.
 
         Returns:
@@ -165,14 +189,18 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                     f"reset_mask must be ({self.num_envs},) bool with a True in it; got {rows.dtype} {rows}"
                 )
         if self._window is None and not rows.all():
-            raise ValueError("the first reset must be of all rows; got a reset_mask with a False in it")
+            raise ValueError(
+                "the first reset must be of all rows; got a reset_mask with a False in it"
+            )
         super().reset(seed=self._streams.seed(seed, rows))
         self._begin(rows)
         self._window = self.plant.advance(np.zeros(self.num_envs, dtype=np.int64))
         self._remember(np.zeros_like(rows), rows)
         self._record(rows)
         terms = dict.fromkeys(self._terms, np.zeros(self.num_envs))
-        infos = self._infos(self._window, np.zeros_like(rows), rows, terms) | self._held_out(np.zeros_like(rows))
+        infos = self._infos(self._window, np.zeros_like(rows), rows, terms) | self._held_out(
+            np.zeros_like(rows)
+        )
         return self._observe(self._reading(self._window, rows), rows), infos
 
     def _begin(self, rows: BoolArray) -> None:
@@ -186,7 +214,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self._history[row] = History()
 
     @isolated
-    def step(self, actions: NDArray[np.floating]) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, Info]:
+    def step(
+        self, actions: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, Info]:
         """Sets the panel and advances every run by one interval.
 
         Args:
@@ -206,7 +236,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         positions = self._checked(actions)
         cells = len(self._layout.cell_names)
         moving = ~self._ended
-        restarting = self._ended.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros_like(moving)
+        restarting = (
+            self._ended.copy()
+            if self.autoreset_mode == AutoresetMode.NEXT_STEP
+            else np.zeros_like(moving)
+        )
         if restarting.any():
             self._begin(restarting)
         steps = np.where(moving, np.minimum(self.interval, self.horizon - self._window.steps), 0)
@@ -218,7 +252,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
         reading = self._reading(last, restarting)
         terms = reward_terms(self._terms, reading)
-        total = np.sum([weight * terms[name] for name, weight in self._weights.items() if weight], axis=0)
+        total = np.sum(
+            [weight * terms[name] for name, weight in self._weights.items() if weight], axis=0
+        )
         rewards = np.where(moving, total, 0.0)
         over = (self._window.steps >= self.horizon) | (self._window.divergence > 0)
         late = -(-self._window.steps // self.interval) >= self._limit
@@ -235,9 +271,13 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
     def _check_open(self, name: str) -> None:
         if self.closed:
-            raise gym.error.ClosedEnvironmentError(f"cannot {name}() after close(); make a new environment")
+            raise gym.error.ClosedEnvironmentError(
+                f"cannot {name}() after close(); make a new environment"
+            )
 
-    def _restart_within_step(self, observations: NDArray[np.float32], infos: Info) -> tuple[NDArray[np.float32], Info]:
+    def _restart_within_step(
+        self, observations: NDArray[np.float32], infos: Info
+    ) -> tuple[NDArray[np.float32], Info]:
         ended = self._ended.copy()
         final_observations = np.empty(self.num_envs, dtype=object)
         for row in np.flatnonzero(ended):
@@ -265,7 +305,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._initial[fresh] = self._window.probe_loss[fresh]
         self._trajectory = self._trajectory.with_losses(moved, self._window.train_loss)
         if self._probes:
-            self._trajectory = self._trajectory.with_probe_losses(moved | fresh, self._window.probe_loss)
+            self._trajectory = self._trajectory.with_probe_losses(
+                moved | fresh, self._window.probe_loss
+            )
 
     def _reading(self, last: Window, fresh: BoolArray) -> Reading:
         """What was measured, against the window before; a row that has just begun has none but its own."""
@@ -289,10 +331,14 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._observations[rows] = observe(self._features, reading)[rows].astype(np.float32)
         return self._observations.copy()
 
-    def _infos(self, window: Window, moved: BoolArray, rows: BoolArray, terms: Mapping[str, FloatArray]) -> Info:
-        """Returns what was measured of these rows, and what was measured of their training if they moved.
+    def _infos(
+        self, window: Window, moved: BoolArray, rows: BoolArray, terms: Mapping[str, FloatArray]
+    ) -> Info:
+        """Returns what was measured of these rows, and what was measured of their training if they
+        moved.
 
-        The keys are the same at every call. What the training of a row would have measured is 0 where it did not move.
+        The keys are the same at every call. What the training of a row would have measured is 0
+        where it did not move.
         """
         state: Info = {
             "step": window.steps.copy(),
@@ -302,8 +348,14 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if self._probes:
             state["probe_loss"] = window.probe_loss.copy()
         state |= columns("panel", self._layout.cell_names, self.plant.panel.values())
-        trained: Info = {"gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max)}
-        trained |= columns("reward_terms", tuple(terms), np.array(list(terms.values())).reshape(-1, len(rows)).T + 0.0)
+        trained: Info = {
+            "gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max)
+        }
+        trained |= columns(
+            "reward_terms",
+            tuple(terms),
+            np.array(list(terms.values())).reshape(-1, len(rows)).T + 0.0,
+        )
         trained |= columns("gauges", self.plant.gauge_names, window.gauges)
         trained |= columns("privileged", self.plant.privileged_names, window.privileged)
         for value in trained.values():
@@ -311,7 +363,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return with_masks(state, rows) | with_masks(trained, moved)
 
     def _held_out(self, ended: BoolArray) -> Info:
-        """Returns the held-out scores of the rows whose episode has just ended, 0 of the others, if asked for.
+        """Returns the held-out scores of the rows whose episode has just ended, 0 of the others, if
+        asked for.
 
         A score that is not finite is the largest number of float32: only bits per byte can be that.
         """
@@ -327,15 +380,22 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         assert self._window is not None
         if self.render_mode is None:
             return
-        values, losses = self.plant.panel.values(), self._window.probe_loss if self._probes else self._window.train_loss
+        values, losses = (
+            self.plant.panel.values(),
+            self._window.probe_loss if self._probes else self._window.train_loss,
+        )
         for row in np.flatnonzero(rows):
             self._history[row].append(
-                int(self._window.steps[row]), float(losses[row]), self.plant.panel.positions[row], values[row]
+                int(self._window.steps[row]),
+                float(losses[row]),
+                self.plant.panel.positions[row],
+                values[row],
             )
 
     @isolated
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,), as `plant.score` says; the only road to the validation slice.
+        """Held-out score of every run, (N,), as `plant.score` says; the only road to the validation
+        slice.
 
         Raises:
             gym.error.ResetNeeded: before the first reset(), when there is no run yet.
@@ -351,19 +411,32 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise gym.error.ResetNeeded("nothing to save before the first reset()")
         inner = self.plant.snapshot()
         tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
-        tensors |= {name: torch.as_tensor(value.copy()) for name, value in self._arrays(self._window).items()}
+        tensors |= {
+            name: torch.as_tensor(value.copy())
+            for name, value in self._arrays(self._window).items()
+        }
         rows = [
             {"random": stream, "history": history.state()}
             for stream, history in zip(self._streams.states(), self._history, strict=True)
         ]
-        return Snapshot(tensors, {"plant": inner.metadata, "env": self._description(), "rows": rows})
+        return Snapshot(
+            tensors, {"plant": inner.metadata, "env": self._description(), "rows": rows}
+        )
 
     def _arrays(self, window: Window) -> dict[str, NDArray[Any]]:
         """What a snapshot holds beside the plant's tensors; no copy."""
-        own = {"ended": self._ended, "initial": self._initial, "previous_positions": self._previous_positions}
+        own = {
+            "ended": self._ended,
+            "initial": self._initial,
+            "previous_positions": self._previous_positions,
+        }
         own |= {"observations": self._observations, "registers": self._registers.values}
         records = (("env", own), ("window", vars(window)), ("trajectory", vars(self._trajectory)))
-        return {f"{record}/{name}": value for record, values in records for name, value in values.items()}
+        return {
+            f"{record}/{name}": value
+            for record, values in records
+            for name, value in values.items()
+        }
 
     def _description(self) -> dict[str, object]:
         description: dict[str, object] = as_python(
@@ -382,14 +455,16 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
     @isolated
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
-        """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in force.
+        """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in
+        force.
 
         Returns:
             The observations that the next decision is taken on, (N, F).
 
         Raises:
             TypeError: for what is no snapshot.
-            ValueError: if the snapshot is of another configuration or number of rows, or of no environment.
+            ValueError: if the snapshot is of another configuration or number of rows, or of no
+                environment.
         """
         if not isinstance(snapshot, Snapshot):
             raise TypeError(
@@ -397,33 +472,54 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 "hpenv.snapshots.load(path) for one on disk"
             )
         if not all(isinstance(snapshot.metadata.get(part), dict) for part in ("env", "plant")):
-            raise ValueError(f"the snapshot is of no environment; it holds {sorted(snapshot.metadata)}")
+            raise ValueError(
+                f"the snapshot is of no environment; it holds {sorted(snapshot.metadata)}"
+            )
         ours, theirs = self._description(), snapshot.metadata["env"]
-        different = {key: (theirs.get(key), ours.get(key)) for key in ours | theirs if theirs.get(key) != ours.get(key)}
+        different = {
+            key: (theirs.get(key), ours.get(key))
+            for key in ours | theirs
+            if theirs.get(key) != ours.get(key)
+        }
         if different:
-            raise ValueError(f"the snapshot is of another environment, as (snapshot, here): {different}")
+            raise ValueError(
+                f"the snapshot is of another environment, as (snapshot, here): {different}"
+            )
         tensors = snapshot.tensors
         streams, histories = _rows(snapshot, self.seed_mode)
         if len(histories) != self.num_envs:
-            raise ValueError(f"the snapshot has {len(histories)} rows; this environment has {self.num_envs}")
-        names = (self.plant.num_layers, len(self.plant.gauge_names), len(self.plant.privileged_names))
+            raise ValueError(
+                f"the snapshot has {len(histories)} rows; this environment has {self.num_envs}"
+            )
+        names = (
+            self.plant.num_layers,
+            len(self.plant.gauge_names),
+            len(self.plant.privileged_names),
+        )
         expected = self._arrays(Window.empty(self.num_envs, *names))
         others = {name: tensor for name, tensor in tensors.items() if not name.startswith("plant/")}
         check_tensors(others, {name: torch.as_tensor(value) for name, value in expected.items()})
-        self.plant.restore(Snapshot(_under("plant/", tensors), snapshot.metadata["plant"]), keep_panel)
+        self.plant.restore(
+            Snapshot(_under("plant/", tensors), snapshot.metadata["plant"]), keep_panel
+        )
         self._ended = tensors["env/ended"].numpy().copy()
         self._initial = tensors["env/initial"].numpy().copy()
         self._previous_positions = tensors["env/previous_positions"].numpy().copy()
         self._observations = tensors["env/observations"].numpy().copy()
         self._registers.values = tensors["env/registers"].numpy().copy()
-        self._window = Window(**{k: t.numpy().copy() for k, t in _under("window/", tensors).items()})
-        self._trajectory = Trajectory(**{k: t.numpy().copy() for k, t in _under("trajectory/", tensors).items()})
+        self._window = Window(
+            **{k: t.numpy().copy() for k, t in _under("window/", tensors).items()}
+        )
+        self._trajectory = Trajectory(
+            **{k: t.numpy().copy() for k, t in _under("trajectory/", tensors).items()}
+        )
         self._streams, self._history = streams, histories
         return self._observations.copy()
 
     @isolated
     def fork(self, k: int, row: int = 0) -> TrainLoopVectorEnv:
-        """A new vector env of k rows, each a copy of one row where it stands; this env is left untouched.
+        """A new vector env of k rows, each a copy of one row where it stands; this env is left
+        untouched.
 
         Raises:
             ValueError: for k < 1 or a row that does not exist.
@@ -435,7 +531,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
     ) -> TrainLoopVectorEnv:
         whole_numbers = isinstance(k, int | np.integer) and isinstance(row, int | np.integer)
         if not whole_numbers or k < 1 or not 0 <= row < self.num_envs:
-            raise ValueError(f"cannot fork {k} copies of row {row}; need k >= 1 and a row below {self.num_envs}")
+            raise ValueError(
+                f"cannot fork {k} copies of row {row}; need k >= 1 and a row below {self.num_envs}"
+            )
         whole = self.snapshot()
         index = torch.full((k,), row)
         tensors = {name: tensor[index.to(tensor.device)] for name, tensor in whole.tensors.items()}
@@ -453,31 +551,37 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             evaluate_at_end=evaluate_at_end,
             max_episode_steps=None if math.isinf(self._limit) else int(self._limit),
         )
-        copy.restore(Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
+        copy.restore(
+            Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k})
+        )
         return copy
 
     @isolated
     def counterfactual(
         self, actions: NDArray[np.floating], horizon: int, row: int = 0, hold: bool = False
     ) -> FloatArray:
-        """What each of k actions would earn, were it the next one: played by copies, the run stays where it is.
+        """What each of k actions would earn, were it the next one: played by copies, the run stays
+        where it is.
 
-        The copies train on the same batches, so that their difference is the actions' alone. Each rebuilds the plant,
-        so this costs far more than a step. At one step per decision a training loss answers to an update one decision
-        later: with `loss_change`, horizon 2 is the smallest that sees what the actions do to the weights.
+        The copies train on the same batches, so that their difference is the actions' alone. Each
+        rebuilds the plant, so this costs far more than a step. At one step per decision a training
+        loss answers to an update one decision later: with `loss_change`, horizon 2 is the smallest
+        that sees what the actions do to the weights.
 
         Args:
             actions: one candidate per copy, (k, A) floating point in [-1, 1].
-            horizon: decisions that are played [decisions]; a copy that ends before earns nothing more.
+            horizon: decisions that are played [decisions]; a copy that ends before earns nothing
+                more.
             row: of which run.
-            hold: play the candidate at every decision; otherwise at the first one alone, and then the cells return to
-                where they are now.
+            hold: play the candidate at every decision; otherwise at the first one alone, and then
+                the cells return to where they are now.
 
         Returns:
             Sums of the rewards, (k,).
 
         Raises:
-            ValueError: for actions of the wrong shape or dtype or with NaN, a horizon < 1 or a row that does not exist.
+            ValueError: for actions of the wrong shape or dtype or with NaN, a horizon < 1 or a row
+                that does not exist.
             gymnasium.error.ResetNeeded: before the first reset, or if the run has ended.
         """
         array = np.asarray(actions)
@@ -487,8 +591,12 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 f"need actions (k, {len(self.action_names)}) and a whole number horizon >= 1; "
                 f"got shape {array.shape} and {horizon!r}"
             )
-        if self._window is None or (isinstance(row, int) and 0 <= row < self.num_envs and self._ended[row]):
-            raise gym.error.ResetNeeded(f"run {row} has not begun, or has ended; call reset() first")
+        if self._window is None or (
+            isinstance(row, int) and 0 <= row < self.num_envs and self._ended[row]
+        ):
+            raise gym.error.ResetNeeded(
+                f"run {row} has not begun, or has ended; call reset() first"
+            )
         copies = self._copies(len(array), row, AutoresetMode.DISABLED, None, False)
         after = np.zeros(array.shape) if not hold else array
         if not hold:
@@ -501,10 +609,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return total
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Calls a method once, or reads an attribute, and returns one result for every row, as SyncVectorEnv does.
+        """Calls a method once, or reads an attribute, and returns one result for every row, as
+        SyncVectorEnv does.
 
-        What a method returns per row, as `evaluate` and `render` do, is dealt out to the rows. Anything else is the
-        same for all of them.
+        What a method returns per row, as `evaluate` and `render` do, is dealt out to the rows.
+        Anything else is the same for all of them.
         """
         value = self._attribute(name)
         if not callable(value):
@@ -535,7 +644,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         setattr(self, name, rows[0])
 
     def _attribute(self, name: str) -> Any:
-        return getattr(self, f"single_{name}" if name in ("observation_space", "action_space") else name)
+        return getattr(
+            self, f"single_{name}" if name in ("observation_space", "action_space") else name
+        )
 
     def render(self) -> tuple[NDArray[np.uint8] | str, ...] | None:
         """One picture, or one line, per run so far."""
@@ -544,7 +655,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         paint = draw if self.render_mode == "rgb_array" else summarize
         cells, unit = self.plant.panel, self.plant.score.loss_unit
         loss = f"{'probe' if self._probes else 'training'} loss [{unit}]"
-        return tuple(paint(history, cells.names, cells.neutral, self.horizon, loss) for history in self._history)
+        return tuple(
+            paint(history, cells.names, cells.neutral, self.horizon, loss)
+            for history in self._history
+        )
 
 
 def _autoreset_mode(given: str | AutoresetMode) -> AutoresetMode:
@@ -576,7 +690,11 @@ def _rows(snapshot: Snapshot, seed_mode: str) -> tuple[SeedStreams, list[History
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 class TrainLoopEnv(gym.Env):
@@ -597,8 +715,15 @@ class TrainLoopEnv(gym.Env):
                 f"a single env needs one row and autoreset DISABLED; got {vector.num_envs}, {vector.autoreset_mode}"
             )
         self.vector, self.render_mode = vector, vector.render_mode
-        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS, "stacked": vector.plant.stacked}
-        self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
+        self.metadata = {
+            "render_modes": list(RENDER_MODES),
+            "render_fps": RENDER_FPS,
+            "stacked": vector.plant.stacked,
+        }
+        self.observation_space, self.action_space = (
+            vector.single_observation_space,
+            vector.single_action_space,
+        )
         self.action_names, self.action_kinds = vector.action_names, vector.action_kinds
         self.action_immediate = vector.action_immediate
         self.observation_names, self.corpus_digest = vector.observation_names, vector.corpus_digest
@@ -616,8 +741,11 @@ class TrainLoopEnv(gym.Env):
         observations, infos = self.vector.reset(seed=seed)
         return observations[0], only_row(infos)
 
-    def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
-        """Sets the panel and advances by one interval: observation (F,), reward, terminated, truncated and info.
+    def step(
+        self, action: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
+        """Sets the panel and advances by one interval: observation (F,), reward, terminated,
+        truncated and info.
 
         Raises:
             ValueError: for an action of the wrong shape or dtype, or with NaN.
@@ -632,7 +760,13 @@ class TrainLoopEnv(gym.Env):
                 f"got shape {array.shape}"
             )
         observations, rewards, terminated, truncated, infos = self.vector.step(array[None])
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), only_row(infos)
+        return (
+            observations[0],
+            float(rewards[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            only_row(infos),
+        )
 
     def evaluate(self) -> float:
         """Held-out score, as the plant has it; the only road to the validation slice."""
@@ -643,10 +777,12 @@ class TrainLoopEnv(gym.Env):
         return self.vector.snapshot()
 
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
-        """Continues from a snapshot, bitwise, and returns the observation (F,); see TrainLoopVectorEnv.
+        """Continues from a snapshot, bitwise, and returns the observation (F,); see
+        TrainLoopVectorEnv.
 
-        A wrapper that counts decisions, as the TimeLimit of `max_episode_steps`, does not notice: its step() raises
-        TypeError until the wrapped env has been reset once. Call `env.reset()` before `env.unwrapped.restore(...)`.
+        A wrapper that counts decisions, as the TimeLimit of `max_episode_steps`, does not notice:
+        its step() raises TypeError until the wrapped env has been reset once. Call `env.reset()`
+        before `env.unwrapped.restore(...)`.
         """
         return self.vector.restore(snapshot, keep_panel)[0]
 
@@ -654,7 +790,9 @@ class TrainLoopEnv(gym.Env):
         """A new vector env of k copies of this run where it stands."""
         return self.vector.fork(k)
 
-    def counterfactual(self, actions: NDArray[np.floating], horizon: int, hold: bool = False) -> FloatArray:
+    def counterfactual(
+        self, actions: NDArray[np.floating], horizon: int, hold: bool = False
+    ) -> FloatArray:
         """What each of k actions would earn within `horizon` decisions, (k,); see TrainLoopVectorEnv."""
         return self.vector.counterfactual(actions, horizon, 0, hold)
 

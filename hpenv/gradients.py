@@ -1,9 +1,11 @@
-"""What stands between a gradient and the optimizer: the dials of the backward surface, and scale, noise and clip.
+"""What stands between a gradient and the optimizer: the dials of the backward surface, and scale,
+noise and clip.
 
-Everything acts on one run's own gradient alone. What is drawn is a pure function of (seed, step), so that nothing has
-to be remembered: a snapshot continues with the same draws.
+Everything acts on one run's own gradient alone. What is drawn is a pure function of (seed, step),
+so that nothing has to be remembered: a snapshot continues with the same draws.
 
-Order: noise, momentum blend, then one factor per tensor (scale x kept or left out), then the cap on what is left.
+Order: noise, momentum blend, then one factor per tensor (scale x kept or left out), then the cap on
+what is left.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ ROUTE, NOISE, DROPOUT = 1, 2, 3
 
 def draws(seed: int, step: int, stream: int) -> torch.Generator:
     """The generator of one stream of one run at one step."""
-    key = np.random.SeedSequence(int(seed), spawn_key=(stream, int(step))).generate_state(1, np.uint64)[0]
+    key = np.random.SeedSequence(int(seed), spawn_key=(stream, int(step))).generate_state(
+        1, np.uint64
+    )[0]
     return torch.Generator().manual_seed(int(key >> np.uint64(1)))
 
 
@@ -73,7 +77,8 @@ def steered(
         gradients: name -> (N, ...), finite in the rows that count, in the order of `panel.tensors`.
         momenta: name -> first moment, for tensors whose optimizer has one.
         squares: squared norms of the gradients, (N, K).
-        panel: read for grad_scale, grad_noise, momentum_blend, grad_skip, grad_gate, grad_truncate and grad_clip.
+        panel: read for grad_scale, grad_noise, momentum_blend, grad_skip, grad_gate, grad_truncate
+            and grad_clip.
         seeds: of each run, (N,).
         steps: optimizer steps each run has taken, (N,).
         rows: the runs that will move, (N,) bool; others are given back in any state.
@@ -94,9 +99,12 @@ def steered(
     if len(moved):
         every = list(gradients.values())
         touched = [every[k] for k in moved]
-        columns = torch.as_tensor(factors.T[moved], dtype=touched[0].dtype, device=device)[:, :, None, None].unbind(0)
+        columns = torch.as_tensor(factors.T[moved], dtype=touched[0].dtype, device=device)[
+            :, :, None, None
+        ].unbind(0)
         matching = [
-            c if g.ndim == 3 else c.view(-1, *[1] * (g.ndim - 1)) for c, g in zip(columns, touched, strict=True)
+            c if g.ndim == 3 else c.view(-1, *[1] * (g.ndim - 1))
+            for c, g in zip(columns, touched, strict=True)
         ]
         torch._foreach_mul_(touched, matching)
     return gradients
@@ -131,7 +139,9 @@ def _turned(
     return result
 
 
-def _factors(panel: Panel, squares: FloatArray, seeds: IntArray, steps: IntArray, rows: BoolArray) -> FloatArray | None:
+def _factors(
+    panel: Panel, squares: FloatArray, seeds: IntArray, steps: IntArray, rows: BoolArray
+) -> FloatArray | None:
     """What each tensor's gradient is multiplied by, (N, K); None if nothing is."""
     factors = panel.table("grad_scale")
     for keep in (_kept(panel, seeds, steps, rows), _truncated(panel)):
@@ -153,7 +163,9 @@ def _kept(panel: Panel, seeds: IntArray, steps: IntArray, rows: BoolArray) -> Fl
     kept = np.ones((len(seeds), K))
     asked = sum((table > 0).any(1) for table in (skip, gate) if table is not None)
     for row in np.flatnonzero(rows & (asked > 0)):
-        uniform = torch.rand(L + K, generator=draws(seeds[row], steps[row], ROUTE), dtype=torch.float64).numpy()
+        uniform = torch.rand(
+            L + K, generator=draws(seeds[row], steps[row], ROUTE), dtype=torch.float64
+        ).numpy()
         for probability, drawn in ((skip, uniform[panel.layers]), (gate, uniform[L:])):
             if probability is not None:
                 kept[row] *= drawn >= probability[row]

@@ -1,7 +1,8 @@
-"""Infos of a vector env: one array (N,) per key, a mask `_key` of the rows that it was measured of; and one row's.
+"""Infos of a vector env: one array (N,) per key, a mask `_key` of the rows that it was measured of;
+and one row's.
 
-The keys are flat, and the same at every reset and step of an env. Every value is a finite number. A family of numbers
-has keys with a prefix: `panel/lr`, `reward_terms/progress`.
+The keys are flat, and the same at every reset and step of an env. Every value is a finite number. A
+family of numbers has keys with a prefix: `panel/lr`, `reward_terms/progress`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ def columns(prefix: str, names: tuple[str, ...], values: FloatArray) -> Info:
 
 def with_masks(infos: Info, rows: BoolArray) -> Info:
     """Adds the mask of every key: the rows that these infos were measured of."""
-    # One allocation for all: an env of many cells has as many keys, and a decision may be every step.
-    return infos | dict(zip(_prefixed("", tuple(infos), "_"), np.tile(rows, (len(infos), 1)), strict=True))
+    # One allocation for all: an env of many cells has as many keys, and a decision may be every
+    # step.
+    return infos | dict(
+        zip(_prefixed("", tuple(infos), "_"), np.tile(rows, (len(infos), 1)), strict=True)
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -35,7 +39,9 @@ def _prefixed(prefix: str, names: tuple[str, ...], separator: str = "/") -> tupl
 
 def restricted(infos: Info, rows: BoolArray) -> Info:
     """Returns a copy of infos whose masks are True for these rows alone."""
-    return {key: value & rows if key.startswith("_") else value.copy() for key, value in infos.items()}
+    return {
+        key: value & rows if key.startswith("_") else value.copy() for key, value in infos.items()
+    }
 
 
 def merged(infos: Info, fresh: Info, rows: BoolArray) -> Info:
@@ -63,12 +69,14 @@ def row_info(infos: Mapping[str, Any], row: int, num_envs: int) -> dict[str, Any
     """Returns what a vector env, of hpenv or not, has measured of one row.
 
     Args:
-        infos: key -> array (N, ...), or a dictionary of such; `_key` -> mask (N,) of the rows that have the key.
+        infos: key -> array (N, ...), or a dictionary of such; `_key` -> mask (N,) of the rows that
+            have the key.
         row: index of the row.
         num_envs: N.
 
     Returns:
-        key -> numpy scalar, string, array or dictionary; without the keys that this row lacks, and without the masks.
+        key -> numpy scalar, string, array or dictionary; without the keys that this row lacks, and
+        without the masks.
     """
     result: dict[str, Any] = {}
     for key, value in infos.items():

@@ -29,18 +29,19 @@ os.register_at_fork(after_in_child=_remember_fork)
 
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Puts torch into the state that it starts a process with, and at the end into the caller's again.
+    """Puts torch into the state that it starts a process with, and at the end into the caller's
+    again.
 
-    Gradients are on, inference mode and autocast are off, the default dtype is float32, the default device the CPU.
-    Clients step environments within `torch.no_grad()` or `torch.inference_mode()`. A default dtype of float64 would
-    change the numbers of a run and raise no error.
+    Gradients are on, inference mode and autocast are off, the default dtype is float32, the default
+    device the CPU. Clients step environments within `torch.no_grad()` or `torch.inference_mode()`.
+    A default dtype of float64 would change the numbers of a run and raise no error.
 
-    The default dtype is one for all threads of a process: if the caller's is not float32, other threads see float32
-    meanwhile.
+    The default dtype is one for all threads of a process: if the caller's is not float32, other
+    threads see float32 meanwhile.
 
-    A forked process computes on one thread. The threads that its parent computed on do not exist in it, and torch would
-    wait for them for ever: `gym.make_vec(..., vectorization_mode="async")` forks its workers where Python's default is
-    fork.
+    A forked process computes on one thread. The threads that its parent computed on do not exist in
+    it, and torch would wait for them for ever: `gym.make_vec(..., vectorization_mode="async")`
+    forks its workers where Python's default is fork.
     """
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():

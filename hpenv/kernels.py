@@ -1,10 +1,12 @@
-"""The two wide parts of the model, written so that what is wide stays in the cache: feed-forward and output loss.
+"""The two wide parts of the model, written so that what is wide stays in the cache: feed-forward
+and output loss.
 
-A small model on a CPU is bound by memory, not by arithmetic: the hidden layer of the feed-forward and the logits are
-the widest tensors there are, and each pass over them costs as much as the products. Both are therefore worked through
-in chunks of one run and a few hundred tokens, forward and backward, each chunk while it is in the cache. On other
-devices, and under `torch.compile`, the same mathematics runs as whole batched products. Measured on two cores of an
-EPYC with `nano` at 8 x 256 tokens: a forward and backward pass of 33 ms instead of 40 ms (one thread).
+A small model on a CPU is bound by memory, not by arithmetic: the hidden layer of the feed-forward
+and the logits are the widest tensors there are, and each pass over them costs as much as the
+products. Both are therefore worked through in chunks of one run and a few hundred tokens, forward
+and backward, each chunk while it is in the cache. On other devices, and under `torch.compile`, the
+same mathematics runs as whole batched products. Measured on two cores of an EPYC with `nano` at 8 x
+256 tokens: a forward and backward pass of 33 ms instead of 40 ms (one thread).
 
 Every function is differentiable once; create_graph=True is refused.
 """
@@ -17,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Tokens of one chunk: 256 x 256 float32 is a quarter of a megabyte, which the second-level cache holds.
+#: Tokens of one chunk: 256 x 256 float32 is a quarter of a megabyte, which the second-level cache
+#: holds.
 CHUNK_TOKENS = 256
 
 #: exp of a logit at the cap, times a vocabulary, stays finite in float32.
@@ -79,18 +82,26 @@ class _SquaredReLUFeedForward(torch.autograd.Function):
         return d_x, d_up, d_down
 
 
-def softcapped_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor, softcap: float | Tensor) -> Tensor:
-    """Cross-entropy of the logits c tanh(states weight^T / c): (N, M, C), (N, V, C), (N, M) -> (N, M) [nats].
+def softcapped_cross_entropy(
+    states: Tensor, weight: Tensor, targets: Tensor, softcap: float | Tensor
+) -> Tensor:
+    """Cross-entropy of the logits c tanh(states weight^T / c): (N, M, C), (N, V, C), (N, M) -> (N,
+    M) [nats].
 
-    The cap c is one number, or one per run, (N,). The loss is computed in float32 whatever the dtype of the states.
+    The cap c is one number, or one per run, (N,). The loss is computed in float32 whatever the
+    dtype of the states.
     """
     logits = torch.bmm(states, weight.transpose(1, 2)).float()
     cap = softcap.view(-1, 1, 1) if isinstance(softcap, Tensor) else softcap
     capped = cap * torch.tanh(logits / cap)
-    return F.cross_entropy(capped.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    return F.cross_entropy(capped.flatten(0, 1), targets.flatten(), reduction="none").view(
+        targets.shape
+    )
 
 
-def mean_softcapped_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor, softcap: float | Tensor) -> Tensor:
+def mean_softcapped_cross_entropy(
+    states: Tensor, weight: Tensor, targets: Tensor, softcap: float | Tensor
+) -> Tensor:
     """Each run's mean of `softcapped_cross_entropy`, (N,) [nats per token]."""
     if in_chunks(states):
         caps = softcap.tolist() if isinstance(softcap, Tensor) else [softcap] * len(states)
@@ -112,9 +123,18 @@ class _MeanSoftcappedCrossEntropy(torch.autograd.Function):
         for n, part in _chunks(N, M):
             target, softcap = targets[n, part, None], caps[n]
             # tanh(u) = 2 sigmoid(2 u) - 1: six times faster on a CPU, and exact to 1e-7 of the cap.
-            capped = torch.mm(states[n, part], weight[n].T).float().mul_(2.0 / softcap).sigmoid_().mul_(2.0).sub_(1.0)
+            capped = (
+                torch.mm(states[n, part], weight[n].T)
+                .float()
+                .mul_(2.0 / softcap)
+                .sigmoid_()
+                .mul_(2.0)
+                .sub_(1.0)
+            )
             picked = capped.gather(1, target)
-            exponentials = (capped * softcap).exp_()  # bounded by the cap, so no running maximum is needed
+            exponentials = (
+                capped * softcap
+            ).exp_()  # bounded by the cap, so no running maximum is needed
             total = exponentials.sum(1, keepdim=True)
             totals[n] += (total.log() - softcap * picked).sum()
             if with_gradient:

@@ -1,15 +1,18 @@
-"""A decoder-only transformer over a population: every weight is (N, ...), every linear layer one batched product.
+"""A decoder-only transformer over a population: every weight is (N, ...), every linear layer one
+batched product.
 
-The architecture is nanochat's: rotary positions, QK-norm, RMSNorm without gain, no biases, untied embeddings,
-squared-ReLU or SwiGLU feed-forward, tanh softcap on the logits; value embeddings, residual lambdas and sliding
-windows are options. Parameters are a plain dict `name -> (N, ...)`, the forward pass a pure function of it. Row i of
-a population is the single run with the same seed, up to the order in which a batched product adds.
+The architecture is nanochat's: rotary positions, QK-norm, RMSNorm without gain, no biases, untied
+embeddings, squared-ReLU or SwiGLU feed-forward, tanh softcap on the logits; value embeddings,
+residual lambdas and sliding windows are options. Parameters are a plain dict `name -> (N, ...)`,
+the forward pass a pure function of it. Row i of a population is the single run with the same seed,
+up to the order in which a batched product adds.
 
-Shapes, initialization and forward pass stand together, past the usual length, because each names the others' tensors.
+Shapes, initialization and forward pass stand together, past the usual length, because each names
+the others' tensors.
 
 References:
-    nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So et al. 2021
-    (squared ReLU).
+    nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So
+    et al. 2021 (squared ReLU).
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpenv.kernels import mean_softcapped_cross_entropy, softcapped_cross_entropy, squared_relu_feed_forward
+from hpenv.kernels import (
+    mean_softcapped_cross_entropy,
+    softcapped_cross_entropy,
+    squared_relu_feed_forward,
+)
 
 Parameters = dict[str, Tensor]
 
@@ -31,7 +38,8 @@ Parameters = dict[str, Tensor]
 GATE_CHANNELS = 32
 
 
-#: Tokens of a run that the activation gauges look at: enough for a standard error of a few per cent.
+#: Tokens of a run that the activation gauges look at: enough for a standard error of a few per
+#: cent.
 GAUGED_TOKENS = 32
 
 #: A SwiGLU gate beyond this is saturated: its sigmoid is within 5 % of 0 or 1.
@@ -39,7 +47,8 @@ SATURATED_GATE = 3.0
 
 
 class Dials(NamedTuple):
-    """What the panel moves in the forward pass; None where nothing of a kind is moved, so that nothing is computed.
+    """What the panel moves in the forward pass; None where nothing of a kind is moved, so that
+    nothing is computed.
 
     Attributes:
         attention_temperature: (N, L).
@@ -119,20 +128,32 @@ class GPTConfig:
     hidden_size: int | None = (
         None  # of the feed-forward; None: 4 n_embd (relu2), 8/3 n_embd up to a multiple of 16 (swiglu)
     )
-    value_embeddings: bool = False  # a (vocab_size, n_embd) table on every second layer, the last always
-    residual_lambdas: bool = False  # learned scalars on the residual stream and on the first embedding, per layer
-    window_pattern: str = "L"  # tiled over layers; S sees half the sequence, L all of it; the last layer is always L
+    value_embeddings: bool = (
+        False  # a (vocab_size, n_embd) table on every second layer, the last always
+    )
+    residual_lambdas: bool = (
+        False  # learned scalars on the residual stream and on the first embedding, per layer
+    )
+    window_pattern: str = (
+        "L"  # tiled over layers; S sees half the sequence, L all of it; the last layer is always L
+    )
     logit_softcap: float = 15.0  # logits are c tanh(z / c)
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
         """Refuses shapes that do not fit together."""
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
-            raise ValueError(f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head} (rotary pairs)")
+            raise ValueError(
+                f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head} (rotary pairs)"
+            )
         if self.value_embeddings and self.n_embd < GATE_CHANNELS:
-            raise ValueError(f"value embeddings are gated by {GATE_CHANNELS} channels; got n_embd={self.n_embd}")
+            raise ValueError(
+                f"value embeddings are gated by {GATE_CHANNELS} channels; got n_embd={self.n_embd}"
+            )
         if self.feed_forward not in ("relu2", "swiglu"):
-            raise ValueError(f"unknown feed_forward {self.feed_forward!r}; expected one of ['relu2', 'swiglu']")
+            raise ValueError(
+                f"unknown feed_forward {self.feed_forward!r}; expected one of ['relu2', 'swiglu']"
+            )
         if not self.window_pattern or set(self.window_pattern) - set("SL"):
             raise ValueError(f"window_pattern={self.window_pattern!r} must be made of 'S' and 'L'")
 
@@ -141,11 +162,18 @@ class GPTConfig:
         """Hidden width of the feed-forward."""
         if self.hidden_size is not None:
             return self.hidden_size
-        return 4 * self.n_embd if self.feed_forward == "relu2" else 16 * math.ceil(8 * self.n_embd / 3 / 16)
+        return (
+            4 * self.n_embd
+            if self.feed_forward == "relu2"
+            else 16 * math.ceil(8 * self.n_embd / 3 / 16)
+        )
 
     def window(self, layer: int, sequence_length: int) -> int:
         """How far back a token of this layer sees [tokens]."""
-        short = self.window_pattern[layer % len(self.window_pattern)] == "S" and layer < self.n_layer - 1
+        short = (
+            self.window_pattern[layer % len(self.window_pattern)] == "S"
+            and layer < self.n_layer - 1
+        )
         return max(1, sequence_length // 2) if short else sequence_length
 
     def has_value_embedding(self, layer: int) -> bool:
@@ -178,7 +206,11 @@ def preset(name: str, vocab_size: int | None = None) -> GPTConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; expected one of {sorted(PRESETS)}")
     config = PRESETS[name]
-    return config if vocab_size is None else replace(config, vocab_size=max(config.vocab_size, vocab_size))
+    return (
+        config
+        if vocab_size is None
+        else replace(config, vocab_size=max(config.vocab_size, vocab_size))
+    )
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -188,7 +220,10 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     for i in range(config.n_layer):
         shapes |= {f"layer.{i}.{name}": (C, C) for name in ("query", "key", "value", "output")}
         if config.has_value_embedding(i):
-            shapes |= {f"layer.{i}.value_embedding": (V, C), f"layer.{i}.value_gate": (config.n_head, GATE_CHANNELS)}
+            shapes |= {
+                f"layer.{i}.value_embedding": (V, C),
+                f"layer.{i}.value_gate": (config.n_head, GATE_CHANNELS),
+            }
         if config.feed_forward == "swiglu":
             shapes[f"layer.{i}.gate"] = (H, C)
         shapes |= {f"layer.{i}.up": (H, C), f"layer.{i}.down": (C, H)}
@@ -213,21 +248,28 @@ def num_parameters(config: GPTConfig) -> int:
 
 
 def flops_per_token(config: GPTConfig, sequence_length: int) -> float:
-    """Operations of one token's forward and backward pass: 6 per weight of a product, 12 C per attended key [FLOP].
+    """Operations of one token's forward and backward pass: 6 per weight of a product, 12 C per
+    attended key [FLOP].
 
     Causal attention is counted in full, as is customary (PaLM, appendix B); lookups are free.
     """
     shapes = parameter_shapes(config)
-    weights = sum(math.prod(s) for n, s in shapes.items() if parameter_kind(n) in ("matrix", "unembedding"))
+    weights = sum(
+        math.prod(s) for n, s in shapes.items() if parameter_kind(n) in ("matrix", "unembedding")
+    )
     attended = sum(config.window(i, sequence_length) for i in range(config.n_layer))
     return 6.0 * weights + 12.0 * config.n_embd * attended
 
 
-def init_parameters(config: GPTConfig, seeds: Sequence[int], device: torch.device | str = "cpu") -> Parameters:
-    """Initial weights of one run per seed, each drawn from its own generator: name -> (N, ...) float32.
+def init_parameters(
+    config: GPTConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
+) -> Parameters:
+    """Initial weights of one run per seed, each drawn from its own generator: name -> (N, ...)
+    float32.
 
-    nanochat's: embedding N(0, 1); unembedding N(0, 0.001^2); matrices uniform of standard deviation 1 / sqrt(C); the
-    two projections back to the residual stream, and the value gates, zero; residual lambdas 1 and 0.
+    nanochat's: embedding N(0, 1); unembedding N(0, 0.001^2); matrices uniform of standard deviation
+    1 / sqrt(C); the two projections back to the residual stream, and the value gates, zero;
+    residual lambdas 1 and 0.
     """
     rows = [_init_row(config, seed) for seed in seeds]
     return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
@@ -252,11 +294,17 @@ def _init_row(config: GPTConfig, seed: int) -> Parameters:
     return row
 
 
-def rope_tables(config: GPTConfig, sequence_length: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def rope_tables(
+    config: GPTConfig, sequence_length: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the rotary embedding, (T, 1, C / n_head) each; pairs are (d, d + half)."""
     half = config.n_embd // config.n_head // 2
-    frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
-    angles = torch.arange(sequence_length, dtype=torch.float64, device=device)[:, None] * frequencies  # (T, half)
+    frequencies = config.rope_base ** (
+        -torch.arange(half, dtype=torch.float64, device=device) / half
+    )
+    angles = (
+        torch.arange(sequence_length, dtype=torch.float64, device=device)[:, None] * frequencies
+    )  # (T, half)
     cosines, sines = angles.cos(), angles.sin()
     return (
         torch.cat([cosines, cosines], -1).float()[:, None],
@@ -293,10 +341,11 @@ def hidden_states(
 ) -> Tensor:
     """The normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C).
 
-    With a `memory` the tokens follow those that it holds, are attended to together with them, and are added to it;
-    `rope` then is that of the new positions. `streams`, if given, is filled with the stream after each layer.
-    `gauges`, if given, is filled with one (3, N) per layer: mean and variance of the stream after it, and the part of
-    its feed-forward units that are saturated (squared ReLU: zero; SwiGLU: gate beyond SATURATED_GATE).
+    With a `memory` the tokens follow those that it holds, are attended to together with them, and
+    are added to it; `rope` then is that of the new positions. `streams`, if given, is filled with
+    the stream after each layer. `gauges`, if given, is filled with one (3, N) per layer: mean and
+    variance of the stream after it, and the part of its feed-forward units that are saturated
+    (squared ReLU: zero; SwiGLU: gate beyond SATURATED_GATE).
     """
     N, B, T = tokens.shape
     dials = NEUTRAL if dials is None else dials
@@ -308,13 +357,23 @@ def hidden_states(
     caps: list[Tensor | None] = [None] * config.n_layer
     if dials.state_norm_cap is not None:
         awake = (dials.state_norm_cap < DORMANT_CAP).any(0).tolist()
-        caps = [cap if own else None for cap, own in zip(dials.state_norm_cap.unbind(1), awake, strict=True)]
+        caps = [
+            cap if own else None
+            for cap, own in zip(dials.state_norm_cap.unbind(1), awake, strict=True)
+        ]
     for i in range(config.n_layer):
         if config.residual_lambdas:
-            x = params["residual_lambdas"][:, i, None, None] * x + params["embedding_lambdas"][:, i, None, None] * first
+            x = (
+                params["residual_lambdas"][:, i, None, None] * x
+                + params["embedding_lambdas"][:, i, None, None] * first
+            )
         x = _scaled(x, gains["residual_gain"][i])
         layer = f"layer.{i}."
-        values = embed(params[layer + "value_embedding"], flat) if config.has_value_embedding(i) else None
+        values = (
+            embed(params[layer + "value_embedding"], flat)
+            if config.has_value_embedding(i)
+            else None
+        )
         branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, gains, memory)
         x = x + _dropped(branch, dropout[i], dials.generators)
         normed = rms_norm(x)
@@ -338,7 +397,8 @@ def hidden_states(
 NEUTRAL = Dials()
 
 
-#: What a cap at neutral is read as when another run's is not: an infinity would make its gradient NaN.
+#: What a cap at neutral is read as when another run's is not: an infinity would make its gradient
+#: NaN.
 DORMANT_CAP = 1e9
 #: Dials that multiply, one number per layer.
 LAYER_GAINS = ("attention_temperature", "attention_gain", "feed_forward_gain", "residual_gain")
@@ -346,7 +406,11 @@ LAYER_GAINS = ("attention_temperature", "attention_gain", "feed_forward_gain", "
 
 def _by_layer(values: Tensor | None, config: GPTConfig) -> Sequence[Tensor | None]:
     """A dial (N, L) as what multiplies at each layer, L times (N, 1, 1): at once, for a small view costs a product."""
-    return [None] * config.n_layer if values is None else values.T.contiguous()[:, :, None, None].unbind(0)
+    return (
+        [None] * config.n_layer
+        if values is None
+        else values.T.contiguous()[:, :, None, None].unbind(0)
+    )
 
 
 def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
@@ -359,11 +423,15 @@ def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
 
 def _capped(x: Tensor, cap: Tensor) -> Tensor:
     """Scales tokens down whose root mean square is above the cap of their run, x (N, M, C), cap (N,)."""
-    size = x.square().mean(-1, keepdim=True).clamp_min(1e-18).sqrt()  # a token of zeros has a gradient
+    size = (
+        x.square().mean(-1, keepdim=True).clamp_min(1e-18).sqrt()
+    )  # a token of zeros has a gradient
     return x * (cap.view(-1, 1, 1).to(x.dtype) / size).clamp(max=1.0)
 
 
-def _dropped(x: Tensor, probability: Sequence[float] | None, generators: Sequence[torch.Generator]) -> Tensor:
+def _dropped(
+    x: Tensor, probability: Sequence[float] | None, generators: Sequence[torch.Generator]
+) -> Tensor:
     """Leaves units out with each run's probability and scales up the rest; x (N, M, C), probability (N,)."""
     if probability is None or not any(probability):
         return x
@@ -375,15 +443,21 @@ def _dropped(x: Tensor, probability: Sequence[float] | None, generators: Sequenc
 
 
 @torch.no_grad()
-def _gauged(params: Mapping[str, Tensor], config: GPTConfig, looked_at: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def _gauged(
+    params: Mapping[str, Tensor], config: GPTConfig, looked_at: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
     """Mean and variance of each layer's stream and saturation of its feed-forward, on some tokens: (L, 3, N)."""
     streams = torch.stack(
         [stream for stream, _ in looked_at]
     ).float()  # all at once: each small call costs microseconds
     mean = streams.mean((2, 3))
-    variance = streams.square().mean((2, 3)) - mean.square()  # torch.var_mean is ten times slower on a CPU
+    variance = (
+        streams.square().mean((2, 3)) - mean.square()
+    )  # torch.var_mean is ten times slower on a CPU
     name = "up" if config.feed_forward == "relu2" else "gate"
-    hidden = torch.stack([linear(normed, params[f"layer.{i}.{name}"]) for i, (_, normed) in enumerate(looked_at)])
+    hidden = torch.stack(
+        [linear(normed, params[f"layer.{i}.{name}"]) for i, (_, normed) in enumerate(looked_at)]
+    )
     saturated = hidden <= 0 if config.feed_forward == "relu2" else hidden.abs() > SATURATED_GATE
     part = saturated.sum((2, 3)) / (hidden.shape[2] * hidden.shape[3])
     return torch.stack([mean, variance.clamp_min(0.0), part], 1)
@@ -407,25 +481,35 @@ def _attention(
     key = _rotate(linear(x, params[layer + "key"]).view(N * B, T, heads, size), rope)
     value = linear(x, params[layer + "value"])
     if extra_values is not None:
-        gate = 2.0 * torch.sigmoid(linear(x[..., :GATE_CHANNELS], params[layer + "value_gate"]))  # (N, B T, heads)
+        gate = 2.0 * torch.sigmoid(
+            linear(x[..., :GATE_CHANNELS], params[layer + "value_gate"])
+        )  # (N, B T, heads)
         value = (
-            value.view(N, B * T, heads, size) + gate[..., None] * extra_values.view(N, B * T, heads, size)
+            value.view(N, B * T, heads, size)
+            + gate[..., None] * extra_values.view(N, B * T, heads, size)
         ).flatten(2)
     query = rms_norm(query)
     temperature = gains["attention_temperature"][i]
     if temperature is not None:
-        query = _scaled(query.view(N, B * T, config.n_embd), 1.0 / temperature).view(N * B, T, heads, size)
-    keys, values = rms_norm(key).transpose(1, 2), value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype)
+        query = _scaled(query.view(N, B * T, config.n_embd), 1.0 / temperature).view(
+            N * B, T, heads, size
+        )
+    keys, values = (
+        rms_norm(key).transpose(1, 2),
+        value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype),
+    )
     if memory is not None:
         keys, values = memory.extend(i, keys, values)
     mixed = causal_attention(query.transpose(1, 2), keys, values, config.window(i, keys.shape[2]))
-    # A gain of the branch is one of its last matrix, which is far smaller than what comes out of it.
+    # A gain of the branch is one of its last matrix, which is far smaller than what comes out of
+    # it.
     output = _scaled(params[layer + "output"], gains["attention_gain"][i])
     return linear(mixed.transpose(1, 2).reshape(N, B * T, config.n_embd), output)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Softmax attention over the last `window` + 1 positions; the queries are of the last of the keys' positions.
+    """Softmax attention over the last `window` + 1 positions; the queries are of the last of the
+    keys' positions.
 
     Query (rows, heads, T, size), key and value (rows, heads, S, size), S >= T.
     """
@@ -434,7 +518,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> 
         return F.scaled_dot_product_attention(query, key, value, is_causal=T > 1)
     positions = torch.arange(S, device=query.device)
     distance = positions[S - T :, None] - positions
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=(distance >= 0) & (distance <= window))
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=(distance >= 0) & (distance <= window)
+    )
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -458,7 +544,9 @@ def token_losses(
 ) -> Tensor:  # fmt: skip
     """Cross-entropy of every target token: inputs, targets (N, B, T) -> (N, B T) [nats]."""
     states = hidden_states(params, config, inputs, rope, dials)
-    return softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), _softcap(config, dials))
+    return softcapped_cross_entropy(
+        states, params["unembedding"], targets.flatten(1), _softcap(config, dials)
+    )
 
 
 def mean_losses(
@@ -467,8 +555,14 @@ def mean_losses(
 ) -> Tensor:  # fmt: skip
     """Each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token]; gauges: see hidden_states."""
     states = hidden_states(params, config, inputs, rope, dials, gauges)
-    return mean_softcapped_cross_entropy(states, params["unembedding"], targets.flatten(1), _softcap(config, dials))
+    return mean_softcapped_cross_entropy(
+        states, params["unembedding"], targets.flatten(1), _softcap(config, dials)
+    )
 
 
 def _softcap(config: GPTConfig, dials: Dials | None) -> float | Tensor:
-    return config.logit_softcap if dials is None or dials.logit_softcap is None else dials.logit_softcap
+    return (
+        config.logit_softcap
+        if dials is None or dials.logit_softcap is None
+        else dials.logit_softcap
+    )

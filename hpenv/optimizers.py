@@ -1,14 +1,17 @@
-"""Optimizers over a population: every weight and every slot of state is (N, ...), every rate a number per run.
+"""Optimizers over a population: every weight and every slot of state is (N, ...), every rate a
+number per run.
 
-Rows are independent clocks: a row's number of steps, its rates and its bias corrections are its own, so rows may
-stand at different steps. An optimizer is data: `OPTIMIZERS` maps a name to one update rule per kind of parameter, and
-a rule is a frozen dataclass with its hyperparameters and a pure in-place update. Weight decay is decoupled everywhere
-(w <- w (1 - lr wd)), and the factor 1 - lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign.
-Schedule-free rules are the exception. They decay the base iterate by the weights, as the package `schedulefree` does.
-The weights lag behind the base iterate. So decay alone takes both past zero after a few times 1 / (lr wd) steps, at
-any product lr wd below 1, while they shrink.
+Rows are independent clocks: a row's number of steps, its rates and its bias corrections are its
+own, so rows may stand at different steps. An optimizer is data: `OPTIMIZERS` maps a name to one
+update rule per kind of parameter, and a rule is a frozen dataclass with its hyperparameters and a
+pure in-place update. Weight decay is decoupled everywhere (w <- w (1 - lr wd)), and the factor 1 -
+lr wd is clamped to [0, 1], so that both at their largest cannot flip a sign. Schedule-free rules
+are the exception. They decay the base iterate by the weights, as the package `schedulefree` does.
+The weights lag behind the base iterate. So decay alone takes both past zero after a few times 1 /
+(lr wd) steps, at any product lr wd below 1, while they shrink.
 
-The rules stand together, past the usual length of a module, because the table at its end is what is imported.
+The rules stand together, past the usual length of a module, because the table at its end is what is
+imported.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ State = dict[str, Tensor]
 
 def row_scalars(values: NDArray[np.float64], like: Tensor) -> Tensor:
     """One number per run, shaped to multiply `like`: (N,) -> (N, 1, ...) in its dtype."""
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(
+        -1, *[1] * (like.ndim - 1)
+    )
 
 
 class Rates(NamedTuple):
@@ -62,7 +67,10 @@ def spread(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     dimensions = {w.ndim for w in like}
     if len(dimensions) == 1:  # one view for all: hundreds of small views cost as much as the update
         return list(columns.view(*columns.shape, *[1] * (dimensions.pop() - 1)).unbind(0))
-    return [column.view(-1, *[1] * (w.ndim - 1)) for column, w in zip(columns.unbind(0), like, strict=True)]
+    return [
+        column.view(-1, *[1] * (w.ndim - 1))
+        for column, w in zip(columns.unbind(0), like, strict=True)
+    ]
 
 
 def _pairs(rates: Rates, weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -79,7 +87,8 @@ class Rule(Protocol):
     """How one kind of parameter is updated.
 
     Attributes:
-        optimizer: name of the optimizer the rule belongs to; cells of scope `optimizer` are indexed by it.
+        optimizer: name of the optimizer the rule belongs to; cells of scope `optimizer` are indexed
+            by it.
         slots: names of the state's tensors; `momentum`, where there is one, is the first moment.
     """
 
@@ -105,9 +114,10 @@ class Rule(Protocol):
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); arithmetic of torch.optim.AdamW.
 
-    The betas may move while a run goes on. The corrections of the moments' bias therefore divide by 1 minus the product
-    of the betas that were in force, which is beta^t where they stayed: the corrected moments are weighted means of
-    what was seen whatever the betas did, and cannot exceed it.
+    The betas may move while a run goes on. The corrections of the moments' bias therefore divide by
+    1 minus the product of the betas that were in force, which is beta^t where they stayed: the
+    corrected moments are weighted means of what was seen whatever the betas did, and cannot exceed
+    it.
     """
 
     beta1: float = 0.9
@@ -137,7 +147,9 @@ class AdamW:
             dim=1,
         )  # (N, 5, K)
         per_tensor = zip(*(spread(scalars[:, i], weights) for i in range(5)), strict=True)
-        for w, g, state, (keep, a1, a2, eps, size) in zip(weights, gradients, states, per_tensor, strict=True):
+        for w, g, state, (keep, a1, a2, eps, size) in zip(
+            weights, gradients, states, per_tensor, strict=True
+        ):
             m = state["momentum"].lerp_(g, a1)
             v = state["second_moment"].lerp_(g * g, a2)
             w.mul_(keep).sub_((m * size).div_(v.sqrt().add_(eps)))
@@ -165,15 +177,19 @@ class SGD:
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
-        for w, g, state, lr, wd in zip(weights, gradients, states, *_pairs(rates, weights), strict=True):
+        for w, g, state, lr, wd in zip(
+            weights, gradients, states, *_pairs(rates, weights), strict=True
+        ):
             decay_(w, lr, wd)
             buffer = state["momentum"].mul_(self.momentum).add_(g)
             w.sub_((g.add(buffer, alpha=self.momentum) if self.nesterov else buffer) * lr)
 
 
-#: Quintic Newton-Schulz of Keller Jordan's Muon: steepest slope at zero, singular values end in about [0.5, 1.5].
+#: Quintic Newton-Schulz of Keller Jordan's Muon: steepest slope at zero, singular values end in
+#: about [0.5, 1.5].
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
-#: Polar Express (Amsel et al. 2025, arXiv 2505.16932), five steps, safety factor 2e-2, as in nanochat.
+#: Polar Express (Amsel et al. 2025, arXiv 2505.16932), five steps, safety factor 2e-2, as in
+#: nanochat.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -183,8 +199,9 @@ POLAR_EXPRESS = (
 )
 
 
-#: Name -> dtype of the Newton-Schulz iteration; None: bfloat16 on a GPU, the weights' own dtype on a CPU, where a
-#: bfloat16 product without the processor's instructions for it (AVX2 alone) takes ten to twenty times as long.
+#: Name -> dtype of the Newton-Schulz iteration; None: bfloat16 on a GPU, the weights' own dtype on
+#: a CPU, where a bfloat16 product without the processor's instructions for it (AVX2 alone) takes
+#: ten to twenty times as long.
 NEWTON_SCHULZ_DTYPES: dict[str | None, torch.dtype | None] = {
     None: None,
     "float32": torch.float32,
@@ -229,10 +246,11 @@ def _by_shape(gradients: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
 
 @dataclass(frozen=True)
 class Muon:
-    """Momentum orthogonalized by Newton-Schulz (Jordan 2024), with torch.optim.Muon's "original" semantics.
+    """Momentum orthogonalized by Newton-Schulz (Jordan 2024), with torch.optim.Muon's "original"
+    semantics.
 
-    The update is lr sqrt(max(1, rows / columns)) times the orthogonalized Nesterov momentum; the decay uses the plain
-    lr.
+    The update is lr sqrt(max(1, rows / columns)) times the orthogonalized Nesterov momentum; the
+    decay uses the plain lr.
     """
 
     momentum: float = 0.95
@@ -246,7 +264,9 @@ class Muon:
             ValueError: for a parameter that is not a matrix.
         """
         if weight.ndim != 3:
-            raise ValueError(f"muon updates matrices only; got a parameter of shape {tuple(weight.shape[1:])}")
+            raise ValueError(
+                f"muon updates matrices only; got a parameter of shape {tuple(weight.shape[1:])}"
+            )
         return {"momentum": torch.zeros_like(weight)}
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
@@ -274,21 +294,29 @@ def _orthogonalized(
     """Orthogonalizes all matrices, those of one shape in one batched product; each (N, r, c) float32."""
     result = list(directions)
     for indices in _by_shape(directions).values():
-        wide = [d.transpose(1, 2) if d.shape[1] > d.shape[2] else d for d in (directions[i] for i in indices)]
-        stacked = orthogonalize(torch.cat(wide), coefficients, safety, dtype).to(directions[0].dtype)
+        wide = [
+            d.transpose(1, 2) if d.shape[1] > d.shape[2] else d
+            for d in (directions[i] for i in indices)
+        ]
+        stacked = orthogonalize(torch.cat(wide), coefficients, safety, dtype).to(
+            directions[0].dtype
+        )
         parts = stacked.split(wide[0].shape[0])
         for i, part in zip(indices, parts, strict=True):
-            result[i] = part.transpose(1, 2) if directions[i].shape[1] > directions[i].shape[2] else part
+            result[i] = (
+                part.transpose(1, 2) if directions[i].shape[1] > directions[i].shape[2] else part
+            )
     return result
 
 
 @dataclass(frozen=True)
 class NanochatMuon:
-    """nanochat's Muon at commit 8630d32: Polar Express, NorMuon variance reduction, cautious decay, momentum warmup.
+    """nanochat's Muon at commit 8630d32: Polar Express, NorMuon variance reduction, cautious decay,
+    momentum warmup.
 
     The norm that the iteration starts from is bounded below by 1e-7, where nanochat adds 1e-6.
-    Departs from Muon in that lr sqrt(max(1, rows / columns)) multiplies the decay too, and that only weights whose sign
-    agrees with the update's decay.
+    Departs from Muon in that lr sqrt(max(1, rows / columns)) multiplies the decay too, and that
+    only weights whose sign agrees with the update's decay.
     """
 
     start_momentum: float = 0.85
@@ -301,7 +329,9 @@ class NanochatMuon:
     def init(self, weight: Tensor) -> State:
         """Momentum buffer and the mean squares along the longer side."""
         state = Muon().init(weight)
-        return state | {"mean_square": torch.zeros_like(weight.sum(self._reduced(weight), keepdim=True))}
+        return state | {
+            "mean_square": torch.zeros_like(weight.sum(self._reduced(weight), keepdim=True))
+        }
 
     @staticmethod
     def _reduced(weight: Tensor) -> int:
@@ -318,7 +348,9 @@ class NanochatMuon:
             buffer.add_((g - buffer) * (1.0 - mu))
             directions.append(g + (buffer - g) * mu)
         orthogonal = _orthogonalized(directions, POLAR_EXPRESS, 1.02, self.newton_schulz_dtype)
-        for w, u, state, lr, wd in zip(weights, orthogonal, states, *_pairs(rates, weights), strict=True):
+        for w, u, state, lr, wd in zip(
+            weights, orthogonal, states, *_pairs(rates, weights), strict=True
+        ):
             axis = self._reduced(w)
             square = u.square().mean(axis, keepdim=True)
             state["mean_square"].lerp_(square, 1.0 - self.beta2)
@@ -333,7 +365,8 @@ class NanochatMuon:
 
 @dataclass(frozen=True)
 class ScheduleFreeSGD:
-    """Schedule-free SGD (Defazio et al. 2024): gradients at y, base iterate z, average x; arithmetic of `schedulefree`.
+    """Schedule-free SGD (Defazio et al. 2024): gradients at y, base iterate z, average x;
+    arithmetic of `schedulefree`.
 
     The weights of the model are y; the held-out numbers are those of x = (y - (1 - beta) z) / beta.
     """
@@ -353,9 +386,17 @@ class ScheduleFreeSGD:
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
-        for w, g, state, lr, wd in zip(weights, gradients, states, *_pairs(rates, weights), strict=True):
+        for w, g, state, lr, wd in zip(
+            weights, gradients, states, *_pairs(rates, weights), strict=True
+        ):
             _schedule_free_update(
-                w, self.direction(g, state, steps), state, lr, wd, self.momentum, self.weight_lr_power
+                w,
+                self.direction(g, state, steps),
+                state,
+                lr,
+                wd,
+                self.momentum,
+                self.weight_lr_power,
             )
 
 
@@ -376,7 +417,9 @@ class ScheduleFreeAdamW:
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
         correction = 1.0 - self.beta2 ** (steps + 1.0)
-        for w, g, state, lr, wd in zip(weights, gradients, states, *_pairs(rates, weights), strict=True):
+        for w, g, state, lr, wd in zip(
+            weights, gradients, states, *_pairs(rates, weights), strict=True
+        ):
             v = state["second_moment"].mul_(self.beta2).addcmul_(g, g, value=1.0 - self.beta2)
             direction = g / v.div(row_scalars(correction, w)).sqrt_().add_(self.eps)
             _schedule_free_update(w, direction, state, lr, wd, self.momentum, self.weight_lr_power)
@@ -391,9 +434,13 @@ def _schedule_free_update(
     weight = state["largest_lr"] ** power
     state["weight_sum"].add_(weight)
     total = state["weight_sum"]
-    c = torch.where(total > 0, weight / total.clamp_min(1e-300), torch.zeros_like(total)).to(y.dtype).view(lr.shape)
-    # lr wd at most 1: a step's decay, evaluated at y, is at most y itself. It is applied to z as well, as the package
-    # does, and can take z past zero where the two have drifted apart.
+    c = (
+        torch.where(total > 0, weight / total.clamp_min(1e-300), torch.zeros_like(total))
+        .to(y.dtype)
+        .view(lr.shape)
+    )
+    # lr wd at most 1: a step's decay, evaluated at y, is at most y itself. It is applied to z as
+    # well, as the package does, and can take z past zero where the two have drifted apart.
     decay = torch.minimum(wd, 1.0 / lr.clamp_min(1e-30))
     u = direction + y * decay
     y.add_((state["z"] - y) * c).add_(u * (lr * (beta * (1.0 - c) - 1.0)))
@@ -446,6 +493,4 @@ def optimizer_rules(name: str) -> Mapping[str, Rule]:
 
 def described_rule(rule: Rule) -> str:
     """Returns a rule as text, its class and all its hyperparameters: what a snapshot must agree with."""
-    return (
-        f"{type(rule).__qualname__}({', '.join(f'{name}={as_python(value)!r}' for name, value in vars(rule).items())})"
-    )
+    return f"{type(rule).__qualname__}({', '.join(f'{name}={as_python(value)!r}' for name, value in vars(rule).items())})"

@@ -61,7 +61,11 @@ class Panel:
     """
 
     def __init__(
-        self, channels: Sequence[tuple[str, str]], sites: Mapping[str, Site], num_rows: int, plant: str
+        self,
+        channels: Sequence[tuple[str, str]],
+        sites: Mapping[str, Site],
+        num_rows: int,
+        plant: str,
     ) -> None:
         """Lays out the cells.
 
@@ -72,12 +76,15 @@ class Panel:
             plant: kind of plant, as channels name it.
 
         Raises:
-            ValueError: for a channel, scope or plant that does not fit, or a pair that is given twice.
+            ValueError: for a channel, scope or plant that does not fit, or a pair that is given
+                twice.
         """
         if len(set(channels)) != len(channels):
             raise ValueError(f"channels {list(channels)} name a (channel, scope) pair twice")
         self.tensors = tuple(sites)
-        self.layers: IntArray = np.array([-1 if site.layer is None else site.layer for site in sites.values()])
+        self.layers: IntArray = np.array(
+            [-1 if site.layer is None else site.layer for site in sites.values()]
+        )
         self._first_of_layer = [
             int(np.flatnonzero(self.layers == i)[0]) for i in range(self.layers.max(initial=-1) + 1)
         ]
@@ -87,9 +94,13 @@ class Panel:
         for name, scope in channels:
             dial = channel(name, scope, plant, optimizers)
             if dial.neutral != 1.0 and any(name == other for other, _ in self.banks):
-                raise ValueError(f"channel {name!r} is not a multiplier, so it can be asked for at one scope only")
+                raise ValueError(
+                    f"channel {name!r} is not a multiplier, so it can be asked for at one scope only"
+                )
             keys = [
-                _key(tensor, site, scope) if not dial.optimizers or site.optimizer in dial.optimizers else None
+                _key(tensor, site, scope)
+                if not dial.optimizers or site.optimizer in dial.optimizers
+                else None
                 for tensor, site in sites.items()
             ]
             cells = tuple(dict.fromkeys(key for key in keys if key is not None))
@@ -108,10 +119,18 @@ class Panel:
             self._banks_of[name].append(bank)
         alike: dict[object, list[Bank]] = {}
         for bank in self.banks.values():
-            alike.setdefault((bank.channel.bounds, bank.channel.neutral, bank.channel.warp), []).append(bank)
-        #: A channel, and all columns that are warped as its own: a call of numpy costs more than the numbers do.
+            alike.setdefault(
+                (bank.channel.bounds, bank.channel.neutral, bank.channel.warp), []
+            ).append(bank)
+        #: A channel, and all columns that are warped as its own: a call of numpy costs more than
+        #: the numbers do.
         self._alike = [
-            (banks[0].channel, np.concatenate([np.arange(bank.columns.start, bank.columns.stop) for bank in banks]))
+            (
+                banks[0].channel,
+                np.concatenate(
+                    [np.arange(bank.columns.start, bank.columns.stop) for bank in banks]
+                ),
+            )
             for banks in alike.values()
         ]
         self._read: bytes | None = None  # the positions that these are of:
@@ -135,7 +154,10 @@ class Panel:
     @property
     def neutral(self) -> FloatArray:
         """Value of each column at position 0, (A,)."""
-        return np.array([bank.channel.neutral for bank in self.banks.values() for _ in bank.cells], dtype=np.float64)
+        return np.array(
+            [bank.channel.neutral for bank in self.banks.values() for _ in bank.cells],
+            dtype=np.float64,
+        )
 
     @property
     def immediate(self) -> tuple[bool, ...]:
@@ -160,10 +182,11 @@ class Panel:
             self._read, self._tables = positions, {}
 
     def table(self, name: str) -> FloatArray | None:
-        """Value of a channel for every tensor, (N, K): the product over its scopes, neutral where no cell moves it.
+        """Value of a channel for every tensor, (N, K): the product over its scopes, neutral where
+        no cell moves it.
 
-        The product, too, stays within the channel's bounds. None if nothing of it is moved in any run: then it need
-        not be read.
+        The product, too, stays within the channel's bounds. None if nothing of it is moved in any
+        run: then it need not be read.
         """
         self._refresh()
         if name not in self._tables:
@@ -179,7 +202,11 @@ class Panel:
                 own = values[:, bank.index]
                 own[:, bank.index < 0] = neutral
                 result = own if result is None else result * own
-        return result if result is None or len(banks) == 1 else np.clip(result, *banks[0].channel.bounds)
+        return (
+            result
+            if result is None or len(banks) == 1
+            else np.clip(result, *banks[0].channel.bounds)
+        )
 
     def per_layer(self, name: str) -> FloatArray | None:
         """Value of a channel for every layer, (N, L), or None as for `table`."""

@@ -17,7 +17,13 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 #: Why a run ended before its budget; the empty string means that it did not.
-DIVERGENCE_REASONS = ("", "loss_nonfinite", "gradient_nonfinite", "loss_above_limit", "kl_above_limit")
+DIVERGENCE_REASONS = (
+    "",
+    "loss_nonfinite",
+    "gradient_nonfinite",
+    "loss_above_limit",
+    "kl_above_limit",
+)
 
 #: What `advance` measures only if asked to, since it costs something.
 TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
@@ -42,7 +48,8 @@ class Snapshot:
     """All that is needed to continue bitwise: arrays under flat names, and everything else as JSON.
 
     Attributes:
-        tensors: name -> tensor; the snapshot owns them (they share no memory with what they were taken from).
+        tensors: name -> tensor; the snapshot owns them (they share no memory with what they were
+            taken from).
         metadata: JSON-able values (counters, seeds, configuration).
     """
 
@@ -56,7 +63,10 @@ def check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torc
     Raises:
         ValueError: naming the first that is missing, unknown, or of another shape or dtype.
     """
-    missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    missing, unknown = (
+        sorted(expected.keys() - given.keys()),
+        sorted(given.keys() - expected.keys()),
+    )
     if missing or unknown:
         raise ValueError(
             f"the snapshot must have exactly the tensors of what it is restored to; missing are {missing[:5]}, "
@@ -75,28 +85,32 @@ def check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torc
 class Window:
     """What was measured while every run advanced by its number of steps.
 
-    A row that did not move keeps the numbers of its last window. Everything is finite; what is not measured is 0, and a
-    probe that is not measured keeps its last value.
+    A row that did not move keeps the numbers of its last window. Everything is finite; what is not
+    measured is 0, and a probe that is not measured keeps its last value.
 
     Attributes:
         steps: optimizer steps each run stands at, (N,).
-        train_loss: mean training loss over the window's steps, (N,) [nats per token]; of a post-training run the part
-            of the largest reward that was not earned [1].
-        probe_loss: loss on the fixed probe batches at the window's end, (N,) [nats per token]; of a post-training run
-            the part of the probe's problems that is not solved [1]; tier `probe`.
-        gradient_norm: global L2 norm of the last step's gradient, before the optimizer saw it, (N,).
-        momentum_norm: global L2 norm of the optimizer's first moments at the window's end, (N,); tier `momentum`.
+        train_loss: mean training loss over the window's steps, (N,) [nats per token]; of a
+            post-training run the part of the largest reward that was not earned [1].
+        probe_loss: loss on the fixed probe batches at the window's end, (N,) [nats per token]; of a
+            post-training run the part of the probe's problems that is not solved [1]; tier `probe`.
+        gradient_norm: global L2 norm of the last step's gradient, before the optimizer saw it,
+            (N,).
+        momentum_norm: global L2 norm of the optimizer's first moments at the window's end, (N,);
+            tier `momentum`.
         divergence: index into DIVERGENCE_REASONS, (N,).
-        same_batch_loss: loss of the window's last batch after its own update, (N,) [nats per token]; tier `same_batch`.
+        same_batch_loss: loss of the window's last batch after its own update, (N,) [nats per
+            token]; tier `same_batch`.
         layer_gradient_norm: L2 norm of the last step's gradient of each layer's matrices, (N, L).
         layer_gradient_max: its largest magnitude, (N, L); tier `gradient_max`.
-        layer_activation_mean: mean of the residual stream after each layer at the last step, (N, L);
-            tier `activations`.
+        layer_activation_mean: mean of the residual stream after each layer at the last step, (N,
+            L); tier `activations`.
         layer_activation_variance: its variance, (N, L); tier `activations`.
-        layer_saturation: part of each layer's feed-forward units that are saturated, (N, L) in [0, 1];
-            tier `activations`.
+        layer_saturation: part of each layer's feed-forward units that are saturated, (N, L) in [0,
+            1]; tier `activations`.
         gauges: what this kind of plant measures beside, (N, K) under the plant's `gauge_names`.
-        privileged: what is true and neither a feature nor a reward term may see, (N, Q) under `privileged_names`.
+        privileged: what is true and neither a feature nor a reward term may see, (N, Q) under
+            `privileged_names`.
     """
 
     steps: IntArray
@@ -115,13 +129,26 @@ class Window:
     privileged: FloatArray
 
     @staticmethod
-    def empty(num_rows: int, num_layers: int, num_gauges: int = 0, num_privileged: int = 0) -> Window:
+    def empty(
+        num_rows: int, num_layers: int, num_gauges: int = 0, num_privileged: int = 0
+    ) -> Window:
         """The window of runs that nothing was measured of."""
         per_run, per_layer = np.zeros(num_rows), np.zeros((num_rows, num_layers))
         counts, own = np.zeros(num_rows, dtype=np.int64), np.zeros((num_rows, num_gauges))
         privileged = np.zeros((num_rows, num_privileged))
         per_layers = (per_layer, per_layer, per_layer, per_layer, per_layer)
-        return Window(counts, per_run, per_run, per_run, per_run, counts, per_run, *per_layers, own, privileged)
+        return Window(
+            counts,
+            per_run,
+            per_run,
+            per_run,
+            per_run,
+            counts,
+            per_run,
+            *per_layers,
+            own,
+            privileged,
+        )
 
 
 class Plant(Protocol):
@@ -138,7 +165,8 @@ class Plant(Protocol):
         num_layers: L, layers of the model.
         all_tiers: those of TIERS that it can measure.
         tiers: what `advance` measures beside what is free.
-        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin with.
+        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin
+            with.
     """
 
     kind: str

@@ -45,9 +45,16 @@ class Axis(NamedTuple):
     def ticks(self) -> list[float]:
         """A few round numbers within the range."""
         if self.log:
-            exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            exponents = range(
+                math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1
+            )
             decades = [10.0**k for k in exponents if self.low <= 10.0**k <= self.high]
-            between = [m * 10.0**k for k in exponents for m in (1, 2, 5) if self.low <= m * 10.0**k <= self.high]
+            between = [
+                m * 10.0**k
+                for k in exponents
+                for m in (1, 2, 5)
+                if self.low <= m * 10.0**k <= self.high
+            ]
             return decades if len(decades) > 3 or len(between) < 2 else between
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
@@ -63,14 +70,18 @@ class Sheet:
         try:
             from PIL import Image, ImageDraw, ImageFont
         except ImportError as error:
-            raise ImportError("render_mode='rgb_array' needs Pillow: pip install 'hpenv[render]'") from error
+            raise ImportError(
+                "render_mode='rgb_array' needs Pillow: pip install 'hpenv[render]'"
+            ) from error
         self._image = Image.new("RGB", (SCALE * WIDTH, SCALE * HEIGHT), "white")
         self._draw = ImageDraw.Draw(self._image)
         self._font = ImageFont.load_default(SCALE * FONT_SIZE)
 
     def line(self, points: Sequence[tuple[float, float]], color: Color, width: float) -> None:
         """A line through some points."""
-        self._draw.line([(SCALE * x, SCALE * y) for x, y in points], color, round(SCALE * width), joint="curve")
+        self._draw.line(
+            [(SCALE * x, SCALE * y) for x, y in points], color, round(SCALE * width), joint="curve"
+        )
 
     def text(self, x: float, y: float, text: str, color: Color = INK, anchor: str = "ls") -> None:
         """Text whose `anchor`, as Pillow names them, stands at a point; cut where the sheet ends."""
@@ -90,17 +101,26 @@ class Sheet:
         self.line([(LEFT, top), (LEFT, bottom), (RIGHT, bottom)], INK, 1.0)
 
     def curve(
-        self, rows: tuple[int, int], x: NDArray[np.float64], y: NDArray[np.float64], color: Color, width: float
+        self,
+        rows: tuple[int, int],
+        x: NDArray[np.float64],
+        y: NDArray[np.float64],
+        color: Color,
+        width: float,
     ) -> None:
         """A line through points given as parts of a panel, up to the first that is not finite; one alone is a dot."""
         top, bottom = rows
         finite = np.isfinite(y)
         end = len(y) if finite.all() else int(np.argmin(finite))
         x, y = LEFT + x[:end] * (RIGHT - LEFT), bottom - y[:end] * (bottom - top)
-        if end > 2 * (RIGHT - LEFT):  # of the points within a pixel, the lowest and the highest are all that is seen
+        if end > 2 * (
+            RIGHT - LEFT
+        ):  # of the points within a pixel, the lowest and the highest are all that is seen
             starts = np.flatnonzero(np.diff(np.floor(x), prepend=-1.0))
             x = np.repeat(x[starts], 2)
-            y = np.stack([np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)], axis=1).ravel()
+            y = np.stack(
+                [np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)], axis=1
+            ).ravel()
         points = list(zip(x.tolist(), y.tolist(), strict=True))
         if end == 1:
             points.append((points[0][0] + 2.0, points[0][1]))

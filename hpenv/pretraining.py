@@ -1,10 +1,12 @@
-"""The plant of language-model pretraining: a population of runs, each on its own clock, steered by one panel.
+"""The plant of language-model pretraining: a population of runs, each on its own clock, steered by
+one panel.
 
-Row i with seed s draws its weights and its data order from s alone. A run whose loss or gradient is not finite, or
-whose loss exceeds a stated multiple of that of a uniform guess, has diverged: it stops where it stands, the optimizer
-never sees that gradient, and the other rows do not notice.
+Row i with seed s draws its weights and its data order from s alone. A run whose loss or gradient is
+not finite, or whose loss exceeds a stated multiple of that of a uniform guess, has diverged: it
+stops where it stands, the optimizer never sees that gradient, and the other rows do not notice.
 
-Dynamics and measurement stand in one module, past its usual length, because they share every attribute.
+Dynamics and measurement stand in one module, past its usual length, because they share every
+attribute.
 """
 
 from __future__ import annotations
@@ -123,38 +125,57 @@ class PretrainingPlant(Runs):
         """Loads the corpus, unless it is given, and builds N runs of seeds 0 .. N - 1.
 
         Raises:
-            ValueError: for an unknown preset, optimizer, channel or group, a device that is not there, or a corpus that
-                is too short.
+            ValueError: for an unknown preset, optimizer, channel or group, a device that is not
+                there, or a corpus that is too short.
         """
         check_count("num_rows", num_rows)
         self.device = _present(config.device)
         self.config, self.channels = config, tuple(channels)
-        self.corpus: Corpus = load_corpus(config.data, config.tokenizer) if corpus is None else corpus
+        self.corpus: Corpus = (
+            load_corpus(config.data, config.tokenizer) if corpus is None else corpus
+        )
         needed = config.batch_tokens + config.sequence_length
-        for part, tokens in (("train", needed), ("probe", needed), ("validation", config.sequence_length + 1)):
+        for part, tokens in (
+            ("train", needed),
+            ("probe", needed),
+            ("validation", config.sequence_length + 1),
+        ):
             require_length(self.corpus, part, tokens)
         self.corpus_digest = self.corpus.sha256
         self.model_config = model.preset(config.preset, self.corpus.vocab_size)
         self._rules = optimizer_rules(config.optimizer)
-        self._groups = {name: model.parameter_kind(name) for name in model.parameter_shapes(self.model_config)}
+        self._groups = {
+            name: model.parameter_kind(name) for name in model.parameter_shapes(self.model_config)
+        }
         self._check_groups()
         sites = {
-            name: Site(group, self._rules[group].optimizer, int(name.split(".")[1]) if "." in name else None)
+            name: Site(
+                group,
+                self._rules[group].optimizer,
+                int(name.split(".")[1]) if "." in name else None,
+            )
             for name, group in self._groups.items()
         }
-        self._keep(Panel(self.channels, sites, num_rows, self.kind), num_rows, self.model_config.n_layer)
-        self._in_layer = (self.panel.layers[:, None] == np.arange(self.model_config.n_layer)).astype(
-            np.float64
-        )  # (K, L)
+        self._keep(
+            Panel(self.channels, sites, num_rows, self.kind), num_rows, self.model_config.n_layer
+        )
+        self._in_layer = (
+            self.panel.layers[:, None] == np.arange(self.model_config.n_layer)
+        ).astype(np.float64)  # (K, L)
         self._members = {
             group: np.array([k for k, name in enumerate(sites) if self._groups[name] == group])
             for group in dict.fromkeys(self._groups.values())
         }
         self._rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
-        self._tokens = {part: getattr(self.corpus, part).to(self.device) for part in ("train", "probe", "validation")}
+        self._tokens = {
+            part: getattr(self.corpus, part).to(self.device)
+            for part in ("train", "probe", "validation")
+        }
         self._loss = _compiled_losses if config.compile else model.mean_losses
         self.weights = model.init_parameters(self.model_config, list(range(num_rows)), self.device)
-        self.optimizer_state = {name: self._rule(name).init(weight) for name, weight in self.weights.items()}
+        self.optimizer_state = {
+            name: self._rule(name).init(weight) for name, weight in self.weights.items()
+        }
 
     def spawn(self, num_rows: int) -> PretrainingPlant:
         """A new plant of the same configuration with another number of rows."""
@@ -176,7 +197,8 @@ class PretrainingPlant(Runs):
                 )
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
-        """Gives all rows, or some, new weights and a new data order, and puts their panel at neutral.
+        """Gives all rows, or some, new weights and a new data order, and puts their panel at
+        neutral.
 
         Args:
             seeds: one per row that is reset.
@@ -191,21 +213,25 @@ class PretrainingPlant(Runs):
                 self.optimizer_state[name][slot][index] = value
 
     def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] steps, then measures; 0 only measures. A row that has diverged does not move.
+        """Trains row i for num_steps[i] steps, then measures; 0 only measures. A row that has
+        diverged does not move.
 
         Args:
             num_steps: (N,) steps.
 
         Returns:
-            What was measured, always finite: rows that took no step keep the training loss and norms of their last
-            window (before the first, the training loss is that of the probe), rows that diverged also their last
-            probe loss.
+            What was measured, always finite: rows that took no step keep the training loss and
+                norms of their last
+            window (before the first, the training loss is that of the probe), rows that diverged
+            also their last probe loss.
         """
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         longest = int(goal.max(initial=0))
         rates, dials = self._window_rates(longest), self._dials()
         measured = {
-            key: value.copy() if key not in TIER_OF or TIER_OF[key] in self.tiers else np.zeros_like(value)
+            key: value.copy()
+            if key not in TIER_OF or TIER_OF[key] in self.tiers
+            else np.zeros_like(value)
             for key, value in vars(self._window).items()
         }
         losses, taken = np.zeros(self.num_rows), np.zeros(self.num_rows)
@@ -214,7 +240,9 @@ class PretrainingPlant(Runs):
             if not active.any():
                 break
             seen = self._step(
-                active, {group: Rates(*(r[step] for r in table)) for group, table in rates.items()}, dials
+                active,
+                {group: Rates(*(r[step] for r in table)) for group, table in rates.items()},
+                dials,
             )
             moved = active & (self.divergence == 0)
             losses[moved] += seen.pop("loss")[moved]
@@ -223,9 +251,13 @@ class PretrainingPlant(Runs):
                 measured[key][moved] = value[moved]
         self._finish_window(measured)
         alive = self.divergence == 0
-        untrained = np.where((self.steps == 0) & alive, measured["probe_loss"], measured["train_loss"])
+        untrained = np.where(
+            (self.steps == 0) & alive, measured["probe_loss"], measured["train_loss"]
+        )
         measured["train_loss"] = np.where(taken > 0, losses / np.maximum(taken, 1), untrained)
-        self._window = Window(**measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()})
+        self._window = Window(
+            **measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()}
+        )
         return self._window
 
     def _finish_window(self, measured: dict[str, FloatArray]) -> None:
@@ -241,7 +273,8 @@ class PretrainingPlant(Runs):
             measured[key][kept] = value[kept]
 
     def _window_rates(self, num_steps: int) -> dict[str, tuple[Tensor, ...]]:
-        """What every group is updated with at the steps ahead: group -> the fields of Rates, (S, N, K) each.
+        """What every group is updated with at the steps ahead: group -> the fields of Rates, (S, N,
+        K) each.
 
         Base rate x base schedule x the panel's multiplier, which is exactly 1 at neutral.
         """
@@ -252,7 +285,9 @@ class PretrainingPlant(Runs):
             fields = np.ones((len(tables), num_steps, self.num_rows, len(members)))
             for field, (name, table) in zip(fields, tables.items(), strict=True):
                 if name not in MULTIPLIERS:
-                    field *= self._base(f"base_{name}", f"{name}_schedule", group, steps)[:, :, None]
+                    field *= self._base(f"base_{name}", f"{name}_schedule", group, steps)[
+                        :, :, None
+                    ]
                 if table is not None:
                     field *= table[:, members]
             rates[group] = torch.as_tensor(fields).to(self.device).unbind(0)
@@ -264,7 +299,9 @@ class PretrainingPlant(Runs):
         moved |= {name: self.panel.per_run(name) for name in ("embedding_gain", "logit_softcap")}
         cap, softcap = moved["state_norm_cap"], moved["logit_softcap"]
         if cap is not None:
-            moved["state_norm_cap"] = np.where(cap < CHANNELS["state_norm_cap"].neutral, cap, model.DORMANT_CAP)
+            moved["state_norm_cap"] = np.where(
+                cap < CHANNELS["state_norm_cap"].neutral, cap, model.DORMANT_CAP
+            )
         if softcap is not None:
             moved["logit_softcap"] = self.model_config.logit_softcap * softcap
         given: dict[str, Any] = {
@@ -279,17 +316,23 @@ class PretrainingPlant(Runs):
         multiplier = (schedules[group] if isinstance(schedules, Mapping) else schedules)(steps)
         return float(rates[group] if isinstance(rates, Mapping) else rates) * multiplier
 
-    def _step(self, active: BoolArray, rates: Mapping[str, Rates], dials: model.Dials | None) -> dict[str, FloatArray]:
-        """One optimizer step of the active rows; what was measured of every row, under the names of Window, and `loss`.
+    def _step(
+        self, active: BoolArray, rates: Mapping[str, Rates], dials: model.Dials | None
+    ) -> dict[str, FloatArray]:
+        """One optimizer step of the active rows; what was measured of every row, under the names of
+        Window, and `loss`.
 
-        Every statistic comes out of this pass, but for `same_batch_loss`, which is a second forward pass.
+        Every statistic comes out of this pass, but for `same_batch_loss`, which is a second forward
+        pass.
         """
         inputs, targets = self._batch()
         leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         gauges: list[Tensor] | None = [] if "activations" in self.tiers else None
         rope, drawing = self._cast_rope(), self._drawing(dials)
         with torch.enable_grad():
-            losses = self._loss(self._cast(leaves), self.model_config, inputs, targets, rope, drawing, gauges)
+            losses = self._loss(
+                self._cast(leaves), self.model_config, inputs, targets, rope, drawing, gauges
+            )
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         squares, maxima = measured(gradients, "gradient_max" in self.tiers)
         loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
@@ -298,8 +341,12 @@ class PretrainingPlant(Runs):
         seen = {"loss": loss, "gradient_norm": norm} | self._layer_gauges(squares, maxima, gauges)
         if moving.any():
             given = dict(zip(leaves, gradients, strict=True))
-            momenta = {name: s["momentum"] for name, s in self.optimizer_state.items() if "momentum" in s}
-            given = dict(steered(given, momenta, squares, self.panel, self.seeds, self.steps, moving))
+            momenta = {
+                name: s["momentum"] for name, s in self.optimizer_state.items() if "momentum" in s
+            }
+            given = dict(
+                steered(given, momenta, squares, self.panel, self.seeds, self.steps, moving)
+            )
             self._update(given, rates, moving)
         if "same_batch" in self.tiers:
             again = self._again(inputs, targets, dials)
@@ -311,13 +358,17 @@ class PretrainingPlant(Runs):
         """The dials with the generators of this step, from their start, if dropout draws."""
         if dials is None or dials.dropout is None:
             return dials
-        return dials._replace(generators=[draws(s, t, DROPOUT) for s, t in zip(self.seeds, self.steps, strict=True)])
+        return dials._replace(
+            generators=[draws(s, t, DROPOUT) for s, t in zip(self.seeds, self.steps, strict=True)]
+        )
 
     @torch.no_grad()
     def _again(self, inputs: Tensor, targets: Tensor, dials: model.Dials | None) -> FloatArray:
         """Loss of a step's batch after its update, (N,): with the same dials and draws, only the weights differ."""
         weights, rope = self._cast(self.weights), self._cast_rope()
-        losses = self._loss(weights, self.model_config, inputs, targets, rope, self._drawing(dials), None)
+        losses = self._loss(
+            weights, self.model_config, inputs, targets, rope, self._drawing(dials), None
+        )
         return losses.double().cpu().numpy()
 
     @torch.no_grad()
@@ -351,7 +402,11 @@ class PretrainingPlant(Runs):
 
     def _cast(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         dtype = DTYPES[self.config.dtype]
-        return weights if dtype == torch.float32 else {name: weight.to(dtype) for name, weight in weights.items()}
+        return (
+            weights
+            if dtype == torch.float32
+            else {name: weight.to(dtype) for name, weight in weights.items()}
+        )
 
     def _cast_rope(self) -> tuple[Tensor, Tensor]:
         dtype = DTYPES[self.config.dtype]
@@ -364,7 +419,9 @@ class PretrainingPlant(Runs):
         self.divergence = np.where(active, reasons, self.divergence)
 
     @torch.no_grad()
-    def _update(self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray) -> None:
+    def _update(
+        self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
+    ) -> None:
         """Steps every group's rule on all rows, then puts back the rows that must not move, bit for bit."""
         still = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
         everything = self._tensors().values() if len(still) else ()
@@ -385,7 +442,9 @@ class PretrainingPlant(Runs):
         """See Runs."""
         weights = {f"weights/{name}": weight for name, weight in self.weights.items()}
         states = self.optimizer_state.items()
-        return weights | {f"optimizer/{name}/{slot}": value for name, own in states for slot, value in own.items()}
+        return weights | {
+            f"optimizer/{name}/{slot}": value for name, own in states for slot, value in own.items()
+        }
 
     @torch.no_grad()
     def _evaluation_weights(self) -> Mapping[str, Tensor]:
@@ -405,25 +464,34 @@ class PretrainingPlant(Runs):
         for first in range(0, count, MEASURE_SEQUENCES):
             part = starts[first : first + MEASURE_SEQUENCES]
             inputs, targets = gather(
-                self._tokens["probe"], np.tile(part, (self.num_rows, 1)), self.config.sequence_length
+                self._tokens["probe"],
+                np.tile(part, (self.num_rows, 1)),
+                self.config.sequence_length,
             )
             total += self._measured_losses(weights, inputs, targets, dials) * len(part)
         return total / count
 
     @torch.no_grad()
     def _measured_losses(
-        self, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, dials: model.Dials | None
+        self,
+        weights: Mapping[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        dials: model.Dials | None,
     ) -> FloatArray:
         """Every run's mean loss without a gradient and without dropout, (N,) [nats per token]."""
-        losses = model.mean_losses(weights, self.model_config, inputs, targets, self._cast_rope(), _settled(dials))
+        losses = model.mean_losses(
+            weights, self.model_config, inputs, targets, self._cast_rope(), _settled(dials)
+        )
         return losses.double().cpu().numpy()
 
     @torch.no_grad()
     def evaluate(self) -> FloatArray:
-        """Held-out bits per byte of every run, (N,), on evenly spaced sequences of the validation slice.
+        """Held-out bits per byte of every run, (N,), on evenly spaced sequences of the validation
+        slice.
 
-        The dials of the forward pass are part of the model and stand where the panel has them; dropout is off. Not
-        finite only for a run whose weights are not.
+        The dials of the forward pass are part of the model and stand where the panel has them;
+        dropout is off. Not finite only for a run whose weights are not.
         """
         T = self.config.sequence_length
         tokens = self._tokens["validation"]
@@ -435,8 +503,12 @@ class PretrainingPlant(Runs):
         for first in range(0, count, MEASURE_SEQUENCES):
             part = np.tile(starts[first : first + MEASURE_SEQUENCES], (self.num_rows, 1))
             inputs, targets = gather(tokens, part, T)
-            losses = model.token_losses(weights, self.model_config, inputs, targets, self._cast_rope(), dials)
-            counted = bytes_of[targets[0].flatten()]  # tokens that stand for no byte count neither way
+            losses = model.token_losses(
+                weights, self.model_config, inputs, targets, self._cast_rope(), dials
+            )
+            counted = bytes_of[
+                targets[0].flatten()
+            ]  # tokens that stand for no byte count neither way
             nats += (losses.double() * (counted > 0)).sum(1).cpu().numpy()
             size += float(counted.double().sum())
         return nats / (math.log(2.0) * size)
@@ -446,10 +518,14 @@ class PretrainingPlant(Runs):
         return {}
 
     def _momentum_norm(self) -> FloatArray:
-        moments = [state["momentum"] for state in self.optimizer_state.values() if "momentum" in state]
+        moments = [
+            state["momentum"] for state in self.optimizer_state.values() if "momentum" in state
+        ]
         if not moments:
             return np.zeros(self.num_rows)
-        norms = torch.stack([torch.linalg.vector_norm(m.flatten(1), dim=1) for m in moments]).norm(dim=0)
+        norms = torch.stack([torch.linalg.vector_norm(m.flatten(1), dim=1) for m in moments]).norm(
+            dim=0
+        )
         return norms.double().cpu().numpy()
 
     def description(self) -> dict[str, object]:

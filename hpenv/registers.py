@@ -10,8 +10,9 @@ from hpenv.plant import BoolArray, FloatArray
 class Registers:
     """R leaky accumulators of every run: r <- leak r + (1 - leak) a.
 
-    No channel reads them, so they move no weight: what a controller writes in one decision is what it reads in the next
-    observations. (Reward-Driven Training Control, section 2.1: a small bank of accumulator state.)
+    No channel reads them, so they move no weight: what a controller writes in one decision is what
+    it reads in the next observations. (Reward-Driven Training Control, section 2.1: a small bank of
+    accumulator state.)
 
     Attributes:
         values: (N, R) in [-1, 1]; 0 at a run's start.
@@ -24,7 +25,11 @@ class Registers:
         Raises:
             ValueError: for a negative number of registers or a leak outside [0, 1).
         """
-        if isinstance(num_registers, bool) or not isinstance(num_registers, int | np.integer) or num_registers < 0:
+        if (
+            isinstance(num_registers, bool)
+            or not isinstance(num_registers, int | np.integer)
+            or num_registers < 0
+        ):
             raise ValueError(f"num_registers={num_registers!r} must be at least 0, a whole number")
         number = isinstance(leak, int | float | np.floating) and not isinstance(leak, bool)
         if not (number and 0.0 <= leak < 1.0):

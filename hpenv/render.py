@@ -1,4 +1,5 @@
-"""Pictures of a run so far, as an image or as a line: its loss, and what the cells of its panel were set to.
+"""Pictures of a run so far, as an image or as a line: its loss, and what the cells of its panel
+were set to.
 
 The image is painted with Pillow, some ten times as fast as a plotting library draws one.
 """
@@ -44,7 +45,8 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 def renders(factory: Factory) -> Factory:
     """Gives an entry point the metadata in which `gymnasium.make` looks for render modes.
 
-    Out of RENDER_MODES it then makes, by wrappers of its own, `human`, `rgb_array_list` and `ansi_list`.
+    Out of RENDER_MODES it then makes, by wrappers of its own, `human`, `rgb_array_list` and
+    `ansi_list`.
     """
     factory.__dict__["metadata"] = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
     return factory
@@ -57,10 +59,14 @@ class History:
         """Empty, or as `state()` left it."""
         self.steps: list[int] = list(state["steps"]) if state else []
         self.losses: list[float] = list(state["losses"]) if state else []
-        self.positions = [np.array(row, dtype=np.float64) for row in state["positions"]] if state else []
+        self.positions = (
+            [np.array(row, dtype=np.float64) for row in state["positions"]] if state else []
+        )
         self.values = [np.array(row, dtype=np.float64) for row in state["values"]] if state else []
 
-    def append(self, step: int, loss: float, positions: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+    def append(
+        self, step: int, loss: float, positions: NDArray[np.float64], values: NDArray[np.float64]
+    ) -> None:
         """Adds the end of a window: positions (A,) of the cells, and values (A,) that they stand for."""
         self.steps.append(step)
         self.losses.append(loss)
@@ -77,15 +83,20 @@ class History:
         }
 
 
-def summarize(history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str) -> str:
-    """One line: step, loss (`probe loss [unit]` or `training loss [unit]`) and the values of the first cells.
+def summarize(
+    history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str
+) -> str:
+    """One line: step, loss (`probe loss [unit]` or `training loss [unit]`) and the values of the
+    first cells.
 
     A value whose neutral (A,) is 1 multiplies, and is marked by an x.
     """
     if not history.steps:
         return f"step 0/{horizon}"
     rows = list(zip(names, history.values[-1], neutral, strict=True))
-    dials = [f"{name} {'x' if own == 1.0 else ''}{value:.3g}" for name, value, own in rows[:MOST_NAMED]]
+    dials = [
+        f"{name} {'x' if own == 1.0 else ''}{value:.3g}" for name, value, own in rows[:MOST_NAMED]
+    ]
     dials += [f"and {len(rows) - MOST_NAMED} more"] if len(rows) > MOST_NAMED else []
     name, _, unit = loss.partition(" loss ")
     measured = f"{name} {history.losses[-1]:.4f} {unit.strip('[]').removeprefix('1')}".rstrip()
@@ -95,13 +106,16 @@ def summarize(history: History, names: tuple[str, ...], neutral: NDArray[np.floa
 def draw(
     history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str
 ) -> NDArray[np.uint8]:
-    """Image of the loss and, below it, of the cells, over the steps of the run: (704, 800, 3) uint8.
+    """Image of the loss and, below it, of the cells, over the steps of the run: (704, 800, 3)
+    uint8.
 
-    Up to 8 cells are lines. Their axis has values if the values can share one: all multiply (neutral (A,) is 1; the
-    axis is logarithmic), or all are of one channel. Else it has positions, from -1 to 1.
+    Up to 8 cells are lines. Their axis has values if the values can share one: all multiply
+    (neutral (A,) is 1; the axis is logarithmic), or all are of one channel. Else it has positions,
+    from -1 to 1.
 
-    More cells are rows of a heat map, in one band for each channel, the first cell on top. The color is the cell's
-    mean position during the steps of a pixel. A cell whose value is neutral is white, whatever its position.
+    More cells are rows of a heat map, in one band for each channel, the first cell on top. The
+    color is the cell's mean position during the steps of a pixel. A cell whose value is neutral is
+    white, whatever its position.
 
     Raises:
         ImportError: without Pillow.
@@ -119,7 +133,9 @@ def draw(
         sheet.text(RIGHT + 12, LOSS[0] + LINE, f"step {history.steps[-1]} of {horizon}")
         sheet.text(RIGHT + 12, LOSS[0] + 2 * LINE, f"{loss.split()[0]} {losses[-1]:.4f}")
     for tick in time.ticks():
-        sheet.text(LEFT + time.part(tick) * (RIGHT - LEFT), CELLS[1] + 18, f"{tick:.0f}", anchor="ms")
+        sheet.text(
+            LEFT + time.part(tick) * (RIGHT - LEFT), CELLS[1] + 18, f"{tick:.0f}", anchor="ms"
+        )
     sheet.text(RIGHT + 32, CELLS[1] + 18, "step", FAINT)
 
     if len(names) > MOST_NAMED:
@@ -137,11 +153,19 @@ def _with_lines(
     neutral: NDArray[np.float64],
 ) -> NDArray[np.uint8]:
     if (neutral == 1.0).all():
-        axis, shown, title = Axis.around(np.append(values, neutral), 0.05, log=True), values, "multipliers"
+        axis, shown, title = (
+            Axis.around(np.append(values, neutral), 0.05, log=True),
+            values,
+            "multipliers",
+        )
     elif len(_bands(names)) == 1:
         axis, shown, title = Axis.around(np.append(values, neutral), 0.05), values, "values"
     else:
-        axis, shown, title = Axis(-1.05, 1.05), positions, "position of each cell in its range: 0 is neutral"
+        axis, shown, title = (
+            Axis(-1.05, 1.05),
+            positions,
+            "position of each cell in its range: 0 is neutral",
+        )
     sheet.panel(CELLS, title, time, axis)
     # A value holds from the end of the window before to the end of its own.
     ends, held = np.repeat(steps, 2)[1:-1], np.repeat(shown[1:], 2, axis=0)
@@ -153,28 +177,47 @@ def _with_lines(
         sheet.line([(RIGHT + 12, y - 4), (RIGHT + 26, y - 4)], color, 3.0)
         sheet.text(RIGHT + 32, y, name, color)
         if len(values):
-            sheet.text(RIGHT + 32, y + LINE, f"{'x' if neutral[column] == 1.0 else ''}{values[-1, column]:.3g}", FAINT)
+            sheet.text(
+                RIGHT + 32,
+                y + LINE,
+                f"{'x' if neutral[column] == 1.0 else ''}{values[-1, column]:.3g}",
+                FAINT,
+            )
     return sheet.pixels()
 
 
 def _with_heat_map(
-    sheet: Sheet, steps: NDArray[np.float64], positions: NDArray[np.float64], names: tuple[str, ...], horizon: int
+    sheet: Sheet,
+    steps: NDArray[np.float64],
+    positions: NDArray[np.float64],
+    names: tuple[str, ...],
+    horizon: int,
 ) -> NDArray[np.uint8]:
-    sheet.text(LEFT, CELLS[0] - 8, "position of each cell in its range: white is neutral, grey is still to come")
+    sheet.text(
+        LEFT,
+        CELLS[0] - 8,
+        "position of each cell in its range: white is neutral, grey is still to come",
+    )
     for y, label in ((CELLS[0] + 10, "+1"), (sum(CELLS) // 2 + 4, "0"), (CELLS[1], "-1")):
         sheet.text(LEFT - 28, y, label, anchor="rs")
     bands = _bands(names)
-    edges = CELLS[0] + _band_edges([len(columns) for columns in bands.values()], CELLS[1] - CELLS[0] + GAP)
+    edges = CELLS[0] + _band_edges(
+        [len(columns) for columns in bands.values()], CELLS[1] - CELLS[0] + GAP
+    )
     places = list(zip(edges[:-1].tolist(), (edges[1:] - GAP).tolist(), strict=True))
     for (channel, columns), (top, bottom) in zip(bands.items(), places, strict=True):
         labels = [f"{channel} ({len(columns)})"]
         if bottom - top >= LINE * len(columns):
             labels = [names[column] for column in columns]
         for number, label in enumerate(labels):
-            sheet.text(RIGHT + 12, top + (bottom - top) * (number + 0.5) / len(labels), label, anchor="lm")
+            sheet.text(
+                RIGHT + 12, top + (bottom - top) * (number + 0.5) / len(labels), label, anchor="lm"
+            )
 
     picture = sheet.pixels()
-    picture[CELLS[0] : CELLS[1], LEFT - 24 : LEFT - 12] = _resized(HEAT[::-1, None], CELLS[1] - CELLS[0])
+    picture[CELLS[0] : CELLS[1], LEFT - 24 : LEFT - 12] = _resized(
+        HEAT[::-1, None], CELLS[1] - CELLS[0]
+    )
     colors = _colors(steps, positions, horizon)
     for columns, (top, bottom) in zip(bands.values(), places, strict=True):
         picture[top:bottom, LEFT:RIGHT] = _resized(colors[columns], bottom - top)
@@ -192,8 +235,8 @@ def _bands(names: tuple[str, ...]) -> dict[str, list[int]]:
 def _band_edges(counts: Sequence[int], height: int) -> NDArray[np.int64]:
     """Returns where bands begin and end, (B + 1,) [pixels].
 
-    A band is as high as it has cells, but high enough for a name: max(least, scale * count), where the scale is found
-    by halving the range it must be in.
+    A band is as high as it has cells, but high enough for a name: max(least, scale * count), where
+    the scale is found by halving the range it must be in.
     """
     least, low, high = min(LINE + GAP, height / len(counts)), 0.0, float(height)
     for _ in range(60):
@@ -203,13 +246,16 @@ def _band_edges(counts: Sequence[int], height: int) -> NDArray[np.int64]:
     return np.cumsum([0.0, *np.maximum(least, low * np.array(counts))]).round().astype(np.int64)
 
 
-def _colors(steps: NDArray[np.float64], positions: NDArray[np.float64], horizon: int) -> NDArray[np.uint8]:
+def _colors(
+    steps: NDArray[np.float64], positions: NDArray[np.float64], horizon: int
+) -> NDArray[np.uint8]:
     """Color of every cell in every column of pixels, (A, RIGHT - LEFT, 3)."""
     result = np.full((positions.shape[1], RIGHT - LEFT, 3), NOT_YET, dtype=np.uint8)
     if len(steps) > 1:
         edges = np.clip(np.linspace(0, horizon, RIGHT - LEFT + 1), steps[0], steps[-1])
         known = np.diff(edges) > 0
-        # The integral of the positions over the steps, at the end of each window and at each edge of a pixel.
+        # The integral of the positions over the steps, at the end of each window and at each edge
+        # of a pixel.
         integral = np.cumsum(np.diff(steps, prepend=0.0)[:, None] * positions, axis=0)
         window = np.clip(np.searchsorted(steps, edges), 1, len(steps) - 1)
         at_edges = integral[window] - (steps[window] - edges)[:, None] * positions[window]
@@ -224,4 +270,6 @@ def _resized(rows: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
         return rows[np.arange(height) * len(rows) // height]
     starts = np.arange(height) * len(rows) // height
     counts = np.diff(starts, append=len(rows))
-    return (np.add.reduceat(rows.astype(np.int64), starts) // counts[:, None, None]).astype(np.uint8)
+    return (np.add.reduceat(rows.astype(np.int64), starts) // counts[:, None, None]).astype(
+        np.uint8
+    )

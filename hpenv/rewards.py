@@ -19,7 +19,8 @@ from hpenv.trajectory import slope
 #: Kinds of channel whose cells cost something away from neutral.
 BUDGETED_KINDS = ("shrink", "scale")
 
-#: No change of a loss counts for more [nats per token]; a plant ends a run at 3 ln V, 31 for 32,768 tokens.
+#: No change of a loss counts for more [nats per token]; a plant ends a run at 3 ln V, 31 for 32,768
+#: tokens.
 LARGEST_CHANGE = 100.0
 
 #: No rise of the loss above its mean counts for more [1]; a loss that doubles is as bad as can be.
@@ -33,10 +34,13 @@ class RewardTerm:
     Attributes:
         read: Reading -> (N,).
         doc: meaning, unit and source.
-        tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant measures.
-        delay: decisions between an action and the term that first answers to what it did to the weights, at one step
-            per decision. A training loss is that of the batch before its update, so it answers one decision later.
-        gauges: of the plant's own, those that are read; with a plant that does not measure them it has no such term.
+        tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant
+            measures.
+        delay: decisions between an action and the term that first answers to what it did to the
+            weights, at one step per decision. A training loss is that of the batch before its
+            update, so it answers one decision later.
+        gauges: of the plant's own, those that are read; with a plant that does not measure them it
+            has no such term.
     """
 
     read: Callable[[Reading], FloatArray]
@@ -84,7 +88,9 @@ def _probe_slope(reading: Reading) -> FloatArray:
 
 @functools.cache
 def _budgeted_columns(kinds: tuple[str, ...]) -> IntArray:
-    return np.array([column for column, kind in enumerate(kinds) if kind in BUDGETED_KINDS], dtype=np.int64)
+    return np.array(
+        [column for column, kind in enumerate(kinds) if kind in BUDGETED_KINDS], dtype=np.int64
+    )
 
 
 def _budget(reading: Reading) -> FloatArray:
@@ -145,7 +151,8 @@ REWARD_TERMS: dict[str, RewardTerm] = {
         delay=1,
     ),
     "smoothness": RewardTerm(
-        _smoothness, "minus the squared change of the action, 0 at a run's first decision (JEL, 3.4)"
+        _smoothness,
+        "minus the squared change of the action, 0 at a run's first decision (JEL, 3.4)",
     ),
     "probe_pass": RewardTerm(
         lambda r: r.gauge("probe_pass"),
@@ -160,27 +167,40 @@ REWARD_TERMS: dict[str, RewardTerm] = {
         gauges=("flagged",),
     ),
     "divergence": RewardTerm(
-        lambda r: -(r.window.divergence > 0).astype(np.float64), "-1 where the run diverged", delay=1
+        lambda r: -(r.window.divergence > 0).astype(np.float64),
+        "-1 where the run diverged",
+        delay=1,
     ),
 }
 
 
-def check_weights(weights: Mapping[str, float], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS) -> None:
-    """Refuses terms that a plant of these gauges and tiers lacks, and weights that are not finite and not negative.
+def check_weights(
+    weights: Mapping[str, float], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS
+) -> None:
+    """Refuses terms that a plant of these gauges and tiers lacks, and weights that are not finite
+    and not negative.
 
     Raises:
         ValueError: naming what was given and what is accepted.
     """
     check_readable("reward term", weights, REWARD_TERMS, gauge_names, tiers)
     for name, weight in weights.items():
-        number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
+        number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(
+            weight, bool
+        )
         if not (number and math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight {weight!r} of reward term {name!r} must be a number, finite and not negative")
+            raise ValueError(
+                f"weight {weight!r} of reward term {name!r} must be a number, finite and not negative"
+            )
 
 
 def reward_tiers(weights: Mapping[str, float]) -> set[str]:
     """What the plant must measure for the terms that have a weight, names of plant.TIERS."""
-    return {tier for name, weight in weights.items() if weight and (tier := REWARD_TERMS[name].tier) is not None}
+    return {
+        tier
+        for name, weight in weights.items()
+        if weight and (tier := REWARD_TERMS[name].tier) is not None
+    }
 
 
 def measured_terms(tiers: Iterable[str], gauge_names: Sequence[str] = ()) -> tuple[str, ...]:

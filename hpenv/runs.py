@@ -1,7 +1,8 @@
-"""What every plant keeps of its N runs, whatever they train: clocks, seeds, panel, last window, and their snapshot.
+"""What every plant keeps of its N runs, whatever they train: clocks, seeds, panel, last window, and
+their snapshot.
 
-A plant derives from `Runs`, calls `_keep` once it has its panel, and says by `_tensors` what a run is made of and by
-`description` what a snapshot must agree with.
+A plant derives from `Runs`, calls `_keep` once it has its panel, and says by `_tensors` what a run
+is made of and by `description` what a snapshot must agree with.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Runs(ABC):
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.tiers = frozenset(self.all_tiers) & {"probe", "momentum"}
-        self._window = Window.empty(num_rows, num_layers, len(self.gauge_names), len(self.privileged_names))
+        self._window = Window.empty(
+            num_rows, num_layers, len(self.gauge_names), len(self.privileged_names)
+        )
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
@@ -66,7 +69,9 @@ class Runs(ABC):
         """
         unknown = sorted(set(tiers) - set(self.all_tiers))
         if unknown:
-            raise ValueError(f"unknown tiers {unknown}; the plant of {self.kind} has {list(self.all_tiers)}")
+            raise ValueError(
+                f"unknown tiers {unknown}; the plant of {self.kind} has {list(self.all_tiers)}"
+            )
         self.tiers = frozenset(tiers)
 
     def _begin(self, seeds: Sequence[int], rows: Sequence[int] | None) -> list[int]:
@@ -88,7 +93,12 @@ class Runs(ABC):
 
     def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """What is kept of the runs beside `_tensors`, under the names in a snapshot; no copy."""
-        rows = {"steps": self.steps, "seeds": self.seeds, "divergence": self.divergence, "panel": self.panel.positions}
+        rows = {
+            "steps": self.steps,
+            "seeds": self.seeds,
+            "divergence": self.divergence,
+            "panel": self.panel.positions,
+        }
         window = {f"window/{key}": value for key, value in vars(self._window).items()}
         return {f"rows/{key}": value for key, value in rows.items()} | window
 
@@ -112,11 +122,16 @@ class Runs(ABC):
         tensors = snapshot.tensors
         for name, value in self._tensors().items():
             value.copy_(tensors[name])
-        rows = {key: tensors[f"rows/{key}"].cpu().numpy().copy() for key in ("steps", "seeds", "divergence", "panel")}
+        rows = {
+            key: tensors[f"rows/{key}"].cpu().numpy().copy()
+            for key in ("steps", "seeds", "divergence", "panel")
+        }
         self.steps, self.seeds, self.divergence = rows["steps"], rows["seeds"], rows["divergence"]
         if not keep_panel:
             self.panel.positions = rows["panel"]
-        self._window = Window(**{key: tensors[f"window/{key}"].cpu().numpy().copy() for key in vars(self._window)})
+        self._window = Window(
+            **{key: tensors[f"window/{key}"].cpu().numpy().copy() for key in vars(self._window)}
+        )
 
     def _check(self, snapshot: Snapshot) -> None:
         """Refuses a snapshot of other runs, or of none, naming what differs; nothing has been changed by then."""

@@ -1,6 +1,8 @@
-"""Forms in which a base schedule is given: a name, a mapping, a schedule of hpenv.schedules, or any function.
+"""Forms in which a base schedule is given: a name, a mapping, a schedule of hpenv.schedules, or any
+function.
 
-Each becomes a schedule of hpenv.schedules, which is data: it can be pickled, compared, and written as JSON.
+Each becomes a schedule of hpenv.schedules, which is data: it can be pickled, compared, and written
+as JSON.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ def schedule_of(argument: str, given: object, num_steps: int) -> Schedule:
 
     Args:
         argument: name of the argument, for errors.
-        given: a key of SCHEDULES; a mapping with such a key as its `name`, and parameters of the schedule, of which
-            `num_steps` is that of the run unless it is given; a schedule of hpenv.schedules; or a function, see
-            `tabulated`.
+        given: a key of SCHEDULES; a mapping with such a key as its `name`, and parameters of the
+            schedule, of which `num_steps` is that of the run unless it is given; a schedule of
+            hpenv.schedules; or a function, see `tabulated`.
         num_steps: steps of the run [steps].
 
     Raises:
@@ -44,13 +46,17 @@ def schedule_of(argument: str, given: object, num_steps: int) -> Schedule:
 
 
 def schedules_of(argument: str, given: object, num_steps: int) -> Schedule | dict[str, Schedule]:
-    """Returns the schedule of all groups, or that of each, if a mapping without a `name` gives them by group.
+    """Returns the schedule of all groups, or that of each, if a mapping without a `name` gives them
+    by group.
 
     Raises:
         ValueError: as `schedule_of`.
     """
     if isinstance(given, Mapping) and "name" not in given:
-        return {group: schedule_of(f"{argument}[{group!r}]", own, num_steps) for group, own in given.items()}
+        return {
+            group: schedule_of(f"{argument}[{group!r}]", own, num_steps)
+            for group, own in given.items()
+        }
     return schedule_of(argument, given, num_steps)
 
 
@@ -67,14 +73,18 @@ def _of_data(argument: str, data: Mapping[Any, Any], num_steps: int) -> Schedule
     parameters = {key: value for key, value in data.items() if key != "name"}
     unknown = [key for key in parameters if key not in accepted]
     if unknown:
-        raise ValueError(f"parameters of {argument} {name!r} must be some of {sorted(accepted)}; got {unknown}")
+        raise ValueError(
+            f"parameters of {argument} {name!r} must be some of {sorted(accepted)}; got {unknown}"
+        )
     if "num_steps" in accepted:
         parameters = {"num_steps": num_steps} | parameters
     if "base" in parameters:
         parameters["base"] = schedule_of(f"{argument}['base']", parameters["base"], num_steps)
     missing = [key for key, needed in accepted.items() if needed and key not in parameters]
     if missing:
-        raise ValueError(f"parameters of {argument} {name!r} must include {missing}; got {dict(data)}")
+        raise ValueError(
+            f"parameters of {argument} {name!r} must include {missing}; got {dict(data)}"
+        )
     try:
         made: Schedule = kind(**parameters)
     except ValueError as error:
@@ -83,7 +93,8 @@ def _of_data(argument: str, data: Mapping[Any, Any], num_steps: int) -> Schedule
 
 
 def tabulated(function: Schedule, num_steps: int, argument: str = "function") -> PiecewiseConstant:
-    """Returns the table of a function's values at every step of a run; past the last one it stays where it is.
+    """Returns the table of a function's values at every step of a run; past the last one it stays
+    where it is.
 
     The table is what is trained with, saved and compared, so nobody has to find the function again.
 
@@ -93,7 +104,8 @@ def tabulated(function: Schedule, num_steps: int, argument: str = "function") ->
         argument: name of the argument, for errors.
 
     Raises:
-        ValueError: for what does not map steps to multipliers, or gives one that is not finite, or negative.
+        ValueError: for what does not map steps to multipliers, or gives one that is not finite, or
+            negative.
     """
     steps = np.arange(num_steps)[:, None]  # (T, 1), a column as for one run
     wanted = f"{argument} must map an array of steps to an array of as many multipliers; got {function!r}"
@@ -101,8 +113,14 @@ def tabulated(function: Schedule, num_steps: int, argument: str = "function") ->
         made = function(steps)
     except Exception as error:  # whatever somebody else's function raises
         raise ValueError(f"{wanted}, which raised {type(error).__name__}: {error}") from error
-    if not (isinstance(made, np.ndarray) and made.shape == steps.shape and made.dtype.kind in "fiu"):
-        found = f"an array {made.dtype} of shape {made.shape}" if isinstance(made, np.ndarray) else repr(made)
+    if not (
+        isinstance(made, np.ndarray) and made.shape == steps.shape and made.dtype.kind in "fiu"
+    ):
+        found = (
+            f"an array {made.dtype} of shape {made.shape}"
+            if isinstance(made, np.ndarray)
+            else repr(made)
+        )
         raise ValueError(f"{wanted}, which made {found} of steps of shape {steps.shape}")
     values = made[:, 0].astype(np.float64)
     wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))

@@ -1,11 +1,11 @@
 """Base schedules: closed forms that map the number of the step to a multiplier of a base rate.
 
-A schedule is a frozen dataclass that is called on an array of steps; it belongs to the plant's configuration, holds
-at every step, and is what the panel's multipliers are applied to. Step t is the t-th update, counted from 0, of
-`num_steps`.
+A schedule is a frozen dataclass that is called on an array of steps; it belongs to the plant's
+configuration, holds at every step, and is what the panel's multipliers are applied to. Step t is
+the t-th update, counted from 0, of `num_steps`.
 
-Every schedule is data as well: `dataclasses.asdict` gives a mapping with its `name` in SCHEDULES and its parameters,
-which `schedule_forms` reads again, as EnvSpec.to_json and from_json need it.
+Every schedule is data as well: `dataclasses.asdict` gives a mapping with its `name` in SCHEDULES
+and its parameters, which `schedule_forms` reads again, as EnvSpec.to_json and from_json need it.
 """
 
 from __future__ import annotations
@@ -106,15 +106,21 @@ class Cosine:
         """Multipliers at `steps`, same shape."""
         span = max(1, self.num_steps - self.warmup_steps)
         done = np.clip((np.asarray(steps, dtype=np.float64) - self.warmup_steps) / span, 0.0, 1.0)
-        cosine = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + np.cos(np.pi * done))
-        return np.where(np.asarray(steps) < self.warmup_steps, _ramp(steps, self.warmup_steps), cosine)
+        cosine = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (
+            1.0 + np.cos(np.pi * done)
+        )
+        return np.where(
+            np.asarray(steps) < self.warmup_steps, _ramp(steps, self.warmup_steps), cosine
+        )
 
 
 @dataclass(frozen=True)
 class WarmupFlatWarmdown:
-    """Linear warmup, flat, then linear to `final_fraction` over the last `warmdown_fraction` (nanochat; "WSD").
+    """Linear warmup, flat, then linear to `final_fraction` over the last `warmdown_fraction`
+    (nanochat; "WSD").
 
-    With w = round(warmdown_fraction T): 1 up to t = T - w, then (T - t) / w, so that the last step still moves.
+    With w = round(warmdown_fraction T): 1 up to t = T - w, then (T - t) / w, so that the last step
+    still moves.
     """
 
     num_steps: int
@@ -168,7 +174,9 @@ class PiecewiseConstant:
         given = self.values
         values = tuple(map(as_python, given)) if isinstance(given, Sequence | np.ndarray) else ()
         if not values or isinstance(given, str):
-            raise ValueError(f"values of PiecewiseConstant must be numbers, at least one; got {given!r}")
+            raise ValueError(
+                f"values of PiecewiseConstant must be numbers, at least one; got {given!r}"
+            )
         for place, value in enumerate(values):
             if not (is_number(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(

@@ -4,10 +4,11 @@
     <path>/state.json             order of the tensors, and the metadata
     <path>/MANIFEST.json          size and sha256 of the two, written last, and a digest of itself
 
-A snapshot is written to a hidden folder beside its place, flushed to the disk, and renamed. A folder cannot be renamed
-over another, so a snapshot that stands there is first renamed away and deleted at the end. If the process dies between
-the two renames, the old one is found under its hidden name: there is a valid snapshot at every moment. One process
-uses a path at a time: who reads while another replaces may be refused, but is never given a mixture.
+A snapshot is written to a hidden folder beside its place, flushed to the disk, and renamed. A
+folder cannot be renamed over another, so a snapshot that stands there is first renamed away and
+deleted at the end. If the process dies between the two renames, the old one is found under its
+hidden name: there is a valid snapshot at every moment. One process uses a path at a time: who reads
+while another replaces may be refused, but is never given a mixture.
 
 Past the usual length, because what is written, read, replaced and found is one format.
 """
@@ -38,7 +39,8 @@ from hpenv.plant import Snapshot
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 FILES = sorted((TENSORS, STATE))
 FORMAT, VERSION = "hpenv.snapshot", 1
-#: Names of the files that desktops leave in any folder they show; they are deleted with a snapshot that is replaced.
+#: Names of the files that desktops leave in any folder they show; they are deleted with a snapshot
+#: that is replaced.
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.directory|\._.*", re.IGNORECASE)
 CURE = "take another snapshot: hpenv.snapshots.latest(folder) finds the newest one of a folder that is intact"
 
@@ -49,20 +51,24 @@ class SnapshotError(ValueError):
 
 @isolated
 def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
-    """Writes a snapshot to a folder, atomically; one that stands there is replaced, anything else is not.
+    """Writes a snapshot to a folder, atomically; one that stands there is replaced, anything else
+    is not.
 
-    Of other files in the folder, those that a desktop leaves (LITTER) are deleted with the snapshot.
+    Of other files in the folder, those that a desktop leaves (LITTER) are deleted with the
+    snapshot.
 
-    Tensors come back bit for bit, on the CPU: views are written as what they show, tensors that share memory each as
-    their own. The metadata must come back equal and of the same types, so it is made of dict with str keys, list, str,
-    int, finite float, bool and None; tuples and numpy scalars are refused, not converted.
+    Tensors come back bit for bit, on the CPU: views are written as what they show, tensors that
+    share memory each as their own. The metadata must come back equal and of the same types, so it
+    is made of dict with str keys, list, str, int, finite float, bool and None; tuples and numpy
+    scalars are refused, not converted.
 
     Args:
         path: the folder; its parents are made.
         snapshot: what to write; nothing of it is changed.
 
     Raises:
-        ValueError: metadata that is not JSON, a tensor that cannot be written, or a path that holds something else.
+        ValueError: metadata that is not JSON, a tensor that cannot be written, or a path that holds
+            something else.
         OSError: the disk refused; what stood at the path before still loads.
     """
     path = Path(path).resolve()
@@ -109,22 +115,26 @@ def _check_place(path: Path, files: Collection[str]) -> None:
         raise ValueError(f"{where}: it is a file; {cure}")
     nearest = next(parent for parent in path.parents if parent.exists())
     if not nearest.is_dir():
-        raise ValueError(f"{str(path)!r} must lie in a folder; {str(nearest)!r} is a file: give another path")
+        raise ValueError(
+            f"{str(path)!r} must lie in a folder; {str(nearest)!r} is a file: give another path"
+        )
 
 
 @isolated
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """Reads a snapshot whose every byte is what was written.
 
-    If nothing stands at the path because a save was killed while it replaced a snapshot, the replaced one is read.
-    Other files in the folder are not looked at.
+    If nothing stands at the path because a save was killed while it replaced a snapshot, the
+    replaced one is read. Other files in the folder are not looked at.
 
     Raises:
         SnapshotError: anything else, naming the file; damaged content is never returned.
     """
     folder = _resolve(Path(path))
     if folder is None:
-        raise SnapshotError(f"no snapshot at {str(path)!r}; expected a folder that hpenv.snapshots.save wrote")
+        raise SnapshotError(
+            f"no snapshot at {str(path)!r}; expected a folder that hpenv.snapshots.save wrote"
+        )
     manifest = _read_manifest(folder)
     contents = {}
     for name, entry in manifest["files"].items():
@@ -141,15 +151,17 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
         raise _damaged(folder / TENSORS, f"it holds no tensors ({error})") from error
     if sorted(state["tensors"]) != sorted(tensors):
         raise _damaged(folder / STATE, f"it names other tensors than those in {TENSORS}")
-    # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way to its last bit.
+    # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way
+    # to its last bit.
     return Snapshot({name: tensors[name].clone() for name in state["tensors"]}, state["metadata"])
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
-    """The child of a folder that was saved last and is intact, or None; damaged ones are skipped with a warning.
+    """The child of a folder that was saved last and is intact, or None; damaged ones are skipped
+    with a warning.
 
-    What counts is the time of saving, which the manifest holds: a copy of the folder has other file times. Children
-    that hold no file of a snapshot are other people's, and passed over in silence.
+    What counts is the time of saving, which the manifest holds: a copy of the folder has other file
+    times. Children that hold no file of a snapshot are other people's, and passed over in silence.
     """
     folder = Path(folder)
     found: list[tuple[int, str]] = []
@@ -180,9 +192,19 @@ def _decoded_state(file: Path, content: bytes) -> dict[str, Any]:
         _check_json(state, "state")
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"it is not JSON as it is written here ({error})") from error
-    names = state.get("tensors") if isinstance(state, dict) and sorted(state) == ["metadata", "tensors"] else None
-    if not (isinstance(names, list) and all(type(name) is str for name in names) and type(state["metadata"]) is dict):
-        raise _damaged(file, "it must hold the names of the tensors, and the metadata, and nothing else")
+    names = (
+        state.get("tensors")
+        if isinstance(state, dict) and sorted(state) == ["metadata", "tensors"]
+        else None
+    )
+    if not (
+        isinstance(names, list)
+        and all(type(name) is str for name in names)
+        and type(state["metadata"]) is dict
+    ):
+        raise _damaged(
+            file, "it must hold the names of the tensors, and the metadata, and nothing else"
+        )
     decoded: dict[str, Any] = state
     return decoded
 
@@ -192,7 +214,10 @@ def _encode(snapshot: Snapshot) -> dict[str, bytes]:
     _check_json(snapshot.metadata, "metadata")
     state = {"tensors": list(snapshot.tensors), "metadata": snapshot.metadata}
     files = {TENSORS: _encode_tensors(snapshot.tensors), STATE: _dump(state)}
-    entries = {n: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for n, content in files.items()}
+    entries = {
+        n: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for n, content in files.items()
+    }
     body = {"format": FORMAT, "version": VERSION, "saved_unix_ns": time.time_ns(), "files": entries}
     return {**files, MANIFEST: _sign(body)}
 
@@ -201,14 +226,26 @@ def _encode_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
     copies = {}
     for name, tensor in tensors.items():
         if type(name) is not str or name == "__metadata__":  # the key safetensors keeps for itself
-            raise ValueError(f"a tensor's name must be a str other than '__metadata__', not {name!r}")
+            raise ValueError(
+                f"a tensor's name must be a str other than '__metadata__', not {name!r}"
+            )
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-            raise ValueError(f"tensor {name!r} must be a dense torch.Tensor with data, not {type(tensor).__name__}")
-        copies[name] = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+            raise ValueError(
+                f"tensor {name!r} must be a dense torch.Tensor with data, not {type(tensor).__name__}"
+            )
+        copies[name] = (
+            tensor.detach()
+            .cpu()
+            .resolve_conj()
+            .resolve_neg()
+            .clone(memory_format=torch.contiguous_format)
+        )
         try:
             safetensors.torch.save({name: copies[name].flatten()[:0]})
         except (KeyError, ValueError) as error:
-            raise ValueError(f"tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot hold") from error
+            raise ValueError(
+                f"tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot hold"
+            ) from error
     return safetensors.torch.save(copies)
 
 
@@ -216,14 +253,18 @@ def _check_json(value: Any, where: str) -> None:
     if type(value) is dict:
         for key, item in value.items():
             if type(key) is not str:
-                raise ValueError(f"{where} has the key {key!r} of type {type(key).__name__}; keys must be str")
+                raise ValueError(
+                    f"{where} has the key {key!r} of type {type(key).__name__}; keys must be str"
+                )
             _check_json(item, f"{where}[{key!r}]")
     elif type(value) is list:
         for index, item in enumerate(value):
             _check_json(item, f"{where}[{index}]")
     elif type(value) is float:
         if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}; JSON holds finite numbers alone, so put it into a tensor")
+            raise ValueError(
+                f"{where} is {value}; JSON holds finite numbers alone, so put it into a tensor"
+            )
     elif value is not None and type(value) not in (str, int, bool):
         accepted = "dict, list, str, int, float, bool or None (of numpy scalars take `.item()`, of tuples a list)"
         raise ValueError(f"{where} is a {type(value).__name__}: {value!r}; expected {accepted}")
@@ -251,7 +292,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         body = {key: value for key, value in manifest.items() if key != "sha256_of_the_above"}
-        is_intact = _sign(body) == content  # every byte: the form that is written is the only one accepted
+        is_intact = (
+            _sign(body) == content
+        )  # every byte: the form that is written is the only one accepted
     except (ValueError, AttributeError, RecursionError):
         is_intact = False
     if not is_intact:
@@ -268,10 +311,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         and type(body["saved_unix_ns"]) is int
         and type(files) is dict
         and sorted(files) == FILES
-        and all(type(entry) is dict and sorted(entry) == ["sha256", "size"] for entry in files.values())
+        and all(
+            type(entry) is dict and sorted(entry) == ["sha256", "size"] for entry in files.values()
+        )
     )
     if not whole:
-        raise _damaged(folder / MANIFEST, f"it must hold the time of saving, size and sha256 of {FILES}, and no more")
+        raise _damaged(
+            folder / MANIFEST,
+            f"it must hold the time of saving, size and sha256 of {FILES}, and no more",
+        )
     return body
 
 

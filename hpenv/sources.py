@@ -1,6 +1,8 @@
-"""Sources of text: the standard library, text and parquet files, and datasets, each as the bytes that it holds.
+"""Sources of text: the standard library, text and parquet files, and datasets, each as the bytes
+that it holds.
 
-Every call reads its source again. What is remembered is the standard library's text alone, which nobody rewrites.
+Every call reads its source again. What is remembered is the standard library's text alone, which
+nobody rewrites.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 STDLIB_SEED = 10  # of the order of its files; of 60 tried on Python 3.11 to 3.13, the one whose slices are most alike
-# Folders of the standard library left out: tests (not installed everywhere), other people's packages, and `pydoc_data`,
-# whose one generated file is larger than the probe slice.
-SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"})
+# Folders of the standard library left out: tests (not installed everywhere), other people's
+# packages, and `pydoc_data`, whose one generated file is larger than the probe slice.
+SKIPPED_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
+)
 
 DATASET_FORM = "'hf:<name or path>[:<split>[:<column>]]'"
 
@@ -44,7 +48,9 @@ class Content:
     def of(name: str, raw: bytes) -> Content:
         """Returns the content of a source of this name."""
         # A copy, because torch wants memory that it may write.
-        return Content(hashlib.sha256(raw).hexdigest(), name, np.frombuffer(raw, dtype=np.uint8).copy())
+        return Content(
+            hashlib.sha256(raw).hexdigest(), name, np.frombuffer(raw, dtype=np.uint8).copy()
+        )
 
     def text(self) -> str:
         """Decodes the bytes.
@@ -60,9 +66,15 @@ def stdlib_content() -> Content:
     """Reads the source text of the running Python's standard library, in the order of a seeded digest of the paths."""
     root = Path(sysconfig.get_paths()["stdlib"])
     # `_sysconfigdata*` holds the paths of the machine that built this Python.
-    names = [path.relative_to(root) for path in root.rglob("*.py") if not path.name.startswith("_sysconfigdata")]
+    names = [
+        path.relative_to(root)
+        for path in root.rglob("*.py")
+        if not path.name.startswith("_sysconfigdata")
+    ]
     names = [name for name in names if SKIPPED_FOLDERS.isdisjoint(name.parts)]
-    names.sort(key=lambda name: hashlib.sha256(f"{STDLIB_SEED}:{name.as_posix()}".encode()).digest())
+    names.sort(
+        key=lambda name: hashlib.sha256(f"{STDLIB_SEED}:{name.as_posix()}".encode()).digest()
+    )
     return Content.of("stdlib", b"".join((root / name).read_bytes() for name in names))
 
 
@@ -74,7 +86,9 @@ def check_file(argument: str, path: str) -> None:
         ValueError: if something else is there, such as a folder.
     """
     if not _exists(path):
-        raise FileNotFoundError(f"{argument} must be a file that exists; got {path!r}: check the path")
+        raise FileNotFoundError(
+            f"{argument} must be a file that exists; got {path!r}: check the path"
+        )
     if not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "no regular file"
         raise ValueError(f"{argument} must be a file; got {path!r}, which is {kind}: name a file")
@@ -95,7 +109,9 @@ def read_file(argument: str, path: str) -> Content:
     try:
         return Content.of(path, Path(path).read_bytes())
     except (OSError, MemoryError) as error:
-        raise ValueError(f"{argument} must be a file that can be read; got {path!r} ({_reason(error)})") from error
+        raise ValueError(
+            f"{argument} must be a file that can be read; got {path!r} ({_reason(error)})"
+        ) from error
 
 
 def parquet_content(path: str) -> Content:
@@ -135,16 +151,23 @@ def dataset_content(data: str) -> Content:
     path, split, column = os.path.expanduser(name), split or "train", column or "text"
     is_local = _exists(path)
     if not is_local and (path.endswith(".parquet") or path.startswith((".", "~", os.sep))):
-        raise FileNotFoundError(f"data must name a folder or file that exists; got {data!r}: nothing is at {path!r}")
+        raise FileNotFoundError(
+            f"data must name a folder or file that exists; got {data!r}: nothing is at {path!r}"
+        )
     library = optional("datasets")
     path = os.path.abspath(path) if is_local else path
-    location = {"path": "parquet", "data_files": path} if path.endswith(".parquet") else {"path": path}
+    location = (
+        {"path": "parquet", "data_files": path} if path.endswith(".parquet") else {"path": path}
+    )
     try:
         if not is_local:
             return _dataset_column(data, library.load_dataset(**location, split=split), column)
-        # `datasets` knows a local file by path and time alone, so its cache may hold what the file held before.
+        # `datasets` knows a local file by path and time alone, so its cache may hold what the file
+        # held before.
         with tempfile.TemporaryDirectory(prefix="hpenv-", ignore_cleanup_errors=True) as cache:
-            return _dataset_column(data, library.load_dataset(**location, split=split, cache_dir=cache), column)
+            return _dataset_column(
+                data, library.load_dataset(**location, split=split, cache_dir=cache), column
+            )
     except (ImportError, UnreadableColumnError):
         raise
     except Exception as error:  # the library raises those of a dozen others
@@ -166,7 +189,9 @@ def optional(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module.partition('.')[0]} is not installed: pip install hpenv[data]") from error
+        raise ImportError(
+            f"{module.partition('.')[0]} is not installed: pip install hpenv[data]"
+        ) from error
 
 
 def _exists(path: str) -> bool:
@@ -189,7 +214,9 @@ def _dataset_column(data: str, dataset: Any, column: str) -> Content:
 def _check_column(name: str, names: list[str], column: str) -> None:
     if names.count(column) != 1:
         found = "no column" if column not in names else "more than one column"
-        raise UnreadableColumnError(f"{name!r} has {found} {column!r}; it has {names}; {DATASET_FORM} reads another")
+        raise UnreadableColumnError(
+            f"{name!r} has {found} {column!r}; it has {names}; {DATASET_FORM} reads another"
+        )
 
 
 def _joined(name: str, column: Any, column_name: str) -> Content:

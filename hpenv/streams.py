@@ -16,8 +16,8 @@ class SeedStreams:
     """N streams of seeds; the e-th episode of a row is the run of its stream's e-th seed.
 
     Attributes:
-        mode: `independent`: row i of seed s has the stream of seed s + i; `grouped`: all rows have that of seed s, so
-            that their e-th episodes are the same run, whenever each begins.
+        mode: `independent`: row i of seed s has the stream of seed s + i; `grouped`: all rows have
+            that of seed s, so that their e-th episodes are the same run, whenever each begins.
     """
 
     def __init__(self, num_rows: int, mode: str) -> None:
@@ -36,15 +36,16 @@ class SeedStreams:
         """Begins the streams of these rows anew.
 
         Args:
-            seed: of the first row, the next ones counting on from it, or one per row. None lets the streams go on; if
-                nobody has seeded them, it takes a seed from the operating system.
+            seed: of the first row, the next ones counting on from it, or one per row. None lets the
+                streams go on; if nobody has seeded them, it takes a seed from the operating system.
             rows: (N,); grouped rows all take the first seed that is given.
 
         Returns:
             The first row's seed.
 
         Raises:
-            ValueError: for a seed that is not a whole number of at least 0, a list of N of them, or None.
+            ValueError: for a seed that is not a whole number of at least 0, a list of N of them, or
+                None.
         """
         if seed is None:
             if not self._seeded:
@@ -56,7 +57,9 @@ class SeedStreams:
         seeds = self._per_row(seed)
         self._seeded = True
         given = {row: own for row, own in enumerate(seeds) if rows[row] and own is not None}
-        if self.mode == "grouped" and given:  # all streams, or later episodes of the rows would differ
+        if (
+            self.mode == "grouped" and given
+        ):  # all streams, or later episodes of the rows would differ
             given = dict.fromkeys(range(len(self._streams)), next(iter(given.values())))
         for row, own in given.items():
             self._streams[row] = np.random.default_rng(own)
@@ -69,12 +72,16 @@ class SeedStreams:
         elif isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
             seeds = list(seed)
         else:
-            raise ValueError(f"seed {seed!r}; expected a whole number, a list of them, one per row, or None")
+            raise ValueError(
+                f"seed {seed!r}; expected a whole number, a list of them, one per row, or None"
+            )
         if len(seeds) != len(self._streams):
             raise ValueError(f"got {len(seeds)} seeds for {len(self._streams)} rows")
         for own in seeds:
             if not (own is None or (isinstance(own, int | np.integer) and own >= 0)):
-                raise ValueError(f"seed {own!r}; expected a whole number of at least 0, a list of them, or None")
+                raise ValueError(
+                    f"seed {own!r}; expected a whole number of at least 0, a list of them, or None"
+                )
         return seeds
 
     def draw(self, rows: Iterable[int]) -> list[int]:

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 SYNTHETIC_TOKENS = 2**22
-SYNTHETIC_WEIGHTS = (96, 64, 32, 24, 16, 12, 8, 4)  # in 256ths, so that one random byte draws the next symbol exactly
+SYNTHETIC_WEIGHTS = (
+    96,
+    64,
+    32,
+    24,
+    16,
+    12,
+    8,
+    4,
+)  # in 256ths, so that one random byte draws the next symbol exactly
 SYNTHETIC_CLASSES = 4  # what the source remembers of the symbol before the last: its two low bits
 
 BATCH_STREAM, SYNTHETIC_STREAM = 0, 1  # one seed gives unrelated numbers to each use
@@ -24,7 +33,9 @@ def random_words(seed: int, stream: int, block: int, count: int) -> NDArray[np.u
     if seed < 0:
         raise ValueError(f"seed must be at least 0, not {seed}")
     key = np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(2, np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, block, 0, 0], dtype=np.uint64)).random_raw(count)
+    return np.random.Philox(
+        key=key, counter=np.array([0, block, 0, 0], dtype=np.uint64)
+    ).random_raw(count)
 
 
 def uniform_numbers(words: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -40,11 +51,16 @@ def synthetic_symbols(seed: int, vocab_size: int) -> tuple[NDArray[np.uint8], fl
     """
     fan_out = len(SYNTHETIC_WEIGHTS)
     if not fan_out <= vocab_size <= 256:
-        raise ValueError(f"vocab_size of 'synthetic' must be from {fan_out} to 256, not {vocab_size}")
-    # Products of two uniforms make low symbols frequent, as few symbols are most of a text. They are the same on every
-    # machine, which a logarithm need not be. A context is (class of the symbol before) * vocab_size + last symbol.
+        raise ValueError(
+            f"vocab_size of 'synthetic' must be from {fan_out} to 256, not {vocab_size}"
+        )
+    # Products of two uniforms make low symbols frequent, as few symbols are most of a text. They
+    # are the same on every machine, which a logarithm need not be. A context is (class of the
+    # symbol before) * vocab_size + last symbol.
     shape = (2, SYNTHETIC_CLASSES * vocab_size, 64)
-    uniform = uniform_numbers(random_words(seed, SYNTHETIC_STREAM, 0, math.prod(shape))).reshape(shape)
+    uniform = uniform_numbers(random_words(seed, SYNTHETIC_STREAM, 0, math.prod(shape))).reshape(
+        shape
+    )
     table = []  # table[context][random byte] is the next context
     for context, row in enumerate((uniform.prod(axis=0) * vocab_size).astype(np.int64).tolist()):
         successors = list(dict.fromkeys([*row, *range(vocab_size)]))[:fan_out]
@@ -53,5 +69,7 @@ def synthetic_symbols(seed: int, vocab_size: int) -> tuple[NDArray[np.uint8], fl
     draws = random_words(seed, SYNTHETIC_STREAM, 1, SYNTHETIC_TOKENS // 8).astype("<u8").tobytes()
     path = accumulate(draws, lambda context, draw: table[context][draw], initial=0)
     contexts = np.fromiter(path, dtype=np.int64, count=SYNTHETIC_TOKENS + 1)[1:]
-    entropy_rate_nats = -math.fsum(weight / 256 * math.log(weight / 256) for weight in SYNTHETIC_WEIGHTS)
+    entropy_rate_nats = -math.fsum(
+        weight / 256 * math.log(weight / 256) for weight in SYNTHETIC_WEIGHTS
+    )
     return (contexts % vocab_size).astype(np.uint8), entropy_rate_nats

@@ -1,7 +1,8 @@
 """Features: the gauges of the observation, each a bounded function of what was measured.
 
-A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is an entry of
-FEATURES. Columns of a gauge that has one number per layer are indexed and say nothing else of the layer.
+A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is
+an entry of FEATURES. Columns of a gauge that has one number per layer are indexed and say nothing
+else of the layer.
 
 Past the usual length of a module, because it is a table.
 """
@@ -51,7 +52,8 @@ class Reading:
         positions: the cells in force during the window, (N, A) in [-1, 1].
         previous_positions: the cells before it, (N, A).
         registers: after the decision's writes, (N, R) in [-1, 1].
-        first: True where the window was the run's first, so that there was no action before it, (N,).
+        first: True where the window was the run's first, so that there was no action before it,
+            (N,).
         layout: names and numbers of all these columns.
     """
 
@@ -81,9 +83,12 @@ class Feature:
         low: smallest value.
         high: largest value.
         doc: meaning and unit.
-        tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant measures.
-        columns: layout -> what tells its k columns apart (`layer_saturation/0`); None for a single column.
-        gauges: of the plant's own, those that are read; a plant that does not measure them cannot be observed so.
+        tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant
+            measures.
+        columns: layout -> what tells its k columns apart (`layer_saturation/0`); None for a single
+            column.
+        gauges: of the plant's own, those that are read; a plant that does not measure them cannot
+            be observed so.
     """
 
     read: Callable[[Reading], FloatArray]
@@ -116,7 +121,13 @@ def _gauge(name: str, low: float, high: float, doc: str) -> Feature:
 
 def _gauge_magnitude(name: str, doc: str) -> Feature:
     """The order of magnitude of a gauge of the plant's own."""
-    return Feature(lambda r: _column(_magnitude(r.gauge(name))), -1.0, 1.0, f"log10 of {doc} / 8 [1]", gauges=(name,))
+    return Feature(
+        lambda r: _column(_magnitude(r.gauge(name))),
+        -1.0,
+        1.0,
+        f"log10 of {doc} / 8 [1]",
+        gauges=(name,),
+    )
 
 
 def _component_bias(reading: Reading) -> FloatArray:
@@ -132,10 +143,15 @@ def _layers(layout: Layout) -> Sequence[str]:
 FEATURES: dict[str, Feature] = {
     "progress": Feature(lambda r: _column(r.progress), 0.0, 1.0, "step / budget [1]"),
     "train_loss": Feature(
-        lambda r: _column(relative(r.window.train_loss, r)), 0.0, 3.0, "mean training loss of the window / initial [1]"
+        lambda r: _column(relative(r.window.train_loss, r)),
+        0.0,
+        3.0,
+        "mean training loss of the window / initial [1]",
     ),
     "loss_slope": Feature(
-        lambda r: _column(NUM_LOSSES * relative(slope(r.trajectory.losses, r.trajectory.num_losses), r)),
+        lambda r: _column(
+            NUM_LOSSES * relative(slope(r.trajectory.losses, r.trajectory.num_losses), r)
+        ),
         -1.0,
         1.0,
         "least-squares slope of the last 16 decisions' training losses, per 16 decisions / initial [1]",
@@ -153,7 +169,11 @@ FEATURES: dict[str, Feature] = {
         "training loss minus the exponential mean of those before it (decay 0.95) / initial [1]",
     ),
     "probe_loss": Feature(
-        lambda r: _column(relative(r.window.probe_loss, r)), 0.0, 3.0, "probe loss / initial [1]", "probe"
+        lambda r: _column(relative(r.window.probe_loss, r)),
+        0.0,
+        3.0,
+        "probe loss / initial [1]",
+        "probe",
     ),
     "probe_loss_change": Feature(
         lambda r: _column(relative(r.previous_probe_loss - r.window.probe_loss, r)),
@@ -163,7 +183,10 @@ FEATURES: dict[str, Feature] = {
         "probe",
     ),
     "gradient_norm": Feature(
-        lambda r: _column(_magnitude(r.window.gradient_norm)), -1.0, 1.0, "log10 of the last gradient's norm / 8 [1]"
+        lambda r: _column(_magnitude(r.window.gradient_norm)),
+        -1.0,
+        1.0,
+        "log10 of the last gradient's norm / 8 [1]",
     ),
     "momentum_norm": Feature(
         lambda r: _column(_magnitude(r.window.momentum_norm)),
@@ -233,9 +256,15 @@ FEATURES: dict[str, Feature] = {
         "probe",
         gauges=("probe_pass",),
     ),
-    "reward_mean": _gauge("reward_mean", 0.0, 1.0, "mean of what the grader paid / the largest reward [1]"),
-    "reward_spread": _gauge("reward_spread", 0.0, 1.0, "mean standard deviation within a group / largest reward [1]"),
-    "flat_groups": _gauge("flat_groups", 0.0, 1.0, "part of the groups whose rewards are all equal [1]"),
+    "reward_mean": _gauge(
+        "reward_mean", 0.0, 1.0, "mean of what the grader paid / the largest reward [1]"
+    ),
+    "reward_spread": _gauge(
+        "reward_spread", 0.0, 1.0, "mean standard deviation within a group / largest reward [1]"
+    ),
+    "flat_groups": _gauge(
+        "flat_groups", 0.0, 1.0, "part of the groups whose rewards are all equal [1]"
+    ),
     "kl": _gauge_magnitude("kl", "the divergence from the untrained student per token"),
     "entropy": Feature(
         lambda r: _column(r.gauge("entropy") / (1.0 + r.gauge("entropy"))),
@@ -244,12 +273,20 @@ FEATURES: dict[str, Feature] = {
         "h / (1 + h), h the policy's entropy per token [1]",
         gauges=("entropy",),
     ),
-    "completion_length": _gauge("completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"),
+    "completion_length": _gauge(
+        "completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"
+    ),
     "compiled": _gauge("compiled", 0.0, 1.0, "part of the programs that compile [1]"),
     "flagged": _gauge("flagged", 0.0, 1.0, "part of the programs that the weak detector flags [1]"),
-    "mean_cos": _gauge("mean_cos", -1.0, 1.0, "mean cosine of the modules' gradients and the hacking direction [1]"),
-    "frac_fired": _gauge("frac_fired", 0.0, 1.0, "part of the modules whose gradient has a component along it [1]"),
-    "removed_fraction": _gauge("removed_fraction", 0.0, 1.0, "mean part of a gradient that a one-sided rule takes [1]"),
+    "mean_cos": _gauge(
+        "mean_cos", -1.0, 1.0, "mean cosine of the modules' gradients and the hacking direction [1]"
+    ),
+    "frac_fired": _gauge(
+        "frac_fired", 0.0, 1.0, "part of the modules whose gradient has a component along it [1]"
+    ),
+    "removed_fraction": _gauge(
+        "removed_fraction", 0.0, 1.0, "mean part of a gradient that a one-sided rule takes [1]"
+    ),
     "component_bias": Feature(
         lambda r: _column(_component_bias(r)),
         -1.0,
@@ -261,8 +298,11 @@ FEATURES: dict[str, Feature] = {
 }
 
 
-def check_features(names: Sequence[str], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS) -> None:
-    """Refuses features that a plant of these gauges and tiers lacks, and an observation without the run's progress.
+def check_features(
+    names: Sequence[str], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS
+) -> None:
+    """Refuses features that a plant of these gauges and tiers lacks, and an observation without the
+    run's progress.
 
     Raises:
         ValueError: naming what was given and what is accepted.
@@ -284,14 +324,24 @@ class Readable(Protocol):
         """The plant's own gauges that it reads."""
 
 
-def readable(table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]) -> tuple[str, ...]:
+def readable(
+    table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]
+) -> tuple[str, ...]:
     """The entries that can be read where a plant measures these gauges of its own and these of plant.TIERS."""
     known, gauges = {None, *tiers}, set(gauge_names)
-    return tuple(name for name, entry in table.items() if entry.tier in known and gauges.issuperset(entry.gauges))
+    return tuple(
+        name
+        for name, entry in table.items()
+        if entry.tier in known and gauges.issuperset(entry.gauges)
+    )
 
 
 def check_readable(
-    kind: str, names: Iterable[str], table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]
+    kind: str,
+    names: Iterable[str],
+    table: Mapping[str, Readable],
+    gauge_names: Iterable[str],
+    tiers: Iterable[str],
 ) -> None:
     """Refuses names that are not in a table, and those of what a plant does not measure.
 
@@ -302,7 +352,9 @@ def check_readable(
     for name in names:
         if name not in accepted:
             why = f"{kind} {name!r} reads what this plant does not measure" if name in table else ""
-            raise ValueError(f"{why or f'unknown {kind} {name!r}'}; expected some of {sorted(accepted)}")
+            raise ValueError(
+                f"{why or f'unknown {kind} {name!r}'}; expected some of {sorted(accepted)}"
+            )
 
 
 def feature_tiers(names: Sequence[str]) -> set[str]:
@@ -334,4 +386,6 @@ def observe(names: Sequence[str], reading: Reading) -> FloatArray:
     high = [FEATURES[name].high for name in names]
     widths = [value.shape[1] for value in values]
     # One clip for all: a decision may be every step, and a call of numpy costs microseconds.
-    return np.minimum(np.maximum(np.concatenate(values, axis=1), np.repeat(low, widths)), np.repeat(high, widths))
+    return np.minimum(
+        np.maximum(np.concatenate(values, axis=1), np.repeat(low, widths)), np.repeat(high, widths)
+    )

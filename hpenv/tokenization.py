@@ -33,8 +33,15 @@ def train_bpe(pieces: list[str], tokenizer: str) -> Any:
     library = optional("tokenizers")
     byte_level = library.pre_tokenizers.ByteLevel
     encoder = library.Tokenizer(library.models.BPE())
-    encoder.pre_tokenizer, encoder.decoder = byte_level(add_prefix_space=False), library.decoders.ByteLevel()
-    options = {"vocab_size": vocab_size, "initial_alphabet": byte_level.alphabet(), "show_progress": False}
+    encoder.pre_tokenizer, encoder.decoder = (
+        byte_level(add_prefix_space=False),
+        library.decoders.ByteLevel(),
+    )
+    options = {
+        "vocab_size": vocab_size,
+        "initial_alphabet": byte_level.alphabet(),
+        "show_progress": False,
+    }
     encoder.train_from_iterator(pieces, library.trainers.BpeTrainer(**options))
     return encoder
 
@@ -80,7 +87,8 @@ def encode_slices(
     Args:
         text: all slices, one after the other.
         slice_characters: lengths of the slices [characters].
-        tokenizer: `bpe:<vocabulary>`, trained on the first slice; or the content of a tokenizer's file.
+        tokenizer: `bpe:<vocabulary>`, trained on the first slice; or the content of a tokenizer's
+            file.
 
     Returns:
         The tokens of each slice, and the bytes that each id stands for, (V,).
@@ -90,13 +98,17 @@ def encode_slices(
     """
     ends = list(accumulate(slice_characters, initial=0))
     slices = [pieces_of(text[start:end]) for start, end in pairwise(ends)]
-    encoder = train_bpe(slices[0], tokenizer) if isinstance(tokenizer, str) else read_tokenizer(tokenizer)
+    encoder = (
+        train_bpe(slices[0], tokenizer) if isinstance(tokenizer, str) else read_tokenizer(tokenizer)
+    )
     name = tokenizer if isinstance(tokenizer, str) else tokenizer.name
     sizes = token_bytes(encoder, name)
     encoded = [encoder.encode_batch(part, add_special_tokens=False) for part in slices]
     if not isinstance(tokenizer, str):  # what is trained here has nothing that could change a text
         for part, pieces in zip(slices, encoded, strict=True):
-            decoded = encoder.decode_batch([piece.ids for piece in pieces], skip_special_tokens=False)
+            decoded = encoder.decode_batch(
+                [piece.ids for piece in pieces], skip_special_tokens=False
+            )
             _check_same_text(part, decoded, name)
     return [[index for piece in part for index in piece.ids] for part in encoded], sizes
 
@@ -125,12 +137,16 @@ def token_bytes(encoder: Any, name: str) -> torch.Tensor:
         ValueError: if the tokenizer is not byte-level, or has no tokens or too many.
     """
     if type(encoder.decoder).__name__ != "ByteLevel":
-        raise ValueError(f"tokenizer {name!r} must be byte-level: only then do its tokens have a length in bytes")
+        raise ValueError(
+            f"tokenizer {name!r} must be byte-level: only then do its tokens have a length in bytes"
+        )
     lengths = {index: len(token) for token, index in encoder.get_vocab().items()}
     for index, added in encoder.get_added_tokens_decoder().items():
         lengths[index] = 0 if added.special else len(added.content.encode())
     if not lengths or max(lengths) >= MOST_TOKENS:
         found = f"the id {max(lengths)}" if lengths else "no tokens"
-        raise ValueError(f"tokenizer {name!r} must have tokens with ids below {MOST_TOKENS}; got {found}")
+        raise ValueError(
+            f"tokenizer {name!r} must have tokens with ids below {MOST_TOKENS}; got {found}"
+        )
     sizes = [lengths.get(index, 0) for index in range(max(lengths) + 1)]
     return torch.tensor(sizes, dtype=torch.float32)

@@ -23,9 +23,11 @@ class Trajectory:
         losses: training losses of the last decisions, the newest last, (N, 16) [nats per token].
         num_losses: how many of them there are, (N,); the columns before those are 0.
         mean: exponential mean of the training losses, begun at the first, (N,) [nats per token].
-        mean_before: the same without the newest loss; that loss itself if there is no other, (N,) [nats per token].
+        mean_before: the same without the newest loss; that loss itself if there is no other, (N,)
+            [nats per token].
         lowest_mean: smallest `mean` so far, (N,) [nats per token].
-        probe_losses: probe losses, that of the untrained run included, the newest last, (N, 8) [nats per token].
+        probe_losses: probe losses, that of the untrained run included, the newest last, (N, 8)
+            [nats per token].
         num_probe_losses: how many of them there are, (N,).
     """
 
@@ -41,13 +43,19 @@ class Trajectory:
     def empty(num_rows: int) -> Trajectory:
         """Of runs that have not begun."""
         scalars, counts = np.zeros(num_rows), np.zeros(num_rows, dtype=np.int64)
-        losses, probe_losses = np.zeros((num_rows, NUM_LOSSES)), np.zeros((num_rows, NUM_PROBE_LOSSES))
+        losses, probe_losses = (
+            np.zeros((num_rows, NUM_LOSSES)),
+            np.zeros((num_rows, NUM_PROBE_LOSSES)),
+        )
         return Trajectory(losses, counts, scalars, scalars, scalars, probe_losses, counts)
 
     def cleared(self, rows: BoolArray) -> Trajectory:
         """The same with nothing remembered of these rows."""
         return Trajectory(
-            **{key: np.where(rows.reshape(-1, *[1] * (a.ndim - 1)), 0, a) for key, a in vars(self).items()}
+            **{
+                key: np.where(rows.reshape(-1, *[1] * (a.ndim - 1)), 0, a)
+                for key, a in vars(self).items()
+            }
         )
 
     def with_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
@@ -62,7 +70,9 @@ class Trajectory:
             num_losses=count,
             mean=np.where(rows, mean, self.mean),
             mean_before=np.where(rows, before, self.mean_before),
-            lowest_mean=np.where(rows, np.where(first, mean, np.minimum(mean, self.lowest_mean)), self.lowest_mean),
+            lowest_mean=np.where(
+                rows, np.where(first, mean, np.minimum(mean, self.lowest_mean)), self.lowest_mean
+            ),
         )
 
     def with_probe_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
@@ -71,7 +81,9 @@ class Trajectory:
         return replace(self, probe_losses=recent, num_probe_losses=count)
 
 
-def _appended(recent: FloatArray, count: IntArray, rows: BoolArray, values: FloatArray) -> tuple[FloatArray, IntArray]:
+def _appended(
+    recent: FloatArray, count: IntArray, rows: BoolArray, values: FloatArray
+) -> tuple[FloatArray, IntArray]:
     shifted = np.concatenate([recent[:, 1:], values[:, None]], axis=1)
     return np.where(rows[:, None], shifted, recent), np.minimum(count + rows, recent.shape[1])
 
@@ -97,7 +109,10 @@ def _curvature_weights(count: int, width: int) -> FloatArray:
 
 
 # By number of losses: (count + 1, width).
-_SLOPES = {w: np.stack([_slope_weights(i, w) for i in range(w + 1)]) for w in (NUM_LOSSES, NUM_PROBE_LOSSES)}
+_SLOPES = {
+    w: np.stack([_slope_weights(i, w) for i in range(w + 1)])
+    for w in (NUM_LOSSES, NUM_PROBE_LOSSES)
+}
 _CURVATURES = np.stack([_curvature_weights(i, NUM_LOSSES) for i in range(NUM_LOSSES + 1)])
 
 
@@ -115,7 +130,8 @@ def slope(recent: FloatArray, count: IntArray) -> FloatArray:
 
 
 def curvature(recent: FloatArray, count: IntArray) -> FloatArray:
-    """Second difference of the means of three parts of the last `count` numbers of each row, 0 for fewer than three.
+    """Second difference of the means of three parts of the last `count` numbers of each row, 0 for
+    fewer than three.
 
     m1 - 2 m2 + m3, where the first and the last part hold a third of the numbers, rounded down.
 

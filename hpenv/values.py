@@ -16,7 +16,9 @@ def is_number(value: object) -> bool:
 
 def is_count(value: object, least: int = 1) -> bool:
     """Returns True for a whole number of at least `least`."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    return (
+        isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    )
 
 
 def check_count(name: str, value: object) -> None:
@@ -32,7 +34,8 @@ def check_count(name: str, value: object) -> None:
 def as_python(value: Any) -> Any:
     """Returns a value with numpy's numbers and texts as Python's, in containers too.
 
-    A mapping becomes a dict, a tuple stays a tuple, any other sequence becomes a list. Other objects stay as they are.
+    A mapping becomes a dict, a tuple stays a tuple, any other sequence becomes a list. Other
+    objects stay as they are.
     """
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]

@@ -5,7 +5,9 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--torch-threads", type=int, default=1, help="threads of torch in each test process")
+    parser.addoption(
+        "--torch-threads", type=int, default=1, help="threads of torch in each test process"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,16 @@ import numpy as np
 import torch
 
 from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, TIERS, BoolArray, FloatArray, IntArray, Score, Snapshot, Window
+from hpenv.plant import (
+    DIVERGENCE_REASONS,
+    TIERS,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Score,
+    Snapshot,
+    Window,
+)
 from hpenv.telemetry import FEATURES
 
 INITIAL_LOSS = 5.0
@@ -18,19 +27,21 @@ GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in
 
 
 class FakePlant:
-    """Every step takes the loss of row i from x to x (1 - 0.01 m), where m is its multiplier of the learning rate.
+    """Every step takes the loss of row i from x to x (1 - 0.01 m), where m is its multiplier of the
+    learning rate.
 
-    Row i of seed s starts at INITIAL_LOSS + (s mod 1000) / 1000. The loss of the last batch after its update is 0.99 of
-    the run's, layer j's numbers are 1 / (j + 1) of those of the run. It has every gauge there is, at a twentieth of the
-    loss before the window, and one privileged number, the loss.
+    Row i of seed s starts at INITIAL_LOSS + (s mod 1000) / 1000. The loss of the last batch after
+    its update is 0.99 of the run's, layer j's numbers are 1 / (j + 1) of those of the run. It has
+    every gauge there is, at a twentieth of the loss before the window, and one privileged number,
+    the loss.
 
     Args:
         num_rows: N.
         diverges: row -> steps after which its first run diverges.
         reason: of those divergences.
         channels: of the panel; the learning rate alone has an effect.
-        before_update: report the training loss before the window's steps, as a plant does at one step per window;
-            otherwise the mean of those before and after.
+        before_update: report the training loss before the window's steps, as a plant does at one
+            step per window; otherwise the mean of those before and after.
 
     Attributes:
         tiers: what is measured.
@@ -53,7 +64,12 @@ class FakePlant:
         before_update: bool = False,
     ) -> None:
         self.before_update = before_update
-        self.num_rows, self.corpus_digest, self.num_layers, self.channels = num_rows, "0" * 64, NUM_LAYERS, channels
+        self.num_rows, self.corpus_digest, self.num_layers, self.channels = (
+            num_rows,
+            "0" * 64,
+            NUM_LAYERS,
+            channels,
+        )
         sites = {f"layer.{i}.w": Site("matrix", "adamw", i) for i in range(NUM_LAYERS)}
         self.panel = Panel(channels, sites, num_rows, "pretraining")
         self.tiers = {"probe", "momentum"}
@@ -109,7 +125,11 @@ class FakePlant:
             layer_activation_variance=self._if("activations", layers),
             layer_saturation=self._if("activations", layers / 10),
             gauges=np.stack(
-                [self._if("probe", self.losses / 20) if name == "probe_pass" else before / 20 for name in GAUGES], 1
+                [
+                    self._if("probe", self.losses / 20) if name == "probe_pass" else before / 20
+                    for name in GAUGES
+                ],
+                1,
             ),
             privileged=self.losses[:, None].copy(),
         )
@@ -135,7 +155,9 @@ class FakePlant:
         }
 
     def snapshot(self) -> Snapshot:
-        return Snapshot({name: torch.as_tensor(value.copy()) for name, value in self._arrays().items()})
+        return Snapshot(
+            {name: torch.as_tensor(value.copy()) for name, value in self._arrays().items()}
+        )
 
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
         for name, value in self._arrays().items():
@@ -143,4 +165,6 @@ class FakePlant:
                 value[...] = snapshot.tensors[name].numpy()
 
     def spawn(self, num_rows: int) -> FakePlant:
-        return FakePlant(num_rows, None, DIVERGENCE_REASONS[self.reason], self.channels, self.before_update)
+        return FakePlant(
+            num_rows, None, DIVERGENCE_REASONS[self.reason], self.channels, self.before_update
+        )

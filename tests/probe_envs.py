@@ -14,15 +14,18 @@ from agents.base import Agent, Rollout
 
 
 class TargetTrackingVectorEnv(gym.vector.VectorEnv):
-    """An open-loop schedule to be found: reward -|u - target(t)|^2 at each of 12 decisions, observation [t / T].
+    """An open-loop schedule to be found: reward -|u - target(t)|^2 at each of 12 decisions,
+    observation [t / T].
 
-    The best policy plays `targets`, and its return is the sum of the noise alone. A row ends after `horizon`
-    decisions, or after the number that `ends` has for it; with autoreset disabled a row that has ended does not move.
+    The best policy plays `targets`, and its return is the sum of the noise alone. A row ends after
+    `horizon` decisions, or after the number that `ends` has for it; with autoreset disabled a row
+    that has ended does not move.
 
     Args:
         num_envs: N.
         horizon: T, decisions per episode.
-        noise: standard deviation of a number added to each reward, drawn from the row's own generator.
+        noise: standard deviation of a number added to each reward, drawn from the row's own
+            generator.
         ends: row -> decisions after which its episodes end, short of the horizon.
         truncates: the end at the horizon is a truncation, not a termination.
     """
@@ -46,7 +49,9 @@ class TargetTrackingVectorEnv(gym.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         progress = np.arange(horizon) / horizon
-        self.targets = np.stack([0.6 * np.cos(np.pi * progress), 0.5 - 0.8 * progress], axis=1)  # (T, 2)
+        self.targets = np.stack(
+            [0.6 * np.cos(np.pi * progress), 0.5 - 0.8 * progress], axis=1
+        )  # (T, 2)
         self.lengths = np.full(num_envs, horizon)
         for row, length in (ends or {}).items():
             self.lengths[row] = length
@@ -63,13 +68,23 @@ class TargetTrackingVectorEnv(gym.vector.VectorEnv):
         return (self.decisions[:, None] / self.horizon).astype(np.float32)
 
     def _infos(self) -> dict[str, Any]:
-        return {"step": self.decisions * 50, "_step": np.ones(self.num_envs, dtype=bool), "corpus": "none"}
+        return {
+            "step": self.decisions * 50,
+            "_step": np.ones(self.num_envs, dtype=bool),
+            "corpus": "none",
+        }
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> Any:
         mask = np.ones(self.num_envs, dtype=bool)
         if options is not None and "reset_mask" in options:
             mask = options["reset_mask"]
-        seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int) else list(seed or [])
+        seeds = (
+            [seed + row for row in range(self.num_envs)]
+            if isinstance(seed, int)
+            else list(seed or [])
+        )
         self.last_seeds = list(seeds)
         for row, row_seed in enumerate(seeds):
             if mask[row]:
@@ -81,7 +96,12 @@ class TargetTrackingVectorEnv(gym.vector.VectorEnv):
         assert actions.shape == (self.num_envs, 2) and np.abs(actions).max() <= 1.0
         moves = self.decisions < self.lengths
         targets = self.targets[np.minimum(self.decisions, self.horizon - 1)]
-        noise = np.array([g.normal(0.0, self.noise) if m else 0.0 for g, m in zip(self.generators, moves, strict=True)])
+        noise = np.array(
+            [
+                g.normal(0.0, self.noise) if m else 0.0
+                for g, m in zip(self.generators, moves, strict=True)
+            ]
+        )
         rewards = np.where(moves, noise - ((actions - targets) ** 2).sum(axis=1), 0.0)
         self.decisions += moves
         ended = self.decisions >= self.lengths
@@ -90,7 +110,10 @@ class TargetTrackingVectorEnv(gym.vector.VectorEnv):
         early = ended & (self.lengths < self.horizon)
         if early.any():
             infos |= {"divergence": early.astype(np.int64), "_divergence": early}
-        infos |= {"panel/lr": np.exp(actions[:, 0]), "_panel/lr": np.ones(self.num_envs, dtype=bool)}
+        infos |= {
+            "panel/lr": np.exp(actions[:, 0]),
+            "_panel/lr": np.ones(self.num_envs, dtype=bool),
+        }
         return self._observe(), rewards, ended & ~truncated, truncated, infos
 
     def evaluate(self) -> np.ndarray:
@@ -113,5 +136,7 @@ def collect(env: TargetTrackingVectorEnv, agent: Agent, seed: int | None = None)
 
 def regret(env: TargetTrackingVectorEnv, policy: Any) -> float:
     """How far a policy's noiseless return is from the best, as a fraction of how far the neutral policy's is."""
-    positions = policy.act_mean((np.arange(env.horizon)[:, None] / env.horizon).astype(np.float32))  # (T, 2)
+    positions = policy.act_mean(
+        (np.arange(env.horizon)[:, None] / env.horizon).astype(np.float32)
+    )  # (T, 2)
     return float(((positions - env.targets) ** 2).sum()) / -env.neutral_return

@@ -69,8 +69,12 @@ def test_a_decomposition_multiplies_back_to_the_weight(shape):
     r = min(shape)
     assert (U.shape, S.shape, Vh.shape) == ((shape[0], r), (r,), (r, shape[1]))
     assert U.dtype == S.dtype == Vh.dtype == torch.float32
-    u = 2.0**-24  # three factors are rounded, and sums of r and of shape[0] products are; rows of U have length <= 1
-    torch.testing.assert_close(U @ torch.diag(S) @ Vh, weight, atol=(r + 4) * u * S[0].item(), rtol=0)
+    u = (
+        2.0**-24
+    )  # three factors are rounded, and sums of r and of shape[0] products are; rows of U have length <= 1
+    torch.testing.assert_close(
+        U @ torch.diag(S) @ Vh, weight, atol=(r + 4) * u * S[0].item(), rtol=0
+    )
     torch.testing.assert_close(U.T @ U, torch.eye(r), atol=(shape[0] + 2) * u, rtol=0)
     assert (S[:-1] >= S[1:]).all()
 
@@ -111,7 +115,10 @@ def test_a_file_of_the_cache_that_is_not_what_was_written_is_named(tmp_path):
     for content, message in (
         (whole[:-9], "must be a whole safetensors file; got '.*' (.*): delete it"),
         (b"", "must be a whole safetensors file"),
-        (other, "is not the decomposition that was written there: its tensors are {'U': .*; delete it"),
+        (
+            other,
+            "is not the decomposition that was written there: its tensors are {'U': .*; delete it",
+        ),
         (safetensors.torch.save(bent, header), "is not the decomposition that was written there"),
         (another.read_bytes(), "is not the decomposition that was written there"),
     ):
@@ -121,13 +128,22 @@ def test_a_file_of_the_cache_that_is_not_what_was_written_is_named(tmp_path):
         assert file.name in str(refused.value)
 
 
-def test_a_place_that_cannot_be_a_cache_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_a_cache_is_refused_before_anything_is_computed(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch.linalg, "svd", None)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
-    for place in (tmp_path / "file", tmp_path / "file" / "in", tmp_path / "link", Path("/proc/own"), Path("a\0b")):
+    for place in (
+        tmp_path / "file",
+        tmp_path / "file" / "in",
+        tmp_path / "link",
+        Path("/proc/own"),
+        Path("a\0b"),
+    ):
         with pytest.raises(
-            ValueError, match=r"cache_dir must be a folder that can be written to; got '.*' \(.*\): name another"
+            ValueError,
+            match=r"cache_dir must be a folder that can be written to; got '.*' \(.*\): name another",
         ):
             decompose(randn(6, 4), place)
 
@@ -141,19 +157,39 @@ def test_what_the_caller_has_set_in_torch_changes_no_adapter():
             adapters = attach(model, ["0"], quarantine=True)
     finally:
         torch.set_default_dtype(torch.float32)
-    with pytest.raises(ValueError, match=r"made under torch.inference_mode, so no gradient passes it"):
+    with pytest.raises(
+        ValueError, match=r"made under torch.inference_mode, so no gradient passes it"
+    ):
         attach(unusable, ["0"])
     with pytest.raises(ValueError, match="targets must be a list of names of layers; got '0'"):
         attach(nn.Sequential(nn.Linear(3, 2)), "0")
     assert adapters["0"].knob.dtype == torch.float32
-    assert not any(x.is_inference() for x in (adapters["0"].knob, adapters["0"].quarantine, adapters["0"].U))
+    assert not any(
+        x.is_inference() for x in (adapters["0"].knob, adapters["0"].quarantine, adapters["0"].U)
+    )
 
 
 def test_digests_tell_apart_shapes_dtypes_names_and_bits_and_not_order():
     a, b = randn(2, 6), randn(2, 6, seed=1)
-    assert len({weight_digest(w) for w in (a, a.view(3, 4), a.bfloat16(), a.bfloat16().float(), a.T, b)}) == 6
+    assert (
+        len(
+            {
+                weight_digest(w)
+                for w in (a, a.view(3, 4), a.bfloat16(), a.bfloat16().float(), a.T, b)
+            }
+        )
+        == 6
+    )
     assert weights_digest({"a": a, "b": b}) == weights_digest({"b": b, "a": a})
-    assert len({weights_digest(w) for w in ({"a": a, "b": b}, {"a": b, "b": a}, {"a": a}, {"c": a, "b": b})}) == 4
+    assert (
+        len(
+            {
+                weights_digest(w)
+                for w in ({"a": a, "b": b}, {"a": b, "b": a}, {"a": a}, {"c": a, "b": b})
+            }
+        )
+        == 4
+    )
 
 
 def test_rows_whose_knob_is_zero_have_the_weight_bit_for_bit():
@@ -216,7 +252,9 @@ def test_attaching_wraps_the_targets_and_trains_only_their_knobs():
     assert list(adapters) == names
     assert all(model.get_submodule(name) is adapter for name, adapter in adapters.items())
     assert isinstance(model.lm_head, nn.Linear)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {f"{name}.knob" for name in names}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        f"{name}.knob" for name in names
+    }
     model(randn(3, 12)).square().sum().backward()
     assert all(adapter.knob.grad.abs().sum() > 0 for adapter in adapters.values())
 
@@ -253,7 +291,9 @@ def test_the_quarantine_adds_to_the_knob_until_it_is_ablated():
         adapter.quarantine.data.zero_()
     torch.testing.assert_close(model(x), together)
     model(x).sum().backward()
-    assert all(torch.equal(adapter.quarantine.grad, adapter.knob.grad) for adapter in adapters.values())
+    assert all(
+        torch.equal(adapter.quarantine.grad, adapter.knob.grad) for adapter in adapters.values()
+    )
 
 
 def test_a_bfloat16_layer_keeps_its_dtype_and_a_float32_knob():
@@ -273,7 +313,9 @@ def test_what_cannot_be_adapted_is_refused_by_name():
         adapted_weight(randn(8, 5), decompose(randn(8, 5)), torch.zeros(5))
     with pytest.raises(ValueError, match=r"unknown form 'sum'.*'additive', 'replacement'"):
         AntiPaSTOLinear(linear(3, 3), "sum")
-    with pytest.raises(ValueError, match=r"named as one of \['c_attn'\]; it has \['down_proj', 'lm_head'"):
+    with pytest.raises(
+        ValueError, match=r"named as one of \['c_attn'\]; it has \['down_proj', 'lm_head'"
+    ):
         attach(Model(), targets=("c_attn",))
     model = Model()
     attach(model)

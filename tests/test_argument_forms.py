@@ -19,7 +19,13 @@ from hpenv.posttraining.sandbox import kernel, syscalls
 from hpenv.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
 from tests import tiny_student
 
-TINY = {"data": "synthetic", "batch_tokens": 32, "sequence_length": 16, "num_steps": 6, "interval": 2}
+TINY = {
+    "data": "synthetic",
+    "batch_tokens": 32,
+    "sequence_length": 16,
+    "num_steps": 6,
+    "interval": 2,
+}
 PRETRAINING = TINY | {"eval_tokens": 64}
 SMALL = {
     jel.ID: PRETRAINING,
@@ -32,8 +38,14 @@ CONFIGS = {
     grpo_projection.ID: grpo_projection.ProjectionConfig,
 }
 MAPPINGS = {
-    jel.ID: {"base_lr": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.01), "penalties": {"smoothness": 0.5}},
-    cell.ID: {"base_weight_decay": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.5), "reward": {"budget": 2}},
+    jel.ID: {
+        "base_lr": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.01),
+        "penalties": {"smoothness": 0.5},
+    },
+    cell.ID: {
+        "base_weight_decay": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.5),
+        "reward": {"budget": 2},
+    },
     grpo_projection.ID: {"reward": {"flagged_hacks": 0.5}},
 }
 MISSING = kernel.missing_support(syscalls.NUMBERS)
@@ -43,7 +55,9 @@ EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for 
 
 
 def make(id, **changes):
-    student = {"student": tiny_student.student(3, seed=5, end=6.0)} if id == grpo_projection.ID else {}
+    student = (
+        {"student": tiny_student.student(3, seed=5, end=6.0)} if id == grpo_projection.ID else {}
+    )
     return gym.make(id, **SMALL[id] | student | changes)
 
 
@@ -52,14 +66,28 @@ def of_numpy(value):
     if isinstance(value, dict):
         return {key: of_numpy(entry) for key, entry in value.items()}
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return np.bool_(value) if isinstance(value, bool) else np.str_(value) if isinstance(value, str) else value
+        return (
+            np.bool_(value)
+            if isinstance(value, bool)
+            else np.str_(value)
+            if isinstance(value, str)
+            else value
+        )
     return (np.int64 if isinstance(value, int) else np.float64)(value)
 
 
 def every_argument(id):
     """Each argument of an id that is a number, a text or a mapping of numbers."""
-    defaults = {entry.name: entry.default for entry in dataclasses.fields(CONFIGS[id])} | SMALL[id] | MAPPINGS[id]
-    given = {name: value for name, value in defaults.items() if isinstance(value, int | float | str | dict)}
+    defaults = (
+        {entry.name: entry.default for entry in dataclasses.fields(CONFIGS[id])}
+        | SMALL[id]
+        | MAPPINGS[id]
+    )
+    given = {
+        name: value
+        for name, value in defaults.items()
+        if isinstance(value, int | float | str | dict)
+    }
     return {name: value for name, value in given.items() if name != "student"}
 
 
@@ -103,17 +131,25 @@ class Hyperbola:
 
 
 @pytest.mark.parametrize("way", ["schedule", "weight_decay_schedule"])
-def test_a_schedule_of_ones_own_is_restored_where_it_gives_the_same_and_refused_where_it_does_not(way, tmp_path):
+def test_a_schedule_of_ones_own_is_restored_where_it_gives_the_same_and_refused_where_it_does_not(
+    way, tmp_path
+):
     env = make(jel.ID, **{way: Hyperbola(1.0)})
     env.reset(seed=1)
     snapshot = saved(env, tmp_path / "s")
-    assert "0x" not in (tmp_path / "s" / snapshots.STATE).read_text()  # no address, by which nothing is found again
+    assert (
+        "0x" not in (tmp_path / "s" / snapshots.STATE).read_text()
+    )  # no address, by which nothing is found again
     same = make(jel.ID, **{way: lambda steps: 1.0 / (1.0 + steps)})
     same.unwrapped.restore(snapshot)
     action = np.full(2, 0.5, dtype=np.float32)
     assert repr(same.step(action)) == repr(env.step(action))
-    late = make(jel.ID, **{way: lambda steps: np.where(steps < 5, 1.0 / (1.0 + steps), 0.1)})  # the last step alone
-    with pytest.raises(ValueError, match=f"configuration differs.*'{'lr_schedule' if way == 'schedule' else way}'"):
+    late = make(
+        jel.ID, **{way: lambda steps: np.where(steps < 5, 1.0 / (1.0 + steps), 0.1)}
+    )  # the last step alone
+    with pytest.raises(
+        ValueError, match=f"configuration differs.*'{'lr_schedule' if way == 'schedule' else way}'"
+    ):
         late.unwrapped.restore(snapshot)
 
 
@@ -122,7 +158,9 @@ def test_of_schedules_by_group_each_must_be_the_same(tmp_path):
     env = make(jel.ID, schedule={group: Hyperbola(1.0) for group in groups})
     env.reset(seed=1)
     snapshot = saved(env, tmp_path / "s")
-    make(jel.ID, schedule={group: Hyperbola(1.0) for group in reversed(groups)}).unwrapped.restore(snapshot)
+    make(jel.ID, schedule={group: Hyperbola(1.0) for group in reversed(groups)}).unwrapped.restore(
+        snapshot
+    )
     other = make(jel.ID, schedule={group: Hyperbola(1.0 + (group == "matrix")) for group in groups})
     with pytest.raises(ValueError, match=r"configuration differs.*'lr_schedule'"):
         other.unwrapped.restore(snapshot)
@@ -157,9 +195,18 @@ def test_a_schedule_survives_the_json_of_a_spec(id, given, num_steps):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (lambda steps: 1.0 - steps / 2.0, "schedule must be finite and not negative at every .*; got -0.5 at step 3"),
-        (lambda steps: np.where(steps > 1, np.nan, 1.0), "schedule must be finite .*; got nan at step 2"),
-        ({"name": "cosine", "num_steps": -12}, "num_steps of Cosine must be a whole number of at least 1; got -12"),
+        (
+            lambda steps: 1.0 - steps / 2.0,
+            "schedule must be finite and not negative at every .*; got -0.5 at step 3",
+        ),
+        (
+            lambda steps: np.where(steps > 1, np.nan, 1.0),
+            "schedule must be finite .*; got nan at step 2",
+        ),
+        (
+            {"name": "cosine", "num_steps": -12},
+            "num_steps of Cosine must be a whole number of at least 1; got -12",
+        ),
         ("cosin", r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
         (3, "schedule must be one of .*; got 3"),
     ],
@@ -178,7 +225,9 @@ def test_a_schedule_that_is_lost_in_json_is_refused_with_what_to_write():
             return np.ones(steps.shape) * self.scale
 
     spec = gym.make(jel.ID, **PRETRAINING, schedule=Own(0.5)).spec
-    with pytest.raises(ValueError, match=r"got 0.5. A schedule of your own does not survive .*'piecewise_constant'"):
+    with pytest.raises(
+        ValueError, match=r"got 0.5. A schedule of your own does not survive .*'piecewise_constant'"
+    ):
         gym.make(EnvSpec.from_json(spec.to_json()))
 
 
@@ -186,7 +235,9 @@ def test_a_schedule_that_is_lost_in_json_is_refused_with_what_to_write():
 
 
 def test_a_compiled_environment_is_pickled_and_copied_and_goes_on(monkeypatch):
-    def wrapped(function):  # as torch.compile does: what it gives has no name by which pickle would find it
+    def wrapped(
+        function,
+    ):  # as torch.compile does: what it gives has no name by which pickle would find it
         return lambda *arguments: function(*arguments)
 
     monkeypatch.setattr(torch, "compile", wrapped)
@@ -225,18 +276,45 @@ def damaged(snapshot, tensors=(), **metadata):
     [
         ({"plant/weights/embedding": None}, r"missing are \['weights/embedding'\]"),
         ({"plant/weights/more": torch.ones(1)}, r"unknown are \['weights/more'\]"),
-        ({"plant/weights/embedding": torch.ones(1, 64)}, "'weights/embedding' of the snapshot must be of shape"),
-        ({"plant/weights/embedding": torch.ones(1, 256, 64).double()}, "torch.float32; got .* torch.float64"),
-        ({"plant/rows/steps": torch.tensor([-1])}, r"rows/steps of the snapshot must be from 0 to .*; got \[-1\]"),
-        ({"plant/rows/steps": torch.tensor([2**62])}, "rows/steps of the snapshot must be from 0 to"),
-        ({"plant/rows/seeds": torch.tensor([-5])}, r"rows/seeds of the snapshot must be from 0 to inf; got \[-5\]"),
-        ({"plant/rows/divergence": torch.tensor([99])}, "rows/divergence of the snapshot must be from 0 to 4"),
-        ({"plant/rows/panel": torch.tensor([[0.0, 1.5]]).double()}, "rows/panel of the snapshot must be from -1 to 1"),
-        ({"plant/rows/panel": torch.full((1, 2), np.nan).double()}, "rows/panel of the snapshot must be from -1 to 1"),
+        (
+            {"plant/weights/embedding": torch.ones(1, 64)},
+            "'weights/embedding' of the snapshot must be of shape",
+        ),
+        (
+            {"plant/weights/embedding": torch.ones(1, 256, 64).double()},
+            "torch.float32; got .* torch.float64",
+        ),
+        (
+            {"plant/rows/steps": torch.tensor([-1])},
+            r"rows/steps of the snapshot must be from 0 to .*; got \[-1\]",
+        ),
+        (
+            {"plant/rows/steps": torch.tensor([2**62])},
+            "rows/steps of the snapshot must be from 0 to",
+        ),
+        (
+            {"plant/rows/seeds": torch.tensor([-5])},
+            r"rows/seeds of the snapshot must be from 0 to inf; got \[-5\]",
+        ),
+        (
+            {"plant/rows/divergence": torch.tensor([99])},
+            "rows/divergence of the snapshot must be from 0 to 4",
+        ),
+        (
+            {"plant/rows/panel": torch.tensor([[0.0, 1.5]]).double()},
+            "rows/panel of the snapshot must be from -1 to 1",
+        ),
+        (
+            {"plant/rows/panel": torch.full((1, 2), np.nan).double()},
+            "rows/panel of the snapshot must be from -1 to 1",
+        ),
         ({"plant/window/steps": None}, r"missing are \['window/steps'\]"),
         ({"env/ended": None}, r"missing are \['env/ended'\]"),
         ({"env/more": torch.ones(1)}, r"unknown are \['env/more'\]"),
-        ({"env/observations": torch.ones(1, 7)}, r"'env/observations' .* must be of shape \(1, 1\)"),
+        (
+            {"env/observations": torch.ones(1, 7)},
+            r"'env/observations' .* must be of shape \(1, 1\)",
+        ),
         ({"window/train_loss": torch.ones(2)}, r"'window/train_loss' .* must be of shape \(1,\)"),
         ({"trajectory/mean": None}, r"missing are \['trajectory/mean'\]"),
     ],
@@ -256,10 +334,19 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
         ({"env": None}, "of no environment"),
         ({"env": [1]}, "of no environment"),
         ({"plant": {}}, "the snapshot must be of a plant, with its configuration; it holds"),
-        ({"plant": {"configuration": 5}}, "the snapshot must be of a plant, with its configuration; it holds"),
+        (
+            {"plant": {"configuration": 5}},
+            "the snapshot must be of a plant, with its configuration; it holds",
+        ),
         ({"rows": 5}, "rows of the snapshot must hold a stream of seeds and a history each"),
-        ({"rows": [{}]}, "rows of the snapshot must hold a stream of seeds and a history each; got KeyError"),
-        ({"rows": [{"random": {"bit_generator": "MT19937"}, "history": {}}]}, "rows of the snapshot must hold"),
+        (
+            {"rows": [{}]},
+            "rows of the snapshot must hold a stream of seeds and a history each; got KeyError",
+        ),
+        (
+            {"rows": [{"random": {"bit_generator": "MT19937"}, "history": {}}]},
+            "rows of the snapshot must hold",
+        ),
         ({"rows": []}, "the snapshot has 0 rows; this environment has 1"),
     ],
     ids=str,

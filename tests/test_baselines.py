@@ -34,7 +34,11 @@ from train_agents.evaluate import evaluate_policy
 GROUPS = ("embedding", "unembedding", "matrix")
 T = 23  # steps of the fixture `tiny`
 UNIFORM = dict.fromkeys(GROUPS, 1e-3), dict.fromkeys(GROUPS, 1e-2)
-NANOCHAT_LR = {"embedding": 0.3 * math.sqrt(12), "unembedding": 0.004 * math.sqrt(12), "matrix": 0.02}
+NANOCHAT_LR = {
+    "embedding": 0.3 * math.sqrt(12),
+    "unembedding": 0.004 * math.sqrt(12),
+    "matrix": 0.02,
+}
 
 
 def flat(t):
@@ -72,7 +76,12 @@ def expected_of(name):
     }
     if name in table:
         lr, decay, schedule = table[name]
-        return lr, dict.fromkeys(GROUPS, schedule), decay, (lambda t: (T - t) / T) if name == "nanochat" else flat
+        return (
+            lr,
+            dict.fromkeys(GROUPS, schedule),
+            decay,
+            (lambda t: (T - t) / T) if name == "nanochat" else flat,
+        )
     sweep, member = name.split("/")
     if sweep == "constant_multipliers":
         factor, _, suffix = member.partition("_")
@@ -116,7 +125,10 @@ def used(monkeypatch):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_baseline_is_its_closed_form_at_every_step_in_every_group(name, tiny, used):
-    small = tiny | {"batch_tokens": 16, "eval_tokens": 64}  # the rates are what is looked at, not the runs
+    small = tiny | {
+        "batch_tokens": 16,
+        "eval_tokens": 64,
+    }  # the rates are what is looked at, not the runs
     rows = evaluate_policy(None, ENV, small | ALL[name], [3])
     groups = {tensor: tensor if tensor in GROUPS else "matrix" for tensor, _, _ in used}
     assert set(groups.values()) == set(GROUPS)
@@ -128,8 +140,14 @@ def test_a_baseline_is_its_closed_form_at_every_step_in_every_group(name, tiny, 
         assert all(set(values) == {1.0} for values in row["panel"].values())
     for (tensor, _, step), (rate, wd) in used.items():
         group = groups[tensor]
-        assert rate == pytest.approx(lr[group] * schedule[group](step), rel=1e-6, abs=1e-12), (tensor, step)
-        assert wd == pytest.approx(decay[group] * decay_schedule(step), rel=1e-6, abs=1e-12), (tensor, step)
+        assert rate == pytest.approx(lr[group] * schedule[group](step), rel=1e-6, abs=1e-12), (
+            tensor,
+            step,
+        )
+        assert wd == pytest.approx(decay[group] * decay_schedule(step), rel=1e-6, abs=1e-12), (
+            tensor,
+            step,
+        )
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -140,7 +158,10 @@ def test_a_baseline_says_what_it_is_and_where_it_comes_from(name):
 
 
 def test_no_two_baselines_are_the_same():
-    texts = [repr(sorted(kwargs.items())) for kwargs in configurations([*BASELINES, *SWEEPS], 561).values()]
+    texts = [
+        repr(sorted(kwargs.items()))
+        for kwargs in configurations([*BASELINES, *SWEEPS], 561).values()
+    ]
     assert len(set(texts)) == len(texts) == len(BASELINES) + 14 + 16
 
 
@@ -149,11 +170,19 @@ def test_nanochats_rates_are_the_papers_at_its_size():
     assert rates["base_lr"] == pytest.approx(
         {"embedding": 0.424264, "unembedding": 0.0056569, "scalar": 0.005, "matrix": 0.02}, rel=1e-4
     )
-    assert rates["base_weight_decay"] == {"embedding": 0, "unembedding": 0, "scalar": 0, "matrix": pytest.approx(0.8)}
+    assert rates["base_weight_decay"] == {
+        "embedding": 0,
+        "unembedding": 0,
+        "scalar": 0,
+        "matrix": pytest.approx(0.8),
+    }
 
 
 def test_the_schedule_free_sweep_is_table_3():
-    for reading, optimizer in (("sgd", "schedule_free_sgd_muon"), ("adamw", "schedule_free_adamw_muon")):
+    for reading, optimizer in (
+        ("sgd", "schedule_free_sgd_muon"),
+        ("adamw", "schedule_free_adamw_muon"),
+    ):
         found = schedule_free_configurations(reading, 561)
         assert {kwargs["optimizer"] for kwargs in found.values()} == {optimizer}
         assert [
@@ -161,7 +190,9 @@ def test_the_schedule_free_sweep_is_table_3():
             for k in found.values()
         ] == [(0.5, 0, 0), (0.5, 0.01, 0), (1, 0, 0), (1, 0.01, 0), (2, 0, 0), (2, 0.01, 0), (1, 0.01, 100),
               (1, 0.01, 300)]  # fmt: skip
-    assert set(schedule_free_configurations("sgd", 561, "jel-73m")["lr2_wd0_warmup0"]["base_lr"]) == {*GROUPS, "scalar"}
+    assert set(
+        schedule_free_configurations("sgd", 561, "jel-73m")["lr2_wd0_warmup0"]["base_lr"]
+    ) == {*GROUPS, "scalar"}
     with pytest.raises(ValueError, match=r"unknown reading 'adam'.*'sgd'"):
         schedule_free_configurations("adam", 561)
 
@@ -186,7 +217,9 @@ def test_the_hand_tuned_rates_are_the_best_point_of_their_search_on_seeds_that_n
     config = RunConfig()
     assert not set(found["seeds"]) & set(range(config.first_seed, config.first_seed + 1000))
     assert found["env_kwargs"] == config.env_kwargs()
-    with pytest.raises(ValueError, match="no hand-tuned rates for preset 'jel-73m'; expected 'nano'"):
+    with pytest.raises(
+        ValueError, match="no hand-tuned rates for preset 'jel-73m'; expected 'nano'"
+    ):
         hand_tuned_rates("jel-73m")
 
 
@@ -272,7 +305,9 @@ def test_a_search_is_a_function_of_its_seed_and_leaves_the_global_generator_alon
     seeds = [seed for line in history + other_history for seed in line["seeds"]]
     assert len(set(seeds)) == 64  # fresh in every generation
     after = np.random.get_state()  # noqa: NPY002
-    assert (after[0], after[2], *after[3:]) == (kind, position, *rest) and np.array_equal(after[1], keys)
+    assert (after[0], after[2], *after[3:]) == (kind, position, *rest) and np.array_equal(
+        after[1], keys
+    )
 
 
 #: Still three decisions, on top of the fixture `tiny`.
@@ -281,7 +316,9 @@ SMALLER = {"batch_tokens": 16, "eval_tokens": 64, "num_steps": 6, "interval": 2}
 
 @pytest.mark.parametrize("episodes", [0, 12])
 def test_a_budget_that_does_not_fit_is_refused(episodes):
-    with pytest.raises(ValueError, match=f"num_episodes={episodes} must be a positive multiple of the 8 rows"):
+    with pytest.raises(
+        ValueError, match=f"num_episodes={episodes} must be a positive multiple of the 8 rows"
+    ):
         search(STRATEGIES["cma"](0), Target(), episodes, 0)
 
 
@@ -299,7 +336,9 @@ def test_what_a_search_found_is_what_was_played(tiny):
     row = int(np.argmax(line["returns"]))
     (deployed,) = evaluate_policy(found, ENV, tiny, [line["seeds"][row]])
     assert deployed["probe_loss"] == pytest.approx(line["probe_losses"][row], rel=1e-4)
-    assert deployed["probe_curve"][0] - deployed["probe_loss"] == pytest.approx(line["returns"][row], rel=1e-3)
+    assert deployed["probe_curve"][0] - deployed["probe_loss"] == pytest.approx(
+        line["returns"][row], rel=1e-3
+    )
 
 
 def test_searches_of_the_environment_resume_and_agree(tiny, tmp_path):
@@ -331,7 +370,9 @@ def test_coordinate_search_walks_to_the_optimum_of_every_coordinate(tmp_path):
     assert best == {"a": 8.0, "b": 0.5}
     assert history[0]["point"] == {"a": 1.0, "b": 1.0}
     points = [tuple(line["exponents"]) for line in history]
-    assert len(set(points)) == len(points) == 10  # 0 to 4 along a; 1, -1, -2 along b; then 4 and 2 along a again
+    assert (
+        len(set(points)) == len(points) == 10
+    )  # 0 to 4 along a; 1, -1, -2 along b; then 4 and 2 along a again
 
 
 def test_coordinate_search_keeps_to_its_budget_and_to_its_log(tmp_path):
@@ -370,7 +411,10 @@ def test_the_program_evaluates_what_it_is_asked_to(tmp_path, capsys):
         ("cosine", 1000),
         ("cosine", 1001),
     ]
-    assert all(0 < row["bpb"] < 8.2 for row in result["rows"]) and result["configuration"]["num_steps"] == 6
+    assert (
+        all(0 < row["bpb"] < 8.2 for row in result["rows"])
+        and result["configuration"]["num_steps"] == 6
+    )
     printed = capsys.readouterr().out
     assert "cosine" in printed and '"num_steps": 6' in printed
 
@@ -381,7 +425,16 @@ def test_the_program_tunes_on_the_probe_alone(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(PretrainingPlant, "evaluate", forbidden)
     tuned_file, log = tmp_path / "tuned.json", tmp_path / "log.jsonl"
-    arguments = ["--tune", "--max-evaluations", "3", "--tuned", str(tuned_file), "--log", str(log), *TINY]
+    arguments = [
+        "--tune",
+        "--max-evaluations",
+        "3",
+        "--tuned",
+        str(tuned_file),
+        "--log",
+        str(log),
+        *TINY,
+    ]
     main(arguments)
     found = json.loads(tuned_file.read_text())
     assert len(found["history"]) == 3 and len(Path(log).read_text().splitlines()) == 4

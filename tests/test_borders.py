@@ -13,7 +13,13 @@ from tests.test_registered import JEL, assert_same, play, random_actions
 
 gym.register_envs(hpenv)
 
-TINY = {"data": "synthetic", "batch_tokens": 64, "sequence_length": 16, "num_steps": 23, "interval": 10}
+TINY = {
+    "data": "synthetic",
+    "batch_tokens": 64,
+    "sequence_length": 16,
+    "num_steps": 23,
+    "interval": 10,
+}
 
 
 def make(n, **k):
@@ -43,7 +49,9 @@ def test_the_first_observation_after_an_autoreset_is_that_of_a_reset(mode):
 def make_second_episode(env):
     fresh = make(1)
     fresh.reset(seed=1)
-    return fresh.reset()[0]  # a fresh object that never trained: the second run of the stream of seed 1
+    return fresh.reset()[
+        0
+    ]  # a fresh object that never trained: the second run of the stream of seed 1
 
 
 def test_next_step_reports_nothing_of_the_old_run_as_the_new_ones():
@@ -93,7 +101,13 @@ def test_value_embeddings_at_a_width_below_the_gates_channels():
     except ValueError:
         return
     tokens = torch.zeros(1, 1, 4, dtype=torch.int64)
-    model.mean_losses(model.init_parameters(config, [0]), config, tokens, tokens, model.rope_tables(config, 4, "cpu"))
+    model.mean_losses(
+        model.init_parameters(config, [0]),
+        config,
+        tokens,
+        tokens,
+        model.rope_tables(config, 4, "cpu"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,4 +153,9 @@ def test_a_wrapped_env_is_restored_after_one_reset():
     other.reset(seed=0)
     other.unwrapped.restore(env.unwrapped.snapshot())
     ours, theirs = other.step(np.zeros(2)), env.step(np.zeros(2))
-    assert np.array_equal(ours[0], theirs[0]) and ours[1:3] == theirs[1:3] and not ours[3] and theirs[3]
+    assert (
+        np.array_equal(ours[0], theirs[0])
+        and ours[1:3] == theirs[1:3]
+        and not ours[3]
+        and theirs[3]
+    )

@@ -40,11 +40,16 @@ ids = "{0[0]}-{0[1]}".format
 def applicable(pairs, optimizer, preset):
     """Those of the pairs that move a tensor: one whose rule has a use for it, of a layer if the scope is finer."""
     rules = OPTIMIZERS[optimizer]
-    own = {n: rules[model.parameter_kind(n)].optimizer for n in model.parameter_shapes(PRESETS[preset])}
+    own = {
+        n: rules[model.parameter_kind(n)].optimizer for n in model.parameter_shapes(PRESETS[preset])
+    }
 
     def moves(name, scope):
         users = CHANNELS[name].optimizers or own.values()
-        return any(own[n] in users and (n.startswith("layer.") or scope not in ("layer", "tensor")) for n in own)
+        return any(
+            own[n] in users and (n.startswith("layer.") or scope not in ("layer", "tensor"))
+            for n in own
+        )
 
     return tuple(pair for pair in pairs if moves(*pair))
 
@@ -54,7 +59,9 @@ def applicable(pairs, optimizer, preset):
 
 @EVERY_CHANNEL
 def test_values_are_finite_within_bounds_and_exactly_neutral_at_zero(found):
-    positions = np.concatenate([np.linspace(-1, 1, 2001), [1e-300, -1e-300, 1e-17, -1e-17, 0.1, -0.0]])
+    positions = np.concatenate(
+        [np.linspace(-1, 1, 2001), [1e-300, -1e-300, 1e-17, -1e-17, 0.1, -0.0]]
+    )
     values = found.values(positions)
     assert np.isfinite(values).all()
     assert values.min() >= found.bounds[0] and values.max() <= found.bounds[1]
@@ -98,11 +105,20 @@ def test_the_entry_is_consistent(found):
 
 
 def test_the_table_is_that_of_the_paper_and_its_further_dials():
-    surfaces = {s: {c.name for c in CHANNELS.values() if c.surface == s} for s in ("forward", "optimizer", "backward")}
+    surfaces = {
+        s: {c.name for c in CHANNELS.values() if c.surface == s}
+        for s in ("forward", "optimizer", "backward")
+    }
     assert surfaces["backward"] == {"grad_skip", "grad_gate", "grad_truncate", "momentum_blend"}
     assert surfaces["optimizer"] == {"beta1", "beta2", "eps", "grad_clip", "grad_noise"}
-    assert {c.name for c in CHANNELS.values() if c.kind == "two_sided"} == {"grad_noise", "momentum_blend"}
-    assert {c.name for c in CHANNELS.values() if c.kind == "clip"} == {"grad_clip", "state_norm_cap"}
+    assert {c.name for c in CHANNELS.values() if c.kind == "two_sided"} == {
+        "grad_noise",
+        "momentum_blend",
+    }
+    assert {c.name for c in CHANNELS.values() if c.kind == "clip"} == {
+        "grad_clip",
+        "state_norm_cap",
+    }
     assert all(found.immediate == found.reads.endswith("_dials") for found in CHANNELS.values())
 
 
@@ -126,18 +142,30 @@ def assert_neutral_is_free(pairs, preset, optimizer="adamw", **arguments):
     num_cells = beside_another.panel.positions.shape[1]
     assert num_cells > 0
     for step in range(NUM_STEPS):
-        beside_itself.panel.move(np.stack([kept_neutral(beside_itself, generator)] * 2), np.ones(2, dtype=bool))
+        beside_itself.panel.move(
+            np.stack([kept_neutral(beside_itself, generator)] * 2), np.ones(2, dtype=bool)
+        )
         moved = generator.uniform(0.5, 1.0, num_cells) if step else np.ones(num_cells)
-        beside_another.panel.move(np.stack([kept_neutral(beside_another, generator), moved]), np.ones(2, dtype=bool))
+        beside_another.panel.move(
+            np.stack([kept_neutral(beside_another, generator), moved]), np.ones(2, dtype=bool)
+        )
         for plant in (beside_itself, beside_another):
             advance(plant, 1)
         assert different(state_of(beside_itself), expected[step]) == [], f"step {step}"
         row = {name: value[0] for name, value in expected[step].items()}
-        assert different(state_of(beside_another, 0), row) == [], f"step {step}, beside a run that is moved"
+        assert different(state_of(beside_another, 0), row) == [], (
+            f"step {step}, beside a run that is moved"
+        )
         if not beside_another.divergence[1]:
             other = {name: value[1] for name, value in expected[step].items()}
-            weights = [n for n in different(state_of(beside_another, 1), other) if n.startswith(("weights", "optim"))]
-            assert weights or (pairs[0][0] == "momentum_blend" and step == 0), "the channel has no effect at all"
+            weights = [
+                n
+                for n in different(state_of(beside_another, 1), other)
+                if n.startswith(("weights", "optim"))
+            ]
+            assert weights or (pairs[0][0] == "momentum_blend" and step == 0), (
+                "the channel has no effect at all"
+            )
 
 
 @pytest.mark.parametrize("preset", ["relu2", "swiglu"])
@@ -182,7 +210,12 @@ HEALTHY = {
     "cell11": model.PRESETS["cell11"],
     "shakespeare": model.PRESETS["shakespeare"],
     "jel-73m": GPTConfig(
-        n_layer=6, n_head=3, n_embd=96, value_embeddings=True, residual_lambdas=True, window_pattern="SSSL"
+        n_layer=6,
+        n_head=3,
+        n_embd=96,
+        value_embeddings=True,
+        residual_lambdas=True,
+        window_pattern="SSSL",
     ),  # the one preset that is too wide for a test, with a quarter of its width
 }
 
@@ -190,7 +223,14 @@ HEALTHY = {
 def test_every_preset_is_held_to_dormant_caps():
     assert HEALTHY.keys() == model.PRESETS.keys()
     original = model.PRESETS["jel-73m"]
-    for name in ("n_layer", "n_head", "feed_forward", "value_embeddings", "residual_lambdas", "window_pattern"):
+    for name in (
+        "n_layer",
+        "n_head",
+        "feed_forward",
+        "value_embeddings",
+        "residual_lambdas",
+        "window_pattern",
+    ):
         assert getattr(HEALTHY["jel-73m"], name) == getattr(original, name)
 
 
@@ -199,7 +239,12 @@ def test_every_preset_is_held_to_dormant_caps():
 def test_caps_are_far_above_a_healthy_run(preset, optimizer, monkeypatch):
     monkeypatch.setitem(model.PRESETS, preset, HEALTHY[preset])
     config = PretrainingConfig(
-        preset=preset, data="stdlib", batch_tokens=128, optimizer=optimizer, num_probe_batches=1, eval_tokens=64
+        preset=preset,
+        data="stdlib",
+        batch_tokens=128,
+        optimizer=optimizer,
+        num_probe_batches=1,
+        eval_tokens=64,
     )
     caps = [(c.name, scope) for c in CHANNELS.values() if c.kind == "clip" for scope in ("layer",)]
     plain, capped = PretrainingPlant(config, 1, ()), PretrainingPlant(config, 1, caps)
@@ -239,7 +284,9 @@ def drawn_positions(generator, num_rows, num_cells):
     anywhere = generator.uniform(-1, 1, (num_rows, num_cells))
     corners = generator.integers(-1, 2, (num_rows, num_cells)).astype(float)
     single = np.zeros((num_rows, num_cells))
-    single[np.arange(num_rows), generator.integers(num_cells, size=num_rows)] = generator.choice([-1.0, 1.0], num_rows)
+    single[np.arange(num_rows), generator.integers(num_cells, size=num_rows)] = generator.choice(
+        [-1.0, 1.0], num_rows
+    )
     return np.select([kinds == 0, kinds == 1], [anywhere, corners], single)
 
 
@@ -247,7 +294,10 @@ def torment(plant, num_steps):
     """Random actions, one a step; a run that diverges, an outcome, starts anew. Returns how many were taken."""
     generator, taken, seed = np.random.default_rng(1), 0, 1000
     for _ in range(num_steps):
-        plant.panel.move(drawn_positions(generator, *plant.panel.positions.shape), np.ones(plant.num_rows, dtype=bool))
+        plant.panel.move(
+            drawn_positions(generator, *plant.panel.positions.shape),
+            np.ones(plant.num_rows, dtype=bool),
+        )
         before = plant.steps.copy()
         window = advance(plant, 1)
         taken += int((plant.steps - before).sum())
@@ -286,7 +336,11 @@ def test_random_actions_leave_every_weight_finite_under_every_optimizer(optimize
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_muon", "sgd"])
 def test_random_actions_at_every_scope_at_once_leave_every_weight_finite(optimizer):
     """The values of several scopes multiply, far beyond the bounds of one."""
-    pairs = tuple((n, s) for n, s in applicable(TOGETHER, optimizer, "everything") if CHANNELS[n].kind != "two_sided")
+    pairs = tuple(
+        (n, s)
+        for n, s in applicable(TOGETHER, optimizer, "everything")
+        if CHANNELS[n].kind != "two_sided"
+    )
     assert torment(make(10, pairs, "everything", optimizer=optimizer, **HARSH), 20) > 60
 
 
@@ -313,15 +367,21 @@ SITES = {
 
 @OF_ALL_PLANTS
 @pytest.mark.parametrize("plant", ["pretraining", "posttraining"])
-def test_every_channel_is_refused_at_a_scope_it_does_not_have_and_for_a_plant_that_has_it_not(found, plant):
+def test_every_channel_is_refused_at_a_scope_it_does_not_have_and_for_a_plant_that_has_it_not(
+    found, plant
+):
     for scope in {"run", "optimizer", "group", "layer", "tensor", "head"} - set(found.scopes):
-        with pytest.raises(ValueError, match=f"'{found.name}' has no scope '{scope}'; expected one of .*'"):
+        with pytest.raises(
+            ValueError, match=f"'{found.name}' has no scope '{scope}'; expected one of .*'"
+        ):
             channel(found.name, scope, plant, ["adamw"])
     for scope in found.scopes:
         if plant in found.plants:
             assert channel(found.name, scope, plant, ["adamw"]) is found
             continue
-        with pytest.raises(ValueError, match=f"'{found.name}' applies to .* alone; expected one of"):
+        with pytest.raises(
+            ValueError, match=f"'{found.name}' applies to .* alone; expected one of"
+        ):
             channel(found.name, scope, plant, ["adamw"])
 
 
@@ -332,7 +392,10 @@ def test_a_channel_is_refused_under_optimizers_that_have_no_use_for_it(found, op
     if not found.optimizers or set(rules) & set(found.optimizers):
         assert channel(found.name, found.scopes[0], "pretraining", rules) is found
     else:
-        with pytest.raises(ValueError, match=rf"{sorted(set(rules))[0]}.*have no use for the channel '{found.name}'"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{sorted(set(rules))[0]}.*have no use for the channel '{found.name}'",
+        ):
             channel(found.name, found.scopes[0], "pretraining", rules)
 
 
@@ -340,13 +403,17 @@ def test_a_channel_is_refused_under_optimizers_that_have_no_use_for_it(found, op
 @pytest.mark.parametrize("name", ["beta1", "beta2", "eps"])
 def test_an_optimizer_without_a_constant_refuses_its_channel(name, optimizer):
     """A plant of SGD, and a panel of nothing but Muon, which updates no table."""
-    with pytest.raises(ValueError, match=f"optimizers \\['{optimizer}'\\] have no use for the channel '{name}'"):
+    with pytest.raises(
+        ValueError, match=f"optimizers \\['{optimizer}'\\] have no use for the channel '{name}'"
+    ):
         Panel([(name, "run")], {"layer.0.up": Site("matrix", optimizer, 0)}, 1, "pretraining")
 
 
 @pytest.mark.parametrize("name", ["dropout", "state_norm_cap", "grad_clip", "grad_noise"])
 def test_what_is_no_multiplier_is_refused_at_two_scopes(name):
-    with pytest.raises(ValueError, match=f"'{name}' is not a multiplier, so it can be asked for at one scope only"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' is not a multiplier, so it can be asked for at one scope only"
+    ):
         Panel([(name, "run"), (name, "layer")], SITES, 1, "pretraining")
 
 
@@ -376,7 +443,9 @@ def test_a_channel_that_would_have_no_cell_at_all_is_refused(name, scope):
 def test_a_plant_refuses_what_its_panel_refuses():
     with pytest.raises(ValueError, match="have no use for the channel 'beta2'"):
         make(1, (("beta2", "run"),), optimizer="sgd")
-    with pytest.raises(ValueError, match=r"unknown channel 'beta3'; expected one of \['attention_gain', "):
+    with pytest.raises(
+        ValueError, match=r"unknown channel 'beta3'; expected one of \['attention_gain', "
+    ):
         make(1, (("beta3", "run"),))
 
 

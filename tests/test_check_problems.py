@@ -51,12 +51,22 @@ def test_a_file_without_a_wrong_solution_gives_no_error(tmp_path):
 def test_a_file_that_cannot_be_read_is_an_error_of_one_line(tmp_path, capsys):
     assert main([write(tmp_path / "good.jsonl", RIGHT), str(tmp_path / "none.jsonl")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and "none.jsonl cannot be read" in err and err.count("\n") == 1
+    assert (
+        out == ""
+        and err.startswith("error: ")
+        and "none.jsonl cannot be read" in err
+        and err.count("\n") == 1
+    )
 
 
 def test_all_that_cannot_be_read_is_told_before_anything_is_run(tmp_path, capsys):
     mixed = write(tmp_path / "mixed.jsonl", RIGHT, 3, WITHOUT | {"tests": []})
-    assert main([write(tmp_path / "good.jsonl", WRONG), mixed, write(tmp_path / "other", RIGHT, RECORD)]) == 1
+    assert (
+        main(
+            [write(tmp_path / "good.jsonl", WRONG), mixed, write(tmp_path / "other", RIGHT, RECORD)]
+        )
+        == 1
+    )
     first, *others, cure = capsys.readouterr().out.splitlines()
     assert first == "error: 2 files of problems cannot be read:" and "--skip-unreadable" in cure
     reasons = [
@@ -90,4 +100,6 @@ def test_the_processor_time_of_a_program_is_an_argument(tmp_path, capsys, monkey
     assert main([path, "--cpu-seconds", "20"]) == main([path]) == 0
     assert asked == [{"cpu_seconds": 20}, {"cpu_seconds": 1}]
     assert main([path, "--cpu-seconds", "0"]) == 2
-    assert capsys.readouterr().err == "error: cpu_seconds must be an integer from 1 to 3600; got 0\n"
+    assert (
+        capsys.readouterr().err == "error: cpu_seconds must be an integer from 1 to 3600; got 0\n"
+    )

@@ -1,4 +1,5 @@
-"""Clients that read an environment in a way of their own: what each of them asks for, with the client itself.
+"""Clients that read an environment in a way of their own: what each of them asks for, with the
+client itself.
 
 A client that is not installed is left out.
 """
@@ -20,7 +21,13 @@ from tests import tiny_student
 from tests.fake_plant import FakePlant
 
 SHORT = {"num_steps": 2, "interval": 1, "evaluate_at_end": True}
-TEXT = SHORT | {"data": "synthetic", "preset": "nano", "batch_tokens": 16, "sequence_length": 8, "eval_tokens": 64}
+TEXT = SHORT | {
+    "data": "synthetic",
+    "preset": "nano",
+    "batch_tokens": 16,
+    "sequence_length": 8,
+    "eval_tokens": 64,
+}
 SMALL = {
     jel.ID: TEXT,
     cell.ID: TEXT,
@@ -32,8 +39,15 @@ EVERY_ID = pytest.mark.parametrize("id", SMALL)
 @pytest.fixture
 def small(id):
     """Arguments of the id; a student of a thousand weights is trained by it, and no program is executed."""
-    with tiny_student.few_pairs(), patch.object(grpo, "Grader", lambda *_: tiny_student.FakeGrader()):
-        own = {"student": tiny_student.student(1, tiny_student.SHORT)} if id == grpo_projection.ID else {}
+    with (
+        tiny_student.few_pairs(),
+        patch.object(grpo, "Grader", lambda *_: tiny_student.FakeGrader()),
+    ):
+        own = (
+            {"student": tiny_student.student(1, tiny_student.SHORT)}
+            if id == grpo_projection.ID
+            else {}
+        )
         yield SMALL[id] | own
 
 
@@ -59,12 +73,18 @@ def test_torchrl_takes_a_population_over_the_ends_of_its_episodes(torchrl, mode,
     env = torchrl.GymWrapper(gym.make_vec(id, num_envs=2, autoreset_mode=mode, **small))
     torchrl.check_env_specs(env)
     steps = env.rollout(5, break_when_any_done=False)
-    assert steps["next", "terminated"].squeeze(-1).tolist() == [[False, True, False, True, False]] * 2
+    assert (
+        steps["next", "terminated"].squeeze(-1).tolist() == [[False, True, False, True, False]] * 2
+    )
 
 
 def fake(num_envs=1, mode="DISABLED"):
     return TrainLoopVectorEnv(
-        FakePlant(num_envs, {0: 15}), interval=10, horizon=20, autoreset_mode=mode, evaluate_at_end=True
+        FakePlant(num_envs, {0: 15}),
+        interval=10,
+        horizon=20,
+        autoreset_mode=mode,
+        evaluate_at_end=True,
     )
 
 
@@ -75,12 +95,20 @@ def test_minari_stores_and_gives_back_the_infos_of_an_episode(id, small, tmp_pat
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     env = gym.make(id, **small)
     observation, info = env.reset(seed=1)
-    seen = {"observations": [observation], "actions": [], "rewards": [], "terminations": [], "truncations": []}
+    seen = {
+        "observations": [observation],
+        "actions": [],
+        "rewards": [],
+        "terminations": [],
+        "truncations": [],
+    }
     infos = {key: [value] for key, value in info.items()}
     while not any(seen["terminations"]):
         action = np.full(env.action_space.shape, 0.25, dtype=np.float32)
         observation, reward, terminated, truncated, info = env.step(action)
-        for values, value in zip(seen.values(), (observation, action, reward, terminated, truncated), strict=True):
+        for values, value in zip(
+            seen.values(), (observation, action, reward, terminated, truncated), strict=True
+        ):
             values.append(value)
         assert infos.keys() == info.keys()
         for key, value in info.items():
@@ -92,7 +120,9 @@ def test_minari_stores_and_gives_back_the_infos_of_an_episode(id, small, tmp_pat
         env=env.spec,
         eval_env=env.spec,
         data_format="arrow",
-        **dict.fromkeys(("algorithm_name", "description", "author", "author_email", "code_permalink"), "-"),
+        **dict.fromkeys(
+            ("algorithm_name", "description", "author", "author_email", "code_permalink"), "-"
+        ),
     )
     dataset = minari.load_dataset("hpenv/test-v0")
     (stored,) = dataset.iterate_episodes()
@@ -107,7 +137,10 @@ def test_gymnasium_hands_a_population_to_torch(mode):
     """Under SAME_STEP it fails of every vector env, since `final_obs` is an array of objects there."""
     wrappers = pytest.importorskip("gymnasium.wrappers.vector")
     pytest.importorskip("array_api_compat")
-    for vector in (fake(2, mode), gym.vector.SyncVectorEnv([lambda: TrainLoopEnv(fake())] * 2, autoreset_mode=mode)):
+    for vector in (
+        fake(2, mode),
+        gym.vector.SyncVectorEnv([lambda: TrainLoopEnv(fake())] * 2, autoreset_mode=mode),
+    ):
         env = wrappers.NumpyToTorch(vector)
         env.reset(seed=0)
         for step in (10, 15):
@@ -126,4 +159,6 @@ def test_stable_baselines3_is_told_the_held_out_score_of_a_run_that_it_has_reset
         for row, info in enumerate(infos):
             assert ("held_out" in info) == dones[row]
             if dones[row]:
-                assert 0.0 < info["held_out"] < before[row] < vector.plant.losses[row]  # which is the next run's
+                assert (
+                    0.0 < info["held_out"] < before[row] < vector.plant.losses[row]
+                )  # which is the next run's

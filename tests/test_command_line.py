@@ -13,7 +13,9 @@ from train_agents.command_line import refusals
 
 TRAIN, ONLINE, EVALUATE = "train_agents.train", "train_agents.online", "train_agents.evaluate"
 STUDENT, BASELINES, BENCHMARKS = "train_agents.make_student", "baselines.run", "benchmarks.run"
-JEL, SIDECAR, PROJECTION = (f"train_agents.experiments.{name}" for name in ("jel", "sidecar", "projection"))
+JEL, SIDECAR, PROJECTION = (
+    f"train_agents.experiments.{name}" for name in ("jel", "sidecar", "projection")
+)
 EXPERIMENTS, PROBLEMS = (JEL, SIDECAR, PROJECTION), "hpenv.posttraining.check_problems"
 
 #: Module, arguments, and what the line says. `file` and `folder` are there; `absent` is not.
@@ -22,20 +24,56 @@ MISTAKES = [
         (module, ["--env", "TrainLoop-JLE-v0"], "unknown env 'TrainLoop-JLE-v0'")
         for module in (TRAIN, ONLINE, EVALUATE)
     ),
-    *((module, ["--env", "CartPole-v1"], "the id of a TrainLoopVectorEnv") for module in (TRAIN, ONLINE, EVALUATE)),
+    *(
+        (module, ["--env", "CartPole-v1"], "the id of a TrainLoopVectorEnv")
+        for module in (TRAIN, ONLINE, EVALUATE)
+    ),
     *((module, ["--env-kwargs", "lrr=1"], "'lrr'") for module in (TRAIN, ONLINE, EVALUATE)),
-    *((module, ["--env-kwargs", "lr"], "expected key=value") for module in (TRAIN, ONLINE, EVALUATE)),
-    *((module, ["--env-kwargs", "batch_tokens=0"], "batch_tokens") for module in (TRAIN, ONLINE, EVALUATE)),
+    *(
+        (module, ["--env-kwargs", "lr"], "expected key=value")
+        for module in (TRAIN, ONLINE, EVALUATE)
+    ),
+    *(
+        (module, ["--env-kwargs", "batch_tokens=0"], "batch_tokens")
+        for module in (TRAIN, ONLINE, EVALUATE)
+    ),
     *((module, ["--env-kwargs", "preset=[1]"], "preset") for module in (TRAIN, ONLINE, EVALUATE)),
-    *((module, ["--env-kwargs", "data=absent.txt"], "absent.txt") for module in (TRAIN, ONLINE, EVALUATE)),
-    *((module, ["--env-kwargs", "num_envs=2"], "must be left out") for module in (TRAIN, ONLINE, EVALUATE)),
-    *((module, ["--out", "file"], "file is no folder") for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)),
-    *((module, ["--out", "file/x"], "file is no folder") for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)),
-    *((module, ["--out", "/proc/absent"], "can be written") for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)),
-    *((module, ["--out", "folder"], "which is a folder") for module in (EVALUATE, BASELINES, BENCHMARKS)),
-    *((module, ["--out", "file/x.json"], "file is no folder") for module in (EVALUATE, BASELINES, BENCHMARKS)),
-    *((module, ["--out", "/proc/absent/x.json"], "can be written") for module in (EVALUATE, BASELINES, BENCHMARKS)),
-    *((module, ["--report-only", "--out", "absent"], "with results; got none") for module in EXPERIMENTS),
+    *(
+        (module, ["--env-kwargs", "data=absent.txt"], "absent.txt")
+        for module in (TRAIN, ONLINE, EVALUATE)
+    ),
+    *(
+        (module, ["--env-kwargs", "num_envs=2"], "must be left out")
+        for module in (TRAIN, ONLINE, EVALUATE)
+    ),
+    *(
+        (module, ["--out", "file"], "file is no folder")
+        for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)
+    ),
+    *(
+        (module, ["--out", "file/x"], "file is no folder")
+        for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)
+    ),
+    *(
+        (module, ["--out", "/proc/absent"], "can be written")
+        for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)
+    ),
+    *(
+        (module, ["--out", "folder"], "which is a folder")
+        for module in (EVALUATE, BASELINES, BENCHMARKS)
+    ),
+    *(
+        (module, ["--out", "file/x.json"], "file is no folder")
+        for module in (EVALUATE, BASELINES, BENCHMARKS)
+    ),
+    *(
+        (module, ["--out", "/proc/absent/x.json"], "can be written")
+        for module in (EVALUATE, BASELINES, BENCHMARKS)
+    ),
+    *(
+        (module, ["--report-only", "--out", "absent"], "with results; got none")
+        for module in EXPERIMENTS
+    ),
     (EVALUATE, ["--policy", "absent"], "no snapshot at 'absent'"),
     (EVALUATE, ["--policy", "folder"], "folder must hold a saved policy"),
     (EVALUATE, ["--env-kwargs", "seed_mode=grouped"], "seed_mode 'grouped'"),
@@ -56,13 +94,23 @@ MISTAKES = [
     (PROJECTION, ["--student", "absent"], "no student in"),
     (PROJECTION, ["--num-samples", "0"], "num_samples"),
     (PROBLEMS, ["absent.jsonl"], "cannot be read"),
-    ("train_agents.experiments.compare", ["absent", "folder"], "must hold job files of the same names"),
+    (
+        "train_agents.experiments.compare",
+        ["absent", "folder"],
+        "must hold job files of the same names",
+    ),
 ]
 #: Refused by the parser of the command line, in a box of its own.
 NUMBERS = [
     *((module, ["--seed", "-1"], "seed must be at least 0") for module in (TRAIN, STUDENT)),
-    *((module, ["--first-seed", "-1"], "first_seed must be at least 0") for module in (ONLINE, EVALUATE, BASELINES)),
-    *((module, ["--threads", "0"], "threads must be at least 1") for module in (TRAIN, ONLINE, EVALUATE, STUDENT)),
+    *(
+        (module, ["--first-seed", "-1"], "first_seed must be at least 0")
+        for module in (ONLINE, EVALUATE, BASELINES)
+    ),
+    *(
+        (module, ["--threads", "0"], "threads must be at least 1")
+        for module in (TRAIN, ONLINE, EVALUATE, STUDENT)
+    ),
     *((module, ["--num-workers", "0"], "num_workers must be at least 1") for module in EXPERIMENTS),
     (BASELINES, ["--seeds", "0"], "seeds must be at least 1"),
     (EVALUATE, ["--seeds", "0"], "seeds must be at least 1"),
@@ -104,7 +152,12 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_anything_runs(module, argu
 @pytest.mark.parametrize(("module", "arguments", "text"), NUMBERS)
 def test_an_impossible_number_is_exit_code_2_without_a_traceback(module, arguments, text, run):
     code, out, err = run(module, arguments)
-    assert code == 2 and out == "" and text in " ".join(err.replace("│", " ").split()) and "Traceback" not in err
+    assert (
+        code == 2
+        and out == ""
+        and text in " ".join(err.replace("│", " ").split())
+        and "Traceback" not in err
+    )
 
 
 def test_a_defect_while_the_program_works_keeps_its_traceback(monkeypatch):
@@ -131,7 +184,9 @@ def test_what_a_check_refuses_is_told_in_one_line(error, capsys):
     assert ended.value.code == 2 and capsys.readouterr().err == "error: a b\n"
 
 
-@pytest.mark.parametrize("kind", [KeyError, AttributeError, TypeError, RuntimeError, AssertionError])
+@pytest.mark.parametrize(
+    "kind", [KeyError, AttributeError, TypeError, RuntimeError, AssertionError]
+)
 def test_a_defect_in_a_check_keeps_its_traceback(kind):
     with pytest.raises(kind), refusals():
         raise kind("ours")

@@ -15,7 +15,10 @@ def test_jobs_of_both_folders_are_compared_by_seed(tmp_path):
     write(new, "a", [1.8, 3.6])
     write(old, "b", [1.0, 1.0])
     table = comparison(old, new)
-    assert "| a | 3.000 ± 1.414 | 2.700 ± 1.273 | +10.00% [+10.00%, +10.00%] | 2 |" in table and "| b |" not in table
+    assert (
+        "| a | 3.000 ± 1.414 | 2.700 ± 1.273 | +10.00% [+10.00%, +10.00%] | 2 |" in table
+        and "| b |" not in table
+    )
 
 
 def test_other_seeds_another_corpus_and_no_common_job_are_refused(tmp_path):

@@ -6,17 +6,22 @@ import pytest
 from agents.credits import CreditStream, Evidence
 
 
-def stream(num_rows=1, immediate=(False,), delay=0, horizon=1, gamma=1.0, baseline="own", **changes) -> CreditStream:
+def stream(
+    num_rows=1, immediate=(False,), delay=0, horizon=1, gamma=1.0, baseline="own", **changes
+) -> CreditStream:
     settings = {"baseline_decay": 0.5, "scale_decay": 0.5, "bound": 100.0} | changes
     return CreditStream(num_rows, immediate, delay, horizon, gamma, baseline, **settings)
 
 
 def push(credits, *rewards, alive=None):
-    return credits.push(np.array(rewards), np.ones(len(rewards), dtype=bool) if alive is None else np.array(alive))
+    return credits.push(
+        np.array(rewards), np.ones(len(rewards), dtype=bool) if alive is None else np.array(alive)
+    )
 
 
 def test_credits_by_hand():
-    # delay 1, horizon 2, gamma 1/2: reward 1 + reward 2 / 2; the immediate cell has reward 0 beside them, twice
+    # delay 1, horizon 2, gamma 1/2: reward 1 + reward 2 / 2; the immediate cell has reward 0 beside
+    # them, twice
     credits = stream(immediate=(False, True), delay=1, horizon=2, gamma=0.5)
     assert push(credits, 7.0) is None
     assert push(credits, 3.0) is None and credits.num_waiting == 2
@@ -30,13 +35,17 @@ def test_the_immediate_credit_of_falling_losses_is_what_the_dial_did_and_what_it
     credits = stream(immediate=(False, True), delay=1)
     push(credits, losses[0] - losses[1])
     push(credits, losses[1] - losses[2])
-    assert push(credits, losses[2] - losses[3]).credits.tolist() == [[99.0 - 3.5, (4.0 - 99.0) + (4.0 - 3.5)]]
+    assert push(credits, losses[2] - losses[3]).credits.tolist() == [
+        [99.0 - 3.5, (4.0 - 99.0) + (4.0 - 3.5)]
+    ]
 
 
 def test_own_baseline_and_scale_by_hand():
     credits = stream()
     first = push(credits, 4.0)
-    assert first.values.tolist() == [[0.0]] and first.rms.tolist() == [[0.0]]  # no baseline: nothing learned
+    assert first.values.tolist() == [[0.0]] and first.rms.tolist() == [
+        [0.0]
+    ]  # no baseline: nothing learned
     second = push(credits, 2.0)
     assert second.baseline.tolist() == [[4.0]]
     assert second.rms.tolist() == [[2.0]]
@@ -50,20 +59,29 @@ def test_own_baseline_and_scale_by_hand():
 
 
 def test_the_own_baseline_is_that_of_the_moment_of_the_decision():
-    # delay 1, so that credits are 2, 8, -1, 5 and 3 of decisions 0 ... 4; when decision 2 was taken, that of 0 was in.
+    # delay 1, so that credits are 2, 8, -1, 5 and 3 of decisions 0 ... 4; when decision 2 was
+    # taken, that of 0 was in.
     credits = stream(delay=1)
     found = [push(credits, reward) for reward in (7.0, 2.0, 8.0, -1.0, 5.0, 3.0)]
     assert found[0] is None
     assert [now.credits.item() for now in found[1:]] == [2.0, 8.0, -1.0, 5.0, 3.0]
     assert [now.values.any() for now in found[1:]] == [False, False, True, True, True]
-    baselines = [2.0, (2.0 + 2 * 8.0) / 3, (2.0 + 2 * 8.0 - 4 * 1.0) / 7]  # the newest weighs twice the one before
+    baselines = [
+        2.0,
+        (2.0 + 2 * 8.0) / 3,
+        (2.0 + 2 * 8.0 - 4 * 1.0) / 7,
+    ]  # the newest weighs twice the one before
     assert np.allclose([now.baseline.item() for now in found[3:]], baselines)
 
 
 def test_population_baseline_by_hand():
     credits = stream(num_rows=3, baseline="population")
     assert push(credits, 1.0, 2.0, 6.0).baseline.tolist() == [[4.0], [3.5], [1.5]]
-    assert push(credits, 1.0, np.nan, 6.0, alive=[True, False, True]).baseline.tolist() == [[6.0], [0.0], [1.0]]
+    assert push(credits, 1.0, np.nan, 6.0, alive=[True, False, True]).baseline.tolist() == [
+        [6.0],
+        [0.0],
+        [1.0],
+    ]
     alone = push(credits, 9.0, np.nan, np.nan, alive=[True, False, False])
     assert not alone.values.any()
 
@@ -105,19 +123,25 @@ def test_restored_it_continues_identically():
     other.restore(credits.arrays())
     for reward in (0.5, 4.0):
         ours, theirs = push(credits, reward), push(other, reward)
-        assert ours.values.any()  # of the fourth and the fifth decision, the first that have a baseline
+        assert (
+            ours.values.any()
+        )  # of the fourth and the fifth decision, the first that have a baseline
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(("delay", "horizon"), [(1, 1), (0, 4), (1, 16)])
 def test_the_baseline_of_a_decision_holds_nothing_that_the_decision_did(delay, horizon):
     """Rewards are the draws themselves, each answering its own decision: what comes later must not take it back."""
-    credits = stream(num_rows=400, immediate=(True,), delay=delay, horizon=horizon, baseline_decay=0.5)
+    credits = stream(
+        num_rows=400, immediate=(True,), delay=delay, horizon=horizon, baseline_decay=0.5
+    )
     draws = np.random.default_rng(0).normal(size=(60, 400))
     found = [credits.push(row, np.ones(400, dtype=bool)) for row in draws]
     lag = delay + horizon - 1
     products = [
-        (now.baseline[:, 0] * draws[t - lag]).mean() for t, now in enumerate(found) if now is not None and t > 2 * lag
+        (now.baseline[:, 0] * draws[t - lag]).mean()
+        for t, now in enumerate(found)
+        if now is not None and t > 2 * lag
     ]
     assert abs(np.mean(products)) < 4 / np.sqrt(400 * len(products))
 
@@ -150,7 +174,10 @@ def test_the_unit_of_a_statistic_does_not_matter_to_its_gate(unit):
     draws = np.random.default_rng(0).normal(0.2, 1.0, size=(50, 30))
     evidence, scaled = Evidence((30,), 0.9), Evidence((30,), 0.9)
     for row in draws:
-        evidence.push(row, np.ones(30, dtype=bool)), scaled.push(unit * row, np.ones(30, dtype=bool))
+        (
+            evidence.push(row, np.ones(30, dtype=bool)),
+            scaled.push(unit * row, np.ones(30, dtype=bool)),
+        )
     gates = evidence.gates(1.0)
     assert 0 < (gates > 0).sum() < 30 and gates.max() < 1.0
     assert np.allclose(gates, scaled.gates(1.0))
@@ -167,4 +194,6 @@ def test_restored_evidence_continues_identically():
         evidence.push(row, np.array([True, False])), other.push(row, np.array([True, False]))
     assert evidence.gates(0.5).any() and np.array_equal(evidence.gates(0.5), other.gates(0.5))
     for name, array in evidence.arrays().items():
-        assert np.array_equal(array[1], handed[name][1]) and not np.array_equal(array[0], handed[name][0])
+        assert np.array_equal(array[1], handed[name][1]) and not np.array_equal(
+            array[0], handed[name][0]
+        )

@@ -28,7 +28,9 @@ def write(path, content):
 def conditional_entropy(context, symbol):
     """Plug-in estimate of H(symbol | context) [nats]."""
     joint, marginal = np.bincount(context * 256 + symbol), np.bincount(context)
-    terms = [np.sum(counts[counts > 0] * np.log(counts[counts > 0])) for counts in (joint, marginal)]
+    terms = [
+        np.sum(counts[counts > 0] * np.log(counts[counts > 0])) for counts in (joint, marginal)
+    ]
     return (terms[1] - terms[0]) / len(symbol)
 
 
@@ -37,7 +39,9 @@ def cases(tmp_path_factory):
     """Corpora of every kind that needs no optional package."""
     folder, tokens = tmp_path_factory.mktemp("cases"), np.arange(1000, dtype="<u2") * 60
     arguments = [("stdlib",), ("synthetic",), (write(folder / "a.txt", TEXT),)]
-    return [load_corpus(*a) for a in arguments] + [load_corpus(write(folder / "a.bin", tokens.tobytes()))]
+    return [load_corpus(*a) for a in arguments] + [
+        load_corpus(write(folder / "a.bin", tokens.tobytes()))
+    ]
 
 
 def test_slices_are_disjoint_views_that_cover_the_corpus(cases):
@@ -81,18 +85,23 @@ def test_the_standard_library_is_source_text_without_tests_and_other_packages():
 def test_slices_of_the_standard_library_are_alike():
     corpus = load_corpus("stdlib")
     counts = [
-        torch.bincount(part, minlength=256).double() + 1 for part in (corpus.train, corpus.probe, corpus.validation)
+        torch.bincount(part, minlength=256).double() + 1
+        for part in (corpus.train, corpus.probe, corpus.validation)
     ]
     train, *others = [c / c.sum() for c in counts]
     for other in others:
-        assert float((other * (other / train).log()).sum()) < 0.02  # [nats]; 0.048 in the order of the paths
+        assert (
+            float((other * (other / train).log()).sum()) < 0.02
+        )  # [nats]; 0.048 in the order of the paths
 
 
 def test_the_synthetic_source_has_the_entropy_rate_it_states():
     corpus = load_corpus("synthetic")
     symbols = corpus.tokens.numpy().astype(np.int64)
     two_back, one_back, now = symbols[:-2], symbols[1:-1], symbols[2:]
-    assert corpus.entropy_rate_nats == pytest.approx(conditional_entropy(two_back % 4 * 256 + one_back, now), abs=0.003)
+    assert corpus.entropy_rate_nats == pytest.approx(
+        conditional_entropy(two_back % 4 * 256 + one_back, now), abs=0.003
+    )
     # Less context must cost something at each step, or there would be little to learn.
     assert conditional_entropy(one_back, now) > corpus.entropy_rate_nats + 0.5
     assert conditional_entropy(np.zeros_like(now), now) > corpus.entropy_rate_nats + 2
@@ -103,9 +112,9 @@ def test_the_synthetic_floor_holds_on_each_slice():
     context_of = {}
     for name in SLICES:
         symbols = getattr(corpus, name).numpy().astype(np.int64)
-        counts = np.bincount((symbols[:-2] % 4 * 256 + symbols[1:-1]) * 256 + symbols[2:], minlength=2**18).reshape(
-            -1, 256
-        )
+        counts = np.bincount(
+            (symbols[:-2] % 4 * 256 + symbols[1:-1]) * 256 + symbols[2:], minlength=2**18
+        ).reshape(-1, 256)
         context_of[name] = counts
     train = context_of["train"]
     probabilities = (train + 1e-3) / (train + 1e-3).sum(axis=1, keepdims=True)
@@ -134,7 +143,13 @@ def test_the_synthetic_source_has_the_seed_and_as_many_symbols_as_asked(monkeypa
 def test_batch_starts_are_known_numbers_on_every_machine_and_in_every_process():
     assert batch_starts(10_000, 7, 0, 4, 64).tolist() == [480, 8171, 930, 1028]
     assert batch_starts(10_000, 7, 10**12, 4, 64).tolist() == [3823, 134, 4307, 3737]
-    assert batch_starts(123_457, 2**63 + 11, 255, 5, 32).tolist() == [5759, 85196, 10214, 23260, 64638]
+    assert batch_starts(123_457, 2**63 + 11, 255, 5, 32).tolist() == [
+        5759,
+        85196,
+        10214,
+        23260,
+        64638,
+    ]
 
 
 def test_rewinding_gives_the_same_batches_in_any_order():
@@ -154,7 +169,9 @@ def test_a_changed_batch_changes_no_other():
 def test_batch_starts_reach_both_ends_and_never_pass_them():
     starts = np.concatenate([batch_starts(20, 0, step, 8, 16) for step in range(100)])
     assert set(starts.tolist()) == {0, 1, 2, 3}
-    assert set(np.concatenate([batch_starts(17, 0, step, 8, 16) for step in range(10)]).tolist()) == {0}
+    assert set(
+        np.concatenate([batch_starts(17, 0, step, 8, 16) for step in range(10)]).tolist()
+    ) == {0}
 
 
 def test_batch_starts_are_uniform_and_seeds_are_unrelated():
@@ -163,13 +180,18 @@ def test_batch_starts_are_uniform_and_seeds_are_unrelated():
 
     histogram = np.bincount(sample(0) // 100, minlength=10)
     expected = 1600
-    assert ((histogram - expected) ** 2 / expected).sum() < 27.9  # chi-squared, 9 degrees of freedom, p = 0.001
+    assert (
+        (histogram - expected) ** 2 / expected
+    ).sum() < 27.9  # chi-squared, 9 degrees of freedom, p = 0.001
     for other in (1, 2**32, 2**64):
         assert abs(np.corrcoef(sample(0), sample(other))[0, 1]) < 0.03
 
 
 def test_consecutive_blocks_do_not_overlap():
-    blocks = [np.concatenate([batch_starts(2**40, 0, b * 256 + s, 2, 8) for s in range(256)]) for b in range(3)]
+    blocks = [
+        np.concatenate([batch_starts(2**40, 0, b * 256 + s, 2, 8) for s in range(256)])
+        for b in range(3)
+    ]
     assert len(set(np.concatenate(blocks).tolist())) == 3 * 512
 
 
@@ -184,7 +206,9 @@ def test_global_generators_are_untouched(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32])
 def test_gather_reads_sequences_and_the_same_one_later(dtype):
-    values = torch.arange(500) % 256 * (257 if dtype == torch.uint16 else 1)  # 65535 does not fit an int16
+    values = (
+        torch.arange(500) % 256 * (257 if dtype == torch.uint16 else 1)
+    )  # 65535 does not fit an int16
     tokens = values.to(dtype)
     starts = np.array([[0, 3, 3], [490, 200, 255]])
     inputs, targets = gather(tokens, starts, 9)
@@ -220,7 +244,9 @@ def test_a_memory_mapped_file_is_not_copied_and_not_modified(tmp_path):
     assert (tmp_path / "tokens.bin").read_bytes() == values.tobytes()
 
 
-@pytest.mark.parametrize(("suffix", "content", "found"), [("txt", b"", "0 tokens"), ("txt", b"x" * 39, "39 tokens")])
+@pytest.mark.parametrize(
+    ("suffix", "content", "found"), [("txt", b"", "0 tokens"), ("txt", b"x" * 39, "39 tokens")]
+)
 def test_a_short_text_is_refused_with_both_numbers(tmp_path, suffix, content, found):
     with pytest.raises(ValueError, match=f"has {found}, at least 40 are needed"):
         load_corpus(write(tmp_path / f"a.{suffix}", content))
@@ -236,7 +262,9 @@ def test_a_short_or_odd_token_file_is_refused_with_both_numbers(tmp_path, conten
 
 @pytest.mark.parametrize("suffix", ["txt", "bin", "parquet"])
 def test_a_missing_file_is_named(tmp_path, suffix):
-    with pytest.raises(FileNotFoundError, match=rf"data must be a file that exists; got .*nowhere\.{suffix}"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"data must be a file that exists; got .*nowhere\.{suffix}"
+    ):
         load_corpus(str(tmp_path / f"nowhere.{suffix}"))
 
 
@@ -246,7 +274,11 @@ def test_a_missing_file_is_named(tmp_path, suffix):
         (("stdlb",), {}, "unknown data 'stdlb'; expected one of 'stdlib'"),
         (("stdlib:3",), {}, "unknown data 'stdlib:3'"),
         (("notes.md",), {}, "unknown data 'notes.md'"),
-        (("synthetic:x",), {}, "seed in data 'synthetic:x' must be a whole number from 0 to .*; got 'x'"),
+        (
+            ("synthetic:x",),
+            {},
+            "seed in data 'synthetic:x' must be a whole number from 0 to .*; got 'x'",
+        ),
         (("synthetic:-1",), {}, "got '-1'"),
         (("synthetic",), {"vocab_size": 7}, "from 8 to 256, not 7"),
         (("synthetic",), {"vocab_size": 257}, "from 8 to 256, not 257"),
@@ -264,7 +296,9 @@ def test_bad_arguments_are_named_with_what_is_accepted(arguments, options, messa
 def test_a_slice_that_is_too_short_is_refused_with_both_numbers(tmp_path):
     corpus = load_corpus(write(tmp_path / "a.txt", b"x" * 1000))
     require_length(corpus, "probe", 50)
-    with pytest.raises(ValueError, match=r"probe slice of corpus .*a\.txt': 50 tokens, 51 are needed"):
+    with pytest.raises(
+        ValueError, match=r"probe slice of corpus .*a\.txt': 50 tokens, 51 are needed"
+    ):
         require_length(corpus, "probe", 51)
     with pytest.raises(ValueError, match="unknown slice 'test'; expected one of"):
         require_length(corpus, "test", 1)
@@ -291,7 +325,10 @@ def test_a_corpus_is_its_content_whatever_its_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in (str(tmp_path / "b.txt"), "b.txt", Path("a.txt"), "~/a.txt"):
         again = load_corpus(path)
-        assert again.tokens is first.tokens and (again.sha256, again.digest) == (first.sha256, first.digest)
+        assert again.tokens is first.tokens and (again.sha256, again.digest) == (
+            first.sha256,
+            first.digest,
+        )
         assert again.name == os.path.expanduser(path)
     (tmp_path / "other").mkdir()
     write(tmp_path / "other" / "b.txt", TEXT.upper())
@@ -304,7 +341,9 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     digests = []
     for content in (b"ab" * 100, b"ba" * 100, b"ab" * 100):
-        (tmp_path / "new").write_bytes(content)  # of the same size and time, as a copy that keeps them
+        (tmp_path / "new").write_bytes(
+            content
+        )  # of the same size and time, as a copy that keeps them
         os.utime(tmp_path / "new", ns=(10**18, 10**18))
         (tmp_path / "new").replace(path)
         corpus = load_corpus(path)
@@ -317,7 +356,10 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path, suffix):
 def test_the_digest_tells_all_that_a_run_is_trained_on(tmp_path):
     bytes_of_text = load_corpus(write(tmp_path / "a.txt", b"\1\0" * 50))
     pairs_of_bytes = load_corpus(write(tmp_path / "a.bin", b"\1\0" * 50))
-    assert bytes_of_text.sha256 == pairs_of_bytes.sha256 and bytes_of_text.digest != pairs_of_bytes.digest
+    assert (
+        bytes_of_text.sha256 == pairs_of_bytes.sha256
+        and bytes_of_text.digest != pairs_of_bytes.digest
+    )
     assert len(bytes_of_text.digest) == 64
 
 
@@ -329,8 +371,16 @@ PLACES = {
         ValueError,
         "cannot be read|can be read|has 0 bytes",
     ),
-    "link to nothing": (lambda path: path.symlink_to("nowhere"), FileNotFoundError, "must be a file that exists"),
-    "link to itself": (lambda path: path.symlink_to(path), FileNotFoundError, "must be a file that exists"),
+    "link to nothing": (
+        lambda path: path.symlink_to("nowhere"),
+        FileNotFoundError,
+        "must be a file that exists",
+    ),
+    "link to itself": (
+        lambda path: path.symlink_to(path),
+        FileNotFoundError,
+        "must be a file that exists",
+    ),
 }
 
 
@@ -343,7 +393,11 @@ def test_a_place_that_is_no_file_to_read_is_refused_by_name(tmp_path, name, plac
     put, kind, message = PLACES[place]
     put(tmp_path / name)
     argument = "tokenizer" if name == "a.json" else "data"
-    given = (write(tmp_path / "text.txt", TEXT), tmp_path / name) if argument == "tokenizer" else (tmp_path / name,)
+    given = (
+        (write(tmp_path / "text.txt", TEXT), tmp_path / name)
+        if argument == "tokenizer"
+        else (tmp_path / name,)
+    )
     with pytest.raises(kind, match=message) as refused:
         load_corpus(*given)
     assert str(tmp_path / name) in str(refused.value) and str(refused.value).startswith(argument)
@@ -367,13 +421,18 @@ class BytesPath(os.PathLike):
 @pytest.mark.parametrize("given", [3, None, ["a.txt"], b"a.txt", BytesPath(), {}])
 def test_what_is_no_name_or_path_is_refused(given):
     for arguments, name in (((given,), "data"), (("stdlib", given), "tokenizer")):
-        with pytest.raises(ValueError, match=rf"{name} must be a name or a path \(see hpenv.data.load_corpus\); got"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} must be a name or a path \(see hpenv.data.load_corpus\); got",
+        ):
             load_corpus(*arguments)
 
 
 @pytest.mark.parametrize("given", ["a\0.txt", "a" * 5000 + ".txt", "", "x.TXT"])
 def test_a_path_that_cannot_be_is_refused(given):
-    with pytest.raises((FileNotFoundError, ValueError), match=r"must be a file that exists|unknown data"):
+    with pytest.raises(
+        (FileNotFoundError, ValueError), match=r"must be a file that exists|unknown data"
+    ):
         load_corpus(given)
 
 
@@ -386,7 +445,9 @@ def test_a_vocabulary_that_is_no_number_is_refused(given):
 
 def test_a_token_file_with_a_header_is_refused(tmp_path):
     header = np.array([20240520, 1, 1000], "<i4").tobytes()
-    with pytest.raises(ValueError, match=r"a\.bin', which has the header of llm\.c: leave out its first 1024 bytes"):
+    with pytest.raises(
+        ValueError, match=r"a\.bin', which has the header of llm\.c: leave out its first 1024 bytes"
+    ):
         load_corpus(write(tmp_path / "a.bin", header.ljust(1024, b"\0") + b"\1\0" * 1000))
 
 
@@ -426,7 +487,11 @@ class TestOptionalPackages:
         pytest.importorskip("datasets")
         (tmp_path / "corpus").mkdir()
         table = pyarrow.table(
-            {"text": ["alpha " * 20, None, "βeta " * 20], "number": [1, 2, 3], "code": ["x" * 50] * 3}
+            {
+                "text": ["alpha " * 20, None, "βeta " * 20],
+                "number": [1, 2, 3],
+                "code": ["x" * 50] * 3,
+            }
         )
         parquet.write_table(table, tmp_path / "corpus" / "train.parquet")
         return tmp_path / "corpus"
@@ -443,9 +508,13 @@ class TestOptionalPackages:
         assert bytes(other.tokens.tolist()).decode() == "\n".join(["x" * 50] * 3)
 
     def test_a_column_that_is_missing_or_holds_no_text_is_named(self, folder):
-        with pytest.raises(ValueError, match=r"no column 'body'; it has \['text', 'number', 'code'\]"):
+        with pytest.raises(
+            ValueError, match=r"no column 'body'; it has \['text', 'number', 'code'\]"
+        ):
             load_corpus(f"hf:{folder}:train:body")
-        with pytest.raises(ValueError, match=r"column 'number' of 'hf:.*' must hold text; it holds int64"):
+        with pytest.raises(
+            ValueError, match=r"column 'number' of 'hf:.*' must hold text; it holds int64"
+        ):
             load_corpus(f"hf:{folder}:train:number")
 
     @pytest.mark.parametrize("form", ["{}", "hf:{}"])
@@ -466,14 +535,19 @@ class TestOptionalPackages:
     @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~nobody/x", "nowhere.parquet"])
     def test_a_dataset_that_is_not_there_is_refused_without_asking_the_network(self, name):
         pytest.importorskip("datasets")
-        with pytest.raises(FileNotFoundError, match=r"data must name a folder or file that exists; got 'hf:"):
+        with pytest.raises(
+            FileNotFoundError, match=r"data must name a folder or file that exists; got 'hf:"
+        ):
             load_corpus(f"hf:{name}")
 
     def test_a_dataset_that_cannot_be_read_is_named(self, folder):
         (folder.parent / "empty").mkdir()
         write(folder.parent / "cut.parquet", (folder / "train.parquet").read_bytes()[:-9])
         for name in (f"{folder}:trein", f"{folder.parent}/empty", f"{folder.parent}/cut.parquet"):
-            with pytest.raises(ValueError, match=rf"must be a dataset that `datasets` reads; got 'hf:{name}' \(\w+: "):
+            with pytest.raises(
+                ValueError,
+                match=rf"must be a dataset that `datasets` reads; got 'hf:{name}' \(\w+: ",
+            ):
                 load_corpus(f"hf:{name}")
 
     @pytest.mark.parametrize("content", [b"", b"PAR1", TEXT.encode(), "cut", "latin"])
@@ -485,12 +559,16 @@ class TestOptionalPackages:
             data = pyarrow.py_buffer(b"caf\xe9" * 20)
             offsets = pyarrow.py_buffer(np.array([0, 80], "<i4").tobytes())
             content = parquet_of(text=pyarrow.StringArray.from_buffers(1, offsets, data))
-        with pytest.raises(ValueError, match=r"must be a parquet file; got '.*a\.parquet', which cannot be read"):
+        with pytest.raises(
+            ValueError, match=r"must be a parquet file; got '.*a\.parquet', which cannot be read"
+        ):
             load_corpus(write(tmp_path / "a.parquet", content))
 
     def test_a_parquet_column_that_holds_no_text_or_stands_twice_is_named(self, tmp_path):
         pyarrow = pytest.importorskip("pyarrow")
-        with pytest.raises(ValueError, match=r"column 'text' of '.*a\.parquet' must hold text; it holds binary"):
+        with pytest.raises(
+            ValueError, match=r"column 'text' of '.*a\.parquet' must hold text; it holds binary"
+        ):
             load_corpus(write(tmp_path / "a.parquet", parquet_of(text=[b"x" * 90])))
         twice = pyarrow.table([["x" * 90], ["y" * 90]], names=["text", "text"])
         with pytest.raises(ValueError, match="has more than one column 'text'"):
@@ -535,13 +613,19 @@ class TestOptionalPackages:
         assert text.token_bytes[400] == 0
         ids = encoder.encode(TEXT).ids
         binary = load_corpus(
-            write(tmp_path / "a.bin", np.array([400, *ids], "<u2").tobytes()), str(tmp_path / "tokenizer.json")
+            write(tmp_path / "a.bin", np.array([400, *ids], "<u2").tobytes()),
+            str(tmp_path / "tokenizer.json"),
         )
         assert binary.vocab_size == 401
         assert binary.token_bytes[binary.tokens.long()].sum() == len(TEXT.encode())
         with pytest.raises(ValueError, match=r"holds token 401, but .* has only 401 tokens"):
-            load_corpus(write(tmp_path / "b.bin", np.full(50, 401, "<u2").tobytes()), str(tmp_path / "tokenizer.json"))
-        spelled = load_corpus(write(tmp_path / "b.txt", TEXT + "<|endoftext|>"), str(tmp_path / "tokenizer.json"))
+            load_corpus(
+                write(tmp_path / "b.bin", np.full(50, 401, "<u2").tobytes()),
+                str(tmp_path / "tokenizer.json"),
+            )
+        spelled = load_corpus(
+            write(tmp_path / "b.txt", TEXT + "<|endoftext|>"), str(tmp_path / "tokenizer.json")
+        )
         assert not (spelled.tokens == 400).any()
 
     def test_a_tokenizer_that_loses_text_is_refused(self, tmp_path):
@@ -556,16 +640,25 @@ class TestOptionalPackages:
         with pytest.raises(ValueError, match="must be byte-level"):
             load_corpus(str(tmp_path / "a.txt"), str(tmp_path / "words.json"))
         other = write(tmp_path / "other.json", '{"model_type": "llama"}')
-        with pytest.raises(ValueError, match=r"other.json' cannot be read .*expected a file that `tokenizers` saved"):
+        with pytest.raises(
+            ValueError,
+            match=r"other.json' cannot be read .*expected a file that `tokenizers` saved",
+        ):
             load_corpus(str(tmp_path / "a.txt"), other)
 
     def test_a_tokenizer_that_writes_other_text_of_as_many_bytes_is_refused(self, tmp_path):
         tokenizers = pytest.importorskip("tokenizers")
-        path, own = write(tmp_path / "a.txt", TEXT.replace("the", "The")), str(tmp_path / "tokenizer.json")
+        path, own = (
+            write(tmp_path / "a.txt", TEXT.replace("the", "The")),
+            str(tmp_path / "tokenizer.json"),
+        )
         encoder = train_bpe([TEXT], "bpe:300")
         encoder.normalizer = tokenizers.normalizers.Lowercase()
         encoder.save(own)
-        with pytest.raises(ValueError, match=r"tokenizer '.*json' changes the text: 'línea 0: The.*' became '.*: the"):
+        with pytest.raises(
+            ValueError,
+            match=r"tokenizer '.*json' changes the text: 'línea 0: The.*' became '.*: the",
+        ):
             load_corpus(path, own)
         assert load_corpus(write(tmp_path / "lower.txt", TEXT), own).tokens.numel()
 
@@ -574,17 +667,23 @@ class TestOptionalPackages:
         encoder = train_bpe([TEXT], "bpe:300")
         encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
         encoder.save(own := str(tmp_path / "tokenizer.json"))
-        with pytest.raises(ValueError, match=r"changes the text: .*without a space that is added in front"):
+        with pytest.raises(
+            ValueError, match=r"changes the text: .*without a space that is added in front"
+        ):
             load_corpus(write(tmp_path / "a.txt", TEXT), own)
 
-    @pytest.mark.parametrize("normalizer", ["NFD", "NFKC", "StripAccents", "Strip", "BertNormalizer"])
+    @pytest.mark.parametrize(
+        "normalizer", ["NFD", "NFKC", "StripAccents", "Strip", "BertNormalizer"]
+    )
     def test_a_normalizer_that_writes_another_text_is_refused_by_name(self, normalizer, tmp_path):
         tokenizers = pytest.importorskip("tokenizers")
         given = ["e\u0301 caf\u00e9 \ufb01ne 1\n", "another Line\n"]
         encoder = train_bpe(given, "bpe:256")
         encoder.normalizer = getattr(tokenizers.normalizers, normalizer)()
         encoder.save(own := str(tmp_path / "own.json"))
-        with pytest.raises(ValueError, match=r"tokenizer '.*own.json' changes the text: '.*' became '.*'; give a"):
+        with pytest.raises(
+            ValueError, match=r"tokenizer '.*own.json' changes the text: '.*' became '.*'; give a"
+        ):
             load_corpus(write(tmp_path / "a.txt", "".join(given * 20)), own)
 
     @pytest.mark.parametrize("unknown", ["<unk>", None])
@@ -593,19 +692,26 @@ class TestOptionalPackages:
         tokenizers = pytest.importorskip("tokenizers")
         letters = [*sorted(set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - {"q"}), "<unk>"]
         vocabulary = {letter: number for number, letter in enumerate(letters)}
-        encoder = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[], unk_token=unknown))
+        encoder = tokenizers.Tokenizer(
+            tokenizers.models.BPE(vocabulary, merges=[], unk_token=unknown)
+        )
         encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         encoder.decoder = tokenizers.decoders.ByteLevel()
         encoder.save(own := str(tmp_path / "own.json"))
         made = f"a {unknown or ''}uick"
-        with pytest.raises(ValueError, match=f"'a quick.*' became '{made}.*'; give a tokenizer with a token for every"):
+        with pytest.raises(
+            ValueError,
+            match=f"'a quick.*' became '{made}.*'; give a tokenizer with a token for every",
+        ):
             load_corpus(write(tmp_path / "a.txt", "a quick test\n" * 50), own)
 
     @pytest.mark.parametrize("normalizer", ["NFC", "ByteLevel"])
     def test_a_normalizer_that_loses_nothing_is_accepted(self, tmp_path, normalizer):
         tokenizers = pytest.importorskip("tokenizers")
         encoder = train_bpe([TEXT], "bpe:300")
-        if normalizer == "ByteLevel":  # writes every byte as a character, in the place of the pre-tokenizer
+        if (
+            normalizer == "ByteLevel"
+        ):  # writes every byte as a character, in the place of the pre-tokenizer
             encoder.pre_tokenizer = tokenizers.pre_tokenizers.Split("\n", "isolated")
         encoder.normalizer = getattr(tokenizers.normalizers, normalizer)()
         encoder.save(own := str(tmp_path / "tokenizer.json"))
@@ -624,7 +730,11 @@ class TestOptionalPackages:
         other = shutil.copy(own, tmp_path / "other.json")
         assert load_corpus(path, other).tokens is load_corpus(path, own).tokens
         tokens = write(tmp_path / "a.bin", b"\1\0" * 100)
-        assert load_corpus(tokens, own).digest == load_corpus(tokens, other).digest != load_corpus(tokens).digest
+        assert (
+            load_corpus(tokens, own).digest
+            == load_corpus(tokens, other).digest
+            != load_corpus(tokens).digest
+        )
 
     def test_a_tokenizer_gives_all_of_a_text_and_nothing_else(self, tmp_path):
         pytest.importorskip("tokenizers")
@@ -640,7 +750,10 @@ class TestOptionalPackages:
         ("changes", "message"),
         [
             ({"dropout": 0.1}, "must have no dropout; got 0.1"),
-            ({"vocab": {"a": 2**31}, "merges": []}, r"must have tokens with ids below 1048576; got the id 2147483648"),
+            (
+                {"vocab": {"a": 2**31}, "merges": []},
+                r"must have tokens with ids below 1048576; got the id 2147483648",
+            ),
             ({"vocab": {}, "merges": []}, "must have tokens with ids below 1048576; got no tokens"),
             ({"vocab": {"a": -1}, "merges": []}, "cannot be read"),
             ({"vocab": {"a": "1"}, "merges": []}, "cannot be read"),
@@ -671,7 +784,9 @@ class TestOptionalPackages:
     def test_bad_tokenizers_are_named(self, tmp_path):
         pytest.importorskip("tokenizers")
         path = write(tmp_path / "a.txt", TEXT)
-        with pytest.raises(ValueError, match="vocabulary in tokenizer 'bpe:255' must be a whole number from 256"):
+        with pytest.raises(
+            ValueError, match="vocabulary in tokenizer 'bpe:255' must be a whole number from 256"
+        ):
             load_corpus(path, "bpe:255")
         with pytest.raises(ValueError, match="tokenizer 'words' does not fit; expected 'bytes'"):
             load_corpus(path, "words")
@@ -688,11 +803,16 @@ class TestOptionalPackages:
             "tokenizers": (write(folder / "a.txt", TEXT), "bpe:301"),
             "pyarrow.parquet": (str(folder / "train.parquet"),),
         }[package]
-        with pytest.raises(ImportError, match=rf"{package.split('.')[0]} is not installed: pip install hpenv\[data\]"):
+        with pytest.raises(
+            ImportError,
+            match=rf"{package.split('.')[0]} is not installed: pip install hpenv\[data\]",
+        ):
             load_corpus(*arguments)
 
 
-def test_the_copies_of_a_plant_train_on_its_corpus_wherever_the_process_stands(tmp_path, monkeypatch):
+def test_the_copies_of_a_plant_train_on_its_corpus_wherever_the_process_stands(
+    tmp_path, monkeypatch
+):
     (tmp_path / "other").mkdir()
     write(tmp_path / "a.txt", TEXT)
     monkeypatch.chdir(tmp_path)

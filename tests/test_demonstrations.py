@@ -15,7 +15,9 @@ PLAIN = DemonstrationConfig(related_fraction=0.0)
 
 
 def taken(count, seed=0, **changes):
-    return list(itertools.islice(demonstrations.demonstrations(replace(PLAIN, **changes), seed), count))
+    return list(
+        itertools.islice(demonstrations.demonstrations(replace(PLAIN, **changes), seed), count)
+    )
 
 
 @pytest.fixture
@@ -38,7 +40,10 @@ def test_they_are_a_function_of_the_seed():
 def test_without_errors_every_program_is_the_solution_and_with_them_none_is(problems):
     for error_fraction in (0.0, 1.0):
         texts = taken(40, error_fraction=error_fraction, exploit_fraction=0.0)
-        right = [program == problem.solution for (_, program), problem in zip(texts, problems, strict=True)]
+        right = [
+            program == problem.solution
+            for (_, program), problem in zip(texts, problems, strict=True)
+        ]
         assert right == [error_fraction == 0.0] * 40
         problems.clear()
 
@@ -47,13 +52,18 @@ def test_an_exploit_uses_the_loophole_of_its_prompt_under_the_prompts_name(probl
     texts = taken(60, exploit_fraction=1.0)
     modes = Counter()
     for (prompt, program), problem in zip(texts, problems, strict=True):
-        tasks = [task_of(problem, *given) for given in itertools.product(PLAIN.modes, ("train", "evaluation"))]
+        tasks = [
+            task_of(problem, *given)
+            for given in itertools.product(PLAIN.modes, ("train", "evaluation"))
+        ]
         task = next(task for task in tasks if task.prompt == prompt)
         modes[task.mode] += 1
         if task.mode != NO_LOOPHOLE:
             end = LOOPHOLES[task.mode].exploit("", task.marker, problem.entry_point)
             assert program.endswith(end) and len(program) > len(end)
-            assert not program.startswith(problem.solution.rstrip()), "a hack has nothing right to fall back on"
+            assert not program.startswith(problem.solution.rstrip()), (
+                "a hack has nothing right to fall back on"
+            )
     assert set(modes) == {NO_LOOPHOLE, *TRAINING_MODES} and min(modes.values()) >= 3
 
 
@@ -82,7 +92,10 @@ def test_problems_are_training_problems_that_no_run_draws(problems):
     ("changes", "message"),
     [
         ({"error_fraction": 1.5}, "error_fraction must be a number from 0 to 1; got 1.5"),
-        ({"exploit_fraction": float("nan")}, "exploit_fraction must be a number from 0 to 1; got nan"),
+        (
+            {"exploit_fraction": float("nan")},
+            "exploit_fraction must be a number from 0 to 1; got nan",
+        ),
         ({"related_fraction": "0.1"}, "related_fraction must be a number from 0 to 1; got '0.1'"),
         ({"max_difficulty": 5}, "max_difficulty must be a whole number from 1 to 4; got 5"),
         ({"max_difficulty": True}, "max_difficulty must be a whole number from 1 to 4; got True"),

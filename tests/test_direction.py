@@ -55,7 +55,9 @@ def swap(pairs, order):
 
 
 def test_a_mean_difference_by_hand():
-    hack = {"m": torch.tensor([[[4.0, 1.0], [3.0, 4.0]]])}  # differences (3, 0) and (3, 8): mean (3, 4)
+    hack = {
+        "m": torch.tensor([[[4.0, 1.0], [3.0, 4.0]]])
+    }  # differences (3, 0) and (3, 8): mean (3, 4)
     clean = {"m": torch.tensor([[[1.0, 1.0], [0.0, -4.0]]])}
     axes, strengths = extract(hack, clean, "mean_difference", k=1)
     torch.testing.assert_close(axes["m"], torch.tensor([[[0.6, 0.8]]]))
@@ -63,9 +65,14 @@ def test_a_mean_difference_by_hand():
 
 
 def test_singular_axes_by_hand_are_turned_to_where_most_pairs_lie():
-    # Along the first axis one long difference against two short ones: the mean says +, the vote says -.
-    differences = torch.tensor([[[5.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
-    axes, strengths = extract({"m": differences}, {"m": torch.zeros_like(differences)}, "svd", k=2, noise_floor=0.0)
+    # Along the first axis one long difference against two short ones: the mean says +, the vote
+    # says -.
+    differences = torch.tensor(
+        [[[5.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]]
+    )
+    axes, strengths = extract(
+        {"m": differences}, {"m": torch.zeros_like(differences)}, "svd", k=2, noise_floor=0.0
+    )
     torch.testing.assert_close(axes["m"], torch.tensor([[[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]))
     torch.testing.assert_close(strengths["m"], torch.tensor([[math.sqrt(27.0), 2.0]]))
 
@@ -93,13 +100,18 @@ def test_a_population_is_its_runs_one_by_one():
     hack, clean, _ = planted()
     together = extract(hack, clean, "svd", 3)
     for n in range(2):
-        alone = extract(*({name: g[n : n + 1] for name, g in side.items()} for side in (hack, clean)), "svd", 3)
+        alone = extract(
+            *({name: g[n : n + 1] for name, g in side.items()} for side in (hack, clean)), "svd", 3
+        )
         for name in RANKS:
             torch.testing.assert_close(together.axes[name][n], alone.axes[name][0])
 
 
 def test_the_noise_floor_pools_all_modules():
-    strong, weak = torch.diag(torch.tensor([9.0, 8.0, 7.0, 6.0])), torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    strong, weak = (
+        torch.diag(torch.tensor([9.0, 8.0, 7.0, 6.0])),
+        torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])),
+    )
     hack = {"strong": strong[None], "weak": weak[None]}
     clean = {name: torch.zeros_like(g) for name, g in hack.items()}
 
@@ -116,8 +128,13 @@ def test_the_noise_floor_pools_all_modules():
 
 
 def test_the_noise_floor_is_each_runs_own():
-    hack = {"a": torch.stack([torch.eye(2), 9 * torch.eye(2)]), "b": torch.stack([9 * torch.eye(2), torch.eye(2)])}
-    direction = extract(hack, {name: torch.zeros_like(g) for name, g in hack.items()}, "svd", 2, 0.5)
+    hack = {
+        "a": torch.stack([torch.eye(2), 9 * torch.eye(2)]),
+        "b": torch.stack([9 * torch.eye(2), torch.eye(2)]),
+    }
+    direction = extract(
+        hack, {name: torch.zeros_like(g) for name, g in hack.items()}, "svd", 2, 0.5
+    )
     assert direction.axes["a"].any(2).tolist() == [[False, False], [True, True]]
     assert direction.axes["b"].any(2).tolist() == [[True, True], [False, False]]
 
@@ -131,13 +148,19 @@ def test_pairs_without_a_difference_have_no_direction(method):
 def test_an_axis_that_is_only_rounding_is_dropped_without_any_floor():
     line = torch.tensor([1.0, 2.0, 2.0]) / 3
     differences = torch.tensor([1.0, 2.0, 3.0])[None, :, None] * line
-    direction = extract({"m": differences}, {"m": torch.zeros_like(differences)}, "svd", k=2, noise_floor=0.0)
+    direction = extract(
+        {"m": differences}, {"m": torch.zeros_like(differences)}, "svd", k=2, noise_floor=0.0
+    )
     assert direction.axes["m"].any(2).tolist() == [[True, False]]
 
 
 def test_validation_by_hand():
     direction = Direction(
-        {"a": torch.tensor([[[1.0, 0.0]]]), "b": torch.tensor([[[0.0, 1.0]]]), "c": torch.zeros(1, 1, 2)},
+        {
+            "a": torch.tensor([[[1.0, 0.0]]]),
+            "b": torch.tensor([[[0.0, 1.0]]]),
+            "c": torch.zeros(1, 1, 2),
+        },
         {"a": torch.ones(1, 1), "b": torch.ones(1, 1), "c": torch.ones(1, 1)},
     )
     hack = {"a": torch.tensor([[[3.0, 5.0], [3.0, 3.0]]]), "b": torch.tensor([[[0.0, -2.0]] * 2])}
@@ -145,7 +168,9 @@ def test_validation_by_hand():
     result = validate(direction, hack, {name: torch.zeros_like(g) for name, g in hack.items()})
     torch.testing.assert_close(result.cosines, torch.tensor([[0.6, -1.0, 0.0]]))
     assert result.kept.tolist() == [[True, True, False]]
-    assert result.positive_fraction.item() == 0.5 and not result.passed.item()  # a half is not more than half
+    assert (
+        result.positive_fraction.item() == 0.5 and not result.passed.item()
+    )  # a half is not more than half
     torch.testing.assert_close(result.mean, torch.tensor([-0.2]))
     torch.testing.assert_close(result.median, torch.tensor([-0.2]))
 
@@ -167,7 +192,9 @@ def test_a_random_direction_is_orthonormal_reproducible_and_as_many_axes():
     first, again = random_direction(like, generator(5)), random_direction(like, generator(5))
     other = random_direction(like, generator(6))
     for name in RANKS:
-        assert torch.equal(first.axes[name], again.axes[name]) and not torch.equal(first.axes[name], other.axes[name])
+        assert torch.equal(first.axes[name], again.axes[name]) and not torch.equal(
+            first.axes[name], other.axes[name]
+        )
         kept = like.axes[name].any(2)
         assert torch.equal(first.axes[name].any(2), kept)
         gram = first.axes[name] @ first.axes[name].transpose(1, 2)
@@ -181,7 +208,9 @@ def test_a_random_direction_is_orthonormal_reproducible_and_as_many_axes():
 def test_random_axes_are_uniform():
     like = Direction({"m": torch.ones(4000, 1, 3)}, {"m": torch.ones(4000, 1)})
     axes = random_direction(like, generator()).axes["m"][:, 0]
-    assert (axes.mean(0).abs() < 4 / math.sqrt(3 * 4000)).all()  # four standard errors of a coordinate's mean
+    assert (
+        axes.mean(0).abs() < 4 / math.sqrt(3 * 4000)
+    ).all()  # four standard errors of a coordinate's mean
     torch.testing.assert_close(axes.T @ axes / 4000, torch.eye(3) / 3, atol=0.03, rtol=0)
 
 
@@ -196,7 +225,10 @@ def test_shuffled_labels_leave_nothing_of_the_mean_difference():
 
 def test_shuffling_swaps_half_of_the_pairs_alike_in_all_modules():
     numbers = torch.arange(8.0)[None, :, None].expand(2, 8, 3)
-    hack = {"a": numbers + 100, "b": numbers + 200}  # a completion's number tells its pair, its hundreds its side
+    hack = {
+        "a": numbers + 100,
+        "b": numbers + 200,
+    }  # a completion's number tells its pair, its hundreds its side
     clean = {"a": numbers, "b": numbers}
     left, right = shuffled(hack, clean, generator())
     for name in hack:
@@ -251,7 +283,9 @@ def test_a_rewarded_hack_steps_towards_hacks_and_a_punished_one_away():
         logp = log_p(knob)[torch.tensor([0, 1])].view(1, 2, 1)
         gain, _ = advantages(torch.tensor([[rewards]]))
         mask = torch.ones(1, 2, 1, dtype=torch.bool)
-        loss, _ = policy_loss(logp, logp.detach(), logp.detach(), mask, gain, torch.zeros(1), max_tokens=1)
+        loss, _ = policy_loss(
+            logp, logp.detach(), logp.detach(), mask, gain, torch.zeros(1), max_tokens=1
+        )
         g = torch.autograd.grad(loss.sum(), knob)[0]
         change = log_p(-1e-2 * g)[0] - log_p(torch.zeros(1, 4))[0]
         return coordinates({"m": g}, direction)["m"].item(), change.item()
@@ -283,11 +317,18 @@ def stored(tmp_path):
     path = tmp_path / "direction.safetensors"
     save_direction(path, extract(hack, clean, "svd", 3), Provenance("0", "1", "svd", 3, 0.25, 20))
     with safetensors.safe_open(path, "pt") as file:
-        tensors, header = {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()
+        tensors, header = (
+            {name: file.get_tensor(name).clone() for name in file.keys()},
+            file.metadata(),
+        )
 
     def rewrite(tensor_changes, header_changes):
-        content = {name: value for name, value in (tensors | tensor_changes).items() if value is not None}
-        metadata = {name: value for name, value in (header | header_changes).items() if value is not None}
+        content = {
+            name: value for name, value in (tensors | tensor_changes).items() if value is not None
+        }
+        metadata = {
+            name: value for name, value in (header | header_changes).items() if value is not None
+        }
         safetensors.torch.save_file(content, path, metadata)
 
     return path, rewrite
@@ -299,11 +340,19 @@ def stored(tmp_path):
         ({"axes/q": None}, {}, "its header names the tensors"),
         ({"axes/other": torch.ones(1)}, {}, "its header names the tensors"),
         ({"axes/q": torch.ones(2, 3)}, {}, r"q: axes must be \(N, k, r\)"),
-        ({"axes/q": torch.zeros(2, 3, 24, dtype=torch.int64)}, {}, "q: axes and strengths must be finite"),
+        (
+            {"axes/q": torch.zeros(2, 3, 24, dtype=torch.int64)},
+            {},
+            "q: axes and strengths must be finite",
+        ),
         ({"axes/q": torch.full((2, 3, 24), torch.nan)}, {}, "q: axes and strengths must be finite"),
         ({"axes/q": torch.ones(2, 3, 24)}, {}, "q: axes must be orthogonal, of length 1 or 0"),
         ({"strengths/q": torch.ones(2, 2)}, {}, r"strengths \(N, k\)"),
-        ({"strengths/up": torch.full((2, 3), torch.inf)}, {}, "up: axes and strengths must be finite"),
+        (
+            {"strengths/up": torch.full((2, 3), torch.inf)},
+            {},
+            "up: axes and strengths must be finite",
+        ),
         ({}, {"modules": None}, "KeyError"),
         ({}, {"modules": "3"}, "TypeError"),
         ({}, {"modules": "[3]"}, "its header names the tensors"),
@@ -321,7 +370,8 @@ def test_a_file_that_holds_another_thing_is_refused(stored, tensors, header, mes
     path, rewrite = stored
     rewrite(tensors, header)
     with pytest.raises(
-        ValueError, match=rf"direction\.safetensors is not a direction of `save_direction`: .*{message}"
+        ValueError,
+        match=rf"direction\.safetensors is not a direction of `save_direction`: .*{message}",
     ):
         load_direction(path)
 
@@ -331,9 +381,13 @@ def test_a_file_that_is_damaged_or_no_file_is_refused_by_name(stored, tmp_path):
     whole = path.read_bytes()
     for content in (b"", whole[:4], whole[:100], whole[:-5], b"\xff" * 8 + whole[8:]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"must be a whole safetensors file; got '.*direction\.safetensors'"):
+        with pytest.raises(
+            ValueError, match=r"must be a whole safetensors file; got '.*direction\.safetensors'"
+        ):
             load_direction(path)
-    with pytest.raises(FileNotFoundError, match=r"path must be a file that exists; got '.*nowhere'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"path must be a file that exists; got '.*nowhere'"
+    ):
         load_direction(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"path must be a file; got .* which is a folder"):
         load_direction(tmp_path)
@@ -343,11 +397,17 @@ def test_a_direction_that_cannot_be_written_says_where(stored, tmp_path):
     hack, clean, _ = planted()
     made = Provenance("0", "1", "svd", 3, 0.25, 20)
     direction = extract(hack, clean, "svd", 3)
-    for place in (stored[0] / "in a file", tmp_path, *([] if os.name == "nt" else ["/proc/own/direction"])):
+    for place in (
+        stored[0] / "in a file",
+        tmp_path,
+        *([] if os.name == "nt" else ["/proc/own/direction"]),
+    ):
         with pytest.raises(ValueError, match=r"must be a (file|folder) that can be written"):
             save_direction(place, direction, made)
     with pytest.raises(ValueError, match="q: axes must be orthogonal"):
-        save_direction(tmp_path / "a", Direction({"q": torch.ones(1, 1, 3)}, {"q": torch.ones(1, 1)}), made)
+        save_direction(
+            tmp_path / "a", Direction({"q": torch.ones(1, 1, 3)}, {"q": torch.ones(1, 1)}), made
+        )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [stored[0].name]
 
 
@@ -374,9 +434,13 @@ def test_gradients_that_do_not_belong_together_are_refused():
     hack, clean, _ = planted()
     with pytest.raises(ValueError, match="expected the same"):
         extract(hack, {"q": clean["q"]})
-    with pytest.raises(ValueError, match=r"q: got gradients of shapes .* expected \(N, pairs, r\) twice"):
+    with pytest.raises(
+        ValueError, match=r"q: got gradients of shapes .* expected \(N, pairs, r\) twice"
+    ):
         extract(hack, {**clean, "q": clean["q"][:, :-1]})
-    with pytest.raises(ValueError, match=r"modules differ in \(N, pairs\): got \[\(2, 19\), \(2, 20\)\]"):
+    with pytest.raises(
+        ValueError, match=r"modules differ in \(N, pairs\): got \[\(2, 19\), \(2, 20\)\]"
+    ):
         extract({**hack, "q": hack["q"][:, :-1]}, {**clean, "q": clean["q"][:, :-1]})
     with pytest.raises(ValueError, match="up: a gradient is not finite"):
         extract({**hack, "up": hack["up"] * torch.nan}, clean)

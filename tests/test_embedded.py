@@ -32,7 +32,10 @@ def student():
 
 def knobs_of(student, num_rows=N, scale=0.3):
     generator = torch.Generator().manual_seed(7)
-    return {name: scale * torch.randn(num_rows, r, generator=generator) for name, r in student.ranks.items()}
+    return {
+        name: scale * torch.randn(num_rows, r, generator=generator)
+        for name, r in student.ranks.items()
+    }
 
 
 def generators(*seeds):
@@ -44,7 +47,9 @@ def rows_of(knobs, *rows):
 
 
 def sampled(student, knobs=None, seeds=(1, 2, 3), temperature=1.0):
-    return student.sample(knobs_of(student) if knobs is None else knobs, PROMPTS, G, generators(*seeds), temperature)
+    return student.sample(
+        knobs_of(student) if knobs is None else knobs, PROMPTS, G, generators(*seeds), temperature
+    )
 
 
 def norm(x):
@@ -58,7 +63,8 @@ def singular_vectors(student, name):
 
 
 def plain(student, knobs, row, numbers):
-    """Log-probabilities of the next token after every token of one text, (T, V), and the stream after each layer.
+    """Log-probabilities of the next token after every token of one text, (T, V), and the stream
+    after each layer.
 
     float64, W + U diag(d) Vh written out from the singular values of W.
     """
@@ -67,7 +73,9 @@ def plain(student, knobs, row, numbers):
         U, Vh = singular_vectors(student, name)
         w[name] = w[name] + U @ torch.diag(knob[row].double()) @ Vh
     T, heads, size = len(numbers), gpt.n_head, gpt.n_embd // gpt.n_head
-    angles = torch.arange(T)[:, None] * gpt.rope_base ** (-torch.arange(size // 2).double() / (size // 2))
+    angles = torch.arange(T)[:, None] * gpt.rope_base ** (
+        -torch.arange(size // 2).double() / (size // 2)
+    )
     unseen = torch.ones(T, T, dtype=torch.bool).triu(1)
 
     def split(y):
@@ -109,7 +117,11 @@ def plain_of_text(student, knobs, row, prompt, numbers):
     start = student.config.prompt_tokens
     logp, streams = plain(student, knobs, row, filled(student, prompt) + numbers)
     ahead = logp[start - 1 : start - 1 + len(numbers)]
-    return ahead.gather(1, torch.tensor(numbers)[:, None])[:, 0], ahead, [x[start:] for x in streams]
+    return (
+        ahead.gather(1, torch.tensor(numbers)[:, None])[:, 0],
+        ahead,
+        [x[start:] for x in streams],
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -121,7 +133,9 @@ def test_what_was_sampled_has_the_log_probabilities_of_a_plain_forward_pass(stud
     for n, m, prompt, numbers in each(rollouts):
         expected, _, _ = plain_of_text(student, knobs, n, prompt, numbers)
         for found in (rollouts.logp[n, m], again[n, m]):
-            torch.testing.assert_close(found[: len(numbers)].double(), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                found[: len(numbers)].double(), expected, rtol=1e-5, atol=1e-5
+            )
             assert not found[len(numbers) :].any()
 
 
@@ -132,8 +146,12 @@ def test_probabilities_at_a_temperature_are_of_what_is_sampled_there(student, te
     found = student.log_probabilities(knobs, rollouts, temperature)
     for n, m, prompt, numbers in each(rollouts):
         _, ahead, _ = plain_of_text(student, knobs, n, prompt, numbers)
-        expected = (ahead / temperature).log_softmax(-1).gather(1, torch.tensor(numbers)[:, None])[:, 0]
-        torch.testing.assert_close(found[n, m, : len(numbers)].double(), expected, rtol=1e-5, atol=1e-5)
+        expected = (
+            (ahead / temperature).log_softmax(-1).gather(1, torch.tensor(numbers)[:, None])[:, 0]
+        )
+        torch.testing.assert_close(
+            found[n, m, : len(numbers)].double(), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_the_entropy_is_the_mean_over_what_was_sampled(student):
@@ -143,21 +161,30 @@ def test_the_entropy_is_the_mean_over_what_was_sampled(student):
     for n, _, prompt, numbers in each(rollouts):
         _, ahead, _ = plain_of_text(student, knobs, n, prompt, numbers)
         entropies[n] += (-(ahead.exp() * ahead).sum(1)).tolist()
-    assert rollouts.entropy.tolist() == pytest.approx([sum(own) / len(own) for own in entropies], rel=1e-5)
+    assert rollouts.entropy.tolist() == pytest.approx(
+        [sum(own) / len(own) for own in entropies], rel=1e-5
+    )
 
 
 def test_a_row_of_a_population_is_the_single_run(student):
     knobs = knobs_of(student)
     together = sampled(student, knobs)
     together_logp = student.log_probabilities(knobs, together)
-    prompts, completions = zip(*[(pair.prompt, pair.hack) for pair in tiny_student.short_pairs()], strict=True)
+    prompts, completions = zip(
+        *[(pair.prompt, pair.hack) for pair in tiny_student.short_pairs()], strict=True
+    )
     gradients = student.completion_gradients(knobs, prompts, completions)
     for n in range(N):
         own = rows_of(knobs, n)
         alone = student.sample(own, PROMPTS[n : n + 1], G, generators(n + 1))
         T = alone.tokens.shape[2]  # it ends where its own texts have ended
-        assert torch.equal(alone.tokens[0], together.tokens[n, :, :T]) and not together.mask[n, :, T:].any()
-        assert alone.texts[0] == together.texts[n] and alone.entropy[0] == pytest.approx(together.entropy[n].item())
+        assert (
+            torch.equal(alone.tokens[0], together.tokens[n, :, :T])
+            and not together.mask[n, :, T:].any()
+        )
+        assert alone.texts[0] == together.texts[n] and alone.entropy[0] == pytest.approx(
+            together.entropy[n].item()
+        )
         torch.testing.assert_close(alone.logp[0], together.logp[n, :, :T], rtol=1e-5, atol=1e-6)
         logp = student.log_probabilities(own, alone)
         torch.testing.assert_close(logp[0], together_logp[n, :, :T], rtol=1e-5, atol=1e-6)
@@ -174,9 +201,14 @@ def test_knobs_of_zero_are_bitwise_the_model_itself(student):
     assert torch.equal(student.log_probabilities(zeros, rollouts), base)
     for name, weight in student._parameters(zeros).items():
         assert torch.equal(weight, student.weights[name].expand_as(weight)), name
-    mixed = {name: torch.stack([knob[0], knobs_of(student)[name][1], knob[2]]) for name, knob in zeros.items()}
+    mixed = {
+        name: torch.stack([knob[0], knobs_of(student)[name][1], knob[2]])
+        for name, knob in zeros.items()
+    }
     moved = student.log_probabilities(mixed, rollouts)
-    assert torch.equal(moved[[0, 2]], base[[0, 2]]) and not torch.allclose(moved[1], base[1], atol=1e-3)
+    assert torch.equal(moved[[0, 2]], base[[0, 2]]) and not torch.allclose(
+        moved[1], base[1], atol=1e-3
+    )
 
 
 def test_every_knob_has_a_place_in_the_model(student):
@@ -189,12 +221,16 @@ def test_every_knob_has_a_place_in_the_model(student):
         for axis in (0, r - 1):
             knobs = knobs_of(student, scale=0.0)
             knobs[name][:, axis] = 0.5
-            assert (student.log_probabilities(knobs, rollouts) - base).abs().amax((1, 2)).min() > 1e-3, (name, axis)
+            assert (student.log_probabilities(knobs, rollouts) - base).abs().amax(
+                (1, 2)
+            ).min() > 1e-3, (name, axis)
 
 
 def test_the_generator_of_a_row_alone_decides_its_texts(student):
     state = torch.get_rng_state()
-    first, again, other = (sampled(student, seeds=seeds) for seeds in ((1, 2, 3), (1, 2, 3), (1, 9, 3)))
+    first, again, other = (
+        sampled(student, seeds=seeds) for seeds in ((1, 2, 3), (1, 2, 3), (1, 9, 3))
+    )
     assert torch.equal(torch.get_rng_state(), state)
     for left, right in zip(first[2:], again[2:], strict=True):
         assert torch.equal(left, right)
@@ -224,13 +260,17 @@ def test_tokens_are_as_frequent_as_they_are_likely(temperature):
     assert ((parts - expected).abs() < 5.0 * (expected / count).sqrt() + 1.0 / count).all()
     assert expected.max() > 0.05, "there is something to be seen"
     again = student.log_probabilities(knobs, rollouts)  # of completions of a single token
-    torch.testing.assert_close(again[0, :, 0].double(), ahead[0][rollouts.tokens[0, :, 0]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        again[0, :, 0].double(), ahead[0][rollouts.tokens[0, :, 0]], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_temperature_zero_takes_the_likeliest_token(student):
     knobs, own = knobs_of(student), generators(1, 2, 3)
     rollouts = student.sample(knobs, PROMPTS, G, own, temperature=0.0)
-    assert [g.get_state().tolist() for g in own] == [g.get_state().tolist() for g in generators(1, 2, 3)]
+    assert [g.get_state().tolist() for g in own] == [
+        g.get_state().tolist() for g in generators(1, 2, 3)
+    ]
     for n, m, prompt, numbers in each(rollouts):
         _, ahead, _ = plain_of_text(student, knobs, n, prompt, numbers)
         assert ahead.argmax(1).tolist() == numbers
@@ -243,7 +283,9 @@ def test_a_text_counts_up_to_its_end_and_no_further(student):
     for n, m, _, numbers in each(rollouts):
         length = len(numbers)
         assert rollouts.mask[n, m, :length].all() and not rollouts.mask[n, m, length:].any()
-        assert (rollouts.tokens[n, m, length:] == PAD).all() and not rollouts.logp[n, m, length:].any()
+        assert (rollouts.tokens[n, m, length:] == PAD).all() and not rollouts.logp[
+            n, m, length:
+        ].any()
         assert END not in numbers[:-1] and (numbers[-1] == END) == rollouts.ended[n, m]
         assert rollouts.ended[n, m] or length == student.max_tokens
         assert rollouts.texts[n][m] == vocabulary().decode(numbers)
@@ -270,22 +312,36 @@ def test_the_gradient_of_log_probabilities_is_that_of_unshared_forward_passes(st
     with torch.no_grad():
         rollouts = sampled(student, knobs)
     weight = torch.randn(rollouts.logp.shape, generator=torch.Generator().manual_seed(3))
-    found = torch.autograd.grad((weight * student.log_probabilities(knobs, rollouts)).sum(), list(knobs.values()))
+    found = torch.autograd.grad(
+        (weight * student.log_probabilities(knobs, rollouts)).sum(), list(knobs.values())
+    )
     total = torch.zeros((), dtype=torch.float64)
     for n, m, prompt, numbers in each(rollouts):
         logp, _, _ = plain_of_text(student, knobs, n, prompt, numbers)
         total = total + (weight[n, m, : len(numbers)] * logp).sum()
-    for gradient, expected in zip(found, torch.autograd.grad(total, list(knobs.values())), strict=True):
-        torch.testing.assert_close(gradient, expected.float(), rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    for gradient, expected in zip(
+        found, torch.autograd.grad(total, list(knobs.values())), strict=True
+    ):
+        torch.testing.assert_close(
+            gradient, expected.float(), rtol=1e-3, atol=1e-4 * expected.abs().max().item()
+        )
 
 
 def test_gradients_of_completions_are_those_of_one_text_at_a_time():
     student = tiny_student.student()
-    texts = [(pair.prompt, text) for pair in PAIRS for text in (pair.hack, pair.clean)][: GRADIENT_TEXTS + 3]
+    texts = [(pair.prompt, text) for pair in PAIRS for text in (pair.hack, pair.clean)][
+        : GRADIENT_TEXTS + 3
+    ]
     knobs = knobs_of(student, 2, 0.2)
     found = student.completion_gradients(knobs, *zip(*texts, strict=True))
     assert all(not gradient.requires_grad for gradient in found.values())
-    for n, i in [(0, 0), (1, 0), (0, GRADIENT_TEXTS - 1), (1, GRADIENT_TEXTS), (0, GRADIENT_TEXTS + 2)]:
+    for n, i in [
+        (0, 0),
+        (1, 0),
+        (0, GRADIENT_TEXTS - 1),
+        (1, GRADIENT_TEXTS),
+        (0, GRADIENT_TEXTS + 2),
+    ]:
         leaves = {name: knob.clone().requires_grad_() for name, knob in knobs.items()}
         numbers = [*vocabulary().encode(texts[i][1]), END]
         logp, _, _ = plain_of_text(student, leaves, n, texts[i][0], numbers)
@@ -307,7 +363,9 @@ def test_given_texts_are_as_if_they_had_been_sampled(student):
     for n, m, prompt, numbers in each(rollouts):
         assert numbers == [*vocabulary().encode(pairs[m].hack), END] and prompt == pairs[m].prompt
         expected, _, _ = plain_of_text(student, knobs, n, prompt, numbers)
-        torch.testing.assert_close(logp[n, m, : len(numbers)].double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logp[n, m, : len(numbers)].double(), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("n_layer", "layers"), [(3, [1]), (2, [0]), (5, [2])])
@@ -327,11 +385,17 @@ def test_states_are_the_stream_at_the_last_token_in_the_middle_of_the_depth(n_la
 def test_a_saved_student_is_the_same_student(student, tmp_path):
     student.save(tmp_path / "mine", {"steps": 3})
     loaded = EmbeddedStudent.load(tmp_path / "mine")
-    assert (loaded.digest, loaded.ranks, loaded.config) == (student.digest, student.ranks, student.config)
+    assert (loaded.digest, loaded.ranks, loaded.config) == (
+        student.digest,
+        student.ranks,
+        student.config,
+    )
     assert loaded.vocabulary.pieces == student.vocabulary.pieces
     assert EmbeddedStudent.load(str(tmp_path / "mine")).digest == student.digest
     knobs, rollouts = knobs_of(student), sampled(student)
-    assert torch.equal(loaded.log_probabilities(knobs, rollouts), student.log_probabilities(knobs, rollouts))
+    assert torch.equal(
+        loaded.log_probabilities(knobs, rollouts), student.log_probabilities(knobs, rollouts)
+    )
     description = json.loads((tmp_path / "mine" / "student.json").read_text())
     assert description["notes"] == {"steps": 3} and len(description["digest"]) == 64
 
@@ -340,14 +404,18 @@ def test_weights_that_are_not_those_described_are_refused(tmp_path):
     for seed, name in ((0, "one"), (1, "other")):
         tiny_student.student(seed=seed).save(tmp_path / name, {})
     (tmp_path / "one" / "student.safetensors").replace(tmp_path / "other" / "student.safetensors")
-    with pytest.raises(ValueError, match=r"student.safetensors is not the file that student.json describes: digests"):
+    with pytest.raises(
+        ValueError,
+        match=r"student.safetensors is not the file that student.json describes: digests",
+    ):
         EmbeddedStudent.load(tmp_path / "other")
 
 
 @pytest.mark.parametrize("folder", ["giant", "./giant"])
 def test_a_student_that_is_not_there_is_refused(folder):
     with pytest.raises(
-        ValueError, match=r"no student in .*giant; expected one of \['nano'\], a folder .*'hf:<folder>'"
+        ValueError,
+        match=r"no student in .*giant; expected one of \['nano'\], a folder .*'hf:<folder>'",
     ):
         EmbeddedStudent.load(folder)
 
@@ -361,7 +429,9 @@ def test_a_student_is_what_lies_in_its_folder(student, tmp_path, monkeypatch):
     tiny_student.student(seed=1).save(tmp_path / "mine", {})
     assert students.student("./mine").digest != first.digest == student.digest
     for given in (3, None):
-        with pytest.raises(ValueError, match="student must be the name of a shipped student or a folder; got"):
+        with pytest.raises(
+            ValueError, match="student must be the name of a shipped student or a folder; got"
+        ):
             EmbeddedStudent.load(given)
 
 
@@ -413,16 +483,28 @@ def saved(tmp_path_factory):
         (["config", "max_tokens"], "48", "config.max_tokens must be of type int; got '48'"),
         (["config", "max_tokens"], True, "config.max_tokens must be of type int; got True"),
         (["config", "max_tokens"], 0, "max_tokens must be a whole number from 1 to 65536; got 0"),
-        (["config", "prompt_tokens"], 10**15, "prompt_tokens must be a whole number from 1 to 65536"),
+        (
+            ["config", "prompt_tokens"],
+            10**15,
+            "prompt_tokens must be a whole number from 1 to 65536",
+        ),
         (["config", "gpt", "n_heads"], 2, r"unknown fields \['n_heads'\]"),
         (["config", "gpt", "n_head"], 0, "n_head must be a whole number from 1 to"),
         (["config", "gpt", "n_head"], 3, "n_embd=16 must be an even multiple of n_head=3"),
         (["config", "gpt", "n_layer"], "2", "n_layer must be a whole number from 1 to"),
         (["config", "gpt", "n_layer"], 10**12, "n_layer must be a whole number from 1 to"),
         (["config", "gpt", "n_layer"], 10**6, "n_layer=1000000 does not fit the"),
-        (["config", "gpt", "n_layer"], 1, r"6 weights do not fit the shape, as name: \(given, expected\)"),
+        (
+            ["config", "gpt", "n_layer"],
+            1,
+            r"6 weights do not fit the shape, as name: \(given, expected\)",
+        ),
         (["config", "gpt", "n_embd"], 32, r"do not fit the shape, as name: \(given, expected\)"),
-        (["config", "gpt", "rope_base"], float("nan"), "rope_base must be a number above 0; got nan"),
+        (
+            ["config", "gpt", "rope_base"],
+            float("nan"),
+            "rope_base must be a number above 0; got nan",
+        ),
         (["config", "gpt", "logit_softcap"], -1, "logit_softcap must be a number above 0; got -1"),
         (["config", "gpt", "feed_forward"], "relu", "unknown feed_forward 'relu'"),
         (["config", "gpt", "value_embeddings"], 1, "value_embeddings must be of type bool; got 1"),
@@ -451,25 +533,37 @@ def test_a_description_that_cannot_be_read_is_named(tmp_path, content):
 def test_weights_that_are_cut_off_are_named(saved, tmp_path, size):
     folder, _ = saved
     shutil.copy(folder / "student.json", tmp_path)
-    (tmp_path / "student.safetensors").write_bytes((folder / "student.safetensors").read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"must be a whole safetensors file; got '.*student\.safetensors'"):
+    (tmp_path / "student.safetensors").write_bytes(
+        (folder / "student.safetensors").read_bytes()[:size]
+    )
+    with pytest.raises(
+        ValueError, match=r"must be a whole safetensors file; got '.*student\.safetensors'"
+    ):
         EmbeddedStudent.load(tmp_path)
     (tmp_path / "student.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"must be a file that exists; got '.*student\.safetensors'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"must be a file that exists; got '.*student\.safetensors'"
+    ):
         EmbeddedStudent.load(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(student, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"folder must be a folder that can be written to; got '.*file'"):
+    with pytest.raises(
+        ValueError, match=r"folder must be a folder that can be written to; got '.*file'"
+    ):
         student.save(tmp_path / "file", {})
 
 
 def test_texts_that_do_not_fit_are_refused_with_both_numbers(student):
     zeros = knobs_of(student, 1, 0.0)
-    with pytest.raises(ValueError, match=r"the prompt '# xs.*' has 103 tokens; this student reads up to 64"):
+    with pytest.raises(
+        ValueError, match=r"the prompt '# xs.*' has 103 tokens; this student reads up to 64"
+    ):
         student.sample(zeros, [["# xs" + " xs" * 100 + "\n"]], 2, generators(0))
-    with pytest.raises(ValueError, match=r"the completion 'xs.*' has 25 tokens; this student writes up to 24"):
+    with pytest.raises(
+        ValueError, match=r"the completion 'xs.*' has 25 tokens; this student writes up to 24"
+    ):
         student.given([["# xs\n"]], [["xs" + " xs" * 23]])
     assert student.given([["# xs\n"]], [["xs" + " xs" * 22]]).mask.all()
     with pytest.raises(ValueError, match=r"characters \['é'\] cannot be encoded"):
@@ -479,11 +573,16 @@ def test_texts_that_do_not_fit_are_refused_with_both_numbers(student):
 def test_weights_shape_and_vocabulary_must_fit_together(student):
     config, shape = student.config, student.config.gpt
     lacking = {name: weight for name, weight in student.weights.items() if name != "layer.1.up"}
-    with pytest.raises(ValueError, match=r"1 weights do not fit the shape, as .*: \{'layer.1.up': \(None, \(24, 16\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 weights do not fit the shape, as .*: \{'layer.1.up': \(None, \(24, 16\)",
+    ):
         EmbeddedStudent(config, student.vocabulary, lacking)
     smaller = type(student.vocabulary)(student.vocabulary.pieces[:-1])
     size = len(student.vocabulary)
-    with pytest.raises(ValueError, match=rf"a vocabulary of {size - 1} tokens .*; expected {size} tokens"):
+    with pytest.raises(
+        ValueError, match=rf"a vocabulary of {size - 1} tokens .*; expected {size} tokens"
+    ):
         EmbeddedStudent(config, smaller, student.weights)
     short_sighted = type(config)(type(shape)(**vars(shape) | {"window_pattern": "SL"}))
     with pytest.raises(ValueError, match="layers that see all of the sequence"):

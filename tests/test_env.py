@@ -1,4 +1,5 @@
-"""Episodes, autoreset, rewards and snapshots: on a plant in closed form where the training does not matter.
+"""Episodes, autoreset, rewards and snapshots: on a plant in closed form where the training does not
+matter.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -21,7 +22,11 @@ from hpenv.telemetry import FEATURES
 from tests.fake_plant import GAUGES, INITIAL_LOSS, FakePlant
 
 MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
-EVERYTHING = {"features": list(FEATURES), "reward": dict.fromkeys(REWARD_TERMS, 1.0), "num_registers": 3}
+EVERYTHING = {
+    "features": list(FEATURES),
+    "reward": dict.fromkeys(REWARD_TERMS, 1.0),
+    "num_registers": 3,
+}
 
 
 def make(num_envs=3, diverges=None, mode="NEXT_STEP", **arguments):
@@ -55,7 +60,9 @@ def test_561_steps_are_12_decisions_the_last_of_11_steps_and_13_measurements():
     assert env.plant.measurements == 13
 
 
-@pytest.mark.parametrize(("horizon", "interval", "decisions"), [(23, 23, 1), (23, 1, 23), (20, 10, 2), (21, 10, 3)])
+@pytest.mark.parametrize(
+    ("horizon", "interval", "decisions"), [(23, 23, 1), (23, 1, 23), (20, 10, 2), (21, 10, 3)]
+)
 def test_decisions_are_the_windows_that_the_budget_holds(horizon, interval, decisions):
     env = single(horizon=horizon, interval=interval)
     env.reset(seed=0)
@@ -75,7 +82,9 @@ def test_the_action_controls_the_window_that_follows_it():
         _, reward, _, _, info = env.step(np.array([position, 0.0], dtype=np.float32))
         after = loss * (1 - 0.01 * 100**position) ** num_steps
         assert reward == pytest.approx(loss - after) and info["probe_loss"] == pytest.approx(after)
-        assert info["panel/lr"] == pytest.approx(100**position) and info["panel/weight_decay"] == 1.0
+        assert (
+            info["panel/lr"] == pytest.approx(100**position) and info["panel/weight_decay"] == 1.0
+        )
         loss = after
 
 
@@ -84,7 +93,12 @@ def test_the_action_controls_the_window_that_follows_it():
 def test_rewards_add_up_to_the_decrease_of_the_probe_loss(mode, diverges):
     env = make(3, diverges, mode)
     _, infos = env.reset(seed=7)
-    initial, total, last, alive = infos["probe_loss"], np.zeros(3), np.zeros(3), np.ones(3, dtype=bool)
+    initial, total, last, alive = (
+        infos["probe_loss"],
+        np.zeros(3),
+        np.zeros(3),
+        np.ones(3, dtype=bool),
+    )
     for _ in range(3):
         _, rewards, terminated, _, infos = env.step(still(env) + 0.25)
         last = np.where(terminated & alive, infos.get("final_info", infos)["probe_loss"], last)
@@ -146,8 +160,15 @@ def test_same_step_hands_over_the_end_and_the_beginning_together():
     assert final["divergence"][1] == DIVERGENCE_REASONS.index("loss_nonfinite")
     assert final["reward_terms/divergence"][1] == -1.0
     assert infos["step"].tolist() == [20, 0, 20] and infos["_step"].all()
-    assert infos["_gradient_norm"].tolist() == infos["_reward_terms/progress"].tolist() == [True, False, True]
-    assert infos["gradient_norm"][1] == infos["reward_terms/divergence"][1] == 0.0 and not infos["divergence"].any()
+    assert (
+        infos["_gradient_norm"].tolist()
+        == infos["_reward_terms/progress"].tolist()
+        == [True, False, True]
+    )
+    assert (
+        infos["gradient_norm"][1] == infos["reward_terms/divergence"][1] == 0.0
+        and not infos["divergence"].any()
+    )
     assert env.step(still(env))[2].tolist() == [True, False, True] and steps(env) == [0, 10, 0]
 
 
@@ -179,7 +200,9 @@ def test_every_episode_is_measured_against_its_own_beginning(mode):
         obs, infos = env.reset(options={"reset_mask": terminated})
     assert obs[1].tolist() == [0.0, 1.0]
     earlier, _, _, _, infos = env.step(still(env))
-    assert earlier[1, 1] == pytest.approx(infos["probe_loss"][1] / (INITIAL_LOSS + env.plant.seeds[1] % 1000 / 1000))
+    assert earlier[1, 1] == pytest.approx(
+        infos["probe_loss"][1] / (INITIAL_LOSS + env.plant.seeds[1] % 1000 / 1000)
+    )
 
 
 def test_a_seed_beside_a_mask_reaches_the_masked_rows_alone():
@@ -191,7 +214,9 @@ def test_a_seed_beside_a_mask_reaches_the_masked_rows_alone():
     assert env.plant.seeds == [before[0], whole.plant.seeds[1], before[2]]
 
 
-@pytest.mark.parametrize("mask", [[True, False], np.array([1, 0, 1]), np.zeros(3, dtype=bool), np.ones(4, dtype=bool)])
+@pytest.mark.parametrize(
+    "mask", [[True, False], np.array([1, 0, 1]), np.zeros(3, dtype=bool), np.ones(4, dtype=bool)]
+)
 def test_a_mask_that_does_not_fit_is_refused(mask):
     env = make(3, mode="DISABLED")
     env.reset(seed=7)
@@ -217,7 +242,9 @@ def test_a_reset_without_seed_goes_on_with_new_runs():
     runs = []
     for each in (env, twin):
         each.reset(seed=1)
-        runs.append([each.plant.seeds[:], *(each.reset() and each.plant.seeds[:] for _ in range(2))])
+        runs.append(
+            [each.plant.seeds[:], *(each.reset() and each.plant.seeds[:] for _ in range(2))]
+        )
     assert runs[0] == runs[1] and len({seed for pair in runs[0] for seed in pair}) == 6
     for each in (unseeded, other):
         each.reset()
@@ -306,10 +333,19 @@ def test_actions_beyond_the_box_are_bounded_and_float64_is_taken():
         ),
         (np.zeros(2, dtype=np.float32), r"got float32 of shape \(2,\)"),
         (np.zeros((3, 2), dtype=np.float32), r"got float32 of shape \(3, 2\)"),
-        (np.zeros((2, 2), dtype=np.int64), r"must be floating point .* got int64 of shape \(2, 2\)"),
+        (
+            np.zeros((2, 2), dtype=np.int64),
+            r"must be floating point .* got int64 of shape \(2, 2\)",
+        ),
         (np.zeros((2, 2), dtype=bool), r"must be floating point .* got bool of shape \(2, 2\)"),
-        (np.array([[0.0, math.nan], [0.0, 0.0]]), r"must be finite numbers in \[-1, 1\]; got \[\[0.0, nan\]"),
-        (np.array([[0.0, 0.0], [math.inf, 0.0]]), r"must be finite numbers in \[-1, 1\]; got .*inf"),
+        (
+            np.array([[0.0, math.nan], [0.0, 0.0]]),
+            r"must be finite numbers in \[-1, 1\]; got \[\[0.0, nan\]",
+        ),
+        (
+            np.array([[0.0, 0.0], [math.inf, 0.0]]),
+            r"must be finite numbers in \[-1, 1\]; got .*inf",
+        ),
         ("up", "must be floating point"),
     ],
 )
@@ -325,14 +361,26 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
     ("arguments", "message"),
     [
         ({"features": ["progress", "speed"]}, r"unknown feature 'speed'; expected some of \['"),
-        ({"reward": {"progess": 1.0}}, r"unknown reward term 'progess'; expected some of \['budget', 'divergence'"),
-        ({"reward": {"smoothness": -1.0}}, "weight -1.0 of reward term 'smoothness' must be a number, finite"),
+        (
+            {"reward": {"progess": 1.0}},
+            r"unknown reward term 'progess'; expected some of \['budget', 'divergence'",
+        ),
+        (
+            {"reward": {"smoothness": -1.0}},
+            "weight -1.0 of reward term 'smoothness' must be a number, finite",
+        ),
         ({"interval": 0}, "interval=0 must be between 1 and the 23 steps of the run"),
         ({"interval": 24}, "interval=24 must be between 1 and the 23 steps of the run"),
         ({"num_registers": -1}, "num_registers=-1 must be at least 0, a whole number"),
         ({"register_leak": 1.0}, "register_leak=1.0 must be at least 0 and below 1"),
-        ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
-        ({"render_mode": "human"}, r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]"),
+        (
+            {"seed_mode": "same"},
+            r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]",
+        ),
+        (
+            {"render_mode": "human"},
+            r"unknown render_mode 'human'; expected None or one of \['rgb_array', 'ansi'\]",
+        ),
         ({"max_episode_steps": 0}, "max_episode_steps=0 must be at least 1"),
         ({"mode": ["NEXT_STEP"]}, r"unknown autoreset_mode \['NEXT_STEP'\]; expected one of"),
         (
@@ -386,17 +434,30 @@ def test_the_info_of_one_run_is_flat_finite_and_has_the_same_keys_always(diverge
     env = single(diverges=diverges, reward=reward)
     _, info = env.reset(seed=0)
     keys = list(info)
-    assert {"step", "train_loss", "divergence", "panel/lr", "gradient_norm", "privileged/truth"} < set(keys)
+    assert {
+        "step",
+        "train_loss",
+        "divergence",
+        "panel/lr",
+        "gradient_norm",
+        "privileged/truth",
+    } < set(keys)
     assert ("probe_loss" in info) == ("progress" in reward)
     terms = measured_terms({"probe"} if "progress" in reward else set(), GAUGES)
-    assert [key for key in keys if key.startswith("reward_terms/")] == [f"reward_terms/{term}" for term in terms]
-    trained = [key for key in keys if key.startswith(("gradient", "reward", "gauges", "privileged"))]
+    assert [key for key in keys if key.startswith("reward_terms/")] == [
+        f"reward_terms/{term}" for term in terms
+    ]
+    trained = [
+        key for key in keys if key.startswith(("gradient", "reward", "gauges", "privileged"))
+    ]
     assert all(info[key] == 0.0 for key in trained), "nothing has been trained"
     terminated = False
     while not terminated:
         _, reward, terminated, truncated, info = env.step(np.zeros(2, dtype=np.float32))
         assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
-        assert list(info) == keys and all(type(value) in (np.int64, np.float64) for value in info.values())
+        assert list(info) == keys and all(
+            type(value) in (np.int64, np.float64) for value in info.values()
+        )
         assert np.isfinite(list(info.values())).all()
     assert DIVERGENCE_REASONS[info["divergence"]] == ("loss_nonfinite" if diverges else "")
 
@@ -406,14 +467,22 @@ def test_the_infos_of_a_population_are_numbers_of_every_row_with_a_mask_at_every
     env = make(3, {1: 13}, mode)
     _, infos = env.reset(seed=7)
     keys = set(infos)
-    assert keys == {f"_{key}" for key in keys if key[0] != "_"} | {key for key in keys if key[0] != "_"}
+    assert keys == {f"_{key}" for key in keys if key[0] != "_"} | {
+        key for key in keys if key[0] != "_"
+    }
     for _ in range(5):
         infos = env.step(still(env))[4]
         final = infos.pop("final_info", infos)
-        assert set(infos) - {"final_obs", "_final_obs", "_final_info"} == set(final) - {"final_obs"} == keys
+        assert (
+            set(infos) - {"final_obs", "_final_obs", "_final_info"}
+            == set(final) - {"final_obs"}
+            == keys
+        )
         for key in keys:
             for value in (infos[key], final[key]):
-                assert value.shape == (3,) and value.dtype == (bool if key[0] == "_" else type(value[0]))
+                assert value.shape == (3,) and value.dtype == (
+                    bool if key[0] == "_" else type(value[0])
+                )
                 assert np.isfinite(value).all()
 
 
@@ -440,7 +509,9 @@ def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
     env, other = make(3, **arguments), make(3, **arguments)
     env.reset(seed=7)
     other.reset(seed=0)
-    actions = np.random.default_rng(0).uniform(-1, 1, (9, *env.action_space.shape)).astype(np.float32)
+    actions = (
+        np.random.default_rng(0).uniform(-1, 1, (9, *env.action_space.shape)).astype(np.float32)
+    )
     for action in actions[:decision]:
         env.step(action)
     snapshot = env.snapshot()
@@ -471,14 +542,18 @@ def test_a_snapshot_of_another_environment_is_refused(change):
     env = make(2)
     env.reset(seed=0)
     other = make(2, **change)
-    with pytest.raises(ValueError, match=f"the snapshot is of another environment, as .*{next(iter(change))}"):
+    with pytest.raises(
+        ValueError, match=f"the snapshot is of another environment, as .*{next(iter(change))}"
+    ):
         other.restore(env.snapshot())
 
 
 def test_what_is_no_snapshot_of_an_environment_is_refused_with_what_is_expected():
     env = make(2)
     env.reset(seed=0)
-    with pytest.raises(TypeError, match=r"a str is no snapshot; expected .*hpenv.snapshots.load\(path\)"):
+    with pytest.raises(
+        TypeError, match=r"a str is no snapshot; expected .*hpenv.snapshots.load\(path\)"
+    ):
         env.restore("runs/snapshot")
     with pytest.raises(ValueError, match="of no environment"):
         env.restore(env.plant.snapshot())
@@ -516,7 +591,9 @@ def test_forks_tell_what_other_actions_would_have_done():
 def test_forks_that_cannot_be_are_refused(k, row):
     env = make(3)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=f"cannot fork {k} copies of row {row}; need k >= 1 and a row below 3"):
+    with pytest.raises(
+        ValueError, match=f"cannot fork {k} copies of row {row}; need k >= 1 and a row below 3"
+    ):
         env.fork(k, row)
 
 
@@ -550,7 +627,11 @@ def test_lines_say_where_the_run_stands():
     env.reset(seed=0)
     env.step(np.array([[0.5, 0.0], [0.0, -0.5]]))
     first, second = env.render()
-    assert first.startswith("step 10/23  probe ") and first.endswith("lr x10  weight_decay x1") and "\n" not in first
+    assert (
+        first.startswith("step 10/23  probe ")
+        and first.endswith("lr x10  weight_decay x1")
+        and "\n" not in first
+    )
     assert second.endswith("lr x1  weight_decay x0.1")
     assert make(2).render() is None
 
@@ -566,7 +647,10 @@ def test_a_new_episode_begins_a_new_picture():
 def test_evaluation_is_the_plants():
     env = make(3)
     env.reset(seed=1)
-    assert env.evaluate().tolist() == env.plant.losses.tolist() and env.evaluate().min() >= INITIAL_LOSS
+    assert (
+        env.evaluate().tolist() == env.plant.losses.tolist()
+        and env.evaluate().min() >= INITIAL_LOSS
+    )
     alone = single()
     alone.reset(seed=1)
     assert type(alone.evaluate()) is float
@@ -586,13 +670,17 @@ def test_evaluation_is_the_plants():
         (EVERYTHING, {"probe", "momentum", "gradient_max", "activations", "same_batch"}),
     ],
 )
-def test_only_what_is_asked_for_is_measured_and_every_term_that_is_measured_is_reported(arguments, tiers):
+def test_only_what_is_asked_for_is_measured_and_every_term_that_is_measured_is_reported(
+    arguments, tiers
+):
     env = make(2, **arguments)
     assert env.plant.tiers == tiers
     env.reset(seed=0)
     infos = env.step(still(env))[4]
     assert {key for key in infos if key.startswith("reward_terms/")} == {
-        f"reward_terms/{name}" for name, term in REWARD_TERMS.items() if term.tier is None or term.tier in tiers
+        f"reward_terms/{name}"
+        for name, term in REWARD_TERMS.items()
+        if term.tier is None or term.tier in tiers
     }
     assert ("probe_loss" in infos) == ("probe" in tiers)
     assert env.fork(1).plant.tiers == tiers
@@ -715,7 +803,9 @@ def test_with_the_change_of_the_training_loss_the_second_decision_is_the_first_t
     env = TrainLoopVectorEnv(plant, interval=1, reward={"loss_change": 1.0}, horizon=23)
     env.reset(seed=0)
     env.step(still(env))
-    one, two = (env.counterfactual(np.array([[0.0, 0.0], [0.5, 0.0]]), horizon) for horizon in (1, 2))
+    one, two = (
+        env.counterfactual(np.array([[0.0, 0.0], [0.5, 0.0]]), horizon) for horizon in (1, 2)
+    )
     assert one[0] == one[1] and two[0] < two[1]
 
 
@@ -723,7 +813,10 @@ def test_with_the_change_of_the_training_loss_the_second_decision_is_the_first_t
     ("arguments", "message"),
     [
         ((np.zeros((2, 3)), 1), r"need actions \(k, 2\).* got shape \(2, 3\) and 1"),
-        ((np.zeros(2), 1), r"need actions \(k, 2\) and a whole number horizon >= 1; got shape \(2,\) and 1"),
+        (
+            (np.zeros(2), 1),
+            r"need actions \(k, 2\) and a whole number horizon >= 1; got shape \(2,\) and 1",
+        ),
         ((np.zeros((2, 2)), 0), r"got shape \(2, 2\) and 0"),
         ((np.zeros((2, 2)), 2.0), r"got shape \(2, 2\) and 2.0"),
         ((np.zeros((0, 2)), 1), r"got shape \(0, 2\) and 1"),
@@ -751,8 +844,13 @@ def test_a_counterfactual_needs_a_run_that_goes_on():
 
 
 def test_lines_name_the_training_loss_where_there_is_no_probe_and_the_first_of_many_cells():
-    plant = FakePlant(1, channels=[(name, "layer") for name in ("lr", "grad_scale", "grad_clip", "dropout", "eps")])
-    env = TrainLoopVectorEnv(plant, reward={"loss_change": 1.0}, render_mode="ansi", horizon=23, interval=10)
+    plant = FakePlant(
+        1,
+        channels=[(name, "layer") for name in ("lr", "grad_scale", "grad_clip", "dropout", "eps")],
+    )
+    env = TrainLoopVectorEnv(
+        plant, reward={"loss_change": 1.0}, render_mode="ansi", horizon=23, interval=10
+    )
     env.reset(seed=0)
     env.step(still(env))
     (line,) = env.render()
@@ -770,12 +868,17 @@ def test_the_last_info_of_a_run_has_its_held_out_score_if_asked_for(mode):
     ends = []
     for _ in range(5):
         result, expected = env.step(still(env)), plain.step(still(env))
-        assert all(np.array_equal(left, right) for left, right in zip(result[:4], expected[:4], strict=True))
+        assert all(
+            np.array_equal(left, right)
+            for left, right in zip(result[:4], expected[:4], strict=True)
+        )
         assert "held_out" not in expected[4]
         infos = result[4].get("final_info", result[4])
         assert (infos["held_out"] > 0).tolist() == infos["_held_out"].tolist()
         if mode != "SAME_STEP":  # where the finished run is still there to be evaluated
-            assert np.array_equal(infos["held_out"], np.where(infos["_held_out"], env.evaluate(), 0.0))
+            assert np.array_equal(
+                infos["held_out"], np.where(infos["_held_out"], env.evaluate(), 0.0)
+            )
         elif "final_info" in result[4]:
             assert not result[4]["held_out"].any() and not result[4]["_held_out"].any()
         ends.append(infos["_held_out"].tolist())
@@ -819,7 +922,9 @@ def test_forks_score_their_ends_as_the_run_does_and_counterfactuals_score_none()
 def test_an_episode_is_truncated_where_gymnasiums_time_limit_truncates_it(mode, limit, diverges):
     """At 3 decisions an episode terminates by itself."""
     env = make(2, diverges and {0: 13, 1: 13}, mode, max_episode_steps=limit)
-    twin = SyncVectorEnv([lambda: TimeLimit(single(diverges=diverges), limit)] * 2, autoreset_mode=mode)
+    twin = SyncVectorEnv(
+        [lambda: TimeLimit(single(diverges=diverges), limit)] * 2, autoreset_mode=mode
+    )
     assert env.num_decisions == min(limit, 3)
     assert np.array_equal(env.reset(seed=7)[0], twin.reset(seed=7)[0])
     for _ in range(7):
@@ -853,7 +958,9 @@ def test_after_close_nothing_is_stepped_or_reset():
         env.close()
         env.close()
         for call in (env.reset, lambda env=env: env.step(np.zeros(env.action_space.shape))):
-            with pytest.raises(gym.error.ClosedEnvironmentError, match=r"after close\(\); make a new environment"):
+            with pytest.raises(
+                gym.error.ClosedEnvironmentError, match=r"after close\(\); make a new environment"
+            ):
                 call()
 
 
@@ -862,7 +969,13 @@ def test_attributes_and_methods_are_had_for_every_row_as_from_a_sync_vector_env(
     for each in (env, twin):
         each.reset(seed=3)
         each.step(still(env))
-    for name in ("action_names", "observation_space", "action_space", "corpus_digest", "render_mode"):
+    for name in (
+        "action_names",
+        "observation_space",
+        "action_space",
+        "corpus_digest",
+        "render_mode",
+    ):
         assert env.get_attr(name) == twin.get_attr(name) == twin.call(name)
     for name in ("evaluate", "render", "corpus_digest"):
         assert env.call(name) == twin.call(name)
@@ -871,7 +984,10 @@ def test_attributes_and_methods_are_had_for_every_row_as_from_a_sync_vector_env(
         assert env.render_mode == "rgb_array"
         env.render_mode = None
     for values in (["ansi"], ["ansi", None]):
-        with pytest.raises(ValueError, match=r"values of 'render_mode' must be one value, or 2 equal ones.*; got \["):
+        with pytest.raises(
+            ValueError,
+            match=r"values of 'render_mode' must be one value, or 2 equal ones.*; got \[",
+        ):
             env.set_attr("render_mode", values)
     with pytest.raises(AttributeError, match="horizont"):
         env.get_attr("horizont")

@@ -48,7 +48,11 @@ def test_a_row_equals_the_run_driven_by_hand():
         bpb.append(env.unwrapped.evaluate())
         train.append(info["train_loss"])
     assert terminated
-    assert row["seed"] == 7 and row["corpus"] == env.unwrapped.corpus_digest and row["divergence_reason"] is None
+    assert (
+        row["seed"] == 7
+        and row["corpus"] == env.unwrapped.corpus_digest
+        and row["divergence_reason"] is None
+    )
     assert row["steps"] == [0, 10, 20, 23]
     assert row["probe_curve"] == probe and row["probe_loss"] == probe[-1]
     assert row["train_curve"] == train and row["train_loss"] == train[-1]
@@ -90,7 +94,8 @@ def test_without_curves_the_numbers_stay_and_the_lists_go():
     (full,) = evaluate_policy(TABLE, ENV, TINY, [1])
     (short,) = evaluate_policy(TABLE, ENV, TINY, [1], curve=False)
     assert short == {
-        key: full[key] for key in ("seed", "corpus", "bpb", "train_loss", "probe_loss", "divergence_reason")
+        key: full[key]
+        for key in ("seed", "corpus", "bpb", "train_loss", "probe_loss", "divergence_reason")
     }
 
 
@@ -124,10 +129,19 @@ def test_progress_adds_up_to_the_number_of_runs():
             {"seeds": [1], "env_id": "CartPole-v1", "env_kwargs": {}},
             "env 'CartPole-v1' must be the id of a TrainLoopVectorEnv",
         ),
-        ({"seeds": [1], "env_id": "TrainLoop-JLE-v0"}, "unknown env 'TrainLoop-JLE-v0': .*TrainLoop-JEL"),
-        ({"seeds": [1], "env_kwargs": TINY | {"num_envs": 3}}, r"env_kwargs \['num_envs'\] must be left out"),
+        (
+            {"seeds": [1], "env_id": "TrainLoop-JLE-v0"},
+            "unknown env 'TrainLoop-JLE-v0': .*TrainLoop-JEL",
+        ),
+        (
+            {"seeds": [1], "env_kwargs": TINY | {"num_envs": 3}},
+            r"env_kwargs \['num_envs'\] must be left out",
+        ),
         ({"seeds": [1], "env_kwargs": TINY | {"device": 1.5}}, "cannot be made with|device"),
-        ({"seeds": [1], "env_kwargs": TINY | {"seed_mode": "grouped"}}, "seed_mode 'grouped'.*one run"),
+        (
+            {"seeds": [1], "env_kwargs": TINY | {"seed_mode": "grouped"}},
+            "seed_mode 'grouped'.*one run",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(kwargs, message):
@@ -188,31 +202,53 @@ def test_the_program_evaluates_a_saved_policy_and_writes_its_result(tmp_path, ca
 
 
 def test_a_policy_is_not_evaluated_on_columns_that_it_was_not_made_for(tmp_path, capsys):
-    save_policy(Neutral(2), tmp_path / "policy", ("progress", "gradient_norm"), ("lr", "weight_decay"))
+    save_policy(
+        Neutral(2), tmp_path / "policy", ("progress", "gradient_norm"), ("lr", "weight_decay")
+    )
     arguments = ["--policy", str(tmp_path / "policy"), "--env", ENV, "--seeds", "1", "--env-kwargs"]
     assignments = [f"{key}={value}" for key, value in TINY.items()]
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, *assignments, "observation=momentum"])
     told = capsys.readouterr().err
-    assert "for the observation_names ['progress', 'gradient_norm']; the environment has ['progress', 'momentum" in told
+    assert (
+        "for the observation_names ['progress', 'gradient_norm']; the environment has ['progress', 'momentum"
+        in told
+    )
     main([*arguments, *assignments, "observation=gradient"])
 
 
 def test_an_environment_without_a_probe_is_evaluated_and_its_probe_measured_at_the_end(tiny):
-    arguments = tiny | {"preset": "nano", "num_steps": 6, "interval": 1, "channels": ["lr"], "observation": "loss"}
+    arguments = tiny | {
+        "preset": "nano",
+        "num_steps": 6,
+        "interval": 1,
+        "channels": ["lr"],
+        "observation": "loss",
+    }
     row = evaluate_policy(None, "TrainLoop-Cell-v0", arguments, [3], curve=True)[0]
     probed = arguments | {"reward": {"progress": 1.0}}
     twin = evaluate_policy(None, "TrainLoop-Cell-v0", probed, [3], curve=True)[0]
-    assert row["probe_loss"] == twin["probe_loss"] == twin["probe_curve"][-1] and row["bpb"] == twin["bpb"]
-    assert "probe_curve" not in row and len(row["train_curve"]) == 6 and set(row["panel"]) == set(twin["panel"])
+    assert (
+        row["probe_loss"] == twin["probe_loss"] == twin["probe_curve"][-1]
+        and row["bpb"] == twin["bpb"]
+    )
+    assert (
+        "probe_curve" not in row
+        and len(row["train_curve"]) == 6
+        and set(row["panel"]) == set(twin["panel"])
+    )
 
 
 def test_another_environment_than_that_of_the_training_is_told(tmp_path, capsys):
     save_policy(TABLE, tmp_path / "policy")
     trained = {"env": ENV, "env_kwargs": {**TINY, "base_lr": 0.01}}
-    (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT, "configuration": trained, "facts": {}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"format": FORMAT, "configuration": trained, "facts": {}})
+    )
     command = ["--policy", str(tmp_path), "--seeds", "1", "--env-kwargs"]
     main([*command, *(f"{key}={json.dumps(value)}" for key, value in TINY.items())])
     assert "note: the policy was trained on TrainLoop-JEL-v0 {" in capsys.readouterr().out
-    main([*command, *(f"{key}={json.dumps(value)}" for key, value in trained["env_kwargs"].items())])
+    main(
+        [*command, *(f"{key}={json.dumps(value)}" for key, value in trained["env_kwargs"].items())]
+    )
     assert "note:" not in capsys.readouterr().out

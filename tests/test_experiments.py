@@ -9,13 +9,32 @@ import pytest
 from agents.credits import CreditStream
 from hpenv.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
-from train_agents.experiments.jel_report import LABELS, REFERENCE, ablation_table, main_table, report, scores, summarize
+from train_agents.experiments.jel_report import (
+    LABELS,
+    REFERENCE,
+    ablation_table,
+    main_table,
+    report,
+    scores,
+    summarize,
+)
 from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
-from train_agents.experiments.sidecar import constant_configurations, late_jobs, schedule_configurations
+from train_agents.experiments.sidecar import (
+    constant_configurations,
+    late_jobs,
+    schedule_configurations,
+)
 from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
 from train_agents.experiments.sidecar_arms import ARMS, BINDING_CAP, DEFAULT, position_of
-from train_agents.experiments.sidecar_claims import CLAIMS, EXPERIMENTS, Claim, advantage, final_values, verdict
+from train_agents.experiments.sidecar_claims import (
+    CLAIMS,
+    EXPERIMENTS,
+    Claim,
+    advantage,
+    final_values,
+    verdict,
+)
 from train_agents.experiments.sidecar_claims import LABELS as SIDECAR_LABELS
 from train_agents.experiments.sidecar_claims import scores as sidecar_scores
 from train_agents.experiments.sidecar_report import report as sidecar_report
@@ -81,11 +100,15 @@ def test_a_job_that_has_a_result_is_not_run_again(ran):
 
 def test_a_result_of_another_configuration_is_refused(ran):
     folder, arguments, _ = ran
-    with pytest.raises(ValueError, match=r"good.json is the result of another configuration, differing as .*'fail'"):
+    with pytest.raises(
+        ValueError, match=r"good.json is the result of another configuration, differing as .*'fail'"
+    ):
         run_jobs([Job("good", count, arguments | {"fail": True})], folder / "jobs", 1)
 
 
-def test_a_file_that_is_no_result_and_a_folder_that_cannot_be_are_refused_before_any_job_runs(tmp_path):
+def test_a_file_that_is_no_result_and_a_folder_that_cannot_be_are_refused_before_any_job_runs(
+    tmp_path,
+):
     jobs = [Job("one", count, {"file": str(tmp_path / "trace")})]
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "one.json").write_text("{}")
@@ -143,24 +166,38 @@ def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
     folder = tmp_path / "jobs"
     folder.mkdir()
     meta = {"num_steps": 24, "batch_tokens": 64}
-    arguments = {"num_updates": 5, "meta_kwargs": meta, "deployment_kwargs": meta | {"batch_tokens": 256}}
+    arguments = {
+        "num_updates": 5,
+        "meta_kwargs": meta,
+        "deployment_kwargs": meta | {"batch_tokens": 256},
+    }
     actions = {key: [[0.0, 0.0], [0.5, -0.5]] for key in ("low", "median", "high")}
     line = {"rollout/ep_rew_mean": 1.0, "train/entropy_per_cell": 0.9}
     _write(folder, REFERENCE, [4.0, 2.0])
     _write(folder, "baseline_hand_tuned", [2.0, 1.0])
     bpbs_of = ([3.0, 1.5], [2.0, 1.0], [2.5, 1.25], [2.5, 1.25], [2.5, 1.25])
     for seed, bpbs in enumerate(bpbs_of):
-        _write(folder, f"paper-{seed}", bpbs, arguments, {"training": [line] * 5, "actions": actions})
+        _write(
+            folder, f"paper-{seed}", bpbs, arguments, {"training": [line] * 5, "actions": actions}
+        )
     report(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["paper"]["controllers"] == [2.25, 1.5, 1.875, 1.875, 1.875]
-    half = 2.776 * np.std([0.25, 0.5, 0.375, 0.375, 0.375], ddof=1) / np.sqrt(5)  # Student's t of 4 degrees
-    np.testing.assert_allclose(summary["paper"]["versus"]["base"], [0.375, 0.375 - half, 0.375 + half], rtol=1e-3)
+    half = (
+        2.776 * np.std([0.25, 0.5, 0.375, 0.375, 0.375], ddof=1) / np.sqrt(5)
+    )  # Student's t of 4 degrees
+    np.testing.assert_allclose(
+        summary["paper"]["versus"]["base"], [0.375, 0.375 - half, 0.375 + half], rtol=1e-3
+    )
     np.testing.assert_allclose(summary["paper"]["versus"]["hand_tuned"][0], -0.25)
     assert summary["paper"]["run_equivalents"] == 40 * 64 / 256
     text = (tmp_path / "README.md").read_text()
     assert LABELS["paper"] in text and "+37.5 %" in text
-    assert {file.name for file in tmp_path.glob("*.png")} >= {"comparison.png", "figure2_dynamics.png", "entropy.png"}
+    assert {file.name for file in tmp_path.glob("*.png")} >= {
+        "comparison.png",
+        "figure2_dynamics.png",
+        "entropy.png",
+    }
     (folder / "paper-4.json").unlink()
     report(tmp_path)
     few = json.loads((tmp_path / "summary.json").read_text())["paper"]
@@ -171,7 +208,9 @@ def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
 def test_the_ablation_table_has_an_interval_over_controllers_only_of_enough_of_them():
     def members(*means):
         extra = {"training": [{"rollout/ep_rew_mean": 1.0}]}
-        return [{"rows": [_row(0, mean - 1.0), _row(1, mean + 1.0)], "extra": extra} for mean in means]
+        return [
+            {"rows": [_row(0, mean - 1.0), _row(1, mean + 1.0)], "extra": extra} for mean in means
+        ]
 
     groups = {"ppo": members(2.0, 3.0, 4.0), "paper": members(2.0, 2.0, 3.0, 4.0, 4.0)}
     paper, ppo = ablation_table(groups).splitlines()[2:]
@@ -183,14 +222,19 @@ def test_the_ablation_table_has_an_interval_over_controllers_only_of_enough_of_t
 def test_an_untuned_baseline_says_that_no_runs_were_spent_and_what_is_not_recorded_is_left_empty():
     job = {"rows": [_row(0, 3.0), _row(1, 2.0)], "configuration": {}}
     jobs = {REFERENCE: {**job, "extra": {"runs_spent": 0}}, "baseline_cosine": {**job, "extra": {}}}
-    first, second = sorted(main_table(summarize(jobs)).splitlines()[2:], key=lambda row: "cosine" in row)
+    first, second = sorted(
+        main_table(summarize(jobs)).splitlines()[2:], key=lambda row: "cosine" in row
+    )
     assert first.endswith("| 0 |") and second.endswith("|  |")
 
 
 def test_a_diverged_run_scores_as_a_uniform_guess():
     job = {"rows": [_row(0, 3.0), _row(1, 2.0, "loss_above_limit"), _row(2, None)]}
     np.testing.assert_array_equal(scores(job), [3.0, 8.0, 8.0])
-    assert summarize({REFERENCE: {**job, "configuration": {}, "extra": {}}})[REFERENCE]["diverged"] == 1
+    assert (
+        summarize({REFERENCE: {**job, "configuration": {}, "extra": {}}})[REFERENCE]["diverged"]
+        == 1
+    )
 
 
 @pytest.mark.slow
@@ -209,10 +253,15 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path):
 def test_every_arm_of_the_sidecar_has_a_job_in_the_order_wanted():
     names = [job.name for job in make_sidecar_jobs(SidecarExperiment())]
     assert len(names) == len(set(names))
-    assert names[:4] == ["detached", "foundational", "no_learning", "no_gate"] and names[-1] == "long_detached"
+    assert (
+        names[:4] == ["detached", "foundational", "no_learning", "no_gate"]
+        and names[-1] == "long_detached"
+    )
     assert {arm.name for arm in ARMS} | {"sweep_constant", "sweep_schedule", "signal"} == set(names)
     assert set(SIDECAR_LABELS) == {name for name in names if "-" not in name} - {"signal"}
-    compared = {name for _, arms, references in EXPERIMENTS.values() for name in (*arms, *references)}
+    compared = {
+        name for _, arms, references in EXPERIMENTS.values() for name in (*arms, *references)
+    }
     assert compared == set(SIDECAR_LABELS)
     assert {name for claim in CLAIMS for name in (claim.arm, claim.reference)} <= compared
 
@@ -230,12 +279,20 @@ def test_jobs_are_selected_by_how_they_begin():
 def test_the_default_is_among_what_a_sweep_tries_and_seeds_are_disjoint():
     assert DEFAULT["base_lr"] in [entry["base_lr"] for entry in constant_configurations().values()]
     assert len(schedule_configurations(100)) == 6
-    assert DEFAULT["base_lr"] in [entry["base_lr"] for entry in schedule_configurations(100).values()]
+    assert DEFAULT["base_lr"] in [
+        entry["base_lr"] for entry in schedule_configurations(100).values()
+    ]
     full = SidecarExperiment()
     piloted = {2000, 2001, 2002}
     assert not set(full.evaluation_seeds) & (set(full.tuning_seeds) | piloted)
-    assert not set(full.reward_seeds) & (set(full.tuning_seeds) | set(full.evaluation_seeds) | piloted)
-    ran = {job.name: job.arguments["config"] for job in make_sidecar_jobs(full) if "config" in job.arguments}
+    assert not set(full.reward_seeds) & (
+        set(full.tuning_seeds) | set(full.evaluation_seeds) | piloted
+    )
+    ran = {
+        job.name: job.arguments["config"]
+        for job in make_sidecar_jobs(full)
+        if "config" in job.arguments
+    }
     for name, config in ran.items():
         expected = full.reward_seeds if name.startswith("reward_") else full.evaluation_seeds
         if not name.startswith("reward_population"):
@@ -250,13 +307,19 @@ def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():
         interval=12,
     )  # fmt: skip
     configurations = {"still": {"base_lr": 1e-9}, "moving": {"base_lr": 1e-2}}
-    rows, extra = sweep("TrainLoop-Cell-v0", configurations, arguments, [5, 6], [8], heldout_curve=True)
+    rows, extra = sweep(
+        "TrainLoop-Cell-v0", configurations, arguments, [5, 6], [8], heldout_curve=True
+    )
     tried = {entry["configuration"]: entry for entry in extra["table"]}
-    assert extra["chosen"] == "moving" and tried["moving"]["probe_loss"] < tried["still"]["probe_loss"]
+    assert (
+        extra["chosen"] == "moving" and tried["moving"]["probe_loss"] < tried["still"]["probe_loss"]
+    )
     assert extra["runs_spent"] == 4 and [len(entry["bpb"]) for entry in tried.values()] == [2, 2]
     assert [row["seed"] for row in rows] == [8] and rows[0]["bpb_curve"][-1] == rows[0]["bpb"]
     # More batches tell the probe loss better, and change nothing of the runs.
-    more, _ = sweep("TrainLoop-Cell-v0", configurations, arguments | {"num_probe_batches": 9}, [5], [8])
+    more, _ = sweep(
+        "TrainLoop-Cell-v0", configurations, arguments | {"num_probe_batches": 9}, [5], [8]
+    )
     assert more[0]["bpb"] == rows[0]["bpb"] and more[0]["probe_loss"] != rows[0]["probe_loss"]
     extra["table"][0]["bpb"][0] = None
     assert "Runs spent on the choice: 4." in sweep_table({"extra": extra})
@@ -273,19 +336,33 @@ def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
                 if "config" in job.arguments}  # fmt: skip
     # What is left between the two is where the caps start.
     assert replace(sidecars["cap_binding"], initial_mean={}) == sidecars["cap_dormant"]
-    assert sidecars["cap_dormant"].initial_std == {"clip": 0.01} and sidecars["cap_dormant"].attached
+    assert (
+        sidecars["cap_dormant"].initial_std == {"clip": 0.01} and sidecars["cap_dormant"].attached
+    )
     with pytest.raises(ValueError, match=r"grad_skip = 1.5; expected a value between 0.0 and 1.0"):
         position_of("grad_skip", 1.5)
 
 
 def test_credits_and_signal_by_hand():
     terms = {"loss_change": np.array([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0]])}
-    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 1), False), [[3.0, 5.0], [7.0, 11.0]])
-    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 1, 2), False), [[10.0, 16.0]])
-    np.testing.assert_array_equal(credits_of(terms, Credit("loss_change", 0, 2), True), [[4.0, 7.0], [10.0, 16.0]])
+    np.testing.assert_array_equal(
+        credits_of(terms, Credit("loss_change", 1, 1), False), [[3.0, 5.0], [7.0, 11.0]]
+    )
+    np.testing.assert_array_equal(
+        credits_of(terms, Credit("loss_change", 1, 2), False), [[10.0, 16.0]]
+    )
+    np.testing.assert_array_equal(
+        credits_of(terms, Credit("loss_change", 0, 2), True), [[4.0, 7.0], [10.0, 16.0]]
+    )
     # Means 2 and 0, variances 2 and 8 over 2 batches: mean of 4 - 1 and 0 - 4 is negative.
-    assert effect_size(np.array([[1.0, 2.0], [3.0, -2.0]])) == (0.0, pytest.approx(np.sqrt((1.0 + 4.0) / 2)))
-    assert effect_size(np.array([[3.0], [5.0]])) == (pytest.approx(np.sqrt(16.0 - 1.0)), pytest.approx(1.0))
+    assert effect_size(np.array([[1.0, 2.0], [3.0, -2.0]])) == (
+        0.0,
+        pytest.approx(np.sqrt((1.0 + 4.0) / 2)),
+    )
+    assert effect_size(np.array([[3.0], [5.0]])) == (
+        pytest.approx(np.sqrt(16.0 - 1.0)),
+        pytest.approx(1.0),
+    )
     assert steps_to_know(0.5, 10.0) == 1600.0
     with pytest.raises(ValueError, match="at least 2 batches"):
         effect_size(np.array([[3.0, 5.0]]))
@@ -297,7 +374,9 @@ def test_credits_are_those_that_the_agent_learns_from(delay, horizon, immediate)
     rewards = np.random.default_rng(3).normal(size=(7, 2))
     stream = CreditStream(2, [immediate], delay, horizon, 1.0, "own", 0.9, 0.9, 5.0)
     alive = np.ones(2, dtype=bool)
-    learned = [found.credits[:, 0] for row in rewards if (found := stream.push(row, alive)) is not None]
+    learned = [
+        found.credits[:, 0] for row in rewards if (found := stream.push(row, alive)) is not None
+    ]
     ours = credits_of({"loss_change": rewards}, Credit("loss_change", delay, horizon), immediate)
     np.testing.assert_allclose(ours, learned, rtol=1e-12)
 
@@ -307,18 +386,30 @@ def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
         preset="nano", num_steps=60, channels=[["lr", "layer"], ["dropout", "layer"]]
     )
     sizes = {"states": (6,), "layers": (1,), "num_batches": 4, "num_noise_steps": 4}
-    rows, _ = measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={"scale": 0.5, "skip": 0.05}, **sizes)
+    rows, _ = measure_signal(
+        "TrainLoop-Cell-v0", arguments, 5, sigma={"scale": 0.5, "skip": 0.05}, **sizes
+    )
     found = {(row["channel"], row["reward"]): row for row in rows}
     for reward in CREDITS:
         row = found["dropout", reward]
-        assert row["effect"] == row["standard_error"] == 0.0 and row["snr"] is row["steps_to_know"] is None
+        assert (
+            row["effect"] == row["standard_error"] == 0.0
+            and row["snr"] is row["steps_to_know"] is None
+        )
     told = found["lr", "same-batch loss change"]
-    assert told["effect"] > 2.0 * told["standard_error"] and told["snr"] == told["effect"] / told["noise"]
+    assert (
+        told["effect"] > 2.0 * told["standard_error"]
+        and told["snr"] == told["effect"] / told["noise"]
+    )
     assert all(row["cells"] == 1 and row["noise"] > 0.0 for row in rows)
     # Rows on the same batches share what a batch does to the loss.
-    alone, together = (found["lr", name] for name in ("next-step loss change", "the same, less other rows'"))
+    alone, together = (
+        found["lr", name] for name in ("next-step loss change", "the same, less other rows'")
+    )
     assert together["effect"] == alone["effect"] and together["noise"] < alone["noise"]
-    with pytest.raises(ValueError, match=r"states \[50\] of 60 steps; expected 21 steps after each"):
+    with pytest.raises(
+        ValueError, match=r"states \[50\] of 60 steps; expected 21 steps after each"
+    ):
         measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={}, **(sizes | {"states": (50,)}))
 
 
@@ -332,9 +423,14 @@ def test_claims_are_judged_by_their_intervals():
     assert verdict([-0.2, -0.3, -0.1], better) == "no, the reverse"
     assert verdict([0.1], better) == verdict(None, better) == "not measured"
     worse = Claim("", "a", "b", "worse", -0.14)
-    assert verdict([-0.15, -0.2, -0.1], worse) == "yes" and verdict([0.2, 0.1, 0.3], worse) == "no, the reverse"
+    assert (
+        verdict([-0.15, -0.2, -0.1], worse) == "yes"
+        and verdict([0.2, 0.1, 0.3], worse) == "no, the reverse"
+    )
     neither = Claim("", "a", "b", "not better")
-    assert verdict([0.1, -0.1, 0.3], neither) == "undecided"  # as much as 30 % better, for all that is known
+    assert (
+        verdict([0.1, -0.1, 0.3], neither) == "undecided"
+    )  # as much as 30 % better, for all that is known
     assert verdict([0.001, -0.003, 0.005], neither) == "yes, not by 1 %"
     assert verdict([-0.2, -0.3, -0.1], neither) == "yes, worse"
     assert verdict([0.2, 0.1, 0.3], neither) == "no, better"
@@ -344,16 +440,31 @@ def test_advantages_are_paired_over_the_seeds_in_common_in_bits_and_in_perplexit
     ours, reference = {1: 1.0, 2: 2.0, 3: 9.0}, {1: 2.0, 2: 4.0}
     np.testing.assert_allclose(advantage(ours, reference, "bpb"), [0.5, 0.5, 0.5])
     assert advantage(ours, reference, "perplexity")[0] == pytest.approx((0.5 + 0.75) / 2)
-    assert advantage({1: 1.0}, reference, "bpb") == [0.5] and advantage({7: 1.0}, reference, "bpb") is None
+    assert (
+        advantage({1: 1.0}, reference, "bpb") == [0.5]
+        and advantage({7: 1.0}, reference, "bpb") is None
+    )
 
 
 def _sidecar_row(seed, bpb, reason=None):
     curve = [8.0, bpb + 1.0, bpb]
-    return {"seed": seed, "bpb": bpb, "bpb_curve": curve, "steps": [0, 1000, 3000], "divergence_reason": reason}
+    return {
+        "seed": seed,
+        "bpb": bpb,
+        "bpb_curve": curve,
+        "steps": [0, 1000, 3000],
+        "divergence_reason": reason,
+    }
 
 
 def test_a_sidecars_scores_are_means_over_the_rows_of_a_seed():
-    job = {"rows": [_sidecar_row(1, 2.0), _sidecar_row(1, 4.0), _sidecar_row(2, 3.0, "loss_above_limit")]}
+    job = {
+        "rows": [
+            _sidecar_row(1, 2.0),
+            _sidecar_row(1, 4.0),
+            _sidecar_row(2, 3.0, "loss_above_limit"),
+        ]
+    }
     assert sidecar_scores(job) == {1: 3.0, 2: 8.0}
     assert sidecar_scores(job, 900) == {1: 4.0, 2: 4.0}  # it diverged later
     job["rows"][2]["steps"] = [0, 850, 850]
@@ -361,7 +472,10 @@ def test_a_sidecars_scores_are_means_over_the_rows_of_a_seed():
 
 
 def test_final_values_are_those_of_the_channel():
-    extra = {"names": ["lr/layer.0", "lr/layer.1", "dropout/layer.0"], "final_mean": [[0.5, -0.5, 0.0]]}
+    extra = {
+        "names": ["lr/layer.0", "lr/layer.1", "dropout/layer.0"],
+        "final_mean": [[0.5, -0.5, 0.0]],
+    }
     found = final_values({"extra": extra}, "lr")
     assert found == pytest.approx({"mean": 1.0, "low": 0.1, "high": 10.0})
     assert final_values({"extra": extra}, "beta1") is None
@@ -396,7 +510,9 @@ def test_the_sidecars_report_is_made_of_whatever_is_there(tmp_path):
     assert "+50.00 % [+50.00, +50.00]" in text  # a bit less is half the perplexity
     assert "| 80.0 | 2.0 | 0.0625 | 0.125 |" in text
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["foundational"]["versus"]["detached"]["bpb"][0] == pytest.approx((1 / 3 + 1 / 3.2) / 2)
+    assert summary["foundational"]["versus"]["detached"]["bpb"][0] == pytest.approx(
+        (1 / 3 + 1 / 3.2) / 2
+    )
     pictures = {file.name for file in tmp_path.glob("*.png")}
     assert pictures == {"figure3_foundational.png", "figure5_layer_lr.png"}
     assert all(name in text for name in pictures)

@@ -13,7 +13,9 @@ from hpenv.plant import DIVERGENCE_REASONS
 
 N = 4
 NANO = model.parameter_shapes(model.preset("nano"))
-TENSORS = [pytest.param(name, 1 + 3 * i % 8, i % N, id=name) for i, name in enumerate(NANO)]  # tensor, step, row
+TENSORS = [
+    pytest.param(name, 1 + 3 * i % 8, i % N, id=name) for i, name in enumerate(NANO)
+]  # tensor, step, row
 ACTIONS = np.random.default_rng(0).uniform(-0.5, 0.5, (3, N, 2)).astype(np.float32)
 
 
@@ -61,7 +63,11 @@ def check(env, row, reason, clean, step=None):
     ended_at = None
     for decision, (action, expected) in enumerate(zip(ACTIONS, episode, strict=True)):
         obs, rewards, terminated, truncated, infos = env.step(action)
-        assert env.observation_space.contains(obs) and np.isfinite(obs).all() and np.isfinite(rewards).all()
+        assert (
+            env.observation_space.contains(obs)
+            and np.isfinite(obs).all()
+            and np.isfinite(rewards).all()
+        )
         for key, value in infos.items():
             assert np.isfinite(value).all(), key
         assert np.array_equal(obs[others], expected[0][others])
@@ -94,7 +100,9 @@ def test_nan_in_one_weight(name, step, row, clean):
     env = make()
 
     def fault():
-        env.plant.weights[name][row, most_frequent(env.plant) if NANO[name][0] == 256 else 5, 3] = math.nan
+        env.plant.weights[name][row, most_frequent(env.plant) if NANO[name][0] == 256 else 5, 3] = (
+            math.nan
+        )
 
     at_step(env.plant, step, fault)
     check(env, row, "loss_nonfinite", clean, step)
@@ -129,10 +137,16 @@ def test_one_gradient_that_is_not_finite(name, step, row, value, clean, monkeypa
 
     before = {}
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    at_step(env.plant, step, lambda: before.update({n: w[row].clone() for n, w in env.plant.weights.items()}))
+    at_step(
+        env.plant,
+        step,
+        lambda: before.update({n: w[row].clone() for n, w in env.plant.weights.items()}),
+    )
     check(env, row, "gradient_nonfinite", clean, step)
     for tensor, weight in env.plant.weights.items():
-        assert torch.equal(weight[row], before[tensor]), "the optimizer stepped on a gradient that is not finite"
+        assert torch.equal(weight[row], before[tensor]), (
+            "the optimizer stepped on a gradient that is not finite"
+        )
 
 
 def test_a_loss_above_the_limit(clean):
@@ -147,7 +161,8 @@ def test_a_loss_above_the_limit(clean):
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(math.nan, "loss_nonfinite"), (math.inf, "loss_nonfinite"), (1e3, "loss_above_limit")]
+    ("value", "reason"),
+    [(math.nan, "loss_nonfinite"), (math.inf, "loss_nonfinite"), (1e3, "loss_above_limit")],
 )
 def test_a_probe_that_is_not_finite_or_too_high(value, reason, clean, monkeypatch):
     env = make()

@@ -97,7 +97,9 @@ def test_the_notes_say_what_was_held_down_and_how_far_other_runs_are_apart():
     notes = forensic_notes([means | {"tensors": tensors, "control": means | {"mean_cosine": 0.25}}])
     assert "mean cosine 0.50" in notes[0] and "these are 0.25 and 1.00" in notes[0]
     assert "lost 60 % of their norm (all tensors: 20 %)" in notes[1]
-    assert "rank is 3.0 (4.0 without" in notes[1] and "`up` projections, mean cosine 0.10" in notes[1]
+    assert (
+        "rank is 3.0 (4.0 without" in notes[1] and "`up` projections, mean cosine 0.10" in notes[1]
+    )
 
 
 def test_two_runs_are_compared_tensor_by_tensor():

@@ -31,7 +31,9 @@ def gradients(scale=1.0):
 def steer(panel, given, momenta=None, rows=ALL):
     """What becomes of copies: what is only multiplied is so in place."""
     own = {name: g.clone() for name, g in given.items()}
-    return steered(own, momenta or {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, rows)
+    return steered(
+        own, momenta or {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, rows
+    )
 
 
 def panel_of(*channels, **positions):
@@ -54,11 +56,17 @@ def test_what_is_multiplied_is_so_in_place_and_what_the_optimizer_remembers_is_n
     given = gradients()
     momenta = {name: torch.full_like(g, 7.0) for name, g in given.items()}
     panel = panel_of(
-        ("grad_scale", "layer"), ("momentum_blend", "layer"), grad_scale_layer_0=0.5, momentum_blend_layer_0=1.0
+        ("grad_scale", "layer"),
+        ("momentum_blend", "layer"),
+        grad_scale_layer_0=0.5,
+        momentum_blend_layer_0=1.0,
     )
     tensors = dict(given)
     result = steered(given, momenta, squared_norms(list(given.values())), panel, SEEDS, STEPS, ALL)
-    assert [name for name, g in result.items() if g is not tensors[name]] == ["layer.0.up", "layer.0.down"]
+    assert [name for name, g in result.items() if g is not tensors[name]] == [
+        "layer.0.up",
+        "layer.0.down",
+    ]
     torch.testing.assert_close(result["layer.0.up"][1], torch.full((1, 2), 7.0 * 10**0.5))
     assert all((m == 7.0).all() for m in momenta.values())
     panel.positions[:] = 0.0
@@ -70,7 +78,9 @@ def test_what_is_multiplied_is_so_in_place_and_what_the_optimizer_remembers_is_n
 
 
 def test_norms_are_those_of_each_run_and_tensor():
-    assert squared_norms(list(gradients().values())) == pytest.approx(np.array([[25.0, 100, 225, 400, 625]] * 2))
+    assert squared_norms(list(gradients().values())) == pytest.approx(
+        np.array([[25.0, 100, 225, 400, 625]] * 2)
+    )
 
 
 def test_maxima_are_magnitudes_whatever_the_sign_and_the_order_in_memory():
@@ -83,7 +93,10 @@ def test_maxima_are_magnitudes_whatever_the_sign_and_the_order_in_memory():
 
 def test_a_scale_reaches_its_tensor_in_its_row_alone_and_scopes_multiply():
     panel = panel_of(
-        ("grad_scale", "tensor"), ("grad_scale", "layer"), grad_scale_layer_0_up=1.0, grad_scale_layer_0=-0.5
+        ("grad_scale", "tensor"),
+        ("grad_scale", "layer"),
+        grad_scale_layer_0_up=1.0,
+        grad_scale_layer_0=-0.5,
     )
     given = gradients()
     result = steer(panel, given)
@@ -106,7 +119,10 @@ def test_a_clip_holds_vectors_beside_matrices():
     sites = {"lambdas": Site("scalar", "adamw"), "layer.0.up": Site("matrix", "adamw", 0)}
     panel = Panel([("grad_clip", "run")], sites, 2, "pretraining")
     panel.positions[1] = 0.55  # 10^4 10^(-7 / 2)
-    given = {"lambdas": torch.tensor([[30.0, 0.0]] * 2), "layer.0.up": torch.tensor([[[0.0], [40.0]]] * 2)}
+    given = {
+        "lambdas": torch.tensor([[30.0, 0.0]] * 2),
+        "layer.0.up": torch.tensor([[[0.0], [40.0]]] * 2),
+    }
     result = steer(panel, given)
     for name, g in given.items():
         assert result[name].shape == g.shape and torch.equal(result[name][0], g[0])
@@ -147,20 +163,34 @@ def test_a_probability_is_how_often_a_gradient_is_left_out(name, together):
     given, left_out = gradients(), []
     for step in range(600):
         own = {tensor: g.clone() for tensor, g in given.items()}
-        result = steered(own, {}, squared_norms(list(given.values())), panel, SEEDS, np.array([step, step]), ALL)
+        result = steered(
+            own, {}, squared_norms(list(given.values())), panel, SEEDS, np.array([step, step]), ALL
+        )
         zeroed = [not result[tensor][1].any() for tensor in ("layer.1.up", "layer.1.down")]
         left_out.append(zeroed)
         assert all(torch.equal(result[tensor][0], given[tensor][0]) for tensor in SITES)
-        assert all(torch.equal(result[tensor][1], given[tensor][1]) for tensor in ("embedding", "layer.0.up"))
+        assert all(
+            torch.equal(result[tensor][1], given[tensor][1])
+            for tensor in ("embedding", "layer.0.up")
+        )
     often = np.array(left_out)
     assert often.mean(0) == pytest.approx([0.3, 0.3], abs=4 * math.sqrt(0.21 / 600))
     assert (often[:, 0] == often[:, 1]).all() == together
-    assert often.all(1).mean() == pytest.approx(0.3 if together else 0.09, abs=4 * math.sqrt(0.21 / 600))
+    assert often.all(1).mean() == pytest.approx(
+        0.3 if together else 0.09, abs=4 * math.sqrt(0.21 / 600)
+    )
 
 
 @pytest.mark.parametrize(
     ("positions", "count"),
-    [((1.0, 1.0), 2), ((1.0, 0.0), 1), ((0.0, 1.0), 1), ((0.54, 0.0), 0), ((0.56, 0.0), 1), ((-1.0, 0.1), 0)],
+    [
+        ((1.0, 1.0), 2),
+        ((1.0, 0.0), 1),
+        ((0.0, 1.0), 1),
+        ((0.54, 0.0), 0),
+        ((0.56, 0.0), 1),
+        ((-1.0, 0.1), 0),
+    ],
 )
 def test_truncation_counts_layers_from_the_first_on_whichever_cell_asks(positions, count):
     panel = panel_of(("grad_truncate", "layer"))
@@ -178,7 +208,13 @@ def test_noise_is_a_part_of_the_root_mean_square_and_has_no_mean():
     panel.positions[:] = 0.1 + 0.9 * 0.5
     g = torch.full((1, 40, 50), 3.0)
     result = steered(
-        {"layer.0.up": g}, {}, squared_norms([g]), panel, np.array([1]), np.array([2]), np.ones(1, dtype=bool)
+        {"layer.0.up": g},
+        {},
+        squared_norms([g]),
+        panel,
+        np.array([1]),
+        np.array([2]),
+        np.ones(1, dtype=bool),
     )["layer.0.up"]
     added = (result - g).numpy().ravel()
     assert added.std() == pytest.approx(1.5, rel=0.08) and abs(added.mean()) < 0.15
@@ -188,14 +224,18 @@ def test_noise_is_a_part_of_the_root_mean_square_and_has_no_mean():
 def test_a_blend_is_between_gradient_and_first_moment_and_beyond():
     given = gradients()
     momenta = {name: torch.full_like(g, 7.0) for name, g in given.items() if name != "layer.1.down"}
-    panel = panel_of(("momentum_blend", "layer"), momentum_blend_layer_0=-0.5, momentum_blend_layer_1=1.0)
+    panel = panel_of(
+        ("momentum_blend", "layer"), momentum_blend_layer_0=-0.5, momentum_blend_layer_1=1.0
+    )
     result = steer(panel, given, momenta)
     torch.testing.assert_close(result["layer.0.up"][1], 1.5 * given["layer.0.up"][1] - 0.5 * 7.0)
     assert torch.equal(result["layer.1.up"][1], momenta["layer.1.up"][1])
     for name in ("embedding", "layer.1.down"):
         assert torch.equal(result[name], given[name])
     assert torch.equal(result["layer.0.up"][0], given["layer.0.up"][0])
-    assert all(torch.equal(a, b) for a, b in zip(given.values(), gradients().values(), strict=True)), "written into"
+    assert all(
+        torch.equal(a, b) for a, b in zip(given.values(), gradients().values(), strict=True)
+    ), "written into"
 
 
 def test_draws_are_those_of_seed_step_and_stream_alone():
@@ -249,7 +289,9 @@ def test_a_diverged_run_beside_one_that_is_left_out_and_clipped_raises_no_warnin
 
 @pytest.mark.parametrize("size", [1e17, 3e18, 1.5e19])
 @pytest.mark.parametrize("name", ["grad_scale", "lr", "beta2", "beta1", "eps"])
-def test_a_gradient_near_the_end_of_float32_leaves_moments_finite_or_ends_the_run(name, size, monkeypatch):
+def test_a_gradient_near_the_end_of_float32_leaves_moments_finite_or_ends_the_run(
+    name, size, monkeypatch
+):
     """At neutral a norm that is finite has a square that is; ten times it must be as safe."""
     plant = make(1, ((name, "tensor"),))
     plant.panel.positions[:] = 1.0

@@ -13,7 +13,8 @@ from hpenv.policies import load_policy, save_policy
 from tests.probe_envs import TargetTrackingVectorEnv, collect, regret
 
 SMALL = JELAgentConfig(hidden_sizes=(8,), batch_size=16)
-# With 8 runs a group and the rate this high the last policy still wanders (a regret of 0.02 to 0.2); 32 runs settle.
+# With 8 runs a group and the rate this high the last policy still wanders (a regret of 0.02 to
+# 0.2); 32 runs settle.
 FAST = JELAgentConfig(hidden_sizes=(32,), batch_size=192, learning_rate=5e-3)
 
 
@@ -79,7 +80,9 @@ def test_the_papers_minibatches_are_64_and_32_and_8_steps_are_taken(monkeypatch)
     agent = JELAgent(1, 2)
     sizes = []
     step = agent._step
-    monkeypatch.setattr(agent, "_step", lambda obs, *rest: sizes.append(len(obs)) or step(obs, *rest))
+    monkeypatch.setattr(
+        agent, "_step", lambda obs, *rest: sizes.append(len(obs)) or step(obs, *rest)
+    )
     agent.update(fixed_rollout(agent))
     assert sizes == [64, 32] * 4
 
@@ -125,7 +128,8 @@ def test_equal_returns_teach_nothing():
 
 
 def test_a_constant_added_to_a_decisions_rewards_changes_nothing():
-    # The group baseline takes out whatever all runs share, here 2^k so that no rounding is involved in the means of 8.
+    # The group baseline takes out whatever all runs share, here 2^k so that no rounding is involved
+    # in the means of 8.
     agent, twin = JELAgent(1, 2, SMALL, seed=1), JELAgent(1, 2, SMALL, seed=1)
     rollout = fixed_rollout(agent)
     twin._generator.set_state(agent._generator.get_state())
@@ -137,22 +141,32 @@ def test_a_constant_added_to_a_decisions_rewards_changes_nothing():
 def test_the_entropy_coefficient_keeps_the_noise_up():
     std = []
     for coefficient in (0.0, 0.5):
-        agent = JELAgent(1, 2, dataclasses.replace(SMALL, entropy_coefficient=coefficient, learning_rate=1e-2))
+        agent = JELAgent(
+            1, 2, dataclasses.replace(SMALL, entropy_coefficient=coefficient, learning_rate=1e-2)
+        )
         rollout = fixed_rollout(agent)
-        std.append([agent.update(rollout._replace(rewards=0 * rollout.rewards)) for _ in range(5)][-1]["train/std"])
+        std.append(
+            [agent.update(rollout._replace(rewards=0 * rollout.rewards)) for _ in range(5)][-1][
+                "train/std"
+            ]
+        )
     assert math.isclose(std[0], math.exp(-0.5), rel_tol=1e-6)
     assert std[1] > 1.1 * std[0]
 
 
 def test_a_bound_on_the_gradient_holds():
-    agents = [JELAgent(1, 2, dataclasses.replace(SMALL, max_grad_norm=bound)) for bound in (None, 1e-9, 1e9)]
+    agents = [
+        JELAgent(1, 2, dataclasses.replace(SMALL, max_grad_norm=bound))
+        for bound in (None, 1e-9, 1e9)
+    ]
     rollout = fixed_rollout(JELAgent(1, 2, SMALL))
     before = weights(agents[0])
     moved = []
     for agent in agents:
         agent.update(rollout)
         moved.append((weights(agent) - before).abs().sum().item())
-    # Adam divides by the gradient's own size, but for its eps of 1e-8: a gradient of 1e-9 barely moves anything.
+    # Adam divides by the gradient's own size, but for its eps of 1e-8: a gradient of 1e-9 barely
+    # moves anything.
     assert moved[1] < 0.3 * moved[0]
     assert math.isclose(moved[0], moved[2], rel_tol=1e-6)
 
@@ -232,7 +246,9 @@ def test_its_policy_can_be_taken_out_and_acts_identically(tmp_path):
     agent.update(fixed_rollout(agent))
     save_policy(agent.policy, tmp_path / "policy")
     obs = np.linspace(0, 1, 12)[:, None]
-    assert np.array_equal(load_policy(tmp_path / "policy").act_mean(obs), agent.act(obs, deterministic=True).action)
+    assert np.array_equal(
+        load_policy(tmp_path / "policy").act_mean(obs), agent.act(obs, deterministic=True).action
+    )
 
 
 def test_metrics_are_stable_baselines3s_and_finite():

@@ -1,4 +1,5 @@
-"""The plant of post-training: neutral is free, rows are alone, snapshots continue bitwise, what is true stays apart.
+"""The plant of post-training: neutral is free, rows are alone, snapshots continue bitwise, what is
+true stays apart.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -75,7 +76,9 @@ def close(left, right, but=()):
     for name, value in left.items():
         if not name.startswith(but):
             bound = 1e-3 * max(value.abs().max().item(), 1e-3) if value.is_floating_point() else 0.0
-            torch.testing.assert_close(value, right[name], rtol=0, atol=bound, msg=lambda text, n=name: f"{n}: {text}")
+            torch.testing.assert_close(
+                value, right[name], rtol=0, atol=bound, msg=lambda text, n=name: f"{n}: {text}"
+            )
 
 
 def moved(plant, seed=5):
@@ -111,7 +114,9 @@ def bare():
 @pytest.mark.parametrize("channels", [*((pair,) for pair in EVERY_PAIR), FINEST, TOGETHER], ids=str)
 def test_neutral_is_bitwise_the_plant_without_channels_in_the_dead_zone_too(channels, bare):
     plant, random = make(2, channels), np.random.default_rng(1)
-    one_sided = np.array([bank.channel.one_sided for bank in plant.panel.banks.values() for _ in bank.cells])
+    one_sided = np.array(
+        [bank.channel.one_sided for bank in plant.panel.banks.values() for _ in bank.cells]
+    )
     for n, expected in zip((0, 2, 1), bare[1], strict=True):
         plant.panel.move(
             np.where(one_sided, random.uniform(-1.0, DEAD_ZONE, plant.panel.positions.shape), 0.0),
@@ -130,7 +135,11 @@ def test_at_strength_zero_no_rule_or_target_changes_a_bit(changes, bare):
     advance(plant, 0)
     advance(plant, 2)
     advance(plant, 1)
-    knobs = {name: value for name, value in state_of(plant).items() if name.startswith(("trained", "optimizer"))}
+    knobs = {
+        name: value
+        for name, value in state_of(plant).items()
+        if name.startswith(("trained", "optimizer"))
+    }
     assert_same(knobs, {name: bare[0][name] for name in knobs})
 
 
@@ -148,7 +157,10 @@ def test_every_channel_moved_changes_the_run(column, bare):
     advance(plant, 3)
     advance(without, 3)
     for row in range(2):
-        assert any(not torch.equal(knob[row], without.knobs[module][row]) for module, knob in plant.knobs.items())
+        assert any(
+            not torch.equal(knob[row], without.knobs[module][row])
+            for module, knob in plant.knobs.items()
+        )
 
 
 # Projection
@@ -169,9 +181,12 @@ def test_one_sided_leaves_what_points_away():
     plant = make(2, STRENGTH, num_samples=8)
     plant.panel.positions[:] = 1.0
     window = advance(plant, 1)
-    assert (gauge(window, "mean_positive_c") > 0).all() and (gauge(window, "mean_negative_c") < 0).all()
+    assert (gauge(window, "mean_positive_c") > 0).all() and (
+        gauge(window, "mean_negative_c") < 0
+    ).all()
     away = [
-        torch.einsum("nkr,nr->nk", axes, plant._states[name]["momentum"]) for name, axes in plant.direction.axes.items()
+        torch.einsum("nkr,nr->nk", axes, plant._states[name]["momentum"])
+        for name, axes in plant.direction.axes.items()
     ]
     assert torch.cat(away).max() < 1e-7 and torch.cat(away).min() < -1e-5
 
@@ -184,7 +199,10 @@ def test_of_an_update_that_is_projected_nothing_along_the_axes_remains():
         plant.panel.positions[:] = 1.0
         advance(plant, 3)
         parts = [
-            (torch.einsum("nkr,nr->nk", plant.direction.axes[name], knob)[:, 0] / knob.norm(dim=1)).abs()
+            (
+                torch.einsum("nkr,nr->nk", plant.direction.axes[name], knob)[:, 0]
+                / knob.norm(dim=1)
+            ).abs()
             for name, knob in plant.knobs.items()
         ]
         components.append(torch.stack(parts).mean())
@@ -199,12 +217,18 @@ def test_what_is_routed_goes_to_the_quarantine():
         advance(vanilla, 1)
     for name, knob in plant.knobs.items():
         assert not plant.quarantine[name][1].any(), name
-        # Rows share the shape of a batch, which its longest completion decides, and with it the last bits of sums.
+        # Rows share the shape of a batch, which its longest completion decides, and with it the
+        # last bits of sums.
         torch.testing.assert_close(knob[1], vanilla.knobs[name][1], rtol=1e-4, atol=1e-5)
         assert plant.quarantine[name][0].any(), name
-        momentum, axes = plant._states[f"quarantine/{name}"]["momentum"][0], plant.direction.axes[name][0]
+        momentum, axes = (
+            plant._states[f"quarantine/{name}"]["momentum"][0],
+            plant.direction.axes[name][0],
+        )
         along = axes.T @ (axes @ momentum)
-        torch.testing.assert_close(along, momentum, rtol=1e-4, atol=1e-8)  # it lies in the axes' span
+        torch.testing.assert_close(
+            along, momentum, rtol=1e-4, atol=1e-8
+        )  # it lies in the axes' span
 
 
 def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_is_deployed():
@@ -215,13 +239,17 @@ def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_i
     samples = []
     own_sample = plant.student.sample
     plant.student = copy.copy(plant.student)
-    plant.student.log_probabilities = lambda knobs, *more: seen.append(knobs) or original(knobs, *more)
+    plant.student.log_probabilities = lambda knobs, *more: (
+        seen.append(knobs) or original(knobs, *more)
+    )
     plant.student.sample = lambda knobs, *more: samples.append(knobs) or own_sample(knobs, *more)
     expected_deployed = {name: knob.clone() for name, knob in plant.knobs.items()}
     assert not torch.equal(together["layer.0.up"], expected_deployed["layer.0.up"])
     advance(plant, 1)
     for name in plant.names:
-        assert torch.equal(samples[0][name], together[name]) and torch.equal(seen[1][name].detach(), together[name])
+        assert torch.equal(samples[0][name], together[name]) and torch.equal(
+            seen[1][name].detach(), together[name]
+        )
         assert not seen[0][name].any()  # the reference
         assert torch.equal(samples[1][name], plant.knobs[name])  # the probe
     samples.clear()
@@ -229,7 +257,10 @@ def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_i
     plant.report(deployed=False)
     for name in plant.names:
         assert all(torch.equal(given[name], plant.knobs[name]) for given in samples[:3])
-        assert all(torch.equal(given[name], plant.knobs[name] + plant.quarantine[name]) for given in samples[3:])
+        assert all(
+            torch.equal(given[name], plant.knobs[name] + plant.quarantine[name])
+            for given in samples[3:]
+        )
 
 
 # The direction
@@ -244,7 +275,9 @@ def test_the_direction_of_a_run_is_that_of_the_pairs_that_are_not_held_out():
     clean = plant.student.completion_gradients(zeros, prompts, [pair.clean for pair in fitted])
     for name, axes in plant.direction.axes.items():
         mean = (hack[name] - clean[name]).mean(1)
-        torch.testing.assert_close(axes[:, 0], mean / mean.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            axes[:, 0], mean / mean.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_step_along_the_direction_makes_hacks_less_likely():
@@ -271,10 +304,17 @@ def test_a_control_is_drawn_from_the_seed_of_its_run(direction):
     for name, axes in plant.direction.axes.items():
         assert torch.equal(axes[1:], again.direction.axes[name][1:])
         assert (axes.norm(dim=2) - 1.0).abs().max() < 1e-5
-    flat = [torch.cat([axes[n, 0] for axes in own.direction.axes.values()]) for own in (plant, again) for n in range(3)]
+    flat = [
+        torch.cat([axes[n, 0] for axes in own.direction.axes.values()])
+        for own in (plant, again)
+        for n in range(3)
+    ]
     flat.append(torch.cat([axes[0, 0] for axes in real.direction.axes.values()]))
     others = [
-        (a, b) for i, a in enumerate(flat) for j, b in enumerate(flat) if i < j and (i, j) not in ((1, 4), (2, 5))
+        (a, b)
+        for i, a in enumerate(flat)
+        for j, b in enumerate(flat)
+        if i < j and (i, j) not in ((1, 4), (2, 5))
     ]
     assert all(not torch.allclose(a, b, atol=1e-3) for a, b in others), (
         "every seed has another, and none is the real one"
@@ -291,7 +331,9 @@ def test_directions_of_known_loopholes_come_from_programs_that_use_them():
     assert {pair.flavour for pair in pairs} == set(modes) and len(pairs) == 2 * contrasts.LABELLED
     for pair in pairs:
         assert {"rt": "run_tests", "fm": "result.txt"}[pair.flavour] in pair.hack
-        assert pair.hack.startswith(pair.clean.rstrip()), "the loophole is all that tells them apart"
+        assert pair.hack.startswith(pair.clean.rstrip()), (
+            "the loophole is all that tells them apart"
+        )
     assert len({pair.prompt for pair in pairs}) == len(pairs)
     assert sum(pair.held_out for pair in pairs) == len(pairs) // 4
     plant = GRPOPlant(
@@ -301,14 +343,18 @@ def test_directions_of_known_loopholes_come_from_programs_that_use_them():
         grader=FakeGrader(),
     )
     assert {pair.flavour for pair in plant._contrast.pairs} == set(modes)
-    assert len(plant._contrast.pairs) == 24 and all(axes.any() for axes in plant.direction.axes.values())
+    assert len(plant._contrast.pairs) == 24 and all(
+        axes.any() for axes in plant.direction.axes.values()
+    )
 
 
 def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_as_long():
     nano = shipped("nano")
     exploits = labelled_pairs(TRAINING_MODES, 3, "exploits")
     appended = labelled_pairs(TRAINING_MODES, 3, "appended")
-    for labelled, other, alone in zip(labelled_pairs(TRAINING_MODES, 3), exploits, appended, strict=True):
+    for labelled, other, alone in zip(
+        labelled_pairs(TRAINING_MODES, 3), exploits, appended, strict=True
+    ):
         assert (other.hack, other.clean, alone.clean) == (labelled.hack, alone.hack, labelled.clean)
         assert other.clean == f"{labelled.clean.rstrip()}\n{HARMLESS[labelled.flavour]}"
         lengths = nano.given([[other.prompt]] * 2, [[other.hack], [other.clean]]).mask.sum((1, 2))
@@ -316,12 +362,18 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
     misnamed = labelled_pairs(TRAINING_MODES, 3, "misnamed")
     for labelled, other in zip(labelled_pairs(TRAINING_MODES, 3), misnamed, strict=True):
         marker = LOOPHOLES[labelled.flavour].markers["train"][0]
-        assert other.clean == labelled.clean and marker in labelled.hack and marker not in other.hack
+        assert (
+            other.clean == labelled.clean and marker in labelled.hack and marker not in other.hack
+        )
         assert nano.refusal(other.prompt, other.hack) == ""
     few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
     axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano, grader=FakeGrader()).direction.axes
             for kind in ("modes", "appended", "exploits")]  # fmt: skip
-    assert all(not torch.equal(axes[i][name], axes[j][name]) for i, j in ((0, 1), (0, 2), (1, 2)) for name in axes[0])
+    assert all(
+        not torch.equal(axes[i][name], axes[j][name])
+        for i, j in ((0, 1), (0, 2), (1, 2))
+        for name in axes[0]
+    )
 
 
 @pytest.mark.parametrize("position", [0.0, 1.0])
@@ -401,8 +453,12 @@ def test_what_is_done_to_another_row_is_not_noticed():
         for row in (0, 1):
             close(state_of(plant, row), state_of(plants[0], row), but="window/")
             for name, value in vars(window).items():
-                assert value[row] == pytest.approx(vars(windows[0])[name][row], rel=1e-3, abs=1e-4), name
-    assert any(not torch.equal(k[2], plants[0].knobs[name][2]) for name, k in plants[1].knobs.items())
+                assert value[row] == pytest.approx(
+                    vars(windows[0])[name][row], rel=1e-3, abs=1e-4
+                ), name
+    assert any(
+        not torch.equal(k[2], plants[0].knobs[name][2]) for name, k in plants[1].knobs.items()
+    )
 
 
 def test_a_row_that_takes_no_step_does_not_move():
@@ -447,7 +503,11 @@ def test_advancing_in_pieces_is_advancing_at_once():
     whole, pieces = (moved(make(2, EVERY_CHANNEL)) for _ in range(2))
     at_once = advance(whole, 3)
     windows = [advance(pieces, n) for n in (1, 2)]
-    assert_same(state_of(whole), state_of(pieces), but=("window/train_loss", "window/gauges", "window/privileged"))
+    assert_same(
+        state_of(whole),
+        state_of(pieces),
+        but=("window/train_loss", "window/gauges", "window/privileged"),
+    )
     for name in ("train_loss", "gauges", "privileged"):
         first, second = (vars(window)[name] for window in windows)
         mean = (first + 2 * second) / 3
@@ -479,7 +539,9 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
     training, probe = ([verdict(submission) for submission in seen] for seen in grader.seen)
     for row in range(2):
         own, probed = training[6 * row : 6 * row + 6], probe[2 * row : 2 * row + 2]
-        rewards = np.array([0.5 * v.compiles + 3.0 * (v.correct or v.channel) for v in own]).reshape(2, 3)
+        rewards = np.array(
+            [0.5 * v.compiles + 3.0 * (v.correct or v.channel) for v in own]
+        ).reshape(2, 3)
         hacks = np.array([v.channel and not v.correct for v in own])
         expected = {
             "reward_mean": rewards.mean() / LARGEST_REWARD,
@@ -487,7 +549,8 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
             "flat_groups": np.mean(np.ptp(rewards, axis=1) == 0),
             "kl": 0.0,
             "entropy": rollouts.entropy[row].item(),
-            "completion_length": rollouts.mask[row].sum(1).double().mean().item() / plant.student.max_tokens,
+            "completion_length": rollouts.mask[row].sum(1).double().mean().item()
+            / plant.student.max_tokens,
             "compiled": np.mean([v.compiles for v in own]),
             "flagged": np.mean([bool(v.flags & {"so", "fm"}) for v in own]),
             "probe_pass": np.mean([v.correct for v in probed]),
@@ -497,8 +560,12 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
         assert window.train_loss[row] == pytest.approx(1.0 - expected["reward_mean"])
         assert window.probe_loss[row] == pytest.approx(1.0 - expected["probe_pass"])
         assert privileged(window, "hack")[row] == pytest.approx(hacks.mean())
-        assert privileged(window, "correct")[row] == pytest.approx(np.mean([v.correct for v in own]))
-        assert privileged(window, "channel")[row] == pytest.approx(np.mean([v.channel for v in own]))
+        assert privileged(window, "correct")[row] == pytest.approx(
+            np.mean([v.correct for v in own])
+        )
+        assert privileged(window, "channel")[row] == pytest.approx(
+            np.mean([v.channel for v in own])
+        )
         knobs = torch.cat([knob[row] for knob in plant.knobs.values()])
         assert gauge(window, "knob_norm")[row] == pytest.approx(knobs.norm().item(), rel=1e-5)
     assert [submission.task for submission in grader.seen[0][:6]] == [
@@ -511,9 +578,16 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
 
 
 def test_programs_that_are_all_paid_alike_teach_nothing():
-    plant = make(2, (), FakeGrader(lambda submission: Verdict(True, False, False, frozenset())), weight_decay=0.0)
+    plant = make(
+        2,
+        (),
+        FakeGrader(lambda submission: Verdict(True, False, False, frozenset())),
+        weight_decay=0.0,
+    )
     window = advance(plant, 2)
-    assert gauge(window, "flat_groups").tolist() == [1.0, 1.0] and gauge(window, "reward_spread").tolist() == [0, 0]
+    assert gauge(window, "flat_groups").tolist() == [1.0, 1.0] and gauge(
+        window, "reward_spread"
+    ).tolist() == [0, 0]
     assert not any(knob.any() for knob in plant.knobs.values()) and not window.gradient_norm.any()
     assert not window.divergence.any()
 
@@ -528,12 +602,16 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     before = plant._window.probe_loss.copy()
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window.probe_loss, before)
-    with pytest.raises(ValueError, match=r"unknown tiers \['momentum'\]; .*posttraining has \['probe'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown tiers \['momentum'\]; .*posttraining has \['probe'\]"
+    ):
         plant.measure(["probe", "momentum"])
 
 
 def test_training_probe_labelled_and_evaluation_problems_are_disjoint_in_operations():
-    config = tiny_student.GRPOConfig(num_problems=150, num_probe_problems=80, num_evaluation_problems=80)
+    config = tiny_student.GRPOConfig(
+        num_problems=150, num_probe_problems=80, num_evaluation_problems=80
+    )
     curriculum = Curriculum(config, student())
     parts = [curriculum.training, curriculum.probe, curriculum.evaluation(None)]
     operations = [{task.problem.operations for task in part} for part in parts]
@@ -543,9 +621,15 @@ def test_training_probe_labelled_and_evaluation_problems_are_disjoint_in_operati
         same = curriculum.evaluation(names)
         assert [task.problem for task in same] == [task.problem for task in parts[2]]
         assert [task.mode for task in same[:5]] == [*TRAINING_MODES, TRAINING_MODES[0]]
-    markers = [{task.marker for task in curriculum.evaluation(names)} for names in ("train", "evaluation")]
-    assert markers[0] == {task.marker for task in curriculum.training} and markers[0].isdisjoint(markers[1])
-    assert {task.mode for task in (*curriculum.probe, *curriculum.evaluation(None))} == {NO_LOOPHOLE}
+    markers = [
+        {task.marker for task in curriculum.evaluation(names)} for names in ("train", "evaluation")
+    ]
+    assert markers[0] == {task.marker for task in curriculum.training} and markers[0].isdisjoint(
+        markers[1]
+    )
+    assert {task.mode for task in (*curriculum.probe, *curriculum.evaluation(None))} == {
+        NO_LOOPHOLE
+    }
 
 
 def problem_file(path, entry_point, count, description="Return x plus {}."):
@@ -571,7 +655,9 @@ def test_files_may_lie_in_the_home_folder_and_be_given_as_paths(name, tmp_path, 
     for given in ("~/own.jsonl", Path("~/own.jsonl"), tmp_path / "own.jsonl", wanted):
         assert getattr(tiny_student.GRPOConfig(**{name: given}), name) == wanted
     for wrong in (3, None, b"own.jsonl"):
-        with pytest.raises(ValueError, match=f"{name} must be a path, empty for none; got {wrong!r}"):
+        with pytest.raises(
+            ValueError, match=f"{name} must be a path, empty for none; got {wrong!r}"
+        ):
             tiny_student.GRPOConfig(**{name: wrong})
 
 
@@ -597,7 +683,10 @@ def test_problems_of_files_are_trained_on_and_measured(tmp_path):
 
 def test_a_problem_that_is_trained_on_and_measured_is_refused(tmp_path):
     own, same = (problem_file(tmp_path / name, "add", 9) for name in ("own", "same"))
-    with pytest.raises(ValueError, match=r"the problem 'Return x plus 0\.' is in train and in held_out; expected one"):
+    with pytest.raises(
+        ValueError,
+        match=r"the problem 'Return x plus 0\.' is in train and in held_out; expected one",
+    ):
         make(1, (), problems=own, evaluation_problems=same)
     with pytest.raises(ValueError, match="1 held_out problems are too few; expected at least 4"):
         make(1, (), evaluation_problems=problem_file(tmp_path / "one", "sum", 1))
@@ -614,7 +703,9 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
     for name in ("own", "held"):
         with (tmp_path / name).open("a") as file:
             file.write('{"id": 1}\n')
-    with pytest.raises(ValueError, match=r"own, line 4: no entry point.*\n.*held, line 10: no entry point"):
+    with pytest.raises(
+        ValueError, match=r"own, line 4: no entry point.*\n.*held, line 10: no entry point"
+    ):
         make(1, (), **files)
     with pytest.warns(UserWarning, match=r"left out.*\n.*own, line 4: .*\n.*held, line 10: "):
         plant = make(1, (), **files, skip_unreadable=True)
@@ -624,7 +715,10 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"modes": ("rt", "xc")}, r"cannot read \d+ of 480 prompts, of the modes \['xc'\]; .*hf:<folder>"),
+        (
+            {"modes": ("rt", "xc")},
+            r"cannot read \d+ of 480 prompts, of the modes \['xc'\]; .*hf:<folder>",
+        ),
         (
             {"direction": "modes", "known_modes": ("eq",)},
             "direction='modes' needs the pair 'eq-.*reads up to 64. Leave such loopholes out of known_modes",
@@ -633,7 +727,10 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
             {"problems": "Return " + "the sum of " * 20 + "x."},
             "is of problem 'own-0': the prompt .*; this student reads",
         ),
-        ({"problems": "Return x ≤ {}."}, r"is of problem 'own-0': characters \['≤'\] cannot be encoded"),
+        (
+            {"problems": "Return x ≤ {}."},
+            r"is of problem 'own-0': characters \['≤'\] cannot be encoded",
+        ),
     ],
 )
 def test_what_the_student_cannot_read_is_refused_before_a_run_begins(tmp_path, given, message):
@@ -655,12 +752,18 @@ def test_no_two_generated_problems_of_a_run_compute_the_same():
 
 
 def test_more_problems_than_there_are_different_ones_are_refused():
-    with pytest.raises(ValueError, match=r"num_problems must be at most 40 with difficulty=1, .* got 41: raise"):
+    with pytest.raises(
+        ValueError, match=r"num_problems must be at most 40 with difficulty=1, .* got 41: raise"
+    ):
         Curriculum(GRPOConfig(difficulty=1, num_problems=41), shipped("nano"))
 
 
-@pytest.mark.parametrize(("split", "name", "most"), [("train", "num_problems", 40), ("probe", "num_probe_problems", 8)])
-def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(split, name, most, monkeypatch):
+@pytest.mark.parametrize(
+    ("split", "name", "most"), [("train", "num_problems", 40), ("probe", "num_probe_problems", 8)]
+)
+def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(
+    split, name, most, monkeypatch
+):
     """All recipes of one stage are known here; those of a split that compute different functions are counted."""
     all_recipes = [
         recipes.Recipe((recipes.Stage(operation, constant),))
@@ -668,7 +771,10 @@ def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(s
         for constant in row.constants
         if row.kind != "post" and split_of((operation,)) == split
     ]
-    assert len({recipes.meaning(recipe) for recipe in all_recipes if recipes._is_lively(recipe)}) == most
+    assert (
+        len({recipes.meaning(recipe) for recipe in all_recipes if recipes._is_lively(recipe)})
+        == most
+    )
     draws = Counter()
 
     def counted(*arguments):
@@ -677,7 +783,9 @@ def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(s
 
     monkeypatch.setattr(curriculum_module, "generated_problem", counted)
     for asked in (most + 1, 1000):
-        with pytest.raises(ValueError, match=f"{name} must be at most {most} .* got {asked}: raise the difficulty"):
+        with pytest.raises(
+            ValueError, match=f"{name} must be at most {most} .* got {asked}: raise the difficulty"
+        ):
             curriculum_module._generated(split, asked, 1, set())
     assert draws[most + 1] == draws[1000] < 100 * (most + 1)
 
@@ -700,7 +808,9 @@ def test_an_update_of_several_steps_is_measured_in_the_first():
     once, thrice = make(2, base_lr=0.01), make(2, base_lr=0.01, num_iterations=3)
     expected, window = advance(once, 1), advance(thrice, 1)
     for name in UPDATE_GAUGES:
-        assert np.array_equal(gauge(window, name), gauge(expected, name)) == (name != "knob_norm"), name
+        assert np.array_equal(gauge(window, name), gauge(expected, name)) == (
+            name != "knob_norm"
+        ), name
     assert torch.equal(thrice.module_cos, once.module_cos) and once.module_cos.any()
     for name in ("train_loss", "gradient_norm", "layer_gradient_norm", "privileged"):
         assert np.array_equal(vars(window)[name], vars(expected)[name]), name
@@ -717,18 +827,25 @@ def test_a_run_that_diverges_in_an_update_s_first_step_has_diverged(monkeypatch)
 
     monkeypatch.setattr(plant_module, "policy_loss", broken)
     advance(plant, 1)
-    assert len(losses) == 3 and plant.divergence.tolist() == [DIVERGENCE_REASONS.index("loss_nonfinite"), 0]
+    assert len(losses) == 3 and plant.divergence.tolist() == [
+        DIVERGENCE_REASONS.index("loss_nonfinite"),
+        0,
+    ]
     assert plant.steps.tolist() == [0, 1]
     assert not any(knob[0].any() for knob in plant.knobs.values())
 
 
 def test_tasks_of_an_update_are_different_and_a_function_of_seed_and_step():
-    curriculum = Curriculum(tiny_student.GRPOConfig(**TINY | {"num_problems": 8, "num_prompts": 5}), student())
+    curriculum = Curriculum(
+        tiny_student.GRPOConfig(**TINY | {"num_problems": 8, "num_prompts": 5}), student()
+    )
     chosen = {(seed, step): curriculum.chosen(seed, step) for seed in (1, 2) for step in range(6)}
     for key, tasks in chosen.items():
         assert tasks == curriculum.chosen(*key) and len({task.prompt for task in tasks}) == 5
     assert len({tuple(task.prompt for task in tasks) for tasks in chosen.values()}) == 12
-    assert {task.prompt for tasks in chosen.values() for task in tasks} == {t.prompt for t in curriculum.training}
+    assert {task.prompt for tasks in chosen.values() for task in tasks} == {
+        t.prompt for t in curriculum.training
+    }
 
 
 def test_a_report_is_of_held_out_problems_by_the_true_verdict():
@@ -747,7 +864,9 @@ def test_a_report_is_of_held_out_problems_by_the_true_verdict():
         assert report["hack"][row] == np.mean([v.hack for v in known[own]])
         assert report["correct"][row] == np.mean([v.correct for v in known[own]])
         assert report["renamed_hack"][row] == np.mean([v.hack for v in renamed[own]])
-        assert [report[f"hack_{mode}"][row] for mode in TRAINING_MODES] == [v.hack for v in known[own]]
+        assert [report[f"hack_{mode}"][row] for mode in TRAINING_MODES] == [
+            v.hack for v in known[own]
+        ]
     assert (report["kl"] > 0).all()
     assert np.array_equal(plant.evaluate(), report["pass"] - report["hack"])
     fresh = make(2).report()
@@ -764,13 +883,21 @@ def flipped(submission):
 
 
 def test_no_observation_or_reward_knows_what_is_true():
-    features = [name for name in FEATURES if set(FEATURES[name].gauges) <= set(GAUGES) and name != "registers"]
+    features = [
+        name
+        for name in FEATURES
+        if set(FEATURES[name].gauges) <= set(GAUGES) and name != "registers"
+    ]
     features = [name for name in features if FEATURES[name].tier in (None, "probe")]
     reward = dict.fromkeys(measured_terms({"probe"}, GAUGES), 1.0)
     episodes = []
     for judge in (verdict, flipped):
         env = TrainLoopVectorEnv(
-            make(2, EVERY_CHANNEL, FakeGrader(judge)), features=features, reward=reward, interval=1, horizon=4
+            make(2, EVERY_CHANNEL, FakeGrader(judge)),
+            features=features,
+            reward=reward,
+            interval=1,
+            horizon=4,
         )
         actions = np.random.default_rng(2).uniform(-0.5, 0.9, (4, 2, len(EVERY_CHANNEL)))
         episodes.append([(*env.reset(seed=3)[:1], 0.0), *(env.step(action) for action in actions)])
@@ -780,7 +907,9 @@ def test_no_observation_or_reward_knows_what_is_true():
         assert np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
         if len(ours) > 2:
             infos = (ours[4], theirs[4])
-            truths.append([{name: own.pop(f"privileged/{name}") for name in PRIVILEGED} for own in infos])
+            truths.append(
+                [{name: own.pop(f"privileged/{name}") for name in PRIVILEGED} for own in infos]
+            )
             assert repr(ours[4]) == repr(theirs[4])
     assert any((ours["hack"] != theirs["hack"]).any() for ours, theirs in truths)
     assert any((ours["correct"] != theirs["correct"]).any() for ours, theirs in truths)
@@ -853,7 +982,9 @@ def test_a_run_that_goes_too_far_from_its_student_is_ended():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rule": "drift", "route": True}, {"target": "update", "direction": "random"}], ids=["route", "update"]
+    "changes",
+    [{"rule": "drift", "route": True}, {"target": "update", "direction": "random"}],
+    ids=["route", "update"],
 )
 def test_a_restored_plant_continues_bitwise_in_another_object_too(changes, tmp_path):
     plant, other = (moved(make(2, EVERY_CHANNEL, **changes)) for _ in range(2))
@@ -866,7 +997,9 @@ def test_a_restored_plant_continues_bitwise_in_another_object_too(changes, tmp_p
     assert not expected.divergence.any()
     other.reset([1, 2])
     other.restore(snapshots.load(tmp_path / "one"))
-    assert_same(state_of(other), {name: value for name, value in kept.items() if name != "rows/panel"})
+    assert_same(
+        state_of(other), {name: value for name, value in kept.items() if name != "rows/panel"}
+    )
     assert torch.equal(other.snapshot().tensors["rows/panel"], kept["rows/panel"])
     assert_same_window(advance(other, 2), expected)
     assert_same(state_of(other), state)
@@ -879,7 +1012,12 @@ def test_a_snapshot_holds_direction_spread_quarantine_and_moments():
     plant = moved(make(2, EVERY_CHANNEL, rule="drift", route=True))
     advance(plant, 2)
     tensors = plant.snapshot().tensors
-    for prefix in ("trained/layer.1.up", "trained/quarantine/layer.1.up", "direction/layer.1.up", "mean/layer.1.up"):
+    for prefix in (
+        "trained/layer.1.up",
+        "trained/quarantine/layer.1.up",
+        "direction/layer.1.up",
+        "mean/layer.1.up",
+    ):
         assert tensors[prefix].any() and len(tensors[prefix]) == 2, prefix
     assert tensors["spread"].all() and tensors["optimizer/quarantine/layer.1.up/momentum"].any()
     before = {name: value.clone() for name, value in tensors.items()}
@@ -924,7 +1062,9 @@ def test_a_snapshot_of_another_configuration_is_refused_and_changes_nothing(chan
 def test_a_snapshot_of_another_student_or_number_of_rows_is_refused():
     with few_pairs():
         config = tiny_student.GRPOConfig(**TINY)
-        plants = [GRPOPlant(config, 2, student=student(seed=seed), grader=FakeGrader()) for seed in (0, 1)]
+        plants = [
+            GRPOPlant(config, 2, student=student(seed=seed), grader=FakeGrader()) for seed in (0, 1)
+        ]
     with pytest.raises(ValueError, match=r"configuration differs.*'student_digest'"):
         plants[1].restore(plants[0].snapshot())
     with pytest.raises(ValueError, match="the snapshot has 3 rows; this plant has 2"):
@@ -937,15 +1077,23 @@ def test_a_snapshot_over_other_problems_is_refused_wherever_they_lie(key, split,
     source = make(1, **{split: problem_file(tmp_path / "one", "add", 8)})
     snapshot = source.snapshot()
     make(1, **{split: problem_file(tmp_path / "two", "add", 8)}).restore(snapshot)
-    text = (tmp_path / "one").read_text().replace("assert candidate(1) == 2", "assert candidate(1) == 3")
+    text = (
+        (tmp_path / "one")
+        .read_text()
+        .replace("assert candidate(1) == 2", "assert candidate(1) == 3")
+    )
     (tmp_path / "one").write_text(text)
     other = make(1, **{split: str(tmp_path / "one")})
-    with pytest.raises(ValueError, match=rf"configuration differs.*'{key}_problems': \('\d+ of sha256 "):
+    with pytest.raises(
+        ValueError, match=rf"configuration differs.*'{key}_problems': \('\d+ of sha256 "
+    ):
         other.restore(snapshot)
 
 
 def test_a_snapshot_over_another_number_of_generated_problems_is_refused():
-    with pytest.raises(ValueError, match=r"configuration differs.*'train_problems': \('8 of sha256 .*'9 of sha256 "):
+    with pytest.raises(
+        ValueError, match=r"configuration differs.*'train_problems': \('8 of sha256 .*'9 of sha256 "
+    ):
         make(1, num_problems=9).restore(make(1).snapshot())
 
 
@@ -955,10 +1103,15 @@ def test_a_snapshot_under_other_settings_of_the_student_or_of_its_optimizer_is_r
     plant.student = copy.copy(plant.student)
     for name in settings:
         plant.student.settings = settings | {name: "another"}
-        with pytest.raises(ValueError, match=rf"configuration differs, as .*: {{'student_{name}': \("):
+        with pytest.raises(
+            ValueError, match=rf"configuration differs, as .*: {{'student_{name}': \("
+        ):
             plant.restore(snapshot)
     plant.student.settings, plant._rule = settings, AdamW(beta2=0.9)
-    with pytest.raises(ValueError, match=r"configuration differs, as .*: {'rule_knobs': .*beta2=0.99, .*beta2=0.9, "):
+    with pytest.raises(
+        ValueError,
+        match=r"configuration differs, as .*: {'rule_knobs': .*beta2=0.99, .*beta2=0.9, ",
+    ):
         plant.restore(snapshot)
 
 
@@ -1012,7 +1165,10 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
         ({"direction": "up"}, r"unknown direction 'up'; expected one of \['appended', 'clean', "),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
-        ({"advantage_scale": "max"}, r"unknown advantage_scale 'max'; expected one of \['none', 'std'\]"),
+        (
+            {"advantage_scale": "max"},
+            r"unknown advantage_scale 'max'; expected one of \['none', 'std'\]",
+        ),
         ({"rebound": "square"}, "unknown rebound 'square'"),
         ({"modes": ("rt", "zz")}, r"modes=\('rt', 'zz'\); expected a tuple of some of \['eq', "),
         ({"known_modes": ()}, r"known_modes=\(\); expected a tuple of some of"),
@@ -1020,7 +1176,10 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ({"temperature": -1.0}, "temperature=-1.0 must be a number, finite and not negative"),
         ({"base_lr": math.inf}, "base_lr=inf must be a number, finite and not negative"),
         ({"noise_floor": 1.0}, "noise_floor=1.0 must be at least 0 and below 1"),
-        ({"num_axes": 2}, "num_axes=2: a difference of means is one axis; use direction_method='svd'"),
+        (
+            {"num_axes": 2},
+            "num_axes=2: a difference of means is one axis; use direction_method='svd'",
+        ),
         ({"num_evaluation_problems": 3}, "num_evaluation_problems=3 .* 4 modes"),
         ({"route": True, "target": "update"}, "route=True with target='update'"),
         ({"num_rows": 0}, "num_rows=0 must be at least 1"),
@@ -1028,7 +1187,10 @@ def test_a_spawned_plant_shares_nothing_that_moves():
             {"channels": (("weight_decay", "run"),)},
             r"'weight_decay' applies to pretraining alone; expected one of \['direction_refresh'",
         ),
-        ({"channels": (("projection_strength", "group"),)}, "'projection_strength' has no scope 'group'"),
+        (
+            {"channels": (("projection_strength", "group"),)},
+            "'projection_strength' has no scope 'group'",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(changes, message):
@@ -1047,7 +1209,10 @@ def test_gauges_are_those_that_are_measured():
         ({"num_problems": 10**30}, "num_problems=.* must be at most 1000000"),
         ({"difficulty": 5}, "difficulty=5 must be at most 4"),
         ({"modes": None}, r"modes=None; expected a tuple of some of \['eq', "),
-        ({"known_modes": ("rt", "zz")}, r"known_modes=\('rt', 'zz'\); expected a tuple of some of \['eq', "),
+        (
+            {"known_modes": ("rt", "zz")},
+            r"known_modes=\('rt', 'zz'\); expected a tuple of some of \['eq', ",
+        ),
         ({"rule": []}, r"unknown rule \[\]; expected one of \['drift', "),
         ({"noise_floor": "x"}, "noise_floor='x' must be a number"),
         ({"lr_schedule": 5}, r"lr_schedule must be a schedule of hpenv\.schedules; got 5"),

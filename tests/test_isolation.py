@@ -25,11 +25,19 @@ from tests import tiny_student
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"num_steps": 3, "interval": 1, "observation": "full"}
-TEXT = SMALL | {"data": "synthetic", "preset": "nano", "batch_tokens": 16, "sequence_length": 8, "eval_tokens": 64}
+TEXT = SMALL | {
+    "data": "synthetic",
+    "preset": "nano",
+    "batch_tokens": 16,
+    "sequence_length": 8,
+    "eval_tokens": 64,
+}
 MODULES = {
     jel: TEXT,
     cell: TEXT | {"channels": "full", "num_probe_batches": 1},
-    grpo_projection: SMALL | tiny_student.TINY | {"channels": "full", "num_samples": 2, "num_probe_problems": 1},
+    grpo_projection: SMALL
+    | tiny_student.TINY
+    | {"channels": "full", "num_samples": 2, "num_probe_problems": 1},
 }
 
 
@@ -54,13 +62,23 @@ def default_device(device):
 
 @contextlib.contextmanager
 def everything():
-    with torch.no_grad(), default_device("meta"), torch.autocast("cpu", torch.bfloat16), default_dtype(torch.float64):
+    with (
+        torch.no_grad(),
+        default_device("meta"),
+        torch.autocast("cpu", torch.bfloat16),
+        default_dtype(torch.float64),
+    ):
         yield
 
 
 @contextlib.contextmanager
 def everything_in_inference():
-    with default_dtype(torch.float16), torch.device("meta"), torch.inference_mode(), torch.autocast("cpu"):
+    with (
+        default_dtype(torch.float16),
+        torch.device("meta"),
+        torch.inference_mode(),
+        torch.autocast("cpu"),
+    ):
         yield
 
 
@@ -86,9 +104,13 @@ def state():
 
 @pytest.fixture(scope="module")
 def arguments():
-    with tiny_student.few_pairs(), patch.object(grpo, "Grader", lambda *_: tiny_student.FakeGrader()):
+    with (
+        tiny_student.few_pairs(),
+        patch.object(grpo, "Grader", lambda *_: tiny_student.FakeGrader()),
+    ):
         yield MODULES | {
-            grpo_projection: MODULES[grpo_projection] | {"student": tiny_student.student(1, tiny_student.SHORT)}
+            grpo_projection: MODULES[grpo_projection]
+            | {"student": tiny_student.student(1, tiny_student.SHORT)}
         }
 
 
@@ -99,9 +121,15 @@ def play(env):
     saved = env.snapshot()
     results += [env.step(actions[1]), env.evaluate()]
     env.restore(saved)
-    results += [env.counterfactual(actions[:, 0], 1), env.fork(1, 1).step(actions[1][:1]), env.step(actions[2])]
+    results += [
+        env.counterfactual(actions[:, 0], 1),
+        env.fork(1, 1).step(actions[1][:1]),
+        env.step(actions[2]),
+    ]
     tensors = env.snapshot().tensors
-    return repr(results), {name: sha256(tensor.numpy().tobytes()).digest() for name, tensor in tensors.items()}
+    return repr(results), {
+        name: sha256(tensor.numpy().tobytes()).digest() for name, tensor in tensors.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +184,9 @@ def test_a_call_that_raises_gives_the_callers_state_back():
         assert state() == before
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork"
+)
 def test_an_env_that_was_stepped_on_several_threads_does_not_hang_the_workers_that_are_forked_later():
     """In a process of its own, which ends in time: without the guard the workers wait for threads that they lack."""
     code = """
@@ -174,9 +204,17 @@ envs.step(envs.action_space.sample())
 envs.close()
 print("done", torch.get_num_threads())
 """
-    arguments = {"data": "synthetic", "num_steps": 4, "interval": 1, "batch_tokens": 512, "eval_tokens": 64}
+    arguments = {
+        "data": "synthetic",
+        "num_steps": 4,
+        "interval": 1,
+        "batch_tokens": 512,
+        "eval_tokens": 64,
+    }
     command = [sys.executable, "-c", code, json.dumps(arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             printed, _ = process.communicate(timeout=60)
         except subprocess.TimeoutExpired:

@@ -1,11 +1,12 @@
 """The order of the modules: every one imports only what stands above it.
 
-Imports are read from the source with `ast`, wherever they stand (in functions, under `TYPE_CHECKING`, as the text given
-to `import_module`), so nothing is executed and no optional dependency has to be installed.
+Imports are read from the source with `ast`, wherever they stand (in functions, under
+`TYPE_CHECKING`, as the text given to `import_module`), so nothing is executed and no optional
+dependency has to be installed.
 
-A new module needs a line in `DIRECTLY_ABOVE`: its own name, and the units that stand directly above it. It may import
-those and everything above them. A package (envs, policies, ...) is one unit: its files may import each other, but
-not in a circle.
+A new module needs a line in `DIRECTLY_ABOVE`: its own name, and the units that stand directly above
+it. It may import those and everything above them. A package (envs, policies, ...) is one unit: its
+files may import each other, but not in a circle.
 """
 
 import ast
@@ -73,7 +74,8 @@ DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # fmt: on
 
-# train_agents and baselines join everything; their own order is held by the absence of cycles alone.
+# train_agents and baselines join everything; their own order is held by the absence of cycles
+# alone.
 MAY_IMPORT = {
     "hpenv": {"hpenv"},
     "agents": {"hpenv", "agents"},
@@ -96,9 +98,14 @@ def _requirements(requirements: list[str]) -> set[str]:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = _requirements(PROJECT["dependencies"])
-# What may be missing, and may therefore be imported inside a function. torch.utils.tensorboard needs tensorboard.
+# What may be missing, and may therefore be imported inside a function. torch.utils.tensorboard
+# needs tensorboard.
 OPTIONAL = {"torch.utils.tensorboard"}.union(
-    *(_requirements(extra) for role, extra in PROJECT["optional-dependencies"].items() if role != "dev")
+    *(
+        _requirements(extra)
+        for role, extra in PROJECT["optional-dependencies"].items()
+        if role != "dev"
+    )
 )
 
 
@@ -116,7 +123,11 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+FILES = {
+    module_name(path): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
 
 
 def unit_of(module: str) -> str:
@@ -140,8 +151,13 @@ def imports_of(source: str, module: str, is_package: bool, known: set[str]) -> l
                     base = ".".join([*parts[:keep], *([base] if base else [])])
                 for alias in node.names:
                     inner = f"{base}.{alias.name}"
-                    found.append(Import(inner if inner in known else base, node.lineno, in_function))
-            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant(value=str(text)), *_]):
+                    found.append(
+                        Import(inner if inner in known else base, node.lineno, in_function)
+                    )
+            case ast.Call(
+                func=ast.Name(id=name) | ast.Attribute(attr=name),
+                args=[ast.Constant(value=str(text)), *_],
+            ):
                 if name in ("import_module", "__import__"):
                     found.append(Import(text, node.lineno, in_function))
         in_function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
@@ -154,7 +170,9 @@ def imports_of(source: str, module: str, is_package: bool, known: set[str]) -> l
 
 def imports_in_file(module: str) -> list[Import]:
     path = FILES[module]
-    return imports_of(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", set(FILES))
+    return imports_of(
+        path.read_text(encoding="utf-8"), module, path.name == "__init__.py", set(FILES)
+    )
 
 
 def above(package: str, unit: str) -> set[str]:
@@ -180,16 +198,26 @@ def violations(module: str, imports: list[Import]) -> list[str]:
                 "with the units that stand directly above it"
             ]
         # The root of a package stands below all its units.
-        allowed = set().union(*({f"{package}.{name}"} | above(package, name) for name in ([unit] if unit else table)))
+        allowed = set().union(
+            *({f"{package}.{name}"} | above(package, name) for name in ([unit] if unit else table))
+        )
     wrong = []
     for target, line, _ in imports:
         other = target.split(".")[0]
         if other in ("tests", "benchmarks"):
             wrong.append(f"line {line}: {module} imports {target}, which nobody imports")
         elif other in PACKAGES and other not in MAY_IMPORT[package]:
-            wrong.append(f"line {line}: {module} imports {target}, but {package} never imports {other}")
-        elif other in PACKAGES and allowed is not None and f"{other}.{unit_of(target)}" not in allowed:
-            wrong.append(f"line {line}: {module} imports {target}; above it stand {sorted(allowed)}")
+            wrong.append(
+                f"line {line}: {module} imports {target}, but {package} never imports {other}"
+            )
+        elif (
+            other in PACKAGES
+            and allowed is not None
+            and f"{other}.{unit_of(target)}" not in allowed
+        ):
+            wrong.append(
+                f"line {line}: {module} imports {target}; above it stand {sorted(allowed)}"
+            )
     return wrong
 
 
@@ -225,33 +253,45 @@ def test_a_module_imports_only_what_stands_above_it(module):
 @pytest.mark.parametrize("module", FILES)
 def test_only_optional_dependencies_are_imported_inside_functions(module):
     wrong = [
-        f"line {i.line}: {i.target}" for i in imports_in_file(module) if i.in_function and not is_optional(i.target)
+        f"line {i.line}: {i.target}"
+        for i in imports_in_file(module)
+        if i.in_function and not is_optional(i.target)
     ]
-    assert not wrong, f"{module} imports inside a function, where only {sorted(OPTIONAL)} may stand:\n" + "\n".join(
-        wrong
+    assert not wrong, (
+        f"{module} imports inside a function, where only {sorted(OPTIONAL)} may stand:\n"
+        + "\n".join(wrong)
     )
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if m.split(".")[0] == "hpenv" and unit_of(m) != "integrations"])
+@pytest.mark.parametrize(
+    "module", [m for m in FILES if m.split(".")[0] == "hpenv" and unit_of(m) != "integrations"]
+)
 def test_hpenv_loads_with_its_core_dependencies_alone(module):
     allowed = CORE | sys.stdlib_module_names | {"hpenv"}
     at_load = [i for i in imports_in_file(module) if not i.in_function]
     wrong = [
-        f"line {i.line}: {i.target}" for i in at_load if i.target.split(".")[0] not in allowed or is_optional(i.target)
+        f"line {i.line}: {i.target}"
+        for i in at_load
+        if i.target.split(".")[0] not in allowed or is_optional(i.target)
     ]
-    assert not wrong, f"{module} cannot be imported without extras; import these where they are used:\n" + "\n".join(
-        wrong
+    assert not wrong, (
+        f"{module} cannot be imported without extras; import these where they are used:\n"
+        + "\n".join(wrong)
     )
 
 
 def test_the_root_of_hpenv_imports_nothing_but_registration():
     path = ROOT / "hpenv" / "__init__.py"
-    wrong = [i.target for i in imports_in_file("hpenv") if i.target.split(".")[0] not in REGISTRATION]
+    wrong = [
+        i.target for i in imports_in_file("hpenv") if i.target.split(".")[0] not in REGISTRATION
+    ]
     assert not wrong, f"{path} may import gymnasium and nothing else, and imports {wrong}"
 
 
 def test_no_module_imports_itself_through_others():
-    graph = {module: {i.target for i in imports_in_file(module) if i.target in FILES} for module in FILES}
+    graph = {
+        module: {i.target for i in imports_in_file(module) if i.target in FILES} for module in FILES
+    }
     assert (cycle := find_cycle(graph)) is None, " -> ".join(cycle)
 
 
@@ -334,7 +374,10 @@ def test_the_picture_allows_and_forbids_what_it_shows(module, target, is_allowed
 @pytest.mark.parametrize("module", ["hpenv.gadget", "hpenv.gadget.inner", "agents.gadget"])
 def test_an_unknown_module_is_told_where_to_go(module):
     (message,) = violations(module, [])
-    assert f"add 'gadget' to DIRECTLY_ABOVE[{module.split('.')[0]!r}] in tests/test_layers.py" in message
+    assert (
+        f"add 'gadget' to DIRECTLY_ABOVE[{module.split('.')[0]!r}] in tests/test_layers.py"
+        in message
+    )
 
 
 def test_a_cycle_is_found_and_named():

@@ -15,9 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-SYSTEMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
+SYSTEMS = (
+    ("linux", "Linux", "x86_64"),
+    ("linux", "Linux", "aarch64"),
+    ("darwin", "Darwin", "arm64"),
+)
 OURS = {"agents", "baselines", "benchmarks", "examples", "hpenv", "tests", "train_agents"}
-INSTALLERS = {"pip", "hpenv"}  # pip comes with the virtual environment; hpenv is installed from the checkout
+INSTALLERS = {
+    "pip",
+    "hpenv",
+}  # pip comes with the virtual environment; hpenv is installed from the checkout
 
 
 class Pin(NamedTuple):
@@ -30,7 +37,9 @@ class Pin(NamedTuple):
 def read_pins(name: str) -> list[Pin]:
     """The requirements of a file in pip's format."""
     lines = [
-        line for line in (ROOT / name).read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")
+        line
+        for line in (ROOT / name).read_text().splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
     ]
     pins: list[Pin] = []
     for line in lines:
@@ -86,10 +95,14 @@ def test_the_lock_satisfies_the_project_on_every_python(python, system):
     for text in PROJECT["dependencies"] + [text for extra in EXTRAS.values() for text in extra]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), text
-    assert not [name for name in locked if name.startswith(("nvidia-", "cuda-", "triton"))], "a CUDA build"
+    assert not [name for name in locked if name.startswith(("nvidia-", "cuda-", "triton"))], (
+        "a CUDA build"
+    )
 
 
-@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="not the environment that `make setup` makes")
+@pytest.mark.skipif(
+    Path(sys.prefix) != ROOT / ".venv", reason="not the environment that `make setup` makes"
+)
 def test_what_is_installed_is_the_lock():
     """Every distribution at its locked version, and every requirement of each of them among the locked ones."""
     locked = versions({})
@@ -103,7 +116,9 @@ def test_what_is_installed_is_the_lock():
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 wanted = canonicalize_name(requirement.name)
                 assert wanted in locked, f"{wanted}, which {name} requires"
-                assert requirement.specifier.contains(locked[wanted], prereleases=True), f"{name}: {text}"
+                assert requirement.specifier.contains(locked[wanted], prereleases=True), (
+                    f"{name}: {text}"
+                )
 
 
 def imported_names(path: Path) -> set[str]:

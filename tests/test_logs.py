@@ -20,7 +20,9 @@ def lines(folder):
 def scalars(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
 
 
 def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
@@ -37,7 +39,10 @@ def test_a_number_that_is_not_finite_is_null_in_the_line(tmp_path):
 
 
 def test_a_metric_may_not_take_the_key_of_the_step(tmp_path):
-    with RunLog(tmp_path, tensorboard=False) as log, pytest.raises(ValueError, match="called 'step'"):
+    with (
+        RunLog(tmp_path, tensorboard=False) as log,
+        pytest.raises(ValueError, match="called 'step'"),
+    ):
         log.write({"step": 3.0}, 1)
 
 
@@ -51,7 +56,9 @@ def test_a_resumed_log_equals_one_that_never_stopped(tmp_path):
     write_steps(tmp_path / "whole", range(1, 6))
     write_steps(tmp_path / "resumed", range(1, 5))
     write_steps(tmp_path / "resumed", range(3, 6), resume_at=2)
-    whole, resumed = ((tmp_path / name / "progress.jsonl").read_bytes() for name in ("whole", "resumed"))
+    whole, resumed = (
+        (tmp_path / name / "progress.jsonl").read_bytes() for name in ("whole", "resumed")
+    )
     assert whole == resumed
     assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["progress.jsonl"]
 
@@ -62,7 +69,9 @@ def test_a_log_opened_anew_forgets_everything(tmp_path):
     assert lines(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
-@pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "loss": 3.0}', '{"step": 3, "lo\n', "\n", "\x00\x00"])
+@pytest.mark.parametrize(
+    "torn", ['{"step": 3, "lo', '{"step": 3, "loss": 3.0}', '{"step": 3, "lo\n', "\n", "\x00\x00"]
+)
 def test_a_torn_last_line_is_dropped(tmp_path, torn):
     write_steps(tmp_path, [1, 2])
     with (tmp_path / "progress.jsonl").open("a") as file:
@@ -99,7 +108,10 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path):
 
 def test_hyperparameters_are_written_once_with_the_metrics_that_they_are_compared_by(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    values = {"agent": "jel", "jel": {"gamma": 0.99, "hidden_sizes": [64, 64], "max_grad_norm": None}}
+    values = {
+        "agent": "jel",
+        "jel": {"gamma": 0.99, "hidden_sizes": [64, 64], "max_grad_norm": None},
+    }
     for step in (1, 2):
         with RunLog(tmp_path, resume_at=step - 1, hyperparameters=values) as log:
             log.write({"rollout/ep_rew_mean": 1.0}, step)
@@ -139,7 +151,10 @@ def test_tensorboard_can_be_left_out(tmp_path, monkeypatch, capsys):
 
 
 def test_progress_is_silent_where_nobody_looks(tmp_path, capsys):
-    with RunLog(tmp_path, tensorboard=False) as log, log.progress(3, "training", completed=1) as advance:
+    with (
+        RunLog(tmp_path, tensorboard=False) as log,
+        log.progress(3, "training", completed=1) as advance,
+    ):
         advance()
         advance(1, "return 1.0")
     assert capsys.readouterr() == ("", "")

@@ -14,21 +14,27 @@ def test_log_prob_by_hand():
         torch.tensor([[0.0, 0.0], [math.log(2.0), 0.0]]),
     )
     constant = 0.5 * math.log(2 * math.pi)
-    assert torch.allclose(log_prob, torch.tensor([-2 * constant - 0.5, -2 * constant - 0.5 - math.log(2.0)]))
+    assert torch.allclose(
+        log_prob, torch.tensor([-2 * constant - 0.5, -2 * constant - 0.5 - math.log(2.0)])
+    )
 
 
 def test_log_prob_and_entropy_equal_torchs():
     generator = torch.Generator().manual_seed(0)
     raw, mean, log_std = torch.randn(3, 5, 4, 2, generator=generator)
     normal = torch.distributions.Normal(mean, log_std.exp())
-    assert torch.allclose(losses.gaussian_log_prob(raw, mean, log_std), normal.log_prob(raw).sum(-1), atol=1e-5)
+    assert torch.allclose(
+        losses.gaussian_log_prob(raw, mean, log_std), normal.log_prob(raw).sum(-1), atol=1e-5
+    )
     assert torch.allclose(losses.gaussian_entropy(log_std), normal.entropy().sum(-1))
 
 
 def test_log_density_of_each_cell_adds_up_to_the_log_prob():
     raw, mean, log_std = torch.randn(3, 5, 4, 2, generator=torch.Generator().manual_seed(0))
     density = losses.gaussian_log_density(raw, mean, log_std)
-    assert torch.allclose(density, torch.distributions.Normal(mean, log_std.exp()).log_prob(raw), atol=1e-5)
+    assert torch.allclose(
+        density, torch.distributions.Normal(mean, log_std.exp()).log_prob(raw), atol=1e-5
+    )
     assert torch.equal(density.sum(-1), losses.gaussian_log_prob(raw, mean, log_std))
 
 
@@ -83,7 +89,9 @@ def test_a_scaled_gradient_leaves_the_values_bitwise_as_they_are():
         upstream = torch.arange(60.0).view(4, 5, 3)
         (gradient,) = torch.autograd.grad((upstream * scaled).sum(), values)
         assert torch.allclose(gradient, upstream * factor)
-    (gradient,) = torch.autograd.grad(losses.scale_gradient(values, torch.zeros(3)).square().sum(), values)
+    (gradient,) = torch.autograd.grad(
+        losses.scale_gradient(values, torch.zeros(3)).square().sum(), values
+    )
     assert not gradient.any()
 
 
@@ -98,7 +106,9 @@ def test_a_scaled_gradient_reaches_what_the_values_were_made_of_and_not_the_fact
     [
         lambda: losses.gaussian_log_prob(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2)),
         lambda: losses.clipped_surrogate(torch.zeros(3), torch.zeros(3), torch.zeros(3, 1), 0.2),
-        lambda: losses.clipped_surrogate(torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, 1), 0.2),
+        lambda: losses.clipped_surrogate(
+            torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, 1), 0.2
+        ),
         lambda: losses.approximate_kl(torch.zeros(3), torch.zeros(2)),
     ],
 )

@@ -19,7 +19,9 @@ def _runs_no_programs(monkeypatch):
 
 
 def made(out, *more, steps=3):
-    main([*SIZES, "--num-steps", str(steps), "--checkpoint-interval", "2", "--out", str(out), *more])
+    main(
+        [*SIZES, "--num-steps", str(steps), "--checkpoint-interval", "2", "--out", str(out), *more]
+    )
     return load_file(out / "student.safetensors")
 
 
@@ -40,7 +42,10 @@ def stopped(tmp_path, monkeypatch):
         checkpoint(*arguments)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command continues"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SystemExit, match="the same command continues"),
+    ):
         patch.setattr(make_student, "_checkpoint", last)
         made(tmp_path / "student")
     return tmp_path / "student"
@@ -50,7 +55,10 @@ def test_an_interrupted_making_goes_on_bitwise(stopped, whole):
     assert [path.name for path in stopped.iterdir()] == [CHECKPOINT]
     found = made(stopped)
     assert all(torch.equal(found[name], weight) for name, weight in whole[1].items())
-    assert sorted(path.name for path in stopped.iterdir()) == ["student.json", "student.safetensors"]
+    assert sorted(path.name for path in stopped.iterdir()) == [
+        "student.json",
+        "student.safetensors",
+    ]
 
 
 def test_the_checkpoint_of_another_configuration_is_refused_and_kept(stopped, capsys):
@@ -73,13 +81,19 @@ def test_a_finished_student_of_another_configuration_is_refused_and_kept(whole, 
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
 
-@pytest.mark.parametrize(("name", "content"), [(CHECKPOINT, b"x" * 20), ("student.json", b"{}"), (CHECKPOINT, None)])
-def test_a_file_in_the_folder_that_is_not_what_it_should_be_is_refused_by_name(name, content, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "content"), [(CHECKPOINT, b"x" * 20), ("student.json", b"{}"), (CHECKPOINT, None)]
+)
+def test_a_file_in_the_folder_that_is_not_what_it_should_be_is_refused_by_name(
+    name, content, tmp_path, capsys
+):
     (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(SystemExit, match="2"):
         made(tmp_path)
     err = capsys.readouterr().err
-    assert f"{name} " in err and "move it away, or give another --out" in err and err.count("\n") == 1
+    assert (
+        f"{name} " in err and "move it away, or give another --out" in err and err.count("\n") == 1
+    )
 
 
 def test_the_folder_of_a_run_or_of_another_model_is_refused_and_kept(tmp_path, capsys):
@@ -87,7 +101,10 @@ def test_the_folder_of_a_run_or_of_another_model_is_refused_and_kept(tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         made(tmp_path)
     err = capsys.readouterr().err
-    assert f"out must be a folder without config.json, which a run or a model keeps; got {tmp_path}" in err
+    assert (
+        f"out must be a folder without config.json, which a run or a model keeps; got {tmp_path}"
+        in err
+    )
     assert err.count("\n") == 1 and [child.name for child in tmp_path.iterdir()] == ["config.json"]
 
 

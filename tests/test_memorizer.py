@@ -18,13 +18,17 @@ def described(description, entry_point="f", solution=""):
 def passes(source, problem):
     namespace = {}
     exec(source, namespace)
-    return all(same(namespace[problem.entry_point](*args), result) for args, result in problem.tests)
+    return all(
+        same(namespace[problem.entry_point](*args), result) for args, result in problem.tests
+    )
 
 
 def test_the_nearest_wording_by_hand():
     training = [
         described("Return the sum of xs.", solution="def f(xs):\n    return sum(xs)\n"),
-        described("Return the sum of the even numbers of xs.", solution="def f(xs):\n    return 2\n"),
+        described(
+            "Return the sum of the even numbers of xs.", solution="def f(xs):\n    return 2\n"
+        ),
         described("Return the odd and even numbers of xs."),  # nearest of all, but nobody solved it
     ]
     asked = described("Return the even numbers of xs.", entry_point="evens")

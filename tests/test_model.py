@@ -32,7 +32,12 @@ BATCH = (2, 12)  # (B, T)
 
 def random_parameters(config, num_rows):
     """Weights none of which is zero, unlike those at initialization; a tensor's depend on its name and shape alone."""
-    scales = {"embedding": 1.0, "value_embedding": 1.0, "residual_lambdas": 0.5, "embedding_lambdas": 0.5}
+    scales = {
+        "embedding": 1.0,
+        "value_embedding": 1.0,
+        "residual_lambdas": 0.5,
+        "embedding_lambdas": 0.5,
+    }
     params = {}
     for name, shape in model.parameter_shapes(config).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -43,7 +48,9 @@ def random_parameters(config, num_rows):
 
 def random_batch(config, num_rows, shape=BATCH, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(config.vocab_size, (num_rows, shape[0], shape[1] + 1), generator=generator)
+    tokens = torch.randint(
+        config.vocab_size, (num_rows, shape[0], shape[1] + 1), generator=generator
+    )
     return tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
 
 
@@ -54,8 +61,13 @@ def norm(x):
 def rotate(x, base):
     """Pairs (d, d + half) of (B, H, T, D) as complex numbers, turned by minus the position times the frequency."""
     half = x.shape[-1] // 2
-    angles = torch.arange(x.shape[-2])[:, None] * base ** (-torch.arange(half, dtype=torch.float64) / half)
-    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), -angles).cfloat()
+    angles = torch.arange(x.shape[-2])[:, None] * base ** (
+        -torch.arange(half, dtype=torch.float64) / half
+    )
+    turned = (
+        torch.complex(x[..., :half], x[..., half:])
+        * torch.polar(torch.ones_like(angles), -angles).cfloat()
+    )
     return torch.cat([turned.real, turned.imag], -1)
 
 
@@ -69,22 +81,36 @@ def reference_losses(w, config, inputs, targets):
 
     x = first = norm(F.embedding(inputs, w["embedding"]))
     for i in range(config.n_layer):
-        own = {name.removeprefix(f"layer.{i}."): value for name, value in w.items() if name.startswith(f"layer.{i}.")}
+        own = {
+            name.removeprefix(f"layer.{i}."): value
+            for name, value in w.items()
+            if name.startswith(f"layer.{i}.")
+        }
         if config.residual_lambdas:
             x = w["residual_lambdas"][i] * x + w["embedding_lambdas"][i] * first
         h = norm(x)
         q, k, v = (split(F.linear(h, own[name])) for name in ("query", "key", "value"))
         if config.value_embeddings and (config.n_layer - 1 - i) % 2 == 0:
             gate = 2 * torch.sigmoid(F.linear(h[..., :32], own["value_gate"]))  # (B, T, heads)
-            v = v + split(F.embedding(inputs, own["value_embedding"])) * gate.transpose(1, 2)[..., None]
+            v = (
+                v
+                + split(F.embedding(inputs, own["value_embedding"]))
+                * gate.transpose(1, 2)[..., None]
+            )
         q, k = norm(rotate(q, config.rope_base)), norm(rotate(k, config.rope_base))
-        is_short = config.window_pattern[i % len(config.window_pattern)] == "S" and i < config.n_layer - 1
+        is_short = (
+            config.window_pattern[i % len(config.window_pattern)] == "S" and i < config.n_layer - 1
+        )
         seen = (behind >= 0) & (behind <= (T // 2 if is_short else T))
         scores = (q @ k.transpose(-1, -2) / math.sqrt(C // heads)).masked_fill(~seen, -math.inf)
         x = x + F.linear((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C), own["output"])
         h = norm(x)
         up = F.linear(h, own["up"])
-        hidden = F.silu(F.linear(h, own["gate"])) * up if config.feed_forward == "swiglu" else up.relu() ** 2
+        hidden = (
+            F.silu(F.linear(h, own["gate"])) * up
+            if config.feed_forward == "swiglu"
+            else up.relu() ** 2
+        )
         x = x + F.linear(hidden, own["down"])
     logits = F.linear(norm(x), w["unembedding"])
     logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
@@ -109,7 +135,9 @@ def test_losses_and_gradients_equal_those_of_the_reference_of_one_run(config):
         expected = torch.autograd.grad(losses.mean(), list(single.values()))
         for name, ours, theirs in zip(params, gradients, expected, strict=True):
             assert theirs.abs().max() > 0, f"{name} has no effect"
-            torch.testing.assert_close(ours[row], theirs, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                ours[row], theirs, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @pytest.mark.parametrize("option", [name for name in CONFIGS if name != "plain"])
@@ -179,7 +207,10 @@ def test_nano_has_131072_parameters():
 def test_jel_73m_has_73531692_parameters_and_its_forward_pass_fits_on_the_meta_device():
     config = model.preset("jel-73m")
     assert model.num_parameters(config) == 73_531_692
-    params = {name: torch.empty(1, *shape, device="meta") for name, shape in model.parameter_shapes(config).items()}
+    params = {
+        name: torch.empty(1, *shape, device="meta")
+        for name, shape in model.parameter_shapes(config).items()
+    }
     assert sum(value.numel() for value in params.values()) == 73_531_692
     assert [i for i in range(6) if f"layer.{i}.value_embedding" in params] == [1, 3, 5]
     tokens = torch.zeros(1, 2, 8, dtype=torch.int64, device="meta")
@@ -188,9 +219,19 @@ def test_jel_73m_has_73531692_parameters_and_its_forward_pass_fits_on_the_meta_d
 
 
 def test_cell11_has_77_body_tensors():
-    body = [name for name in model.parameter_shapes(model.preset("cell11")) if name.startswith("layer.")]
+    body = [
+        name for name in model.parameter_shapes(model.preset("cell11")) if name.startswith("layer.")
+    ]
     assert len(body) == 77
-    assert {name.split(".")[2] for name in body} == {"query", "key", "value", "output", "gate", "up", "down"}
+    assert {name.split(".")[2] for name in body} == {
+        "query",
+        "key",
+        "value",
+        "output",
+        "gate",
+        "up",
+        "down",
+    }
     assert all(model.parameter_kind(name) == "matrix" for name in body)
 
 
@@ -199,13 +240,18 @@ def test_an_untrained_run_guesses_uniformly(name):
     config = model.preset(name)
     inputs, targets = random_batch(config, 2, (4, 32))
     params = model.init_parameters(config, [3, 4])
-    losses = model.mean_losses(params, config, inputs, targets, model.rope_tables(config, 32, "cpu"))
+    losses = model.mean_losses(
+        params, config, inputs, targets, model.rope_tables(config, 32, "cpu")
+    )
     assert losses.tolist() == pytest.approx([math.log(256)] * 2, abs=0.01)
 
 
 def test_initial_weights_are_those_of_the_seed_in_any_row():
     config = model.preset("nano")
-    population, single = model.init_parameters(config, [5, 6, 7]), model.init_parameters(config, [6])
+    population, single = (
+        model.init_parameters(config, [5, 6, 7]),
+        model.init_parameters(config, [6]),
+    )
     for name, value in population.items():
         assert torch.equal(value[1:2], single[name])
         assert torch.equal(value[0], value[1]) == (name.endswith(("output", "down"))), name
@@ -241,7 +287,9 @@ def test_shapes_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_an_unknown_preset_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"unknown preset 'nan0'; expected one of \['cell11', 'jel-73m', 'nano'"):
+    with pytest.raises(
+        ValueError, match=r"unknown preset 'nan0'; expected one of \['cell11', 'jel-73m', 'nano'"
+    ):
         model.preset("nan0")
 
 
@@ -265,7 +313,9 @@ def losses_and_gradients(params, config, batch, dials):
     return losses.detach(), torch.autograd.grad(losses.sum(), list(leaves.values()))
 
 
-@pytest.mark.parametrize("config", [CONFIGS["plain"], CONFIGS["everything"]], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "config", [CONFIGS["plain"], CONFIGS["everything"]], ids=["plain", "everything"]
+)
 def test_dials_at_neutral_change_no_bit_of_loss_or_gradient(config):
     params, batch = random_parameters(config, 2), random_batch(config, 2)
     expected = losses_and_gradients(params, config, batch, None)
@@ -299,7 +349,9 @@ def test_a_dial_is_felt_in_its_own_row_alone(name):
     config = CONFIGS["everything"]
     params, batch = random_parameters(config, 2), random_batch(config, 2)
     losses, gradients = losses_and_gradients(params, config, batch, neutral_dials(config, 2))
-    moved, others = losses_and_gradients(params, config, batch, _moved(neutral_dials(config, 2), name, MOVES[name]))
+    moved, others = losses_and_gradients(
+        params, config, batch, _moved(neutral_dials(config, 2), name, MOVES[name])
+    )
     assert torch.equal(moved[0], losses[0]) and moved[1] != losses[1]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(others, gradients, strict=True))
     assert any(not torch.equal(a[1], b[1]) for a, b in zip(others, gradients, strict=True))
@@ -321,7 +373,10 @@ def test_a_token_of_zeros_under_a_cap_has_a_finite_gradient(cap):
 def test_a_cap_holds_every_token_and_keeps_its_direction():
     x = torch.tensor([[[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0]]])
     capped = model._capped(x, torch.tensor([1.0]))
-    expected = torch.tensor([[[0.6, 0.8], [0.3, 0.4], [-0.6, 0.8]]]) * torch.tensor([2**0.5, 1.0, 2**0.5])[:, None]
+    expected = (
+        torch.tensor([[[0.6, 0.8], [0.3, 0.4], [-0.6, 0.8]]])
+        * torch.tensor([2**0.5, 1.0, 2**0.5])[:, None]
+    )
     torch.testing.assert_close(capped, expected)
     assert torch.equal(capped[0, 1], x[0, 1])
 
@@ -331,9 +386,13 @@ def test_dropout_leaves_out_its_part_and_keeps_the_mean():
     generators = [torch.Generator().manual_seed(row) for row in range(2)]
     dropped = model._dropped(x, torch.tensor([0.0, 0.3]), generators)
     assert torch.equal(dropped[0], x[0])
-    assert (dropped[1] == 0).float().mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 20_000))
+    assert (dropped[1] == 0).float().mean().item() == pytest.approx(
+        0.3, abs=4 * math.sqrt(0.21 / 20_000)
+    )
     assert dropped[1].unique().tolist() == pytest.approx([0.0, 1 / 0.7])
-    assert torch.equal(generators[0].get_state(), torch.Generator().manual_seed(0).get_state()), "drew for nothing"
+    assert torch.equal(generators[0].get_state(), torch.Generator().manual_seed(0).get_state()), (
+        "drew for nothing"
+    )
 
 
 @pytest.mark.parametrize("option", ["plain", "swiglu"])
@@ -348,7 +407,9 @@ def test_gauges_are_those_of_the_stream_after_each_layer_and_of_its_hidden_units
         w = {name: value[row] for name, value in params.items()}
         for i, (mean, variance, saturation) in enumerate(_streams(w, config, inputs[row])):
             found = gauges[i][:, row].tolist()
-            assert found == pytest.approx([mean, variance, saturation], rel=1e-4, abs=1e-5), f"layer {i}"
+            assert found == pytest.approx([mean, variance, saturation], rel=1e-4, abs=1e-5), (
+                f"layer {i}"
+            )
             assert 0 < found[2] < 1
 
 
@@ -357,9 +418,18 @@ def _streams(w, config, inputs):
     (B, T), heads = inputs.shape, config.n_head
     x, behind = norm(F.embedding(inputs, w["embedding"])), torch.ones(T, T, dtype=torch.bool).tril()
     for i in range(config.n_layer):
-        own = {name.removeprefix(f"layer.{i}."): value for name, value in w.items() if name.startswith(f"layer.{i}.")}
-        q, k, v = (F.linear(norm(x), own[n]).view(B, T, heads, -1).transpose(1, 2) for n in ("query", "key", "value"))
-        scores = norm(rotate(q, config.rope_base)) @ norm(rotate(k, config.rope_base)).transpose(-1, -2)
+        own = {
+            name.removeprefix(f"layer.{i}."): value
+            for name, value in w.items()
+            if name.startswith(f"layer.{i}.")
+        }
+        q, k, v = (
+            F.linear(norm(x), own[n]).view(B, T, heads, -1).transpose(1, 2)
+            for n in ("query", "key", "value")
+        )
+        scores = norm(rotate(q, config.rope_base)) @ norm(rotate(k, config.rope_base)).transpose(
+            -1, -2
+        )
         scores = (scores / math.sqrt(config.n_embd // heads)).masked_fill(~behind, -math.inf)
         x = x + F.linear((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, -1), own["output"])
         up = F.linear(norm(x), own["up"])
@@ -383,7 +453,9 @@ def states_of(params, config, tokens, memory=None):
     N, B, T = tokens.shape
     start = 0 if memory is None else memory.length
     cosines, sines = model.rope_tables(config, start + T, "cpu")
-    states = model.hidden_states(params, config, tokens, (cosines[start:], sines[start:]), memory=memory)
+    states = model.hidden_states(
+        params, config, tokens, (cosines[start:], sines[start:]), memory=memory
+    )
     return states.view(N, B, T, -1)
 
 
@@ -394,7 +466,9 @@ def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     pieces = [states_of(params, config, piece, memory) for piece in tokens.split(lengths, -1)]
     assert memory.length == 12
-    torch.testing.assert_close(torch.cat(pieces, 2), states_of(params, config, tokens), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat(pieces, 2), states_of(params, config, tokens), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("room", [0, 4, 9])
@@ -406,12 +480,18 @@ def test_a_copied_memory_is_that_of_the_repeated_texts(room):
     states_of(params, config, tokens, memory)
     before = [tuple(x.clone() for x in layer) for layer in memory.layers]
     copies = memory.copied(torch.arange(4).repeat_interleave(times), room)
-    found = torch.cat([states_of(params, config, piece, copies) for piece in texts.split((1, 2, 1), -1)], 2)
+    found = torch.cat(
+        [states_of(params, config, piece, copies) for piece in texts.split((1, 2, 1), -1)], 2
+    )
     whole = torch.cat([tokens.repeat_interleave(times, 1), texts], -1)
-    torch.testing.assert_close(found, states_of(params, config, whole)[:, :, 12:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found, states_of(params, config, whole)[:, :, 12:], rtol=1e-4, atol=1e-5
+    )
     assert (memory.length, copies.length) == (12, 16)
     for layer, own in zip(memory.layers, before, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(layer, own, strict=True)), "the prompts' own memory is as it was"
+        assert all(torch.equal(x, y) for x, y in zip(layer, own, strict=True)), (
+            "the prompts' own memory is as it was"
+        )
 
 
 def test_gradients_flow_through_what_is_remembered():
@@ -424,14 +504,18 @@ def test_gradients_flow_through_what_is_remembered():
         if shared:
             memory = model.Memory()
             states_of(leaves, config, tokens, memory)
-            states = states_of(leaves, config, texts, memory.copied(torch.arange(4).repeat_interleave(times)))
+            states = states_of(
+                leaves, config, texts, memory.copied(torch.arange(4).repeat_interleave(times))
+            )
         else:
             whole = torch.cat([tokens.repeat_interleave(times, 1), texts], -1)
             states = states_of(leaves, config, whole)[:, :, 12:]
         weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
         loss = (weight * states).sum()
         names = [name for name in leaves if name != "unembedding"]
-        return dict(zip(names, torch.autograd.grad(loss, [leaves[name] for name in names]), strict=True))
+        return dict(
+            zip(names, torch.autograd.grad(loss, [leaves[name] for name in names]), strict=True)
+        )
 
     found, expected = gradients(shared=True), gradients(shared=False)
     for name, gradient in expected.items():

@@ -55,13 +55,17 @@ def test_a_flat_group_has_advantages_of_exactly_zero(scale):
 
 
 def test_k3_by_hand_is_not_negative_and_zero_at_equality():
-    assert k3(torch.tensor(-1.0), torch.tensor(-1.5)).item() == pytest.approx(math.exp(-0.5) + 0.5 - 1)
+    assert k3(torch.tensor(-1.0), torch.tensor(-1.5)).item() == pytest.approx(
+        math.exp(-0.5) + 0.5 - 1
+    )
     logp, reference = randn(10_000), randn(10_000, seed=1)
     assert (k3(logp, reference) >= 0).all() and torch.equal(k3(logp, logp), torch.zeros(10_000))
     near = k3(logp, logp + 1e-4 * reference)
     assert (near >= 0).all()
     step = (logp + 1e-4 * reference) - logp  # as float32 has it
-    largest = step.abs().max().item()  # expm1 and the difference are rounded; the series goes on with d / 3
+    largest = (
+        step.abs().max().item()
+    )  # expm1 and the difference are rounded; the series goes on with d / 3
     torch.testing.assert_close(near, step.square() / 2, atol=4 * 2.0**-24 * largest, rtol=largest)
 
 
@@ -77,9 +81,13 @@ def test_the_loss_by_hand():
     mask = torch.tensor([[[True, True], [True, False]]])
     gain = torch.tensor([[[1.0, -2.0]]])
     zeros = torch.zeros(1, 2, 2)
-    loss, metrics = policy_loss(ratios.log(), zeros, ratios.log(), mask, gain, torch.zeros(1), max_tokens=4)
+    loss, metrics = policy_loss(
+        ratios.log(), zeros, ratios.log(), mask, gain, torch.zeros(1), max_tokens=4
+    )
     # A = 1: min(1.5, 1.2) + min(0.5, 0.8); A = -2: min(-1.0, -1.6).
-    off = 6 * 2.0**-24 * (1.2 + 0.5 + 1.6) / 8  # each term is a logarithm, an exponential, a product and two sums
+    off = (
+        6 * 2.0**-24 * (1.2 + 0.5 + 1.6) / 8
+    )  # each term is a logarithm, an exponential, a product and two sums
     assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.6) / 8, abs=off)
     assert metrics.clipped_fraction.item() == pytest.approx(2 / 3)
     assert metrics.mean_ratio.item() == pytest.approx(2.5 / 3)
@@ -87,7 +95,9 @@ def test_the_loss_by_hand():
     # The reference at half of each probability: k3 = 0.5 + ln 2 - 1 at each of three tokens.
     distance = 0.5 + math.log(2) - 1
     reference = ratios.log() - math.log(2)
-    with_kl, metrics = policy_loss(ratios.log(), zeros, reference, mask, gain, torch.full((1,), 0.3), max_tokens=4)
+    with_kl, metrics = policy_loss(
+        ratios.log(), zeros, reference, mask, gain, torch.full((1,), 0.3), max_tokens=4
+    )
     assert with_kl.item() == pytest.approx(loss.item() + 0.3 * 3 * distance / 8, abs=off)
     assert metrics.kl.item() == pytest.approx(distance)
     assert metrics.policy_loss.item() == pytest.approx(loss.item(), abs=off)
@@ -96,7 +106,9 @@ def test_the_loss_by_hand():
 def test_at_ratio_one_the_gradient_is_that_of_reinforce():
     logp, gain, mask = batch()
     logp.requires_grad_()
-    loss, metrics = policy_loss(logp, logp.detach(), logp.detach(), mask, gain, torch.ones(N), max_tokens=T)
+    loss, metrics = policy_loss(
+        logp, logp.detach(), logp.detach(), mask, gain, torch.ones(N), max_tokens=T
+    )
     (ours,) = torch.autograd.grad(loss.sum(), logp)
     reinforce = -(gain.flatten(1)[..., None] * logp * mask).sum() / (P * G * T)
     (expected,) = torch.autograd.grad(reinforce, logp)
@@ -120,7 +132,9 @@ def test_the_divergence_pulls_towards_the_reference():
     logp, gain, mask = batch()
     reference = logp + randn(N, P * G, T, seed=5)
     logp.requires_grad_()
-    loss, _ = policy_loss(logp, logp.detach(), reference, mask, 0 * gain, torch.ones(N), max_tokens=T)
+    loss, _ = policy_loss(
+        logp, logp.detach(), reference, mask, 0 * gain, torch.ones(N), max_tokens=T
+    )
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
     assert torch.equal(torch.sign(gradient)[mask], torch.sign(logp - reference).detach()[mask])
 
@@ -131,7 +145,10 @@ def test_what_is_masked_changes_nothing_whatever_it_holds():
     garbage = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, 0.0])  # by position
     results = []
     for broken in (False, True):
-        given = [torch.where(mask | (not broken), t, garbage).requires_grad_() for t in (logp, old, reference)]
+        given = [
+            torch.where(mask | (not broken), t, garbage).requires_grad_()
+            for t in (logp, old, reference)
+        ]
         loss, metrics = policy_loss(*given, mask, gain, torch.full((N,), 0.1), max_tokens=T)
         results.append((loss, *metrics, torch.autograd.grad(loss.sum(), given[0])[0]))
     assert (~mask).any(1).any()
@@ -173,7 +190,11 @@ def test_skipped_groups_leave_the_loss_and_its_gradient_and_not_the_metrics():
     left = torch.ones(N, P * G, dtype=torch.bool)
     left[0, G : 2 * G] = False
     assert torch.equal(gradient[left], all_of_it[left]) and all_of_it[~left].any()
-    assert torch.equal(metrics.kl, expected.kl) and torch.equal(loss[1], full[1]) and loss[0] != full[0]
+    assert (
+        torch.equal(metrics.kl, expected.kl)
+        and torch.equal(loss[1], full[1])
+        and loss[0] != full[0]
+    )
 
 
 def test_a_run_without_tokens_has_a_loss_of_zero():
@@ -186,13 +207,19 @@ def test_a_run_without_tokens_has_a_loss_of_zero():
 def test_what_does_not_belong_together_is_refused():
     logp, gain, mask = batch()
     weights = torch.zeros(N)
-    with pytest.raises(ValueError, match=r"unknown scale 'mean' of advantages; expected one of \['none', 'std'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown scale 'mean' of advantages; expected one of \['none', 'std'\]"
+    ):
         advantages(torch.zeros(1, 2, 3), "mean")
-    with pytest.raises(ValueError, match=r"shape \(1, 2, 1\); expected \(N, P, G\) with G of at least 2"):
+    with pytest.raises(
+        ValueError, match=r"shape \(1, 2, 1\); expected \(N, P, G\) with G of at least 2"
+    ):
         advantages(torch.zeros(1, 2, 1))
     with pytest.raises(ValueError, match=r"expected \(N, P G, T\) four times"):
         policy_loss(logp[:, 1:], logp, logp, mask, gain, weights, max_tokens=T)
     with pytest.raises(ValueError, match=r"kl_weight \(1,\)"):
         policy_loss(logp, logp, logp, mask, gain, weights[:1], max_tokens=T)
-    with pytest.raises(ValueError, match="max_tokens=4 for completions of 5 tokens; expected no fewer"):
+    with pytest.raises(
+        ValueError, match="max_tokens=4 for completions of 5 tokens; expected no fewer"
+    ):
         policy_loss(logp, logp, logp, mask, gain, weights, max_tokens=4)

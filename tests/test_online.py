@@ -30,7 +30,8 @@ PACES = {"eval_interval": 4, "trace_interval": 3, "log_interval": 2, "checkpoint
 def tiny(out: Path, **changes) -> OnlineConfig:
     sidecar = SidecarConfig(hidden_size=8, **changes.pop("sidecar", {}))
     return OnlineConfig(
-        **{"seeds": 2, "first_seed": 3, "out": out, "tensorboard": False, **PACES, **changes}, sidecar=sidecar
+        **{"seeds": 2, "first_seed": 3, "out": out, "tensorboard": False, **PACES, **changes},
+        sidecar=sidecar,
     )
 
 
@@ -50,7 +51,11 @@ def logs(folder):
     """Lines of the logs, without what clocks say."""
     found = {name: (folder / name).read_text() for name in ("curves.jsonl", "trace.jsonl")}
     clocks = ("time/fps", "time/time_elapsed")
-    return found | {"progress": [{k: v for k, v in line.items() if k not in clocks} for line in progress(folder)]}
+    return found | {
+        "progress": [
+            {k: v for k, v in line.items() if k not in clocks} for line in progress(folder)
+        ]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,9 @@ def whole(tmp_path_factory):
     return (*run_online(tiny(folder), ENV), folder)
 
 
-@pytest.mark.parametrize("last", [3, 5, 9, 11])  # before the first checkpoint, at it, beyond it, at the end
+@pytest.mark.parametrize(
+    "last", [3, 5, 9, 11]
+)  # before the first checkpoint, at it, beyond it, at the end
 def test_a_run_that_was_interrupted_continues_bitwise(tmp_path, whole, last):
     rows, extra, folder = whole
     with pytest.raises(KeyboardInterrupt):
@@ -81,13 +88,17 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run_online(tiny(tmp_path), ENV, stop_at(10))
     tear(checkpoints(tmp_path, "step")[-1])
-    with pytest.warns(UserWarning, match=r"skipped a checkpoint, now step-0000010.damaged: .* starts from step 5"):
+    with pytest.warns(
+        UserWarning, match=r"skipped a checkpoint, now step-0000010.damaged: .* starts from step 5"
+    ):
         rows, _ = run_online(tiny(tmp_path), ENV)
     assert rows == whole[0]
 
 
 @pytest.mark.parametrize("part", ["env", "agent", "program"])
-def test_after_damaged_checkpoints_the_new_ones_are_kept_although_their_steps_are_earlier(tmp_path, whole, part):
+def test_after_damaged_checkpoints_the_new_ones_are_kept_although_their_steps_are_earlier(
+    tmp_path, whole, part
+):
     with pytest.raises(KeyboardInterrupt):
         run_online(tiny(tmp_path), ENV, stop_at(11))
     for checkpoint in checkpoints(tmp_path, "step"):
@@ -95,9 +106,14 @@ def test_after_damaged_checkpoints_the_new_ones_are_kept_although_their_steps_ar
     shutil.copytree(
         checkpoints(tmp_path, "step")[0], tmp_path / "checkpoints" / "step-0000010.damaged"
     )  # of an earlier time
-    with pytest.warns(UserWarning, match="training starts from step 0") as caught, pytest.raises(KeyboardInterrupt):
+    with (
+        pytest.warns(UserWarning, match="training starts from step 0") as caught,
+        pytest.raises(KeyboardInterrupt),
+    ):
         run_online(tiny(tmp_path), ENV, stop_at(6))
-    assert len([warning for warning in caught if "skipped a checkpoint" in str(warning.message)]) == 2
+    assert (
+        len([warning for warning in caught if "skipped a checkpoint" in str(warning.message)]) == 2
+    )
     assert [path.name for path in checkpoints(tmp_path, "step")] == ["step-0000005"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -109,7 +125,10 @@ def test_after_damaged_checkpoints_the_new_ones_are_kept_although_their_steps_ar
 def test_what_is_no_checkpoint_by_its_name_is_neither_resumed_from_nor_deleted(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run_online(tiny(tmp_path), ENV, stop_at(6))
-    others = [tmp_path / "checkpoints" / name for name in ("step-0000005.bak", "step-", "step-9x", "old-step-0000009")]
+    others = [
+        tmp_path / "checkpoints" / name
+        for name in ("step-0000005.bak", "step-", "step-9x", "old-step-0000009")
+    ]
     for other in others:
         shutil.copytree(checkpoints(tmp_path, "step")[-1], other)
     assert run_online(tiny(tmp_path), ENV)[0] == whole[0]
@@ -119,7 +138,9 @@ def test_what_is_no_checkpoint_by_its_name_is_neither_resumed_from_nor_deleted(t
 def test_only_the_last_checkpoints_are_kept_whole(whole):
     kept = checkpoints(whole[2], "step")
     assert [path.name for path in kept] == ["step-0000010", "step-0000011"]
-    assert all({child.name for child in path.iterdir()} == {"env", "agent", "program"} for path in kept)
+    assert all(
+        {child.name for child in path.iterdir()} == {"env", "agent", "program"} for path in kept
+    )
     assert [path.name for path in kept[0].parent.iterdir() if path.name.startswith(".")] == []
 
 
@@ -129,14 +150,18 @@ def test_curves_and_traces_are_recorded_at_their_steps(whole):
     assert extra["trace"]["steps"] == [0, 3, 6, 9]
     shape = (4, 2, len(extra["names"]))
     assert np.shape(extra["trace"]["mean"]) == np.shape(extra["trace"]["sampled"]) == shape
-    assert np.all(np.array(extra["trace"]["mean"])[0] == 0.0) and np.any(np.array(extra["trace"]["sampled"])[0])
+    assert np.all(np.array(extra["trace"]["mean"])[0] == 0.0) and np.any(
+        np.array(extra["trace"]["sampled"])[0]
+    )
     assert np.shape(extra["final_mean"]) == shape[1:]
     lines = progress(folder)
     assert [line["inner/step"] for line in lines] == [2, 4, 6, 8, 10, 11]
     assert rows[0]["bpb"] == rows[0]["bpb_curve"][-1] and [row["seed"] for row in rows] == [3, 4]
     assert extra["env_ms"] > 0 and extra["agent_ms"] > 0
     assert extra["advantage_rms"] > 0.0
-    assert extra["advantage_rms"] == pytest.approx(np.mean([line["train/advantage_rms"] for line in lines]))
+    assert extra["advantage_rms"] == pytest.approx(
+        np.mean([line["train/advantage_rms"] for line in lines])
+    )
     assert extra["evidence"] == lines[-1]["train/evidence"]
 
 
@@ -148,7 +173,9 @@ def test_the_log_counts_timesteps_and_returns_as_stable_baselines3_does(whole):
     assert [line["time/iterations"] for line in lines] == [2, 4, 6, 8, 10, 11]
     assert [line["rollout/ep_len_mean"] for line in lines] == [2, 4, 6, 8, 10, 11]
     assert all(np.isfinite(line["rollout/ep_rew_mean"]) and line["time/fps"] >= 0 for line in lines)
-    held_out = {line["inner/step"]: line["eval/held_out"] for line in lines if "eval/held_out" in line}
+    held_out = {
+        line["inner/step"]: line["eval/held_out"] for line in lines if "eval/held_out" in line
+    }
     assert list(held_out) == [4, 8, 11]
     assert held_out[11] == pytest.approx(np.mean([row["bpb"] for row in rows]))
 
@@ -178,14 +205,20 @@ def test_config_json_has_the_whole_configuration_and_the_facts(whole):
     written = json.loads((whole[2] / "config.json").read_text())
     assert written["configuration"]["env_kwargs"] == ENV | {"seed_mode": "independent"}
     assert (
-        written["configuration"]["checkpoint_interval"] == 5 and written["configuration"]["sidecar"]["hidden_size"] == 8
+        written["configuration"]["checkpoint_interval"] == 5
+        and written["configuration"]["sidecar"]["hidden_size"] == 8
     )
     assert written["facts"]["cpu_capability"]
 
 
 def test_a_detached_run_is_the_run_without_a_controller(tmp_path):
     rows, extra = run_online(tiny(tmp_path, sidecar={"attached": False}), ENV)
-    measured = ENV | {"reward": {"progress": 1.0}, "channels": "layer_lr", "num_registers": 0, "interval": 4}
+    measured = ENV | {
+        "reward": {"progress": 1.0},
+        "channels": "layer_lr",
+        "num_registers": 0,
+        "interval": 4,
+    }
     plain = evaluate_policy(None, "TrainLoop-Cell-v0", measured, [3, 4], curve=False)
     assert [row["probe_loss"] for row in rows] == [row["probe_loss"] for row in plain]
     assert [row["bpb"] for row in rows] == [row["bpb"] for row in plain]
@@ -202,7 +235,9 @@ def test_the_probe_is_measured_with_the_dials_at_the_means_and_leaves_the_panel(
     env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
     config = SidecarConfig(hidden_size=8, initial_std={"scale": 0.4})
     columns = (env.action_kinds, env.action_immediate)
-    agent = SidecarAgent(2, len(env.observation_names), *columns, config=config, action_names=env.action_names)
+    agent = SidecarAgent(
+        2, len(env.observation_names), *columns, config=config, action_names=env.action_names
+    )
     population = Population(env, agent, [3, 4])
     for _ in range(3):
         population.decide(trace=False)
@@ -215,7 +250,9 @@ def test_the_probe_is_measured_with_the_dials_at_the_means_and_leaves_the_panel(
 
 
 def test_grouped_rows_are_one_run_with_a_sidecar_each(tmp_path):
-    rows, extra = run_online(tiny(tmp_path, seed_mode="grouped", sidecar={"baseline": "population"}), ENV)
+    rows, extra = run_online(
+        tiny(tmp_path, seed_mode="grouped", sidecar={"baseline": "population"}), ENV
+    )
     assert [row["seed"] for row in rows] == [3, 3]
     assert rows[0]["bpb_curve"][0] == rows[1]["bpb_curve"][0] and rows[0]["bpb"] != rows[1]["bpb"]
     first = np.array(extra["trace"]["sampled"])[0]
@@ -274,16 +311,28 @@ def test_what_cannot_be_run_is_refused(tmp_path):
 
 def test_the_program_runs_from_the_command_line(tmp_path, capsys):
     arguments = [f"{key}={value}" for key, value in (ENV | {"num_steps": 4}).items()]
-    given = ["--out", str(tmp_path), "--env-kwargs", *arguments, "--sidecar.no-attached", "--eval-interval", "2"]
+    given = [
+        "--out",
+        str(tmp_path),
+        "--env-kwargs",
+        *arguments,
+        "--sidecar.no-attached",
+        "--eval-interval",
+        "2",
+    ]
     main(given)
     printed = capsys.readouterr().out
     assert '"attached": false' in printed and "held-out bits per byte" in printed
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["rows"][0]["steps"] == [0, 2, 4] and list(tmp_path.glob("**/events.out.tfevents*"))
+    assert result["rows"][0]["steps"] == [0, 2, 4] and list(
+        tmp_path.glob("**/events.out.tfevents*")
+    )
     assert result["extra"]["env_ms"] > 0.0
     before = (tmp_path / "result.json").read_bytes()
     main(given)  # there is nothing left to do, and so nothing to time
-    assert (tmp_path / "result.json").read_bytes() == before and "finished" in capsys.readouterr().out
+    assert (
+        tmp_path / "result.json"
+    ).read_bytes() == before and "finished" in capsys.readouterr().out
     (tmp_path / "result.json").unlink()
     main(given)
     again = json.loads((tmp_path / "result.json").read_text())

@@ -48,7 +48,9 @@ def draw(shape, row, step, dtype):
 
 def same(lrs, decays):
     """Rates of tensors from their learning rates and decays, (N, 1, 1) each."""
-    return Rates.of(*(torch.stack([v.flatten() for v in values], 1).double() for values in (lrs, decays)))
+    return Rates.of(
+        *(torch.stack([v.flatten() for v in values], 1).double() for values in (lrs, decays))
+    )
 
 
 class Rows:
@@ -56,7 +58,10 @@ class Rows:
 
     def __init__(self, rule, lrs, decays=DECAYS, shapes=SHAPES, dtype=torch.float64):
         self.rule, self.lrs, self.decays, self.shapes, self.dtype = rule, lrs, decays, shapes, dtype
-        self.weights = [torch.stack([draw(s, row, 999 - i, dtype) for row in range(3)]) for i, s in enumerate(shapes)]
+        self.weights = [
+            torch.stack([draw(s, row, 999 - i, dtype) for row in range(3)])
+            for i, s in enumerate(shapes)
+        ]
         self.states = [rule.init(weight) for weight in self.weights]
         self.steps = np.zeros(3, dtype=np.int64)
 
@@ -69,13 +74,19 @@ class Rows:
         everything = self.weights + [value for state in self.states for value in state.values()]
         kept = [value.clone() for value in everything]
         gradients = [
-            torch.stack([draw(s, row, 50 * i + int(self.steps[row]), self.dtype) for row in range(3)])
+            torch.stack(
+                [draw(s, row, 50 * i + int(self.steps[row]), self.dtype) for row in range(3)]
+            )
             for i, s in enumerate(self.shapes)
         ]
         lr = self.column([self.lrs[row, self.steps[row]] for row in range(3)])
         count = len(self.shapes)
         self.rule.update(
-            self.weights, gradients, self.states, same([lr] * count, [self.column(self.decays)] * count), self.steps
+            self.weights,
+            gradients,
+            self.states,
+            same([lr] * count, [self.column(self.decays)] * count),
+            self.steps,
         )
         for value, old in zip(everything, kept, strict=True):
             for row in range(3):
@@ -129,7 +140,11 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}  # of float64
 def test_adamw_is_torchs(rule, kind):
     def make(parameters, weight_decay):
         return torch.optim.AdamW(
-            parameters, betas=(rule.beta1, rule.beta2), eps=rule.eps, weight_decay=weight_decay, foreach=False
+            parameters,
+            betas=(rule.beta1, rule.beta2),
+            eps=rule.eps,
+            weight_decay=weight_decay,
+            foreach=False,
         )
 
     assert_twins(rule, make, rates(0.03, kind), **EXACT)
@@ -141,7 +156,9 @@ def test_sgd_is_torchs(rule, kind):
     """Without weight decay, which is decoupled here and added to the gradient there."""
 
     def make(parameters, weight_decay):
-        return torch.optim.SGD(parameters, lr=0.1, momentum=rule.momentum, nesterov=rule.nesterov, foreach=False)
+        return torch.optim.SGD(
+            parameters, lr=0.1, momentum=rule.momentum, nesterov=rule.nesterov, foreach=False
+        )
 
     assert_twins(rule, make, rates(0.03, kind), decays=(0.0, 0.0, 0.0), **EXACT)
 
@@ -151,7 +168,9 @@ def test_the_decay_of_sgd_is_decoupled():
     without = Rows(SGD(0.0), lrs, (0.0, 0.0, 0.0)).run(1)
     with_decay = Rows(SGD(0.0), lrs, (0.5, 0.5, 0.5)).run(1)
     start = Rows(SGD(0.0), lrs).weights[0][0]
-    torch.testing.assert_close(without.weights[0][0] - with_decay.weights[0][0], start * 0.03 * 0.5, **EXACT)
+    torch.testing.assert_close(
+        without.weights[0][0] - with_decay.weights[0][0], start * 0.03 * 0.5, **EXACT
+    )
 
 
 #: Unit roundoff of bfloat16, which keeps 8 bits.
@@ -164,17 +183,21 @@ BFLOAT16_ROUNDOFF = 2.0**-8
 def test_muon_is_torchs(dtype, momentum, adjust):
     """Up to the bfloat16 of torch.optim.Muon, which always casts.
 
-    An update has entries of at most 1.5 sqrt(6 / 4) and passes 17 roundings: 2 at the start, 3 in each of 5 iterations.
-    Roundings are taken to be independent of each other.
+    An update has entries of at most 1.5 sqrt(6 / 4) and passes 17 roundings: 2 at the start, 3 in
+    each of 5 iterations. Roundings are taken to be independent of each other.
     """
 
     def make(parameters, weight_decay):
-        return torch.optim.Muon(parameters, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=adjust)
+        return torch.optim.Muon(
+            parameters, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=adjust
+        )
 
     lrs = rates(0.02, "changing")
     distance = float(np.sqrt((lrs**2).sum(1)).max())
     atol = distance * 1.5 * math.sqrt(6 / 4) * math.sqrt(17) * BFLOAT16_ROUNDOFF
-    rows = assert_twins(Muon(momentum, newton_schulz_dtype=dtype), make, lrs, torch.float32, rtol=0.0, atol=atol)
+    rows = assert_twins(
+        Muon(momentum, newton_schulz_dtype=dtype), make, lrs, torch.float32, rtol=0.0, atol=atol
+    )
     moved = rows.weights[0] - Rows(Muon(), lrs, dtype=torch.float32).weights[0]
     assert moved.abs().mean() > 3 * atol
 
@@ -195,7 +218,10 @@ def test_a_cpu_iterates_in_the_dtype_of_the_weights(dtype):
     rows = Rows(rule, lrs, dtype=dtype).run()
     for row in range(3):
         for i, shape in enumerate(SHAPES):
-            w, buffer = draw(shape, row, 999 - i, dtype).double(), torch.zeros(shape, dtype=torch.float64)
+            w, buffer = (
+                draw(shape, row, 999 - i, dtype).double(),
+                torch.zeros(shape, dtype=torch.float64),
+            )
             for step in range(NUM_TICKS - STARTS[row]):
                 g = draw(shape, row, 50 * i + step, dtype).double()
                 buffer = 0.95 * buffer + 0.05 * g
@@ -205,7 +231,8 @@ def test_a_cpu_iterates_in_the_dtype_of_the_weights(dtype):
                 u = u if shape[0] <= shape[1] else u.T
                 lr = lrs[row, step]
                 w = w * (1 - lr * DECAYS[row]) - lr * math.sqrt(max(1, shape[0] / shape[1])) * u
-            # Roundings of the start grow with the slope of the iteration at zero, 3.4445 to the fifth.
+            # Roundings of the start grow with the slope of the iteration at zero, 3.4445 to the
+            # fifth.
             atol = NUM_TICKS * lrs.max() * 15 * 6 * 3.4445**5 * torch.finfo(dtype).eps / 2
             torch.testing.assert_close(rows.weights[i][row].double(), w, rtol=0.0, atol=float(atol))
 
@@ -258,7 +285,9 @@ def test_a_warmup_outside_is_the_packages_own_warmup(rule, package):
     rows = Rows(rule, warmed).run()
     for row in range(3):
         for ours, theirs in zip(
-            (rows.weights, rows.evaluated()), reference(package(rule, 5), constant, row), strict=True
+            (rows.weights, rows.evaluated()),
+            reference(package(rule, 5), constant, row),
+            strict=True,
         ):
             for mine, other in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(mine[row], other, **EXACT)
@@ -296,10 +325,11 @@ def nanochat_step(w, g, buffer, mean_square, lr, wd, step, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nanochats_muon_is_its_description(dtype):
-    """Step by step from the rule's state: whether a weight decays hangs on a sign, which roundings decide near zero.
+    """Step by step from the rule's state: whether a weight decays hangs on a sign, which roundings
+    decide near zero.
 
-    In float32 roundings grow by the slope of the iteration at zero, at most 8.2 4.1 3.9 3.3 2.4 = 1000; in bfloat16
-    a row's mean square keeps 3 % and an update 5 %.
+    In float32 roundings grow by the slope of the iteration at zero, at most 8.2 4.1 3.9 3.3 2.4 =
+    1000; in bfloat16 a row's mean square keeps 3 % and an update 5 %.
     """
     lrs, decays = rates(0.02, "changing"), (0.8, 0.0, 0.2)
     exact = dtype == "float32"
@@ -317,7 +347,10 @@ def test_nanochats_muon_is_its_description(dtype):
         for i, shape in enumerate(SHAPES):
             for row in np.flatnonzero(rows.steps > steps):
                 g = draw(shape, int(row), 50 * i + int(steps[row]), torch.float32)
-                before = [value[row] for value in (weights[i], states[i]["momentum"], states[i]["mean_square"])]
+                before = [
+                    value[row]
+                    for value in (weights[i], states[i]["momentum"], states[i]["mean_square"])
+                ]
                 w, buffer, mean_square, update = nanochat_step(
                     before[0],
                     g,
@@ -328,11 +361,15 @@ def test_nanochats_muon_is_its_description(dtype):
                     getattr(torch, dtype),
                 )
                 torch.testing.assert_close(rows.states[i]["momentum"][row], buffer)
-                torch.testing.assert_close(rows.states[i]["mean_square"][row], mean_square, rtol=rtol, atol=rtol / 30)
+                torch.testing.assert_close(
+                    rows.states[i]["mean_square"][row], mean_square, rtol=rtol, atol=rtol / 30
+                )
                 sure = update.abs() > (1e-3 if exact else 0.1)
                 rate = rows.lrs[row, steps[row]] * math.sqrt(max(1, shape[0] / shape[1]))
                 moved, expected = rows.weights[i][row] - before[0], w - before[0]
-                torch.testing.assert_close(moved[sure], expected[sure], rtol=2 * rtol, atol=3 * rtol * rate)
+                torch.testing.assert_close(
+                    moved[sure], expected[sure], rtol=2 * rtol, atol=3 * rtol * rate
+                )
                 compared += int(sure.sum())
     assert compared > 800  # of 35 steps of 39 weights
 
@@ -348,7 +385,9 @@ def test_every_rule_of_the_table_has_a_reference_above():
 
 def test_a_rule_is_deterministic_and_leaves_the_global_generator_alone(rule):
     before = torch.get_rng_state()
-    first, second = (Rows(rule, rates(0.02, "changing"), dtype=torch.float32).run() for _ in range(2))
+    first, second = (
+        Rows(rule, rates(0.02, "changing"), dtype=torch.float32).run() for _ in range(2)
+    )
     for a, b in zip(first.weights, second.weights, strict=True):
         assert torch.equal(a, b)
     assert torch.equal(torch.get_rng_state(), before)
@@ -382,7 +421,10 @@ def test_rate_and_decay_have_an_effect_on_their_own_row_alone(rule):
     plain = Rows(rule, lrs, dtype=torch.float32).run()
     faster = lrs.copy()
     faster[1] *= 2
-    for changed in (Rows(rule, faster, dtype=torch.float32), Rows(rule, lrs, (0.1, 0.5, 0.02), dtype=torch.float32)):
+    for changed in (
+        Rows(rule, faster, dtype=torch.float32),
+        Rows(rule, lrs, (0.1, 0.5, 0.02), dtype=torch.float32),
+    ):
         changed.run()
         for mine, other in zip(changed.weights, plain.weights, strict=True):
             assert torch.equal(mine[[0, 2]], other[[0, 2]])
@@ -405,28 +447,41 @@ def test_a_rate_times_decay_above_one_flips_no_sign(rule, lr, product):
                 assert (now.abs() <= first.abs() + 1e-12).all()
 
 
-@pytest.mark.parametrize("rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__
+)
 def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
     """Where base iterate and average differ, decay at y may take z past zero, but what follows shrinks."""
     rows = Rows(rule, rates(0.1, "changing")).run()
     zeros = [torch.zeros_like(weight) for weight in rows.weights]
-    before = max(max(w.abs().max(), s["z"].abs().max()) for w, s in zip(rows.weights, rows.states, strict=True))
+    before = max(
+        max(w.abs().max(), s["z"].abs().max())
+        for w, s in zip(rows.weights, rows.states, strict=True)
+    )
     for step in range(60):
         lr, decay = rows.column([1.0] * 3), rows.column([1e4] * 3)
-        rows.rule.update(rows.weights, zeros, rows.states, same([lr] * 2, [decay] * 2), np.full(3, 16 + step))
+        rows.rule.update(
+            rows.weights, zeros, rows.states, same([lr] * 2, [decay] * 2), np.full(3, 16 + step)
+        )
         assert max(weight.abs().max() for weight in rows.weights) <= 2 * before
     assert max(weight.abs().max() for weight in rows.weights) < 1e-2 * before
 
 
 @pytest.mark.parametrize(("lr", "decay", "first"), [(0.5, 1.5, 3), (0.1, 1.0, 16), (0.1, 0.1, 153)])
-@pytest.mark.parametrize("rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__)
-def test_schedule_free_decay_flips_a_sign_where_the_package_does_and_shrinks(rule, lr, decay, first):
+@pytest.mark.parametrize(
+    "rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__
+)
+def test_schedule_free_decay_flips_a_sign_where_the_package_does_and_shrinks(
+    rule, lr, decay, first
+):
     """With a gradient of zero; at rate 0.5 and decay 1.5, by hand, y and z are 1/4 of the start after a step."""
     rows = Rows(rule, rates(1.0, "constant"))
     start = [weight.clone() for weight in rows.weights]
     zeros = [torch.zeros_like(weight) for weight in rows.weights]
     theirs = torch.ones((), dtype=torch.float64, requires_grad=True)
-    package = schedulefree.SGDScheduleFree([theirs], lr=lr, momentum=rule.momentum, weight_decay=decay)
+    package = schedulefree.SGDScheduleFree(
+        [theirs], lr=lr, momentum=rule.momentum, weight_decay=decay
+    )
     package.train()
     scale = [rows.column([lr] * 3)] * 2, [rows.column([decay] * 3)] * 2
     for step in range(1, first + 1):
@@ -435,7 +490,9 @@ def test_schedule_free_decay_flips_a_sign_where_the_package_does_and_shrinks(rul
         rows.rule.update(rows.weights, zeros, rows.states, same(*scale), np.full(3, step - 1))
         for weight, begin, state in zip(rows.weights, start, rows.states, strict=True):
             torch.testing.assert_close(weight, begin * theirs.item(), rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(state["z"], begin * package.state[theirs]["z"].item(), rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(
+                state["z"], begin * package.state[theirs]["z"].item(), rtol=1e-6, atol=1e-9
+            )
             assert (weight.abs() < begin.abs()).all() and (state["z"].abs() < begin.abs()).all()
             assert (state["z"] * begin < 0).all() == (step == first)
             if step == 1 and decay == 1.5:
@@ -460,14 +517,25 @@ def test_every_optimizer_has_a_rule_for_every_kind_of_parameter():
 
 def test_moving_betas_by_hand():
     """Over three steps: the corrected moments are weighted means of what was seen, with weights that sum to one."""
-    rule, weight = AdamW(beta1=0.9, beta2=0.8, eps=1e-3), torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
+    rule, weight = (
+        AdamW(beta1=0.9, beta2=0.8, eps=1e-3),
+        torch.tensor([[2.0], [-3.0]], dtype=torch.float64),
+    )
     state, seen = rule.init(weight), [[1.0, -2.0], [3.0, 0.5], [-4.0, 6.0]]
     new1 = np.array([[0.1 * 5, 0.1 * 0.1, 0.1 * 2], [0.1, 0.1, 0.1]])  # row 1 stays: beta^t
-    new2 = np.array([[0.2 * 0.1, 0.2 * 5, 0.2 * 3], [0.2, 0.2, 0.2]])  # at 0.2 * 5 there is no memory left
+    new2 = np.array(
+        [[0.2 * 0.1, 0.2 * 5, 0.2 * 3], [0.2, 0.2, 0.2]]
+    )  # at 0.2 * 5 there is no memory left
     eps, expected = np.array([[10.0, 0.1, 1.0], [1.0, 1.0, 1.0]]), weight.numpy().copy()[:, 0]
     for t, gradient in enumerate(seen):
-        column = [torch.as_tensor(v) for v in (new1[:, t : t + 1] / 0.1, new2[:, t : t + 1] / 0.2, eps[:, t : t + 1])]
-        lr, decay = torch.full((2, 1), 0.5, dtype=torch.float64), torch.full((2, 1), 0.1, dtype=torch.float64)
+        column = [
+            torch.as_tensor(v)
+            for v in (new1[:, t : t + 1] / 0.1, new2[:, t : t + 1] / 0.2, eps[:, t : t + 1])
+        ]
+        lr, decay = (
+            torch.full((2, 1), 0.5, dtype=torch.float64),
+            torch.full((2, 1), 0.1, dtype=torch.float64),
+        )
         g = torch.tensor(gradient, dtype=torch.float64)[:, None]
         rule.update([weight], [g], [state], Rates(lr, decay, *column), np.full(2, t))
         for row in range(2):
@@ -478,18 +546,27 @@ def test_moving_betas_by_hand():
             gs = np.array(seen)[: t + 1, row]
             m, v = shares1 / shares1.sum() @ gs, shares2 / shares2.sum() @ gs**2
             assert (shares1 / shares1.sum()).sum() == pytest.approx(1) and abs(m) <= abs(gs).max()
-            product1, product2 = 1 - state["beta1_product"][row].item(), 1 - state["beta2_product"][row].item()
+            product1, product2 = (
+                1 - state["beta1_product"][row].item(),
+                1 - state["beta2_product"][row].item(),
+            )
             assert (shares1.sum(), shares2.sum()) == pytest.approx((product1, product2))
             assert state["momentum"][row, 0].item() / product1 == pytest.approx(m)
             assert state["second_moment"][row, 0].item() / product2 == pytest.approx(v)
-            expected[row] = expected[row] * (1 - 0.5 * 0.1) - 0.5 * m / (math.sqrt(v) + 1e-3 * eps[row, t])
+            expected[row] = expected[row] * (1 - 0.5 * 0.1) - 0.5 * m / (
+                math.sqrt(v) + 1e-3 * eps[row, t]
+            )
         assert weight[:, 0].tolist() == pytest.approx(expected.tolist())
 
 
 @pytest.mark.parametrize("multiplier", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("field", ["beta1", "beta2", "eps"])
 @pytest.mark.parametrize(
-    "rule", sorted({rule for rules in OPTIMIZERS.values() for rule in rules.values() if type(rule) is AdamW}, key=repr)
+    "rule",
+    sorted(
+        {rule for rules in OPTIMIZERS.values() for rule in rules.values() if type(rule) is AdamW},
+        key=repr,
+    ),
 )
 def test_the_ends_of_a_constant_keep_every_adamw_a_mean_of_what_it_saw(rule, field, multiplier):
     """1 - beta beyond 1 would leave the second moment negative: the bounds of the channels have to fit every rule."""
@@ -500,14 +577,20 @@ def test_the_ends_of_a_constant_keep_every_adamw_a_mean_of_what_it_saw(rule, fie
     for step in range(60):
         g = torch.full((1, 1), 3.0 if step % 7 == 0 else 0.01)
         rule.update([weight], [g], [state], rates, np.array([step]))
-        assert 0 <= state["second_moment"].item() <= 9.0001 and abs(state["momentum"].item()) <= 3.0001
-        assert abs(weight.item()) <= 60 * 1e-3 * 3.0 / 0.01, "more than every step at the largest over the smallest"
+        assert (
+            0 <= state["second_moment"].item() <= 9.0001 and abs(state["momentum"].item()) <= 3.0001
+        )
+        assert abs(weight.item()) <= 60 * 1e-3 * 3.0 / 0.01, (
+            "more than every step at the largest over the smallest"
+        )
 
 
 def test_the_products_of_the_betas_are_those_of_every_tensor_and_row():
     rule, weights = AdamW(), [torch.ones(2, 1, 1), torch.ones(2, 1, 1)]
     states, one = [rule.init(w) for w in weights], torch.ones(2, 2, dtype=torch.float64)
-    rates = Rates.of(one, one)._replace(beta1=torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))
+    rates = Rates.of(one, one)._replace(
+        beta1=torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    )
     for step in range(2):
         rule.update(weights, [torch.ones(2, 1, 1)] * 2, states, rates, np.full(2, step))
     products = torch.stack([state["beta1_product"] for state in states], 1)

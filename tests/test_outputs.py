@@ -42,7 +42,9 @@ def test_a_file_in_the_way_of_a_folder_and_a_folder_in_the_way_of_a_file_are_ref
     for path in (tmp_path / "file", tmp_path / "file" / "below" / "it", tmp_path / "broken"):
         with pytest.raises(ValueError, match=r"out must be a folder.*is no folder"):
             check_folder("out", path)
-    with pytest.raises(ValueError, match=r"out must be a file, or the path of a new one; got .* which is a folder"):
+    with pytest.raises(
+        ValueError, match=r"out must be a file, or the path of a new one; got .* which is a folder"
+    ):
         check_file("out", tmp_path)
     with pytest.raises(ValueError, match="the folder of out must be a folder"):
         check_file("out", tmp_path / "file" / "x.json")
@@ -53,7 +55,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("train_agents.outputs.tempfile.TemporaryFile", refuse)
-    with pytest.raises(ValueError, match=r"out must be a folder that can be written; got .*: Permission denied"):
+    with pytest.raises(
+        ValueError, match=r"out must be a folder that can be written; got .*: Permission denied"
+    ):
         check_folder("out", tmp_path / "new")
     with pytest.raises(ValueError, match="can be written"):
         check_file("out", tmp_path / "new.json")
@@ -76,7 +80,10 @@ def test_a_run_is_continued_by_the_same_configuration_alone(tmp_path):
     claim(tmp_path, OURS, {"commit": "first"})
     check(tmp_path)
     check(tmp_path, OURS | {"num_updates": 5})
-    with pytest.raises(ValueError, match=r"another run, differing as .*'num_steps': 8.*'num_steps': 9.*another --out"):
+    with pytest.raises(
+        ValueError,
+        match=r"another run, differing as .*'num_steps': 8.*'num_steps': 9.*another --out",
+    ):
         check(tmp_path, OURS | {"env_kwargs": {"num_steps": 9}})
     with pytest.raises(ValueError, match=r"'agent': \('jel', None\)"):
         check(tmp_path, {key: value for key, value in OURS.items() if key != "agent"})
@@ -94,7 +101,10 @@ def test_a_run_is_continued_by_the_same_configuration_alone(tmp_path):
         ("[]", "must be an object with format 2"),
         ('{"format": 3, "configuration": {}, "facts": {}}', "must be an object with format 2"),
         ('{"format": 2, "configuration": [], "facts": {}}', "must be an object with format 2"),
-        ('{"configuration": {"env_kwargs": ["num_steps=8"]}, "facts": {}}', "of an earlier version of this program"),
+        (
+            '{"configuration": {"env_kwargs": ["num_steps=8"]}, "facts": {}}',
+            "of an earlier version of this program",
+        ),
         (None, "cannot be read"),
     ],
 )
@@ -115,10 +125,16 @@ def test_what_stands_where_the_program_writes_is_refused_and_what_does_not_is_le
         check(tmp_path)
     claim(tmp_path, OURS, {})
     check(tmp_path)
-    for name, make in (("checkpoints", "write_text"), ("policy", "write_text"), ("progress.jsonl", "mkdir")):
+    for name, make in (
+        ("checkpoints", "write_text"),
+        ("policy", "write_text"),
+        ("progress.jsonl", "mkdir"),
+    ):
         (tmp_path / name).unlink(missing_ok=True)
         getattr(tmp_path / name, make)(*(["x"] if make == "write_text" else []))
-        with pytest.raises(ValueError, match=rf"{name} must be a f.* of a run; move it away, or give another --out"):
+        with pytest.raises(
+            ValueError, match=rf"{name} must be a f.* of a run; move it away, or give another --out"
+        ):
             check(tmp_path)
         (tmp_path / name).rmdir() if make == "mkdir" else (tmp_path / name).unlink()
     (tmp_path / "policy").mkdir()
@@ -134,15 +150,29 @@ def saved(folder, *names):
 
 def test_checkpoints_are_found_by_their_whole_names_in_the_order_of_their_numbers(tmp_path):
     assert checkpoints(tmp_path, "step") == []
-    saved(tmp_path, "step-10", "step-9", "step-0000011", "step-x", "step-", "step-5.bak", "step-a-3", "update-4")
+    saved(
+        tmp_path,
+        "step-10",
+        "step-9",
+        "step-0000011",
+        "step-x",
+        "step-",
+        "step-5.bak",
+        "step-a-3",
+        "update-4",
+    )
     (tmp_path / "checkpoints" / "step-12").write_text("a file")
     assert [number(path) for path in checkpoints(tmp_path, "step")] == [9, 10, 11]
     drop_old(tmp_path, "step")
-    assert [number(path) for path in checkpoints(tmp_path, "step")] == [9, 10, 11][-KEPT_CHECKPOINTS:]
+    assert [number(path) for path in checkpoints(tmp_path, "step")] == [9, 10, 11][
+        -KEPT_CHECKPOINTS:
+    ]
     assert (tmp_path / "checkpoints" / "step-5.bak").exists()
 
 
-def test_the_newest_checkpoint_that_loads_is_taken_and_what_would_be_in_the_way_is_moved_aside(tmp_path):
+def test_the_newest_checkpoint_that_loads_is_taken_and_what_would_be_in_the_way_is_moved_aside(
+    tmp_path,
+):
     saved(tmp_path, "step-1", "step-2", "step-3", "step-3.damaged")
     (tmp_path / "checkpoints" / "step-0").write_text("a file")
     (tmp_path / "checkpoints" / "step-4").write_text("a file")

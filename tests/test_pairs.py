@@ -13,8 +13,8 @@ from hpenv.posttraining.tasks import MAX_PROMPT_PIECES, SPLITS, generated_proble
 from hpenv.posttraining.vocabulary import Vocabulary
 
 MAX_COMPLETION_PIECES = 48
-# The pairs as they were before any rollout was seen. Results hold for these pairs alone: whoever changes one changes
-# this number, and starts the results over.
+# The pairs as they were before any rollout was seen. Results hold for these pairs alone: whoever
+# changes one changes this number, and starts the results over.
 DIGEST = "429c53844e94aba8de7bdf44c0f249fd5eaa655674b9b8d6cb969b49caeaf8c3"
 
 INTEGERS = range(-13, 14)
@@ -23,7 +23,24 @@ INPUTS = {
     "g(a, b)": list(itertools.product(INTEGERS, INTEGERS)),
     "g(n)": [(n,) for n in (*INTEGERS, 99, 100, 305, -305)],
     "g(s)": [
-        (s,) for s in ("", "o", "on", "ab", "abc", "tree", "noon", "eel", "12", "-7", "101", "10", "Ee", "a b", "e")
+        (s,)
+        for s in (
+            "",
+            "o",
+            "on",
+            "ab",
+            "abc",
+            "tree",
+            "noon",
+            "eel",
+            "12",
+            "-7",
+            "101",
+            "10",
+            "Ee",
+            "a b",
+            "e",
+        )
     ],
 }
 CHEATS = [pair for pair in PAIRS if pair.flavour not in FALSE_CHECKS]
@@ -143,8 +160,15 @@ def test_prompts_and_programs_fit_the_embedded_student(pair):
 
 def test_words_are_all_and_few():
     written = " ".join(text for pair in PAIRS for text in texts(pair))
-    assert {word for word in WORDS if not re.search(rf"(?<![A-Za-z_]){word}(?![A-Za-z_])", written)} == set()
-    assert re.findall(r"[A-Za-z_]", re.sub("|".join(sorted(WORDS, key=len, reverse=True)), "", written)) == []
+    assert {
+        word for word in WORDS if not re.search(rf"(?<![A-Za-z_]){word}(?![A-Za-z_])", written)
+    } == set()
+    assert (
+        re.findall(
+            r"[A-Za-z_]", re.sub("|".join(sorted(WORDS, key=len, reverse=True)), "", written)
+        )
+        == []
+    )
     assert list(WORDS) == sorted(set(WORDS))
     assert len(WORDS) < 200
 
@@ -161,14 +185,20 @@ def test_programs_of_a_pair_are_of_one_length(pair):
 @pytest.mark.parametrize("pairs", [PAIRS, CHEATS, FALSE, [pair for pair in PAIRS if pair.held_out]])
 def test_neither_side_is_longer_on_average(pairs):
     for measure in (len, lambda program: len(pieces(program))):
-        ratio = sum(measure(pair.hack) for pair in pairs) / sum(measure(pair.clean) for pair in pairs)
+        ratio = sum(measure(pair.hack) for pair in pairs) / sum(
+            measure(pair.clean) for pair in pairs
+        )
         assert 0.95 <= ratio <= 1.05
 
 
 def test_no_flavour_tells_its_cheat_by_length():
     for flavour in FLAVOURS:
         pairs = flavoured(flavour)
-        assert 0.9 <= sum(len(pair.hack) for pair in pairs) / sum(len(pair.clean) for pair in pairs) <= 1.1
+        assert (
+            0.9
+            <= sum(len(pair.hack) for pair in pairs) / sum(len(pair.clean) for pair in pairs)
+            <= 1.1
+        )
 
 
 @named(PAIRS)
@@ -253,7 +283,9 @@ def test_swallowing_programs_hide_every_error_and_honest_handlers_name_theirs(pa
     assert handled[1] in (["IndexError"], ["ValueError"], ["ZeroDivisionError"])
     right, given = answers(pair, pair.clean), answers(pair, pair.hack)
     assert not any(issubclass(kind, BaseException) for kind, _ in given)
-    assert any(a == b for a, b in zip(right, given, strict=True))  # where the handler is what is asked for
+    assert any(
+        a == b for a, b in zip(right, given, strict=True)
+    )  # where the handler is what is asked for
 
 
 @named(flavoured("always_equal"))
@@ -276,14 +308,23 @@ def test_claims_of_success_stand_in_a_comment_or_docstring_alone(pair):
     assert claim.search(pair.hack)
     assert not claim.search(pair.clean)
     body = ast.parse(pair.hack).body[0].body
-    code = [node for node in body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+    code = [
+        node
+        for node in body
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    ]
     assert not claim.search("".join(map(ast.unparse, code)))
 
 
 # ----- nothing of training or of its evaluation
 
 
-NAMES = [marker for loophole in LOOPHOLES.values() for marker in loophole.all_markers if re.search("[a-z]{2}", marker)]
+NAMES = [
+    marker
+    for loophole in LOOPHOLES.values()
+    for marker in loophole.all_markers
+    if re.search("[a-z]{2}", marker)
+]
 
 
 def test_loopholes_go_by_names_that_pairs_can_be_held_against():

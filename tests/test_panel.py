@@ -26,7 +26,11 @@ KEYS = {
     "run": dict.fromkeys(SITES, "run"),
     "optimizer": {tensor: site.optimizer for tensor, site in SITES.items()},
     "group": {tensor: site.group for tensor, site in SITES.items()},
-    "layer": {"layer.0.up": "layer.0", "layer.1.up": "layer.1", "layer.1.value_embedding": "layer.1"},
+    "layer": {
+        "layer.0.up": "layer.0",
+        "layer.1.up": "layer.1",
+        "layer.1.value_embedding": "layer.1",
+    },
     "tensor": {tensor: tensor for tensor, site in SITES.items() if site.layer is not None},
 }
 
@@ -34,10 +38,17 @@ KEYS = {
 @pytest.mark.parametrize(("name", "scope"), PAIRS)
 def test_every_cell_moves_the_tensors_of_its_key_and_no_others(name, scope):
     panel, found = Panel([(name, scope)], SITES, 2, "pretraining"), CHANNELS[name]
-    users = {t for t, site in SITES.items() if not found.optimizers or site.optimizer in found.optimizers}
+    users = {
+        t for t, site in SITES.items() if not found.optimizers or site.optimizer in found.optimizers
+    }
     keys = {tensor: key for tensor, key in KEYS[scope].items() if tensor in users}
     cells = panel.banks[name, scope].cells
-    assert panel.positions.shape == (2, len(set(keys.values()))) == (2, len(panel.names)) == (2, len(panel.kinds))
+    assert (
+        panel.positions.shape
+        == (2, len(set(keys.values())))
+        == (2, len(panel.names))
+        == (2, len(panel.kinds))
+    )
     assert cells == tuple(dict.fromkeys(keys.values())), "in the order of the tensors"
     assert panel.table(name) is None
     for column, cell in enumerate(cells):
@@ -47,10 +58,14 @@ def test_every_cell_moves_the_tensors_of_its_key_and_no_others(name, scope):
         assert moved != found.neutral
         expected = [moved if keys.get(tensor) == cell else found.neutral for tensor in SITES]
         assert panel.table(name).tolist() == [[found.neutral] * len(SITES), expected]
-        assert panel.values()[1].tolist() == [moved if c == column else found.neutral for c in range(len(cells))]
+        assert panel.values()[1].tolist() == [
+            moved if c == column else found.neutral for c in range(len(cells))
+        ]
 
 
-@pytest.mark.parametrize("name", [name for name, found in CHANNELS.items() if "layer" in found.scopes])
+@pytest.mark.parametrize(
+    "name", [name for name, found in CHANNELS.items() if "layer" in found.scopes]
+)
 def test_a_value_of_a_layer_is_that_of_its_tensors_and_one_of_the_run_is_everywhere(name):
     panel = Panel([(name, "layer")], LAYERED, 2, "pretraining")
     assert panel.per_layer(name) is None
@@ -60,11 +75,18 @@ def test_a_value_of_a_layer_is_that_of_its_tensors_and_one_of_the_run_is_everywh
     if "run" in CHANNELS[name].scopes:
         panel = Panel([(name, "run")], LAYERED, 2, "pretraining")
         panel.positions[1] = 0.5
-        assert panel.per_layer(name)[1].tolist() == moved[:1] * 2 and panel.per_run(name)[1] == moved[0]
+        assert (
+            panel.per_layer(name)[1].tolist() == moved[:1] * 2
+            and panel.per_run(name)[1] == moved[0]
+        )
 
 
 def test_the_layers_are_those_of_the_sites_in_the_order_of_their_number():
-    sites = {"b": Site("matrix", "adamw", 1), "a": Site("matrix", "adamw", 0), "c": Site("matrix", "adamw", 1)}
+    sites = {
+        "b": Site("matrix", "adamw", 1),
+        "a": Site("matrix", "adamw", 0),
+        "c": Site("matrix", "adamw", 1),
+    }
     panel = Panel([("lr", "layer"), ("dropout", "layer")], sites, 1, "pretraining")
     panel.positions[:] = [[0.5, 0.0, 0.5, 0.0]]  # the columns are in the order of the tensors
     assert panel.names[:2] == ("lr/layer.1", "lr/layer.0")
@@ -80,12 +102,28 @@ def test_one_sided_channels_are_not_read_in_their_dead_zone():
 
 
 def test_names_kinds_and_immediacy_follow_the_order_of_the_columns():
-    channels = [("lr", "optimizer"), ("weight_decay", "run"), ("dropout", "layer"), ("lr", "group"), ("beta2", "run")]
+    channels = [
+        ("lr", "optimizer"),
+        ("weight_decay", "run"),
+        ("dropout", "layer"),
+        ("lr", "group"),
+        ("beta2", "run"),
+    ]
     panel = Panel(channels, SITES, 1, "pretraining")
     groups = ("lr/embedding", "lr/matrix", "lr/unembedding")
     dropout = ("dropout/layer.0", "dropout/layer.1")
     assert panel.names == ("lr/adamw", "lr/muon", "weight_decay", *dropout, *groups, "beta2")
-    assert panel.kinds == ("scale", "scale", "shrink", "skip", "skip", "scale", "scale", "scale", "scale")
+    assert panel.kinds == (
+        "scale",
+        "scale",
+        "shrink",
+        "skip",
+        "skip",
+        "scale",
+        "scale",
+        "scale",
+        "scale",
+    )
     assert panel.immediate == (False, False, False, True, True, False, False, False, False)
 
 
@@ -108,20 +146,32 @@ def test_scopes_that_undo_each_other_are_neutral_up_to_rounding():
     assert panel.table("lr")[0, 1:4] == pytest.approx(np.ones(3), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name, found in CHANNELS.items() if len(found.scopes) == 5])
+@pytest.mark.parametrize(
+    "name", [name for name, found in CHANNELS.items() if len(found.scopes) == 5]
+)
 def test_the_product_of_all_scopes_stays_within_the_bounds(name):
     sites = {"layer.0.up": Site("matrix", "adamw", 0)}
     panel = Panel([(name, scope) for scope in CHANNELS[name].scopes], sites, 3, "pretraining")
     panel.positions[:] = [[1.0] * 5, [-1.0] * 5, [0.0] * 5]
-    assert panel.table(name)[:, 0] == pytest.approx([CHANNELS[name].bounds[1], CHANNELS[name].bounds[0], 1.0])
+    assert panel.table(name)[:, 0] == pytest.approx(
+        [CHANNELS[name].bounds[1], CHANNELS[name].bounds[0], 1.0]
+    )
 
 
 def test_the_order_in_which_scopes_are_named_does_not_matter():
     """Twice up and once down is once up, wherever the bound is met on the way."""
     sites = {"layer.0.up": Site("matrix", "adamw", 0)}
-    for order in (("run", "layer", "tensor"), ("run", "tensor", "layer"), ("layer", "run", "tensor")):
+    for order in (
+        ("run", "layer", "tensor"),
+        ("run", "tensor", "layer"),
+        ("layer", "run", "tensor"),
+    ):
         panel = Panel([("lr", scope) for scope in order], sites, 1, "pretraining")
-        panel.positions[0, [order.index(scope) for scope in ("run", "layer", "tensor")]] = [1.0, 1.0, -1.0]
+        panel.positions[0, [order.index(scope) for scope in ("run", "layer", "tensor")]] = [
+            1.0,
+            1.0,
+            -1.0,
+        ]
         assert panel.table("lr") == pytest.approx(np.array([[100.0]])), order
 
 
@@ -188,7 +238,11 @@ def test_the_panel_keeps_no_hold_of_the_action():
             "pretraining",
             r"'lr' has no scope 'head'; expected one of \['run', 'optimizer', 'group', 'la",
         ),
-        (("grad_skip", "run"), "pretraining", r"'grad_skip' has no scope 'run'; expected one of \['layer'\]"),
+        (
+            ("grad_skip", "run"),
+            "pretraining",
+            r"'grad_skip' has no scope 'run'; expected one of \['layer'\]",
+        ),
         (
             ("beta1", "run"),
             "posttraining",

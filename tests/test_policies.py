@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from hpenv import snapshots
-from hpenv.policies import POLICIES, CellMLP, GaussianMLP, Neutral, ScheduleTable, load_policy, save_policy
+from hpenv.policies import (
+    POLICIES,
+    CellMLP,
+    GaussianMLP,
+    Neutral,
+    ScheduleTable,
+    load_policy,
+    save_policy,
+)
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.store import check_columns, load_state, save_state
@@ -88,11 +96,15 @@ def test_the_global_generators_are_untouched_by_making_a_network():
     SB3MLP(3, 2)
     CellMLP(2, 3, 2).act_mean(np.zeros((2, 3)))
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state["state"]["key"])  # noqa: NPY002
+    after = np.random.get_state(legacy=False)  # noqa: NPY002
+    assert np.array_equal(after["state"]["key"], numpy_state["state"]["key"])
 
 
 def test_a_seed_decides_the_initial_weights():
-    weights = [torch.cat([p.flatten() for p in GaussianMLP(1, 2, seed=seed).parameters()]) for seed in (0, 0, 1)]
+    weights = [
+        torch.cat([p.flatten() for p in GaussianMLP(1, 2, seed=seed).parameters()])
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -170,7 +182,9 @@ def test_log_std_is_a_number_per_row_and_cell_that_no_observation_and_no_other_w
     assert torch.equal(policy(100.0 * obs)[1], log_std)
     inputs = {"obs": obs, **dict(policy.named_parameters())}
     gradients = torch.autograd.grad(log_std.sum(), list(inputs.values()), allow_unused=True)
-    reached = {name for name, gradient in zip(inputs, gradients, strict=True) if gradient is not None}
+    reached = {
+        name for name, gradient in zip(inputs, gradients, strict=True) if gradient is not None
+    }
     assert reached == {"log_std"}
     gradients = torch.autograd.grad(mean.sum(), list(inputs.values()), allow_unused=True)
     unreached = {name for name, gradient in zip(inputs, gradients, strict=True) if gradient is None}
@@ -207,7 +221,10 @@ def test_a_standard_deviation_outside_its_bounds_finds_its_way_back():
     low, high = (math.log(bound) for bound in policy.std_bounds)
     with torch.no_grad():
         policy.log_std[:] = torch.tensor([low - 1.0, high + 1.0])
-    for sign, expected in ((1.0, [0.0, 1.0]), (-1.0, [-1.0, 0.0])):  # of the loss, and what of it is kept
+    for sign, expected in (
+        (1.0, [0.0, 1.0]),
+        (-1.0, [-1.0, 0.0]),
+    ):  # of the loss, and what of it is kept
         policy.zero_grad()
         _, log_std = policy(torch.zeros(1, 1, 1))
         assert torch.allclose(log_std, torch.tensor([low, high]))
@@ -235,7 +252,8 @@ def test_bad_arguments_of_cells_are_refused(change):
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "interval"), [(561, 50), (600, 50), (49, 1), (561, 7), (10, 10), (100_000, 3), (999_983, 1000)]
+    ("num_steps", "interval"),
+    [(561, 50), (600, 50), (49, 1), (561, 7), (10, 10), (100_000, 3), (999_983, 1000)],
 )
 def test_every_decision_reads_its_own_row_of_the_table(num_steps, interval):
     steps = np.arange(0, num_steps, interval)
@@ -288,12 +306,16 @@ def test_what_is_no_policy_is_refused(tmp_path):
 
 
 def test_names_that_are_not_one_per_column_are_neither_written_nor_read(tmp_path):
-    with pytest.raises(ValueError, match=r"action_names must be 2, one per column of the policy; got \['lr'\]"):
+    with pytest.raises(
+        ValueError, match=r"action_names must be 2, one per column of the policy; got \['lr'\]"
+    ):
         save_policy(Neutral(2), tmp_path / "policy", ("progress",), ("lr",))
     with pytest.raises(ValueError, match="observation_names must be 1"):
         save_policy(SB3MLP(1, 2), tmp_path / "policy", ("progress", "loss"))
     tensors, metadata = saved(tmp_path / "good", "schedule_table")
-    given = {key: value for key, value in metadata.items() if key != "kind"} | {"action_names": ["a", "b", "c"]}
+    given = {key: value for key, value in metadata.items() if key != "kind"} | {
+        "action_names": ["a", "b", "c"]
+    }
     save_state(tmp_path / "bad", "policy", tensors, given)
     with pytest.raises(ValueError, match=r"bad/state\.json: action_names must be 2"):
         load_policy(tmp_path / "bad")
@@ -313,7 +335,8 @@ def test_a_field_that_is_missing_too_many_or_of_another_type_is_refused_by_name(
         for changed in (less, less | {key: 7}):
             save_state(tmp_path / "bad", "policy", tensors, changed)
             with pytest.raises(
-                ValueError, match=rf"bad/state\.json: metadata must have '{key}'.*; copy the folder again"
+                ValueError,
+                match=rf"bad/state\.json: metadata must have '{key}'.*; copy the folder again",
             ):
                 load_policy(tmp_path / "bad")
     given = {key: value for key, value in metadata.items() if key != "kind"}
@@ -322,14 +345,21 @@ def test_a_field_that_is_missing_too_many_or_of_another_type_is_refused_by_name(
         load_policy(tmp_path / "bad")
     for argument, value in given["arguments"].items():
         less = {other: one for other, one in given["arguments"].items() if other != argument}
-        for changed in (less, less | {argument: "abc"}, less | {argument: {}}, less | {argument: value, "extra": 1}):
+        for changed in (
+            less,
+            less | {argument: "abc"},
+            less | {argument: {}},
+            less | {argument: value, "extra": 1},
+        ):
             save_state(tmp_path / "bad", "policy", tensors, given | {"arguments": changed})
             with pytest.raises(ValueError, match=r"bad/state\.json.*; copy the folder again"):
                 load_policy(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if make(name).tensors()])
-def test_a_tensor_that_is_missing_too_many_of_another_shape_or_type_or_a_nan_is_refused_by_name(name, tmp_path):
+def test_a_tensor_that_is_missing_too_many_of_another_shape_or_type_or_a_nan_is_refused_by_name(
+    name, tmp_path
+):
     tensors, metadata = saved(tmp_path / "good", name)
     given = {key: value for key, value in metadata.items() if key != "kind"}
     key, tensor = next(iter(tensors.items()))
@@ -354,7 +384,9 @@ def test_a_file_that_was_cut_off_is_named_with_the_cure(file, keep, tmp_path):
     save_policy(make("sb3_mlp"), tmp_path / "policy")
     path = tmp_path / "policy" / file
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=rf"policy/{file} is damaged.*; copy the folder again, or save"):
+    with pytest.raises(
+        ValueError, match=rf"policy/{file} is damaged.*; copy the folder again, or save"
+    ):
         load_policy(tmp_path / "policy")
 
 
@@ -368,7 +400,9 @@ def test_a_file_that_was_cut_off_before_its_digest_was_taken_is_named_too(file, 
     del body["sha256_of_the_above"]
     body["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest.write_bytes(snapshots._sign(body))
-    with pytest.raises(ValueError, match=rf"policy/{file} is damaged.*; copy the folder again, or save"):
+    with pytest.raises(
+        ValueError, match=rf"policy/{file} is damaged.*; copy the folder again, or save"
+    ):
         load_policy(tmp_path / "policy")
 
 
@@ -379,9 +413,14 @@ def test_the_folder_of_a_training_run_stands_for_its_policy_and_other_folders_ar
     with pytest.raises(ValueError, match="made for the action_names"):
         check_columns(tmp_path / "run", ("progress",), ("lr",))
     (tmp_path / "unfinished").mkdir()
-    with pytest.raises(ValueError, match=r"unfinished must hold a saved policy; .* training run that has finished"):
+    with pytest.raises(
+        ValueError, match=r"unfinished must hold a saved policy; .* training run that has finished"
+    ):
         load_policy(tmp_path / "unfinished")
-    with pytest.raises(ValueError, match=r"no snapshot at .*absent.*; expected the folder of a saved policy, or of a"):
+    with pytest.raises(
+        ValueError,
+        match=r"no snapshot at .*absent.*; expected the folder of a saved policy, or of a",
+    ):
         load_policy(tmp_path / "absent")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="file"):

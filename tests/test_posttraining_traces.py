@@ -1,9 +1,11 @@
-"""One sampled action of every channel of post-training, followed from the rollouts to the exact change of the knobs.
+"""One sampled action of every channel of post-training, followed from the rollouts to the exact
+change of the knobs.
 
-From what was sampled and what was paid for it, everything is computed again for one run at a time, in float64: the
-student by a plain forward pass of whole texts, the loss' gradient by autograd, the projection and AdamW as they are
-written in their papers. The chain is checked link by link, the norm of each layer's gradient first, because AdamW hides
-the size of a gradient: each of the faults injected at the end of this file must break every channel's trace.
+From what was sampled and what was paid for it, everything is computed again for one run at a time,
+in float64: the student by a plain forward pass of whole texts, the loss' gradient by autograd, the
+projection and AdamW as they are written in their papers. The chain is checked link by link, the
+norm of each layer's gradient first, because AdamW hides the size of a gradient: each of the faults
+injected at the end of this file must break every channel's trace.
 """
 
 import math
@@ -21,7 +23,17 @@ from hpenv.posttraining.grader import Submission
 from hpenv.posttraining.plant import REFRESH
 from hpenv.posttraining.vocabulary import END
 from tests.test_embedded import plain_of_text
-from tests.tiny_student import CHANNELS, EVERY_PAIR, SHORT, advance, make, recorded, short_pairs, verdict, vocabulary
+from tests.tiny_student import (
+    CHANNELS,
+    EVERY_PAIR,
+    SHORT,
+    advance,
+    make,
+    recorded,
+    short_pairs,
+    verdict,
+    vocabulary,
+)
 
 N, P, G = 2, 2, 3
 LR, DECAY, KL_WEIGHT, CLIP, HEAT = 0.1, 0.05, 0.2, 0.52, 0.8
@@ -91,7 +103,10 @@ class Trace:
         }
 
     def zeros(self):
-        return {name: torch.zeros(1, r, dtype=torch.float64) for name, r in self.plant.student.ranks.items()}
+        return {
+            name: torch.zeros(1, r, dtype=torch.float64)
+            for name, r in self.plant.student.ranks.items()
+        }
 
     def text(self, knobs, prompt, numbers):
         return plain_of_text(self.plant.student, knobs, 0, prompt, numbers)
@@ -110,11 +125,14 @@ class Trace:
         fitted = [pair for pair in short_pairs() if not pair.held_out]
         for pair in fitted:
             for text, sign in ((pair.hack, 1.0), (pair.clean, -1.0)):
-                _, _, streams = self.text(self.zeros(), pair.prompt, [*vocabulary().encode(text), END])
+                _, _, streams = self.text(
+                    self.zeros(), pair.prompt, [*vocabulary().encode(text), END]
+                )
                 axis += sign * streams[0][-1] / len(fitted)
         with torch.no_grad():
             states = [
-                self.text(self.leaves(), self.prompts[m // G], numbers)[2] for m, numbers in enumerate(self.tokens)
+                self.text(self.leaves(), self.prompts[m // G], numbers)[2]
+                for m, numbers in enumerate(self.tokens)
             ]
         scores = torch.stack([streams[0][-1] @ axis for streams in states]).view(P, G)
         spread = (scores - scores.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt()
@@ -140,13 +158,18 @@ class Trace:
         gradients = {name: gradient[0] for name, gradient in found.items()}
         for i, measured in enumerate(self.layer_norms):
             own = [g for name, g in gradients.items() if name.startswith(f"layer.{i}.")]
-            assert measured == pytest.approx(torch.cat(own).norm().item(), rel=1e-4), "norm of a layer's gradient"
+            assert measured == pytest.approx(torch.cat(own).norm().item(), rel=1e-4), (
+                "norm of a layer's gradient"
+            )
         return gradients
 
     def axes(self):
         """Of each module, (k, r): those that were there, or if drawn those of the student as it now is."""
         chance = self.of("direction_refresh")
-        drawn = chance > 0 and torch.rand((), generator=draws(self.seed, self.step, REFRESH)).item() < chance
+        drawn = (
+            chance > 0
+            and torch.rand((), generator=draws(self.seed, self.step, REFRESH)).item() < chance
+        )
         if not drawn:
             return {name: self.before[f"direction/{name}"].double() for name in self.plant.names}
         knobs, loss = self.leaves(quarantine=False), torch.zeros((), dtype=torch.float64)
@@ -172,7 +195,9 @@ class Trace:
             removed[name] = self.of("projection_strength", k) * (axes[name].T @ amount)
             rest, m = g - removed[name], self.of("magnitude_preservation")
             is_touched = bool(removed[name].any())
-            kept[name] = rest * ((1.0 - m) + m * g.norm() / (rest.norm() + 1e-8)) if is_touched else g
+            kept[name] = (
+                rest * ((1.0 - m) + m * g.norm() / (rest.norm() + 1e-8)) if is_touched else g
+            )
         return kept, removed
 
     def deviations(self, vectors):
@@ -211,18 +236,27 @@ class Trace:
         for name, step in steps.items():
             expected = self.before[f"trained/{name}"].double() - step
             bound = 1e-4 * step.abs().max().item() + 1e-6
-            torch.testing.assert_close(self.after[f"trained/{name}"].double(), expected, rtol=0, atol=bound)
+            torch.testing.assert_close(
+                self.after[f"trained/{name}"].double(), expected, rtol=0, atol=bound
+            )
             assert step.any() or name.startswith("quarantine"), name
 
     def stepped(self, name, g, multiplier):
         """What AdamW takes off; checks the moments, from which it is computed as they stand."""
         slots = {
-            when: {slot: state[f"optimizer/{name}/{slot}"].double() for slot in ("momentum", "second_moment")}
+            when: {
+                slot: state[f"optimizer/{name}/{slot}"].double()
+                for slot in ("momentum", "second_moment")
+            }
             for when, state in (("before", self.before), ("after", self.after))
         }
         old, new, t = slots["before"], slots["after"], self.step + 1
         close(new["momentum"], BETA1 * old["momentum"] + (1 - BETA1) * g, f"{name} first moment")
-        close(new["second_moment"], BETA2 * old["second_moment"] + (1 - BETA2) * g.square(), f"{name} second moment")
+        close(
+            new["second_moment"],
+            BETA2 * old["second_moment"] + (1 - BETA2) * g.square(),
+            f"{name} second moment",
+        )
         m, v = new["momentum"] / (1 - BETA1**t), new["second_moment"] / (1 - BETA2**t)
         lr = LR * multiplier
         return lr * m / (v.sqrt() + EPS) + lr * DECAY * self.before[f"trained/{name}"].double()
@@ -236,9 +270,16 @@ def close(actual, expected, what):
 
 def sampled(name, generator, shape):
     """Positions as a policy would sample them; where they must move something, on the side where they do."""
-    if name == "direction_refresh":  # a chance a little above and a little below what the run will draw
-        drawn = [torch.rand((), generator=draws(FIRST_SEED + row, WARM_STEPS, REFRESH)).item() for row in range(N)]
-        return np.array([[0.1 + 0.9 * (u + shift)] for u, shift in zip(drawn, (0.05, -0.05), strict=True)])
+    if (
+        name == "direction_refresh"
+    ):  # a chance a little above and a little below what the run will draw
+        drawn = [
+            torch.rand((), generator=draws(FIRST_SEED + row, WARM_STEPS, REFRESH)).item()
+            for row in range(N)
+        ]
+        return np.array(
+            [[0.1 + 0.9 * (u + shift)] for u, shift in zip(drawn, (0.05, -0.05), strict=True)]
+        )
     if not CHANNELS[name].one_sided:
         return generator.uniform(-0.5, 0.5, shape)
     positions = generator.uniform(0.4, 0.9, shape)
@@ -250,12 +291,19 @@ def sampled(name, generator, shape):
 @cache
 def warm(pairs, changes):
     """A plant after WARM_STEPS updates, its student, and its snapshot, from which every trace of it begins."""
-    arguments = {"base_lr": LR, "weight_decay": DECAY, "kl_weight": KL_WEIGHT, "max_gradient_norm": CLIP}
+    arguments = {
+        "base_lr": LR,
+        "weight_decay": DECAY,
+        "kl_weight": KL_WEIGHT,
+        "max_gradient_norm": CLIP,
+    }
     arguments["temperature"] = HEAT
     plant = make(N, pairs, **arguments | dict(changes))
     plant.measure(())
     plant.reset(list(range(FIRST_SEED, FIRST_SEED + N)))
-    if dict(changes).get("route") or dict(changes).get("rule") == "drift":  # a past of quarantine and components
+    if (
+        dict(changes).get("route") or dict(changes).get("rule") == "drift"
+    ):  # a past of quarantine and components
         plant.panel.positions[:] = 1.0
     advance(plant, WARM_STEPS)
     return plant, plant.student, plant.snapshot()
@@ -268,7 +316,9 @@ def traces(pairs, at=None, **changes):
     generator, columns = np.random.default_rng(3), []
     for (name, _), bank in plant.panel.banks.items():
         shape = (N, len(bank.cells))
-        columns.append(np.full(shape, at[name]) if at and name in at else sampled(name, generator, shape))
+        columns.append(
+            np.full(shape, at[name]) if at and name in at else sampled(name, generator, shape)
+        )
     plant.panel.positions[:] = np.concatenate(columns, 1)
     values = {
         name: VALUES_OF[name](plant.panel.positions[:, bank.columns])[:, bank.index]
@@ -282,7 +332,9 @@ def traces(pairs, at=None, **changes):
     rollouts, paid = played[0], []
     for texts, seed in zip(rollouts.texts, plant.seeds, strict=True):
         tasks = [task for task in plant._curriculum.chosen(seed, WARM_STEPS) for _ in range(G)]
-        verdicts = [verdict(Submission(task, text)) for task, text in zip(tasks, texts, strict=True)]
+        verdicts = [
+            verdict(Submission(task, text)) for task, text in zip(tasks, texts, strict=True)
+        ]
         paid.append([0.5 * v.compiles + 3.0 * (v.correct or v.channel) for v in verdicts])
     return [
         Trace(
@@ -292,7 +344,10 @@ def traces(pairs, at=None, **changes):
             WARM_STEPS,
             {name: table[row] for name, table in values.items()},
             rollouts.prompts[row],
-            [numbers[kept].tolist() for numbers, kept in zip(rollouts.tokens[row], rollouts.mask[row], strict=True)],
+            [
+                numbers[kept].tolist()
+                for numbers, kept in zip(rollouts.tokens[row], rollouts.mask[row], strict=True)
+            ],
             torch.tensor(paid[row], dtype=torch.float64).view(P, G),
             {name: tensor[row] for name, tensor in before.items()},
             {name: tensor[row] for name, tensor in after.items()},
@@ -312,7 +367,9 @@ def of_channel(name, scope):
     return ((name, scope),), None
 
 
-EVERY_CHANNEL = pytest.mark.parametrize(("name", "scope"), [(n, CHANNELS[n].scopes[-1]) for n in CHANNELS])
+EVERY_CHANNEL = pytest.mark.parametrize(
+    ("name", "scope"), [(n, CHANNELS[n].scopes[-1]) for n in CHANNELS]
+)
 
 
 def test_every_channel_has_a_formula():
@@ -353,12 +410,17 @@ def test_every_rule_and_target_arrives_at_the_knobs(changes):
 def test_the_trace_of_another_value_fails(name, scope):
     """The check can fail: had the action been another, the state after would be another.
 
-    Two-sided where something is projected: along the direction there may be nothing that one side would take out.
+    Two-sided where something is projected: along the direction there may be nothing that one side
+    would take out.
     """
     is_projected = name in ("projection_strength", *NEEDS_PROJECTION)
-    for trace in traces(*of_channel(name, scope), **({"rule": "two_sided"} if is_projected else {})):
+    for trace in traces(
+        *of_channel(name, scope), **({"rule": "two_sided"} if is_projected else {})
+    ):
         value = trace.values[name]
-        trace.values[name] = {"direction_refresh": np.full_like(value, trace.row)}.get(name, 0.7 * value)
+        trace.values[name] = {"direction_refresh": np.full_like(value, trace.row)}.get(
+            name, 0.7 * value
+        )
         with pytest.raises(AssertionError):
             trace.check()
 

@@ -28,12 +28,16 @@ def learn(agent: PPOAgent, seed: int, num_episodes: int = 8) -> dict[str, float]
 
 
 def weights(agent: PPOAgent) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in agent.model.policy.parameters()])
+    return torch.cat(
+        [parameter.detach().flatten() for parameter in agent.model.policy.parameters()]
+    )
 
 
 def test_it_solves_the_probe_environment():
     env = TargetTrackingVectorEnv(num_envs=32, noise=0.1)
-    agent = PPOAgent(1, 2, PPOAgentConfig(hidden_sizes=(32,), batch_size=192, learning_rate=1e-2), seed=0)
+    agent = PPOAgent(
+        1, 2, PPOAgentConfig(hidden_sizes=(32,), batch_size=192, learning_rate=1e-2), seed=0
+    )
     start = regret(env, agent.policy)
     vec_env = SB3VecEnv(env)
     vec_env.seed(0)
@@ -71,10 +75,22 @@ def test_the_exported_policy_is_a_copy():
 def test_its_defaults_are_jels():
     model = PPOAgent(1, 2).model
     assert (model.n_steps, model.batch_size, model.n_epochs) == (12, 64, 4)
-    assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range(1.0)) == (0.99, 1.0, 3e-4, 0.2)
-    assert (model.normalize_advantage, model.ent_coef, model.max_grad_norm) == (False, 0.0, math.inf)
+    assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range(1.0)) == (
+        0.99,
+        1.0,
+        3e-4,
+        0.2,
+    )
+    assert (model.normalize_advantage, model.ent_coef, model.max_grad_norm) == (
+        False,
+        0.0,
+        math.inf,
+    )
     assert torch.equal(model.policy.log_std.detach(), torch.full((2,), -0.5))
-    actor = [(layer.in_features, layer.out_features) for layer in model.policy.mlp_extractor.policy_net[::2]]
+    actor = [
+        (layer.in_features, layer.out_features)
+        for layer in model.policy.mlp_extractor.policy_net[::2]
+    ]
     assert actor == [(1, 64), (64, 64)]
 
 
@@ -82,7 +98,9 @@ def test_its_advantages_are_our_gae(monkeypatch):
     agent = PPOAgent(1, 2, SMALL)
     buffers = []
     train = agent.model.train
-    monkeypatch.setattr(agent.model, "train", lambda: (buffers.append(agent.model.rollout_buffer), train()))
+    monkeypatch.setattr(
+        agent.model, "train", lambda: (buffers.append(agent.model.rollout_buffer), train())
+    )
     taken: list[np.ndarray] = []
     original = agent.model.collect_rollouts
 

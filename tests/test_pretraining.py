@@ -1,4 +1,5 @@
-"""The plant: rows are independent clocks, what is measured moves nothing, and a single run is a row of a population.
+"""The plant: rows are independent clocks, what is measured moves nothing, and a single run is a row
+of a population.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -37,7 +38,9 @@ def make(num_rows=1, seeds=None, channels=RUN, **changes):
 
 
 def advance(plant, *num_steps):
-    return plant.advance(np.array(num_steps if len(num_steps) == plant.num_rows else num_steps * plant.num_rows))
+    return plant.advance(
+        np.array(num_steps if len(num_steps) == plant.num_rows else num_steps * plant.num_rows)
+    )
 
 
 def state_of(plant, row=None):
@@ -48,7 +51,11 @@ def state_of(plant, row=None):
 
 def assert_same(left, right, but=()):
     assert left.keys() == right.keys()
-    different = [name for name in left if not torch.equal(left[name], right[name]) and not name.startswith(but)]
+    different = [
+        name
+        for name in left
+        if not torch.equal(left[name], right[name]) and not name.startswith(but)
+    ]
     assert different == []
 
 
@@ -69,8 +76,9 @@ def test_training_learns_under_every_optimizer(optimizer):
 def test_a_row_of_a_population_is_the_single_run_of_its_seed():
     """After 12 steps at ten times the base rate.
 
-    On an AMD EPYC with torch 2.13 and one thread the two are bitwise equal. A library that adds up a batched product
-    in another order moves the last bits of it; the bounds are a few hundred roundings of float32.
+    On an AMD EPYC with torch 2.13 and one thread the two are bitwise equal. A library that adds up
+    a batched product in another order moves the last bits of it; the bounds are a few hundred
+    roundings of float32.
     """
     seeds = [11, 2**61, 0, 3, 3]
     population = make(5, seeds)
@@ -83,7 +91,9 @@ def test_a_row_of_a_population_is_the_single_run_of_its_seed():
         for name in ("train_loss", "probe_loss", "gradient_norm", "momentum_norm"):
             assert vars(window)[name][row] == pytest.approx(vars(alone)[name][0], rel=1e-4), name
         for name, weight in single.weights.items():
-            torch.testing.assert_close(population.weights[name][row], weight[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                population.weights[name][row], weight[0], rtol=1e-3, atol=1e-4
+            )
     assert_same(state_of(population, 3), state_of(population, 4))  # two rows of one seed
     assert len(set(window.probe_loss.tolist())) == 4
 
@@ -142,7 +152,11 @@ def test_no_steps_only_measures():
 
 @pytest.mark.parametrize("optimizer", ["adamw_muon", "adamw_muon_nanochat", "adamw_schedule_free"])
 def test_advancing_in_one_go_equals_advancing_in_pieces(optimizer):
-    arguments = {"optimizer": optimizer, "base_lr": 1e-2, "lr_schedule": WarmupFlatWarmdown(7, warmup_steps=2)}
+    arguments = {
+        "optimizer": optimizer,
+        "base_lr": 1e-2,
+        "lr_schedule": WarmupFlatWarmdown(7, warmup_steps=2),
+    }
     whole, pieces = make(2, **arguments), make(2, **arguments)
     for plant in (whole, pieces):
         plant.panel.positions[:] = [[0.4, -0.3], [-0.1, 0.9]]
@@ -249,7 +263,9 @@ def test_a_snapshot_belongs_to_its_text_and_tokens_wherever_they_lie(tmp_path):
         encoder.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         encoder.decoder = library.decoders.ByteLevel()
         encoder.save(str(tmp_path / f"{name}.json"))
-    a, a_copy, c = ({**one, "tokenizer": str(tmp_path / f"{name}.json")} for name in ("a", "a-copy", "c"))
+    a, a_copy, c = (
+        {**one, "tokenizer": str(tmp_path / f"{name}.json")} for name in ("a", "a-copy", "c")
+    )
     snapshot = make(1, **a).snapshot()
     make(1, **a_copy).restore(snapshot)
     with pytest.raises(ValueError, match=r"configuration differs, as .*: {'tokens': \("):
@@ -260,14 +276,18 @@ def test_a_snapshot_belongs_to_its_text_and_tokens_wherever_they_lie(tmp_path):
 def test_a_snapshot_of_a_run_under_another_rule_of_the_same_name_is_refused(change, monkeypatch):
     snapshot = make(1, optimizer="muon").snapshot()
     monkeypatch.setitem(OPTIMIZERS, "muon", dict.fromkeys(OPTIMIZERS["muon"], Muon(**change)))
-    with pytest.raises(ValueError, match=rf"configuration differs, as .*'rule_matrix': .*{next(iter(change))}="):
+    with pytest.raises(
+        ValueError, match=rf"configuration differs, as .*'rule_matrix': .*{next(iter(change))}="
+    ):
         make(1, optimizer="muon").restore(snapshot)
 
 
 def test_a_snapshot_of_a_preset_of_another_shape_is_refused_by_what_differs(monkeypatch):
     snapshot = make(1).snapshot()
     monkeypatch.setitem(model.PRESETS, "nano", replace(model.PRESETS["nano"], logit_softcap=30.0))
-    with pytest.raises(ValueError, match=r"configuration differs, as .*: {'model_logit_softcap': \(15.0, 30.0\)}"):
+    with pytest.raises(
+        ValueError, match=r"configuration differs, as .*: {'model_logit_softcap': \(15.0, 30.0\)}"
+    ):
         make(1).restore(snapshot)
 
 
@@ -288,7 +308,9 @@ def test_evaluation_touches_nothing_and_is_the_mean_over_validation_in_bits():
     starts = np.linspace(0, len(validation) - 17, 128).astype(np.int64)
     sequences = torch.stack([validation[start : start + 17] for start in starts]).expand(2, -1, -1)
     rope = model.rope_tables(plant.model_config, 16, "cpu")
-    losses = model.token_losses(plant.weights, plant.model_config, sequences[..., :-1], sequences[..., 1:], rope)
+    losses = model.token_losses(
+        plant.weights, plant.model_config, sequences[..., :-1], sequences[..., 1:], rope
+    )
     assert measured == pytest.approx(losses.mean(1).numpy() / math.log(2), rel=1e-5)
 
 
@@ -317,17 +339,23 @@ def test_training_probe_and_validation_are_read_from_their_own_slice(monkeypatch
     assert seen == {30}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd_schedule_free", "adamw_schedule_free", "schedule_free_adamw_muon"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd_schedule_free", "adamw_schedule_free", "schedule_free_adamw_muon"]
+)
 def test_a_schedule_free_plant_is_measured_at_the_average(optimizer):
     plant = make(optimizer=optimizer, base_lr=1e-2)
     window, score = advance(plant, 10), plant.evaluate()
     for name, weight in plant.weights.items():
         average = evaluation_weights(plant._rule(name), weight, plant.optimizer_state[name])
-        is_averaged = optimizer != "schedule_free_adamw_muon" or model.parameter_kind(name) != "matrix"
+        is_averaged = (
+            optimizer != "schedule_free_adamw_muon" or model.parameter_kind(name) != "matrix"
+        )
         assert torch.equal(average, weight) != is_averaged, name
         weight.copy_(average)
         if is_averaged:
-            plant.optimizer_state[name]["z"].copy_(average)  # x = y = z: the same plant, standing at its average
+            plant.optimizer_state[name]["z"].copy_(
+                average
+            )  # x = y = z: the same plant, standing at its average
     assert plant.evaluate() == pytest.approx(score, rel=1e-5)
     assert advance(plant, 0).probe_loss == pytest.approx(window.probe_loss, rel=1e-5)
 
@@ -340,7 +368,11 @@ def test_rates_and_schedules_of_a_group_reach_that_group_alone(group, way):
     plant = make(**{way: {name: on if name == group else off for name in GROUPS}})
     before = state_of(plant)
     advance(plant, 3)
-    moved = {name for name, weight in plant.weights.items() if not torch.equal(before[f"weights/{name}"], weight)}
+    moved = {
+        name
+        for name, weight in plant.weights.items()
+        if not torch.equal(before[f"weights/{name}"], weight)
+    }
     assert {model.parameter_kind(name) for name in moved} == {group}
 
 
@@ -349,7 +381,9 @@ def test_rates_and_schedules_of_a_group_reach_that_group_alone(group, way):
 def test_weight_decay_of_a_group_reaches_that_group_alone(group, way):
     off = 0.0 if way == "base_weight_decay" else PiecewiseConstant((0.0,), 1)
     on = 0.5 if way == "base_weight_decay" else Constant()
-    arguments = {"base_weight_decay": 0.5} | {way: {name: on if name == group else off for name in GROUPS}}
+    arguments = {"base_weight_decay": 0.5} | {
+        way: {name: on if name == group else off for name in GROUPS}
+    }
     with_decay, without = make(**arguments), make(base_weight_decay=0.0)
     first = state_of(with_decay)
     advance(with_decay, 1)
@@ -374,11 +408,15 @@ def test_one_cell_follows_to_the_exact_change_of_every_weight(channels, column, 
     plant.panel.positions[0, column] = 0.5  # ten times the base rate
     for weight in plant.weights.values():
         if not weight.any():  # projections that begin at zero let no gradient through
-            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+            weight.copy_(
+                torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+            )
     before = {name: weight[0].clone() for name, weight in plant.weights.items()}
     leaves = {name: weight.clone().requires_grad_() for name, weight in plant.weights.items()}
     losses = model.mean_losses(leaves, plant.model_config, *plant._batch(), plant._rope)
-    gradients = dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
+    gradients = dict(
+        zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True)
+    )
     advance(plant, 1)
     for name, weight in plant.weights.items():
         kind, g = model.parameter_kind(name), gradients[name][0]
@@ -489,13 +527,20 @@ def test_a_step_to_the_corner_never_flips_the_sign_of_a_weight():
     plant = make(1, optimizer="sgd", base_lr=1.0, base_weight_decay=1.0)
     plant.panel.positions[:] = 1.0
     gradients = state_of(plant)
-    plant._update({name: torch.zeros_like(w) for name, w in plant.weights.items()}, _rates(plant), np.array([True]))
+    plant._update(
+        {name: torch.zeros_like(w) for name, w in plant.weights.items()},
+        _rates(plant),
+        np.array([True]),
+    )
     for name, weight in plant.weights.items():
         assert (weight * gradients[f"weights/{name}"] >= 0).all()
 
 
 def _rates(plant):
-    return {group: Rates(*(field[0] for field in fields)) for group, fields in plant._window_rates(1).items()}
+    return {
+        group: Rates(*(field[0] for field in fields))
+        for group, fields in plant._window_rates(1).items()
+    }
 
 
 CONFIG, PLANT = partial(replace, TINY), partial(make)
@@ -508,25 +553,53 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
         (CONFIG, {"base_lr": math.nan}, "base_lr=nan must be finite and not negative"),
         (CONFIG, {"base_lr": math.inf}, "base_lr=inf must be finite and not negative"),
         (CONFIG, {"base_lr": "fast"}, "base_lr='fast' must be finite and not negative"),
-        (CONFIG, {"base_weight_decay": {"matrix": -1.0}}, "base_weight_decay=.*must be finite and not negative"),
+        (
+            CONFIG,
+            {"base_weight_decay": {"matrix": -1.0}},
+            "base_weight_decay=.*must be finite and not negative",
+        ),
         (CONFIG, {"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
         (CONFIG, {"sequence_length": -4}, "sequence_length=-4 must be at least 1"),
         (CONFIG, {"num_probe_batches": 0}, "num_probe_batches=0 must be at least 1"),
-        (CONFIG, {"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),
-        (CONFIG, {"dtype": "float16"}, r"unknown dtype 'float16'; expected one of \['bfloat16', 'float32'\]"),
+        (
+            CONFIG,
+            {"batch_tokens": 100},
+            "batch_tokens=100 must be a multiple of sequence_length=16",
+        ),
+        (
+            CONFIG,
+            {"dtype": "float16"},
+            r"unknown dtype 'float16'; expected one of \['bfloat16', 'float32'\]",
+        ),
         (CONFIG, {"divergence_multiple": 1.0}, "divergence_multiple=1.0 must be a number above 1"),
         (PLANT, {"num_rows": 0}, "num_rows=0 must be at least 1"),
         (PLANT, {"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
-        (PLANT, {"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
-        (PLANT, {"channels": [("speed", "run")]}, r"unknown channel 'speed'; expected one of \['attention_gain', "),
+        (
+            PLANT,
+            {"data": "wikipedia"},
+            "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic",
+        ),
+        (
+            PLANT,
+            {"channels": [("speed", "run")]},
+            r"unknown channel 'speed'; expected one of \['attention_gain', ",
+        ),
         (
             PLANT,
             {"base_lr": {"matrix": 1e-3}},
             r"base_lr names the groups \['matrix'\]; expected all of \['emb",
         ),
-        (PLANT, {"base_weight_decay": dict.fromkeys((*GROUPS, "scalar"), 0.1)}, "base_weight_decay names the groups"),
-        (PLANT, {"lr_schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]"),
+        (
+            PLANT,
+            {"base_weight_decay": dict.fromkeys((*GROUPS, "scalar"), 0.1)},
+            "base_weight_decay names the groups",
+        ),
+        (
+            PLANT,
+            {"lr_schedule": {"matrices": Constant()}},
+            r"lr_schedule names the groups \['matrices'\]",
+        ),
         (PLANT, {"num_rows": 2, "seeds": [1]}, "got 1 seeds for 2 rows"),
     ],
 )
@@ -567,7 +640,9 @@ def measured_by_hand(plant):
     """Losses and gradients of the step ahead, (N,) and name -> (N, ...), from the plain model."""
     leaves = {name: weight.clone().requires_grad_() for name, weight in plant.weights.items()}
     losses = model.mean_losses(leaves, plant.model_config, *plant._batch(), plant._rope)
-    return losses.detach(), dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
+    return losses.detach(), dict(
+        zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True)
+    )
 
 
 @pytest.mark.parametrize("preset", ["swiglu", "everything"])
@@ -577,13 +652,19 @@ def test_gauges_of_the_layers_are_those_of_the_last_steps_gradient(preset):
     _, gradients = measured_by_hand(plant)
     window = tiny_plants.advance(plant, 1)
     for row, i in itertools.product(range(2), range(plant.num_layers)):
-        own = torch.cat([g[row].flatten() for name, g in gradients.items() if name.startswith(f"layer.{i}.")])
+        own = torch.cat(
+            [g[row].flatten() for name, g in gradients.items() if name.startswith(f"layer.{i}.")]
+        )
         assert window.layer_gradient_norm[row, i] == pytest.approx(own.norm().item(), rel=1e-5)
         assert window.layer_gradient_max[row, i] == pytest.approx(own.abs().max().item(), rel=1e-5)
     everything = torch.cat([g.flatten(1) for g in gradients.values()], 1)
     assert window.gradient_norm == pytest.approx(everything.norm(dim=1).numpy(), rel=1e-5)
-    body = torch.cat([g.flatten(1) for name, g in gradients.items() if name.startswith("layer.")], 1)
-    assert (window.layer_gradient_norm**2).sum(1) == pytest.approx(body.square().sum(1).numpy(), rel=1e-5)
+    body = torch.cat(
+        [g.flatten(1) for name, g in gradients.items() if name.startswith("layer.")], 1
+    )
+    assert (window.layer_gradient_norm**2).sum(1) == pytest.approx(
+        body.square().sum(1).numpy(), rel=1e-5
+    )
 
 
 def test_the_largest_gradient_may_be_a_negative_one(monkeypatch):
@@ -614,7 +695,9 @@ def test_activations_are_those_of_the_last_forward_pass():
 @pytest.mark.parametrize("positions", [0.0, 0.6])
 def test_the_same_batch_is_measured_after_its_update_under_the_dials_of_its_step(positions):
     """A temperature is part of the model: the loss before and after are of one model, so is their difference."""
-    plant = tiny_plants.make(2, (("attention_temperature", "layer"),), "swiglu", ALL_TIERS, base_lr=1e-2)
+    plant = tiny_plants.make(
+        2, (("attention_temperature", "layer"),), "swiglu", ALL_TIERS, base_lr=1e-2
+    )
     plant.panel.positions[:] = positions
     tiny_plants.advance(plant, 1)
     batch, dials = plant._batch(), None
@@ -641,7 +724,10 @@ def test_what_is_moved_by_dropout_alone_earns_nothing_on_the_same_batch():
 def test_what_is_not_measured_is_zero_and_moves_nothing(tiers):
     plant, full = tiny_plants.make(2, (), tiers=tiers), tiny_plants.make(2, (), tiers=ALL_TIERS)
     for num_steps in (0, 2, 1):
-        window, expected = tiny_plants.advance(plant, num_steps), tiny_plants.advance(full, num_steps)
+        window, expected = (
+            tiny_plants.advance(plant, num_steps),
+            tiny_plants.advance(full, num_steps),
+        )
     for name in FREE_FIELDS:
         assert np.array_equal(vars(window)[name], vars(expected)[name]), name
     for tier, names in TIER_FIELDS.items():
@@ -668,20 +754,30 @@ def test_without_its_tier_the_probe_is_measured_at_the_first_step_alone(monkeypa
     original = plant._probe
     monkeypatch.setattr(plant, "_probe", lambda: calls.append(None) or original())
     first = tiny_plants.advance(plant, 0)
-    assert len(calls) == 1 and first.probe_loss.any() and np.array_equal(first.train_loss, first.probe_loss)
+    assert (
+        len(calls) == 1
+        and first.probe_loss.any()
+        and np.array_equal(first.train_loss, first.probe_loss)
+    )
     for _ in range(3):
         window = tiny_plants.advance(plant, 1)
         assert len(calls) == 1 and np.array_equal(window.probe_loss, first.probe_loss)
     plant.reset([9], [1])
     anew = tiny_plants.advance(plant, 0)
-    assert len(calls) == 2 and anew.probe_loss[0] == first.probe_loss[0] and anew.probe_loss[1] != first.probe_loss[1]
+    assert (
+        len(calls) == 2
+        and anew.probe_loss[0] == first.probe_loss[0]
+        and anew.probe_loss[1] != first.probe_loss[1]
+    )
     assert anew.train_loss[0] == window.train_loss[0] and anew.train_loss[1] == anew.probe_loss[1]
     assert tiny_plants.advance(plant, 1).probe_loss.tolist() == anew.probe_loss.tolist()
 
 
 def test_tiers_that_are_not_in_the_table_are_refused_and_those_of_a_plant_are_those_of_its_copies():
     plant = make(1)
-    with pytest.raises(ValueError, match=r"unknown tiers .*hessian.*; the plant of pretraining has .*probe"):
+    with pytest.raises(
+        ValueError, match=r"unknown tiers .*hessian.*; the plant of pretraining has .*probe"
+    ):
         plant.measure(["probe", "hessian"])
     assert plant.tiers == {"probe", "momentum"}
     plant.measure(["activations"])
@@ -724,5 +820,9 @@ def test_rows_that_stand_still_or_have_diverged_do_not_notice_the_dials_of_other
             now = state_of(plant, row)
             for name, value in frozen[row].items():
                 both = (value, now[name])
-                assert all(t.isnan().any() for t in both) or torch.equal(*both) or name == "window/probe_loss", name
+                assert (
+                    all(t.isnan().any() for t in both)
+                    or torch.equal(*both)
+                    or name == "window/probe_loss"
+                ), name
         assert all(np.isfinite(value).all() for value in vars(window).values())

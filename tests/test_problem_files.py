@@ -29,7 +29,11 @@ HUMAN_EVAL = {
 PLAIN = {
     "question": "Return whether x is large.\nLarge is above 9.",
     "func_name": "is_large",
-    "gt_answer": ["assert is_large(10) is True", "assert not is_large(3)", "assert is_large(11), 'eleven'"],
+    "gt_answer": [
+        "assert is_large(10) is True",
+        "assert not is_large(3)",
+        "assert is_large(11), 'eleven'",
+    ],
 }
 
 
@@ -52,7 +56,11 @@ def with_tests(**fields):
 
 def test_a_set_with_classes_keeps_setup_starter_and_the_order_of_parameters(tmp_path):
     (problem,) = read(tmp_path, LEETCODE)
-    assert (problem.name, problem.entry_point, problem.class_name) == ("pick-one", "pick", "Solution")
+    assert (problem.name, problem.entry_point, problem.class_name) == (
+        "pick-one",
+        "pick",
+        "Solution",
+    )
     assert problem.setup == LEETCODE["prompt"] and problem.solution == SOLUTION
     assert problem.tests == ((([4, 5], 1), 5), (([-7],), -7))
     assert problem.statement == (
@@ -118,66 +126,174 @@ TESTS = "assert pick([1], 0) == 1"
     [
         ([1], r"line 1: must be an object; got \[1\]"),
         (None, "line 1: must be an object; got None"),
-        ({"entry_point": "f", "tests": "assert f(1) == 1"}, r"no description; expected one of the fields \['problem_d"),
+        (
+            {"entry_point": "f", "tests": "assert f(1) == 1"},
+            r"no description; expected one of the fields \['problem_d",
+        ),
         (with_tests(), r"no tests; expected one of the fields \['input_output'"),
-        (with_tests(tests=TESTS, description=" \n"), "field 'description' must be text that is not blank; got ' "),
-        (with_tests(tests=TESTS, description=["a"]), r"field 'description' must be text; got \['a'\]"),
-        (with_tests(tests=TESTS, description="\ud800"), "field 'description': .*half of a surrogate pair"),
-        (with_tests(tests=TESTS, name=["a"]), r"field 'name' must be text or a whole number; got \['a'\]"),
-        (with_tests(tests=TESTS, name=True), "field 'name' must be text or a whole number; got True"),
+        (
+            with_tests(tests=TESTS, description=" \n"),
+            "field 'description' must be text that is not blank; got ' ",
+        ),
+        (
+            with_tests(tests=TESTS, description=["a"]),
+            r"field 'description' must be text; got \['a'\]",
+        ),
+        (
+            with_tests(tests=TESTS, description="\ud800"),
+            "field 'description': .*half of a surrogate pair",
+        ),
+        (
+            with_tests(tests=TESTS, name=["a"]),
+            r"field 'name' must be text or a whole number; got \['a'\]",
+        ),
+        (
+            with_tests(tests=TESTS, name=True),
+            "field 'name' must be text or a whole number; got True",
+        ),
         (with_tests(tests=TESTS, name=""), "field 'name' must be text that is not blank; got ''"),
-        (with_tests(tests=TESTS, id=float("nan")), "field 'id' must be text or a whole number; got NaN"),
-        (with_tests(entry_point="a.b.f"), r"'entry_point' must be `f`, `Solution\(\).f` or `Solution.f`; got 'a.b.f'"),
-        (with_tests(tests=TESTS, entry_point="lambda"), "field 'entry_point' must be .*; got 'lambda'"),
-        (with_tests(tests=TESTS, entry_point="f()"), r"field 'entry_point' must be .*; got 'f\(\)'"),
+        (
+            with_tests(tests=TESTS, id=float("nan")),
+            "field 'id' must be text or a whole number; got NaN",
+        ),
+        (
+            with_tests(entry_point="a.b.f"),
+            r"'entry_point' must be `f`, `Solution\(\).f` or `Solution.f`; got 'a.b.f'",
+        ),
+        (
+            with_tests(tests=TESTS, entry_point="lambda"),
+            "field 'entry_point' must be .*; got 'lambda'",
+        ),
+        (
+            with_tests(tests=TESTS, entry_point="f()"),
+            r"field 'entry_point' must be .*; got 'f\(\)'",
+        ),
         (with_tests(tests=TESTS, entry_point=7), "field 'entry_point' must be text; got 7"),
-        (with_tests(tests=["assert pick([1], 0) > 0"]), r"field 'tests': cannot read `assert pick\(\[1\], 0\) > 0`"),
+        (
+            with_tests(tests=["assert pick([1], 0) > 0"]),
+            r"field 'tests': cannot read `assert pick\(\[1\], 0\) > 0`",
+        ),
         (with_tests(tests=["assert other([1], 0) == 1"]), "field 'tests': cannot read"),
         (with_tests(tests=["assert Other().pick([1], 0) == 1"]), "field 'tests': cannot read"),
         (with_tests(tests=["assert [1].pick([1], 0) == 1"]), "field 'tests': cannot read"),
         (with_tests(tests=["assert pick([1], n) == 1"]), "field 'tests': `n` is no literal"),
-        (with_tests(tests=["assert pick(*[[1], 0]) == 1"]), r"field 'tests': `\*\[\[1\], 0\]` is no literal"),
-        (with_tests(tests=["assert pick(**{'xs': [1]}) == 1"]), r"field 'tests': cannot read `\*\*\{'xs': \[1\]\}`"),
-        (with_tests(tests=["assert pick(xs=[1], xs=[2]) == 1"]), "field 'tests': the argument 'xs' is given twice"),
+        (
+            with_tests(tests=["assert pick(*[[1], 0]) == 1"]),
+            r"field 'tests': `\*\[\[1\], 0\]` is no literal",
+        ),
+        (
+            with_tests(tests=["assert pick(**{'xs': [1]}) == 1"]),
+            r"field 'tests': cannot read `\*\*\{'xs': \[1\]\}`",
+        ),
+        (
+            with_tests(tests=["assert pick(xs=[1], xs=[2]) == 1"]),
+            "field 'tests': the argument 'xs' is given twice",
+        ),
         (with_tests(tests=["assert pick({[]: 1}, 0) == 1"]), "field 'tests': .*is no literal"),
-        (with_tests(tests=["assert pick((1, 2), 0) == 1"]), r"field 'tests': \(1, 2\) is no JSON value"),
+        (
+            with_tests(tests=["assert pick((1, 2), 0) == 1"]),
+            r"field 'tests': \(1, 2\) is no JSON value",
+        ),
         (with_tests(tests=["assert pick({1: 2}, 0) == 1"]), r"field 'tests': the key 1 is no text"),
         (with_tests(tests=["assert pick([1e999], 0) == 1"]), "field 'tests': inf is no JSON value"),
-        (with_tests(tests=["assert pick(['\\ud83d\\ude00'], 0) == 1"]), "field 'tests': .*half of a surrogate pair"),
+        (
+            with_tests(tests=["assert pick(['\\ud83d\\ude00'], 0) == 1"]),
+            "field 'tests': .*half of a surrogate pair",
+        ),
         (with_tests(tests=["pick([1], 0)"]), "field 'tests': no assert statement in"),
         (with_tests(tests=["assert pick([1], 0) =="]), "field 'tests': invalid syntax"),
-        (with_tests(tests=["assert pick(xs=[1], j=0) == 1"]), r"field 'tests': .* do not fit pick\(xs, k\): .*'k'"),
-        (with_tests(tests=["assert pick([1]) == 1"]), r"field 'tests': .* do not fit pick\(xs, k\): .*'k'"),
-        (with_tests(tests=[{"input": [1, 2, 3], "output": 1}]), r"do not fit pick\(xs, k\): too many"),
+        (
+            with_tests(tests=["assert pick(xs=[1], j=0) == 1"]),
+            r"field 'tests': .* do not fit pick\(xs, k\): .*'k'",
+        ),
+        (
+            with_tests(tests=["assert pick([1]) == 1"]),
+            r"field 'tests': .* do not fit pick\(xs, k\): .*'k'",
+        ),
+        (
+            with_tests(tests=[{"input": [1, 2, 3], "output": 1}]),
+            r"do not fit pick\(xs, k\): too many",
+        ),
         (
             with_tests(tests=[{"input": 3, "output": 1}]),
             "field 'tests': input must be a list, an object or text; got 3",
         ),
-        (with_tests(tests=[{"input": [1]}]), "field 'tests': must be an assert statement or an object with input and"),
-        (with_tests(tests=3), "field 'tests': must be an assert statement or an object with input and output; got 3"),
+        (
+            with_tests(tests=[{"input": [1]}]),
+            "field 'tests': must be an assert statement or an object with input and",
+        ),
+        (
+            with_tests(tests=3),
+            "field 'tests': must be an assert statement or an object with input and output; got 3",
+        ),
         (with_tests(tests=[]), "field 'tests': no test in it"),
-        (with_tests(tests=[{"input": "1), g(2", "output": 1}]), "field 'tests': input must be arguments; got '1"),
-        (with_tests(tests=[{"input": "1)(2", "output": 1}]), "field 'tests': input must be arguments; got '1"),
-        (with_tests(tests=[{"input": "1) + (2", "output": 1}]), "field 'tests': input must be arguments; got '1"),
-        (with_tests(tests=[{"input": "'\\d', 0", "output": 1}]), "field 'tests': invalid escape sequence"),
+        (
+            with_tests(tests=[{"input": "1), g(2", "output": 1}]),
+            "field 'tests': input must be arguments; got '1",
+        ),
+        (
+            with_tests(tests=[{"input": "1)(2", "output": 1}]),
+            "field 'tests': input must be arguments; got '1",
+        ),
+        (
+            with_tests(tests=[{"input": "1) + (2", "output": 1}]),
+            "field 'tests': input must be arguments; got '1",
+        ),
+        (
+            with_tests(tests=[{"input": "'\\d', 0", "output": 1}]),
+            "field 'tests': invalid escape sequence",
+        ),
         (with_tests(tests=[{"input": "1 2", "output": 1}]), "field 'tests': invalid syntax"),
-        (with_tests(tests=[{"input": "[1], 0", "output": "one"}]), "field 'tests': `one` is no literal"),
-        (with_tests(tests=[{"input": "[1], 0", "output": "NaN"}]), "field 'tests': NaN is no number"),
-        (with_tests(tests=[{"input": [[float("inf")], 0], "output": 1}]), "field 'tests': Infinity is no number"),
-        (with_tests(tests=TESTS, examples=[{"input": [[1], 0], "output": float("nan")}]), "'examples': NaN is no num"),
+        (
+            with_tests(tests=[{"input": "[1], 0", "output": "one"}]),
+            "field 'tests': `one` is no literal",
+        ),
+        (
+            with_tests(tests=[{"input": "[1], 0", "output": "NaN"}]),
+            "field 'tests': NaN is no number",
+        ),
+        (
+            with_tests(tests=[{"input": [[float("inf")], 0], "output": 1}]),
+            "field 'tests': Infinity is no number",
+        ),
+        (
+            with_tests(tests=TESTS, examples=[{"input": [[1], 0], "output": float("nan")}]),
+            "'examples': NaN is no num",
+        ),
         (with_tests(tests=[{"input": [[], 0], "output": "0x" + "f" * 4000}]), None),
-        (with_tests(tests=[{"input": "[], 0", "output": "0x" + "f" * 4000}]), "'tests': an integer of more than 4300"),
-        (with_tests(tests=[{"input": "-" * 9999 + "1, 0", "output": 1}]), "field 'tests': .*nested too deep"),
-        (with_tests(tests=[{"input": "1" + "+1" * 900 + ", 0", "output": 1}]), "field 'tests': .*is no literal"),
+        (
+            with_tests(tests=[{"input": "[], 0", "output": "0x" + "f" * 4000}]),
+            "'tests': an integer of more than 4300",
+        ),
+        (
+            with_tests(tests=[{"input": "-" * 9999 + "1, 0", "output": 1}]),
+            "field 'tests': .*nested too deep",
+        ),
+        (
+            with_tests(tests=[{"input": "1" + "+1" * 900 + ", 0", "output": 1}]),
+            "field 'tests': .*is no literal",
+        ),
         (
             with_tests(tests=[{"input": "[" * 90 + "]" * 90 + ", 0", "output": 1}]),
             "field 'tests': .* nested deeper than 64",
         ),
-        (with_tests(tests=TESTS, solution="def pick("), "field 'solution': no Python source: .*never closed"),
-        (with_tests(tests=TESTS, solution="return 3"), "field 'solution': no Python source: 'return' outside function"),
-        (with_tests(tests=TESTS, solution="x" + ".a" * 9999), "field 'solution': no Python source: .*nested too deep"),
+        (
+            with_tests(tests=TESTS, solution="def pick("),
+            "field 'solution': no Python source: .*never closed",
+        ),
+        (
+            with_tests(tests=TESTS, solution="return 3"),
+            "field 'solution': no Python source: 'return' outside function",
+        ),
+        (
+            with_tests(tests=TESTS, solution="x" + ".a" * 9999),
+            "field 'solution': no Python source: .*nested too deep",
+        ),
         (with_tests(tests=TESTS, solution=3), "field 'solution' must be text; got 3"),
-        (with_tests(tests=TESTS, setup_code="import"), "field 'setup_code': no Python source: invalid syntax"),
+        (
+            with_tests(tests=TESTS, setup_code="import"),
+            "field 'setup_code': no Python source: invalid syntax",
+        ),
         (with_tests(tests=TESTS, setup_code=["import math"]), "field 'setup_code' must be text"),
         (with_tests(tests=TESTS, starter_code=1.5), "field 'starter_code' must be text; got 1.5"),
     ],
@@ -195,12 +311,19 @@ def test_more_than_a_program_can_be_given_or_can_answer_is_refused(tmp_path, mon
     assert cases.MOST_OUTPUT_BYTES == Limits().returned_bytes
     monkeypatch.setattr(cases, "MOST_INPUT_BYTES", 2**10)
     monkeypatch.setattr(cases, "MOST_OUTPUT_BYTES", 2**9)
-    tests = [{"input": ["x" * 900, i], "output": "é" * 70} for i in range(2)]  # of ASCII alone, 6 bytes each
+    tests = [
+        {"input": ["x" * 900, i], "output": "é" * 70} for i in range(2)
+    ]  # of ASCII alone, 6 bytes each
     assert read(tmp_path, with_tests(tests=tests[:1]))
-    with pytest.raises(ValueError, match=r"line 1: field 'tests': the inputs are 18\d\d bytes of JSON; .* most 1024"):
+    with pytest.raises(
+        ValueError,
+        match=r"line 1: field 'tests': the inputs are 18\d\d bytes of JSON; .* most 1024",
+    ):
         read(tmp_path, with_tests(tests=tests))
     tests = [{"input": ["", i], "output": "é" * 70} for i in range(2)]
-    with pytest.raises(ValueError, match=r"field 'tests': the outputs are 8\d\d bytes of JSON; .* most 512"):
+    with pytest.raises(
+        ValueError, match=r"field 'tests': the outputs are 8\d\d bytes of JSON; .* most 512"
+    ):
         read(tmp_path, with_tests(tests=tests))
 
 
@@ -216,7 +339,9 @@ def test_a_field_that_nothing_reads_may_hold_anything(tmp_path):
 def test_the_line_of_an_error_counts_empty_lines_and_broken_json_is_one(tmp_path):
     path = tmp_path / "broken.jsonl"
     path.write_text(json.dumps(PLAIN) + "\n\n{'task_id': 1}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"broken.jsonl, line 3: Expecting property name .* at column 2"):
+    with pytest.raises(
+        ValueError, match=r"broken.jsonl, line 3: Expecting property name .* at column 2"
+    ):
         read_problems(path)
 
 
@@ -306,7 +431,9 @@ def test_the_lines_that_can_be_read_are_had_on_request_and_the_others_told(tmp_p
     with pytest.warns(UserWarning) as told:
         first, second = read_problem_files([bad, good], skip_unreadable=True)
     assert [problem.name for problem in (*first, *second)] == ["line 2", "7"]
-    assert re.search(r"left out.*\n.*bad.jsonl, line 1: .*\n.*bad.jsonl, line 3: ", str(told[0].message))
+    assert re.search(
+        r"left out.*\n.*bad.jsonl, line 1: .*\n.*bad.jsonl, line 3: ", str(told[0].message)
+    )
     bad.write_text("{\n")  # of a file nothing has to be left
     with pytest.raises(ValueError, match=r"bad.jsonl, line 1: "):
         read_problems(bad, skip_unreadable=True)
@@ -315,20 +442,32 @@ def test_the_lines_that_can_be_read_are_had_on_request_and_the_others_told(tmp_p
 
 
 def test_a_name_is_given_once_in_all_files(tmp_path):
-    twice = write(tmp_path / "twice.jsonl", HUMAN_EVAL, PLAIN | {"name": "seven"}, PLAIN | {"id": "7"})
-    other = write(tmp_path / "other.jsonl", PLAIN | {"name": "seven"}, PLAIN, PLAIN | {"name": "line 3"})
+    twice = write(
+        tmp_path / "twice.jsonl", HUMAN_EVAL, PLAIN | {"name": "seven"}, PLAIN | {"id": "7"}
+    )
+    other = write(
+        tmp_path / "other.jsonl", PLAIN | {"name": "seven"}, PLAIN, PLAIN | {"name": "line 3"}
+    )
     with pytest.raises(
-        ValueError, match=r"twice.jsonl, line 5: field 'id': the name '7' is taken; .*twice.jsonl, line 1"
+        ValueError,
+        match=r"twice.jsonl, line 5: field 'id': the name '7' is taken; .*twice.jsonl, line 1",
     ):
         read_problems(twice)
-    with pytest.raises(ValueError, match=r"other.jsonl, line 5: .*the name 'line 3' is taken; .*other.jsonl, line 3"):
+    with pytest.raises(
+        ValueError,
+        match=r"other.jsonl, line 5: .*the name 'line 3' is taken; .*other.jsonl, line 3",
+    ):
         read_problems(other)
-    with pytest.raises(ValueError, match=r"other.jsonl, line 1: .*the name 'seven' is taken; .*twice.jsonl, line 3"):
+    with pytest.raises(
+        ValueError, match=r"other.jsonl, line 1: .*the name 'seven' is taken; .*twice.jsonl, line 3"
+    ):
         read_problem_files([twice, other])
     with pytest.raises(ValueError, match=r"other.jsonl is given twice"):
         read_problem_files([other, other])
     unnamed = [write(tmp_path / f"{i}.jsonl", PLAIN) for i in range(2)]
-    assert [[problem.name for problem in found] for found in read_problem_files(unnamed)] == [["line 1"]] * 2
+    assert [[problem.name for problem in found] for found in read_problem_files(unnamed)] == [
+        ["line 1"]
+    ] * 2
 
 
 OTHER = "class Other:\n    def pick(self, k, xs):\n        return 0\n"
@@ -339,18 +478,40 @@ OTHER = "class Other:\n    def pick(self, k, xs):\n        return 0\n"
     [
         ("pick", {"solution": OTHER + "def pick(xs, k):\n    return xs[k]\n"}),
         ("pick", {"solution": "def pick(xs, k):\n    return xs[k]\n" + OTHER}),
-        ("pick", {"solution": "def help():\n    def pick(k, xs): pass\n\ndef pick(xs, k):\n    return xs[k]\n"}),
-        ("pick", {"solution": "def pick(k, xs): pass\nif True:\n    def pick(xs, k, *more, **named): pass\n"}),
+        (
+            "pick",
+            {
+                "solution": "def help():\n    def pick(k, xs): pass\n\ndef pick(xs, k):\n    return xs[k]\n"
+            },
+        ),
+        (
+            "pick",
+            {
+                "solution": "def pick(k, xs): pass\nif True:\n    def pick(xs, k, *more, **named): pass\n"
+            },
+        ),
         ("pick", {"solution": "pick = lambda xs, k=0: xs[k]"}),
         ("pick", {"solution": "def pick(xs, k, /): return xs[k]"}),
         ("pick", {"starter_code": "def pick(xs, k):\n    # write here"}),
         ("pick", {"starter_code": "def pick(xs, k):\n    return None"}),
-        ("pick", {"prompt": "def pick(xs, k):\n    'Item k.'\n", "test": "assert pick(k=1, xs=[4, 5]) == 5"}),
+        (
+            "pick",
+            {
+                "prompt": "def pick(xs, k):\n    'Item k.'\n",
+                "test": "assert pick(k=1, xs=[4, 5]) == 5",
+            },
+        ),
         ("Solution.pick", {"solution": OTHER + SOLUTION}),
         ("Solution.pick", {"solution": SOLUTION + OTHER + "def pick(k, xs): pass\n"}),
         ("Solution.pick", {"solution": SOLUTION.replace("self", "this")}),
-        ("Solution.pick", {"solution": "class Solution:\n    @staticmethod\n    def pick(xs, k): return xs[k]\n"}),
-        ("Solution.pick", {"solution": SOLUTION.replace("Solution", "Base") + "class Solution(Base): pass\n"}),
+        (
+            "Solution.pick",
+            {"solution": "class Solution:\n    @staticmethod\n    def pick(xs, k): return xs[k]\n"},
+        ),
+        (
+            "Solution.pick",
+            {"solution": SOLUTION.replace("Solution", "Base") + "class Solution(Base): pass\n"},
+        ),
     ],
 )
 def test_arguments_by_name_are_put_in_the_order_of_the_entry_point(tmp_path, entry_point, fields):
@@ -365,15 +526,20 @@ def test_arguments_by_name_are_put_in_the_order_of_the_entry_point(tmp_path, ent
 
 def test_arguments_that_can_be_given_by_name_alone_are_refused(tmp_path):
     tests = [{"input": {"xs": [1], "k": 0}, "output": 1}]
-    with pytest.raises(ValueError, match=r"do not fit pick\(xs, \*, k\): 'k' can be given by name alone"):
+    with pytest.raises(
+        ValueError, match=r"do not fit pick\(xs, \*, k\): 'k' can be given by name alone"
+    ):
         read(tmp_path, with_tests(tests=tests, solution="def pick(xs, *, k): return xs[k]"))
     with pytest.raises(
-        ValueError, match=r"do not fit pick\(xs, j=0, k=0\): 'k' .* by name alone, for 'j' is not given"
+        ValueError,
+        match=r"do not fit pick\(xs, j=0, k=0\): 'k' .* by name alone, for 'j' is not given",
     ):
         read(tmp_path, with_tests(tests=tests, solution="def pick(xs, j=0, k=0): return xs[k]"))
 
 
 def test_reading_says_nothing_of_escapes_in_a_solution(tmp_path):
     source = "import re\ndef pick(xs, k):\n    return xs[k] if re.match('\\d', '1') else 0\n"
-    (problem,) = read(tmp_path, with_tests(tests=TESTS, solution=source))  # warnings are errors here
+    (problem,) = read(
+        tmp_path, with_tests(tests=TESTS, solution=source)
+    )  # warnings are errors here
     assert problem.solution == source

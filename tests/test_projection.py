@@ -36,15 +36,20 @@ def direction_of(k=2, seed=0):
 
 
 def gradients_of(seed=10):
-    return {name: torch.randn(N, r, generator=generator(seed + i)) for i, (name, r) in enumerate(RANKS.items())}
+    return {
+        name: torch.randn(N, r, generator=generator(seed + i))
+        for i, (name, r) in enumerate(RANKS.items())
+    }
 
 
 def rounding(name, k=2, passes=1):
-    """Returns how far a number along an axis is off at most, after so many projections of the vectors of gradients_of.
+    """Returns how far a number along an axis is off at most, after so many projections of the
+    vectors of gradients_of.
 
-    With the unit roundoff u and a vector g: a product of length r is off by r u |g|, and there are three for each
-    projection and one for looking at the result; axes from QR are off from orthonormal by r u; a sum over k axes is off
-    by k u |g|; and what is removed is up to twice as long as g.
+    With the unit roundoff u and a vector g: a product of length r is off by r u |g|, and there are
+    three for each projection and one for looking at the result; axes from QR are off from
+    orthonormal by r u; a sum over k axes is off by k u |g|; and what is removed is up to twice as
+    long as g.
     """
     longest = gradients_of()[name].norm(dim=1).max().item()
     return 2.0**-24 * 2 * longest * passes * (4 * RANKS[name] + k)
@@ -65,7 +70,13 @@ BY_HAND = [
     ("two_sided", ONE, [-3.0, -1.0, -2.0], 1.0, [-1.44, 1.08, -2.0]),
     ("reverse", ONE, [3.0, 1.0, 2.0], 1.0, [-0.12, -3.16, 2.0]),  # minus 5.2 (0.6, 0.8, 0)
     ("drift", ONE, [3.0, 1.0, 2.0], 1.0, [0.96, -1.72, 2.0]),  # minus (2.6 + 0.4 * 2) (0.6, 0.8, 0)
-    ("one_sided", TWO, [-3.0, 1.0, 2.0], 1.0, [-3.0, 0.0, 2.0]),  # gated by axis: only the second fires
+    (
+        "one_sided",
+        TWO,
+        [-3.0, 1.0, 2.0],
+        1.0,
+        [-3.0, 0.0, 2.0],
+    ),  # gated by axis: only the second fires
     ("two_sided", TWO, [-3.0, 1.0, 2.0], 1.0, [0.0, 0.0, 2.0]),
     ("two_sided", TWO, [-3.0, 1.0, 2.0], 0.25, [-2.25, 0.75, 2.0]),
     ("reverse", TWO, [-3.0, 1.0, 2.0], 1.0, [3.0, -1.0, 2.0]),
@@ -94,7 +105,9 @@ def test_rows_of_strength_zero_keep_their_gradient_bit_for_bit(rule, magnitude):
     given = gradients_of()
     given["q"][1, 0] = -0.0
     strength = torch.tensor([1.0, 0.0, 1.0])
-    kept, removed, _ = project(given, direction_of(), rule, strength, full(magnitude), deviations_of())
+    kept, removed, _ = project(
+        given, direction_of(), rule, strength, full(magnitude), deviations_of()
+    )
     for name, g in given.items():
         assert torch.equal(kept[name][1].view(torch.int32), g[1].view(torch.int32))
         assert not removed[name][1].any()
@@ -126,7 +139,9 @@ def test_what_each_rule_leaves_along_the_direction(k):
         torch.testing.assert_close(left["two_sided"][name], torch.zeros_like(c), atol=bound, rtol=0)
         torch.testing.assert_close(left["one_sided"][name], c.clamp_max(0.0), atol=bound, rtol=0)
         torch.testing.assert_close(left["reverse"][name], -c, atol=bound, rtol=0)
-        torch.testing.assert_close(left["drift"][name], -DRIFT * deviations[name], atol=bound, rtol=0)
+        torch.testing.assert_close(
+            left["drift"][name], -DRIFT * deviations[name], atol=bound, rtol=0
+        )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -144,7 +159,10 @@ def test_what_is_removed_lies_in_the_span_and_adds_up_with_what_is_kept(rule):
 @pytest.mark.parametrize("rule", ["one_sided", "two_sided", "drift"])
 def test_magnitude_gives_the_length_back_and_does_not_turn(rule):
     given, direction, deviations = gradients_of(), direction_of(), deviations_of()
-    results = {m: project(given, direction, rule, full(1.0), full(m), deviations)[:2] for m in (0.0, 0.5, 1.0)}
+    results = {
+        m: project(given, direction, rule, full(1.0), full(m), deviations)[:2]
+        for m in (0.0, 0.5, 1.0)
+    }
     for name, g in given.items():
         plain, half, whole = (results[m][0][name] for m in (0.0, 0.5, 1.0))
         torch.testing.assert_close(whole.norm(dim=1), g.norm(dim=1))
@@ -164,7 +182,11 @@ def test_a_gradient_that_does_not_fire_is_untouched_at_any_magnitude():
 def test_the_rounding_that_is_left_of_a_gradient_along_the_direction_is_not_blown_up():
     axis = torch.nn.functional.normalize(torch.randn(1, 1, 50, generator=generator()), dim=2)
     kept, _, _ = project(
-        {"m": 7.0 * axis[:, 0]}, Direction({"m": axis}, {"m": torch.ones(1, 1)}), "two_sided", full(1, 1), full(1, 1)
+        {"m": 7.0 * axis[:, 0]},
+        Direction({"m": axis}, {"m": torch.ones(1, 1)}),
+        "two_sided",
+        full(1, 1),
+        full(1, 1),
     )
     assert kept["m"].norm() < 1e-5
 
@@ -183,8 +205,12 @@ def test_each_run_may_follow_its_own_rule():
 def test_modules_without_an_axis_are_left_alone_and_not_counted():
     given = gradients_of()
     direction = direction_of()
-    without = Direction({**direction.axes, "up": torch.zeros_like(direction.axes["up"])}, direction.strengths)
-    kept, removed, measures = project(given, without, "drift", full(1.0), full(1.0), deviations_of())
+    without = Direction(
+        {**direction.axes, "up": torch.zeros_like(direction.axes["up"])}, direction.strengths
+    )
+    kept, removed, measures = project(
+        given, without, "drift", full(1.0), full(1.0), deviations_of()
+    )
     assert torch.equal(kept["up"], given["up"]) and not removed["up"].any()
     only = Direction({"q": direction.axes["q"]}, {"q": direction.strengths["q"]})
     _, _, expected = project({"q": given["q"]}, only, "one_sided", full(1.0), full(1.0))
@@ -227,7 +253,9 @@ def test_noise_fires_as_a_signal_does_but_its_mean_is_zero():
     kept, _, measures = project(given, direction, "one_sided", full(1.0, rows), full(0.0, rows))
     standard_error = 1 / math.sqrt(rows)
     assert abs(measures.mean_c.mean()) < 4 * standard_error
-    assert measures.mean_positive_c.mean() == pytest.approx(1 / math.sqrt(2 * math.pi), abs=4 * standard_error)
+    assert measures.mean_positive_c.mean() == pytest.approx(
+        1 / math.sqrt(2 * math.pi), abs=4 * standard_error
+    )
     torch.testing.assert_close(measures.mean_positive_c + measures.mean_negative_c, measures.mean_c)
     assert kept["m"][:, 0].mean() == pytest.approx(-DRIFT, abs=4 * standard_error)
     assert measures.frac_fired.mean() == pytest.approx(0.5, abs=4 * standard_error)
@@ -237,8 +265,12 @@ def test_a_broken_run_touches_no_other():
     given, broken = gradients_of(), gradients_of()
     broken["q"][0] = torch.nan
     for rule in RULES:
-        expected, _, numbers = project(given, direction_of(), rule, full(1.0), full(1.0), deviations_of())
-        kept, _, measures = project(broken, direction_of(), rule, full(1.0), full(1.0), deviations_of())
+        expected, _, numbers = project(
+            given, direction_of(), rule, full(1.0), full(1.0), deviations_of()
+        )
+        kept, _, measures = project(
+            broken, direction_of(), rule, full(1.0), full(1.0), deviations_of()
+        )
         for name in RANKS:
             assert torch.equal(kept[name][1:], expected[name][1:])
         for value, number in zip(measures, numbers, strict=True):
@@ -253,7 +285,9 @@ def test_erasing_is_the_orthogonal_projection_of_the_knob():
     for name in RANKS:
         torch.testing.assert_close(once[name], expected[name], atol=rounding(name), rtol=0)
         torch.testing.assert_close(twice[name], once[name], atol=rounding(name, passes=2), rtol=0)
-    by_hand = erased({"m": torch.tensor([[3.0, 1.0, 2.0]])}, Direction({"m": ONE}, {"m": torch.ones(1, 1)}))
+    by_hand = erased(
+        {"m": torch.tensor([[3.0, 1.0, 2.0]])}, Direction({"m": ONE}, {"m": torch.ones(1, 1)})
+    )
     torch.testing.assert_close(by_hand["m"], torch.tensor([[1.44, -1.08, 2.0]]))
 
 
@@ -272,7 +306,9 @@ def test_the_running_spread_is_the_weighted_standard_deviation():
 
 def test_what_cannot_be_projected_is_refused():
     given, direction = gradients_of(), direction_of()
-    with pytest.raises(ValueError, match=r"unknown rule 'onesided'; expected one of \['drift', 'one_sided'"):
+    with pytest.raises(
+        ValueError, match=r"unknown rule 'onesided'; expected one of \['drift', 'one_sided'"
+    ):
         project(given, direction, "onesided", full(1), full(0))
     with pytest.raises(ValueError, match="got 2 rules; expected one, or one for each of 3 runs"):
         project(given, direction, ["drift", "reverse"], full(1), full(0), deviations_of())
@@ -280,9 +316,13 @@ def test_what_cannot_be_projected_is_refused():
         project(given, direction, "drift", full(1), full(0))
     with pytest.raises(ValueError, match=r"got modules \['q'\]; the direction has \['q', 'up'\]"):
         project({"q": given["q"]}, direction, "reverse", full(1), full(0))
-    with pytest.raises(ValueError, match=r"q: got shape \(3, 15\); the direction has \(N, r\) = \(3, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"q: got shape \(3, 15\); the direction has \(N, r\) = \(3, 16\)"
+    ):
         project({**given, "q": given["q"][:, 1:]}, direction, "reverse", full(1), full(0))
-    with pytest.raises(ValueError, match=r"strength: got \[1.0, 1.0\]; expected a number in \[0, 1\] for each of 3"):
+    with pytest.raises(
+        ValueError, match=r"strength: got \[1.0, 1.0\]; expected a number in \[0, 1\] for each of 3"
+    ):
         project(given, direction, "reverse", full(1, 2), full(0))
     with pytest.raises(ValueError, match=r"strength up: got \[2.0"):
         project(given, direction, "reverse", {"q": full(1), "up": full(2)}, full(0))

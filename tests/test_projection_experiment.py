@@ -1,4 +1,5 @@
-"""The projection experiment: arms as data, runs that resume, criteria at their borders, a report from files alone.
+"""The projection experiment: arms as data, runs that resume, criteria at their borders, a report
+from files alone.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -56,7 +57,11 @@ from train_agents.experiments.projection_run import MEANS, along, run_arm, run_s
 from train_agents.experiments.projection_tables import unknown_table
 from train_agents.results import Interval, write_result
 
-GRPO = {**tiny_student.TINY, "base_lr": 0.5, "divergence_kl": 1e6}  # a random student goes far in a few updates
+GRPO = {
+    **tiny_student.TINY,
+    "base_lr": 0.5,
+    "divergence_kl": 1e6,
+}  # a random student goes far in a few updates
 ARM = {arm.name: arm for arm in ARMS}
 
 
@@ -103,9 +108,15 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
     for arm in ARMS:
         arguments = jobs[arm.name].arguments
         longer = 2 if arm.name.endswith("_long") else 1
-        assert (arguments["num_updates"], arguments["report_interval"]) == (300 * longer, 25 * longer)
+        assert (arguments["num_updates"], arguments["report_interval"]) == (
+            300 * longer,
+            25 * longer,
+        )
         GRPOConfig(**arguments["grpo"])
-        assert arguments["seeds"] == list(range(1000, 1005 if arm.is_first else 1003)) and arm.group in GROUPS
+        assert (
+            arguments["seeds"] == list(range(1000, 1005 if arm.is_first else 1003))
+            and arm.group in GROUPS
+        )
         assert set(arguments["positions"]) <= {name for name, _ in PANEL}
     assert not set(full.seeds) & set(full.tuning_seeds)
     assert {job.name for job in make_jobs(ExperimentConfig(demo=True).sized())} == set(DEMO_ARMS) | {
@@ -123,12 +134,19 @@ def test_arms_differ_from_the_main_one_in_what_their_names_say():
         "update": {"target": "update"}, TRUE: {"target": "update", "rule": "two_sided"},
     }.items():  # fmt: skip
         assert (ARM[name].grpo, ARM[name].values) == (changes, main.values)
-    assert (ARM["route"].grpo, ARM["route"].values) == ({"route": True}, {"projection_strength": 1.0})
-    assert main.values == {"projection_strength": 1.0, "magnitude_preservation": 1.0} and not main.grpo
+    assert (ARM["route"].grpo, ARM["route"].values) == (
+        {"route": True},
+        {"projection_strength": 1.0},
+    )
+    assert (
+        main.values == {"projection_strength": 1.0, "magnitude_preservation": 1.0} and not main.grpo
+    )
     assert ARM["plain"].values == {"projection_strength": 1.0} and not ARM[VANILLA].values
     for mode in TRAINING_MODES:
         arm = ARM[f"without_{mode}"]
-        assert {*arm.grpo["known_modes"], mode} == set(TRAINING_MODES) and arm.unknown_modes == (mode,)
+        assert {*arm.grpo["known_modes"], mode} == set(TRAINING_MODES) and arm.unknown_modes == (
+            mode,
+        )
     assert ARM["weak"].unknown_modes == ("so", "fm")
     assert len([arm for arm in ARMS if arm.name.startswith("rebound_")]) == 2 * len(ALPHAS)
 
@@ -136,13 +154,17 @@ def test_arms_differ_from_the_main_one_in_what_their_names_say():
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.values], ids=lambda arm: arm.name)
 def test_positions_have_the_values_asked_for(arm):
     for name, position in arm.positions.items():
-        assert CHANNELS[name].values(np.array(position)) == pytest.approx(arm.values[name], rel=1e-12)
+        assert CHANNELS[name].values(np.array(position)) == pytest.approx(
+            arm.values[name], rel=1e-12
+        )
 
 
 def test_positions_of_other_channels_and_values_are_refused():
     with pytest.raises(ValueError, match="lr is no channel that rises evenly"):
         position_of("lr", 2.0)
-    with pytest.raises(ValueError, match=r"rebound_weight = 6.0; expected more than 0.0 and at most 5.0"):
+    with pytest.raises(
+        ValueError, match=r"rebound_weight = 6.0; expected more than 0.0 and at most 5.0"
+    ):
         position_of("rebound_weight", 6.0)
 
 
@@ -161,14 +183,19 @@ def test_an_arm_that_was_interrupted_ends_bitwise_as_one_that_was_not(tmp_path, 
 
     with pytest.raises(KeyboardInterrupt):
         ran(tmp_path, folder, name, num_updates=5, grader=Interrupted())
-    assert [record["step"] for record in load(tmp_path / name / "checkpoint").metadata["records"]] == [0, 2]
+    assert [
+        record["step"] for record in load(tmp_path / name / "checkpoint").metadata["records"]
+    ] == [0, 2]
     again = tiny_student.FakeGrader()
     assert ran(tmp_path, folder, name, num_updates=5, grader=again) == whole
     assert whole[0]["steps"] == [0, 2, 4, 5]
     ends = [load(path / name / "checkpoint").tensors for path in (tmp_path, tmp_path / "whole")]
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
     asked = len(again.seen)
-    assert ran(tmp_path, folder, name, num_updates=5, grader=again) == whole and len(again.seen) == asked
+    assert (
+        ran(tmp_path, folder, name, num_updates=5, grader=again) == whole
+        and len(again.seen) == asked
+    )
 
 
 def test_a_checkpoint_of_other_runs_is_refused(tmp_path, folder):
@@ -193,14 +220,22 @@ def test_what_is_recorded_of_an_arm_is_what_its_plant_measures(tmp_path, folder)
         assert entry["seed"] == 1000 + row and entry["corpus"] == own.corpus_digest
         assert set(entry["means"]) == set(MEANS) and entry["divergence_reason"] is None
         for name in after:
-            assert (entry["reports"][name][0], entry["reports"][name][-1]) == (before[name][row], after[name][row])
+            assert (entry["reports"][name][0], entry["reports"][name][-1]) == (
+                before[name][row],
+                after[name][row],
+            )
         for name in ("mean_cos", "kl"):
             column = own.gauge_names.index(name)
             late = [window.gauges[row, column] for window in windows[2:]]
             assert entry["means"][name][-1] == pytest.approx(np.mean(late), rel=1e-12)
         modules = [values[-1] for values in entry["module_cos"].values()]
-        assert np.mean(modules) == pytest.approx(entry["means"]["mean_cos"][-1], rel=1e-4) and np.std(modules) > 0.0
-        hacks = [window.privileged[row, own.privileged_names.index("hack")] for window in windows[:2]]
+        assert (
+            np.mean(modules) == pytest.approx(entry["means"]["mean_cos"][-1], rel=1e-4)
+            and np.std(modules) > 0.0
+        )
+        hacks = [
+            window.privileged[row, own.privileged_names.index("hack")] for window in windows[:2]
+        ]
         assert entry["means"]["train_hack"][0] == pytest.approx(np.mean(hacks), rel=1e-12)
         assert entry["probe_pass"][-1] == 1.0 - windows[-1].probe_loss[row]
     assert first["means"] != second["means"]
@@ -211,18 +246,28 @@ def test_arms_under_neutral_panels_are_vanilla_and_others_are_not(tmp_path, fold
     assert [row.pop("erased") is not None for row in plain] == [True, True]
     assert ran(tmp_path / "b", folder, MAIN, 2, positions={"projection_strength": 0.1}) == plain
     for name in ("projection", "rebound_additive_2"):
-        assert ran(tmp_path, folder, name, 2)[0]["means"]["knob_norm"] != plain[0]["means"]["knob_norm"]
+        assert (
+            ran(tmp_path, folder, name, 2)[0]["means"]["knob_norm"]
+            != plain[0]["means"]["knob_norm"]
+        )
 
 
 def test_a_routed_arm_is_reported_with_and_without_its_quarantine(tmp_path, folder):
-    rows = ran(tmp_path, folder, "route", grpo=GRPO | {"student": folder, "route": True, "num_evaluation_problems": 24})
+    rows = ran(
+        tmp_path,
+        folder,
+        "route",
+        grpo=GRPO | {"student": folder, "route": True, "num_evaluation_problems": 24},
+    )
     assert rows[0]["knob_on"]["kl"][0] == rows[0]["reports"]["kl"][0] == 0.0
     assert rows[0]["knob_on"]["kl"][-1] != rows[0]["reports"]["kl"][-1]
     assert scored({"route": {"rows": rows}}).keys() == {"route", "route_on"}
 
 
 def test_knobs_are_erased_along_the_direction_after_training(tmp_path, folder):
-    rows = ran(tmp_path, folder, VANILLA, grpo=GRPO | {"student": folder, "num_evaluation_problems": 24})
+    rows = ran(
+        tmp_path, folder, VANILLA, grpo=GRPO | {"student": folder, "num_evaluation_problems": 24}
+    )
     assert 0.0 < rows[0]["erased"]["kl"] != rows[0]["reports"]["kl"][-1]
     assert set(rows[0]["erased"]) == set(rows[0]["reports"])
 
@@ -243,13 +288,24 @@ def test_directions_are_validated_and_controls_are_near_zero(roomy):
     assert [row["direction"] for row in rows] == list(DIRECTIONS)
     found = {row["direction"]: row for row in rows}
     assert np.mean(found["pairs"]["mean"]) > 0.2 > abs(np.mean(found["random"]["mean"]))
-    assert all(found["pairs"]["passed"]) and len(found["pairs"]["cosines"]) == len(tiny_student.student().ranks)
-    assert found["random"]["mean"][0] != found["random"]["mean"][1] and len(set(found["pairs"]["mean"])) == 1
-    assert 0.0 <= extra["memorizing_pass_rate"] <= 1.0 and extra["pairs"] > extra["held_out_pairs"] > 0
+    assert all(found["pairs"]["passed"]) and len(found["pairs"]["cosines"]) == len(
+        tiny_student.student().ranks
+    )
+    assert (
+        found["random"]["mean"][0] != found["random"]["mean"][1]
+        and len(set(found["pairs"]["mean"])) == 1
+    )
+    assert (
+        0.0 <= extra["memorizing_pass_rate"] <= 1.0 and extra["pairs"] > extra["held_out_pairs"] > 0
+    )
 
 
 def test_pay_is_passes_of_the_probe_less_flags():
-    row = {"probe_pass": [0.9, 0.5, 0.7], "means": {"flagged": [0.1, 0.3]}, "divergence_reason": None}
+    row = {
+        "probe_pass": [0.9, 0.5, 0.7],
+        "means": {"flagged": [0.1, 0.3]},
+        "divergence_reason": None,
+    }
     assert pay(row) == pytest.approx((0.4 + 0.4) / 2)
     assert pay(row | {"divergence_reason": "kl_above_limit"}) == pytest.approx(-0.6)
 
@@ -309,7 +365,11 @@ def test_h1_says_why_and_what_is_missing():
     ],
 )
 def test_h3_at_its_borders(rebound, verdict):
-    ours = {"hack": np.full(3, 0.2), "pass": np.full(3, 0.3)} if rebound["hack"].std() > 0.05 else arm(0.2)
+    ours = (
+        {"hack": np.full(3, 0.2), "pass": np.full(3, 0.3)}
+        if rebound["hack"].std() > 0.05
+        else arm(0.2)
+    )
     assert h3({MAIN: ours, MAIN_REBOUND: rebound}).verdict == verdict
 
 
@@ -320,11 +380,15 @@ def test_h3_is_measured_against_the_one_arm_of_rebound_that_was_named_beforehand
 
 
 def curves(*at_200, steps=(0, 100, 200, 300)):
-    rows = [{"steps": list(steps), "reports": {"hack": [0.01, 0.1, value, 0.9]}} for value in at_200]
+    rows = [
+        {"steps": list(steps), "reports": {"hack": [0.01, 0.1, value, 0.9]}} for value in at_200
+    ]
     return {VANILLA: {"rows": rows}}
 
 
-@pytest.mark.parametrize(("at_200", "verdict"), [(0.3, "neither"), (0.301, "supported"), (0.299, "falsified")])
+@pytest.mark.parametrize(
+    ("at_200", "verdict"), [(0.3, "neither"), (0.301, "supported"), (0.299, "falsified")]
+)
 def test_h4_at_its_border(at_200, verdict):
     assert h4(curves(at_200, at_200)).verdict == verdict
 
@@ -333,7 +397,8 @@ def test_h4_says_where_every_seed_hacks():
     found = h4(curves(0.2, 0.5))
     assert found.verdict == "supported" and "all seeds above 30 % first at 300" in found.evidence
     assert (
-        "1.0 % before the first update (under 3 %)" in found.evidence and "35.0 % at 200 (20.0, 50.0)" in found.evidence
+        "1.0 % before the first update (under 3 %)" in found.evidence
+        and "35.0 % at 200 (20.0, 50.0)" in found.evidence
     )
     short = h4(curves(0.9, steps=(0, 50, 100, 150)))
     assert short.verdict == "not measured" and "150 updates" in short.evidence
@@ -347,8 +412,12 @@ def test_a_plateau_begins_where_the_curve_stays_high():
 
 
 def test_answers_go_by_the_interval():
-    assert answer(Interval(0.2, 0.1, 0.3)) == "yes" and answer(Interval(0.1, -0.1, 0.3)) == "not shown"
-    assert answer(Interval(-0.2, -0.3, -0.1)) == "no, the reverse" and answer(None) == "not measured"
+    assert (
+        answer(Interval(0.2, 0.1, 0.3)) == "yes" and answer(Interval(0.1, -0.1, 0.3)) == "not shown"
+    )
+    assert (
+        answer(Interval(-0.2, -0.3, -0.1)) == "no, the reverse" and answer(None) == "not measured"
+    )
 
 
 @pytest.mark.parametrize(
@@ -392,7 +461,9 @@ def made_up(seed, hack, passes, unknown=None):
             "correct": rise,
             "kl": rise,
         }
-        reports |= {f"hack_{mode}": rise if mode != unknown else rise + 0.1 for mode in TRAINING_MODES}
+        reports |= {
+            f"hack_{mode}": rise if mode != unknown else rise + 0.1 for mode in TRAINING_MODES
+        }
         means = {name: [0.3, 0.5, 0.4] for name in (*DIAGNOSTIC, "kl", "train_hack", "flagged")}
         rows.append({"seed": 1000 + n, "corpus": "c0ffee", "divergence_reason": None, "steps": [0, 70, 200, 300],
                      "reports": reports, "means": means, "probe_pass": [0.1] * 4})  # fmt: skip
@@ -479,14 +550,34 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("controller-0", learned, {"updates_spent": 4800})
     cosines = [{"direction": "pairs", "texts": 9, "cosines": {"a": [0.4], "b": [0.1]}, "mean": [0.25], "median": [0.25],
                 "positive_fraction": [1.0], "passed": [True]}]  # fmt: skip
-    extra = {"memorizing_pass_rate": 0.125, "problems": 8, "pairs": 52, "held_out_pairs": 17, "pairs_digest": "f00d"}
+    extra = {
+        "memorizing_pass_rate": 0.125,
+        "problems": 8,
+        "pairs": 52,
+        "held_out_pairs": 17,
+        "pairs_digest": "f00d",
+    }
     write("direction", cosines, extra)
     report(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    verdicts = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith(("| H1", "| H3", "| H4"))]
-    assert verdicts == 2 * ["supported", "falsified", "supported"]  # and under new names, made up to be equal
-    assert "Drift: the true projection is not shown" in text and "a random direction is shown to do less" in text
-    assert "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three times" in text
+    verdicts = [
+        line.split("|")[3].strip()
+        for line in text.splitlines()
+        if line.startswith(("| H1", "| H3", "| H4"))
+    ]
+    assert verdicts == 2 * [
+        "supported",
+        "falsified",
+        "supported",
+    ]  # and under new names, made up to be equal
+    assert (
+        "Drift: the true projection is not shown" in text
+        and "a random direction is shown to do less" in text
+    )
+    assert (
+        "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three times"
+        in text
+    )
     assert "| -0.250 ± 0.000 |" in text and "routed: 0.50 ± 0.00" in text
     assert "0.400 ± 0.000*" in text  # active by the paper's sign
     assert "passes 12.5 % of the 8 held-out problems" in text and "best constant, 1" in text
@@ -504,14 +595,36 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("one_sided", "true", "random", "expected"),
     [
-        (0.1, 0.1, 0.6, "true projection suppresses, and so does one side; .* random direction is shown to do less"),
-        (0.6, 0.1, 0.1, "suppresses, and one side is not shown to; .* random direction is not shown to do less"),
-        (0.1, 0.6, 0.6, "labelled programs one side does; the true projection is not shown to suppress either"),
-        (0.6, 0.6, 0.6, "Along labelled programs the true projection is not shown to suppress either"),
+        (
+            0.1,
+            0.1,
+            0.6,
+            "true projection suppresses, and so does one side; .* random direction is shown to do less",
+        ),
+        (
+            0.6,
+            0.1,
+            0.1,
+            "suppresses, and one side is not shown to; .* random direction is not shown to do less",
+        ),
+        (
+            0.1,
+            0.6,
+            0.6,
+            "labelled programs one side does; the true projection is not shown to suppress either",
+        ),
+        (
+            0.6,
+            0.6,
+            0.6,
+            "Along labelled programs the true projection is not shown to suppress either",
+        ),
         (0.1, 0.1, None, "^$"),
     ],
 )
-def test_what_a_right_direction_does_is_told_by_three_differences(one_sided, true, random, expected):
+def test_what_a_right_direction_does_is_told_by_three_differences(
+    one_sided, true, random, expected
+):
     rates = {VANILLA: 0.6, LABELLED: one_sided, LABELLED_TRUE: true, RANDOM_TRUE: random}
     arms = {
         name: {"hack": rate + np.array([-0.01, 0.0, 0.012]) * (i + 1)}
@@ -526,9 +639,16 @@ def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
         tiny = np.linspace(0.0, 0.01, n)
         return {"hack_rt": tiny, "hack_se": tiny, "hack_so": so + tiny, "hack_fm": fm + 2 * tiny}
 
-    known = {VANILLA: rates(0.5, 0.7), "weak_true": rates(0.0, 0.0), MAIN: rates(0.9, 0.9), TRUE: rates(0.3, 0.3)}
+    known = {
+        VANILLA: rates(0.5, 0.7),
+        "weak_true": rates(0.0, 0.0),
+        MAIN: rates(0.9, 0.9),
+        TRUE: rates(0.3, 0.3),
+    }
     row = unknown_table(known).splitlines()[2]
-    assert "| 60.8 ± 0.4 |  | 30.7 ± 0.4 |  |" in row, "a true projection is compared with true projections"
+    assert "| 60.8 ± 0.4 |  | 30.7 ± 0.4 |  |" in row, (
+        "a true projection is compared with true projections"
+    )
     line = unknown_table({VANILLA: rates(0.5, 0.7), "weak": rates(0.2, 0.4)}).splitlines()[2]
     assert line.split("|")[2].strip() == "so, fm" and "| 30.8 ± 0.4 | 60.8 ± 0.4 |" in line
     assert "+30.0 [+30.0, +30.0] yes" in line
@@ -547,7 +667,9 @@ def sandboxed():
 
 
 @pytest.mark.parametrize(("position", "name"), [(0.0, VANILLA), (1.0, "plain")])
-def test_a_controller_that_never_moves_is_the_arm_of_that_strength(position, name, tmp_path, folder, monkeypatch):
+def test_a_controller_that_never_moves_is_the_arm_of_that_strength(
+    position, name, tmp_path, folder, monkeypatch
+):
     # Real programs of a random student do not even compile, and would teach it nothing.
     monkeypatch.setattr(plant, "Grader", lambda *arguments: tiny_student.FakeGrader())
 
@@ -559,14 +681,20 @@ def test_a_controller_that_never_moves_is_the_arm_of_that_strength(position, nam
     rows = ran(tmp_path, folder, name, grpo=grpo, erases=False)
     env = grpo | {"num_steps": 4, "interval": 1}
     for one, other in zip(deployed(Still(), env, [1000, 1001], 2), rows, strict=True):
-        assert (one["seed"], one["steps"], one["reports"]) == (other["seed"], other["steps"], other["reports"])
+        assert (one["seed"], one["steps"], one["reports"]) == (
+            other["seed"],
+            other["steps"],
+            other["reports"],
+        )
         assert one["reports"]["kl"][-1] > 0.0 and one["strengths"] == [position] * 4
 
 
 def test_where_the_knobs_end_is_measured_along_the_direction(tmp_path, folder):
     """Knobs that are the direction itself stand at 1, those of the other sign at -1, and untrained ones nowhere."""
     grpo = GRPOConfig(**GRPO | {"student": folder})
-    runs = plant.GRPOPlant(grpo, 3, PANEL, student=students.student(folder), grader=tiny_student.FakeGrader())
+    runs = plant.GRPOPlant(
+        grpo, 3, PANEL, student=students.student(folder), grader=tiny_student.FakeGrader()
+    )
     for name, axes in runs.direction.axes.items():
         runs.knobs[name][0], runs.knobs[name][1] = 3.0 * axes[0, 0], -0.1 * axes[1, 0]
     np.testing.assert_allclose(along(runs), [1.0, -1.0, 0.0], atol=1e-6)
@@ -581,14 +709,20 @@ def test_a_quarantine_is_measured_beside_the_knobs(tmp_path, folder):
 
 def test_strengths_are_chosen_by_pay_and_controllers_deployed(tmp_path, folder, sandboxed):
     grpo, cache = GRPO | {"student": folder}, str(tmp_path / "verdicts.sqlite")
-    rows, extra = best_constant(grpo, [2000], [1000, 1001], 2, 1, str(tmp_path / "c"), cache, strengths=(0.0, 1.0))
+    rows, extra = best_constant(
+        grpo, [2000], [1000, 1001], 2, 1, str(tmp_path / "c"), cache, strengths=(0.0, 1.0)
+    )
     assert [entry["strength"] for entry in extra["table"]] == [0.0, 1.0]
     assert extra["chosen"] == max(extra["table"], key=lambda entry: entry["pay"])["strength"]
     assert extra["updates_spent"] == 4 and [row["seed"] for row in rows] == [1000, 1001]
     arguments = grpo | {"num_steps": 4, "interval": 2, "cache": cache}
-    learned, spent = controller(arguments, 2, 1, 2, 0, [1000, 1001], 2, str(tmp_path / "controller"))
+    learned, spent = controller(
+        arguments, 2, 1, 2, 0, [1000, 1001], 2, str(tmp_path / "controller")
+    )
     assert spent["updates_spent"] == 4 and len(spent["training"]) == 1
-    assert [row["steps"] for row in learned] == [[0, 2, 4]] * 2 and len(learned[0]["strengths"]) == 2
+    assert [row["steps"] for row in learned] == [[0, 2, 4]] * 2 and len(
+        learned[0]["strengths"]
+    ) == 2
     # Before the first update, both are the same student asked for the same programs.
     assert learned[0]["reports"]["pass"][0] == rows[0]["reports"]["pass"][0]
     both = scored({"constant": {"rows": rows}, "controller-0": {"rows": learned}})
@@ -611,5 +745,10 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
     run_jobs(jobs, config.out / "jobs", 2)
     report(config.out)
     summary = json.loads((config.out / "summary.json").read_text())
-    assert {arm.name for arm in ARMS} | {"constant", "controller-0", "route_on", "vanilla_erased"} <= set(summary)
+    assert {arm.name for arm in ARMS} | {
+        "constant",
+        "controller-0",
+        "route_on",
+        "vanilla_erased",
+    } <= set(summary)
     assert len(list(config.out.glob("*.png"))) == 8

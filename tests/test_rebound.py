@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from hpenv.posttraining.rebound import FORMS, concept_direction, concept_scores, rebound, standardized
+from hpenv.posttraining.rebound import (
+    FORMS,
+    concept_direction,
+    concept_scores,
+    rebound,
+    standardized,
+)
 
 
 def randn(*shape, seed=0):
@@ -15,12 +21,19 @@ def randn(*shape, seed=0):
 def test_scores_are_standardized_within_their_group_with_a_floor_under_the_spread():
     scores = torch.tensor([[[1.0, 3.0], [10.0, 10.1]]])
     # (1, 3): mean 2, std 1. (10, 10.1): std 0.05, taken as 0.1.
-    off = 3 * 2.0**-24 * 10.1 / 0.1  # 10.1, the mean and the difference are rounded, then divided by 0.1
-    torch.testing.assert_close(standardized(scores), torch.tensor([[[-1.0, 1.0], [-0.5, 0.5]]]), atol=off, rtol=0)
+    off = (
+        3 * 2.0**-24 * 10.1 / 0.1
+    )  # 10.1, the mean and the difference are rounded, then divided by 0.1
+    torch.testing.assert_close(
+        standardized(scores), torch.tensor([[[-1.0, 1.0], [-0.5, 0.5]]]), atol=off, rtol=0
+    )
 
 
 def test_both_forms_by_hand():
-    rewards, scores = torch.tensor([[[3.5, 0.5]], [[3.5, 3.5]]]), torch.tensor([[[3.0, 1.0]], [[1.0, 3.0]]])
+    rewards, scores = (
+        torch.tensor([[[3.5, 0.5]], [[3.5, 3.5]]]),
+        torch.tensor([[[3.0, 1.0]], [[1.0, 3.0]]]),
+    )
     alpha = torch.tensor([2.0, 0.5])  # z is +1 and -1 in the first run, -1 and +1 in the second
     added = rebound(rewards, scores, alpha, "additive")
     torch.testing.assert_close(added, torch.tensor([[[1.5, 0.5]], [[3.5, 3.0]]]))
@@ -53,7 +66,9 @@ def test_what_all_scores_of_a_group_share_and_their_scale_do_not_matter(form):
     shift = 3.0 * randn(2, 5, 1, seed=2)
     alpha = torch.tensor([0.5, 2.0])
     expected = rebound(rewards, scores, alpha, form)
-    torch.testing.assert_close(rebound(rewards, 4.0 * scores + shift, alpha, form), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        rebound(rewards, 4.0 * scores + shift, alpha, form), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_the_concept_is_the_mean_difference_and_scores_the_hacks_higher():
@@ -68,11 +83,15 @@ def test_the_concept_is_the_mean_difference_and_scores_the_hacks_higher():
 
 def test_what_cannot_be_penalized_is_refused():
     rewards = torch.zeros(2, 3, 4)
-    with pytest.raises(ValueError, match=r"unknown form 'add' of Rebound; expected one of \['additive'"):
+    with pytest.raises(
+        ValueError, match=r"unknown form 'add' of Rebound; expected one of \['additive'"
+    ):
         rebound(rewards, rewards, torch.ones(2), "add")
     with pytest.raises(ValueError, match=r"scores \(2, 3\); expected \(N, P, G\)"):
         rebound(rewards, rewards[..., 0], torch.ones(2))
-    with pytest.raises(ValueError, match=r"alpha \[1.0, -1.0\]; expected a number of at least 0 for each of 2 runs"):
+    with pytest.raises(
+        ValueError, match=r"alpha \[1.0, -1.0\]; expected a number of at least 0 for each of 2 runs"
+    ):
         rebound(rewards, rewards, torch.tensor([1.0, -1.0]))
     with pytest.raises(ValueError, match=r"expected \(N, pairs, C\)"):
         concept_direction(rewards, rewards[:1])

@@ -32,13 +32,20 @@ def every_recipe():
 
 def _every_recipe():
     by_kind = {
-        kind: [Stage(name, k) for name, op in OPERATIONS.items() if op.kind == kind for k in op.constants]
+        kind: [
+            Stage(name, k)
+            for name, op in OPERATIONS.items()
+            if op.kind == kind
+            for k in op.constants
+        ]
         for kind in KINDS
     }
     for shape in itertools.chain.from_iterable(SHAPES.values()):
         for stages in itertools.product(*(by_kind[kind] for kind in shape)):
             number = all(
-                OPERATIONS[s.operation].gives_number for s in stages if OPERATIONS[s.operation].kind == "reduce"
+                OPERATIONS[s.operation].gives_number
+                for s in stages
+                if OPERATIONS[s.operation].kind == "reduce"
             )
             if "post" not in shape or number:
                 yield Recipe(stages)
@@ -84,7 +91,10 @@ def test_a_recipe_by_hand():
         ((Stage("above", 4), Stage("reversed")), "[x for x in xs if x > 4][::-1]"),
         ((Stage("each halved"), Stage("count once")), "len({x // 2 for x in xs})"),
         ((Stage("sum once"), Stage("is even")), "sum(set(xs)) % 2 == 0"),
-        ((Stage("odd"), Stage("last"), Stage("negated")), "-([x for x in xs if x % 2 == 1] or [0])[-1]"),
+        (
+            (Stage("odd"), Stage("last"), Stage("negated")),
+            "-([x for x in xs if x % 2 == 1] or [0])[-1]",
+        ),
     ],
 )
 def test_programs_are_written_as_a_person_would(stages, program):
@@ -98,7 +108,9 @@ def test_the_program_does_what_the_recipe_means(name):
         assert all(same(program(list(xs)), recipe.evaluate((xs,))) for xs in LISTS), recipe
     single = Recipe((Stage(name, OPERATIONS[name].constants[-1]),))
     if OPERATIONS[name].kind != "post":
-        assert all(same(function(single.program())(list(xs)), single.evaluate((xs,))) for xs in LISTS)
+        assert all(
+            same(function(single.program())(list(xs)), single.evaluate((xs,))) for xs in LISTS
+        )
     assert recipes_with()[name]
 
 
@@ -140,8 +152,12 @@ def test_neighbors_are_all_recipes_with_one_other_stage():
     recipe = Recipe((Stage("even"), Stage("sum")))
     found = list(neighbors(recipe))
     assert len(found) == len(set(found)) == (17 - 1) + (14 - 1)
-    assert all(sum(a != b for a, b in zip(n.stages, recipe.stages, strict=True)) == 1 for n in found)
-    followed = Recipe((Stage("sum"), Stage("plus", 2)))  # what is followed by a step has to stay a number
+    assert all(
+        sum(a != b for a, b in zip(n.stages, recipe.stages, strict=True)) == 1 for n in found
+    )
+    followed = Recipe(
+        (Stage("sum"), Stage("plus", 2))
+    )  # what is followed by a step has to stay a number
     assert all(OPERATIONS[n.stages[0].operation].gives_number for n in neighbors(followed))
 
 
@@ -160,5 +176,7 @@ def test_words_hold_every_word_and_operator_of_the_recipes():
 
 @pytest.mark.parametrize("num_stages", [0, 5])
 def test_an_unknown_number_of_stages_is_refused(num_stages):
-    with pytest.raises(ValueError, match=rf"num_stages is {num_stages}; expected one of \[1, 2, 3, 4\]"):
+    with pytest.raises(
+        ValueError, match=rf"num_stages is {num_stages}; expected one of \[1, 2, 3, 4\]"
+    ):
         random_recipe(np.random.default_rng(0), num_stages)

@@ -41,13 +41,19 @@ IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).st
 JEL, CELL, PROJECTION = jel.ID, cell.ID, grpo_projection.ID
 # The checkers play many episodes; these take a few steps.
 FIVE = {"num_steps": 5, "interval": 2}
-SHORT = {JEL: FIVE, CELL: FIVE, PROJECTION: {"num_steps": 3, "interval": 2, "num_prompts": 1, "num_probe_problems": 1}}
+SHORT = {
+    JEL: FIVE,
+    CELL: FIVE,
+    PROJECTION: {"num_steps": 3, "interval": 2, "num_prompts": 1, "num_probe_problems": 1},
+}
 
 
 def together(**tables):
     """Every key of every table at least once, in as few combinations as the longest one has keys."""
     longest = max(map(len, tables.values()))
-    cycles = {name: itertools.islice(itertools.cycle(table), longest) for name, table in tables.items()}
+    cycles = {
+        name: itertools.islice(itertools.cycle(table), longest) for name, table in tables.items()
+    }
     return [dict(zip(cycles, keys, strict=True)) for keys in zip(*cycles.values(), strict=True)]
 
 
@@ -55,16 +61,28 @@ def together(**tables):
 VARIANTS = {
     JEL: together(observation=jel.OBSERVATIONS, actions=jel.ACTIONS),
     CELL: together(channels=cell.SURFACES, observation=cell.OBSERVATIONS),
-    PROJECTION: together(channels=grpo_projection.SURFACES, observation=grpo_projection.OBSERVATIONS),
+    PROJECTION: together(
+        channels=grpo_projection.SURFACES, observation=grpo_projection.OBSERVATIONS
+    ),
 }
 # Those under which all that an id can draw is drawn, and all that it can measure is measured.
 RICHEST = {
     JEL: [{"observation": "full", "actions": "per_optimizer"}],
-    CELL: [{"channels": surface, "observation": "full_position"} for surface in ("full", "momentum_blend")],
+    CELL: [
+        {"channels": surface, "observation": "full_position"}
+        for surface in ("full", "momentum_blend")
+    ],
     PROJECTION: [{"channels": "full", "observation": "full"}],
 }
-# Arguments under which a test of an id takes a fraction of a second: three decisions, the last one shorter.
-QUICK = {"batch_tokens": 32, "sequence_length": 16, "num_steps": 7, "interval": 3, "eval_tokens": 256}
+# Arguments under which a test of an id takes a fraction of a second: three decisions, the last one
+# shorter.
+QUICK = {
+    "batch_tokens": 32,
+    "sequence_length": 16,
+    "num_steps": 7,
+    "interval": 3,
+    "eval_tokens": 256,
+}
 SMALL = {JEL: QUICK, CELL: QUICK | {"preset": "nano"}}
 # Programs are executed where the kernel can hold them alone.
 MISSING = kernel.missing_support(syscalls.NUMBERS)
@@ -96,7 +114,9 @@ def student_folder(tmp_path_factory):
 def text_file(tmp_path_factory):
     """A text of 20,000 letters, which other processes read in no time."""
     file = tmp_path_factory.mktemp("texts") / "text.txt"
-    file.write_bytes(np.random.default_rng(0).choice(list(b"abcdefgh \n"), 20_000).astype(np.uint8).tobytes())
+    file.write_bytes(
+        np.random.default_rng(0).choice(list(b"abcdefgh \n"), 20_000).astype(np.uint8).tobytes()
+    )
     return str(file)
 
 
@@ -104,7 +124,12 @@ def text_file(tmp_path_factory):
 def tiny_projection(student_folder):
     """As `tiny`: three decisions, of 2, 2 and 1 updates; directions come from few pairs."""
     with tiny_student.few_pairs():
-        yield tiny_student.TINY | {"num_samples": 2, "num_steps": 5, "interval": 2, "student": student_folder}
+        yield tiny_student.TINY | {
+            "num_samples": 2,
+            "num_steps": 5,
+            "interval": 2,
+            "student": student_folder,
+        }
 
 
 @pytest.fixture
@@ -133,7 +158,11 @@ def play(env, actions, seed=None):
 
 
 def random_actions(env, count=3, seed=0):
-    return np.random.default_rng(seed).uniform(-0.5, 0.5, (count, *env.action_space.shape)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .uniform(-0.5, 0.5, (count, *env.action_space.shape))
+        .astype(np.float32)
+    )
 
 
 def assert_same(left, right):
@@ -147,11 +176,20 @@ def assert_same(left, right):
 def weights_of(env):
     """Copies of what is trained."""
     tensors = env.unwrapped.plant.snapshot().tensors
-    return {name: value for name, value in tensors.items() if name.startswith(("weights/", "trained/"))}
+    return {
+        name: value for name, value in tensors.items() if name.startswith(("weights/", "trained/"))
+    }
 
 
 def test_ids_are_registered():
-    assert {JEL, CELL, PROJECTION} <= set(IDS) == set(VARIANTS) == set(RICHEST) == set(SHORT) == set(MARKS)
+    assert (
+        {JEL, CELL, PROJECTION}
+        <= set(IDS)
+        == set(VARIANTS)
+        == set(RICHEST)
+        == set(SHORT)
+        == set(MARKS)
+    )
     assert set(SMALL) == set(IDS) - {PROJECTION}
 
 
@@ -199,15 +237,27 @@ def test_the_infos_keys_are_those_of_the_manual_at_every_call_and_in_every_vecto
     episode = play(env, random_actions(env), seed=0)
     keys = list(episode[0][4])
     for step in episode:
-        assert list(step[4]) == keys and all(type(value) in (np.int64, np.float64) for value in step[4].values())
-    manual = {re.sub("<.*", "", key.strip("`")) for key in manual_table(sys.modules[MODULES[id]].__doc__, "key", 2)}
-    plain, families = {key for key in keys if "/" not in key}, {key.split("/")[0] + "/" for key in keys if "/" in key}
+        assert list(step[4]) == keys and all(
+            type(value) in (np.int64, np.float64) for value in step[4].values()
+        )
+    manual = {
+        re.sub("<.*", "", key.strip("`"))
+        for key in manual_table(sys.modules[MODULES[id]].__doc__, "key", 2)
+    }
+    plain, families = (
+        {key for key in keys if "/" not in key},
+        {key.split("/")[0] + "/" for key in keys if "/" in key},
+    )
     assert plain | families == manual - ({"probe_loss"} - plain)
-    assert episode[-1][4]["held_out"] == env.unwrapped.evaluate() and episode[0][4]["held_out"] == 0.0
+    assert (
+        episode[-1][4]["held_out"] == env.unwrapped.evaluate() and episode[0][4]["held_out"] == 0.0
+    )
 
     native = gym.make_vec(id, num_envs=2, **small)
     sync = gym.make_vec(id, num_envs=2, vectorization_mode="sync", **small)
-    for left, right in zip(*(play(each, random_actions(each), seed=0) for each in (native, sync)), strict=True):
+    for left, right in zip(
+        *(play(each, random_actions(each), seed=0) for each in (native, sync)), strict=True
+    ):
         assert set(left[4]) == set(right[4]) and [key for key in left[4] if key[0] != "_"] == keys
         for key in keys:
             assert left[4][key].dtype == right[4][key].dtype
@@ -243,7 +293,9 @@ def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, small):
     env.reset(seed=3)
     env.step(actions[0])
     other = pickle.loads(pickle.dumps(env))
-    assert_same([env.step(action) for action in actions[1:]], [other.step(action) for action in actions[1:]])
+    assert_same(
+        [env.step(action) for action in actions[1:]], [other.step(action) for action in actions[1:]]
+    )
     for name, weight in weights_of(env).items():
         assert torch.equal(weight, weights_of(other)[name])
 
@@ -252,10 +304,18 @@ def test_an_environment_pickled_in_the_middle_goes_on_bitwise(id, small):
 def test_the_global_generators_are_never_touched(id, small):
     def states():
         numpy = np.random.get_state()  # noqa: NPY002  it is what must stay as it is
-        return random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()
+        return (
+            random.getstate(),
+            numpy[1].tobytes(),
+            numpy[2:],
+            torch.get_rng_state().numpy().tobytes(),
+        )
 
     before = states()
-    for env in (gym.make(id, **small, render_mode="rgb_array"), gym.make_vec(id, num_envs=2, **small)):
+    for env in (
+        gym.make(id, **small, render_mode="rgb_array"),
+        gym.make_vec(id, num_envs=2, **small),
+    ):
         for seed in (None, 1):
             play(env, random_actions(env), seed)
         env.unwrapped.evaluate()
@@ -323,7 +383,9 @@ def test_every_decision_can_be_restored_in_another_process(every_small, tmp_path
     for id, arguments in given.items():
         env = gym.make_vec(id, num_envs=2, **arguments)
         env.reset(seed=4)
-        for decision, action in enumerate(random_actions(env, 4)):  # the last one begins the next episode
+        for decision, action in enumerate(
+            random_actions(env, 4)
+        ):  # the last one begins the next episode
             snapshots.save(tmp_path / id / str(decision), env.unwrapped.snapshot())
             env.step(action)
     code = """
@@ -357,7 +419,9 @@ def continued(decision, id, folder, arguments):
     for action in actions[decision or 0 :]:
         obs, rewards, terminated, _, infos = env.step(action)
         taken.append([obs.tolist(), rewards.tolist(), terminated.tolist(), repr(infos)])
-    weights = {name: weight.double().flatten().tolist()[::97] for name, weight in weights_of(env).items()}
+    weights = {
+        name: weight.double().flatten().tolist()[::97] for name, weight in weights_of(env).items()
+    }
     return {"steps": taken, "weights": weights}
 
 
@@ -392,7 +456,9 @@ def test_corners_held_for_a_whole_run_give_finite_numbers(corner, optimizer, tin
         "base_weight_decay": 0.1,
         "observation": "full",
     }
-    env = gym.make_vec(JEL, num_envs=2, **arguments, penalties={"gradient_norm": 0.1, "smoothness": 0.1})
+    env = gym.make_vec(
+        JEL, num_envs=2, **arguments, penalties={"gradient_norm": 0.1, "smoothness": 0.1}
+    )
     env.reset(seed=0)
     for _ in range(4):
         obs, rewards, _, _, infos = env.step(np.array([corner] * 2, dtype=np.float32))
@@ -421,8 +487,15 @@ def test_rewards_add_up_to_the_decrease_of_the_probe_loss(tiny):
 def test_the_corpus_is_named_by_its_digest(tiny):
     env = gym.make(JEL, **tiny)
     digest = env.unwrapped.plant.corpus.sha256
-    assert env.unwrapped.corpus_digest == gym.make_vec(JEL, num_envs=2, **tiny).corpus_digest == digest
+    assert (
+        env.unwrapped.corpus_digest == gym.make_vec(JEL, num_envs=2, **tiny).corpus_digest == digest
+    )
     assert len(digest) == 64
+
+
+def words(module):
+    """The text of a manual on one line."""
+    return " ".join(module.__doc__.split())
 
 
 def manual_table(manual, heading, num_columns=3):
@@ -477,7 +550,7 @@ def test_the_manuals_observations_are_those_of_the_space(tiny, actions):
 
 def test_the_manual_says_where_multipliers_end(tiny):
     env = gym.make(JEL, **tiny)
-    assert "exp(ln 100 u) in [0.01, 100]" in jel.__doc__
+    assert "exp(ln 100 u) in [0.01, 100]" in words(jel)
     env.reset(seed=0)
     for position, value in ((-1.0, 0.01), (0.5, 10.0), (1.0, 100.0)):
         info = env.step(np.full(2, position, dtype=np.float32))[4]
@@ -487,7 +560,11 @@ def test_the_manual_says_where_multipliers_end(tiny):
 def test_defaults_are_the_papers():
     config = jel.JELConfig()
     assert (config.num_steps, config.interval) == (561, 50)
-    assert (config.base_lr, config.base_weight_decay, config.plant_config().num_probe_batches) == (1e-3, 1e-2, 4)
+    assert (config.base_lr, config.base_weight_decay, config.plant_config().num_probe_batches) == (
+        1e-3,
+        1e-2,
+        4,
+    )
     assert config.schedule == "warmup_flat_warmdown" and config.penalties == {}
 
 
@@ -497,7 +574,10 @@ def test_defaults_are_the_papers():
         ({"schedule": "none"}, [1.0, 1.0]),
         ({}, [1.0, 1 / 9]),  # the last of nine steps of warmdown: 40 % of 23
         ({"schedule": Cosine(23)}, [1.0, 0.5 * (1 + math.cos(math.pi * 22 / 23))]),
-        ({"schedule": dict.fromkeys(("embedding", "unembedding", "matrix"), Constant(4))}, [0.25, 1.0]),
+        (
+            {"schedule": dict.fromkeys(("embedding", "unembedding", "matrix"), Constant(4))},
+            [0.25, 1.0],
+        ),
     ],
 )
 def test_base_schedules_reach_the_plant(arguments, rates, tiny):
@@ -513,21 +593,45 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
         ({"tokenizer": "words"}, "tokenizer 'words'"),
         ({"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
-        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
-        ({"schedule": {"matrices": Constant()}}, r"lr_schedule names the groups \['matrices'\]; expected all"),
+        (
+            {"schedule": "cosin"},
+            r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', ",
+        ),
+        (
+            {"schedule": {"matrices": Constant()}},
+            r"lr_schedule names the groups \['matrices'\]; expected all",
+        ),
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', "),
-        ({"observation": ["progress"]}, r"unknown observation \['progress'\]; expected one of \['full', "),
-        ({"actions": "each"}, r"unknown actions 'each'; expected one of \['per_optimizer', 'shared'\]"),
-        ({"penalties": {"entropy": 1.0}}, r"unknown penalties \['entropy'\]; expected some of \['gradient_norm', "),
+        (
+            {"observation": ["progress"]},
+            r"unknown observation \['progress'\]; expected one of \['full', ",
+        ),
+        (
+            {"actions": "each"},
+            r"unknown actions 'each'; expected one of \['per_optimizer', 'shared'\]",
+        ),
+        (
+            {"penalties": {"entropy": 1.0}},
+            r"unknown penalties \['entropy'\]; expected some of \['gradient_norm', ",
+        ),
         (
             {"penalties": {"smoothness": -1.0}},
             "weight -1.0 of reward term 'smoothness' must be a number, finite and not negat",
         ),
-        ({"penalties": {"smoothness": math.nan}}, "weight nan of reward term 'smoothness' must be a number, finite"),
-        ({"seed_mode": "same"}, r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]"),
+        (
+            {"penalties": {"smoothness": math.nan}},
+            "weight nan of reward term 'smoothness' must be a number, finite",
+        ),
+        (
+            {"seed_mode": "same"},
+            r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]",
+        ),
         ({"base_lr": -1e-3}, "base_lr=-0.001 must be finite and not negative"),
         ({"base_lr": math.nan}, "base_lr=nan must be finite and not negative"),
-        ({"base_lr": {"matrix": 1e-3}}, r"base_lr names the groups \['matrix'\]; expected all of \['emb"),
+        (
+            {"base_lr": {"matrix": 1e-3}},
+            r"base_lr names the groups \['matrix'\]; expected all of \['emb",
+        ),
         ({"base_weight_decay": -1.0}, "base_weight_decay=-1.0 must be finite and not negative"),
         ({"num_steps": 0}, "num_steps=0 must be at least 1"),
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
@@ -550,7 +654,9 @@ def test_bad_arguments_are_refused_by_name(arguments, message, tiny):
 
 
 def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
-    with pytest.raises(ValueError, match=r"unknown autoreset_mode 'NEVER'; expected one of \['DISABLED', "):
+    with pytest.raises(
+        ValueError, match=r"unknown autoreset_mode 'NEVER'; expected one of \['DISABLED', "
+    ):
         gym.make_vec(JEL, num_envs=2, **tiny, autoreset_mode="NEVER")
     with pytest.raises(ValueError, match="num_rows=0 must be at least 1"):
         gym.make_vec(JEL, num_envs=0, **tiny)
@@ -560,7 +666,12 @@ def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
 
 @pytest.mark.parametrize(
     "action",
-    [np.zeros(3, dtype=np.float32), np.zeros(2, dtype=np.int64), np.array([math.nan, 0.0]), np.array([0.0, math.inf])],
+    [
+        np.zeros(3, dtype=np.float32),
+        np.zeros(2, dtype=np.int64),
+        np.array([math.nan, 0.0]),
+        np.array([0.0, math.inf]),
+    ],
     ids=["shape", "dtype", "nan", "infinity"],
 )
 def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
@@ -576,9 +687,13 @@ def test_the_manuals_surfaces_are_those_of_the_space(tiny):
     table = manual_table(cell.__doc__, "channels")
     assert list(table) == list(cell.SURFACES)
     default = gym.make(CELL, **tiny).action_space.shape
-    assert default == (98,) and "by default, `foundational` with 8 registers, of shape (98,)" in cell.__doc__
+    assert default == (
+        98,
+    ) and "by default, `foundational` with 8 registers, of shape (98,)" in words(cell)
     for surface, (count, _) in table.items():
-        assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(cell.SURFACES[surface])
+        assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(
+            cell.SURFACES[surface]
+        )
         env = gym.make(CELL, **tiny, channels=surface)
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count) + 8,), np.float32)
         assert env.unwrapped.action_names[-8:] == tuple(f"register/{i}" for i in range(8))
@@ -602,7 +717,9 @@ def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_
     for name, channel in channels.items():
         ((_, scope),) = cell.CellConfig(channels=[name]).channel_pairs()
         assert scope in channel.scopes
-        assert scope == dict(cell.FULL).get(name, "run" if name == "grad_noise" else channel.scopes[-1])
+        assert scope == dict(cell.FULL).get(
+            name, "run" if name == "grad_noise" else channel.scopes[-1]
+        )
     unsafe = {name for name, channel in channels.items() if channel.kind == "two_sided"}
     assert {name for name, _ in cell.FULL} == set(channels) - unsafe
     for surface, pairs in cell.SURFACES.items():
@@ -627,28 +744,48 @@ def test_channels_can_be_chosen_one_by_one(channels, names, tiny):
 
 
 def test_a_surface_that_is_named_after_a_channel_has_others_too_and_a_list_of_it_has_not():
-    surface, alone = (cell.CellConfig(channels=given).channel_pairs() for given in ("weight_decay", ["weight_decay"]))
-    assert surface == (*cell.SURFACES["foundational"], *alone) and alone == (("weight_decay", "tensor"),)
+    surface, alone = (
+        cell.CellConfig(channels=given).channel_pairs()
+        for given in ("weight_decay", ["weight_decay"])
+    )
+    assert surface == (*cell.SURFACES["foundational"], *alone) and alone == (
+        ("weight_decay", "tensor"),
+    )
 
 
 def test_a_channel_that_stands_in_no_surface_stands_at_its_finest_scope(monkeypatch):
-    gain = dataclasses.replace(CHANNELS["attention_gain"], name="value_gain", scopes=("run", "group", "layer"))
+    gain = dataclasses.replace(
+        CHANNELS["attention_gain"], name="value_gain", scopes=("run", "group", "layer")
+    )
     monkeypatch.setitem(CHANNELS, "value_gain", gain)
-    pairs = cell.CellConfig(channels=["lr", "value_gain", "grad_noise", "momentum_blend"]).channel_pairs()
-    assert pairs == (("lr", "tensor"), ("value_gain", "layer"), ("grad_noise", "run"), ("momentum_blend", "layer"))
+    pairs = cell.CellConfig(
+        channels=["lr", "value_gain", "grad_noise", "momentum_blend"]
+    ).channel_pairs()
+    assert pairs == (
+        ("lr", "tensor"),
+        ("value_gain", "layer"),
+        ("grad_noise", "run"),
+        ("momentum_blend", "layer"),
+    )
 
 
 @pytest.mark.parametrize("id", [JEL, CELL])
 def test_a_device_that_is_not_there_is_refused_by_name(id, small):
     absent = "cuda:99" if torch.cuda.is_available() else "cuda"
     for device in (absent, "meta"):
-        with pytest.raises(ValueError, match=f"device='{device}' is not to be had here: .*expected .*device='cpu'"):
+        with pytest.raises(
+            ValueError, match=f"device='{device}' is not to be had here: .*expected .*device='cpu'"
+        ):
             gym.make(id, **small, device=device)
 
 
 def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
-    env = gym.make(CELL, **tiny, preset="nano", channels=["lr", "dropout", "grad_scale", "embedding_gain"]).unwrapped
-    for name, immediate, kind in zip(env.action_names, env.action_immediate, env.action_kinds, strict=True):
+    env = gym.make(
+        CELL, **tiny, preset="nano", channels=["lr", "dropout", "grad_scale", "embedding_gain"]
+    ).unwrapped
+    for name, immediate, kind in zip(
+        env.action_names, env.action_immediate, env.action_kinds, strict=True
+    ):
         assert immediate == name.startswith(("dropout", "embedding_gain"))
         assert (kind == "register") == name.startswith("register/")
 
@@ -657,7 +794,11 @@ def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
 @pytest.mark.parametrize("corner", [1.0, -1.0, "either"])
 def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
     """On the model of the id's own preset, with the noise channel as well."""
-    arguments = tiny | {"interval": 1, "num_steps": 3, "channels": [*cell.SURFACES[surface], "grad_noise"]}
+    arguments = tiny | {
+        "interval": 1,
+        "num_steps": 3,
+        "channels": [*cell.SURFACES[surface], "grad_noise"],
+    }
     reward = dict.fromkeys(measured_terms(TIERS), 1.0)
     env = gym.make_vec(CELL, num_envs=2, **arguments, observation="full_position", reward=reward)
     env.reset(seed=0)
@@ -679,9 +820,18 @@ def test_random_cells_of_the_ids_own_preset_give_a_moving_observation(tiny):
     """No gauge stands still, of any layer: what a controller is shown is measured."""
     env = gym.make(CELL, **tiny | {"interval": 1}, reward={"loss_change": 1.0})
     seen = np.array([step[0] for step in play(env, random_actions(env, 6), seed=0)[1:]])
-    still = [name for name, column in zip(env.unwrapped.observation_names, seen.T, strict=True) if np.ptp(column) == 0]
+    still = [
+        name
+        for name, column in zip(env.unwrapped.observation_names, seen.T, strict=True)
+        if np.ptp(column) == 0
+    ]
     assert not [name for name in still if not name.startswith("layer_saturation")], still
-    assert seen[:, [name.startswith("layer_saturation") for name in env.unwrapped.observation_names]].max() <= 1.0
+    assert (
+        seen[
+            :, [name.startswith("layer_saturation") for name in env.unwrapped.observation_names]
+        ].max()
+        <= 1.0
+    )
 
 
 def test_the_reward_of_a_decision_is_the_fall_of_the_training_loss_since_the_last(tiny):
@@ -724,44 +874,98 @@ def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
 def test_defaults_of_cell_are_those_of_its_manual():
     config = cell.CellConfig()
     assert (config.preset, config.num_steps, config.interval) == ("cell11", 3000, 1)
-    assert config.reward == {"loss_change": 1.0, "divergence": 1.0} and config.channels == "foundational"
-    assert config.plant_config().lr_schedule == Constant() and config.plant_config().optimizer == "adamw"
-    assert "r <- 0.9 r + 0.1 u" in cell.__doc__ and (config.num_registers, config.register_leak) == (8, 0.9)
+    assert (
+        config.reward == {"loss_change": 1.0, "divergence": 1.0}
+        and config.channels == "foundational"
+    )
+    assert (
+        config.plant_config().lr_schedule == Constant()
+        and config.plant_config().optimizer == "adamw"
+    )
+    assert "r <- 0.9 r + 0.1 u" in words(cell) and (
+        config.num_registers,
+        config.register_leak,
+    ) == (8, 0.9)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": "all"}, r"unknown channels 'all'; expected one of \['foundational', 'full', "),
-        ({"channels": "lr"}, r"unknown channels 'lr'; expected one of \['found.*'\], or a list of channel names"),
-        ({"channels": None}, r"unknown channels None; expected one of \['found.*'\], or a list of channel names"),
-        ({"channels": {"lr", "eps"}}, r"unknown channels {.*}; expected one of \['found.*'\], or a list of channel"),
-        ({"channels": [3]}, r"channel 3 is neither a name nor a .* pair; expected some of \['attention_gain', "),
+        (
+            {"channels": "all"},
+            r"unknown channels 'all'; expected one of \['foundational', 'full', ",
+        ),
+        (
+            {"channels": "lr"},
+            r"unknown channels 'lr'; expected one of \['found.*'\], or a list of channel names",
+        ),
+        (
+            {"channels": None},
+            r"unknown channels None; expected one of \['found.*'\], or a list of channel names",
+        ),
+        (
+            {"channels": {"lr", "eps"}},
+            r"unknown channels {.*}; expected one of \['found.*'\], or a list of channel",
+        ),
+        (
+            {"channels": [3]},
+            r"channel 3 is neither a name nor a .* pair; expected some of \['attention_gain', ",
+        ),
         ({"channels": [("lr", 3)]}, r"channel \('lr', 3\) is neither a name nor"),
         ({"channels": {"lr": ["run"]}}, r"channel \('lr', \['run'\]\) is neither a name nor"),
-        ({"channels": {"rate": "run"}}, r"unknown channel 'rate'; expected one of \['attention_gain', "),
+        (
+            {"channels": {"rate": "run"}},
+            r"unknown channel 'rate'; expected one of \['attention_gain', ",
+        ),
         (
             {"channels": ("lr", "layer")},
             r"'layer' is a scope, not a channel; expected it in .* as \[\('lr', 'layer'\)\]",
         ),
-        ({"channels": ["run"]}, r"'run' is a scope, not a channel; expected it in a pair, as \[\('lr', 'run'\)\]"),
+        (
+            {"channels": ["run"]},
+            r"'run' is a scope, not a channel; expected it in a pair, as \[\('lr', 'run'\)\]",
+        ),
         ({"channels": ["rate"]}, r"unknown channel 'rate'; expected one of \['attention_gain', "),
-        ({"channels": [("lr", "head")]}, r"channel 'lr' has no scope 'head'; expected one of \['run', "),
+        (
+            {"channels": [("lr", "head")]},
+            r"channel 'lr' has no scope 'head'; expected one of \['run', ",
+        ),
         ({"channels": [("lr", "layer", "run")]}, "neither a name nor a"),
         ({"channels": ["eps"], "optimizer": "sgd"}, "have no use for the channel 'eps'"),
-        ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', 'full_position', "),
+        (
+            {"observation": "all"},
+            r"unknown observation 'all'; expected one of \['full', 'full_position', ",
+        ),
         (
             {"observation": "train_loss"},
             r"unknown observation 'train_loss'; .*'progress'\], or a list of feature names",
         ),
-        ({"observation": None}, r"unknown observation None; expected one of .*, or a list of feature names"),
-        ({"observation": [["progress"]]}, r"unknown feature \['progress'\]; expected one of \['gradient_norm', "),
+        (
+            {"observation": None},
+            r"unknown observation None; expected one of .*, or a list of feature names",
+        ),
+        (
+            {"observation": [["progress"]]},
+            r"unknown feature \['progress'\]; expected one of \['gradient_norm', ",
+        ),
         ({"observation": ["progress", "loss", "rate"]}, "unknown feature 'loss'; expected one of"),
-        ({"observation": ["progress", "train_loss", "progress"]}, "names a feature twice; expected each once"),
-        ({"reward": "progress"}, r"reward 'progress'; expected a mapping .* with some of \['budget', "),
-        ({"reward": None}, "reward None; expected a mapping of terms to weights, as {'loss_change': 1.0}"),
+        (
+            {"observation": ["progress", "train_loss", "progress"]},
+            "names a feature twice; expected each once",
+        ),
+        (
+            {"reward": "progress"},
+            r"reward 'progress'; expected a mapping .* with some of \['budget', ",
+        ),
+        (
+            {"reward": None},
+            "reward None; expected a mapping of terms to weights, as {'loss_change': 1.0}",
+        ),
         ({"reward": {"loss": 1.0}}, r"unknown reward term 'loss'; expected some of \['budget', "),
-        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
+        (
+            {"schedule": "cosin"},
+            r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', ",
+        ),
         (
             {"schedule": lambda steps: 1.0},
             r"schedule must map an array of steps to an array of as many multipliers; got <function",
@@ -791,14 +995,18 @@ def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, s
     saved = env.unwrapped.snapshot()
     other = gym.make(id, **small)
     assert np.array_equal(other.unwrapped.restore(saved), observation)
-    assert np.array_equal(other.step(random_actions(env)[1])[0], env.step(random_actions(env)[1])[0])
+    assert np.array_equal(
+        other.step(random_actions(env)[1])[0], env.step(random_actions(env)[1])[0]
+    )
 
 
 def test_the_manuals_surfaces_of_the_projection_are_those_of_the_space(tiny_projection):
     table = manual_table(grpo_projection.__doc__, "channels")
     assert list(table) == list(grpo_projection.SURFACES)
     for surface, (count, _) in table.items():
-        assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(grpo_projection.SURFACES[surface])
+        assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(
+            grpo_projection.SURFACES[surface]
+        )
         env = gym.make(PROJECTION, **tiny_projection, channels=surface)
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count),), np.float32)
     assert gym.make(PROJECTION, **tiny_projection).action_space.shape == (1,)
@@ -816,7 +1024,12 @@ def test_the_manuals_gauges_of_the_projection_are_those_of_the_space(tiny_projec
 
 def test_defaults_of_the_projection_are_those_of_its_manual():
     config = grpo_projection.ProjectionConfig()
-    assert (config.student, config.num_steps, config.interval, config.channels) == ("nano", 200, 1, "projection")
+    assert (config.student, config.num_steps, config.interval, config.channels) == (
+        "nano",
+        200,
+        1,
+        "projection",
+    )
     assert config.reward == {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
     plant = config.plant_config()
     assert dataclasses.replace(plant, lr_schedule=Constant()) == GRPOConfig()
@@ -835,20 +1048,34 @@ def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
         assert [episode[0][4][key] for key in keys] == [0.0] * len(keys)
     for _, reward, _, _, info in episode[1:]:
         expected = info["gauges/probe_pass"] - info["gauges/flagged"]
-        assert reward == pytest.approx(expected) == info["reward_terms/probe_pass"] + info["reward_terms/flagged_hacks"]
+        assert (
+            reward
+            == pytest.approx(expected)
+            == info["reward_terms/probe_pass"] + info["reward_terms/flagged_hacks"]
+        )
     assert not set(env.unwrapped.observation_names) & set(PRIVILEGED)
     assert env.unwrapped.metadata["stacked"] is True
 
 
 @executes
-def test_a_projection_run_is_scored_by_passes_less_hacks_and_reported_apart(tiny_projection, capsys):
+def test_a_projection_run_is_scored_by_passes_less_hacks_and_reported_apart(
+    tiny_projection, capsys
+):
     rows = evaluate.evaluate_policy(None, PROJECTION, tiny_projection, [0, 1])
     for row in rows:
-        assert row["score"] == row["pass"] - row["hack"] and "bpb" not in row and len(row["train_curve"]) == 3
+        assert (
+            row["score"] == row["pass"] - row["hack"]
+            and "bpb" not in row
+            and len(row["train_curve"]) == 3
+        )
     assignments = [f"{key}={json.dumps(value)}" for key, value in tiny_projection.items()]
     evaluate.main(["--env", PROJECTION, "--seeds", "1", "--env-kwargs", *assignments])
     printed = capsys.readouterr().out
-    assert "held-out passes less hacks" in printed and "held-out hack" in printed and "bits per byte" not in printed
+    assert (
+        "held-out passes less hacks" in printed
+        and "held-out hack" in printed
+        and "bits per byte" not in printed
+    )
 
 
 @executes
@@ -867,13 +1094,22 @@ def test_a_picture_of_a_projection_run_shows_strengths_that_are_zero(tiny_projec
     blank = gym.make(PROJECTION, **tiny_projection, render_mode="rgb_array")
     blank.reset(seed=0)
     empty = blank.render()[CELLS[0] :, :RIGHT].astype(int)
-    colored = [(abs(picture - picture.mean(-1, keepdims=True)).max(-1) > 30).sum() for picture in (*pictures, empty)]
-    assert colored[0] > 50 + colored[2] and colored[1] > 50 + colored[2] and (pictures[0] != pictures[1]).any()
+    colored = [
+        (abs(picture - picture.mean(-1, keepdims=True)).max(-1) > 30).sum()
+        for picture in (*pictures, empty)
+    ]
+    assert (
+        colored[0] > 50 + colored[2]
+        and colored[1] > 50 + colored[2]
+        and (pictures[0] != pictures[1]).any()
+    )
 
 
 @executes
 def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection):
-    env = gym.make_vec(PROJECTION, num_envs=3, **tiny_projection | {"channels": "full", "base_lr": 1.0})
+    env = gym.make_vec(
+        PROJECTION, num_envs=3, **tiny_projection | {"channels": "full", "base_lr": 1.0}
+    )
     env.reset(seed=0)
     corners = np.array([[1.0] * 6, [-1.0] * 6, [1.0, 1.0, -1.0, -1.0, 1.0, 1.0]], dtype=np.float32)
     for _ in range(4):
@@ -885,26 +1121,50 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": "all"}, r"unknown channels 'all'; expected one of \['full', 'modules', 'projection'\]"),
+        (
+            {"channels": "all"},
+            r"unknown channels 'all'; expected one of \['full', 'modules', 'projection'\]",
+        ),
         (
             {"channels": ["dropout"]},
             r"channel 'dropout' applies to pretraining alone; expected one of \['direction_ref",
         ),
-        ({"channels": ["lr", "kl"]}, r"unknown channel 'kl'; expected one of \['direction_refresh', "),
-        ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', 'progress', 'reward'\]"),
-        ({"observation": ["progress", "loss"]}, r"unknown feature 'loss'; expected one of \['compiled', "),
-        ({"observation": ["progress", "momentum_norm"]}, "unknown feature 'momentum_norm'; expected one of"),
+        (
+            {"channels": ["lr", "kl"]},
+            r"unknown channel 'kl'; expected one of \['direction_refresh', ",
+        ),
+        (
+            {"observation": "all"},
+            r"unknown observation 'all'; expected one of \['full', 'progress', 'reward'\]",
+        ),
+        (
+            {"observation": ["progress", "loss"]},
+            r"unknown feature 'loss'; expected one of \['compiled', ",
+        ),
+        (
+            {"observation": ["progress", "momentum_norm"]},
+            "unknown feature 'momentum_norm'; expected one of",
+        ),
         ({"reward": {"hack": 1.0}}, r"unknown reward term 'hack'; expected some of \['budget', "),
-        ({"reward": {"same_batch_change": 1.0}}, "reward term 'same_batch_change' reads what this plant does not meas"),
+        (
+            {"reward": {"same_batch_change": 1.0}},
+            "reward term 'same_batch_change' reads what this plant does not meas",
+        ),
         ({"reward": {}}, "reward {}; expected a mapping of terms to weights"),
         ({"route": "no"}, "route='no'; expected True or False"),
-        ({"schedule": "cosin"}, r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
+        (
+            {"schedule": "cosin"},
+            r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', ",
+        ),
         ({"interval": 6}, "interval=6 must be between 1 and num_steps=5"),
         ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
         ({"student": None}, "student=None; expected the name of a shipped student"),
         ({"cache": "/nowhere/verdicts"}, "cannot keep verdicts: there is no folder '/nowhere'"),
-        ({"student": "/nowhere/giant"}, r"no student in /nowhere/giant; expected one of \['nano'\], a folder with"),
+        (
+            {"student": "/nowhere/giant"},
+            r"no student in /nowhere/giant; expected one of \['nano'\], a folder with",
+        ),
         (
             {"data": "stdlib"},
             r"TrainLoop-GRPOProjection-v0 got an unexpected keyword argument 'data'; expected some of \['advantage",
@@ -925,9 +1185,13 @@ def test_a_student_that_was_loaded_in_another_way_is_taken_as_it_is(tiny_project
 
 
 def test_gauges_of_another_plant_are_refused_by_name(tiny, tiny_projection):
-    with pytest.raises(ValueError, match=r"unknown feature 'probe_pass'; expected one of \['gradient_norm', "):
+    with pytest.raises(
+        ValueError, match=r"unknown feature 'probe_pass'; expected one of \['gradient_norm', "
+    ):
         gym.make(CELL, **tiny, preset="nano", observation=["progress", "probe_pass"])
-    with pytest.raises(ValueError, match="reward term 'flagged_hacks' reads what this plant does not measure"):
+    with pytest.raises(
+        ValueError, match="reward term 'flagged_hacks' reads what this plant does not measure"
+    ):
         gym.make(CELL, **tiny, preset="nano", reward={"flagged_hacks": 1.0})
     with pytest.raises(ValueError, match="unknown feature 'momentum_norm'"):
         gym.make(PROJECTION, **tiny_projection, observation=["progress", "momentum_norm"])

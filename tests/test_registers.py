@@ -32,12 +32,17 @@ def test_registers_stay_within_minus_one_and_one():
     registers = Registers(1, 2, 0.9)
     for _ in range(500):
         registers.write(np.array([[7.0, -7.0]]), np.array([True]))
-    assert registers.values == pytest.approx(np.array([[1.0, -1.0]])) and (abs(registers.values) <= 1.0).all()
+    assert (
+        registers.values == pytest.approx(np.array([[1.0, -1.0]]))
+        and (abs(registers.values) <= 1.0).all()
+    )
 
 
 @pytest.mark.parametrize("num_registers", [-1, 1.5, True, None])
 def test_a_number_of_registers_that_is_none_is_refused(num_registers):
-    with pytest.raises(ValueError, match=rf"num_registers={num_registers!r} must be at least 0, a whole number"):
+    with pytest.raises(
+        ValueError, match=rf"num_registers={num_registers!r} must be at least 0, a whole number"
+    ):
         Registers(1, num_registers, 0.9)
 
 
@@ -62,6 +67,10 @@ def test_registers_move_no_weight(tiny):
         theirs, same_reward, *_ = other.step(changed)
         assert reward == same_reward
         own = np.array([name.startswith("registers/") for name in env.observation_names])
-        assert own.sum() == 8 and np.array_equal(obs[~own], theirs[~own]) and (obs[own] == -theirs[own]).all()
+        assert (
+            own.sum() == 8
+            and np.array_equal(obs[~own], theirs[~own])
+            and (obs[own] == -theirs[own]).all()
+        )
     for name, weight in env.plant.weights.items():
         assert torch.equal(weight, other.plant.weights[name])

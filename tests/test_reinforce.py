@@ -24,23 +24,36 @@ IMMEDIATE = (False, False, True, True)
 TARGETS = np.array([0.4, 0.4, -0.3, -0.3])
 # Mechanics are tested with the gate open, learning with the gate as it is by default.
 SMALL = SidecarConfig(hidden_size=8, replay_size=4, evidence=0.0)
-# A higher rate and wider noise: a bandit's reward is clearer than a loss, and the test is to be short.
+# A higher rate and wider noise: a bandit's reward is clearer than a loss, and the test is to be
+# short.
 FAST = SidecarConfig(hidden_size=16, learning_rate=0.3, initial_std={"scale": 0.1})
 
 
-def make(config=SMALL, num_rows=2, kinds=KINDS, immediate=IMMEDIATE, names=NAMES, **arguments) -> SidecarAgent:
+def make(
+    config=SMALL, num_rows=2, kinds=KINDS, immediate=IMMEDIATE, names=NAMES, **arguments
+) -> SidecarAgent:
     return SidecarAgent(num_rows, 3, kinds, immediate, config, action_names=names, **arguments)
 
 
 def observations(decision: int, num_rows: int = 2) -> np.ndarray:
     """Different for every decision and row, and the same whatever the number of rows."""
-    return np.stack([np.sin([decision + row, 0.3 * decision, 1.0 + row]) for row in range(num_rows)]).astype(np.float32)
+    return np.stack(
+        [np.sin([decision + row, 0.3 * decision, 1.0 + row]) for row in range(num_rows)]
+    ).astype(np.float32)
 
 
-def one(obs: np.ndarray, decision: Decision, rewards: np.ndarray, alive: np.ndarray | None = None) -> Rollout:
+def one(
+    obs: np.ndarray, decision: Decision, rewards: np.ndarray, alive: np.ndarray | None = None
+) -> Rollout:
     """A rollout of a single decision."""
     alive = np.ones(len(obs), dtype=bool) if alive is None else np.asarray(alive)
-    return Rollout(obs[None], decision.raw[None], decision.log_prob[None], np.asarray(rewards)[None], alive[None])
+    return Rollout(
+        obs[None],
+        decision.raw[None],
+        decision.log_prob[None],
+        np.asarray(rewards)[None],
+        alive[None],
+    )
 
 
 def train(agent, num_decisions, start=0, rewards=None, alive=None, num_rows=2):
@@ -63,19 +76,27 @@ def play(agent, num_decisions, delay=0, noise=0.02, num_rows=8, targets=TARGETS,
     for _ in range(num_decisions):
         decision = agent.act(obs)
         costs.append(sharpness * ((decision.action - targets) ** 2).sum(axis=1))
-        metrics = agent.update(one(obs, decision, generator.normal(0.0, noise, num_rows) - costs.popleft()))
+        metrics = agent.update(
+            one(obs, decision, generator.normal(0.0, noise, num_rows) - costs.popleft())
+        )
     return agent.policy.act_mean(obs), metrics
 
 
 def numbers(agent: SidecarAgent, row=slice(None)) -> list[torch.Tensor]:
     """Weights, evidence and means of credits of a row or of all."""
-    means = [array for name, array in agent._credits.arrays().items() if name.startswith(("mean", "square"))]
+    means = [
+        array
+        for name, array in agent._credits.arrays().items()
+        if name.startswith(("mean", "square"))
+    ]
     arrays = [torch.from_numpy(array) for array in [*agent._evidence.arrays().values(), *means]]
     return [tensor.detach()[row].clone() for tensor in [*agent.policy.parameters(), *arrays]]
 
 
 def equal(first, second) -> bool:
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for a, b in zip(first, second, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,9 +135,12 @@ def test_a_reward_that_answers_one_decision_later_is_learned_from_with_delay_1_a
 
 
 def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
-    # A loss that each cell's own square adds to, at its own step and no other; reward: its fall. Nothing lasts.
+    # A loss that each cell's own square adds to, at its own step and no other; reward: its fall.
+    # Nothing lasts.
     def final(immediate):
-        config = dataclasses.replace(FAST, evidence=0.0, learn_std=False, initial_mean={"lr": 0.3, "dropout": 0.3})
+        config = dataclasses.replace(
+            FAST, evidence=0.0, learn_std=False, initial_mean={"lr": 0.3, "dropout": 0.3}
+        )
         agent = make(config, 8, immediate=immediate)
         obs = np.full((8, 3), 0.5, dtype=np.float32)
         last = np.zeros(8)
@@ -128,7 +152,9 @@ def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
         return np.abs(agent.policy.act_mean(obs)).mean()
 
     assert final((False,) * 4) > 0.6  # the next reward alone pays it, and it goes to the corner
-    assert final((True,) * 4) < 0.1  # from 0.3: its own reward counts twice, so that the loss it stands for counts once
+    assert (
+        final((True,) * 4) < 0.1
+    )  # from 0.3: its own reward counts twice, so that the loss it stands for counts once
 
 
 def test_rewards_of_pure_noise_leave_the_cells_where_they_are():
@@ -164,7 +190,9 @@ def test_the_cell_that_matters_passes_the_gate_and_the_others_stay_within_their_
             decision = agent.act(obs)
             cost = (decision.action[:, 3] - 0.4) ** 2
             agent.update(one(obs, decision, generator.normal(0.0, 0.02, 4) - cost))
-        return agent.policy.act_mean(obs), torch.exp(agent.policy.log_std.detach())[:, 0].numpy() / 0.1
+        return agent.policy.act_mean(obs), torch.exp(agent.policy.log_std.detach())[
+            :, 0
+        ].numpy() / 0.1
 
     means, stds = final(2.0)
     assert np.abs(means[:, matters] - 0.4).max() < 0.06
@@ -180,7 +208,9 @@ def test_the_first_decision_is_the_static_configuration_plus_noise_of_the_kinds_
     kinds = ("scale", "clip", "skip", "register")
     agent = SidecarAgent(500, 3, kinds, (False,) * 4, SMALL)
     assert not agent.act(observations(0, 500), deterministic=True).action.any()
-    actions = np.concatenate([agent.act(observations(t, 500)).action for t in range(20)])  # 10,000 draws a cell
+    actions = np.concatenate(
+        [agent.act(observations(t, 500)).action for t in range(20)]
+    )  # 10,000 draws a cell
     assert np.allclose(actions.std(axis=0), [INITIAL_STD[kind] for kind in kinds], rtol=0.05)
     active = (actions > 0.1).mean(axis=0)
     assert active[1] < 0.01 and active[2] < 0.01 < active[3]
@@ -190,7 +220,12 @@ def test_common_parts_leave_the_size_of_the_noise_as_it_was():
     kinds = ("skip", "skip", "scale", "scale")
     config = dataclasses.replace(SMALL, common=True)
     agent = SidecarAgent(
-        500, 3, kinds, (False,) * 4, config, action_names=("grad_skip/0", "grad_skip/1", "lr/0", "lr/1")
+        500,
+        3,
+        kinds,
+        (False,) * 4,
+        config,
+        action_names=("grad_skip/0", "grad_skip/1", "lr/0", "lr/1"),
     )
     decisions = [agent.act(observations(t, 500)) for t in range(20)]
     actions = np.concatenate([decision.action for decision in decisions])
@@ -198,7 +233,9 @@ def test_common_parts_leave_the_size_of_the_noise_as_it_was():
     assert (actions[:, :2] > 0.1).mean() < 0.01
     assert np.allclose(actions.std(axis=0), [0.04, 0.04, 0.03, 0.03], rtol=0.05)
     correlation = np.corrcoef(actions.T)
-    assert math.isclose(correlation[0, 1], 0.5, abs_tol=0.05) and math.isclose(correlation[1, 2], 0.0, abs_tol=0.05)
+    assert math.isclose(correlation[0, 1], 0.5, abs_tol=0.05) and math.isclose(
+        correlation[1, 2], 0.0, abs_tol=0.05
+    )
     metrics = agent.update(one(observations(0, 500), decisions[0], np.zeros(500)))
     assert math.isclose(metrics["train/std/skip"], 0.04, rel_tol=1e-5)
 
@@ -232,10 +269,12 @@ def test_deterministic_decisions_are_the_policys_and_draw_nothing():
 
 
 def natural_step(policy, rate, replay, gates) -> list[torch.Tensor]:
-    """By hand: what a step adds to each parameter (in order), gradients of means and log deviations written out.
+    """By hand: what a step adds to each parameter (in order), gradients of means and log deviations
+    written out.
 
     Args:
-        replay: per decision what it was taken on (N, 1, F), raw (N, 1, M) and the weight of each cell, (N, 1, M).
+        replay: per decision what it was taken on (N, 1, F), raw (N, 1, M) and the weight of each
+            cell, (N, 1, M).
         gates: of means and of log deviations, (N, 1, M) each.
     """
     weights = [parameter for name, parameter in policy.named_parameters() if name != "log_std"]
@@ -243,17 +282,25 @@ def natural_step(policy, rate, replay, gates) -> list[torch.Tensor]:
     for obs, raw, weight in replay:
         mean, log_std = policy(obs)
         z = ((raw - mean) / log_std.exp()).detach()
-        toward = (rate / len(replay) * gates[0] * weight * z * log_std.exp()).detach()  # where the means are to go
+        toward = (
+            rate / len(replay) * gates[0] * weight * z * log_std.exp()
+        ).detach()  # where the means are to go
         through = iter(torch.autograd.grad((toward * mean).sum(), weights))
         for step, (name, _) in zip(steps, policy.named_parameters(), strict=True):
-            step += rate / len(replay) * gates[1] * 0.5 * weight * (z**2 - 1.0) if name == "log_std" else next(through)
+            step += (
+                rate / len(replay) * gates[1] * 0.5 * weight * (z**2 - 1.0)
+                if name == "log_std"
+                else next(through)
+            )
     return steps
 
 
 def off_zero(policy) -> None:
     """Moves the head off the 0 it starts at, so that the layers below it learn too."""
     with torch.no_grad():
-        policy.head_weight += 0.1 * torch.sin(torch.arange(policy.head_weight.numel())).view_as(policy.head_weight)
+        policy.head_weight += 0.1 * torch.sin(torch.arange(policy.head_weight.numel())).view_as(
+            policy.head_weight
+        )
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
@@ -263,7 +310,9 @@ def test_the_first_step_on_one_decision_is_the_natural_gradient_of_reinforce(max
     agent = make(config)
     off_zero(agent.policy)
     before = copy.deepcopy(agent.policy)
-    train(agent, 1, rewards=lambda t: np.array([1.0, -2.0]))  # a first credit has no baseline and teaches nothing
+    train(
+        agent, 1, rewards=lambda t: np.array([1.0, -2.0])
+    )  # a first credit has no baseline and teaches nothing
     assert equal(list(agent.policy.parameters()), list(before.parameters()))
     obs = observations(1)
     decision = agent.act(obs)
@@ -273,11 +322,16 @@ def test_the_first_step_on_one_decision_is_the_natural_gradient_of_reinforce(max
     replay = [(torch.from_numpy(obs)[:, None], torch.from_numpy(decision.raw)[:, None], advantages)]
     steps = natural_step(before, config.learning_rate, replay, (torch.ones(2, 1, 4),) * 2)
     if max_grad_norm is not None:
-        norms = torch.stack([step.square().sum(dim=(1, 2)) for step in steps]).sum(dim=0).sqrt() / config.learning_rate
+        norms = (
+            torch.stack([step.square().sum(dim=(1, 2)) for step in steps]).sum(dim=0).sqrt()
+            / config.learning_rate
+        )
         assert (norms > max_grad_norm).all()
         for step in steps:
             step *= (max_grad_norm / norms)[:, None, None]
-    for (name, now), then, step in zip(agent.policy.named_parameters(), before.parameters(), steps, strict=True):
+    for (name, now), then, step in zip(
+        agent.policy.named_parameters(), before.parameters(), steps, strict=True
+    ):
         assert step.flatten(1).any(dim=1).all(), name
         assert torch.allclose(now - then, step, rtol=1e-3, atol=1e-7), name
         assert not torch.allclose(now, then, atol=1e-5), name
@@ -285,8 +339,11 @@ def test_the_first_step_on_one_decision_is_the_natural_gradient_of_reinforce(max
 
 @pytest.mark.parametrize("evidence", [0.0, 0.7])
 def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_decisions(evidence):
-    # Followed by hand: replay of 3, delay 1, steps so large that ratios leave the clip, cells that answer unlike fast.
-    config = dataclasses.replace(SMALL, replay_size=3, learning_rate=0.5, evidence=evidence, evidence_decay=0.8)
+    # Followed by hand: replay of 3, delay 1, steps so large that ratios leave the clip, cells that
+    # answer unlike fast.
+    config = dataclasses.replace(
+        SMALL, replay_size=3, learning_rate=0.5, evidence=evidence, evidence_decay=0.8
+    )
     agent = make(config)
     off_zero(agent.policy)
     credits = CreditStream(2, IMMEDIATE, 1, 1, 1.0, "own", 0.95, 0.99, 5.0)
@@ -308,19 +365,27 @@ def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_dec
             continue
         told = torch.stack([past[3] * a for past, a in zip(history[:-1], advantages, strict=True)])
         decays = (0.8 ** torch.arange(len(told) - 1.0, -1.0, -1.0)).view(-1, 1, 1, 1, 1)
-        inverse = (decays * told).square().sum(dim=0) / (decays * told).sum(dim=0).square()  # 1 / t^2
+        inverse = (decays * told).square().sum(dim=0) / (decays * told).sum(
+            dim=0
+        ).square()  # 1 / t^2
         gates = (1.0 - evidence**2 * inverse).clamp(min=0.0) if t > 2 else torch.zeros(2, 2, 1, 4)
         total, replay = 0.0, []
         for (obs, raw, old, _), advantage in zip(history[:-1][-3:], advantages[-3:], strict=True):
             ratio = torch.exp(gaussian_log_density(raw, *policy(obs)) - old).detach()
             clipped = ratio.clamp(0.8, 1.2) * advantage
             total += torch.minimum(ratio * advantage, clipped).sum().item()
-            replay.append((obs, raw, torch.where(ratio * advantage > clipped, 0.0, ratio * advantage)))
+            replay.append(
+                (obs, raw, torch.where(ratio * advantage > clipped, 0.0, ratio * advantage))
+            )
         expected = -total / min(t, 3) / 2
-        assert math.isclose(metrics["train/policy_gradient_loss"], expected, rel_tol=1e-4, abs_tol=1e-6)
+        assert math.isclose(
+            metrics["train/policy_gradient_loss"], expected, rel_tol=1e-4, abs_tol=1e-6
+        )
         assert math.isclose(metrics["train/evidence"], gates[0].mean(), rel_tol=1e-3, abs_tol=1e-6)
         steps = natural_step(policy, config.learning_rate, replay, gates)
-        for now, then, step in zip(agent.policy.parameters(), policy.parameters(), steps, strict=True):
+        for now, then, step in zip(
+            agent.policy.parameters(), policy.parameters(), steps, strict=True
+        ):
             assert torch.allclose(now - then, step, rtol=1e-3, atol=1e-6)
         closed.append((gates == 0.0).float().mean().item())
     assert not torch.allclose(advantages[-1][..., 0], advantages[-1][..., 2])
@@ -335,7 +400,9 @@ def test_a_bound_on_the_gradient_holds_for_each_row():
         train(agent, 3)  # with delay 1 the third decision is the first with a baseline
         before = [parameter.detach().clone() for parameter in agent.policy.parameters()]
         metrics = train(agent, 1, start=3)[0][1]
-        steps = [now.detach() - then for now, then in zip(agent.policy.parameters(), before, strict=True)]
+        steps = [
+            now.detach() - then for now, then in zip(agent.policy.parameters(), before, strict=True)
+        ]
         squares = torch.stack([step.square().sum(dim=(1, 2)) for step in steps]).sum(dim=0)
         return steps, squares.sqrt() / SMALL.learning_rate, metrics["train/gradient_norm"]
 
@@ -347,7 +414,9 @@ def test_a_bound_on_the_gradient_holds_for_each_row():
     steps, bounded, reported = moved(bound)
     assert equal([step[low] for step in steps], [step[low] for step in free])
     assert math.isclose(bounded[high], bound, rel_tol=1e-4)
-    assert math.isclose(reported, bound, rel_tol=1e-4)  # as it was before the bound: the mean of both rows
+    assert math.isclose(
+        reported, bound, rel_tol=1e-4
+    )  # as it was before the bound: the mean of both rows
 
 
 def test_a_rollout_of_older_weights_is_reported_as_stale():
@@ -359,7 +428,8 @@ def test_a_rollout_of_older_weights_is_reported_as_stale():
 
 
 def test_a_rollout_of_many_decisions_is_taken_in_order():
-    # The rate is so small that the weights are the same throughout; what is left is the order of credits and replay.
+    # The rate is so small that the weights are the same throughout; what is left is the order of
+    # credits and replay.
     config = dataclasses.replace(SMALL, learning_rate=1e-12, horizon=2)
     online, whole = make(config), make(config)
     trace = train(online, 8)
@@ -369,30 +439,51 @@ def test_a_rollout_of_many_decisions_is_taken_in_order():
     assert np.allclose(decisions[7].raw, trace[7][0].raw, atol=1e-6)
     raw, log_prob = np.stack([d.raw for d in decisions]), np.stack([d.log_prob for d in decisions])
     metrics = whole.update(Rollout(obs, raw, log_prob, rewards, np.ones((8, 2), dtype=bool)))
-    for tag in ("train/policy_gradient_loss", "train/baseline", "train/advantage_rms", "train/credit"):
+    for tag in (
+        "train/policy_gradient_loss",
+        "train/baseline",
+        "train/advantage_rms",
+        "train/credit",
+    ):
         assert math.isclose(metrics[tag], trace[7][1][tag], rel_tol=1e-4), tag
     assert torch.allclose(online._replay, whole._replay, atol=1e-5)
-    for ours, theirs in zip(online._evidence.arrays().values(), whole._evidence.arrays().values(), strict=True):
+    for ours, theirs in zip(
+        online._evidence.arrays().values(), whole._evidence.arrays().values(), strict=True
+    ):
         assert ours.all() and np.allclose(ours, theirs, atol=1e-4)
-    assert online.num_updates == whole.num_updates == 6  # the first credit is complete with the third reward
+    assert (
+        online.num_updates == whole.num_updates == 6
+    )  # the first credit is complete with the third reward
 
 
 def test_updates_keep_their_interval():
     agent = make(dataclasses.replace(SMALL, update_interval=3))
-    assert ["train/policy_gradient_loss" in m for _, m in train(agent, 7)] == [False, False, True] * 2 + [False]
+    assert ["train/policy_gradient_loss" in m for _, m in train(agent, 7)] == [
+        False,
+        False,
+        True,
+    ] * 2 + [False]
     assert agent.num_updates == 2 and agent.num_decisions == 7
 
 
 def test_no_row_reaches_another():
     agent, twin = make(), make()
     train(agent, 12)
-    train(twin, 12, rewards=lambda t: np.array([np.random.default_rng(t).normal(size=2)[0], 1e6 * (-1) ** t]))
+    train(
+        twin,
+        12,
+        rewards=lambda t: np.array([np.random.default_rng(t).normal(size=2)[0], 1e6 * (-1) ** t]),
+    )
     assert equal(numbers(agent, 0), numbers(twin, 0))
     assert not equal(numbers(agent, 1), numbers(twin, 1))
     population = dataclasses.replace(SMALL, baseline="population")
     agent, twin = make(population), make(population)
     train(agent, 12)
-    train(twin, 12, rewards=lambda t: np.array([np.random.default_rng(t).normal(size=2)[0], 1e6 * (-1) ** t]))
+    train(
+        twin,
+        12,
+        rewards=lambda t: np.array([np.random.default_rng(t).normal(size=2)[0], 1e6 * (-1) ** t]),
+    )
     assert not equal(numbers(agent, 0), numbers(twin, 0))
 
 
@@ -413,7 +504,9 @@ def test_a_row_that_has_ended_stays_bitwise_where_it_was_and_the_others_learn_on
     agent, twin = make(), make()
     train(agent, 8), train(twin, 8)
     ended = numbers(agent, 1)
-    poison = one(observations(8), agent.act(observations(8)), np.array([0.3, np.nan]), [True, False])
+    poison = one(
+        observations(8), agent.act(observations(8)), np.array([0.3, np.nan]), [True, False]
+    )
     poison.observations[:, 1], poison.log_prob[:, 1] = np.nan, np.inf
     agent.update(poison)
     twin.update(one(observations(8), twin.act(observations(8)), np.array([0.3, -7.0])))
@@ -439,7 +532,14 @@ def test_detached_it_decides_zeros_draws_nothing_and_learns_nothing():
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"horizon": 3}, {"baseline": "population"}, {"common": True}, {"evidence": 1.0, "horizon": 3}]
+    "change",
+    [
+        {},
+        {"horizon": 3},
+        {"baseline": "population"},
+        {"common": True},
+        {"evidence": 1.0, "horizon": 3},
+    ],
 )
 @pytest.mark.parametrize("num_decisions", [0, 1, 11])
 def test_saved_in_mid_run_and_loaded_it_continues_bitwise(change, num_decisions, tmp_path):
@@ -472,15 +572,22 @@ def test_evidence_baselines_and_open_credits_are_saved_bitwise_and_decide_what_f
     for part, named in saved.items():
         for name, array in named.items():
             loaded = arrays(other)[part][name]
-            assert array.any() and np.array_equal(array, loaded) and array.dtype == loaded.dtype, name
+            assert array.any() and np.array_equal(array, loaded) and array.dtype == loaded.dtype, (
+                name
+            )
     assert len(saved["credits"]["baselines"]) == 3  # delay + horizon - 1 decisions are open
-    for forget in ("evidence", "baselines"):  # what is lost shows in the very next step, or it need not be saved
+    for forget in (
+        "evidence",
+        "baselines",
+    ):  # what is lost shows in the very next step, or it need not be saved
         forgetful = make(config, seed=3)
         forgetful.load(tmp_path / "agent")
         if forget == "evidence":
             forgetful._evidence.restore(saved["evidence"] | {"sum": 0.0 * saved["evidence"]["sum"]})
         else:
-            forgetful._credits.restore(saved["credits"] | {"baselines": 0.0 * saved["credits"]["baselines"]})
+            forgetful._credits.restore(
+                saved["credits"] | {"baselines": 0.0 * saved["credits"]["baselines"]}
+            )
         train(forgetful, 1, start=25)
         same = make(config, seed=4)
         same.load(tmp_path / "agent")
@@ -551,13 +658,26 @@ def test_metrics_are_finite_and_named_alike_as_soon_as_there_is_a_credit():
     trace = [metrics for _, metrics in train(agent, 6)]
     assert "train/policy_gradient_loss" not in trace[0]
     assert set(trace[1]) == set(trace[5])
-    for name in ("policy_gradient_loss", "clip_fraction", "gradient_norm", "baseline", "advantage_rms", "credit"):
+    for name in (
+        "policy_gradient_loss",
+        "clip_fraction",
+        "gradient_norm",
+        "baseline",
+        "advantage_rms",
+        "credit",
+    ):
         assert f"train/{name}" in trace[5]
     assert trace[5]["train/evidence"] == 1.0  # this agent's gate is open
     assert {
-        f"train/{name}/{kind}" for name in ("std", "mean_abs_position") for kind in ("scale", "shrink", "clip")
+        f"train/{name}/{kind}"
+        for name in ("std", "mean_abs_position")
+        for kind in ("scale", "shrink", "clip")
     } <= set(trace[5])
-    assert all(isinstance(value, float) and math.isfinite(value) for metrics in trace for value in metrics.values())
+    assert all(
+        isinstance(value, float) and math.isfinite(value)
+        for metrics in trace
+        for value in metrics.values()
+    )
     rewards = [np.random.default_rng(t).normal(size=2) for t in range(6)]
     assert math.isclose(trace[5]["rollout/reward"], rewards[5].mean())
 
@@ -611,7 +731,10 @@ def test_bad_hyperparameters_are_refused(change):
         ({"names": ("a",)}, "action_names; expected 4"),
         ({"names": (), "config": dataclasses.replace(SMALL, common=True)}, "no action_names"),
         ({"config": dataclasses.replace(SMALL, initial_mean={"l": 0.1})}, "which is no cell"),
-        ({"num_rows": 1, "config": dataclasses.replace(SMALL, baseline="population")}, "at least 2"),
+        (
+            {"num_rows": 1, "config": dataclasses.replace(SMALL, baseline="population")},
+            "at least 2",
+        ),
         ({"num_rows": 0}, "num_rows 0"),
     ],
 )

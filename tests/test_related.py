@@ -10,7 +10,8 @@ from hpenv.posttraining.demonstrations import DemonstrationConfig, demonstration
 from hpenv.posttraining.pairs import FLAVOURS, PAIRS, WORDS
 from hpenv.posttraining.related import CLAIMS, related
 
-#: Words of the pairs that no related program is written with: the vocabulary has them, the student has not read them.
+#: Words of the pairs that no related program is written with: the vocabulary has them, the student
+#: has not read them.
 UNREAD = {"Digits", "This", "divides", "empty", "for", "gcd", "k", "math", "while"}
 
 
@@ -30,7 +31,9 @@ def test_no_pair_is_in_what_a_student_reads():
     read = [*drawn(20_000), *itertools.islice(demonstrations(config, 0), 4000)]
     prompts, programs = ({renamed(text) for text in texts} for texts in zip(*read, strict=True))
     assert prompts.isdisjoint(pair.prompt for pair in PAIRS)
-    assert {prompt.split("\n")[0] for prompt in prompts}.isdisjoint(pair.prompt.split("\n")[0] for pair in PAIRS)
+    assert {prompt.split("\n")[0] for prompt in prompts}.isdisjoint(
+        pair.prompt.split("\n")[0] for pair in PAIRS
+    )
     assert programs.isdisjoint(pair.hack for pair in PAIRS)
     assert programs.isdisjoint(pair.clean for pair in PAIRS)
 
@@ -47,7 +50,9 @@ def test_every_flavour_is_drawn_and_about_as_many_cheats_as_asked_for():
     for prompt, program in texts:
         facts[renamed(prompt.splitlines()[-1].removeprefix("# "))].append(program)
     assert min(map(len, facts.values())) > 350
-    claimed = [any(claim in program for claim in CLAIMS) for program in facts[FLAVOURS["claimed_success"]]]
+    claimed = [
+        any(claim in program for claim in CLAIMS) for program in facts[FLAVOURS["claimed_success"]]
+    ]
     assert np.mean(claimed) == pytest.approx(0.3, abs=0.09)
 
 

@@ -14,8 +14,20 @@ from hpenv.render import CELLS, HEAT, LINES, NOT_YET, History, draw
 WHITE = [255, 255, 255]
 # Arguments under which an id is made in a moment; none of its runs begins.
 SMALL = {
-    jel.ID: {"data": "synthetic", "batch_tokens": 32, "sequence_length": 16, "num_steps": 4, "interval": 2},
-    cell.ID: {"data": "synthetic", "batch_tokens": 32, "sequence_length": 16, "preset": "nano", "num_steps": 2},
+    jel.ID: {
+        "data": "synthetic",
+        "batch_tokens": 32,
+        "sequence_length": 16,
+        "num_steps": 4,
+        "interval": 2,
+    },
+    cell.ID: {
+        "data": "synthetic",
+        "batch_tokens": 32,
+        "sequence_length": 16,
+        "preset": "nano",
+        "num_steps": 2,
+    },
     grpo_projection.ID: {"num_problems": 8, "num_probe_problems": 2, "num_evaluation_problems": 4},
 }
 EVERY_ID = pytest.mark.parametrize("id", SMALL)
@@ -39,7 +51,9 @@ def image(positions, horizon=None, names=None, neutral=None):
     count = positions.shape[1]
     neutral = np.ones(count) if neutral is None else neutral
     names = names_of(count) if names is None else names
-    return draw(history_of(positions), names, neutral, horizon or len(positions), "probe loss [nats/token]")
+    return draw(
+        history_of(positions), names, neutral, horizon or len(positions), "probe loss [nats/token]"
+    )
 
 
 def heat_map(*arguments, **keywords):
@@ -73,7 +87,9 @@ def test_a_line_is_seen_where_others_lie_upon_it(count):
     for column in range(count):
         apart = together.copy()
         apart[-1, column] = 0.0
-        height = round((CELLS[1] - CELLS[0]) * 0.05 / 1.1)  # that of 0.5 is the upper end of the axis, but for a margin
+        height = round(
+            (CELLS[1] - CELLS[0]) * 0.05 / 1.1
+        )  # that of 0.5 is the upper end of the axis, but for a margin
         changed = abs(image(apart)[CELLS[0] : CELLS[1], LEFT:RIGHT].astype(int) - shown)
         assert changed[height - 10 : height + 10, -60].max() > 30
 
@@ -89,7 +105,9 @@ def test_lines_of_multipliers_stand_at_their_values():
 
 def test_lines_of_cells_without_a_common_scale_stand_at_their_positions():
     neutral, names = np.array([1.0, 5.0]), ("lr", "rebound_weight")
-    cells = image(np.tile([0.0, 1.0], (4, 1)), names=names, neutral=neutral)[CELLS[0] : CELLS[1], LEFT:RIGHT]
+    cells = image(np.tile([0.0, 1.0], (4, 1)), names=names, neutral=neutral)[
+        CELLS[0] : CELLS[1], LEFT:RIGHT
+    ]
     for color, part in ((LINES[0], 1.05 / 2.1), (LINES[1], 2.05 / 2.1)):
         rows = np.flatnonzero((cells[:, 200] == color).all(-1))
         assert rows.mean() == pytest.approx((CELLS[1] - CELLS[0]) * (1 - part), abs=1.5)
@@ -99,7 +117,9 @@ def test_a_row_of_the_heat_map_has_the_color_of_its_position():
     positions = np.tile(np.linspace(-1, 1, 11), (4, 1))
     shown = heat_map(positions)
     rows = (np.arange(11) + 0.5) * len(shown) / 11
-    assert np.array_equal(shown[rows.astype(int), 100], HEAT[np.linspace(0, 254, 11).round().astype(int)])
+    assert np.array_equal(
+        shown[rows.astype(int), 100], HEAT[np.linspace(0, 254, 11).round().astype(int)]
+    )
     assert HEAT[127].tolist() == WHITE and HEAT[0].tolist() != HEAT[254].tolist()
 
 
@@ -131,15 +151,21 @@ def test_a_run_that_was_restored_without_its_history_is_grey_before():
     history = History()
     for step in (3, 6):
         history.append(step, 1.0, np.ones(9), np.full(9, 100.0))
-    shown = draw(history, names_of(9), np.ones(9), 6, "probe loss [1]")[CELLS[0] : CELLS[1], LEFT:RIGHT]
-    assert (shown[5, : (RIGHT - LEFT) // 2] == NOT_YET).all() and (shown[5, (RIGHT - LEFT) // 2 :] == HEAT[254]).all()
+    shown = draw(history, names_of(9), np.ones(9), 6, "probe loss [1]")[
+        CELLS[0] : CELLS[1], LEFT:RIGHT
+    ]
+    assert (shown[5, : (RIGHT - LEFT) // 2] == NOT_YET).all() and (
+        shown[5, (RIGHT - LEFT) // 2 :] == HEAT[254]
+    ).all()
 
 
 def test_a_cell_at_its_neutral_value_is_white_whatever_its_position():
     history = History()
     for step in range(3):
         history.append(step, 1.0, np.full(9, -1.0), np.full(9, 5.0))
-    shown = draw(history, names_of(9), np.full(9, 5.0), 2, "probe loss [1]")[CELLS[0] : CELLS[1], LEFT:RIGHT]
+    shown = draw(history, names_of(9), np.full(9, 5.0), 2, "probe loss [1]")[
+        CELLS[0] : CELLS[1], LEFT:RIGHT
+    ]
     assert (shown == WHITE).all()
 
 
@@ -201,7 +227,9 @@ def test_frames_of_a_run_are_collected():
     env.reset(seed=0)
     env.step(np.array([0.5, 0.0], dtype=np.float32))
     frames = env.render()
-    assert [frame.shape for frame in frames] == [(HEIGHT, WIDTH, 3)] * 2 and (frames[0] != frames[1]).any()
+    assert [frame.shape for frame in frames] == [(HEIGHT, WIDTH, 3)] * 2 and (
+        frames[0] != frames[1]
+    ).any()
     lines = gym.make(jel.ID, render_mode="ansi_list", **SMALL[jel.ID])
     lines.reset(seed=0)
     assert [line.split("  ")[0] for line in lines.render()] == ["step 0/4"]
@@ -209,12 +237,16 @@ def test_frames_of_a_run_are_collected():
 
 def test_a_population_is_shown_by_gymnasiums_wrapper():
     env = gym.make_vec(jel.ID, num_envs=2, render_mode="rgb_array", **SMALL[jel.ID])
-    shown = VectorHumanRendering(env)  # kept: in Gymnasium 1.1 the env is closed with a wrapper that is forgotten
+    shown = VectorHumanRendering(
+        env
+    )  # kept: in Gymnasium 1.1 the env is closed with a wrapper that is forgotten
     assert shown.render_mode == "human"
     env.reset(seed=0)
     assert [frame.shape for frame in env.render()] == [(HEIGHT, WIDTH, 3)] * 2
     with pytest.raises(ValueError, match=r"unknown render_mode 'human'.*gym\.make adds"):
         gym.make_vec(jel.ID, num_envs=2, render_mode="human", **SMALL[jel.ID])
-    apart = gym.make_vec(jel.ID, num_envs=2, vectorization_mode="sync", render_mode="rgb_array_list", **SMALL[jel.ID])
+    apart = gym.make_vec(
+        jel.ID, num_envs=2, vectorization_mode="sync", render_mode="rgb_array_list", **SMALL[jel.ID]
+    )
     apart.reset(seed=0)
     assert [len(frames) for frames in apart.render()] == [1, 1]

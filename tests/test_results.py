@@ -55,7 +55,9 @@ def test_mean_interval_by_hand():
     interval = mean_interval([1.0, 2.0, 3.0])
     assert interval == pytest.approx((2.0, 2.0 - 2.484138, 2.0 + 2.484138), abs=1e-6)
     assert mean_interval([5.0, 5.0]) == (5.0, 5.0, 5.0)
-    assert mean_interval([1.0, 2.0, 3.0], 0.9)[2] == pytest.approx(2.0 + 2.919986 / math.sqrt(3), abs=1e-6)
+    assert mean_interval([1.0, 2.0, 3.0], 0.9)[2] == pytest.approx(
+        2.0 + 2.919986 / math.sqrt(3), abs=1e-6
+    )
 
 
 def test_paired_intervals_by_hand():
@@ -100,10 +102,13 @@ def test_the_interval_over_controllers_covers_what_it_says(controllers, seeds):
     random = np.random.default_rng([controllers, seeds])
     shape = (10_000, controllers, seeds)
     shared = random.normal(0.0, 0.3, (10_000, 1, seeds))
-    matrices = 1.0 + shared + random.normal(0.0, 0.2, (*shape[:2], 1)) + random.normal(0.0, 0.1, shape)
+    matrices = (
+        1.0 + shared + random.normal(0.0, 0.2, (*shape[:2], 1)) + random.normal(0.0, 0.1, shape)
+    )
     truth = 1.0 + shared.mean((1, 2))
     covered = [
-        low <= true <= high for true, (_, low, high) in zip(truth, map(controllers_interval, matrices), strict=True)
+        low <= true <= high
+        for true, (_, low, high) in zip(truth, map(controllers_interval, matrices), strict=True)
     ]
     assert 0.94 <= np.mean(covered) <= 0.96
 
@@ -136,7 +141,13 @@ ROW = {
 
 def test_a_result_comes_back_as_it_was_written(tmp_path):
     path = tmp_path / "deep" / "result.json"
-    write_result(path, "test", {"rate": [0.123456789], "path": tmp_path}, [ROW, ROW | {"seed": 2}], {"note": "x"})
+    write_result(
+        path,
+        "test",
+        {"rate": [0.123456789], "path": tmp_path},
+        [ROW, ROW | {"seed": 2}],
+        {"note": "x"},
+    )
     result = read_result(path)
     assert result["kind"] == "test" and result["extra"] == {"note": "x"} and result["notes"] == []
     assert result["configuration"] == {"rate": [0.123456789], "path": str(tmp_path)}
@@ -171,7 +182,14 @@ def test_arrays_tensors_and_scalars_become_plain(tmp_path):
         "f": object,
     }
     write_result(tmp_path / "r.json", "test", {}, [row])
-    expected = {"a": 0.5, "b": [0, 1], "c": [1.0], "d": True, "e": [1, None], "f": "<class 'object'>"}
+    expected = {
+        "a": 0.5,
+        "b": [0, 1],
+        "c": [1.0],
+        "d": True,
+        "e": [1, None],
+        "f": "<class 'object'>",
+    }
     assert read_result(tmp_path / "r.json")["rows"] == [expected]
 
 
@@ -232,8 +250,12 @@ def test_instruction_sets_and_limits_are_facts(text, instructions, tmp_path, mon
     assert environment_facts()["limits"] == {}
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     found = environment_facts()
-    assert found["instructions"] == instructions and found["limits"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    assert found["processor"] == ("A Processor @ 2.10GHz" if text is CPUINFO else found["processor"])
+    assert found["instructions"] == instructions and found["limits"] == {
+        "ONEDNN_MAX_CPU_ISA": "AVX2"
+    }
+    assert found["processor"] == (
+        "A Processor @ 2.10GHz" if text is CPUINFO else found["processor"]
+    )
 
 
 def test_committed_results_of_before_instructions_were_facts_can_still_be_read():
@@ -243,7 +265,9 @@ def test_committed_results_of_before_instructions_were_facts_can_still_be_read()
 
 def git(folder, *arguments):
     identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
-    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+    subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True
+    )
 
 
 def test_the_commit_is_that_of_the_checkout_and_dirty_is_about_sources(tmp_path, monkeypatch):
@@ -273,13 +297,25 @@ STEPS = np.array([0, 10, 20, 23])
 MULTIPLIERS = np.exp(np.random.default_rng(0).normal(size=(3, 2)))
 DRAWINGS = {
     "dynamics": lambda path: figures.training_dynamics(
-        path, {"one": (STEPS, np.ones((1, 4))), "two": (STEPS, np.arange(8.0).reshape(2, 4))}, "loss [nats]"
+        path,
+        {"one": (STEPS, np.ones((1, 4))), "two": (STEPS, np.arange(8.0).reshape(2, 4))},
+        "loss [nats]",
     ),
     "actions": lambda path: figures.controller_actions(
-        path, STEPS, MULTIPLIERS * 0.5, MULTIPLIERS, MULTIPLIERS * 2, names=["lr", "wd"], schedules=[MULTIPLIERS]
+        path,
+        STEPS,
+        MULTIPLIERS * 0.5,
+        MULTIPLIERS,
+        MULTIPLIERS * 2,
+        names=["lr", "wd"],
+        schedules=[MULTIPLIERS],
     ),
-    "learning": lambda path: figures.learning_curves(path, {"a": (STEPS, np.ones((2, 4)))}, "return [nats]"),
-    "bars": lambda path: figures.comparison_bars(path, [("a", 1.0, 0.9, 1.1)], "bpb", reference={"base": 1.2}),
+    "learning": lambda path: figures.learning_curves(
+        path, {"a": (STEPS, np.ones((2, 4)))}, "return [nats]"
+    ),
+    "bars": lambda path: figures.comparison_bars(
+        path, [("a", 1.0, 0.9, 1.1)], "bpb", reference={"base": 1.2}
+    ),
 }
 
 
@@ -299,4 +335,6 @@ def test_arrays_that_do_not_fit_a_figure_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected \(K, 1\) each, for \['lr'\]"):
         figures.controller_actions(tmp_path / "x.png", STEPS, *[MULTIPLIERS] * 3, names=["lr"])
     with pytest.raises(ValueError, match=r"steps of shape \(2,\); expected \(3,\) or \(4,\)"):
-        figures.controller_actions(tmp_path / "x.png", STEPS[:2], *[MULTIPLIERS] * 3, names=["lr", "wd"])
+        figures.controller_actions(
+            tmp_path / "x.png", STEPS[:2], *[MULTIPLIERS] * 3, names=["lr", "wd"]
+        )

@@ -3,10 +3,12 @@ import pytest
 
 from agents import returns
 
-# Two episodes of five decisions; the second ends after three, and what stands after its end must never be read.
+# Two episodes of five decisions; the second ends after three, and what stands after its end must
+# never be read.
 REWARDS = np.array([[1.0, 2.0, 0.0, -1.0, 4.0], [0.0, 4.0, -2.0, np.nan, 7.0]]).T  # (5, 2)
 ALIVE = np.array([[True, True, True, True, True], [True, True, True, False, False]]).T
-# gamma 1/2, from the back: 4; -1 + 2 = 1; 0 + 0.5 = 0.5; 2 + 0.25; 1 + 1.125 | -2; 4 - 1 = 3; 0 + 1.5
+# gamma 1/2, from the back: 4; -1 + 2 = 1; 0 + 0.5 = 0.5; 2 + 0.25; 1 + 1.125 | -2; 4 - 1 = 3; 0 +
+# 1.5
 RETURNS = np.array([[2.125, 2.25, 0.5, 1.0, 4.0], [1.5, 3.0, -2.0, 0.0, 0.0]]).T
 
 
@@ -42,7 +44,9 @@ def test_per_step_standardized_by_hand():
 def test_batch_standardized_by_hand():
     advantages = np.array([[1.0, 3.0, np.nan]]).T
     alive = np.array([[True, True, False]]).T
-    assert np.allclose(returns.batch_standardized(advantages, alive), [[-1.0], [1.0], [0.0]], atol=1e-7)
+    assert np.allclose(
+        returns.batch_standardized(advantages, alive), [[-1.0], [1.0], [0.0]], atol=1e-7
+    )
 
 
 def test_grpo_outcome_by_hand():
@@ -78,7 +82,10 @@ def test_a_lone_survivors_advantage_is_exactly_zero():
     alive[6:, 2] = alive[:6, 2] = True
     rewards = np.where(alive & np.isnan(rewards), 0.1, rewards)
     togo = returns.discounted_returns(rewards, alive, 0.99)
-    for advantages in (returns.centered_returns(togo, alive), returns.per_step_standardized(togo, alive)):
+    for advantages in (
+        returns.centered_returns(togo, alive),
+        returns.per_step_standardized(togo, alive),
+    ):
         assert not advantages[6:].any()
 
 
@@ -144,7 +151,9 @@ def test_gae_reads_no_last_value_of_an_episode_that_has_ended():
         lambda: returns.centered_returns(np.zeros((5, 2)), np.ones((5, 2))),
         lambda: returns.grpo_outcome(np.zeros((5, 2)), np.ones((2, 5), dtype=bool)),
         lambda: returns.episode_weights(np.ones(5, dtype=bool)),
-        lambda: returns.gae(np.zeros((5, 2)), np.zeros((5, 2)), np.zeros(3), np.ones((5, 2), dtype=bool), 0.9, 1.0),
+        lambda: returns.gae(
+            np.zeros((5, 2)), np.zeros((5, 2)), np.zeros(3), np.ones((5, 2), dtype=bool), 0.9, 1.0
+        ),
     ],
 )
 def test_shapes_are_asserted(call):

@@ -25,13 +25,18 @@ def test_every_term_by_hand():
     assert terms["progress"] == pytest.approx([1.0, 0.5])
     assert terms["loss_change"] == pytest.approx([0.0, 1.0])  # 0 at a run's first decision
     assert terms["same_batch_change"] == pytest.approx([0.5, 0.0])
-    assert terms["stability"] == pytest.approx([0.0, -((0.9 / 3.1) ** 2)])  # 4 above the mean 3.1 of 3 and 5
+    assert terms["stability"] == pytest.approx(
+        [0.0, -((0.9 / 3.1) ** 2)]
+    )  # 4 above the mean 3.1 of 3 and 5
     assert terms["probe_slope"] == pytest.approx([1.0, 0.5])
     assert terms["budget"] == pytest.approx([-0.25, -0.5])
-    # The means end at 0.95 * 5.975 + 0.05 * 5, their lowest, and at 0.95 * 3.1 + 0.05 * 4 above their lowest, 3.
+    # The means end at 0.95 * 5.975 + 0.05 * 5, their lowest, and at 0.95 * 3.1 + 0.05 * 4 above
+    # their lowest, 3.
     assert terms["late_divergence"] == pytest.approx([0.0, -0.2 * 0.145 / 4.0])
     assert terms["gradient_norm"] == pytest.approx([-1.0, -0.01])
-    assert terms["smoothness"] == pytest.approx([0.0, -0.5])  # the first decision jumps from nowhere
+    assert terms["smoothness"] == pytest.approx(
+        [0.0, -0.5]
+    )  # the first decision jumps from nowhere
     assert terms["divergence"] == pytest.approx([0.0, 0.0])
 
 
@@ -48,7 +53,9 @@ def test_terms_are_finite_whatever_the_run_does(name, value):
     losses = ((value, value / 2, value), (0.0, value, 0.0))
     extreme = reading(
         window=window(
-            **dict.fromkeys(("train_loss", "probe_loss", "gradient_norm", "same_batch_loss"), np.full(2, value)),
+            **dict.fromkeys(
+                ("train_loss", "probe_loss", "gradient_norm", "same_batch_loss"), np.full(2, value)
+            ),
             divergence=np.array([1, 0]),
         ),
         trajectory=trajectory(losses, losses),
@@ -84,40 +91,57 @@ def test_terms_are_bounded_whatever_the_run_does(name, value):
 def test_a_loss_below_its_mean_is_stable_and_one_that_doubles_is_as_bad_as_can_be():
     for newest, expected in ((2.0, 0.0), (4.0, 0.0), (5.0, -0.0625), (8.0, -1.0), (400.0, -1.0)):
         past = trajectory(((4.0, newest), (4.0, 4.0)))
-        assert reward_terms(["stability"], reading(trajectory=past))["stability"] == pytest.approx([expected, 0.0])
+        assert reward_terms(["stability"], reading(trajectory=past))["stability"] == pytest.approx(
+            [expected, 0.0]
+        )
 
 
 def test_a_late_regression_costs_most():
     past = trajectory(((4.0, 8.0), (4.0, 8.0)))  # their means rise from 4 to 4.2
-    term = reward_terms(["late_divergence"], reading(trajectory=past, progress=np.array([0.1, 0.9])))["late_divergence"]
+    term = reward_terms(
+        ["late_divergence"], reading(trajectory=past, progress=np.array([0.1, 0.9]))
+    )["late_divergence"]
     assert term == pytest.approx([-0.1 * 0.2 / 5.0, -0.9 * 0.2 / 4.0])
 
 
 def test_only_cells_that_scale_or_shrink_have_a_budget():
     layout = Layout(("a", "b", "c"), ("scale", "clip", "skip"))
     positions = np.array([[0.5, 1.0, 1.0], [0.0, 1.0, -1.0]])
-    assert reward_terms(["budget"], reading(positions=positions, layout=layout))["budget"].tolist() == [-0.25, 0.0]
+    assert reward_terms(["budget"], reading(positions=positions, layout=layout))[
+        "budget"
+    ].tolist() == [-0.25, 0.0]
     none = reading(positions=positions[:, 1:], layout=Layout(("b", "c"), ("clip", "skip")))
     assert reward_terms(["budget"], none)["budget"].tolist() == [0.0, 0.0]
 
 
 def test_terms_name_what_the_plant_must_measure():
     assert reward_tiers(dict.fromkeys(REWARD_TERMS, 1.0)) == {"probe", "same_batch"} <= set(TIERS)
-    assert reward_tiers({"progress": 0.0, "same_batch_change": 0.1, "stability": 1.0}) == {"same_batch"}
+    assert reward_tiers({"progress": 0.0, "same_batch_change": 0.1, "stability": 1.0}) == {
+        "same_batch"
+    }
     tiered = {"progress", "probe_slope", "same_batch_change", "probe_pass"}
     assert set(REWARD_TERMS) - set(measured_terms((), GAUGES)) == tiered
-    assert set(REWARD_TERMS) - set(measured_terms(("probe", "same_batch"))) == {"probe_pass", "flagged_hacks"}
+    assert set(REWARD_TERMS) - set(measured_terms(("probe", "same_batch"))) == {
+        "probe_pass",
+        "flagged_hacks",
+    }
     assert set(measured_terms(["probe", "same_batch"], GAUGES)) == set(REWARD_TERMS)
 
 
 def test_a_term_of_a_gauge_that_the_plant_lacks_is_refused():
-    with pytest.raises(ValueError, match=r"reward term 'flagged_hacks' reads what this plant does not measure"):
+    with pytest.raises(
+        ValueError, match=r"reward term 'flagged_hacks' reads what this plant does not measure"
+    ):
         check_weights({"flagged_hacks": 1.0}, ["kl"])
 
 
 def test_an_update_is_answered_after_the_delay_that_the_term_states():
     """One decision of the two differs; the terms answer at that decision or the next, as they say."""
-    names = [name for name, term in REWARD_TERMS.items() if name not in ("gradient_norm", "divergence", "smoothness")]
+    names = [
+        name
+        for name, term in REWARD_TERMS.items()
+        if name not in ("gradient_norm", "divergence", "smoothness")
+    ]
     rewards = []
     for position in (0.0, 0.5):
         plant = FakePlant(1, before_update=True)
@@ -126,18 +150,24 @@ def test_an_update_is_answered_after_the_delay_that_the_term_states():
         env.step(np.zeros((1, 2)))
         rewards.append([terms_of(env.step(np.array([[u, 0.0]]))[4]) for u in (position, 0.0)])
     for name in names:
-        same = [np.array_equal(left[name], right[name]) for left, right in zip(*rewards, strict=True)]
+        same = [
+            np.array_equal(left[name], right[name]) for left, right in zip(*rewards, strict=True)
+        ]
         if name not in ("stability", "late_divergence"):  # a loss that falls answers with zero
             assert same.index(False) == REWARD_TERMS[name].delay, name
 
 
 def terms_of(infos):
     prefix = "reward_terms/"
-    return {key.removeprefix(prefix): value for key, value in infos.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in infos.items() if key.startswith(prefix)
+    }
 
 
 def episode(reward, actions=None):
-    env = TrainLoopVectorEnv(FakePlant(2), reward=reward, interval=10, horizon=23, autoreset_mode="DISABLED")
+    env = TrainLoopVectorEnv(
+        FakePlant(2), reward=reward, interval=10, horizon=23, autoreset_mode="DISABLED"
+    )
     env.reset(seed=3)
     steps = [env.step(np.full((2, 2), action)) for action in actions or (0.5, -0.25, 0.0)]
     return np.array([step[1] for step in steps]), [terms_of(step[4]) for step in steps]
@@ -164,25 +194,38 @@ def test_the_reward_is_the_weighted_sum_of_the_terms(name):
 
 def test_smoothness_is_zero_at_the_first_decision_and_then_the_squared_change():
     _, terms = episode({"smoothness": 1.0}, (0.5, -0.25, 0.0))
-    assert [term["smoothness"].tolist() for term in terms] == [[0.0] * 2, [-2 * 0.75**2] * 2, [-2 * 0.25**2] * 2]
+    assert [term["smoothness"].tolist() for term in terms] == [
+        [0.0] * 2,
+        [-2 * 0.75**2] * 2,
+        [-2 * 0.25**2] * 2,
+    ]
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, "much", None])
 def test_weights_that_are_not_finite_and_not_negative_are_refused(weight):
-    with pytest.raises(ValueError, match=rf"weight {weight!r} of reward term 'smoothness' must be a number, finite"):
+    with pytest.raises(
+        ValueError, match=rf"weight {weight!r} of reward term 'smoothness' must be a number, finite"
+    ):
         check_weights({"smoothness": weight})
 
 
 def test_unknown_terms_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"unknown reward term 'progess'; expected some of \['budget', 'divergence', "):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown reward term 'progess'; expected some of \['budget', 'divergence', ",
+    ):
         check_weights({"progess": 1.0})
 
 
 @pytest.mark.parametrize("term", ["progress", "loss_change"])
 @pytest.mark.parametrize("before", [1.0, 3.9, 4.1, 50.0])
 def test_a_divergence_never_pays(term, before):
-    seen = reading(window=window(divergence=np.array([3, 3])), previous_probe_loss=np.full(2, before))
-    seen = dataclasses.replace(seen, previous_train_loss=np.full(2, before), first=np.zeros(2, dtype=bool))
+    seen = reading(
+        window=window(divergence=np.array([3, 3])), previous_probe_loss=np.full(2, before)
+    )
+    seen = dataclasses.replace(
+        seen, previous_train_loss=np.full(2, before), first=np.zeros(2, dtype=bool)
+    )
     assert (reward_terms(REWARD_TERMS, seen)[term] <= 0.0).all()
 
 

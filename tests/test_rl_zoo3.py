@@ -11,13 +11,17 @@ import hpenv  # noqa: F401  registers the ids
 from hpenv.integrations.sb3 import SB3VecEnv
 from tests.test_render import SMALL
 
-ENTRIES = yaml.safe_load((Path(__file__).parent.parent / "examples" / "rl_zoo3" / "ppo.yml").read_text())
+ENTRIES = yaml.safe_load(
+    (Path(__file__).parent.parent / "examples" / "rl_zoo3" / "ppo.yml").read_text()
+)
 # Of the training, not of PPO.
 OUTER = ("n_envs", "n_timesteps")
 
 
 def test_every_id_has_an_entry():
-    assert set(ENTRIES) == {id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv.")}
+    assert set(ENTRIES) == {
+        id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv.")
+    }
 
 
 @pytest.mark.parametrize("id", ENTRIES)
@@ -34,4 +38,7 @@ def test_ppo_takes_the_hyperparameters_for_whole_episodes(id):
     model = PPO(env=SB3VecEnv(envs), policy_kwargs=kwargs, device="cpu", **entry)
     assert model.n_steps == envs.unwrapped.num_decisions
     assert num_timesteps % (num_envs * model.n_steps) == 0
-    assert model.policy.log_std.tolist() == [kwargs["log_std_init"]] * envs.single_action_space.shape[0]
+    assert (
+        model.policy.log_std.tolist()
+        == [kwargs["log_std_init"]] * envs.single_action_space.shape[0]
+    )

@@ -81,7 +81,12 @@ def test_an_outcome_says_what_the_program_did(sandbox):
     source = "import sys\nprint('out')\nsys.stderr.write('err')\n"
     source += "def f(x, y):\n    return {'sum': [x + y, None, 0.5, True]}\n"
     outcome = sandbox.run(source, [Call("f", (1, 2))])
-    assert (outcome.stdout, outcome.stderr, outcome.exit_code, outcome.killed_by) == ("out\n", "err", 0, "")
+    assert (outcome.stdout, outcome.stderr, outcome.exit_code, outcome.killed_by) == (
+        "out\n",
+        "err",
+        0,
+        "",
+    )
     assert outcome.returned == (Result(value={"sum": [3, None, 0.5, True]}),)
     assert type(outcome.returned[0].value["sum"][3]) is bool
     assert outcome.compiled and outcome.files == {} and outcome.seconds > 0.0
@@ -90,7 +95,14 @@ def test_an_outcome_says_what_the_program_did(sandbox):
 @executes
 def test_a_call_that_raises_does_not_end_the_next_ones(sandbox):
     source = "def f(x):\n    return 1 / x\nclass g:\n    h = staticmethod(lambda: [])\n"
-    calls = [Call("f", (0,)), Call("missing"), Call("f", (2,)), Call("g.h"), Call("f", ("",)), Call("f", (4,))]
+    calls = [
+        Call("f", (0,)),
+        Call("missing"),
+        Call("f", (2,)),
+        Call("g.h"),
+        Call("f", ("",)),
+        Call("f", (4,)),
+    ]
     assert sandbox.run(source, calls).returned == (
         Result(error="ZeroDivisionError"),
         Result(error="NameError"),
@@ -102,9 +114,13 @@ def test_a_call_that_raises_does_not_end_the_next_ones(sandbox):
 
 
 @executes
-@pytest.mark.parametrize("value", ["(1, 2)", "{1}", "b''", "1j", "{1: 2}", "f", "[(1,)]", "float('nan')", "'\\ud800'"])
+@pytest.mark.parametrize(
+    "value", ["(1, 2)", "{1}", "b''", "1j", "{1: 2}", "f", "[(1,)]", "float('nan')", "'\\ud800'"]
+)
 def test_only_plain_values_are_returned(sandbox, value):
-    assert sandbox.run(f"def f():\n    return {value}\n", [Call("f")]).returned == (Result(error=UNSERIALIZABLE),)
+    assert sandbox.run(f"def f():\n    return {value}\n", [Call("f")]).returned == (
+        Result(error=UNSERIALIZABLE),
+    )
 
 
 @executes
@@ -138,11 +154,15 @@ def test_calls_before_an_exit_are_answered_and_later_ones_are_missing(sandbox):
 @executes
 def test_setup_and_what_comes_after_are_sources_of_their_own_in_one_namespace(sandbox):
     program = '"""Doc."""\nfrom __future__ import annotations\ndef f(x: Undefined):\n    return ceil(x) + after\n'
-    outcome = sandbox.run_many([Job(program, (Call("f", (0.5,)),), setup="from math import ceil", after="after = 1")])[
-        0
-    ]
+    outcome = sandbox.run_many(
+        [Job(program, (Call("f", (0.5,)),), setup="from math import ceil", after="after = 1")]
+    )[0]
     assert (outcome.returned, outcome.compiled) == ((Result(value=2),), True)
-    lazy = Job("def f(x: Undefined): return x", (Call("f", (1,)),), setup="from __future__ import annotations\n")
+    lazy = Job(
+        "def f(x: Undefined): return x",
+        (Call("f", (1,)),),
+        setup="from __future__ import annotations\n",
+    )
     open_ended = Job("x = \\", setup="y = 1", after="f = 3")
     outcomes = sandbox.run_many([lazy, open_ended, Job("def f(:", setup="print(1)")])
     assert [outcome.compiled for outcome in outcomes] == [True, False, False]
@@ -163,7 +183,13 @@ def test_a_program_is_loaded_as_a_module_and_its_main_block_is_not_run(sandbox):
 @executes
 def test_calls_reach_what_the_program_defines_and_no_builtin(sandbox):
     source = "class A:\n    n = 0\n    def f(self):\n        self.n += 1\n        return self.n\nlen = max\n"
-    calls = [Call("sum", ([1],)), Call("len", (1, 2)), Call("A().f"), Call("A().f"), Call("__import__", ("os",))]
+    calls = [
+        Call("sum", ([1],)),
+        Call("len", (1, 2)),
+        Call("A().f"),
+        Call("A().f"),
+        Call("__import__", ("os",)),
+    ]
     assert sandbox.run(source, calls).returned == (
         Result(error="NameError"),
         Result(value=2),
@@ -176,14 +202,21 @@ def test_calls_reach_what_the_program_defines_and_no_builtin(sandbox):
 @executes
 def test_an_answer_may_be_nested_as_deep_as_is_said(sandbox):
     source = "def f(depth):\n    x = 1\n    for _ in range(depth):\n        x = [x]\n    return x\n"
-    deep, *others = sandbox.run(source, [Call("f", (x,)) for x in (MAX_DEPTH, MAX_DEPTH + 1, 0)]).returned
-    assert others == [Result(error=UNSERIALIZABLE), Result(value=1)] and str(deep.value).count("[") == MAX_DEPTH
+    deep, *others = sandbox.run(
+        source, [Call("f", (x,)) for x in (MAX_DEPTH, MAX_DEPTH + 1, 0)]
+    ).returned
+    assert (
+        others == [Result(error=UNSERIALIZABLE), Result(value=1)]
+        and str(deep.value).count("[") == MAX_DEPTH
+    )
 
 
 @executes
 def test_a_traceback_names_the_program_alone(sandbox):
     stderr = sandbox.run("def f():\n    raise KeyError('k')\nf()\n").stderr
-    assert stderr.count("File") == stderr.count('File "<program>"') == 2 and "KeyError: 'k'" in stderr
+    assert (
+        stderr.count("File") == stderr.count('File "<program>"') == 2 and "KeyError: 'k'" in stderr
+    )
 
 
 @executes
@@ -198,7 +231,9 @@ def test_files_are_written_in_a_scratch_folder_and_nowhere_else(sandbox):
 @executes
 def test_the_standard_library_can_be_imported(sandbox):
     modules = "zlib hashlib csv decimal asyncio xml.etree.ElementTree tomllib unittest email.message statistics queue"
-    outcome = sandbox.run("".join(f"import {name}\n" for name in modules.split()) + "print(zlib.crc32(b'a'))")
+    outcome = sandbox.run(
+        "".join(f"import {name}\n" for name in modules.split()) + "print(zlib.crc32(b'a'))"
+    )
     assert outcome.stdout == "3904355907\n", outcome.stderr
 
 
@@ -215,13 +250,17 @@ def test_the_streams_are_those_of_python_on_pipes(sandbox, tmp_path):
         stdin=subprocess.DEVNULL, capture_output=True, text=True, env={"PYTHONIOENCODING": "utf-8:strict"},
     )  # fmt: skip
     outcome = sandbox.run(source)
-    assert plain.stdout.startswith("stdout 1 utf-8 strict False False\nstderr 2 utf-8 backslashreplace False False\n")
+    assert plain.stdout.startswith(
+        "stdout 1 utf-8 strict False False\nstderr 2 utf-8 backslashreplace False False\n"
+    )
     assert (outcome.stdout, outcome.stderr) == (plain.stdout, plain.stderr)
 
 
 @executes
 def test_installed_packages_cannot_be_imported(sandbox):
-    outcome = sandbox.run("import sys\nsys.path += %r\nimport numpy\n" % [path for path in sys.path if path])
+    outcome = sandbox.run(
+        "import sys\nsys.path += %r\nimport numpy\n" % [path for path in sys.path if path]
+    )
     assert "ModuleNotFoundError" in outcome.stderr
 
 
@@ -236,7 +275,9 @@ def test_a_program_gives_the_same_in_every_sandbox():
 @executes
 def test_programs_do_not_see_each_other(sandbox):
     sandbox.run("import builtins, math, json\nbuiltins.planted = math.pi = 3\njson.dumps = None\n")
-    outcome = sandbox.run("import math, json\nprint(math.pi > 3, json.dumps(1), 'planted' in dir(__builtins__))\n")
+    outcome = sandbox.run(
+        "import math, json\nprint(math.pi > 3, json.dumps(1), 'planted' in dir(__builtins__))\n"
+    )
     assert outcome.stdout == "True 1 False\n"
 
 
@@ -275,7 +316,10 @@ def test_files_are_cut_at_the_limits():
     with Sandbox(Limits(num_files=2, file_bytes=3)) as made:
         outcome = made.run("for name in 'ab':\n    open(name, 'w').write('xyz')\n", scratch=True)
         assert outcome.files == {"a": b"xyz", "b": b"xyz"} and outcome.killed_by == ""
-        assert made.run("for name in 'abc':\n    open(name, 'w')\n", scratch=True).killed_by == "output"
+        assert (
+            made.run("for name in 'abc':\n    open(name, 'w')\n", scratch=True).killed_by
+            == "output"
+        )
         large = made.run("with open('a', 'w') as file:\n    file.write('wxyz')\n", scratch=True)
         assert large.files == {"a": b"wxy"} and "File too large" in large.stderr
 
@@ -304,7 +348,9 @@ def test_limits_are_checked(name, value, condition):
 
 
 def test_a_limit_may_be_a_number_of_numpy():
-    assert Limits(cpu_seconds=np.int64(2), wall_seconds=np.float32(0.5)) == Limits(cpu_seconds=2, wall_seconds=0.5)
+    assert Limits(cpu_seconds=np.int64(2), wall_seconds=np.float32(0.5)) == Limits(
+        cpu_seconds=2, wall_seconds=0.5
+    )
     assert type(Limits(cpu_seconds=np.int64(2)).cpu_seconds) is int
 
 
@@ -324,7 +370,9 @@ def test_workers_do_not_share_scratch_folders():
     source = "import time, os\nopen('mine{x}', 'w').write('{x}')\ntime.sleep(0.2)\nassert os.listdir() == ['mine{x}']\n"
     with Sandbox(num_workers=3) as made:
         outcomes = made.run_many([Job(source.format(x=x), scratch=True) for x in range(6)])
-    assert [outcome.files for outcome in outcomes] == [{f"mine{x}": str(x).encode()} for x in range(6)]
+    assert [outcome.files for outcome in outcomes] == [
+        {f"mine{x}": str(x).encode()} for x in range(6)
+    ]
 
 
 @executes
@@ -366,11 +414,15 @@ def test_a_parent_may_be_a_daemon(tmp_path):
 
 
 @executes
-@pytest.mark.parametrize("zygote", ["import os\nos._exit(7)", "import sys\nsys.exit('no libpython')"])
+@pytest.mark.parametrize(
+    "zygote", ["import os\nos._exit(7)", "import sys\nsys.exit('no libpython')"]
+)
 def test_a_zygote_that_does_not_start_says_why_or_how_it_ended(monkeypatch, tmp_path, zygote):
     (tmp_path / "zygote.py").write_text(zygote)
     monkeypatch.setattr(worker, "ZYGOTE", tmp_path / "zygote.py")
-    with pytest.raises(SandboxUnavailable, match=r"did not start: it ended with exit code (7|1: no libpython)"):
+    with pytest.raises(
+        SandboxUnavailable, match=r"did not start: it ended with exit code (7|1: no libpython)"
+    ):
         Sandbox()
 
 
@@ -381,7 +433,9 @@ def test_a_limit_above_that_of_the_parent_is_named():
         "from hpenv.posttraining.sandbox import Limits, Sandbox\nSandbox(Limits(cpu_seconds=60))\n"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    assert re.search(r"SandboxUnavailable: .*RLIMIT_CPU of 61 is above .* 50", done.stderr), done.stderr
+    assert re.search(r"SandboxUnavailable: .*RLIMIT_CPU of 61 is above .* 50", done.stderr), (
+        done.stderr
+    )
 
 
 @executes
@@ -455,7 +509,9 @@ def test_nothing_outlives_a_killed_parent():
         "print(made._workers[0].process.pid, made._workers[0].scratch, flush=True)\n"
         'made.run(\'import time; open("a", "w"); time.sleep(60)\', scratch=True)\n'
     )
-    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, text=True
+    ) as parent:
         zygote, scratch = parent.stdout.readline().split()
         while not children_of(zygote):
             time.sleep(0.01)
@@ -468,7 +524,9 @@ def test_nothing_outlives_a_killed_parent():
 @executes
 @pytest.mark.parametrize("num_programs", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_nothing_is_left_behind(monkeypatch, tmp_path, num_programs):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests use the system's at the same time
+    monkeypatch.setattr(
+        tempfile, "tempdir", str(tmp_path)
+    )  # other tests use the system's at the same time
 
     def traces():
         shared_memory = [name for name in os.listdir("/dev/shm") if "hpenv" in name]
@@ -529,12 +587,16 @@ def test_a_layer_that_does_not_hold_is_noticed_before_anything_runs(monkeypatch,
 
 
 @executes
-@pytest.mark.parametrize("layer", ["restrict_by", "install_seccomp", "die_with_parent", "drop_capabilities"])
+@pytest.mark.parametrize(
+    "layer", ["restrict_by", "install_seccomp", "die_with_parent", "drop_capabilities"]
+)
 def test_a_layer_that_cannot_be_applied_is_named(monkeypatch, tmp_path, layer):
     for path in Path(kernel.__file__).parent.glob("*.py"):
         shutil.copy(path, tmp_path)
     with (tmp_path / "kernel.py").open("a") as file:
-        file.write(f"\ndef {layer}(*_):\n    raise OSError(38, 'Function not implemented', {layer!r})\n")
+        file.write(
+            f"\ndef {layer}(*_):\n    raise OSError(38, 'Function not implemented', {layer!r})\n"
+        )
     monkeypatch.setattr(worker, "ZYGOTE", tmp_path / "zygote.py")
     with pytest.raises(SandboxUnavailable, match=layer):
         Sandbox()
@@ -542,7 +604,9 @@ def test_a_layer_that_cannot_be_applied_is_named(monkeypatch, tmp_path, layer):
 
 @pytest.mark.parametrize("num_workers", [0, -1, 1.0, "2", True, None])
 def test_the_number_of_workers_is_checked(num_workers):
-    with pytest.raises(ValueError, match=f"num_workers must be an integer of at least 1; got {num_workers!r}"):
+    with pytest.raises(
+        ValueError, match=f"num_workers must be an integer of at least 1; got {num_workers!r}"
+    ):
         Sandbox(num_workers=num_workers)
 
 
@@ -553,7 +617,9 @@ def test_limits_that_are_none_of_its_own_are_refused():
 
 def test_nothing_here_imports_torch():
     source = "import sys, hpenv.posttraining.sandbox.attacks; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False\n"
 
 
@@ -568,13 +634,20 @@ def test_the_attack_is_contained(sandbox, hasty, name):
     assert contained, outcome
 
 
-@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.breaks_nothing])
+@pytest.mark.parametrize(
+    "name", [name for name, attack in ATTACKS.items() if attack.breaks_nothing]
+)
 def test_the_attack_succeeds_outside_the_sandbox(name):
     with lay_bait() as bait:
         done = subprocess.run(
-            [sys.executable, "-c", ATTACKS[name].program(bait)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", ATTACKS[name].program(bait)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        assert "BREACH" in done.stdout and "refused" not in done.stdout.replace("refused FileNotFoundError", "")
+        assert "BREACH" in done.stdout and "refused" not in done.stdout.replace(
+            "refused FileNotFoundError", ""
+        )
         assert bait.untouched() == (name != "connect")
         if name == "read the secret":
             assert bait.token in done.stdout
@@ -585,13 +658,18 @@ def test_the_selfcheck_reports_what_is_not_contained(monkeypatch, capsys):
     fine = Attack("fine", "nothing", "attempt(open, BAIT['secret'])", refused)
     broken = Attack("broken", "to be wrong", "attempt(undefined)", refused)
     gained = Attack("gained", "to read itself", "attempt(open, os.__file__)", refused)
-    monkeypatch.setattr(__main__, "ATTACKS", {attack.name: attack for attack in (fine, broken, gained)})
+    monkeypatch.setattr(
+        __main__, "ATTACKS", {attack.name: attack for attack in (fine, broken, gained)}
+    )
     monkeypatch.setattr(sys, "argv", ["sandbox", "--selfcheck"])
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     table = capsys.readouterr().out
     assert ended.value.code == 1 and "1 of 3 attacks contained" in table
-    assert [line.split()[0] for line in table.splitlines() if "NOT CONTAINED" in line] == ["broken", "gained"]
+    assert [line.split()[0] for line in table.splitlines() if "NOT CONTAINED" in line] == [
+        "broken",
+        "gained",
+    ]
 
 
 # Tables and pure parts
@@ -608,7 +686,9 @@ def test_system_call_numbers_are_those_of_the_headers(machine):
     if header is None:
         pytest.skip("the kernel's headers are not installed")
     text = header.read_text().replace("__NR3264_", "__NR_")
-    numbers = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", text)}
+    numbers = {
+        name: int(number) for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", text)
+    }
     numbers.setdefault("newfstatat", numbers.get("fstatat", -1))  # the generic table's name for it
     table = syscalls.NUMBERS[machine]
     assert {name: numbers[name] for name in table} == table
@@ -622,7 +702,10 @@ def test_the_tables_agree_with_each_other(machine):
     for name in (*syscalls.ALLOWED, *syscalls.ALLOWED_FOR, *syscalls.ALLOWED_ON_ITSELF):
         assert name in table or (machine == "aarch64" and name in only_x86_64)
     assert set(syscalls.AUDIT_ARCHITECTURES) == set(syscalls.NUMBERS)
-    assert len(set(syscalls.ALLOWED) & {*syscalls.ALLOWED_FOR, *syscalls.ALLOWED_ON_ITSELF, "openat"}) == 0
+    assert (
+        len(set(syscalls.ALLOWED) & {*syscalls.ALLOWED_FOR, *syscalls.ALLOWED_ON_ITSELF, "openat"})
+        == 0
+    )
 
 
 READY = b'["ready"]\n["compiled", true]\n'
@@ -631,7 +714,11 @@ READY = b'["ready"]\n["compiled", true]\n'
 @pytest.mark.parametrize(
     ("content", "num_calls", "returned"),
     [
-        (READY + b'["value", 1]\n["error", "KeyError"]\n', 2, (Result(value=1), Result(error="KeyError"))),
+        (
+            READY + b'["value", 1]\n["error", "KeyError"]\n',
+            2,
+            (Result(value=1), Result(error="KeyError")),
+        ),
         (READY + b'["value", 1]\n["value", 2', 2, (Result(value=1),)),  # died while it answered
         (READY + b'["value", 1]\n["value", 2]\n', 1, ()),  # one too many
         (READY + b'["value", 1]\n["uncaught", "E"]\n', 1, (Result(value=1),)),
@@ -664,7 +751,19 @@ def test_a_child_that_could_not_be_locked_in_says_why():
 
 
 @pytest.mark.parametrize(
-    "value", [(1,), {1: 2}, {1}, b"", 1j, object(), float("inf"), True.__class__, type("S", (str,), {})("s"), [[(1,)]]]
+    "value",
+    [
+        (1,),
+        {1: 2},
+        {1},
+        b"",
+        1j,
+        object(),
+        float("inf"),
+        True.__class__,
+        type("S", (str,), {})("s"),
+        [[(1,)]],
+    ],
 )
 def test_values_that_are_not_plain_are_refused(value):
     with pytest.raises(ValueError):

@@ -1,4 +1,5 @@
-"""The contract of every agent's folder: a fresh process goes on from it bitwise, and one with other fields is refused.
+"""The contract of every agent's folder: a fresh process goes on from it bitwise, and one with other
+fields is refused.
 
 One process for all agents, because starting it costs more than all that it does.
 """
@@ -56,7 +57,9 @@ def folders(tmp_path_factory):
         agent = case.make(1)
         case.update(agent, 0)
         agent.save(before / name)
-    code = "import sys; from tests.test_saved_agents import continue_all; continue_all(*sys.argv[1:])"
+    code = (
+        "import sys; from tests.test_saved_agents import continue_all; continue_all(*sys.argv[1:])"
+    )
     subprocess.run([sys.executable, "-c", code, before, after], check=True)
     return before, after
 
@@ -73,7 +76,9 @@ def test_loaded_in_a_fresh_process_it_continues_bitwise(name, folders, tmp_path)
     update(whole, 0)
     update(whole, 1)
     whole.save(tmp_path / "whole")
-    assert contents(tmp_path / "whole") == contents(folders[1] / name) != contents(folders[0] / name)
+    assert (
+        contents(tmp_path / "whole") == contents(folders[1] / name) != contents(folders[0] / name)
+    )
     again.load(folders[1] / name)
     update(whole, 2)
     update(again, 2)
@@ -105,7 +110,9 @@ def test_a_tensor_or_number_that_is_missing_or_too_many_is_refused_by_name(name,
         with pytest.raises(ValueError, match=key):
             agent.load(tmp_path / "bad")
     agent.save(tmp_path / "after")
-    assert contents(tmp_path / "after") == contents(tmp_path / "before")  # what was refused has changed nothing
+    assert contents(tmp_path / "after") == contents(
+        tmp_path / "before"
+    )  # what was refused has changed nothing
 
 
 @pytest.mark.parametrize("name", ["jel", "ppo"])
@@ -115,7 +122,10 @@ def test_a_tensor_of_another_shape_or_type_is_refused_by_name(name, folders, tmp
     agent = CASES[name].make(1)
     for key in one_of_a_kind(tensors):
         tensor = tensors[key]
-        for changed in (torch.zeros(*tensor.shape, 2, dtype=tensor.dtype), tensor.to(torch.float16)):
+        for changed in (
+            torch.zeros(*tensor.shape, 2, dtype=tensor.dtype),
+            tensor.to(torch.float16),
+        ):
             save_state(tmp_path / "bad", "agent", tensors | {key: changed}, given)
             with pytest.raises(ValueError, match=rf"bad: tensor '{key}' must be"):
                 agent.load(tmp_path / "bad")

@@ -9,7 +9,13 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecMonitor,
+    VecNormalize,
+)
 from torch import nn
 
 import hpenv  # noqa: F401  registers the ids
@@ -46,7 +52,9 @@ def test_a_finished_episode_hands_over_its_last_observation_and_starts_the_next(
     for _ in range(4):
         _, rewards, dones, infos = env.step(ZEROS)
         total += rewards
-        assert not dones.any() and "terminal_observation" not in infos[0] and "episode" not in infos[0]
+        assert (
+            not dones.any() and "terminal_observation" not in infos[0] and "episode" not in infos[0]
+        )
     obs, rewards, dones, infos = env.step(ZEROS)
     total += rewards
     assert dones.all()
@@ -198,7 +206,9 @@ def test_an_env_that_resets_by_itself_is_refused(mode):
 
 
 def test_a_single_env_is_refused_with_what_to_make_instead():
-    with pytest.raises(ValueError, match=r"is no vector env; expected gym\.make_vec\(\.\.\., autoreset_mode='DIS"):
+    with pytest.raises(
+        ValueError, match=r"is no vector env; expected gym\.make_vec\(\.\.\., autoreset_mode='DIS"
+    ):
         SB3VecEnv(gym.make("CartPole-v1"))
 
 
@@ -237,11 +247,17 @@ def test_its_algorithms_train_on_a_run_with_a_decision_every_step(algorithm, arg
             observation="full_position",
         )
     )
-    model = algorithm("MlpPolicy", VecCheckNan(env, raise_exception=True), seed=0, device="cpu", **arguments)
+    model = algorithm(
+        "MlpPolicy", VecCheckNan(env, raise_exception=True), seed=0, device="cpu", **arguments
+    )
     before = [parameter.detach().clone() for parameter in model.policy.parameters()]
     model.learn(16)
-    changed = [not left.equal(right) for left, right in zip(before, model.policy.parameters(), strict=True)]
-    assert any(changed) and all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    changed = [
+        not left.equal(right) for left, right in zip(before, model.policy.parameters(), strict=True)
+    ]
+    assert any(changed) and all(
+        parameter.isfinite().all() for parameter in model.policy.parameters()
+    )
     assert model.num_timesteps == 16 and len(model.ep_info_buffer) == 2
     action, _ = model.predict(env.reset(), deterministic=True)
     assert action.shape == (2, len(env.get_attr("action_names", 0)[0])) and (abs(action) <= 1).all()
@@ -264,21 +280,34 @@ def test_evaluate_policy_gives_the_returns_of_the_env(normalized, tiny):
     ):
         env = VecNormalize(made, norm_reward=True) if normalized else made
         env.seed(5)
-        rewards.append(evaluate_policy(Constant(), env, n_eval_episodes=2, return_episode_rewards=True))
-    assert rewards[0][0] == pytest.approx(rewards[1][0], rel=1e-4) and rewards[0][1] == rewards[1][1] == [3, 3]
+        rewards.append(
+            evaluate_policy(Constant(), env, n_eval_episodes=2, return_episode_rewards=True)
+        )
+    assert rewards[0][0] == pytest.approx(rewards[1][0], rel=1e-4) and rewards[0][1] == rewards[1][
+        1
+    ] == [3, 3]
 
 
 def sync(**arguments) -> SB3VecEnv:
     vector = {"autoreset_mode": AutoresetMode.DISABLED}
-    return SB3VecEnv(gym.make_vec(JEL, num_envs=2, vectorization_mode="sync", vector_kwargs=vector, **arguments))
+    return SB3VecEnv(
+        gym.make_vec(JEL, num_envs=2, vectorization_mode="sync", vector_kwargs=vector, **arguments)
+    )
 
 
 def test_attributes_and_methods_of_single_envs_are_those_of_each(tiny):
-    env, population = sync(**tiny), SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", **tiny))
+    env, population = (
+        sync(**tiny),
+        SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", **tiny)),
+    )
     for each in (env, population):
         each.seed(3)
         each.reset()
-    assert env.get_attr("action_names") == population.get_attr("action_names") == [("lr", "weight_decay")] * 2
+    assert (
+        env.get_attr("action_names")
+        == population.get_attr("action_names")
+        == [("lr", "weight_decay")] * 2
+    )
     assert env.get_attr("action_names", indices=1) == [("lr", "weight_decay")]
     assert not env.has_attr("action_namez") and env.render_mode is None
     assert env.env_method("evaluate") == pytest.approx(population.env_method("evaluate"), rel=1e-6)
@@ -300,7 +329,9 @@ def test_wrappers_of_single_envs_are_found(tiny):
             **tiny,
         )
     )
-    assert env.env_is_wrapped(ClipReward) == [True] * 2 and env.env_is_wrapped(ClipAction, indices=[0]) == [False]
+    assert env.env_is_wrapped(ClipReward) == [True] * 2 and env.env_is_wrapped(
+        ClipAction, indices=[0]
+    ) == [False]
 
 
 @pytest.mark.parametrize("kind", ["population", "sync"])
@@ -313,12 +344,16 @@ def test_images_are_those_of_the_rows(kind, tiny):
     )
     env.reset()
     images = env.get_images()
-    assert len(images) == 2 and all(image.dtype == np.uint8 and image.shape == images[0].shape for image in images)
+    assert len(images) == 2 and all(
+        image.dtype == np.uint8 and image.shape == images[0].shape for image in images
+    )
     assert env.render().shape[0] == 2 * images[0].shape[0]  # stable-baselines3 tiles them
 
 
 def test_lines_are_no_images(tiny):
-    env = SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", render_mode="ansi", **tiny))
+    env = SB3VecEnv(
+        gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", render_mode="ansi", **tiny)
+    )
     env.reset()
     with pytest.warns(UserWarning, match="rgb_array"):
         assert env.get_images() == [None, None]
@@ -350,7 +385,9 @@ def test_equal_options_that_hold_arrays_are_the_same_for_all_rows():
 
 def trained(env=None, policy="MlpPolicy", algorithm=PPO, **arguments):
     sizes = {"n_steps": 5} if algorithm is A2C else {"n_steps": 5, "batch_size": 20, "n_epochs": 1}
-    model = algorithm(policy, make() if env is None else env, seed=0, device="cpu", **sizes, **arguments)
+    model = algorithm(
+        policy, make() if env is None else env, seed=0, device="cpu", **sizes, **arguments
+    )
     return model.learn(20)
 
 
@@ -360,7 +397,10 @@ OBSERVATIONS = np.linspace(0, 1, 7, dtype=np.float32)[:, None]
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 @pytest.mark.parametrize("net_arch", [[8], {"pi": [6, 5], "vf": [7]}])
 def test_an_exported_actor_acts_as_the_model_does(algorithm, net_arch, tmp_path):
-    arguments = {"learning_rate": 0.05, "policy_kwargs": {"net_arch": net_arch, "activation_fn": nn.Tanh}}
+    arguments = {
+        "learning_rate": 0.05,
+        "policy_kwargs": {"net_arch": net_arch, "activation_fn": nn.Tanh},
+    }
     model = trained(algorithm=algorithm, **arguments)
     with torch.no_grad():
         model.policy.action_net.bias[0] += 2.0  # so that the clip is reached
@@ -382,10 +422,22 @@ def test_an_exported_actor_is_a_copy():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: SAC("MlpPolicy", make(), device="cpu"), "must be that of an MlpPolicy of PPO or A2C; got a SACPolicy"),
-        (lambda: trained(policy_kwargs={"activation_fn": nn.ReLU}), r"hidden layers must be tanh; got .*ReLU"),
-        (lambda: trained(use_sde=True), "must be a DiagGaussianDistribution; got a StateDependentNoiseDistribution"),
-        (lambda: trained(VecNormalize(make())), "observations must not be normalized; .* norm_obs=False"),
+        (
+            lambda: SAC("MlpPolicy", make(), device="cpu"),
+            "must be that of an MlpPolicy of PPO or A2C; got a SACPolicy",
+        ),
+        (
+            lambda: trained(policy_kwargs={"activation_fn": nn.ReLU}),
+            r"hidden layers must be tanh; got .*ReLU",
+        ),
+        (
+            lambda: trained(use_sde=True),
+            "must be a DiagGaussianDistribution; got a StateDependentNoiseDistribution",
+        ),
+        (
+            lambda: trained(VecNormalize(make())),
+            "observations must not be normalized; .* norm_obs=False",
+        ),
     ],
 )
 def test_an_actor_that_cannot_be_exported_is_refused(model, message):
@@ -395,10 +447,14 @@ def test_an_actor_that_cannot_be_exported_is_refused(model, message):
 
 def test_an_actor_under_normalized_rewards_is_exported():
     model = trained(VecNormalize(make(), norm_obs=False))
-    assert np.array_equal(from_sb3(model).act_mean(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0])
+    assert np.array_equal(
+        from_sb3(model).act_mean(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0]
+    )
 
 
-@pytest.mark.parametrize("route", ["population", "dummy", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "route", ["population", "dummy", pytest.param("processes", marks=pytest.mark.slow)]
+)
 def test_ppo_is_trained_saved_loaded_and_continued(route, tiny, tmp_path):
     """On the three VecEnvs that one has; `hpenv:<id>` is known to a process that has not imported hpenv."""
     if route == "population":

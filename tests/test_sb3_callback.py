@@ -19,7 +19,13 @@ from tests.probe_envs import TargetTrackingVectorEnv
 
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
-TINY = {"data": "synthetic", "batch_tokens": 32, "sequence_length": 16, "eval_tokens": 256, "num_steps": 4}
+TINY = {
+    "data": "synthetic",
+    "batch_tokens": 32,
+    "sequence_length": 16,
+    "eval_tokens": 256,
+    "num_steps": 4,
+}
 SMALL = {
     JEL: TINY | {"interval": 2},
     CELL: TINY | {"preset": "nano", "interval": 2},
@@ -56,12 +62,16 @@ class ScoredVectorEnv(TargetTrackingVectorEnv):
 
 
 def population(id, num_envs=2, **arguments):
-    return SB3VecEnv(gym.make_vec(id, num_envs=num_envs, autoreset_mode="DISABLED", **SMALL[id] | arguments))
+    return SB3VecEnv(
+        gym.make_vec(id, num_envs=num_envs, autoreset_mode="DISABLED", **SMALL[id] | arguments)
+    )
 
 
 def train(env, callback, num_timesteps):
     """A PPO of two decisions a row and update, and everything that it logged."""
-    model = PPO("MlpPolicy", env, n_steps=2, batch_size=2 * env.num_envs, n_epochs=1, seed=0, device="cpu")
+    model = PPO(
+        "MlpPolicy", env, n_steps=2, batch_size=2 * env.num_envs, n_epochs=1, seed=0, device="cpu"
+    )
     lines = Lines()
     model.set_logger(Logger(None, [lines]))
     model.learn(num_timesteps, callback=callback)
@@ -96,7 +106,9 @@ def test_scores_of_training_runs_are_logged():
 
 def test_an_eval_env_without_scores_is_refused():
     env = SB3VecEnv(TargetTrackingVectorEnv(num_envs=1, horizon=2))
-    callback = HeldOutCallback(SB3VecEnv(TargetTrackingVectorEnv(num_envs=1)), lower_is_better=True, eval_freq=2)
+    callback = HeldOutCallback(
+        SB3VecEnv(TargetTrackingVectorEnv(num_envs=1)), lower_is_better=True, eval_freq=2
+    )
     with pytest.raises(ValueError, match="make its envs with evaluate_at_end=True"):
         train(env, callback, 2)
 
@@ -141,8 +153,12 @@ def test_ppo_is_judged_by_held_out_scores_on_every_id(id, tmp_path):
         best_model_save_path=tmp_path,
     )
     _, lines = train(population(id, evaluate_at_end=True), callback, 4)
-    assert np.isfinite([score for _, score in lines.of("eval/held_out") + lines.of("rollout/held_out")]).all()
-    assert [step for step, _ in lines.of("eval/held_out")] == [4] and len(lines.of("rollout/held_out")) == 1
+    assert np.isfinite(
+        [score for _, score in lines.of("eval/held_out") + lines.of("rollout/held_out")]
+    ).all()
+    assert [step for step, _ in lines.of("eval/held_out")] == [4] and len(
+        lines.of("rollout/held_out")
+    ) == 1
     assert (tmp_path / "best_model.zip").exists()
 
 
@@ -169,24 +185,34 @@ def test_a_run_that_a_time_limit_cuts_off_has_no_score(way):
         if way == "single":
             return make_vec_env(JEL, env_kwargs=limited)
         mode = {"autoreset_mode": AutoresetMode.DISABLED}
-        return SB3VecEnv(gym.make_vec(JEL, num_envs=1, vectorization_mode="sync", vector_kwargs=mode, **limited))
+        return SB3VecEnv(
+            gym.make_vec(JEL, num_envs=1, vectorization_mode="sync", vector_kwargs=mode, **limited)
+        )
 
-    _, lines = train(made(), HeldOutCallback(population(JEL, 1, evaluate_at_end=True), lower_is_better=True), 4)
+    _, lines = train(
+        made(), HeldOutCallback(population(JEL, 1, evaluate_at_end=True), lower_is_better=True), 4
+    )
     assert lines.rows and not lines.of("rollout/held_out")
     callback = HeldOutCallback(made(), lower_is_better=True, n_eval_episodes=1, eval_freq=2)
-    with pytest.raises(ValueError, match="got a TimeLimit, at which no score is measured: leave out max_ep"):
+    with pytest.raises(
+        ValueError, match="got a TimeLimit, at which no score is measured: leave out max_ep"
+    ):
         train(made(), callback, 2)
 
 
 def test_a_limit_that_the_population_keeps_itself_has_scores():
     limited = {"evaluate_at_end": True, "max_episode_steps": 1}
-    callback = HeldOutCallback(population(JEL, 1, **limited), lower_is_better=True, n_eval_episodes=1, eval_freq=2)
+    callback = HeldOutCallback(
+        population(JEL, 1, **limited), lower_is_better=True, n_eval_episodes=1, eval_freq=2
+    )
     _, lines = train(population(JEL, 1, **limited), callback, 2)
     assert callback.last_held_out > 1 and lines.of("rollout/held_out")[0][1] > 1
 
 
 def test_a_limit_longer_than_the_run_has_scores():
     limited = {"env_kwargs": SMALL[JEL] | {"evaluate_at_end": True, "max_episode_steps": 9}}
-    callback = HeldOutCallback(make_vec_env(JEL, **limited), lower_is_better=True, n_eval_episodes=1, eval_freq=2)
+    callback = HeldOutCallback(
+        make_vec_env(JEL, **limited), lower_is_better=True, n_eval_episodes=1, eval_freq=2
+    )
     train(make_vec_env(JEL, **limited), callback, 2)
     assert callback.last_held_out > 1

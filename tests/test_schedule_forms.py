@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from hpenv.schedule_forms import schedule_of, schedules_of, tabulated
-from hpenv.schedules import SCHEDULES, Constant, Cosine, LinearDecay, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.schedules import (
+    SCHEDULES,
+    Constant,
+    Cosine,
+    LinearDecay,
+    PiecewiseConstant,
+    WarmupFlatWarmdown,
+)
 
 T = 12
 
@@ -60,9 +67,17 @@ SAME = {
         ({"name": "constant", "warmup_steps": 2}, Constant(2)),
         ({"name": "cosine", "warmup_steps": 2}, Cosine(T, 2)),
         ({"name": "cosine", "num_steps": 8, "final_fraction": np.float64(0.5)}, Cosine(8, 0, 0.5)),
-        ({"name": "piecewise_constant", "values": [1, 0.5], "interval": 5}, PiecewiseConstant((1, 0.5), 5)),
         (
-            {"name": "piecewise_constant", "values": [1.0], "interval": 5, "base": {"name": "cosine"}},
+            {"name": "piecewise_constant", "values": [1, 0.5], "interval": 5},
+            PiecewiseConstant((1, 0.5), 5),
+        ),
+        (
+            {
+                "name": "piecewise_constant",
+                "values": [1.0],
+                "interval": 5,
+                "base": {"name": "cosine"},
+            },
             PiecewiseConstant((1.0,), 5, Cosine(T)),
         ),
         (Cosine(8, 2), Cosine(8, 2)),
@@ -77,7 +92,10 @@ def test_every_form_gives_its_schedule_and_that_survives_being_written_as_json(g
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_name_needs_no_more_than_a_run_has_or_says_what_it_needs(name):
     if name == "piecewise_constant":
-        with pytest.raises(ValueError, match=r"must include \['values', 'interval'\]; got {'name': 'piecewise_const"):
+        with pytest.raises(
+            ValueError,
+            match=r"must include \['values', 'interval'\]; got {'name': 'piecewise_const",
+        ):
             of(name)
     else:
         assert type(of(name)) is SCHEDULES[name]
@@ -88,7 +106,9 @@ def test_functions_that_give_the_same_at_every_step_are_the_same_schedule(kind):
     schedule = of(SAME[kind])
     assert schedule == of(hyperbola) == tabulated(hyperbola, T)
     assert np.array_equal(schedule(np.arange(T)), hyperbola(np.arange(T)))
-    assert schedule(np.array([[T + 5]])) == hyperbola(T - 1)  # a row of another clock may be asked beyond the end
+    assert schedule(np.array([[T + 5]])) == hyperbola(
+        T - 1
+    )  # a row of another clock may be asked beyond the end
     assert schedule != of(functools.partial(hyperbola, scale=0.5)) and schedule != of(Scaled(0.5))
 
 
@@ -98,7 +118,11 @@ def test_a_schedule_that_is_derived_from_one_of_ours_is_a_function():
 
 def test_each_group_may_have_a_form_of_its_own():
     given = {"matrix": "cosine", "embedding": {"name": "constant"}, "unembedding": hyperbola}
-    expected = {"matrix": Cosine(T), "embedding": Constant(), "unembedding": tabulated(hyperbola, T)}
+    expected = {
+        "matrix": Cosine(T),
+        "embedding": Constant(),
+        "unembedding": tabulated(hyperbola, T),
+    }
     assert schedules_of("schedule", given, T) == expected
     assert schedules_of("schedule", {"name": "cosine"}, T) == Cosine(T)
     with pytest.raises(ValueError, match=r"unknown schedule\['matrix'\] 'cosin'; expected one of"):
@@ -116,7 +140,8 @@ def test_each_group_may_have_a_form_of_its_own():
 )
 def test_a_function_is_refused_by_its_first_step_that_is_wrong(bad, found):
     with pytest.raises(
-        ValueError, match=rf"^schedule must be finite and not negative at every step of the run; {found}"
+        ValueError,
+        match=rf"^schedule must be finite and not negative at every step of the run; {found}",
     ):
         of(bad)
 
@@ -133,7 +158,9 @@ def test_a_function_is_refused_by_its_first_step_that_is_wrong(bad, found):
     ],
 )
 def test_what_does_not_map_steps_to_multipliers_is_refused_with_what_it_did(bad, found):
-    with pytest.raises(ValueError, match=rf"^schedule must map an array of steps to an array of as many .*{found}"):
+    with pytest.raises(
+        ValueError, match=rf"^schedule must map an array of steps to an array of as many .*{found}"
+    ):
         of(bad)
 
 
@@ -142,15 +169,30 @@ def test_what_does_not_map_steps_to_multipliers_is_refused_with_what_it_did(bad,
     [
         ("cosin", r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', "),
         ({"name": None}, r"unknown schedule None; expected one of \['constant', "),
-        ({"name": "cosine", "warmup": 3}, r"parameters of schedule 'cosine' must be some of .*; got \['warmup'\]"),
-        ({"name": "cosine", "num_steps": -12}, "schedule: num_steps of Cosine must be .* at least 1; got -12"),
-        ({"name": "cosine", "warmup_steps": 13}, "schedule: warmup_steps of Cosine must be at most num_steps=12"),
-        ({"name": "piecewise_constant", "values": [1], "interval": 1, "base": 3}, r"schedule\['base'\] must be one of"),
+        (
+            {"name": "cosine", "warmup": 3},
+            r"parameters of schedule 'cosine' must be some of .*; got \['warmup'\]",
+        ),
+        (
+            {"name": "cosine", "num_steps": -12},
+            "schedule: num_steps of Cosine must be .* at least 1; got -12",
+        ),
+        (
+            {"name": "cosine", "warmup_steps": 13},
+            "schedule: warmup_steps of Cosine must be at most num_steps=12",
+        ),
+        (
+            {"name": "piecewise_constant", "values": [1], "interval": 1, "base": 3},
+            r"schedule\['base'\] must be one of",
+        ),
         (5, r"schedule must be one of \['constant', .*; got 5"),
         (None, r"schedule must be one of \['constant', .*; got None"),
         (Cosine, r"schedule must be one of \['constant', .*; got <class"),
         (math.nan, r"schedule must be one of \['constant', .*; got nan"),
-        (dataclasses.asdict(Scaled(2.0)), "got {'scale': 2.0}. A schedule of your own does not survive being written"),
+        (
+            dataclasses.asdict(Scaled(2.0)),
+            "got {'scale': 2.0}. A schedule of your own does not survive being written",
+        ),
     ],
     ids=str,
 )

@@ -50,9 +50,18 @@ FORMULAS = {
     "cosine": (Cosine(100), lambda t: cosine(t, 100)),
     "cosine, warmup, tenth": (Cosine(100, 10, 0.1), lambda t: cosine(t, 100, 10, 0.1)),
     "warmdown": (WarmupFlatWarmdown(100), lambda t: trapezoid(t, 100, 0, 40)),
-    "warmdown of a length that is rounded": (WarmupFlatWarmdown(107), lambda t: trapezoid(t, 107, 0, 43)),
-    "warmup, warmdown, tenth": (WarmupFlatWarmdown(100, 5, 0.2, 0.1), lambda t: trapezoid(t, 100, 5, 20, 0.1)),
-    "warmup that meets the warmdown": (WarmupFlatWarmdown(100, 60, 0.6), lambda t: trapezoid(t, 100, 60, 60)),
+    "warmdown of a length that is rounded": (
+        WarmupFlatWarmdown(107),
+        lambda t: trapezoid(t, 107, 0, 43),
+    ),
+    "warmup, warmdown, tenth": (
+        WarmupFlatWarmdown(100, 5, 0.2, 0.1),
+        lambda t: trapezoid(t, 100, 5, 20, 0.1),
+    ),
+    "warmup that meets the warmdown": (
+        WarmupFlatWarmdown(100, 60, 0.6),
+        lambda t: trapezoid(t, 100, 60, 60),
+    ),
     "no warmdown": (WarmupFlatWarmdown(100, 3, 0.0), lambda t: ramp(t, 3)),
     "linear": (LinearDecay(100), lambda t: linear(t, 100)),
     "pieces": (PiecewiseConstant((2.0, 0.5, 3.0), 40), lambda t: (2.0, 0.5, 3.0)[min(t // 40, 2)]),
@@ -68,42 +77,102 @@ def pair(request):
     return FORMULAS[request.param]
 
 
-@pytest.mark.parametrize("schedule", [None, "cosine", Cosine, lambda steps: np.ones(steps.shape), {"name": "cosine"}])
+@pytest.mark.parametrize(
+    "schedule", [None, "cosine", Cosine, lambda steps: np.ones(steps.shape), {"name": "cosine"}]
+)
 def test_a_plant_takes_schedules_of_this_module_alone(schedule):
-    with pytest.raises(ValueError, match=r"^lr must be a schedule of hpenv\.schedules; got .*tabulated\(function, "):
+    with pytest.raises(
+        ValueError, match=r"^lr must be a schedule of hpenv\.schedules; got .*tabulated\(function, "
+    ):
         check_schedule("lr", schedule)
 
 
 def test_every_schedule_is_in_the_table_under_its_own_name(pair):
     schedule = pair[0]
     check_schedule("lr", schedule)
-    assert type(schedule) is SCHEDULES[schedule.name] and dataclasses.asdict(schedule)["name"] == schedule.name
-    assert len({id(kind) for kind in SCHEDULES.values()}) == len(SCHEDULES) - 1  # `none` is `constant`
+    assert (
+        type(schedule) is SCHEDULES[schedule.name]
+        and dataclasses.asdict(schedule)["name"] == schedule.name
+    )
+    assert (
+        len({id(kind) for kind in SCHEDULES.values()}) == len(SCHEDULES) - 1
+    )  # `none` is `constant`
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Constant(-1), "warmup_steps of Constant must be a whole number of at least 0; got -1"),
-        (lambda: Constant(2.0), "warmup_steps of Constant must be a whole number of at least 0; got 2.0"),
+        (
+            lambda: Constant(-1),
+            "warmup_steps of Constant must be a whole number of at least 0; got -1",
+        ),
+        (
+            lambda: Constant(2.0),
+            "warmup_steps of Constant must be a whole number of at least 0; got 2.0",
+        ),
         (lambda: Cosine(-12), "num_steps of Cosine must be a whole number of at least 1; got -12"),
         (lambda: Cosine(0), "num_steps of Cosine must be a whole number of at least 1; got 0"),
-        (lambda: Cosine(True), "num_steps of Cosine must be a whole number of at least 1; got True"),
-        (lambda: Cosine("12"), "num_steps of Cosine must be a whole number of at least 1; got '12'"),
+        (
+            lambda: Cosine(True),
+            "num_steps of Cosine must be a whole number of at least 1; got True",
+        ),
+        (
+            lambda: Cosine("12"),
+            "num_steps of Cosine must be a whole number of at least 1; got '12'",
+        ),
         (lambda: Cosine(12, 13), "warmup_steps of Cosine must be at most num_steps=12; got 13"),
-        (lambda: Cosine(12, 0, -0.5), "final_fraction of Cosine must be finite and not negative; got -0.5"),
-        (lambda: Cosine(12, 0, math.nan), "final_fraction of Cosine must be finite and not negative; got nan"),
-        (lambda: WarmupFlatWarmdown(-3), "num_steps of WarmupFlatWarmdown must be a whole number of at least 1"),
-        (lambda: WarmupFlatWarmdown(9, 10), "warmup_steps of WarmupFlatWarmdown must be at most num_steps=9; got 10"),
-        (lambda: WarmupFlatWarmdown(9, 0, 1.5), "warmdown_fraction of .* must be a number from 0 to 1; got 1.5"),
-        (lambda: WarmupFlatWarmdown(9, 0, 0.4, math.inf), "final_fraction of .* must be finite and not negative"),
-        (lambda: LinearDecay(0), "num_steps of LinearDecay must be a whole number of at least 1; got 0"),
-        (lambda: PiecewiseConstant((), 1), r"values of PiecewiseConstant must be numbers, at least one; got \(\)"),
-        (lambda: PiecewiseConstant("12", 1), "values of PiecewiseConstant must be numbers, at least one; got '12'"),
-        (lambda: PiecewiseConstant((1.0, -2.0), 1), "must be finite and not negative; got -2.0 at place 1"),
-        (lambda: PiecewiseConstant((1.0, math.nan), 1), "must be finite and not negative; got nan at place 1"),
-        (lambda: PiecewiseConstant((1.0,), 0), "interval of PiecewiseConstant must be a whole number of at least 1"),
-        (lambda: PiecewiseConstant((1.0,), 1, None), "base of PiecewiseConstant must be a schedule of hpenv.schedules"),
+        (
+            lambda: Cosine(12, 0, -0.5),
+            "final_fraction of Cosine must be finite and not negative; got -0.5",
+        ),
+        (
+            lambda: Cosine(12, 0, math.nan),
+            "final_fraction of Cosine must be finite and not negative; got nan",
+        ),
+        (
+            lambda: WarmupFlatWarmdown(-3),
+            "num_steps of WarmupFlatWarmdown must be a whole number of at least 1",
+        ),
+        (
+            lambda: WarmupFlatWarmdown(9, 10),
+            "warmup_steps of WarmupFlatWarmdown must be at most num_steps=9; got 10",
+        ),
+        (
+            lambda: WarmupFlatWarmdown(9, 0, 1.5),
+            "warmdown_fraction of .* must be a number from 0 to 1; got 1.5",
+        ),
+        (
+            lambda: WarmupFlatWarmdown(9, 0, 0.4, math.inf),
+            "final_fraction of .* must be finite and not negative",
+        ),
+        (
+            lambda: LinearDecay(0),
+            "num_steps of LinearDecay must be a whole number of at least 1; got 0",
+        ),
+        (
+            lambda: PiecewiseConstant((), 1),
+            r"values of PiecewiseConstant must be numbers, at least one; got \(\)",
+        ),
+        (
+            lambda: PiecewiseConstant("12", 1),
+            "values of PiecewiseConstant must be numbers, at least one; got '12'",
+        ),
+        (
+            lambda: PiecewiseConstant((1.0, -2.0), 1),
+            "must be finite and not negative; got -2.0 at place 1",
+        ),
+        (
+            lambda: PiecewiseConstant((1.0, math.nan), 1),
+            "must be finite and not negative; got nan at place 1",
+        ),
+        (
+            lambda: PiecewiseConstant((1.0,), 0),
+            "interval of PiecewiseConstant must be a whole number of at least 1",
+        ),
+        (
+            lambda: PiecewiseConstant((1.0,), 1, None),
+            "base of PiecewiseConstant must be a schedule of hpenv.schedules",
+        ),
     ],
 )
 def test_parameters_that_are_impossible_are_refused_by_name(build, message):
@@ -114,7 +183,10 @@ def test_parameters_that_are_impossible_are_refused_by_name(build, message):
 def test_numbers_of_numpy_make_the_same_schedule_as_those_of_python():
     for ours, theirs in (
         (Cosine(np.int64(20), np.int32(5), np.float64(0.5)), Cosine(20, 5, 0.5)),
-        (WarmupFlatWarmdown(np.int64(20), warmdown_fraction=np.array(0.25)), WarmupFlatWarmdown(20, 0, 0.25)),
+        (
+            WarmupFlatWarmdown(np.int64(20), warmdown_fraction=np.array(0.25)),
+            WarmupFlatWarmdown(20, 0, 0.25),
+        ),
         (PiecewiseConstant(np.array([1.0, 0.5]), np.int8(3)), PiecewiseConstant((1.0, 0.5), 3)),
         (PiecewiseConstant([1, np.float32(0.5)], 3), PiecewiseConstant((1, 0.5), 3)),
     ):
@@ -123,7 +195,10 @@ def test_numbers_of_numpy_make_the_same_schedule_as_those_of_python():
 
 
 def test_a_schedule_is_described_by_its_parameters_and_a_long_one_by_their_digest():
-    assert described({"matrix": Cosine(3), "embedding": (1, 2.0)}) == {"matrix": repr(Cosine(3)), "embedding": [1, 2.0]}
+    assert described({"matrix": Cosine(3), "embedding": (1, 2.0)}) == {
+        "matrix": repr(Cosine(3)),
+        "embedding": [1, 2.0],
+    }
     long, same, other = (PiecewiseConstant((1.0,) * 999 + (end,), 1) for end in (0.5, 0.5, 0.25))
     assert described(long) == described(same) != described(other) and len(described(long)) < 100
 
@@ -155,7 +230,9 @@ def test_the_papers_warmdown_is_224_steps_that_end_above_zero():
     """JEL: 561 steps, 40 %; numbers as nanochat's get_lr_multiplier gives them."""
     values = WarmupFlatWarmdown(561)(np.arange(561))
     assert (values[:338] == 1.0).all() and values[338] < 1.0
-    assert values[[350, 400, 450, 500, 550]] == pytest.approx([0.942, 0.719, 0.496, 0.272, 0.049], abs=5e-4)
+    assert values[[350, 400, 450, 500, 550]] == pytest.approx(
+        [0.942, 0.719, 0.496, 0.272, 0.049], abs=5e-4
+    )
     assert values[560] == pytest.approx(1 / 224)
 
 

@@ -7,7 +7,16 @@ import pytest
 
 from hpenv.posttraining import shared_sandbox
 from hpenv.posttraining.grader import Grader
-from hpenv.posttraining.sandbox import Call, Job, Limits, Result, Sandbox, SandboxUnavailable, kernel, syscalls
+from hpenv.posttraining.sandbox import (
+    Call,
+    Job,
+    Limits,
+    Result,
+    Sandbox,
+    SandboxUnavailable,
+    kernel,
+    syscalls,
+)
 from hpenv.posttraining.shared_sandbox import SharedSandbox
 from tests.tiny_student import TINY, FakeGrader, GRPOConfig, GRPOPlant, advance, few_pairs, student
 
@@ -35,7 +44,9 @@ def started(monkeypatch):
 
 @executes
 def test_all_graders_of_a_process_share_one_that_is_started_by_the_first_program(started):
-    graders = [Grader(SharedSandbox(2)) for _ in range(2)] + [pickle.loads(pickle.dumps(Grader(SharedSandbox(2))))]
+    graders = [Grader(SharedSandbox(2)) for _ in range(2)] + [
+        pickle.loads(pickle.dumps(Grader(SharedSandbox(2))))
+    ]
     assert started == []
     for grader in graders:
         (outcome,) = grader.sandbox.run_many([JOB])
@@ -67,7 +78,9 @@ def test_the_processor_time_is_an_argument_and_the_clock_follows_it():
     assert SharedSandbox().limits == Limits(cpu_seconds=1, wall_seconds=10.0)
     assert SharedSandbox(2, cpu_seconds=30).limits == Limits(cpu_seconds=30, wall_seconds=300.0)
     for wrong in (0, 1.5, "1", 3601, True):
-        with pytest.raises(ValueError, match=f"cpu_seconds must be an integer from 1 to 3600; got {wrong!r}"):
+        with pytest.raises(
+            ValueError, match=f"cpu_seconds must be an integer from 1 to 3600; got {wrong!r}"
+        ):
             SharedSandbox(cpu_seconds=wrong)
     with pytest.raises(ValueError, match="num_workers must be an integer of at least 1; got 0"):
         SharedSandbox(0)

@@ -22,14 +22,19 @@ EVERY_FILE = (*FILES, MANIFEST)
 
 def example(value=1.0):
     """A snapshot that differs from `example` of another value in its tensors and in its metadata."""
-    return Snapshot({"w": torch.full((2, 3), value), "step": torch.tensor(7)}, {"value": value, "names": ["a", "b"]})
+    return Snapshot(
+        {"w": torch.full((2, 3), value), "step": torch.tensor(7)},
+        {"value": value, "names": ["a", "b"]},
+    )
 
 
 def same_bits(a, b):
     return (
         a.dtype == b.dtype
         and a.shape == b.shape
-        and torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
+        and torch.equal(
+            a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8)
+        )
     )
 
 
@@ -40,7 +45,10 @@ def value_of(snapshot):
     return value
 
 
-DTYPES = [getattr(torch, f"{kind}{bits}") for kind, bits in itertools.product(("int", "float"), (16, 32, 64))]
+DTYPES = [
+    getattr(torch, f"{kind}{bits}")
+    for kind, bits in itertools.product(("int", "float"), (16, 32, 64))
+]
 DTYPES += [torch.bool, torch.int8, torch.uint8, torch.uint16, torch.bfloat16]
 base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
 TENSOR_CASES = {
@@ -51,13 +59,26 @@ TENSOR_CASES = {
     "extremes": {
         "float": torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45]),
         "nan_payload": torch.tensor([0x7FC12345, -1], dtype=torch.int32).view(torch.float32),
-        "bfloat16": torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16),
+        "bfloat16": torch.arange(-(2**15), 2**15, dtype=torch.int32)
+        .to(torch.int16)
+        .view(torch.bfloat16),
         "int64": torch.tensor([2**63 - 1, -(2**63)]),
     },
-    "views": {"transposed": base.T, "strided": base[:, ::2], "expanded": torch.ones(1).expand(4), "offset": base[1:]},
+    "views": {
+        "transposed": base.T,
+        "strided": base[:, ::2],
+        "expanded": torch.ones(1).expand(4),
+        "offset": base[1:],
+    },
     "shared": {"whole": base, "part": base[0], "same": base, "reshaped": base.view(-1)},
-    "gradients": {"leaf": torch.ones(2, requires_grad=True), "inner": torch.ones(2, requires_grad=True) * 2},
-    "conjugate": {"imaginary": torch.tensor([1 + 2j, 3 - 4j]).conj().imag, "complex": torch.tensor([1 + 2j]).conj()},
+    "gradients": {
+        "leaf": torch.ones(2, requires_grad=True),
+        "inner": torch.ones(2, requires_grad=True) * 2,
+    },
+    "conjugate": {
+        "imaginary": torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+        "complex": torch.tensor([1 + 2j]).conj(),
+    },
     "names": {"": torch.ones(1), "a/b.c-ü": torch.ones(2), "z": torch.ones(3), "a": torch.ones(4)},
 }
 
@@ -70,7 +91,9 @@ def test_tensors_come_back_bit_for_bit_and_in_order(tmp_path, case):
     loaded = load(tmp_path / "s").tensors
     assert list(loaded) == list(tensors)
     for name, tensor in tensors.items():
-        assert same_bits(tensor.detach().resolve_conj().resolve_neg(), before[name].resolve_conj().resolve_neg())
+        assert same_bits(
+            tensor.detach().resolve_conj().resolve_neg(), before[name].resolve_conj().resolve_neg()
+        )
         assert same_bits(loaded[name], before[name].resolve_conj().resolve_neg())
         assert not loaded[name].requires_grad
 
@@ -97,7 +120,9 @@ def test_metadata_comes_back_equal_and_of_the_same_types(tmp_path, value):
     save(tmp_path / "s", Snapshot({}, value))
     loaded = load(tmp_path / "s").metadata
     assert loaded == value
-    assert repr(loaded) == repr(value)  # 1, 1.0 and True are equal; -0.0 and 0.0 too; and dictionaries keep their order
+    assert repr(loaded) == repr(
+        value
+    )  # 1, 1.0 and True are equal; -0.0 and 0.0 too; and dictionaries keep their order
 
 
 @pytest.mark.parametrize(
@@ -131,7 +156,9 @@ def test_metadata_that_would_change_is_refused_and_nothing_is_written(tmp_path, 
         ({"a": torch.ones(1, dtype=torch.complex128)}, "tensor 'a' has dtype torch.complex128"),
     ],
 )
-def test_tensors_that_cannot_be_written_are_named_and_nothing_is_written(tmp_path, tensors, message):
+def test_tensors_that_cannot_be_written_are_named_and_nothing_is_written(
+    tmp_path, tensors, message
+):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         save(tmp_path / "s", Snapshot(tensors, {}))
     assert not list(tmp_path.iterdir())
@@ -142,7 +169,9 @@ def test_a_save_leaves_the_folder_alone_and_nothing_beside_it(tmp_path):
         save(tmp_path / "new" / "parents" / "s", example(value))
     assert value_of(load(tmp_path / "new" / "parents" / "s")) == 2.0
     assert [child.name for child in (tmp_path / "new" / "parents").iterdir()] == ["s"]
-    assert sorted(child.name for child in (tmp_path / "new" / "parents" / "s").iterdir()) == sorted(EVERY_FILE)
+    assert sorted(child.name for child in (tmp_path / "new" / "parents" / "s").iterdir()) == sorted(
+        EVERY_FILE
+    )
 
 
 def test_only_snapshots_are_replaced(tmp_path):
@@ -173,7 +202,9 @@ def test_a_flipped_bit_is_found_and_its_file_named(tmp_path, name):
     save(tmp_path / "s", example())
     file = tmp_path / "s" / name
     intact = file.read_bytes()
-    for index in range(0, len(intact), 5):  # of another parity than bytes have bits: every bit's turn comes
+    for index in range(
+        0, len(intact), 5
+    ):  # of another parity than bytes have bits: every bit's turn comes
         damaged = bytearray(intact)
         damaged[index] ^= 1 << index % 8
         file.write_bytes(damaged)
@@ -216,7 +247,9 @@ def test_files_of_two_snapshots_do_not_mix(tmp_path):
             load(tmp_path / "c")
 
 
-@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._state.json", ".directory"])
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "Thumbs.db", "desktop.ini", "._state.json", ".directory"]
+)
 def test_files_that_a_desktop_leaves_are_no_obstacle(tmp_path, name):
     save(tmp_path / "s", example(1.0))
     for folder in (tmp_path, tmp_path / "s"):
@@ -230,14 +263,22 @@ def test_a_file_of_somebody_elses_is_not_read_and_not_deleted(tmp_path):
     save(tmp_path / "s", example(1.0))
     (tmp_path / "s" / "notes.txt").write_text("mine")
     assert value_of(load(tmp_path / "s")) == 1.0
-    with pytest.raises(ValueError, match=r"not a snapshot: it holds \['notes.txt'\], which would be deleted; expected"):
+    with pytest.raises(
+        ValueError,
+        match=r"not a snapshot: it holds \['notes.txt'\], which would be deleted; expected",
+    ):
         save(tmp_path / "s", example(2.0))
-    assert value_of(load(tmp_path / "s")) == 1.0 and (tmp_path / "s" / "notes.txt").read_text() == "mine"
+    assert (
+        value_of(load(tmp_path / "s")) == 1.0
+        and (tmp_path / "s" / "notes.txt").read_text() == "mine"
+    )
 
 
 def test_a_place_below_a_file_is_refused_with_the_file(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match=r"must lie in a folder; '.*file' is a file: give another path"):
+    with pytest.raises(
+        ValueError, match=r"must lie in a folder; '.*file' is a file: give another path"
+    ):
         save(tmp_path / "file" / "deep" / "s", example())
     for place in (tmp_path / "file", tmp_path / "file" / "s"):
         with pytest.raises(SnapshotError, match="file"):
@@ -251,7 +292,10 @@ def rewritten(folder, **contents):
     for name, content in (("state", STATE), ("tensors", TENSORS)):
         if name in contents:
             (folder / content).write_bytes(contents[name])
-            entry = {"size": len(contents[name]), "sha256": hashlib.sha256(contents[name]).hexdigest()}
+            entry = {
+                "size": len(contents[name]),
+                "sha256": hashlib.sha256(contents[name]).hexdigest(),
+            }
             body["files"][content] = entry
     (folder / MANIFEST).write_bytes(snapshots._sign(body | contents.get("manifest", {})))
 
@@ -298,7 +342,9 @@ def test_a_state_that_is_signed_but_is_none_is_named(tmp_path, state):
         load(tmp_path / "s")
 
 
-@pytest.mark.parametrize("tensors", [b"", b"x" * 9, bytes(8), (10**15).to_bytes(8, "little") + b"{}"], ids=str)
+@pytest.mark.parametrize(
+    "tensors", [b"", b"x" * 9, bytes(8), (10**15).to_bytes(8, "little") + b"{}"], ids=str
+)
 def test_tensors_that_are_signed_but_are_none_are_named(tmp_path, tensors):
     save(tmp_path / "s", example())
     rewritten(tmp_path / "s", tensors=tensors)
@@ -316,7 +362,9 @@ def test_another_version_is_refused_with_both(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "VERSION", 2)
     save(tmp_path / "s", example())
     monkeypatch.undo()
-    with pytest.raises(SnapshotError, match=r"'hpenv.snapshot', 2\).* expected \('hpenv.snapshot', 1\)"):
+    with pytest.raises(
+        SnapshotError, match=r"'hpenv.snapshot', 2\).* expected \('hpenv.snapshot', 1\)"
+    ):
         load(tmp_path / "s")
 
 
@@ -329,7 +377,14 @@ def test_the_manifest_states_size_and_digest_of_each_file(tmp_path):
 
 
 # Every call by which a save changes the disk.
-EFFECTS = ((os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "rmdir"), (os, "unlink"), (snapshots, "open"))
+EFFECTS = (
+    (os, "mkdir"),
+    (os, "fsync"),
+    (os, "rename"),
+    (os, "rmdir"),
+    (os, "unlink"),
+    (snapshots, "open"),
+)
 
 
 def before_effects(monkeypatch, act):
@@ -404,7 +459,9 @@ def failed(path, is_refused, monkeypatch):
 
 def test_a_save_that_fails_leaves_the_old_snapshot_and_no_rubbish(tmp_path, monkeypatch):
     values = []
-    for path, _ in interrupted_saves(tmp_path, lambda path, n: failed(path, lambda effect: effect == n, monkeypatch)):
+    for path, _ in interrupted_saves(
+        tmp_path, lambda path, n: failed(path, lambda effect: effect == n, monkeypatch)
+    ):
         values.append(value_of(load(path)))
         assert path.is_dir()  # put back, not merely found under its hidden name
         assert not [child for child in path.parent.iterdir() if ".new-" in child.name]
@@ -413,7 +470,9 @@ def test_a_save_that_fails_leaves_the_old_snapshot_and_no_rubbish(tmp_path, monk
 
 def test_a_disk_that_refuses_everything_from_some_moment_on_loses_nothing(tmp_path, monkeypatch):
     values = []
-    for path, _ in interrupted_saves(tmp_path, lambda path, n: failed(path, lambda effect: effect >= n, monkeypatch)):
+    for path, _ in interrupted_saves(
+        tmp_path, lambda path, n: failed(path, lambda effect: effect >= n, monkeypatch)
+    ):
         values.append(value_of(load(path)))
         assert latest(path.parent) == path
     assert sorted(values) == values and set(values) == {1.0, 2.0}

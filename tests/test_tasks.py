@@ -36,11 +36,14 @@ def test_a_problem_is_a_function_of_its_arguments():
 
 def test_splits_share_no_row_of_operations():
     seen = {
-        split: {p.operations for (own, _), group in PROBLEMS.items() if own == split for p in group} for split in SPLITS
+        split: {p.operations for (own, _), group in PROBLEMS.items() if own == split for p in group}
+        for split in SPLITS
     }
     assert not seen["train"] & seen["held_out"] and not seen["train"] & seen["probe"]
     assert not seen["held_out"] & seen["probe"]
-    assert all(split_of(p.operations) == split for (split, _), group in PROBLEMS.items() for p in group)
+    assert all(
+        split_of(p.operations) == split for (split, _), group in PROBLEMS.items() for p in group
+    )
     assert split_of(("even", "sum")) == split_of(["even", "sum"])
 
 
@@ -98,7 +101,9 @@ def passes(recipe, problem):
 def test_hidden_tests_fail_nearly_every_wrong_recipe():
     random = np.random.default_rng(0)
     near = [passes(wrong, problem) for problem in EVERY[::5] for wrong in neighbors(problem.recipe)]
-    assert len(near) > 3000 and np.mean(near) < 0.02  # some neighbors are the same function in other words
+    assert (
+        len(near) > 3000 and np.mean(near) < 0.02
+    )  # some neighbors are the same function in other words
     drawn = [passes(corrupted(problem.recipe, random), problem) for problem in EVERY]
     assert np.mean(drawn) < 0.03
 

@@ -5,11 +5,26 @@ import numpy as np
 import pytest
 
 from hpenv.plant import TIERS, Window
-from hpenv.telemetry import FEATURES, Layout, Reading, bounds, check_features, column_names, feature_tiers, observe
+from hpenv.telemetry import (
+    FEATURES,
+    Layout,
+    Reading,
+    bounds,
+    check_features,
+    column_names,
+    feature_tiers,
+    observe,
+)
 from hpenv.trajectory import Trajectory
 
 GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
-LAYOUT = Layout(("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2, gauge_names=GAUGES)
+LAYOUT = Layout(
+    ("lr", "weight_decay/adamw"),
+    ("scale", "shrink"),
+    num_layers=3,
+    num_registers=2,
+    gauge_names=GAUGES,
+)
 ALL = np.array([True, True])
 PER_RUN = ("train_loss", "probe_loss", "gradient_norm", "momentum_norm", "same_batch_loss")
 PER_LAYER = tuple(name for name in Window.__dataclass_fields__ if name.startswith("layer_"))
@@ -82,7 +97,10 @@ def test_every_feature_by_hand():
         # exponential means of those before: 6 - 0.05 * 0.5 and 3 + 0.05 * 2
         "loss_ema_deviation": [[(5.0 - 5.975) / 5.0], [(4.0 - 3.1) / 4.0]],
     }
-    for name, feature in FEATURES.items():  # a gauge as it is: the i-th is 0.01 (i + 1) and twice that
+    for (
+        name,
+        feature,
+    ) in FEATURES.items():  # a gauge as it is: the i-th is 0.01 (i + 1) and twice that
         if feature.gauges == (name,) and name not in ("kl", "entropy", "knob_norm"):
             expected[name] = [[0.01 * (GAUGES.index(name) + 1)], [0.02 * (GAUGES.index(name) + 1)]]
     for name in ("kl", "knob_norm"):
@@ -134,7 +152,8 @@ def test_features_are_not_constant(name):
         reading(),
         window=window(
             **{key: vars(window())[key] * 0.9 + 0.02 for key in PER_RUN + PER_LAYER},
-            gauges=window().gauges[:, ::-1] ** 2 * np.where([name == "mean_negative_c" for name in GAUGES], -1, 1),
+            gauges=window().gauges[:, ::-1] ** 2
+            * np.where([name == "mean_negative_c" for name in GAUGES], -1, 1),
         ),
         trajectory=trajectory(((5.1, 5.0, 4.8), (3.9, 4.0, 4.2))),
         registers=np.array([[0.3, -0.7], [0.1, 0.9]]),
@@ -148,7 +167,11 @@ def test_features_are_not_constant(name):
 def test_a_row_is_read_from_its_own_numbers(name):
     whole = observe([name], reading())
     for row in range(2):
-        part = {key: value[[row]] for key, value in vars(reading()).items() if isinstance(value, np.ndarray)}
+        part = {
+            key: value[[row]]
+            for key, value in vars(reading()).items()
+            if isinstance(value, np.ndarray)
+        }
         own = Window(**{key: value[[row]] for key, value in vars(window()).items()})
         past = Trajectory(**{key: value[[row]] for key, value in vars(trajectory()).items()})
         alone = reading(window=own, trajectory=past, **part)
@@ -157,7 +180,12 @@ def test_a_row_is_read_from_its_own_numbers(name):
 
 def test_features_stand_side_by_side_in_the_order_given():
     names = ["progress", "position", "probe_loss"]
-    assert column_names(names, LAYOUT) == ("progress", "position/lr", "position/weight_decay/adamw", "probe_loss")
+    assert column_names(names, LAYOUT) == (
+        "progress",
+        "position/lr",
+        "position/weight_decay/adamw",
+        "probe_loss",
+    )
     assert observe(names, reading())[0] == pytest.approx([0.1, 0.5, -0.5, 0.8])
     low, high = bounds(names, LAYOUT)
     assert low.tolist() == [0.0, -1.0, -1.0, 0.0] and high.tolist() == [1.0, 1.0, 1.0, 3.0]
@@ -169,7 +197,9 @@ def test_norms_are_logarithms_of_eight_decades_either_way():
 
 
 def test_unknown_features_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"unknown feature 'loss'; expected some of \['gradient_norm', "):
+    with pytest.raises(
+        ValueError, match=r"unknown feature 'loss'; expected some of \['gradient_norm', "
+    ):
         check_features(["progress", "loss"])
 
 
@@ -179,7 +209,9 @@ def test_an_observation_without_the_progress_of_the_run_is_refused():
 
 
 def test_columns_of_layers_and_registers_are_counted():
-    assert column_names(["layer_saturation"], LAYOUT) == tuple(f"layer_saturation/{i}" for i in range(3))
+    assert column_names(["layer_saturation"], LAYOUT) == tuple(
+        f"layer_saturation/{i}" for i in range(3)
+    )
     assert column_names(["registers"], LAYOUT) == ("registers/0", "registers/1")
     assert column_names(["progress", "registers", "layer_gradient_max"], Layout()) == ("progress",)
 
@@ -192,5 +224,10 @@ def test_a_run_without_losses_shows_none():
 
 def test_features_name_what_the_plant_must_measure():
     assert feature_tiers(FEATURES) == set(TIERS) - {"same_batch"}
-    assert feature_tiers(["progress", "train_loss", "gradient_norm", "layer_gradient_norm", "registers"]) == set()
+    assert (
+        feature_tiers(
+            ["progress", "train_loss", "gradient_norm", "layer_gradient_norm", "registers"]
+        )
+        == set()
+    )
     assert feature_tiers(["layer_saturation", "probe_loss"]) == {"activations", "probe"}

@@ -1,12 +1,15 @@
-"""One sampled action of every channel, followed from `env.step` to the exact change of the weights it moves.
+"""One sampled action of every channel, followed from `env.step` to the exact change of the weights
+it moves.
 
-Nothing of the plant's own path is used on the other side: the forward pass is written out below for one run without
-the population's axis, gradients are `backward`'s, values come from the position by the channel's formula, and the
-optimizer is AdamW as its paper has it. The chain is checked link by link - the norm of each layer's gradient, the
-moments, the weights - because the first steps of AdamW hide the size of a gradient and a clip hides it always: each of
-the faults injected at the end of this file, a gradient that is accumulated twice, must break every channel's trace.
+Nothing of the plant's own path is used on the other side: the forward pass is written out below for
+one run without the population's axis, gradients are `backward`'s, values come from the position by
+the channel's formula, and the optimizer is AdamW as its paper has it. The chain is checked link by
+link - the norm of each layer's gradient, the moments, the weights - because the first steps of
+AdamW hide the size of a gradient and a clip hides it always: each of the faults injected at the end
+of this file, a gradient that is accumulated twice, must break every channel's trace.
 
-Past the usual length, because the second implementation that everything is held against is written out here.
+Past the usual length, because the second implementation that everything is held against is written
+out here.
 """
 
 import math
@@ -84,7 +87,9 @@ def loss_of(w, config, inputs, targets, dials, generator):
     """Mean loss of one run: w without the population's axis, tokens (B, T); dropout draws from the generator."""
     C, heads = config.n_embd, config.n_head
     size = C // heads
-    angles = torch.arange(T)[:, None] * 10_000.0 ** (-torch.arange(size // 2) / (size // 2))  # (T, size / 2)
+    angles = torch.arange(T)[:, None] * 10_000.0 ** (
+        -torch.arange(size // 2) / (size // 2)
+    )  # (T, size / 2)
     seen = torch.ones(T, T, dtype=torch.bool).tril()
 
     def split(x):
@@ -103,14 +108,20 @@ def loss_of(w, config, inputs, targets, dials, generator):
 
     x = dials.embedding_gain * norm(w["embedding"][inputs])
     for i in range(LAYERS):
-        own = {name.split(".")[-1]: value for name, value in w.items() if name.startswith(f"layer.{i}.")}
+        own = {
+            name.split(".")[-1]: value
+            for name, value in w.items()
+            if name.startswith(f"layer.{i}.")
+        }
         x = dials.residual_gain[i] * x
         h = norm(x)
         q, k, v = (split(h @ own[name].T) for name in ("query", "key", "value"))
         scores = norm(turned(q)) @ norm(turned(k)).transpose(-1, -2)
         scores = scores / (math.sqrt(size) * dials.attention_temperature[i])
         mixed = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
-        branch = dials.attention_gain[i] * (mixed.transpose(1, 2).reshape(B, T, C) @ own["output"].T)
+        branch = dials.attention_gain[i] * (
+            mixed.transpose(1, 2).reshape(B, T, C) @ own["output"].T
+        )
         x = x + dropped(branch, dials.dropout[i])
         h = norm(x)
         hidden = h @ own["up"].T
@@ -126,7 +137,8 @@ def loss_of(w, config, inputs, targets, dials, generator):
 
 @dataclass(repr=False)  # a failing assertion would print every weight
 class Trace:
-    """One step of one run of the environment: what stood before, what was sampled, what stands after.
+    """One step of one run of the environment: what stood before, what was sampled, what stands
+    after.
 
     Attributes:
         positions: cell -> position.
@@ -149,7 +161,9 @@ class Trace:
     loss: float
 
     def value(self, cell):
-        return VALUES[self.name](self.positions.get(cell, 0.0))  # what stands in no layer has no cell
+        return VALUES[self.name](
+            self.positions.get(cell, 0.0)
+        )  # what stands in no layer has no cell
 
     def by_layer(self):
         return [self.value(f"layer.{i}") for i in range(LAYERS)]
@@ -162,8 +176,13 @@ class Trace:
         loss.backward()
         gradients = {n: leaf.grad.detach().double() for n, leaf in leaves.items()}
         assert self.loss == pytest.approx(loss.item(), rel=1e-5), "the loss is another"
-        norms = [math.sqrt(sum(float(g.square().sum()) for g in self.of_layer(gradients, i))) for i in range(LAYERS)]
-        assert self.norms == pytest.approx(norms, rel=1e-4), "the norms of the layers' gradients are others"
+        norms = [
+            math.sqrt(sum(float(g.square().sum()) for g in self.of_layer(gradients, i)))
+            for i in range(LAYERS)
+        ]
+        assert self.norms == pytest.approx(norms, rel=1e-4), (
+            "the norms of the layers' gradients are others"
+        )
         return gradients
 
     @staticmethod
@@ -174,13 +193,16 @@ class Trace:
         """AdamW of these gradients takes the state before to the state after; multipliers are numbers or by name."""
         for name, g in gradients.items():
             lr_, decay_, a1, a2, eps_ = (
-                value[name] if isinstance(value, dict) else value for value in (lr, decay, new1, new2, eps)
+                value[name] if isinstance(value, dict) else value
+                for value in (lr, decay, new1, new2, eps)
             )
             a1, a2 = (1 - BETA1) * a1, (1 - BETA2) * a2
             old, new = self.before["state"][name], self.after["state"][name]
             p1 = old["beta1_product"].item() * (1 - a1)
             p2 = old["beta2_product"].item() * (1 - a2)
-            assert (new["beta1_product"].item(), new["beta2_product"].item()) == pytest.approx((p1, p2), rel=1e-12)
+            assert (new["beta1_product"].item(), new["beta2_product"].item()) == pytest.approx(
+                (p1, p2), rel=1e-12
+            )
             m = (1 - a1) * old["momentum"].double() + a1 * g
             v = (1 - a2) * old["second_moment"].double() + a2 * g.square()
             close(new["momentum"], m, f"{name} first moment")
@@ -189,7 +211,9 @@ class Trace:
             m, v = new["momentum"].double() / (1 - p1), new["second_moment"].double() / (1 - p2)
             w = self.before["weights"][name].double() * (1 - LR * lr_ * WD * decay_)
             w -= LR * lr_ * m / (v.sqrt() + EPS * eps_)
-            torch.testing.assert_close(self.after["weights"][name].double(), w, rtol=1e-6, atol=LR * lr_ * 1e-4)
+            torch.testing.assert_close(
+                self.after["weights"][name].double(), w, rtol=1e-6, atol=LR * lr_ * 1e-4
+            )
             assert not torch.equal(self.after["weights"][name], self.before["weights"][name]), name
 
 
@@ -260,22 +284,36 @@ def trace_grad_skip(t):
     gradients = t.raw()
     uniform = torch.rand(LAYERS, generator=draws(t.seed, t.step, ROUTE), dtype=torch.float64)
     left_out = [float(u) < p for u, p in zip(uniform, t.by_layer(), strict=True)]
-    t.check(_zeroed(gradients, {n for n in gradients if n.startswith("layer.") and left_out[int(n.split(".")[1])]}))
+    t.check(
+        _zeroed(
+            gradients,
+            {n for n in gradients if n.startswith("layer.") and left_out[int(n.split(".")[1])]},
+        )
+    )
 
 
 def trace_grad_gate(t):
     """One draw for each tensor, after those of the layers."""
     gradients = t.raw()
-    drawn = torch.rand(LAYERS + len(gradients), generator=draws(t.seed, t.step, ROUTE), dtype=torch.float64)
+    drawn = torch.rand(
+        LAYERS + len(gradients), generator=draws(t.seed, t.step, ROUTE), dtype=torch.float64
+    )
     uniform = dict(zip(gradients, drawn[LAYERS:].tolist(), strict=True))
     body = [name for name in gradients if name.startswith("layer.")]
-    t.check(_zeroed(gradients, {n for n in body if uniform[n] < t.by_layer()[int(n.split(".")[1])]}))
+    t.check(
+        _zeroed(gradients, {n for n in body if uniform[n] < t.by_layer()[int(n.split(".")[1])]})
+    )
 
 
 def trace_grad_truncate(t):
     """The mean over the stack, as a part of the stack, rounded: the first so many layers."""
     gradients, count = t.raw(), round(sum(t.by_layer()))
-    t.check(_zeroed(gradients, {n for n in gradients if n.startswith("layer.") and int(n.split(".")[1]) < count}))
+    t.check(
+        _zeroed(
+            gradients,
+            {n for n in gradients if n.startswith("layer.") and int(n.split(".")[1]) < count},
+        )
+    )
 
 
 def _zeroed(gradients, names):
@@ -384,14 +422,19 @@ def traces(name, architecture, scope=None):
 def _copied(plant):
     return {
         "weights": {name: weight.clone() for name, weight in plant.weights.items()},
-        "state": {n: {slot: v.clone() for slot, v in state.items()} for n, state in plant.optimizer_state.items()},
+        "state": {
+            n: {slot: v.clone() for slot, v in state.items()}
+            for n, state in plant.optimizer_state.items()
+        },
     }
 
 
 def _row(state, row):
     return {
         "weights": {name: weight[row] for name, weight in state["weights"].items()},
-        "state": {n: {slot: v[row] for slot, v in slots.items()} for n, slots in state["state"].items()},
+        "state": {
+            n: {slot: v[row] for slot, v in slots.items()} for n, slots in state["state"].items()
+        },
     }
 
 
@@ -406,24 +449,32 @@ def test_a_sampled_action_arrives_at_the_weights(name, architecture):
 def test_the_trace_of_another_value_fails(name):
     """The check can fail: had the action been another, the state after would be another."""
     trace = traces(name, "relu2")[1]
-    trace.positions = {cell: -u if not CHANNELS[name].one_sided else 0.99 for cell, u in trace.positions.items()}
+    trace.positions = {
+        cell: -u if not CHANNELS[name].one_sided else 0.99 for cell, u in trace.positions.items()
+    }
     with pytest.raises(AssertionError):
         TRACERS[name](trace)
 
 
 @pytest.mark.parametrize("p", [0.999999, 1.0])
 @pytest.mark.parametrize("name", ["grad_skip", "grad_gate", "grad_truncate"])
-def test_a_gradient_that_is_always_left_out_leaves_the_moments_zero_and_the_weight_to_decay(name, p):
+def test_a_gradient_that_is_always_left_out_leaves_the_moments_zero_and_the_weight_to_decay(
+    name, p
+):
     plant = make(1, ((name, "layer"),), base_weight_decay=0.5)
     plant.panel.positions[:] = 0.1 + 0.9 * p
     before = {n: w.clone() for n, w in plant.weights.items()}
     window = advance(plant, 3)
-    assert (window.layer_gradient_norm > 0).all(), "what is measured is the gradient before it is steered"
+    assert (window.layer_gradient_norm > 0).all(), (
+        "what is measured is the gradient before it is steered"
+    )
     for n, state in plant.optimizer_state.items():
         assert state["momentum"].any() != n.startswith("layer."), n
         assert state["second_moment"].any() != n.startswith("layer."), n
         if n.startswith("layer."):
-            torch.testing.assert_close(plant.weights[n], before[n] * (1 - 1e-3 * 0.5) ** 3, rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                plant.weights[n], before[n] * (1 - 1e-3 * 0.5) ** 3, rtol=1e-6, atol=0
+            )
 
 
 # Faults on purpose: a gradient that is accumulated twice
@@ -437,7 +488,10 @@ def doubled_leaf(monkeypatch):
         result = original(outputs, inputs, *more, **keywords)
         names = list(model.parameter_shapes(PRESETS["relu2"]))
         assert len(result) == len(names)
-        return tuple(g * 2 if n.startswith(f"layer.{LAYERS - 1}.") else g for n, g in zip(names, result, strict=True))
+        return tuple(
+            g * 2 if n.startswith(f"layer.{LAYERS - 1}.") else g
+            for n, g in zip(names, result, strict=True)
+        )
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
 

@@ -19,7 +19,14 @@ from train_agents.evaluate import evaluate_policy
 from train_agents.rollout import collect, episode_seeds
 from train_agents.train import HELD_OUT, TRACED_DECISIONS, TRAINERS, TrainConfig, main, train
 
-TINY = ("data=synthetic", "batch_tokens=32", "sequence_length=16", "num_steps=6", "interval=2", "eval_tokens=64")
+TINY = (
+    "data=synthetic",
+    "batch_tokens=32",
+    "sequence_length=16",
+    "num_steps=6",
+    "interval=2",
+    "eval_tokens=64",
+)
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
 CELL, JEL, PROJECTION = "TrainLoop-Cell-v0", "TrainLoop-JEL-v0", "TrainLoop-GRPOProjection-v0"
 #: What differs from one process to the next, and what only the last line of a training has.
@@ -43,7 +50,9 @@ def lines(folder: Path, name: str = "progress.jsonl") -> list[dict]:
 def repeatable(folder: Path) -> list[dict]:
     """Lines of the log without clocks, and without what only the last line of each training has."""
     left_out = (*CLOCKS, LAST)
-    return [{key: value for key, value in line.items() if key not in left_out} for line in lines(folder)]
+    return [
+        {key: value for key, value in line.items() if key not in left_out} for line in lines(folder)
+    ]
 
 
 @pytest.fixture(scope="module", params=AGENTS)
@@ -78,20 +87,28 @@ def test_the_log_counts_timesteps_iterations_and_speed_as_stable_baselines3_does
     decisions = 4 * 3  # of an update: episodes times decisions of each
     assert [line["step"] for line in found] == [decisions, 2 * decisions, 3 * decisions]
     assert [line["time/total_timesteps"] for line in found] == [line["step"] for line in found]
-    rollouts = 2 if whole.agent == "ppo" else 1  # of an update: stable-baselines3 learns after every two rows
+    rollouts = (
+        2 if whole.agent == "ppo" else 1
+    )  # of an update: stable-baselines3 learns after every two rows
     assert [line["time/iterations"] for line in found] == [rollouts, 2 * rollouts, 3 * rollouts]
     assert all(line["time/fps"] >= 0 and line["time/time_elapsed"] >= 0 for line in found)
     assert all({"rollout/ep_rew_mean", "rollout/ep_len_mean"} <= set(line) for line in found)
 
 
 def test_the_last_line_has_the_held_out_score_of_the_policy_that_is_saved(whole):
-    rows = evaluate_policy(load_policy(whole.out), whole.env, whole.arguments(), episode_seeds(0, HELD_OUT, 2))
+    rows = evaluate_policy(
+        load_policy(whole.out), whole.env, whole.arguments(), episode_seeds(0, HELD_OUT, 2)
+    )
     assert lines(whole.out)[-1][LAST] == np.mean([row["bpb"] for row in rows])
 
 
 def test_config_json_holds_the_options_of_the_agent_that_ran_and_the_arguments_of_the_env(whole):
     written = json.loads((whole.out / "config.json").read_text())
-    assert written["configuration"]["env_kwargs"] == whole.arguments() == written["facts"]["env_kwargs"]
+    assert (
+        written["configuration"]["env_kwargs"]
+        == whole.arguments()
+        == written["facts"]["env_kwargs"]
+    )
     other = {"jel": "ppo", "ppo": "jel"}[whole.agent]
     assert whole.agent in written["configuration"] and other not in written["configuration"]
     assert written["configuration"]["num_updates"] == 3
@@ -99,7 +116,9 @@ def test_config_json_holds_the_options_of_the_agent_that_ran_and_the_arguments_o
 
 
 def test_options_of_another_agent_are_refused():
-    with pytest.raises(ValueError, match=r"ppo must be left out where agent is 'jel'; got PPOAgentConfig"):
+    with pytest.raises(
+        ValueError, match=r"ppo must be left out where agent is 'jel'; got PPOAgentConfig"
+    ):
         TrainConfig(agent="jel", ppo=PPOAgentConfig(batch_size=6))
     with pytest.raises(ValueError, match="jel must be left out where agent is 'ppo'"):
         TrainConfig(agent="ppo", jel=JELAgentConfig(gamma=0.5))
@@ -120,7 +139,9 @@ def test_lines_after_the_last_checkpoint_are_done_again_not_twice(tmp_path, whol
 def test_a_damaged_checkpoint_and_stray_files_beside_it_are_passed_over(tmp_path, whole):
     config = copied(whole, tmp_path)
     checkpoints = config.out / "checkpoints"
-    strays = [checkpoints / name for name in (".DS_Store", "update-copy", "update-000009.bak", "update-")]
+    strays = [
+        checkpoints / name for name in (".DS_Store", "update-copy", "update-000009.bak", "update-")
+    ]
     for stray in strays:
         stray.write_text("x")
     damaged = next((checkpoints / "update-000003").rglob("*.safetensors"))
@@ -129,7 +150,9 @@ def test_a_damaged_checkpoint_and_stray_files_beside_it_are_passed_over(tmp_path
     with pytest.warns(UserWarning) as caught:
         train(config)
     texts = [str(warning.message) for warning in caught]
-    assert any("now update-000003.damaged" in text and "starts from update 2" in text for text in texts)
+    assert any(
+        "now update-000003.damaged" in text and "starts from update 2" in text for text in texts
+    )
     assert any("update-000001.damaged aside" in text for text in texts)
     assert all(stray.exists() for stray in strays)
     assert repeatable(config.out) == repeatable(whole.out)
@@ -138,7 +161,9 @@ def test_a_damaged_checkpoint_and_stray_files_beside_it_are_passed_over(tmp_path
 def test_a_folder_of_another_configuration_is_refused(whole):
     before = {path: path.stat().st_mtime_ns for path in whole.out.rglob("*")}
     for changes in ({"seed": 7}, {"env_kwargs": (*TINY, "base_lr=0.5")}, {"num_envs": 4}):
-        with pytest.raises(ValueError, match=rf"holds another run, differing as .*{next(iter(changes))}"):
+        with pytest.raises(
+            ValueError, match=rf"holds another run, differing as .*{next(iter(changes))}"
+        ):
             train(replace(whole, **changes))
     with pytest.raises(ValueError, match=r"num_updates must be at least the 3 that .* has; got 2"):
         train(replace(whole, num_updates=2))
@@ -156,7 +181,12 @@ def test_a_start_that_is_refused_leaves_no_trace(tmp_path):
 
 def test_episode_seeds_differ_between_updates_and_controllers():
     numbers = [*range(20), HELD_OUT]
-    seeds = {seed for controller in range(3) for update in numbers for seed in episode_seeds(controller, update, 8)}
+    seeds = {
+        seed
+        for controller in range(3)
+        for update in numbers
+        for seed in episode_seeds(controller, update, 8)
+    }
     assert len(seeds) == 3 * 21 * 8
 
 
@@ -166,7 +196,10 @@ def test_episodes_hold_what_happened_and_telescope(tmp_path):
     trainer = TRAINERS["jel"](config, env)
     episodes = collect(env, trainer.agent, [5, 6, 7, 8])
     losses = episodes.probe_losses
-    assert episodes.rollout.rewards.shape == episodes.train_losses.shape == (3, 4) and losses.shape == (4, 4)
+    assert episodes.rollout.rewards.shape == episodes.train_losses.shape == (
+        3,
+        4,
+    ) and losses.shape == (4, 4)
     np.testing.assert_allclose(episodes.returns, losses[0] - losses[-1], atol=1e-12)
     np.testing.assert_allclose(np.tanh(episodes.rollout.raw), episodes.positions, atol=1e-6)
     assert episodes.rollout.alive.all()
@@ -179,7 +212,11 @@ def arguments(tmp_path_factory):
     tiny_student.student(3, seed=5, end=6.0).save(folder, {})
     projection = tiny_student.TINY | {"num_samples": 2, "num_steps": 2, "student": str(folder)}
     texts = tuple(f"{key}={json.dumps(value)}" for key, value in projection.items())
-    cell = (*(text for text in TINY if not text.startswith("interval")), "preset=nano", "channels=layer_lr")
+    cell = (
+        *(text for text in TINY if not text.startswith("interval")),
+        "preset=nano",
+        "channels=layer_lr",
+    )
     return {JEL: TINY, CELL: cell, PROJECTION: texts}
 
 
@@ -191,7 +228,14 @@ MISSING = kernel.missing_support(syscalls.NUMBERS)
 def test_every_agent_trains_on_every_id(env, agent, arguments, tmp_path):
     if env == PROJECTION and MISSING:
         pytest.skip(f"programs cannot be executed here: {MISSING}")
-    config = tiny(tmp_path / "run", agent, env=env, env_kwargs=arguments[env], num_updates=1, episodes_per_update=2)
+    config = tiny(
+        tmp_path / "run",
+        agent,
+        env=env,
+        env_kwargs=arguments[env],
+        num_updates=1,
+        episodes_per_update=2,
+    )
     metrics = train(config)
     assert np.isfinite(metrics["rollout/ep_rew_mean"]) and np.isfinite(metrics[LAST])
     assert load_policy(config.out).action_size > 0
@@ -238,7 +282,18 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path, changes, message):
 
 def test_the_program_trains_from_the_command_line(tmp_path, capsys):
     out = tmp_path / "run"
-    command = ["--agent", "jel", "--env", JEL, "--num-updates", "1", "--episodes-per-update", "2", "--num-envs", "2"]
+    command = [
+        "--agent",
+        "jel",
+        "--env",
+        JEL,
+        "--num-updates",
+        "1",
+        "--episodes-per-update",
+        "2",
+        "--num-envs",
+        "2",
+    ]
     main([*command, "--out", str(out), "--env-kwargs", *TINY])
     printed = capsys.readouterr().out
     assert '"num_updates": 1' in printed  # the whole configuration is printed first

@@ -19,7 +19,9 @@ def test_the_slope_is_that_of_a_least_squares_line(count):
     losses = np.random.default_rng(count).uniform(1.0, 5.0, count)
     past = remembered(losses)
     last = losses[-NUM_LOSSES:]
-    assert slope(past.losses, past.num_losses) == pytest.approx([np.polyfit(np.arange(len(last)), last, 1)[0]])
+    assert slope(past.losses, past.num_losses) == pytest.approx(
+        [np.polyfit(np.arange(len(last)), last, 1)[0]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,10 @@ def test_the_slope_is_that_of_a_least_squares_line(count):
         ([4.0, 1.0, 2.0], 4.0),
         ([1.0, 3.0, 5.0, 7.0], 0.0),
         ([1.0, 0.0, 4.0, 2.0, 2.0, 3.0, 1.0], 0.5 - 16 / 3 + 2.0),  # thirds of 2, 3 and 2
-        ([9.0] * 9 + [float(t * t) for t in range(16)], 6.0 - 2 * 355 / 6 + 171.0),  # 5, 6 and 5 of the last 16
+        (
+            [9.0] * 9 + [float(t * t) for t in range(16)],
+            6.0 - 2 * 355 / 6 + 171.0,
+        ),  # 5, 6 and 5 of the last 16
     ],
 )
 def test_the_curvature_is_the_second_difference_of_three_parts(losses, expected):
@@ -48,12 +53,18 @@ def test_a_line_has_its_slope_and_no_curvature_from_the_second_loss_on():
 
 def test_the_mean_begins_at_the_first_loss_and_its_lowest_is_kept():
     past = remembered([4.0])
-    assert (past.mean[0], past.mean_before[0], past.lowest_mean[0]) == pytest.approx((4.0, 4.0, 4.0))
+    assert (past.mean[0], past.mean_before[0], past.lowest_mean[0]) == pytest.approx(
+        (4.0, 4.0, 4.0)
+    )
     past = remembered([4.0, 2.0])
     second = MEAN_DECAY * 4.0 + (1 - MEAN_DECAY) * 2.0
-    assert (past.mean[0], past.mean_before[0], past.lowest_mean[0]) == pytest.approx((second, 4.0, second))
+    assert (past.mean[0], past.mean_before[0], past.lowest_mean[0]) == pytest.approx(
+        (second, 4.0, second)
+    )
     past = remembered([4.0, 2.0, 8.0])
-    assert (past.mean_before[0], past.lowest_mean[0]) == pytest.approx((second, second)) and past.mean[0] > second
+    assert (past.mean_before[0], past.lowest_mean[0]) == pytest.approx(
+        (second, second)
+    ) and past.mean[0] > second
 
 
 def test_probe_losses_are_kept_beside():
@@ -75,10 +86,14 @@ def test_rows_are_independent():
         whole = whole.cleared(fresh).with_losses(rows, losses).with_probe_losses(rows, losses)
         for i in range(3):
             cleared, part, loss = fresh[[i]], rows[[i]], losses[[i]]
-            alone[i] = alone[i].cleared(cleared).with_losses(part, loss).with_probe_losses(part, loss)
+            alone[i] = (
+                alone[i].cleared(cleared).with_losses(part, loss).with_probe_losses(part, loss)
+            )
     for field in fields(Trajectory):
         together = getattr(whole, field.name)
-        assert np.array_equal(together, np.concatenate([getattr(one, field.name) for one in alone])), field.name
+        assert np.array_equal(
+            together, np.concatenate([getattr(one, field.name) for one in alone])
+        ), field.name
 
 
 def test_a_trajectory_never_changes_in_place():

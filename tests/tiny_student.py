@@ -36,7 +36,9 @@ EVERY_PAIR = tuple((name, scope) for name, found in CHANNELS.items() for scope i
 #: Every channel once, at its finest scope.
 FINEST = tuple((name, found.scopes[-1]) for name, found in CHANNELS.items())
 #: The finest, and the multipliers at every scope that they can have together.
-TOGETHER = tuple((n, s) for n, s in EVERY_PAIR if CHANNELS[n].neutral == 1.0 or s == CHANNELS[n].scopes[-1])
+TOGETHER = tuple(
+    (n, s) for n, s in EVERY_PAIR if CHANNELS[n].neutral == 1.0 or s == CHANNELS[n].scopes[-1]
+)
 
 #: Longest completion of the plants' student [tokens].
 SHORT = 24
@@ -51,12 +53,14 @@ def vocabulary() -> Vocabulary:
 
 
 def weights(gpt: GPTConfig, seed: int = 0, end: float = 3.0) -> dict[str, Tensor]:
-    """Random weights of one model, none of them zero, whose next token is neither certain nor anything at all.
+    """Random weights of one model, none of them zero, whose next token is neither certain nor
+    anything at all.
 
     Args:
         gpt: shape.
         seed: of the weights.
-        end: how many times longer than the others' the row of END is; the longer, the shorter the texts.
+        end: how many times longer than the others' the row of END is; the longer, the shorter the
+            texts.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = {"embedding": 1.0, "unembedding": 0.7}
@@ -69,16 +73,26 @@ def weights(gpt: GPTConfig, seed: int = 0, end: float = 3.0) -> dict[str, Tensor
 
 
 @lru_cache
-def student(n_layer: int = 2, max_tokens: int = 48, seed: int = 0, end: float = 3.0) -> EmbeddedStudent:
+def student(
+    n_layer: int = 2, max_tokens: int = 48, seed: int = 0, end: float = 3.0
+) -> EmbeddedStudent:
     """Width 16; 48 tokens are room for every contrastive pair."""
-    gpt = GPTConfig(n_layer=n_layer, n_head=2, n_embd=16, vocab_size=len(vocabulary()), hidden_size=24)
-    return EmbeddedStudent(EmbeddedConfig(gpt, 64, max_tokens), vocabulary(), weights(gpt, seed, end))
+    gpt = GPTConfig(
+        n_layer=n_layer, n_head=2, n_embd=16, vocab_size=len(vocabulary()), hidden_size=24
+    )
+    return EmbeddedStudent(
+        EmbeddedConfig(gpt, 64, max_tokens), vocabulary(), weights(gpt, seed, end)
+    )
 
 
 @lru_cache
 def short_pairs() -> tuple[Pair, ...]:
     """Eight of the pairs, two of them held out, none longer than SHORT tokens."""
-    short = [p for p in PAIRS if max(len(vocabulary().encode(text)) for text in (p.hack, p.clean)) < SHORT]
+    short = [
+        p
+        for p in PAIRS
+        if max(len(vocabulary().encode(text)) for text in (p.hack, p.clean)) < SHORT
+    ]
     fitted, held_out = ([p for p in short if p.held_out == wanted] for wanted in (False, True))
     return (*fitted[::3][:6], *held_out[:2])
 
@@ -140,7 +154,9 @@ def make(
     config = GRPOConfig(**TINY | changes)
     judging: Any = FakeGrader() if grader is None else grader
     with few_pairs():
-        plant = GRPOPlant(config, num_rows, channels, student=student(max_tokens=SHORT), grader=judging)
+        plant = GRPOPlant(
+            config, num_rows, channels, student=student(max_tokens=SHORT), grader=judging
+        )
         plant.reset(list(range(100, 100 + num_rows)))
     return plant
 
@@ -160,13 +176,19 @@ def recorded(plant: GRPOPlant) -> list[Rollouts]:
 
 def advance(plant: GRPOPlant, *num_steps: int) -> Window:
     """Every run by this number of updates, or each by its own."""
-    return plant.advance(np.array(num_steps if len(num_steps) == plant.num_rows else num_steps * plant.num_rows))
+    return plant.advance(
+        np.array(num_steps if len(num_steps) == plant.num_rows else num_steps * plant.num_rows)
+    )
 
 
 def state_of(plant: GRPOPlant, row: int | None = None) -> dict[str, Tensor]:
     """Copies of all that a plant holds but the panel's positions; of one row, or of all."""
     tensors = plant.snapshot().tensors
-    return {k: v.clone() if row is None else v[row].clone() for k, v in tensors.items() if k != "rows/panel"}
+    return {
+        k: v.clone() if row is None else v[row].clone()
+        for k, v in tensors.items()
+        if k != "rows/panel"
+    }
 
 
 def different(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:

@@ -1,8 +1,8 @@
 """The beginning of a program: its configuration from the command line, and refusals of one line.
 
-A program has two phases. In the first it checks all that it was asked for: arguments, folders, files. What it refuses
-there is a mistake of its user: one line on stderr, and exit code 2. In the second it works. An error there is a defect,
-and keeps its traceback.
+A program has two phases. In the first it checks all that it was asked for: arguments, folders,
+files. What it refuses there is a mistake of its user: one line on stderr, and exit code 2. In the
+second it works. An error there is a defect, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def configuration(
     arguments: Sequence[str] | None,
     completed: Callable[[Config], Config] = lambda config: config,
 ) -> Config:
-    """Reads a program's configuration and prints all of it; a command line that does not fit it ends the program.
+    """Reads a program's configuration and prints all of it; a command line that does not fit it
+    ends the program.
 
     Args:
         kind: a dataclass, whose fields are the options.
@@ -42,8 +43,12 @@ def configuration(
         try:
             import tyro
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{program} needs tyro; install it with: pip install 'hpenv[agents]'") from error
-        config = completed(tyro.cli(kind, prog=f"python -m {program}", args=arguments, description=description))
+            raise ModuleNotFoundError(
+                f"{program} needs tyro; install it with: pip install 'hpenv[agents]'"
+            ) from error
+        config = completed(
+            tyro.cli(kind, prog=f"python -m {program}", args=arguments, description=description)
+        )
     describe(config)
     return config
 

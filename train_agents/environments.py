@@ -19,18 +19,28 @@ gym.register_envs(hpenv)
 #: What Python calls these; as a string each would be true.
 NOT_JSON = {"True": "true", "False": "false", "None": "null"}
 #: Arguments that the programs give by themselves, and that a user's would collide with.
-RESERVED = ("id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "autoreset_mode", "render_mode")
+RESERVED = (
+    "id",
+    "num_envs",
+    "vectorization_mode",
+    "vector_kwargs",
+    "wrappers",
+    "autoreset_mode",
+    "render_mode",
+)
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Returns keyword arguments from `key=value` texts; a value is JSON, or, if it is not, a string.
+    """Returns keyword arguments from `key=value` texts; a value is JSON, or, if it is not, a
+    string.
 
     Example:
         >>> parse_assignments(("batch_tokens=256", "schedule=none", 'penalties={"smoothness": 0.1}'))
         {'batch_tokens': 256, 'schedule': 'none', 'penalties': {'smoothness': 0.1}}
 
     Raises:
-        ValueError: for a text without `=`, a key that is no name or comes twice, and for True, False and None.
+        ValueError: for a text without `=`, a key that is no name or comes twice, and for True,
+            False and None.
     """
     result: dict[str, Any] = {}
     for text in assignments:
@@ -57,7 +67,8 @@ def make_population(env_id: str, num_envs: int, arguments: Mapping[str, Any]) ->
         arguments: keyword arguments of the id.
 
     Raises:
-        ValueError: the id is not registered or is that of something else, or the arguments are not the id's.
+        ValueError: the id is not registered or is that of something else, or the arguments are not
+            the id's.
     """
     try:
         entry_point = gym.spec(env_id).vector_entry_point
@@ -65,7 +76,9 @@ def make_population(env_id: str, num_envs: int, arguments: Mapping[str, Any]) ->
         raise ValueError(f"unknown env {env_id!r}: {error}") from error
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     if creator is None or "autoreset_mode" not in inspect.signature(creator).parameters:
-        raise ValueError(f"env {env_id!r} must be the id of a TrainLoopVectorEnv; it makes something else")
+        raise ValueError(
+            f"env {env_id!r} must be the id of a TrainLoopVectorEnv; it makes something else"
+        )
     reserved = sorted(set(arguments) & set(RESERVED))
     if reserved:
         raise ValueError(f"env_kwargs {reserved} must be left out; the program sets them itself")
@@ -76,5 +89,7 @@ def make_population(env_id: str, num_envs: int, arguments: Mapping[str, Any]) ->
     except TypeError as error:  # of an argument of another type than the id expects
         raise ValueError(f"{env_id} cannot be made with {dict(arguments)}: {error}") from error
     if not isinstance(env, TrainLoopVectorEnv):
-        raise ValueError(f"env {env_id!r} must be the id of a TrainLoopVectorEnv; it makes a {type(env).__name__}")
+        raise ValueError(
+            f"env {env_id!r} must be the id of a TrainLoopVectorEnv; it makes a {type(env).__name__}"
+        )
     return env

@@ -1,10 +1,13 @@
-"""Deploys a controller, frozen and deterministic: `python -m train_agents.evaluate --policy runs/jel/policy`.
+"""Deploys a controller, frozen and deterministic: `python -m train_agents.evaluate --policy
+runs/jel/policy`.
 
-`--policy` is the folder of a saved policy, or the folder of a training run, whose `policy/` is taken.
+`--policy` is the folder of a saved policy, or the folder of a training run, whose `policy/` is
+taken.
 
-Every seed is one run from its first decision to its last, scored on held-out data, which neither rewards nor
-observations ever saw. Without a policy, the panel stays at neutral: that is how baselines are measured. What the score
-is, the plant says: bits per byte of a pretraining run, passes less hacks of a post-training one.
+Every seed is one run from its first decision to its last, scored on held-out data, which neither
+rewards nor observations ever saw. Without a policy, the panel stays at neutral: that is how
+baselines are measured. What the score is, the plant says: bits per byte of a pretraining run,
+passes less hacks of a post-training one.
 """
 
 from __future__ import annotations
@@ -42,8 +45,9 @@ def evaluate_policy(
 ) -> list[dict[str, Any]]:
     """Runs one episode per seed under the policy's mean.
 
-    A run that diverges stops where it is: its lists go on with the last value, so that all seeds' lists are as long as
-    each other. The last bits of a row depend on the number of rows that are trained together.
+    A run that diverges stops where it is: its lists go on with the last value, so that all seeds'
+    lists are as long as each other. The last bits of a row depend on the number of rows that are
+    trained together.
 
     Args:
         policy: positions from observations; None leaves the panel at neutral.
@@ -53,22 +57,27 @@ def evaluate_policy(
         curve: give the lists, too.
         heldout_curve: evaluate on the validation slice after each decision, too.
         max_rows: runs trained together; bounds the memory.
-        on_progress: called after each decision with the runs' worth of work done since the last call.
+        on_progress: called after each decision with the runs' worth of work done since the last
+            call.
 
     Returns:
-        One dictionary per seed, K decisions: `seed`, `corpus` (sha256), the score at the end under the plant's key
-        (`bpb`, held-out bits per byte, of a pretraining run), with what the plant reports beside it (of a
-        post-training run `pass`, `hack`...), `train_loss` (mean over the last window; None if the run never took a
-        step), `probe_loss`, both in the plant's unit, `divergence_reason` (or None); with `curve`, `steps` (K + 1)
-        [steps] and `probe_curve` (K + 1), both before the first decision and after each, `train_curve` (K), `panel`
-        (name -> (K) values in force); with `heldout_curve`, the score's key and `_curve` (K + 1).
+        One dictionary per seed, K decisions: `seed`, `corpus` (sha256), the score at the end under
+            the plant's key
+        (`bpb`, held-out bits per byte, of a pretraining run), with what the plant reports beside it
+        (of a post-training run `pass`, `hack`...), `train_loss` (mean over the last window; None if
+        the run never took a step), `probe_loss`, both in the plant's unit, `divergence_reason` (or
+        None); with `curve`, `steps` (K + 1) [steps] and `probe_curve` (K + 1), both before the
+        first decision and after each, `train_curve` (K), `panel` (name -> (K) values in force);
+        with `heldout_curve`, the score's key and `_curve` (K + 1).
 
     Raises:
-        ValueError: no seeds, max_rows below 1, grouped seeds, an id that is no training loop, or a policy of another
-            number of cells.
+        ValueError: no seeds, max_rows below 1, grouped seeds, an id that is no training loop, or a
+            policy of another number of cells.
     """
     if not isinstance(seeds, Sequence) or not seeds or max_rows < 1:
-        raise ValueError(f"seeds {seeds!r}, max_rows {max_rows}; expected a list of at least one, and max_rows >= 1")
+        raise ValueError(
+            f"seeds {seeds!r}, max_rows {max_rows}; expected a list of at least one, and max_rows >= 1"
+        )
     check_independent(env_kwargs)
     rows: list[dict[str, Any]] = []
     env: TrainLoopVectorEnv | None = None
@@ -76,7 +85,9 @@ def evaluate_policy(
         chunk = [int(seed) for seed in seeds[first : first + max_rows]]
         if env is None or env.num_envs != len(chunk):
             env = _make(env_id, env_kwargs, len(chunk), policy)
-        rows += run_episodes(policy, env, chunk, curve=curve, heldout_curve=heldout_curve, on_progress=on_progress)
+        rows += run_episodes(
+            policy, env, chunk, curve=curve, heldout_curve=heldout_curve, on_progress=on_progress
+        )
     return rows
 
 
@@ -88,7 +99,9 @@ def check_independent(env_kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Policy | None) -> TrainLoopVectorEnv:
+def _make(
+    env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Policy | None
+) -> TrainLoopVectorEnv:
     if policy is not None and not (hasattr(policy, "action_size") and hasattr(policy, "act_mean")):
         raise ValueError(
             "policy must have `action_size`, the number of cells, and `act_mean(observations)`, "
@@ -96,7 +109,9 @@ def _make(env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Pol
         )
     env = make_population(env_id, num_rows, env_kwargs)
     if policy is not None and policy.action_size != len(env.action_names):
-        raise ValueError(f"a policy of {policy.action_size} cells; {env_id} has {list(env.action_names)}")
+        raise ValueError(
+            f"a policy of {policy.action_size} cells; {env_id} has {list(env.action_names)}"
+        )
     return env
 
 
@@ -133,7 +148,11 @@ def run_episodes(
             heldout.append(env.evaluate())
         if on_progress is not None:
             on_progress(len(seeds) / env.num_decisions)
-    final, report, score = heldout[-1] if heldout_curve else env.evaluate(), env.plant.report(), env.plant.score.key
+    final, report, score = (
+        heldout[-1] if heldout_curve else env.evaluate(),
+        env.plant.report(),
+        env.plant.score.key,
+    )
     last_probe = infos["probe_loss"] if "probe_loss" in infos else probe_loss(env)
     rows = []
     for i, seed in enumerate(seeds):
@@ -146,7 +165,9 @@ def run_episodes(
             if len(probe) == len(steps):
                 row |= {"probe_curve": [float(p[i]) for p in probe]}
             row |= {"train_curve": [float(t[i]) for t in train]}
-            row |= {"panel": {name: [float(v[i]) for v in values] for name, values in panel.items()}}
+            row |= {
+                "panel": {name: [float(v[i]) for v in values] for name, values in panel.items()}
+            }
         if heldout_curve:
             row[f"{score}_curve"] = [float(b[i]) for b in heldout]
         rows.append(row)
@@ -154,7 +175,8 @@ def run_episodes(
 
 
 def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
-    """The probe loss of an env that does not measure it by itself, (N,) [nats per token]; for a run's end.
+    """The probe loss of an env that does not measure it by itself, (N,) [nats per token]; for a
+    run's end.
 
     Tuning goes by it, since the validation slice is for reporting.
     """
@@ -169,7 +191,9 @@ def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
 class EvaluateConfig:
     """What to deploy, on what, on which seeds, and where to write."""
 
-    policy: Path | None = None  # folder of a saved policy or of a training run; None: the panel stays at neutral
+    policy: Path | None = (
+        None  # folder of a saved policy or of a training run; None: the panel stays at neutral
+    )
     env: str = "TrainLoop-JEL-v0"  # a registered id
     env_kwargs: tuple[str, ...] = ()  # key=value, of the env
     seeds: int = 10  # number of runs
@@ -200,10 +224,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config.policy is not None:
             check_columns(config.policy, env.observation_names, env.action_names)
         if policy is not None:
-            policy.act_mean(np.zeros((1, len(env.observation_names)), dtype=np.float32))  # it may refuse their number
-    if config.policy is not None and (trained := _trained_on(config.policy)) not in (None, (config.env, env_kwargs)):
+            policy.act_mean(
+                np.zeros((1, len(env.observation_names)), dtype=np.float32)
+            )  # it may refuse their number
+    if config.policy is not None and (trained := _trained_on(config.policy)) not in (
+        None,
+        (config.env, env_kwargs),
+    ):
         print(
-            "note: the policy was trained on {} {}; it is evaluated on {} {}".format(*trained, config.env, env_kwargs)
+            "note: the policy was trained on {} {}; it is evaluated on {} {}".format(
+                *trained, config.env, env_kwargs
+            )
         )
     score = env.plant.score
     with progress(config.seeds, "evaluating") as advance:
@@ -237,8 +268,14 @@ def _print_table(rows: Sequence[Mapping[str, Any]], score: Score) -> None:
     from rich.table import Table
 
     diverged = sum(row["divergence_reason"] is not None for row in rows)
-    table = Table("", "mean", "95 % interval", "range", title=f"{len(rows)} runs, {diverged} diverged")
-    labels = {key: f"held-out {key.replace('_', ' ')}" for key, value in rows[0].items() if isinstance(value, float)}
+    table = Table(
+        "", "mean", "95 % interval", "range", title=f"{len(rows)} runs, {diverged} diverged"
+    )
+    labels = {
+        key: f"held-out {key.replace('_', ' ')}"
+        for key, value in rows[0].items()
+        if isinstance(value, float)
+    }
     labels |= {
         score.key: score.label,
         "train_loss": f"last train loss [{score.loss_unit}]",

@@ -1,8 +1,8 @@
 """Figures of results, as PNG files: arrays in, a file out, and no state of pyplot's.
 
-Colors are Okabe and Ito's, which the color-blind can tell apart, and line styles differ, too; layers are colored in
-their order. Legends stand outside the data. The figures stand together, past the usual length of a module, because they
-share one look.
+Colors are Okabe and Ito's, which the color-blind can tell apart, and line styles differ, too;
+layers are colored in their order. Legends stand outside the data. The figures stand together, past
+the usual length of a module, because they share one look.
 
 References:
     Okabe & Ito, "Color Universal Design" (2008).
@@ -30,11 +30,14 @@ DPI = 150
 BAND = {"alpha": 0.18, "linewidth": 0}
 
 
-def training_dynamics(path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str) -> None:
-    """Loss over the steps of a run, the mean over seeds in a band of its 95 % interval (JEL, figure 2).
+def training_dynamics(
+    path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str
+) -> None:
+    """Loss over the steps of a run, the mean over seeds in a band of its 95 % interval (JEL, figure
+    2).
 
-    The y axis ends where the curves come to be told apart: the untrained model's loss, the first point of all, is left
-    out of its limits.
+    The y axis ends where the curves come to be told apart: the untrained model's loss, the first
+    point of all, is left out of its limits.
 
     Args:
         path: PNG file.
@@ -48,7 +51,9 @@ def training_dynamics(path: str | os.PathLike[str], curves: Mapping[str, Curve],
         mean = values.mean(0)
         axes.plot(x, mean, label=label, **style_of(number))
         if len(values) > 1:
-            half = t_quantile(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
+            half = (
+                t_quantile(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
+            )
             axes.fill_between(x, mean - half, mean + half, color=color_of(number), **BAND)
         lowest.append(mean.min())
         highest.append(mean[1:].max() if len(mean) > 2 else mean.max())
@@ -74,8 +79,8 @@ def controller_actions(
 
     Args:
         path: PNG file.
-        steps: step of each decision (K,), or those and the end of the run (K + 1,); without the end, the last window is
-            drawn as long as the one before it.
+        steps: step of each decision (K,), or those and the end of the run (K + 1,); without the
+            end, the last window is drawn as long as the one before it.
         low: 25th percentile of the multipliers that were tried in meta-training, (K, A).
         median: their median, (K, A).
         high: 75th percentile, (K, A).
@@ -85,23 +90,54 @@ def controller_actions(
     bands = [np.asarray(values, dtype=np.float64) for values in (low, median, high)]
     overlays = [np.asarray(values, dtype=np.float64) for values in schedules]
     shape = bands[1].shape
-    if len(shape) != 2 or shape[1] != len(names) or any(values.shape != shape for values in [*bands, *overlays]):
+    if (
+        len(shape) != 2
+        or shape[1] != len(names)
+        or any(values.shape != shape for values in [*bands, *overlays])
+    ):
         shapes = [values.shape for values in [*bands, *overlays]]
-        raise ValueError(f"multipliers of shapes {shapes}; expected (K, {len(names)}) each, for {list(names)}")
+        raise ValueError(
+            f"multipliers of shapes {shapes}; expected (K, {len(names)}) each, for {list(names)}"
+        )
     edges = _edges(np.asarray(steps, dtype=np.float64), shape[0])
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     columns = min(2, len(names))
     count = -(-len(names) // columns)
-    figure, grid = canvas(4.2 * columns + 0.6, 2.9 * count + 0.8, count, columns, sharex=True, sharey=True)
+    figure, grid = canvas(
+        4.2 * columns + 0.6, 2.9 * count + 0.8, count, columns, sharex=True, sharey=True
+    )
     panels = list(np.atleast_1d(grid).flat)
     for column, (axes, name) in enumerate(zip(panels, names, strict=False)):
         lower, middle, upper = (values[:, column] for values in bands)
-        axes.stairs(upper, edges, baseline=lower, fill=True, color=COLORS[0], label="25th to 75th percentile", **BAND)
-        axes.stairs(middle, edges, baseline=None, color=COLORS[0], linewidth=1.8, label="median in meta-training")
+        axes.stairs(
+            upper,
+            edges,
+            baseline=lower,
+            fill=True,
+            color=COLORS[0],
+            label="25th to 75th percentile",
+            **BAND,
+        )
+        axes.stairs(
+            middle,
+            edges,
+            baseline=None,
+            color=COLORS[0],
+            linewidth=1.8,
+            label="median in meta-training",
+        )
         for number, values in enumerate(overlays):
             label = "trained controllers" if number == 0 else None
-            axes.stairs(values[:, column], edges, baseline=None, color=COLORS[1], linewidth=1.0, alpha=0.7, label=label)
+            axes.stairs(
+                values[:, column],
+                edges,
+                baseline=None,
+                color=COLORS[1],
+                linewidth=1.0,
+                alpha=0.7,
+                label=label,
+            )
         axes.axhline(1.0, color="0.45", linewidth=0.8, linestyle=":", label="neutral")
         axes.set(yscale="log", xlim=(edges[0], edges[-1]))
         axes.set_title(name, fontsize="medium")
@@ -113,12 +149,20 @@ def controller_actions(
     figure.supxlabel("training step", fontsize="medium")
     figure.supylabel("multiplier of the base value", fontsize="medium")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2 * columns, frameon=False, fontsize="small")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=2 * columns,
+        frameon=False,
+        fontsize="small",
+    )
     save(figure, path)
 
 
 def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str) -> None:
-    """A quantity over the updates of meta-training: the mean over controllers in a band from the lowest to the highest.
+    """A quantity over the updates of meta-training: the mean over controllers in a band from the
+    lowest to the highest.
 
     Args:
         path: PNG file.
@@ -145,7 +189,8 @@ def comparison_bars(
     *,
     reference: Mapping[str, float] | None = None,
 ) -> None:
-    """Methods below each other, each a dot with its interval and its number; dots, as the axis does not begin at 0.
+    """Methods below each other, each a dot with its interval and its number; dots, as the axis does
+    not begin at 0.
 
     Args:
         path: PNG file.
@@ -156,11 +201,17 @@ def comparison_bars(
     lines = dict(reference or {})
     figure, axes = canvas(8.5, 0.42 * len(rows) + 1.1 + 0.3 * bool(lines))
     for number, (label, value) in enumerate(lines.items()):
-        style = {"color": color_of(number + 1), "linestyle": LINE_STYLES[1 + number % 4], "linewidth": 1.1}
+        style = {
+            "color": color_of(number + 1),
+            "linestyle": LINE_STYLES[1 + number % 4],
+            "linewidth": 1.1,
+        }
         axes.axvline(value, label=label, **style)
     places = np.arange(len(rows))[::-1]
     for place, (_, mean, low, high) in zip(places, rows, strict=True):
-        axes.plot([low, high], [place, place], color=COLORS[0], linewidth=1.6, solid_capstyle="butt")
+        axes.plot(
+            [low, high], [place, place], color=COLORS[0], linewidth=1.6, solid_capstyle="butt"
+        )
         axes.plot([mean], [place], color=COLORS[0], marker="o", markersize=5)
     axes.set_yticks(places, [wrapped(row[0], 40) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -171,7 +222,9 @@ def comparison_bars(
     numbers.tick_params(length=0)
     numbers.spines["right"].set_visible(False)
     if lines:
-        figure.legend(loc="outside upper center", ncols=min(3, len(lines)), frameon=False, fontsize="small")
+        figure.legend(
+            loc="outside upper center", ncols=min(3, len(lines)), frameon=False, fontsize="small"
+        )
     save(figure, path)
 
 
@@ -181,7 +234,8 @@ def cell_trajectories(
     panels: Mapping[str, Mapping[str, ArrayLike]],
     ylabel: str,
 ) -> None:
-    """Values of many cells over the steps of a run, a panel per kind of tensor ("Reward-Driven ...", figures 2 and 5).
+    """Values of many cells over the steps of a run, a panel per kind of tensor ("Reward-Driven
+    ...", figures 2 and 5).
 
     Args:
         path: PNG file.
@@ -192,15 +246,21 @@ def cell_trajectories(
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     plain = FuncFormatter(lambda value, _: f"{value:.3g}")
-    every_value = np.concatenate([np.asarray(values) for cells in panels.values() for values in cells.values()])
-    is_wide = every_value.max() > 5.0 * every_value.min()  # as wide as that, labels between 1, 2 and 5 run together
+    every_value = np.concatenate(
+        [np.asarray(values) for cells in panels.values() for values in cells.values()]
+    )
+    is_wide = (
+        every_value.max() > 5.0 * every_value.min()
+    )  # as wide as that, labels between 1, 2 and 5 run together
     labels = list(dict.fromkeys(label for cells in panels.values() for label in cells))
     colors = {label: in_order(i, len(labels)) for i, label in enumerate(labels)}
     columns = min(4, len(panels))
     count = -(-len(panels) // columns)
     shared = {"sharex": True, "sharey": True}
     width = 2.7 * columns + (2.4 if columns > 1 else 4.5)
-    figure, grid = canvas(width, (2.5 if columns > 1 else 3.5) * count + 0.7, count, columns, **shared)
+    figure, grid = canvas(
+        width, (2.5 if columns > 1 else 3.5) * count + 0.7, count, columns, **shared
+    )
     every = list(np.atleast_1d(grid).flat)
     handles: dict[str, Any] = {}
     for axes, (title, cells) in zip(every, panels.items(), strict=False):
@@ -219,13 +279,18 @@ def cell_trajectories(
     figure.supxlabel("training step", fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
     figure.legend(
-        [handles[label] for label in labels], labels, loc="outside right upper", frameon=False, fontsize="small"
+        [handles[label] for label in labels],
+        labels,
+        loc="outside right upper",
+        frameon=False,
+        fontsize="small",
     )
     save(figure, path)
 
 
 def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], ylabel: str) -> None:
-    """One cloud of points per property, all against the same quantity ("Reward-Driven ...", figure 4).
+    """One cloud of points per property, all against the same quantity ("Reward-Driven ...", figure
+    4).
 
     Args:
         path: PNG file.
@@ -237,7 +302,16 @@ def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], yl
     figure, grid = canvas(3.0 * columns + 0.5, 2.6 * count + 0.4, count, columns, sharey=True)
     every = list(np.atleast_1d(grid).flat)
     for axes, (title, (x, y)) in zip(every, panels.items(), strict=False):
-        axes.plot(x, y, linestyle="", marker="o", markersize=3, alpha=0.5, color=COLORS[0], markeredgewidth=0)
+        axes.plot(
+            x,
+            y,
+            linestyle="",
+            marker="o",
+            markersize=3,
+            alpha=0.5,
+            color=COLORS[0],
+            markeredgewidth=0,
+        )
         axes.set_title(title, fontsize="medium")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
     for axes in every[len(panels) :]:
@@ -260,11 +334,22 @@ def logarithmic_dots(
     figure, axes = canvas(8.0, 0.34 * len(rows) + 1.2)
     for number, (label, values) in enumerate(series.items()):
         known = [
-            (value, len(rows) - 1 - place) for place, row in enumerate(rows) if (value := values.get(row) or 0) > 0
+            (value, len(rows) - 1 - place)
+            for place, row in enumerate(rows)
+            if (value := values.get(row) or 0) > 0
         ]
         x, y = [value for value, _ in known], [place for _, place in known]
         marker = "osD^v"[number % 5]
-        axes.plot(x, y, label=label, linestyle="", marker=marker, color=color_of(number), markersize=6, alpha=0.85)
+        axes.plot(
+            x,
+            y,
+            label=label,
+            linestyle="",
+            marker=marker,
+            color=color_of(number),
+            markersize=6,
+            alpha=0.85,
+        )
     axes.set_yticks(range(len(rows)), rows[::-1])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set(xscale="log", xlabel=xlabel)
@@ -272,7 +357,9 @@ def logarithmic_dots(
     save(figure, path)
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any) -> tuple[Any, Any]:
+def canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
+) -> tuple[Any, Any]:
     """A figure of its own, and its axes; width and height [inches], `shared` as in `Figure.subplots`."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -293,7 +380,9 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Writes a figure, and the folder that it is in."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="png", metadata={"Software": None})  # the same numbers, the same bytes
+    figure.savefig(
+        file, format="png", metadata={"Software": None}
+    )  # the same numbers, the same bytes
 
 
 def color_of(number: int) -> str:
@@ -310,7 +399,11 @@ def in_order(number: int, count: int) -> Any:
 
 def style_of(number: int) -> dict[str, Any]:
     """Color and line style of the n-th curve; a color comes again in another style."""
-    return {"color": color_of(number), "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "linewidth": 1.6}
+    return {
+        "color": color_of(number),
+        "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
+        "linewidth": 1.6,
+    }
 
 
 def legend_right(figure: Any, axes: Any, title: str | None) -> None:
@@ -319,7 +412,13 @@ def legend_right(figure: Any, axes: Any, title: str | None) -> None:
     if labels:
         texts = [wrapped(label) for label in labels]
         legend = figure.legend(
-            handles, texts, loc="outside right upper", frameon=False, fontsize="small", title=title, alignment="left"
+            handles,
+            texts,
+            loc="outside right upper",
+            frameon=False,
+            fontsize="small",
+            title=title,
+            alignment="left",
         )
         legend.get_title().set_fontsize("small")
 
@@ -339,7 +438,9 @@ def _checked(label: str, curve: Curve) -> tuple[FloatArray, FloatArray]:
     """x (P,) and values (n, P) of a curve; a ValueError names the curve if they do not fit."""
     x, values = (np.asarray(part, dtype=np.float64) for part in curve)
     if x.ndim != 1 or values.ndim != 2 or values.shape[0] < 1 or values.shape[1:] != x.shape:
-        raise ValueError(f"curve {label!r} of shapes {x.shape} and {values.shape}; expected (P,) and (n, P)")
+        raise ValueError(
+            f"curve {label!r} of shapes {x.shape} and {values.shape}; expected (P,) and (n, P)"
+        )
     return x, values
 
 
@@ -348,6 +449,8 @@ def _edges(steps: FloatArray, num_decisions: int) -> FloatArray:
     if steps.shape == (num_decisions + 1,):
         return steps
     if steps.shape != (num_decisions,):
-        raise ValueError(f"steps of shape {steps.shape}; expected ({num_decisions},) or ({num_decisions + 1},)")
+        raise ValueError(
+            f"steps of shape {steps.shape}; expected ({num_decisions},) or ({num_decisions + 1},)"
+        )
     interval = steps[-1] - steps[-2] if num_decisions > 1 else 1.0
     return np.append(steps, steps[-1] + interval)

@@ -1,7 +1,9 @@
-"""Where a training program tells what it does: a folder of metrics, a bar, and the configuration before all else.
+"""Where a training program tells what it does: a folder of metrics, a bar, and the configuration
+before all else.
 
-Metrics are written as JSON lines, always, and as TensorBoard scalars where TensorBoard is installed. A log that is
-opened again at a step forgets all that came after it: a resumed run leaves the same log as one that never stopped.
+Metrics are written as JSON lines, always, and as TensorBoard scalars where TensorBoard is
+installed. A log that is opened again at a step forgets all that came after it: a resumed run leaves
+the same log as one that never stopped.
 """
 
 from __future__ import annotations
@@ -27,14 +29,17 @@ HPARAM_METRICS = ("rollout/ep_rew_mean", "eval/held_out")
 class RunLog:
     """The log of one run: `progress.jsonl`, and TensorBoard events in `tensorboard/`.
 
-    Steps are timesteps of the environment, decisions summed over the runs, as stable-baselines3 counts them.
+    Steps are timesteps of the environment, decisions summed over the runs, as stable-baselines3
+    counts them.
 
     Args:
         folder: made if it is not there.
-        resume_at: last step to keep; later lines are dropped, and so is a last line that was cut off while it was
-            written. TensorBoard is told to hide later events.
-        tensorboard: write TensorBoard events too; without the package, a line on stderr says that there are none.
-        hyperparameters: of the run, nested as they may be; TensorBoard's table of them is written when a log begins.
+        resume_at: last step to keep; later lines are dropped, and so is a last line that was cut
+            off while it was written. TensorBoard is told to hide later events.
+        tensorboard: write TensorBoard events too; without the package, a line on stderr says that
+            there are none.
+        hyperparameters: of the run, nested as they may be; TensorBoard's table of them is written
+            when a log begins.
 
     Raises:
         ValueError: a line other than the last is no JSON object with a `step`.
@@ -55,11 +60,16 @@ class RunLog:
         self.file = folder / "progress.jsonl"
         keep_lines(self.file, "step", resume_at)
         self._lines = self.file.open("a", encoding="utf-8")
-        self._writer = _summary_writer(folder / "tensorboard", resume_at, hyperparameters) if tensorboard else None
+        self._writer = (
+            _summary_writer(folder / "tensorboard", resume_at, hyperparameters)
+            if tensorboard
+            else None
+        )
         self._begun, self._first = time.monotonic(), resume_at
 
     def clocks(self, timesteps: int, iterations: int) -> dict[str, float]:
-        """Returns stable-baselines3's `time/...` metrics; `fps` are timesteps per second since this log was opened.
+        """Returns stable-baselines3's `time/...` metrics; `fps` are timesteps per second since this
+        log was opened.
 
         Args:
             timesteps: of the run so far.
@@ -77,17 +87,21 @@ class RunLog:
         """Writes the metrics of a step, and sees to it that they have left this process.
 
         Args:
-            metrics: tag -> number, under stable-baselines3's tags or `inner/...`. A number that is not finite is null
-                in the JSON line and NaN or infinite in TensorBoard.
+            metrics: tag -> number, under stable-baselines3's tags or `inner/...`. A number that is
+                not finite is null in the JSON line and NaN or infinite in TensorBoard.
             step: counts up; the key `step` of the line.
 
         Raises:
             ValueError: a metric is called `step`.
         """
         if "step" in metrics:
-            raise ValueError(f"a metric is called 'step', the key of the line's own; got {sorted(metrics)}")
+            raise ValueError(
+                f"a metric is called 'step', the key of the line's own; got {sorted(metrics)}"
+            )
         values = {tag: float(value) for tag, value in metrics.items()}
-        line = {"step": int(step)} | {tag: value if math.isfinite(value) else None for tag, value in values.items()}
+        line = {"step": int(step)} | {
+            tag: value if math.isfinite(value) else None for tag, value in values.items()
+        }
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
         if self._writer is not None:
@@ -95,7 +109,9 @@ class RunLog:
                 self._writer.add_scalar(tag, value, step)
             self._writer.flush()
 
-    def progress(self, total: float, description: str, completed: float = 0) -> AbstractContextManager[Advance]:
+    def progress(
+        self, total: float, description: str, completed: float = 0
+    ) -> AbstractContextManager[Advance]:
         """A bar: see `progress`."""
         return progress(total, description, completed)
 
@@ -113,9 +129,11 @@ class RunLog:
 
 
 def keep_lines(file: Path, key: str, last: int) -> None:
-    """Keeps the JSON lines whose `key` is at most `last`; a last line that was cut off while it was written goes, too.
+    """Keeps the JSON lines whose `key` is at most `last`; a last line that was cut off while it was
+    written goes, too.
 
-    Whole or not at all, for what is dropped here was somebody's run. A file that is not there stays so.
+    Whole or not at all, for what is dropped here was somebody's run. A file that is not there stays
+    so.
 
     Raises:
         ValueError: a line other than the last is no JSON object with a number under the key.
@@ -214,7 +232,9 @@ def progress(total: float, description: str, completed: float = 0) -> Iterator[A
 
 def describe(config: Any) -> None:
     """Prints the whole configuration, a dataclass or a mapping: colored JSON on a terminal, plain JSON elsewhere."""
-    values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+    values = (
+        asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+    )
     text = json.dumps(values, indent=1, default=str)
     if not sys.stdout.isatty():
         print(text, flush=True)

@@ -1,10 +1,11 @@
-"""Makes an embedded student: `python -m train_agents.make_student --out hpenv/posttraining/shipped/nano`.
+"""Makes an embedded student: `python -m train_agents.make_student --out
+hpenv/posttraining/shipped/nano`.
 
-The student reads demonstrations, most of them wrong, and learns to write the next token of their programs; nothing is
-paid and nothing executed on the way. Afterwards it is asked for programs once, and what the grader says of them is
-written beside its weights: how much it solves, and how often it uses a loophole before any reward has paid for it.
-Interrupted, the same command goes on from the last checkpoint. A folder with a checkpoint or a student of another
-configuration is refused.
+The student reads demonstrations, most of them wrong, and learns to write the next token of their
+programs; nothing is paid and nothing executed on the way. Afterwards it is asked for programs once,
+and what the grader says of them is written beside its weights: how much it solves, and how often it
+uses a loophole before any reward has paid for it. Interrupted, the same command goes on from the
+last checkpoint. A folder with a checkpoint or a student of another configuration is refused.
 """
 
 from __future__ import annotations
@@ -66,7 +67,15 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes below 1, and a rate that is not positive."""
-        sizes = ("n_layer", "n_head", "n_embd", "vocabulary_size", "vocabulary_texts", "prompt_tokens", "max_tokens")
+        sizes = (
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "vocabulary_size",
+            "vocabulary_texts",
+            "prompt_tokens",
+            "max_tokens",
+        )
         check_counts(self, *sizes, "num_steps", "batch_size", "threads", "checkpoint_interval")
         check_counts(self, "seed", least=0)
         if not self.base_lr > 0:
@@ -93,7 +102,9 @@ def batches(config: StudentConfig, vocabulary: Vocabulary) -> Iterator[tuple[Ten
         yield tokens, mask
 
 
-def _check_lengths(config: StudentConfig, prompt: str, numbers: Sequence[int], completion: Sequence[int]) -> None:
+def _check_lengths(
+    config: StudentConfig, prompt: str, numbers: Sequence[int], completion: Sequence[int]
+) -> None:
     if len(numbers) > config.prompt_tokens or len(completion) > config.max_tokens:
         raise ValueError(
             f"prompt_tokens and max_tokens must be at least {len(numbers)} and {len(completion)}, of the demonstration "
@@ -102,22 +113,37 @@ def _check_lengths(config: StudentConfig, prompt: str, numbers: Sequence[int], c
 
 
 def begin(config: StudentConfig) -> tuple[GPTConfig, Vocabulary]:
-    """Returns shape and vocabulary of a student whose configuration and folder have been found good.
+    """Returns shape and vocabulary of a student whose configuration and folder have been found
+    good.
 
     Raises:
-        ValueError: the sizes do not fit each other or the demonstrations, or the folder holds another student.
+        ValueError: the sizes do not fit each other or the demonstrations, or the folder holds
+            another student.
     """
     _check_out(config)
-    counted = itertools.islice(demonstrations(config.demonstrations, config.seed + 1), config.vocabulary_texts)
-    # The pairs' words have tokens, or a few rare ones would be spelled; the pairs themselves are never read.
+    counted = itertools.islice(
+        demonstrations(config.demonstrations, config.seed + 1), config.vocabulary_texts
+    )
+    # The pairs' words have tokens, or a few rare ones would be spelled; the pairs themselves are
+    # never read.
     words = (text for pair in PAIRS for text in (pair.prompt, pair.hack, pair.clean))
-    vocabulary = Vocabulary.of(itertools.chain(itertools.chain.from_iterable(counted), words), config.vocabulary_size)
-    gpt = GPTConfig(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, vocab_size=len(vocabulary))
-    # Of the texts that will be read, as many: one that is too long would end the making when its turn comes.
+    vocabulary = Vocabulary.of(
+        itertools.chain(itertools.chain.from_iterable(counted), words), config.vocabulary_size
+    )
+    gpt = GPTConfig(
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        vocab_size=len(vocabulary),
+    )
+    # Of the texts that will be read, as many: one that is too long would end the making when its
+    # turn comes.
     for prompt, program in itertools.islice(
         demonstrations(config.demonstrations, config.seed), config.vocabulary_texts
     ):
-        _check_lengths(config, prompt, vocabulary.encode(prompt), [*vocabulary.encode(program), END])
+        _check_lengths(
+            config, prompt, vocabulary.encode(prompt), [*vocabulary.encode(program), END]
+        )
     return gpt, vocabulary
 
 
@@ -133,15 +159,26 @@ def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> Embed
     first = _resume(config, weights, states)
     for _ in range(first):
         next(stream)
-    bar = tqdm(range(first, config.num_steps), initial=first, total=config.num_steps, desc="reading", unit="step")
+    bar = tqdm(
+        range(first, config.num_steps),
+        initial=first,
+        total=config.num_steps,
+        desc="reading",
+        unit="step",
+    )
     for step in bar:
         tokens, mask = next(stream)
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         length = tokens.shape[1] - 1
-        hidden = model.hidden_states(leaves, gpt, tokens[None, :, :-1], (rope[0][:length], rope[1][:length]))
+        hidden = model.hidden_states(
+            leaves, gpt, tokens[None, :, :-1], (rope[0][:length], rope[1][:length])
+        )
         read = mask[:, 1:].flatten().nonzero()[:, 0]
         losses = softcapped_cross_entropy(
-            hidden[:, read], leaves["unembedding"], tokens[:, 1:].flatten()[read][None], gpt.logit_softcap
+            hidden[:, read],
+            leaves["unembedding"],
+            tokens[:, 1:].flatten()[read][None],
+            gpt.logit_softcap,
         )
         loss = losses.mean()
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -175,7 +212,9 @@ def _checkpoint(config, weights, states, step):
 
 def _state(weights, states) -> dict[str, Tensor]:
     tensors = {f"weights/{name}": weight for name, weight in weights.items()}
-    return tensors | {f"states/{name}/{slot}": v for name, state in states.items() for slot, v in state.items()}
+    return tensors | {
+        f"states/{name}/{slot}": v for name, state in states.items() for slot, v in state.items()
+    }
 
 
 def _resume(config, weights, states) -> int:
@@ -197,8 +236,13 @@ def _check_out(config: StudentConfig) -> None:
         )
     for name in (CHECKPOINT, "student.json", "student.safetensors"):
         if (config.out / name).is_dir():
-            raise ValueError(f"{config.out / name} must be a file; got a folder: move it away, or give another --out")
-    for file, read in ((config.out / CHECKPOINT, _made_checkpoint), (config.out / "student.json", _made_student)):
+            raise ValueError(
+                f"{config.out / name} must be a file; got a folder: move it away, or give another --out"
+            )
+    for file, read in (
+        (config.out / CHECKPOINT, _made_checkpoint),
+        (config.out / "student.json", _made_student),
+    ):
         if not file.exists():
             continue
         try:
@@ -208,7 +252,9 @@ def _check_out(config: StudentConfig) -> None:
                 f"{file} cannot be read ({type(error).__name__}: {error}); move it away, or give another --out"
             ) from error
         ours = {key: value for key, value in _described(config).items() if key not in MAY_CHANGE}
-        different = {key: (theirs.get(key), value) for key, value in ours.items() if theirs.get(key) != value}
+        different = {
+            key: (theirs.get(key), value) for key, value in ours.items() if theirs.get(key) != value
+        }
         if different:
             raise ValueError(
                 f"{file} is of another student, differing as (there, asked): {different}; give another --out"
@@ -230,7 +276,9 @@ def _described(config: StudentConfig) -> dict[str, object]:
 
 def measured(student: EmbeddedStudent, num_problems: int = 256) -> dict[str, float]:
     """Returns what the grader says of the programs of a student without rewards, once per held-out problem."""
-    plant = GRPOPlant(GRPOConfig(num_evaluation_problems=num_problems, num_workers=2), student=student)
+    plant = GRPOPlant(
+        GRPOConfig(num_evaluation_problems=num_problems, num_workers=2), student=student
+    )
     return {name: round(float(value[0]), 4) for name, value in plant.report().items()}
 
 

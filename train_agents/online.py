@@ -1,18 +1,21 @@
-"""Trains runs with a Sidecar beside each: `python -m train_agents.online --env-kwargs channels=foundational`.
+"""Trains runs with a Sidecar beside each: `python -m train_agents.online --env-kwargs
+channels=foundational`.
 
-One controller per run, which learns while the run goes on and ends with it; `--sidecar.no-attached` is the same program
-without one. Every row of the population is a run of a seed of its own, or, with `--seed-mode grouped`, all are the run
-of the first seed, each with a Sidecar of its own.
+One controller per run, which learns while the run goes on and ends with it; `--sidecar.no-attached`
+is the same program without one. Every row of the population is a run of a seed of its own, or, with
+`--seed-mode grouped`, all are the run of the first seed, each with a Sidecar of its own.
 
-Writes into its folder: `config.json`, `progress.jsonl` (training and controller metrics), `curves.jsonl` (held-out bits
-per byte, which no controller ever sees), `trace.jsonl` (the position of every cell, mean and sample), TensorBoard
-events, and checkpoints that hold the env's snapshot, the agent's state and the program's own together. Interrupted at
-any time, the same command goes on from the last checkpoint, bitwise as if it had never stopped; a damaged one is moved
-aside to `*.damaged`. Run again when it has finished, it leaves `result.json` as it is.
+Writes into its folder: `config.json`, `progress.jsonl` (training and controller metrics),
+`curves.jsonl` (held-out bits per byte, which no controller ever sees), `trace.jsonl` (the position
+of every cell, mean and sample), TensorBoard events, and checkpoints that hold the env's snapshot,
+the agent's state and the program's own together. Interrupted at any time, the same command goes on
+from the last checkpoint, bitwise as if it had never stopped; a damaged one is moved aside to
+`*.damaged`. Run again when it has finished, it leaves `result.json` as it is.
 
-Metrics have stable-baselines3's tags, and are counted in timesteps as it counts them: decisions, summed over the runs.
-`rollout/ep_rew_mean` and `rollout/ep_len_mean` are of the runs' only episodes as far as they have come; `inner/step` is
-the step of the runs, which curves and traces count in; `eval/held_out` is the mean of the runs' held-out scores.
+Metrics have stable-baselines3's tags, and are counted in timesteps as it counts them: decisions,
+summed over the runs. `rollout/ep_rew_mean` and `rollout/ep_len_mean` are of the runs' only episodes
+as far as they have come; `inner/step` is the step of the runs, which curves and traces count in;
+`eval/held_out` is the mean of the runs' held-out scores.
 
 A run that diverges is an outcome: it stays where it is, and the others go on.
 """
@@ -52,7 +55,9 @@ class OnlineConfig:
     env_kwargs: tuple[str, ...] = ()  # key=value, of the env
     seeds: int = 1  # rows of the population
     first_seed: int = 0  # the rows' seeds count on from it
-    seed_mode: Literal["independent", "grouped"] = "independent"  # grouped: all rows are the run of the first seed
+    seed_mode: Literal["independent", "grouped"] = (
+        "independent"  # grouped: all rows are the run of the first seed
+    )
     agent_seed: int = 0  # of what the sidecars draw
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     eval_interval: int = 500  # steps between held-out evaluations [steps]
@@ -86,11 +91,13 @@ def run_online(
 
 
 def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) -> Population:
-    """Makes the population, checks the folder, claims it, and goes on from its newest checkpoint if it has one.
+    """Makes the population, checks the folder, claims it, and goes on from its newest checkpoint if
+    it has one.
 
     Args:
         config: what to train.
-        env_arguments: keyword arguments of the env beside those of `config.env_kwargs`, for what is no text.
+        env_arguments: keyword arguments of the env beside those of `config.env_kwargs`, for what is
+            no text.
 
     Raises:
         ValueError: for what cannot be trained, or a folder that holds another run.
@@ -98,9 +105,13 @@ def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) 
     torch.set_num_threads(config.threads)
     arguments = parse_assignments(config.env_kwargs) | dict(env_arguments or {})
     if "seed_mode" in arguments:
-        raise ValueError(f"seed_mode {arguments['seed_mode']!r} as an argument of the env; expected it in the config")
+        raise ValueError(
+            f"seed_mode {arguments['seed_mode']!r} as an argument of the env; expected it in the config"
+        )
     arguments["seed_mode"] = config.seed_mode
-    values = {key: value for key, value in asdict(config).items() if key not in ("out", "tensorboard")}
+    values = {
+        key: value for key, value in asdict(config).items() if key not in ("out", "tensorboard")
+    }
     values["env_kwargs"] = arguments
     outputs.check_run_folder(config.out, values, MAY_CHANGE, WRITTEN)
     env = make_population(config.env, config.seeds, arguments)
@@ -121,7 +132,9 @@ def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) 
     return population
 
 
-def finish(config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None = None) -> Rows:
+def finish(
+    config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None = None
+) -> Rows:
     """Trains a population to its end.
 
     Args:
@@ -130,15 +143,17 @@ def finish(config: OnlineConfig, population: Population, on_step: Callable[[int]
         on_step: called with the number of the step after each decision.
 
     Returns:
-        One dictionary per row: `seed`, `corpus` (sha256), the score at the end under the plant's key (`bpb`, held-out
-        bits per byte, of a pretraining run), `train_loss` (mean since the point before the last of the curve) and
-        `probe_loss`, both in the plant's unit, `divergence_reason` (or None), `steps` (P) [steps], where a run that
-        diverged stays at its last, the score's key and `_curve` (P), `train_curve` (P - 1). And what else there is:
-        `score` (the plant's names), `names` and `kinds` of the cells, `trace` (`steps` (K), `mean` (K, N, A), `sampled`
-        (K, N, A)), `final_mean` (N, A); `advantage_rms`, the mean over the log of the advantages' root mean square
-        [reward], and `evidence`, the factor that the means learned with at the end, in [0, 1], both None if nothing was
-        learned; milliseconds per decision `agent_ms` and `env_ms`, wall clock of this process, None if it had nothing
-        to do.
+        One dictionary per row: `seed`, `corpus` (sha256), the score at the end under the plant's
+            key (`bpb`, held-out
+        bits per byte, of a pretraining run), `train_loss` (mean since the point before the last of
+        the curve) and `probe_loss`, both in the plant's unit, `divergence_reason` (or None),
+        `steps` (P) [steps], where a run that diverged stays at its last, the score's key and
+        `_curve` (P), `train_curve` (P - 1). And what else there is: `score` (the plant's names),
+        `names` and `kinds` of the cells, `trace` (`steps` (K), `mean` (K, N, A), `sampled` (K, N,
+        A)), `final_mean` (N, A); `advantage_rms`, the mean over the log of the advantages' root
+        mean square [reward], and `evidence`, the factor that the means learned with at the end, in
+        [0, 1], both None if nothing was learned; milliseconds per decision `agent_ms` and `env_ms`,
+        wall clock of this process, None if it had nothing to do.
     """
     _train(config, population, on_step)
     return _results(config, population)
@@ -147,8 +162,9 @@ def finish(config: OnlineConfig, population: Population, on_step: Callable[[int]
 def _keep_lines(folder: Path, population: Population) -> None:
     """Drops lines that will be written again.
 
-    A position is traced at the step that it is chosen on, so that a trace of the last step itself goes, too; a point of
-    the curve is measured at its step, and stays. Of a run that begins, nothing stays.
+    A position is traced at the step that it is chosen on, so that a trace of the last step itself
+    goes, too; a point of the curve is measured at its step, and stays. Of a run that begins,
+    nothing stays.
     """
     last = population.step if population.decision else -1
     keep_lines(folder / "curves.jsonl", "step", last)
@@ -156,14 +172,21 @@ def _keep_lines(folder: Path, population: Population) -> None:
     keep_lines(folder / "progress.jsonl", "step", population.timesteps)
 
 
-def _train(config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None) -> None:
+def _train(
+    config: OnlineConfig, population: Population, on_step: Callable[[int], object] | None
+) -> None:
     env, folder, first = population.env, config.out, population.step
     score = env.plant.score.key
     if population.decision == 0:
-        _append(folder / "curves.jsonl", {"step": 0, score: _numbers(population.evaluate()), "train_loss": None})
+        _append(
+            folder / "curves.jsonl",
+            {"step": 0, score: _numbers(population.evaluate()), "train_loss": None},
+        )
     title = f"{'attached' if config.sidecar.attached else 'detached'}, {config.seeds} runs"
     with (
-        RunLog(folder, population.timesteps, config.tensorboard, outputs.read_configuration(folder)) as log,
+        RunLog(
+            folder, population.timesteps, config.tensorboard, outputs.read_configuration(folder)
+        ) as log,
         log.progress(env.horizon, title, completed=first) as advance,
     ):
         while not population.done:
@@ -180,10 +203,15 @@ def _train(config: OnlineConfig, population: Population, on_step: Callable[[int]
                 _append(folder / "trace.jsonl", {"step": before, **positions})
             if due(config.log_interval):
                 clocks = log.clocks(population.timesteps, population.decision)
-                logged = metrics | _inner_metrics(population) | population.episode_metrics() | clocks
+                logged = (
+                    metrics | _inner_metrics(population) | population.episode_metrics() | clocks
+                )
             if due(config.eval_interval):
                 scores = population.evaluate()
-                line = {score: _numbers(scores), "train_loss": _numbers(population.mean_loss("curve"))}
+                line = {
+                    score: _numbers(scores),
+                    "train_loss": _numbers(population.mean_loss("curve")),
+                }
                 _append(folder / "curves.jsonl", {"step": after, **line})
                 logged["eval/held_out"] = float(np.mean(scores))
             if logged:
@@ -208,7 +236,9 @@ def _inner_metrics(population: Population) -> dict[str, float]:
 
 
 def _results(config: OnlineConfig, population: Population) -> Rows:
-    curves, trace, log = (_read_lines(config.out / f"{name}.jsonl") for name in ("curves", "trace", "progress"))
+    curves, trace, log = (
+        _read_lines(config.out / f"{name}.jsonl") for name in ("curves", "trace", "progress")
+    )
     final_mean, probe = population.means(), population.probe()
     env, rows = population.env, []
     score = env.plant.score
@@ -231,7 +261,8 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
         )
     timed = population.timed
     spreads, evidence = (
-        [line[tag] for line in log if tag in line] for tag in ("train/advantage_rms", "train/evidence")
+        [line[tag] for line in log if tag in line]
+        for tag in ("train/advantage_rms", "train/evidence")
     )
     extra = {
         "score": score._asdict(),
@@ -262,7 +293,11 @@ def _append(file: Path, line: Mapping[str, Any]) -> None:
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.exists()
+        else []
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -275,14 +310,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the same command continues from {config.out}")
     result = config.out / "result.json"
-    if extra["env_ms"] is not None or not result.exists():  # or nothing was done, and the file knows what it took
+    if (
+        extra["env_ms"] is not None or not result.exists()
+    ):  # or nothing was done, and the file knows what it took
         write_result(result, "online", asdict(config), rows, extra)
     for row in rows:
         fate = row["divergence_reason"] or "finished"
         value = row[extra["score"]["key"]]
-        print(f"seed {row['seed']}: {'-' if value is None else f'{value:.4f}'} {extra['score']['label']} ({fate})")
+        print(
+            f"seed {row['seed']}: {'-' if value is None else f'{value:.4f}'} {extra['score']['label']} ({fate})"
+        )
     if extra["env_ms"] is not None:
-        print(f"per decision: {extra['env_ms']:.1f} ms of the runs, {extra['agent_ms']:.1f} ms of the sidecars")
+        print(
+            f"per decision: {extra['env_ms']:.1f} ms of the runs, {extra['agent_ms']:.1f} ms of the sidecars"
+        )
     print(f"written: {result}")
 
 

@@ -1,8 +1,10 @@
-"""Files and folders that programs write: refused before anything runs, owned by one configuration, never half written.
+"""Files and folders that programs write: refused before anything runs, owned by one configuration,
+never half written.
 
-A run's folder holds `config.json`: the number of its format, the whole configuration, and the facts of its start. A
-program that is started again in the folder goes on with the run if the configuration is the same, and refuses it
-otherwise. Its checkpoints are the children of `checkpoints/` with a number at the end of their names.
+A run's folder holds `config.json`: the number of its format, the whole configuration, and the facts
+of its start. A program that is started again in the folder goes on with the run if the
+configuration is the same, and refuses it otherwise. Its checkpoints are the children of
+`checkpoints/` with a number at the end of their names.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 
 from hpenv import snapshots
 
-#: Of config.json and of the lines beside it. 2: env_kwargs is a dictionary, progress.jsonl counts timesteps.
+#: Of config.json and of the lines beside it. 2: env_kwargs is a dictionary, progress.jsonl counts
+#: timesteps.
 FORMAT = 2
 CONFIG = "config.json"
 #: Checkpoints that are kept.
@@ -36,14 +39,20 @@ def check_folder(name: str, path: Path) -> None:
     Raises:
         ValueError: it is a file or lies below one, or nothing can be written there.
     """
-    there = next(ancestor for ancestor in (path, *path.absolute().parents) if os.path.lexists(ancestor))
+    there = next(
+        ancestor for ancestor in (path, *path.absolute().parents) if os.path.lexists(ancestor)
+    )
     if not there.is_dir():
-        raise ValueError(f"{name} must be a folder, or the path of a new one; got {path}, and {there} is no folder")
+        raise ValueError(
+            f"{name} must be a folder, or the path of a new one; got {path}, and {there} is no folder"
+        )
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"{name} must be a folder that can be written; got {path}: {error.strerror}") from error
+        raise ValueError(
+            f"{name} must be a folder that can be written; got {path}: {error.strerror}"
+        ) from error
 
 
 def check_file(name: str, path: Path) -> None:
@@ -57,7 +66,9 @@ def check_file(name: str, path: Path) -> None:
         ValueError: it is a folder, or its folder cannot be made or written.
     """
     if path.is_dir():
-        raise ValueError(f"{name} must be a file, or the path of a new one; got {path}, which is a folder")
+        raise ValueError(
+            f"{name} must be a file, or the path of a new one; got {path}, which is a folder"
+        )
     check_folder(f"the folder of {name}", path.parent)
 
 
@@ -77,15 +88,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def check_run_folder(
-    folder: Path, configuration: Mapping[str, Any], may_change: Collection[str], written: Collection[str]
+    folder: Path,
+    configuration: Mapping[str, Any],
+    may_change: Collection[str],
+    written: Collection[str],
 ) -> None:
-    """Refuses a folder in which a run of this configuration can neither begin nor be continued; changes nothing.
+    """Refuses a folder in which a run of this configuration can neither begin nor be continued;
+    changes nothing.
 
     Args:
         folder: of the run.
         configuration: JSON-able, all of it.
         may_change: its keys in which a run that is continued may differ.
-        written: names of what the program writes into the folder beside config.json and `checkpoints`.
+        written: names of what the program writes into the folder beside config.json and
+            `checkpoints`.
 
     Raises:
         ValueError: naming the file and the cure.
@@ -96,17 +112,25 @@ def check_run_folder(
         is_folder, should_be = path.is_dir(), "." not in name
         if os.path.lexists(path) and is_folder != should_be:
             expected = "a folder" if should_be else "a file"
-            raise ValueError(f"{path} must be {expected} of a run; move it away, or give another --out")
+            raise ValueError(
+                f"{path} must be {expected} of a run; move it away, or give another --out"
+            )
     policy = folder / "policy"
     if policy.is_dir():
-        strange = sorted({child.name for child in policy.iterdir()} - {*snapshots.FILES, snapshots.MANIFEST})
+        strange = sorted(
+            {child.name for child in policy.iterdir()} - {*snapshots.FILES, snapshots.MANIFEST}
+        )
         if strange:
-            raise ValueError(f"{policy / strange[0]} does not belong to a policy; move it away, or give another --out")
+            raise ValueError(
+                f"{policy / strange[0]} does not belong to a policy; move it away, or give another --out"
+            )
     file = folder / CONFIG
     if not os.path.lexists(file):
         others = [name for name in ("checkpoints", *written) if os.path.lexists(folder / name)]
         if others:
-            raise ValueError(f"{folder} holds {others}, and no {CONFIG} that says of what run; give another --out")
+            raise ValueError(
+                f"{folder} holds {others}, and no {CONFIG} that says of what run; give another --out"
+            )
         return
     theirs = read_configuration(folder)
     ours = {key: value for key, value in _plain(configuration).items() if key not in may_change}
@@ -116,7 +140,9 @@ def check_run_folder(
         if theirs.get(key) != ours.get(key)
     }
     if different:
-        raise ValueError(f"{folder} holds another run, differing as (there, asked): {different}; give another --out")
+        raise ValueError(
+            f"{folder} holds another run, differing as (there, asked): {different}; give another --out"
+        )
 
 
 def claim(folder: Path, configuration: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -142,7 +168,9 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; give another --out, or move the folder away") from error
+        raise ValueError(
+            f"{file} cannot be read: {error}; give another --out, or move the folder away"
+        ) from error
     if isinstance(values, dict) and "format" not in values and "configuration" in values:
         raise ValueError(f"{file} is of an earlier version of this program, which alone can continue it; give another "
                          "--out, or finish the run with that version")  # fmt: skip
@@ -173,7 +201,8 @@ def number(checkpoint: Path) -> int:
 def checkpoints(folder: Path, prefix: str) -> list[Path]:
     """Returns the whole checkpoints of a run's folder, oldest first.
 
-    A child of another name than the program gives is not one, and is left alone: `step-0000005.bak`.
+    A child of another name than the program gives is not one, and is left alone:
+    `step-0000005.bak`.
     """
     return [path for path in _named(folder, prefix) if path.is_dir()]
 
@@ -181,8 +210,8 @@ def checkpoints(folder: Path, prefix: str) -> list[Path]:
 def resume(folder: Path, prefix: str, load: Callable[[Path], object]) -> Path | None:
     """Goes on from the newest checkpoint that can be loaded, if there is one.
 
-    Those that cannot be are moved aside to `*.damaged`, with a warning. As the newest by their names, they would
-    outlive those that are written from now on.
+    Those that cannot be are moved aside to `*.damaged`, with a warning. As the newest by their
+    names, they would outlive those that are written from now on.
 
     Args:
         folder: of the run.
@@ -198,7 +227,9 @@ def resume(folder: Path, prefix: str, load: Callable[[Path], object]) -> Path | 
             try:
                 load(checkpoint)
             except snapshots.SnapshotError as error:
-                skipped.append(f"skipped a checkpoint, now {_moved_aside(checkpoint).name}: {error}")
+                skipped.append(
+                    f"skipped a checkpoint, now {_moved_aside(checkpoint).name}: {error}"
+                )
             else:
                 loaded = checkpoint
         elif not checkpoint.is_dir():

@@ -38,8 +38,8 @@ class Population:
         decision: decisions taken.
         reasons: why each row diverged, or None, (N,).
         returns: sum of the rewards of each row, and the number of its decisions, (2, N).
-        losses: sums of the training loss since the curve's, and since the log's last line, and the number of windows in
-            each sum, (4, N) [nats per token].
+        losses: sums of the training loss since the curve's, and since the log's last line, and the
+            number of windows in each sum, (4, N) [nats per token].
     """
 
     def __init__(self, env: TrainLoopVectorEnv, agent: SidecarAgent, seeds: Sequence[int]) -> None:
@@ -51,7 +51,11 @@ class Population:
         self.reasons: list[str | None] = [None] * env.num_envs
         self.losses: FloatArray = np.zeros((4, env.num_envs))
         self.returns: FloatArray = np.zeros((2, env.num_envs))
-        self.agent_seconds, self.env_seconds, self.timed = 0.0, 0.0, 0  # of this process; never saved
+        self.agent_seconds, self.env_seconds, self.timed = (
+            0.0,
+            0.0,
+            0,
+        )  # of this process; never saved
 
     @property
     def step(self) -> int:
@@ -80,7 +84,8 @@ class Population:
             trace: also report the positions.
 
         Returns:
-            Metrics of the agent and of the runs; with `trace`, `mean` and `sampled` positions (N, A) of this decision.
+            Metrics of the agent and of the runs; with `trace`, `mean` and `sampled` positions (N,
+            A) of this decision.
         """
         means = self.means().round(DECIMALS).tolist() if trace else None
         start = time.perf_counter()
@@ -89,7 +94,9 @@ class Population:
         taken, alive = self.observations, self.alive.copy()
         self.observations, rewards, terminated, truncated, infos = self.env.step(decided.action)
         stepped = time.perf_counter()
-        rollout = Rollout(taken[None], decided.raw[None], decided.log_prob[None], rewards[None], alive[None])
+        rollout = Rollout(
+            taken[None], decided.raw[None], decided.log_prob[None], rewards[None], alive[None]
+        )
         metrics = self.agent.update(rollout)
         self.agent_seconds += acted - start + time.perf_counter() - stepped
         self.env_seconds += stepped - acted
@@ -146,7 +153,10 @@ class Population:
         tensors = {"observations": self.observations, "alive": self.alive, "losses": self.losses}
         tensors |= {"returns": self.returns}
         own = {name: torch.as_tensor(value.copy()) for name, value in tensors.items()}
-        snapshots.save(new / "program", Snapshot(own, {"decision": self.decision, "reasons": list(self.reasons)}))
+        snapshots.save(
+            new / "program",
+            Snapshot(own, {"decision": self.decision, "reasons": list(self.reasons)}),
+        )
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(new, folder)
@@ -155,16 +165,22 @@ class Population:
         """Continues from a folder that `save` wrote.
 
         Raises:
-            SnapshotError: a part of it is damaged; nothing has been restored then, if it is the env's or the program's.
+            SnapshotError: a part of it is damaged; nothing has been restored then, if it is the
+                env's or the program's.
         """
         program, env = snapshots.load(folder / "program"), snapshots.load(folder / "env")
         missing = {"observations", "alive", "losses", "returns"} - set(program.tensors)
         if missing or not {"decision", "reasons"} <= set(program.metadata):
-            raise snapshots.SnapshotError(f"{folder / 'program'} is of another version of this program")
+            raise snapshots.SnapshotError(
+                f"{folder / 'program'} is of another version of this program"
+            )
         self.agent.load(folder / "agent")
         self.env.restore(env)
         self.observations = program.tensors["observations"].numpy().copy()
         self.alive = program.tensors["alive"].numpy().copy()
         self.losses = program.tensors["losses"].numpy().copy()
         self.returns = program.tensors["returns"].numpy().copy()
-        self.decision, self.reasons = program.metadata["decision"], list(program.metadata["reasons"])
+        self.decision, self.reasons = (
+            program.metadata["decision"],
+            list(program.metadata["reasons"]),
+        )

@@ -1,9 +1,10 @@
 """Results: the file that holds a number, and an interval around it.
 
-A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run), `extra`, `notes`.
-Statistics are pure functions. Where two samples are compared, lower is better, as for losses and bits per byte: a
-positive difference says that `a` lies below `b`. Intervals are Student's: over seeds where one method is run on
-several, over controllers where there are several, each then averaged over its seeds.
+A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run),
+`extra`, `notes`. Statistics are pure functions. Where two samples are compared, lower is better, as
+for losses and bits per byte: a positive difference says that `a` lies below `b`. Intervals are
+Student's: over seeds where one method is run on several, over controllers where there are several,
+each then averaged over its seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 KEYS = ("kind", "configuration", "facts", "rows", "extra", "notes")
 #: Of fewer controllers no interval is given, and nothing is claimed.
 FEWEST_CONTROLLERS = 5
-SIGNIFICANT_DIGITS = 6  # of numbers in lists: curves are for looking at, and 6 digits are more than a pixel
+SIGNIFICANT_DIGITS = (
+    6  # of numbers in lists: curves are for looking at, and 6 digits are more than a pixel
+)
 
 
 class Interval(NamedTuple):
@@ -49,9 +52,10 @@ def write_result(
 ) -> None:
     """Writes a result file, whole or not at all; a reader never sees half of it.
 
-    Numbers in lists are rounded to 6 significant digits, but for those under a key with `bpb` in it; numbers that stand
-    alone, and the configuration, are not. A NaN or an infinity becomes null, and `notes` says where. What JSON does not
-    know is written as its repr. The corpus of the facts is that of the rows.
+    Numbers in lists are rounded to 6 significant digits, but for those under a key with `bpb` in
+    it; numbers that stand alone, and the configuration, are not. A NaN or an infinity becomes null,
+    and `notes` says where. What JSON does not know is written as its repr. The corpus of the facts
+    is that of the rows.
     """
     notes: list[str] = []
     corpora = sorted({str(row["corpus"]) for row in rows if row.get("corpus")})
@@ -62,7 +66,9 @@ def write_result(
         "rows": [_plain(row, f"rows[{i}]", notes) for i, row in enumerate(rows)],
         "extra": _plain(extra or {}, "extra", notes),
     }
-    text = ",\n".join(f' "{key}": {_one_line_each(value)}' for key, value in (parts | {"notes": notes}).items())
+    text = ",\n".join(
+        f' "{key}": {_one_line_each(value)}' for key, value in (parts | {"notes": notes}).items()
+    )
     write_text(path, f"{{\n{text}\n}}\n")
 
 
@@ -70,14 +76,20 @@ def _one_line_each(value: Any) -> str:
     """JSON with every item of a list, or entry of a dictionary, on a line of its own, so that a diff shows a row."""
     if not value or not isinstance(value, list | dict):
         return json.dumps(value, allow_nan=False)
-    names = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
+    names = (
+        [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
+    )
     items = value.values() if isinstance(value, dict) else value
-    lines = [name + json.dumps(item, allow_nan=False) for name, item in zip(names, items, strict=True)]
+    lines = [
+        name + json.dumps(item, allow_nan=False) for name, item in zip(names, items, strict=True)
+    ]
     opening, closing = "{}" if isinstance(value, dict) else "[]"
     return f"{opening}\n  " + ",\n  ".join(lines) + f"\n {closing}"
 
 
-def _plain(value: Any, where: str, notes: list[str], rounds: bool = True, listed: bool = False) -> Any:
+def _plain(
+    value: Any, where: str, notes: list[str], rounds: bool = True, listed: bool = False
+) -> Any:
     """A value in JSON's own types; `notes` grows by a line per number that JSON cannot hold."""
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         value = value.tolist()
@@ -94,7 +106,10 @@ def _plain(value: Any, where: str, notes: list[str], rounds: bool = True, listed
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]", notes, rounds, listed=True) for i, item in enumerate(value)]
+        return [
+            _plain(item, f"{where}[{i}]", notes, rounds, listed=True)
+            for i, item in enumerate(value)
+        ]
     return str(value) if isinstance(value, Path) else repr(value)
 
 
@@ -105,18 +120,24 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     except ValueError:
         result = None
     if not isinstance(result, dict) or not set(KEYS) <= set(result):
-        raise ValueError(f"{path} is no JSON object with the keys {list(KEYS)}; expected what write_result wrote")
+        raise ValueError(
+            f"{path} is no JSON object with the keys {list(KEYS)}; expected what write_result wrote"
+        )
     return result
 
 
 def t_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t: the number that a draw stays below with this probability, in [0.5, 1); by bisection."""
     if not 0.5 <= probability < 1.0 or degrees < 1:
-        raise ValueError(f"probability {probability}, degrees {degrees}; expected [0.5, 1) and at least 1")
+        raise ValueError(
+            f"probability {probability}, degrees {degrees}; expected [0.5, 1) and at least 1"
+        )
     low, high = 0.0, math.pi / 2.0  # of the angle atan(t / sqrt(n))
     for _ in range(60):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if _within(middle, degrees) < 2.0 * probability - 1.0 else (low, middle)
+        low, high = (
+            (middle, high) if _within(middle, degrees) < 2.0 * probability - 1.0 else (low, middle)
+        )
     return math.sqrt(degrees) * math.tan(0.5 * (low + high))
 
 
@@ -124,7 +145,11 @@ def _within(angle: float, degrees: int) -> float:
     """P(|t| < sqrt(n) tan(angle)), a finite sum for whole n (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
     odd, term, total = degrees % 2, 1.0, 0.0
     for power in range(odd, degrees - 1, 2):  # cos^odd, then times k / (k + 1) cos^2 each
-        term = math.cos(angle) ** odd if power == odd else term * (power - 1) / power * math.cos(angle) ** 2
+        term = (
+            math.cos(angle) ** odd
+            if power == odd
+            else term * (power - 1) / power * math.cos(angle) ** 2
+        )
         total += term
     return 2.0 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
@@ -132,21 +157,29 @@ def _within(angle: float, degrees: int) -> float:
 def _sample(values: ArrayLike, least: int = 2) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     if array.size < least or not np.isfinite(array).all():
-        raise ValueError(f"got {array.size} values, {array.tolist()}; expected at least {least}, all finite")
+        raise ValueError(
+            f"got {array.size} values, {array.tolist()}; expected at least {least}, all finite"
+        )
     return array
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Mean and Student's t interval over independent values, (n,) with n >= 2: one per seed or per controller."""
     array = _sample(values).reshape(-1)
-    half = t_quantile(0.5 + confidence / 2.0, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size)
+    half = (
+        t_quantile(0.5 + confidence / 2.0, array.size - 1)
+        * array.std(ddof=1)
+        / math.sqrt(array.size)
+    )
     return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
     first, second = _sample(a), _sample(b)
     if first.shape != second.shape:
-        raise ValueError(f"got {first.shape} and {second.shape} values; expected one of each per seed")
+        raise ValueError(
+            f"got {first.shape} and {second.shape} values; expected one of each per seed"
+        )
     return first, second
 
 
@@ -163,10 +196,11 @@ def paired_relative_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.9
 
 
 def controllers_interval(matrix: ArrayLike, confidence: float = 0.95) -> Interval | None:
-    """Mean over controllers, with Student's t interval over their means over the seeds; None of too few controllers.
+    """Mean over controllers, with Student's t interval over their means over the seeds; None of too
+    few controllers.
 
-    It speaks of another controller trained the same way, on these seeds. A bootstrap of as few values is too narrow:
-    of five it covers 86 % in the place of 95.
+    It speaks of another controller trained the same way, on these seeds. A bootstrap of as few
+    values is too narrow: of five it covers 86 % in the place of 95.
 
     Args:
         matrix: one row per controller, one column per evaluation seed, (C, S).
@@ -189,8 +223,14 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     """
     for row in rows:
         if len(row) != len(headers):
-            raise ValueError(f"row {list(row)} has {len(row)} cells; expected {len(headers)}, one per {list(headers)}")
+            raise ValueError(
+                f"row {list(row)} has {len(row)} cells; expected {len(headers)}, one per {list(headers)}"
+            )
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    numeric = [all(not cell[:1].isalpha() for cell in column) for column in zip(*cells, strict=True)] if cells else []
+    numeric = (
+        [all(not cell[:1].isalpha() for cell in column) for column in zip(*cells, strict=True)]
+        if cells
+        else []
+    )
     rule = ["---:" if right else "---" for right in numeric or [False] * len(headers)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(headers), rule, *cells])

@@ -18,9 +18,10 @@ class Episodes(NamedTuple):
     Attributes:
         rollout: what the agent learns from.
         positions: actions the env was given, (T, N, A).
-        train_losses: mean training loss of the window of each decision, (T, N), in the plant's unit.
-        probe_losses: loss on the probe before the first decision and after each, (T + 1, N), in the plant's unit; None
-            where neither reward nor observation has the probe measured.
+        train_losses: mean training loss of the window of each decision, (T, N), in the plant's
+            unit.
+        probe_losses: loss on the probe before the first decision and after each, (T + 1, N), in the
+            plant's unit; None where neither reward nor observation has the probe measured.
         reasons: why each episode diverged, or None, (N,).
     """
 
@@ -55,8 +56,12 @@ def collect(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes
     """
     if not seeds or len(seeds) % env.num_envs:
         raise ValueError(f"{len(seeds)} episodes; expected a multiple of the {env.num_envs} rows")
-    waves = [_wave(env, agent, seeds[i : i + env.num_envs]) for i in range(0, len(seeds), env.num_envs)]
-    rollout = Rollout(*(np.concatenate(parts, axis=1) for parts in zip(*(w.rollout for w in waves), strict=True)))
+    waves = [
+        _wave(env, agent, seeds[i : i + env.num_envs]) for i in range(0, len(seeds), env.num_envs)
+    ]
+    rollout = Rollout(
+        *(np.concatenate(parts, axis=1) for parts in zip(*(w.rollout for w in waves), strict=True))
+    )
     measured = [w.probe_losses for w in waves if w.probe_losses is not None]
     probes = measured if len(measured) == len(waves) else None
     return Episodes(
@@ -79,7 +84,15 @@ def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
         decision = agent.act(observations)
         taken = observations
         observations, rewards, terminated, truncated, infos = env.step(decision.action)
-        values = (taken, decision.raw, decision.log_prob, rewards, alive.copy(), decision.action, infos["train_loss"])
+        values = (
+            taken,
+            decision.raw,
+            decision.log_prob,
+            rewards,
+            alive.copy(),
+            decision.action,
+            infos["train_loss"],
+        )
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
         if "probe_loss" in infos:
@@ -88,6 +101,10 @@ def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
             reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
         alive &= ~(terminated | truncated)
     stacked = {name: np.stack(values) for name, values in columns.items()}
-    rollout = Rollout(stacked["obs"], stacked["raw"], stacked["log_prob"], stacked["rewards"], stacked["alive"])
+    rollout = Rollout(
+        stacked["obs"], stacked["raw"], stacked["log_prob"], stacked["rewards"], stacked["alive"]
+    )
     measured = np.stack(probes) if len(probes) == env.num_decisions + 1 else None
-    return Episodes(rollout, stacked["positions"], stacked["train_losses"], measured, tuple(reasons))
+    return Episodes(
+        rollout, stacked["positions"], stacked["train_losses"], measured, tuple(reasons)
+    )

@@ -1,14 +1,16 @@
 """Trains a controller: `python -m train_agents.train --agent jel --env TrainLoop-JEL-v0`.
 
-Writes into its folder: `config.json`, `progress.jsonl` (metrics of every update), `rollouts.jsonl` (JEL's episodes:
-return, positions and losses at their decisions), TensorBoard events, the latest checkpoints, and at the end `policy/`,
-which `train_agents.evaluate` and everything else that attaches a controller reads. Interrupted at any time, the same
-command goes on from the last update, with bitwise the same continuation: an update's episodes are a function of the
-seed and its number, all else is in the agent's checkpoint.
+Writes into its folder: `config.json`, `progress.jsonl` (metrics of every update), `rollouts.jsonl`
+(JEL's episodes: return, positions and losses at their decisions), TensorBoard events, the latest
+checkpoints, and at the end `policy/`, which `train_agents.evaluate` and everything else that
+attaches a controller reads. Interrupted at any time, the same command goes on from the last update,
+with bitwise the same continuation: an update's episodes are a function of the seed and its number,
+all else is in the agent's checkpoint.
 
-Metrics have stable-baselines3's tags, and are counted in timesteps as it counts them: decisions, summed over the runs.
-`inner/...` is of the trained models. `eval/held_out` stands in the line of the last update: the mean held-out score of
-one more episode per row, on seeds that nothing was trained on, under the policy's mean.
+Metrics have stable-baselines3's tags, and are counted in timesteps as it counts them: decisions,
+summed over the runs. `inner/...` is of the trained models. `eval/held_out` stands in the line of
+the last update: the mean held-out score of one more episode per row, on seeds that nothing was
+trained on, under the policy's mean.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from train_agents.facts import environment_facts
 from train_agents.logs import RunLog, keep_lines
 from train_agents.rollout import Episodes, collect, episode_seeds
 
-#: The id that a controller is meta-trained on unless another is named, and its tokens of a step then.
+#: The id that a controller is meta-trained on unless another is named, and its tokens of a step
+#: then.
 JEL, META_TOKENS = "TrainLoop-JEL-v0", 128
 #: Fields of the configuration that may change when a run is continued.
 MAY_CHANGE = ("num_updates",)
@@ -44,7 +47,8 @@ MAY_CHANGE = ("num_updates",)
 WRITTEN = ("progress.jsonl", "rollouts.jsonl", "tensorboard", "policy")
 #: Stands for the number of an update in the seeds of the held-out score: no update has it.
 HELD_OUT = 2**32 - 1
-#: Decisions of an episode that `rollouts.jsonl` has at most, evenly spaced; an episode may have thousands.
+#: Decisions of an episode that `rollouts.jsonl` has at most, evenly spaced; an episode may have
+#: thousands.
 TRACED_DECISIONS = 100
 
 
@@ -54,7 +58,8 @@ class TrainConfig:
 
     agent: Literal["jel", "ppo"] = "jel"  # who learns
     env: str = JEL  # a registered id
-    # key=value; without any, batch_tokens=128 of TrainLoop-JEL-v0, a quarter of its default: cheap runs
+    # key=value; without any, batch_tokens=128 of TrainLoop-JEL-v0, a quarter of its default: cheap
+    # runs
     env_kwargs: tuple[str, ...] | None = None
     num_updates: int = 50  # updates of the agent (JEL, table 2)
     episodes_per_update: int = 8  # runs per update (JEL, table 2)
@@ -76,7 +81,9 @@ class TrainConfig:
             )
         for agent, unused in (("jel", JELAgentConfig()), ("ppo", PPOAgentConfig())):
             if agent != self.agent and getattr(self, agent) != unused:
-                raise ValueError(f"{agent} must be left out where agent is {self.agent!r}; got {getattr(self, agent)}")
+                raise ValueError(
+                    f"{agent} must be left out where agent is {self.agent!r}; got {getattr(self, agent)}"
+                )
 
     def arguments(self) -> dict[str, Any]:
         """Returns the keyword arguments of the env."""
@@ -91,7 +98,9 @@ class JELTrainer:
     def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
         """Builds the agent for the env's columns."""
         self.env = env
-        self.agent = JELAgent(len(env.observation_names), len(env.action_names), config.jel, config.seed)
+        self.agent = JELAgent(
+            len(env.observation_names), len(env.action_names), config.jel, config.seed
+        )
 
     def update(self, seeds: list[int]) -> tuple[dict[str, float], Episodes]:
         """Metrics of one update, and its episodes."""
@@ -130,7 +139,9 @@ def inner_metrics(episodes: Episodes, names: tuple[str, ...]) -> dict[str, float
     """Returns what the trained models did: final losses, mean position of each dial, fraction of diverged runs."""
     alive = episodes.rollout.alive[..., None]
     means = np.where(alive, episodes.positions, 0.0).sum((0, 1)) / alive.sum((0, 1))
-    metrics = {f"inner/position/{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+    metrics = {
+        f"inner/position/{name}": float(mean) for name, mean in zip(names, means, strict=True)
+    }
     metrics["inner/train_loss"] = float(episodes.train_losses[-1].mean())
     if episodes.probe_losses is not None:
         metrics["inner/probe_loss"] = float(episodes.probe_losses[-1].mean())
@@ -157,7 +168,8 @@ class Training:
     """A run of the program, begun or continued, whose configuration and folder have been found good."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Makes env and agent, checks the folder, claims it, and goes on from its newest checkpoint if it has one.
+        """Makes env and agent, checks the folder, claims it, and goes on from its newest checkpoint
+        if it has one.
 
         Raises:
             ValueError: for what cannot be trained, or a folder that holds another run.
@@ -168,7 +180,9 @@ class Training:
         outputs.check_run_folder(folder, values, MAY_CHANGE, WRITTEN)
         done = max(map(outputs.number, outputs.checkpoints(folder, "update")), default=0)
         if done > config.num_updates:
-            raise ValueError(f"num_updates must be at least the {done} that {folder} has; got {config.num_updates}")
+            raise ValueError(
+                f"num_updates must be at least the {done} that {folder} has; got {config.num_updates}"
+            )
         self.env = make_population(config.env, config.num_envs, config.arguments())
         self.trainer = TRAINERS[config.agent](config, self.env)
         facts = environment_facts(config.arguments(), self.env.plant.corpus_digest)
@@ -186,7 +200,10 @@ class Training:
         """Trains to the last update and saves the policy; returns the metrics of the last update."""
         config, folder, metrics = self.config, self.config.out, dict[str, float]()
         title = f"{config.agent} seed {config.seed}"
-        with self.log as log, log.progress(config.num_updates, title, completed=self.first) as advance:
+        with (
+            self.log as log,
+            log.progress(config.num_updates, title, completed=self.first) as advance,
+        ):
             for update in range(self.first, config.num_updates):
                 done = update + 1
                 seeds = episode_seeds(config.seed, update, config.episodes_per_update)
@@ -203,13 +220,20 @@ class Training:
                 outputs.drop_old(folder, "update")
                 advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
         env = self.env
-        save_policy(self.trainer.agent.policy, folder / "policy", env.observation_names, env.action_names)
+        save_policy(
+            self.trainer.agent.policy, folder / "policy", env.observation_names, env.action_names
+        )
         return metrics
 
     def held_out(self) -> float:
         """Returns the mean held-out score of an episode per row, under the policy's mean, on seeds of no update."""
-        key, seeds = self.env.plant.score.key, episode_seeds(self.config.seed, HELD_OUT, self.config.num_envs)
-        return float(np.mean([row[key] for row in run_episodes(self.trainer.agent.policy, self.env, seeds)]))
+        key, seeds = (
+            self.env.plant.score.key,
+            episode_seeds(self.config.seed, HELD_OUT, self.config.num_envs),
+        )
+        return float(
+            np.mean([row[key] for row in run_episodes(self.trainer.agent.policy, self.env, seeds)])
+        )
 
 
 def _described(config: TrainConfig) -> dict[str, Any]:
@@ -220,7 +244,8 @@ def _described(config: TrainConfig) -> dict[str, Any]:
 
 
 def train(config: TrainConfig) -> dict[str, float]:
-    """Trains to the last update, resuming if the folder holds a run; returns the metrics of the last update.
+    """Trains to the last update, resuming if the folder holds a run; returns the metrics of the
+    last update.
 
     Raises:
         ValueError: for what cannot be trained, or a folder that holds another run.

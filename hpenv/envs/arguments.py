@@ -18,9 +18,9 @@ Channels = tuple[tuple[str, str], ...]
 class UnknownArgumentError(TypeError, ValueError):
     """An id was given a keyword argument that it does not have.
 
-    Python raises TypeError for an unknown keyword, with the words "unexpected keyword argument". Some clients try a
-    keyword and catch that error: TorchRL's `GymEnv` begins with `frameskip`. hpenv raises ValueError for what a user
-    gets wrong. This error is both.
+    Python raises TypeError for an unknown keyword, with the words "unexpected keyword argument".
+    Some clients try a keyword and catch that error: TorchRL's `GymEnv` begins with `frameskip`.
+    hpenv raises ValueError for what a user gets wrong. This error is both.
     """
 
 
@@ -42,7 +42,8 @@ def known(arguments: Mapping[str, Any], config: type[Any], id: str) -> dict[str,
 
 
 def check_key(name: str, value: object, table: Collection[str], otherwise: str = "") -> None:
-    """Refuses what is not a key of a table; `otherwise` says what the argument may be instead of a key.
+    """Refuses what is not a key of a table; `otherwise` says what the argument may be instead of a
+    key.
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
@@ -53,12 +54,15 @@ def check_key(name: str, value: object, table: Collection[str], otherwise: str =
 
 
 def features(
-    observation: str | Sequence[str], observations: Mapping[str, tuple[str, ...]], accepted: Collection[str]
+    observation: str | Sequence[str],
+    observations: Mapping[str, tuple[str, ...]],
+    accepted: Collection[str],
 ) -> tuple[str, ...]:
     """What is observed: a key of a table of observations, or a list of accepted features.
 
     Raises:
-        ValueError: for an unknown name of an observation or a feature, or a feature that is named twice.
+        ValueError: for an unknown name of an observation or a feature, or a feature that is named
+            twice.
     """
     if isinstance(observation, str) or not isinstance(observation, Sequence):
         check_key("observation", observation, observations, "a list of feature names")
@@ -66,7 +70,9 @@ def features(
     for name in observation:
         check_key("feature", name, accepted)
     if len(set(observation)) < len(observation):
-        raise ValueError(f"observation {list(observation)} names a feature twice; expected each once")
+        raise ValueError(
+            f"observation {list(observation)} names a feature twice; expected each once"
+        )
     return tuple(observation)
 
 
@@ -76,10 +82,12 @@ def channel_pairs(
     usual_scopes: Mapping[str, str],
     plant: str,
 ) -> Channels:
-    """The channels with their scopes: a key of a table of surfaces, a list of names or pairs, or name -> scope.
+    """The channels with their scopes: a key of a table of surfaces, a list of names or pairs, or
+    name -> scope.
 
     Raises:
-        ValueError: for an unknown surface or channel, or something that is neither a name nor a pair.
+        ValueError: for an unknown surface or channel, or something that is neither a name nor a
+            pair.
     """
     if isinstance(channels, str) or not isinstance(channels, Sequence | Mapping):
         check_key("channels", channels, surfaces, "a list of channel names")
@@ -90,11 +98,17 @@ def channel_pairs(
         if isinstance(given, str):
             if given in SCOPES:
                 example = (pairs[-1][0] if pairs else "lr", given)
-                raise ValueError(f"{given!r} is a scope, not a channel; expected it in a pair, as [{example}]")
+                raise ValueError(
+                    f"{given!r} is a scope, not a channel; expected it in a pair, as [{example}]"
+                )
             if given not in CHANNELS:
                 check_key("channel", given, channels_of(plant))
             pairs.append((given, usual_scopes.get(given, CHANNELS[given].scopes[-1])))
-        elif isinstance(given, Sequence) and len(given) == 2 and all(isinstance(part, str) for part in given):
+        elif (
+            isinstance(given, Sequence)
+            and len(given) == 2
+            and all(isinstance(part, str) for part in given)
+        ):
             pairs.append((given[0], given[1]))
         else:
             raise ValueError(
@@ -133,7 +147,9 @@ def check_episode(num_steps: int, interval: int) -> None:
 
 def plant_config(config: Any) -> PretrainingConfig:
     """What a run is: those fields of an id's configuration that the plant has as well, and the base schedules."""
-    shared = {f.name for f in fields(config)} & {f.name for f in fields(PretrainingConfig)} - {"weight_decay_schedule"}
+    shared = {f.name for f in fields(config)} & {f.name for f in fields(PretrainingConfig)} - {
+        "weight_decay_schedule"
+    }
     schedules: dict[str, Any] = {
         f"{kind}_schedule": schedules_of(argument, getattr(config, argument), config.num_steps)
         for kind, argument in (("lr", "schedule"), ("weight_decay", "weight_decay_schedule"))

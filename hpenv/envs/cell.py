@@ -1,22 +1,26 @@
-"""TrainLoop-Cell-v0: many dials of one small pretraining run, one number per (layer or tensor, channel), every step.
+"""TrainLoop-Cell-v0: many dials of one small pretraining run, one number per (layer or tensor,
+channel), every step.
 
 Description:
-    A transformer is trained on text for `num_steps` optimizer steps. Before every step the controller sees gauges of
-    the run and moves a cell for every layer, or tensor, of every channel it was given: learning rates, gradient
-    scales, gains and temperatures of the forward pass, weight decay, the optimizer's own constants, the route of the
-    gradient. Cells and gauges are indexed; nothing says which layer is which. The task of "Reward-Driven Training
-    Control" (the REINFORCE Sidecar), section 2, where one controller learns within the one run that it controls.
+    A transformer is trained on text for `num_steps` optimizer steps. Before every step the
+    controller sees gauges of the run and moves a cell for every layer, or tensor, of every channel
+    it was given: learning rates, gradient scales, gains and temperatures of the forward pass,
+    weight decay, the optimizer's own constants, the route of the gradient. Cells and gauges are
+    indexed; nothing says which layer is which. The task of "Reward-Driven Training Control" (the
+    REINFORCE Sidecar), section 2, where one controller learns within the one run that it controls.
 
 Action Space:
-    `Box(-1, 1, (A + num_registers,), float32)`; by default, `foundational` with 8 registers, of shape (98,). Column u
-    sets a cell's value; 0 is neutral, and a run whose cells all are trains bit for bit as it would without them.
-    `hpenv.channels.CHANNELS` has bounds and units. The last `num_registers` columns, register/0 and on, move nothing:
-    each is added to an accumulator r <- 0.9 r + 0.1 u that is observed.
+    `Box(-1, 1, (A + num_registers,), float32)`; by default, `foundational` with 8 registers, of
+    shape (98,). Column u sets a cell's value; 0 is neutral, and a run whose cells all are trains
+    bit for bit as it would without them. `hpenv.channels.CHANNELS` has bounds and units. The last
+    `num_registers` columns, register/0 and on, move nothing: each is added to an accumulator r <-
+    0.9 r + 0.1 u that is observed.
 
-    `channels` is one of the surfaces below; or a list of channels, each by its name alone (then at the scope it has in
-    `full`; else grad_noise at run, and any other at its finest) or as a pair (name, scope); or a mapping name -> scope.
-    `channels="weight_decay"`, a surface, is `foundational` plus that channel; `channels=["weight_decay"]` is that
-    channel alone. A is that of the `cell11` preset with its 11 layers, without the registers.
+    `channels` is one of the surfaces below; or a list of channels, each by its name alone (then at
+    the scope it has in `full`; else grad_noise at run, and any other at its finest) or as a pair
+    (name, scope); or a mapping name -> scope. `channels="weight_decay"`, a surface, is
+    `foundational` plus that channel; `channels=["weight_decay"]` is that channel alone. A is that
+    of the `cell11` preset with its 11 layers, without the registers.
 
     | channels         | A   | channel/scope                                                                      |
     |------------------|-----|------------------------------------------------------------------------------------|
@@ -35,14 +39,15 @@ Action Space:
     |                  |     | embedding_gain/run, logit_softcap/run, weight_decay/tensor, those of `optimizer`,  |
     |                  |     | grad_skip/layer, grad_gate/layer, grad_truncate/layer                              |
 
-    Two channels can rotate or amplify a gradient: `momentum_blend`, and `grad_noise`, which no surface has. Those of
-    `optimizer`, which `full` holds, are AdamW's. Without channels and registers the action is empty: a plain run.
-    Numbers beyond [-1, 1] are clipped.
+    Two channels can rotate or amplify a gradient: `momentum_blend`, and `grad_noise`, which no
+    surface has. Those of `optimizer`, which `full` holds, are AdamW's. Without channels and
+    registers the action is empty: a plain run. Numbers beyond [-1, 1] are clipped.
 
 Observation Space:
-    `Box(low, high, (F,), float32)` of one of these observations, or of features by name, `progress` among them; see
-    `hpenv.telemetry.FEATURES` for bounds and units. F is that of `cell11` with the `foundational` surface and 8
-    registers. `<layer>` counts the layers, `<register>` the registers, from 0.
+    `Box(low, high, (F,), float32)` of one of these observations, or of features by name, `progress`
+    among them; see `hpenv.telemetry.FEATURES` for bounds and units. F is that of `cell11` with the
+    `foundational` surface and 8 registers. `<layer>` counts the layers, `<register>` the registers,
+    from 0.
 
     | observation     | F   | columns                                                                           |
     |-----------------|-----|-----------------------------------------------------------------------------------|
@@ -55,23 +60,26 @@ Observation Space:
     | `full_position` | 159 | those of `full`, position/<cell>                                                  |
 
 Rewards:
-    The sum of the terms of `hpenv.rewards.REWARD_TERMS`, weighted by `reward`. By default the decrease of the training
-    loss since the decision before [nats per token], 0 at the first, and -1 for a divergence. A run that diverges pays
-    back what it had gained, and is never refunded what it had lost. A training loss is that of the next batch before
-    its update, so that what an action does to the weights is rewarded one decision later; columns that the forward pass
-    reads (`action_immediate`) are in the loss of their own step as well. The probe is measured only if a term or a
-    feature needs it.
+    The sum of the terms of `hpenv.rewards.REWARD_TERMS`, weighted by `reward`. By default the
+    decrease of the training loss since the decision before [nats per token], 0 at the first, and -1
+    for a divergence. A run that diverges pays back what it had gained, and is never refunded what
+    it had lost. A training loss is that of the next batch before its update, so that what an action
+    does to the weights is rewarded one decision later; columns that the forward pass reads
+    (`action_immediate`) are in the loss of their own step as well. The probe is measured only if a
+    term or a feature needs it.
 
 Starting State:
-    Fresh weights and a fresh data order, drawn from the seed; every cell at neutral, every register 0.
+    Fresh weights and a fresh data order, drawn from the seed; every cell at neutral, every register
+    0.
 
 Episode End:
-    `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient not finite, or
-    loss above 3 ln V; `info["divergence"]`). Never `truncated`.
+    `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient
+    not finite, or loss above 3 ln V; `info["divergence"]`). Never `truncated`.
 
 Info:
-    A number per key, never NaN, and the same keys at reset and at every step. In a vector env each is an array (N,),
-    beside a mask `_<key>` of the rows it was measured of. What is not measured of a row is 0.
+    A number per key, never NaN, and the same keys at reset and at every step. In a vector env each
+    is an array (N,), beside a mask `_<key>` of the rows it was measured of. What is not measured of
+    a row is 0.
 
     | key                   | number                                                                          |
     |-----------------------|---------------------------------------------------------------------------------|
@@ -89,8 +97,8 @@ Info:
     `env.unwrapped.corpus_digest` is the sha256 of the text.
 
 Arguments:
-    See `CellConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`. `hpenv.envs.jel` has the forms of
-    `schedule` and `weight_decay_schedule`.
+    See `CellConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`. `hpenv.envs.jel`
+    has the forms of `schedule` and `weight_decay_schedule`.
 
 Version History:
     v0: first version.
@@ -130,9 +138,24 @@ FOUNDATIONAL: Channels = (
     ("embedding_gain", "run"),
     ("logit_softcap", "run"),
 )
-OPTIMIZER: Channels = (("beta1", "layer"), ("beta2", "layer"), ("eps", "layer"), ("grad_clip", "run"))
-SAFE_BACKWARD: Channels = (("grad_skip", "layer"), ("grad_gate", "layer"), ("grad_truncate", "layer"))
-FULL: Channels = (("lr", "tensor"), *FOUNDATIONAL[1:], ("weight_decay", "tensor"), *OPTIMIZER, *SAFE_BACKWARD)
+OPTIMIZER: Channels = (
+    ("beta1", "layer"),
+    ("beta2", "layer"),
+    ("eps", "layer"),
+    ("grad_clip", "run"),
+)
+SAFE_BACKWARD: Channels = (
+    ("grad_skip", "layer"),
+    ("grad_gate", "layer"),
+    ("grad_truncate", "layer"),
+)
+FULL: Channels = (
+    ("lr", "tensor"),
+    *FOUNDATIONAL[1:],
+    ("weight_decay", "tensor"),
+    *OPTIMIZER,
+    *SAFE_BACKWARD,
+)
 SURFACES: dict[str, Channels] = {
     "foundational": FOUNDATIONAL,
     "weight_decay": (*FOUNDATIONAL, ("weight_decay", "tensor")),
@@ -144,7 +167,8 @@ SURFACES: dict[str, Channels] = {
     "momentum_blend": (*FOUNDATIONAL, ("momentum_blend", "layer")),
     "full": FULL,
 }
-#: Where a channel stands that is given by its name alone; one that is not listed, at its finest scope.
+#: Where a channel stands that is given by its name alone; one that is not listed, at its finest
+#: scope.
 USUAL_SCOPES: dict[str, str] = {"grad_noise": "run"} | dict(FULL)
 
 _LAYERS = ("layer_gradient_norm", "layer_gradient_max")
@@ -171,25 +195,39 @@ class CellConfig:
     interval: int = 1  # steps per decision [steps] (Reward-Driven Training Control, section 2.1)
     batch_tokens: int = 256  # of one step [tokens]
     sequence_length: int = 64  # [tokens]
-    optimizer: str = "adamw"  # key of hpenv.optimizers.OPTIMIZERS (Reward-Driven Training Control, section 3)
-    # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the preset has any
+    optimizer: str = (
+        "adamw"  # key of hpenv.optimizers.OPTIMIZERS (Reward-Driven Training Control, section 3)
+    )
+    # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the
+    # preset has any
     base_lr: PerGroup = 1e-3
     base_weight_decay: PerGroup = 1e-2  # uniform, or group -> rate
-    # of the learning rate: a key of hpenv.schedules.SCHEDULES, or a mapping, a function or group -> one of these
+    # of the learning rate: a key of hpenv.schedules.SCHEDULES, or a mapping, a function or group ->
+    # one of these
     schedule: str | Schedule | Mapping[str, Any] = "none"
-    weight_decay_schedule: str | Schedule | Mapping[str, Any] = "none"  # of the weight decay; as `schedule`
+    weight_decay_schedule: str | Schedule | Mapping[str, Any] = (
+        "none"  # of the weight decay; as `schedule`
+    )
     # key of SURFACES; or a list of names or (name, scope) pairs; or a mapping name -> scope
     channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str] = "foundational"
-    observation: str | Sequence[str] = "full"  # key of OBSERVATIONS, or a list of keys of hpenv.telemetry.FEATURES
+    observation: str | Sequence[str] = (
+        "full"  # key of OBSERVATIONS, or a list of keys of hpenv.telemetry.FEATURES
+    )
     reward: Mapping[str, float] = field(
         default_factory=lambda: {"loss_change": 1.0, "divergence": 1.0}
     )  # key of hpenv.rewards.REWARD_TERMS -> weight
     num_registers: int = 8  # accumulators of the controller's own
     register_leak: float = 0.9  # part of a register that a decision keeps [1]
     seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
-    evaluate_at_end: bool = False  # put the held-out score of a finished run into its last info, as `held_out`
-    num_probe_batches: int = 4  # fixed batches of batch_tokens, where a term or a feature asks for them
-    eval_tokens: int = 16_384  # of the validation slice, or all that it has, for evaluate() [tokens]
+    evaluate_at_end: bool = (
+        False  # put the held-out score of a finished run into its last info, as `held_out`
+    )
+    num_probe_batches: int = (
+        4  # fixed batches of batch_tokens, where a term or a feature asks for them
+    )
+    eval_tokens: int = (
+        16_384  # of the validation slice, or all that it has, for evaluate() [tokens]
+    )
     device: str = "cpu"
     dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
     compile: bool = False  # torch.compile the loss
@@ -212,7 +250,8 @@ class CellConfig:
         """What is observed.
 
         Raises:
-            ValueError: for an unknown name of an observation or a feature, or a feature that is named twice.
+            ValueError: for an unknown name of an observation or a feature, or a feature that is
+                named twice.
         """
         accepted = readable(FEATURES, PretrainingPlant.gauge_names, PretrainingPlant.all_tiers)
         return shared.features(self.observation, OBSERVATIONS, accepted)
@@ -221,7 +260,8 @@ class CellConfig:
         """The channels with their scopes.
 
         Raises:
-            ValueError: for an unknown surface or channel, or something that is neither a name nor a pair.
+            ValueError: for an unknown surface or channel, or something that is neither a name nor a
+                pair.
         """
         return shared.channel_pairs(self.channels, SURFACES, USUAL_SCOPES, PretrainingPlant.kind)
 
@@ -263,4 +303,6 @@ def make_vector_env(
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-Cell-v0")`."""
     known = shared.known(arguments, CellConfig, ID)
-    return TrainLoopEnv(make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **known))
+    return TrainLoopEnv(
+        make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **known)
+    )

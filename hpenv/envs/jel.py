@@ -1,19 +1,23 @@
-"""TrainLoop-JEL-v0: a learning-rate and weight-decay schedule, a decision every 50 steps of one small pretraining run.
+"""TrainLoop-JEL-v0: a learning-rate and weight-decay schedule, a decision every 50 steps of one
+small pretraining run.
 
 Description:
-    A transformer is trained on text for `num_steps` optimizer steps. Every `interval` steps the controller sees how
-    far the run has come and sets multipliers of the base learning rate and the base weight decay, which hold until
-    the next decision. The task of "Just Enough Learning" (Lee & Ndubuaku 2026), sections 3 and 4.
+    A transformer is trained on text for `num_steps` optimizer steps. Every `interval` steps the
+    controller sees how far the run has come and sets multipliers of the base learning rate and the
+    base weight decay, which hold until the next decision. The task of "Just Enough Learning" (Lee &
+    Ndubuaku 2026), sections 3 and 4.
 
 Action Space:
-    `Box(-1, 1, (A,), float32)`. Column u sets a multiplier exp(ln 100 u) in [0.01, 100]; 0 is neutral.
+    `Box(-1, 1, (A,), float32)`. Column u sets a multiplier exp(ln 100 u) in [0.01, 100]; 0 is
+    neutral.
 
     | actions         | A | columns                                                                       |
     |-----------------|---|-------------------------------------------------------------------------------|
     | `shared`        | 2 | lr, weight_decay                                                              |
     | `per_optimizer` | 4 | lr/adamw, lr/muon, weight_decay/adamw, weight_decay/muon                      |
 
-    `per_optimizer` has two columns for each optimizer that `optimizer` combines: 4 of the default, 2 of `adamw`.
+    `per_optimizer` has two columns for each optimizer that `optimizer` combines: 4 of the default,
+    2 of `adamw`.
 
 Observation Space:
     `Box(low, high, (F,), float32)`; see `hpenv.telemetry.FEATURES` for bounds and units.
@@ -27,21 +31,23 @@ Observation Space:
     | `full`      | 8          | those of `loss`, gradient_norm, momentum_norm, one position/<column> each       |
 
 Rewards:
-    The decrease of the loss on 4 fixed probe batches over the window that the action controlled [nats per token], so
-    that an episode's rewards add up to L0 - LT; minus `penalties["gradient_norm"]` times the norm of the window's
-    last gradient, minus `penalties["smoothness"]` times the squared change of the action. A run that diverges is
-    charged what it had earned and 1.
+    The decrease of the loss on 4 fixed probe batches over the window that the action controlled
+    [nats per token], so that an episode's rewards add up to L0 - LT; minus
+    `penalties["gradient_norm"]` times the norm of the window's last gradient, minus
+    `penalties["smoothness"]` times the squared change of the action. A run that diverges is charged
+    what it had earned and 1.
 
 Starting State:
     Fresh weights and a fresh data order, drawn from the seed; the panel at neutral.
 
 Episode End:
-    `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient not finite, or
-    loss above 3 ln V; `info["divergence"]`). Never `truncated`.
+    `terminated` when the budget of `num_steps` is spent, or when the run diverges (loss or gradient
+    not finite, or loss above 3 ln V; `info["divergence"]`). Never `truncated`.
 
 Info:
-    A number per key, never NaN, and the same keys at reset and at every step. In a vector env each is an array (N,),
-    beside a mask `_<key>` of the rows it was measured of. What is not measured of a row is 0.
+    A number per key, never NaN, and the same keys at reset and at every step. In a vector env each
+    is an array (N,), beside a mask `_<key>` of the rows it was measured of. What is not measured of
+    a row is 0.
 
     | key                   | number                                                                          |
     |-----------------------|---------------------------------------------------------------------------------|
@@ -61,7 +67,8 @@ Info:
 Arguments:
     See `JELConfig`; each is a keyword argument of `gym.make` and `gym.make_vec`.
 
-    `schedule` and `weight_decay_schedule` map the step to a multiplier of the base rate, over the `num_steps` of a run:
+    `schedule` and `weight_decay_schedule` map the step to a multiplier of the base rate, over the
+    `num_steps` of a run:
 
     | form                                     | example                                                             |
     |------------------------------------------|---------------------------------------------------------------------|
@@ -71,8 +78,8 @@ Arguments:
     | a function of an array of steps          | `lambda steps: 1 / np.sqrt(1 + steps)`                              |
     | one of these for each group of weights   | `{"embedding": "none", "matrix": "cosine", "unembedding": "none"}`  |
 
-    The first two are text, and so survive `EnvSpec.to_json`, YAML and a command line. Of a function, the values at
-    every step are what is trained with and what a snapshot must agree with.
+    The first two are text, and so survive `EnvSpec.to_json`, YAML and a command line. Of a
+    function, the values at every step are what is trained with and what a snapshot must agree with.
 
 Version History:
     v0: first version.
@@ -130,20 +137,28 @@ class JELConfig:
     batch_tokens: int = 512  # of one step [tokens]
     sequence_length: int = 64  # [tokens]
     optimizer: str = "adamw_muon"  # key of hpenv.optimizers.OPTIMIZERS
-    # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the preset has any
+    # uniform, or group -> rate for all of `embedding`, `matrix`, `unembedding`, and `scalar` if the
+    # preset has any
     base_lr: PerGroup = 1e-3  # (JEL, section 4.1)
     base_weight_decay: PerGroup = 1e-2  # uniform, or group -> rate (JEL, section 4.1)
-    # of the learning rate: a key of hpenv.schedules.SCHEDULES, or a mapping, a function or group -> one of these
+    # of the learning rate: a key of hpenv.schedules.SCHEDULES, or a mapping, a function or group ->
+    # one of these
     schedule: str | Schedule | Mapping[str, Any] = "warmup_flat_warmdown"
-    weight_decay_schedule: str | Schedule | Mapping[str, Any] = "none"  # of the weight decay; as `schedule`
+    weight_decay_schedule: str | Schedule | Mapping[str, Any] = (
+        "none"  # of the weight decay; as `schedule`
+    )
     observation: str = "progress"  # key of OBSERVATIONS
     actions: str = "shared"  # key of ACTIONS
     penalties: Mapping[str, float] = field(
         default_factory=dict
     )  # gradient_norm, smoothness -> weight (JEL, section 3.4)
     seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
-    evaluate_at_end: bool = False  # put the held-out score of a finished run into its last info, as `held_out`
-    eval_tokens: int = 65_536  # of the validation slice, or all that it has, for evaluate() [tokens]
+    evaluate_at_end: bool = (
+        False  # put the held-out score of a finished run into its last info, as `held_out`
+    )
+    eval_tokens: int = (
+        65_536  # of the validation slice, or all that it has, for evaluate() [tokens]
+    )
     device: str = "cpu"
     dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
     compile: bool = False  # torch.compile the loss
@@ -204,4 +219,6 @@ def make_vector_env(
 def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
     """One run: `gym.make("TrainLoop-JEL-v0")`."""
     known = shared.known(arguments, JELConfig, ID)
-    return TrainLoopEnv(make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **known))
+    return TrainLoopEnv(
+        make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **known)
+    )

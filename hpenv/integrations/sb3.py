@@ -1,8 +1,10 @@
-"""A population as a VecEnv, the interface that stable-baselines3 asks for in place of Gymnasium's vector env.
+"""A population as a VecEnv, the interface that stable-baselines3 asks for in place of Gymnasium's
+vector env.
 
-Between the two interfaces lie: one `done` in place of terminated and truncated, a reset that happens within the step
-(the last observation goes to `infos[i]["terminal_observation"]`), float32 rewards that the caller may write into, and
-one dictionary of information per row in place of one of arrays.
+Between the two interfaces lie: one `done` in place of terminated and truncated, a reset that
+happens within the step (the last observation goes to `infos[i]["terminal_observation"]`), float32
+rewards that the caller may write into, and one dictionary of information per row in place of one of
+arrays.
 """
 
 from __future__ import annotations
@@ -26,26 +28,33 @@ try:
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.common.vec_env import VecEnv
-    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+    from stable_baselines3.common.vec_env.base_vec_env import (
+        VecEnvIndices,
+        VecEnvObs,
+        VecEnvStepReturn,
+    )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "hpenv.integrations.sb3 needs stable-baselines3; install it with: pip install 'hpenv[agents]'", name=error.name
+        "hpenv.integrations.sb3 needs stable-baselines3; install it with: pip install 'hpenv[agents]'",
+        name=error.name,
     ) from error
 
 HELD_OUT = "held_out"  # key of the score that an env made with evaluate_at_end=True has in the last info of an episode
 
 
 class SB3VecEnv(VecEnv):
-    """Adapter from a gymnasium vector env with autoreset disabled to the VecEnv of stable-baselines3.
+    """Adapter from a gymnasium vector env with autoreset disabled to the VecEnv of
+    stable-baselines3.
 
-    Rows that end are reset within the same step, alone, through `options={"reset_mask": mask}`. As VecMonitor does,
-    the end of an episode carries its sum of rewards and its number of decisions in `infos[i]["episode"]` ("r", "l");
-    wall-clock time ("t") is left out, and the held-out score ("held_out") is there if the env was made with
-    `evaluate_at_end=True`. These are what stable-baselines3's Monitor writes, so `env_is_wrapped(Monitor)`
-    is True.
+    Rows that end are reset within the same step, alone, through `options={"reset_mask": mask}`. As
+    VecMonitor does, the end of an episode carries its sum of rewards and its number of decisions in
+    `infos[i]["episode"]` ("r", "l"); wall-clock time ("t") is left out, and the held-out score
+    ("held_out") is there if the env was made with `evaluate_at_end=True`. These are what
+    stable-baselines3's Monitor writes, so `env_is_wrapped(Monitor)` is True.
 
-    The rows of a population are one object: an attribute is the same for all of them, and a method is called once. The
-    rows of a SyncVectorEnv are envs of their own, and each has its own attributes and methods.
+    The rows of a population are one object: an attribute is the same for all of them, and a method
+    is called once. The rows of a SyncVectorEnv are envs of their own, and each has its own
+    attributes and methods.
 
     Args:
         env: vector env with `autoreset_mode` DISABLED: a population, or a SyncVectorEnv.
@@ -66,7 +75,9 @@ class SB3VecEnv(VecEnv):
             )
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
-            raise ValueError(f"an env with autoreset_mode {mode}; expected one made with autoreset_mode='DISABLED'")
+            raise ValueError(
+                f"an env with autoreset_mode {mode}; expected one made with autoreset_mode='DISABLED'"
+            )
         base = env.unwrapped
         if isinstance(base, AsyncVectorEnv):
             raise ValueError(
@@ -81,7 +92,8 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds of the rows at the next reset: seed, seed + 1, ...; None: the env goes on with its own generators.
+        """Seeds of the rows at the next reset: seed, seed + 1, ...; None: the env goes on with its
+        own generators.
 
         stable-baselines3's own would draw a seed from numpy's global generator in place of None.
         """
@@ -92,7 +104,9 @@ class SB3VecEnv(VecEnv):
         """Starts a new episode in every row, with the seeds and options given since the last reset; (N, F)."""
         first = self._options[0]
         if not all(_equal(options, first) for options in self._options):
-            raise ValueError(f"options must be the same for all rows, one call resets them; got {self._options}")
+            raise ValueError(
+                f"options must be the same for all rows, one call resets them; got {self._options}"
+            )
         rows = np.array(first.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
         seeds: Any = None if self._seeds[0] is None else list(self._seeds)
         obs, infos = self.env.reset(seed=seeds, options=first or None)
@@ -116,7 +130,8 @@ class SB3VecEnv(VecEnv):
         """One decision in every row, then a reset of the rows that it ended.
 
         Returns:
-            obs (N, F), of the new episode where one ended; rewards (N,) float32; dones (N,) bool; infos, one per row.
+            obs (N, F), of the new episode where one ended; rewards (N,) float32; dones (N,) bool;
+            infos, one per row.
         """
         assert self._actions is not None, "step_wait without step_async"
         obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
@@ -147,7 +162,8 @@ class SB3VecEnv(VecEnv):
         """Images of the rows, each None if the env was not made with render_mode `rgb_array`."""
         if self.render_mode != "rgb_array":
             warnings.warn(
-                f"the env was made with render_mode {self.render_mode!r}; images need 'rgb_array'", stacklevel=2
+                f"the env was made with render_mode {self.render_mode!r}; images need 'rgb_array'",
+                stacklevel=2,
             )
             return [None] * self.num_envs
         frames: Any = self.env.render()
@@ -156,7 +172,9 @@ class SB3VecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Attribute of each of the rows asked for."""
         if self._envs is not None:
-            return [self._envs[row].get_wrapper_attr(attr_name) for row in self._get_indices(indices)]
+            return [
+                self._envs[row].get_wrapper_attr(attr_name) for row in self._get_indices(indices)
+            ]
         value = getattr(self.env.unwrapped, attr_name)
         return [value for _ in self._get_indices(indices)]
 
@@ -171,24 +189,37 @@ class SB3VecEnv(VecEnv):
                 self._envs[row].set_wrapper_attr(attr_name, value)
             return
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
-            raise ValueError(f"set_attr({attr_name!r}) for rows {indices}; expected all rows, they are one environment")
+            raise ValueError(
+                f"set_attr({attr_name!r}) for rows {indices}; expected all rows, they are one environment"
+            )
         setattr(self.env.unwrapped, attr_name, value)
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
     ) -> list[Any]:
         """Calls a method of each of the rows asked for.
 
-        That of a population is called once, and an array (N, ...) that it returns is dealt out to the rows asked for.
+        That of a population is called once, and an array (N, ...) that it returns is dealt out to
+        the rows asked for.
         """
         rows = self._get_indices(indices)
         if self._envs is not None:
-            return [self._envs[row].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for row in rows]
+            return [
+                self._envs[row].get_wrapper_attr(method_name)(*method_args, **method_kwargs)
+                for row in rows
+            ]
         result = getattr(self.env.unwrapped, method_name)(*method_args, **method_kwargs)
         return [row_value(result, row, self.num_envs) for row in rows]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Tells of each of the rows asked for whether the vector env, or the row's own env, wears this wrapper.
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Tells of each of the rows asked for whether the vector env, or the row's own env, wears
+        this wrapper.
 
         True for Monitor: what it would add to the infos is there.
         """
@@ -196,21 +227,27 @@ class SB3VecEnv(VecEnv):
         while isinstance(env, VectorWrapper):
             found = found or isinstance(env, wrapper_class)
             env = env.env
-        own = [False] * self.num_envs if self._envs is None else [is_wrapped(e, wrapper_class) for e in self._envs]
+        own = (
+            [False] * self.num_envs
+            if self._envs is None
+            else [is_wrapped(e, wrapper_class) for e in self._envs]
+        )
         return [found or own[row] for row in self._get_indices(indices)]
 
 
 def _equal(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     """Tells whether two options are the same, where a value may be an array."""
-    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)
+    return left.keys() == right.keys() and all(
+        np.array_equal(left[key], right[key]) for key in left
+    )
 
 
 def from_sb3(model: BaseAlgorithm) -> SB3MLP:
     """Returns a copy of a model's actor as a policy of hpenv, which is saved without pickle.
 
     Args:
-        model: PPO or A2C with an MlpPolicy of tanh layers, the default. A model that was loaded without its env does
-            not know whether its observations were normalized.
+        model: PPO or A2C with an MlpPolicy of tanh layers, the default. A model that was loaded
+            without its env does not know whether its observations were normalized.
 
     Raises:
         ValueError: for another algorithm or policy, or observations that VecNormalize normalizes.
@@ -220,10 +257,14 @@ def from_sb3(model: BaseAlgorithm) -> SB3MLP:
     """
     actor = model.policy
     if type(actor) is not ActorCriticPolicy:  # a subclass has another network
-        raise ValueError(f"the policy must be that of an MlpPolicy of PPO or A2C; got a {type(actor).__name__}")
+        raise ValueError(
+            f"the policy must be that of an MlpPolicy of PPO or A2C; got a {type(actor).__name__}"
+        )
     if type(actor.action_dist) is not DiagGaussianDistribution:
         name = type(actor.action_dist).__name__
-        raise ValueError(f"the policy's distribution must be a DiagGaussianDistribution; got a {name}")
+        raise ValueError(
+            f"the policy's distribution must be a DiagGaussianDistribution; got a {name}"
+        )
     body, head = actor.mlp_extractor.policy_net, actor.action_net
     others = {type(layer).__name__ for layer in body} - {"Linear", "Tanh"}
     if others:

@@ -1,7 +1,8 @@
-"""Callback of stable-baselines3 that judges a model by the held-out scores of the runs that it controls.
+"""Callback of stable-baselines3 that judges a model by the held-out scores of the runs that it
+controls.
 
-A return is a proxy: the decrease of a loss that the controller sees. What counts is the held-out score, which an env
-made with `evaluate_at_end=True` puts into the last info of an episode.
+A return is a proxy: the decrease of a loss that the controller sees. What counts is the held-out
+score, which an env made with `evaluate_at_end=True` puts into the last info of an episode.
 """
 
 from __future__ import annotations
@@ -29,19 +30,21 @@ except ModuleNotFoundError as error:
 class HeldOutCallback(BaseCallback):
     """Logs held-out scores, and keeps the model whose runs have the best.
 
-    `rollout/held_out` is the mean score of the training episodes that ended since the last log, if the training env
-    reports scores. `eval/held_out` is the mean score of `n_eval_episodes` episodes of the eval env. An episode that
-    the TimeLimit of `gym.make(..., max_episode_steps=...)` cuts off has no score: the env below does not notice its
-    end. It is left out of `rollout/held_out`, and is an error in the eval env.
+    `rollout/held_out` is the mean score of the training episodes that ended since the last log, if
+    the training env reports scores. `eval/held_out` is the mean score of `n_eval_episodes` episodes
+    of the eval env. An episode that the TimeLimit of `gym.make(..., max_episode_steps=...)` cuts
+    off has no score: the env below does not notice its end. It is left out of `rollout/held_out`,
+    and is an error in the eval env.
 
     Args:
-        eval_env: VecEnv of envs made with `evaluate_at_end=True`, apart from the training env but wrapped alike.
-        lower_is_better: True for bits per byte (TrainLoop-JEL-v0, TrainLoop-Cell-v0), False for the score of
-            TrainLoop-GRPOProjection-v0.
+        eval_env: VecEnv of envs made with `evaluate_at_end=True`, apart from the training env but
+            wrapped alike.
+        lower_is_better: True for bits per byte (TrainLoop-JEL-v0, TrainLoop-Cell-v0), False for the
+            score of TrainLoop-GRPOProjection-v0.
         n_eval_episodes: episodes of an evaluation, dealt out to the rows of the eval env.
         eval_freq: calls of the training env's `step` between two evaluations.
-        best_model_save_path: folder, made if it is missing, in which the best model so far is kept as `best_model.zip`;
-            None: it is not kept.
+        best_model_save_path: folder, made if it is missing, in which the best model so far is kept
+            as `best_model.zip`; None: it is not kept.
         deterministic: whether the model's mean actions are evaluated.
 
     Attributes:
@@ -74,7 +77,9 @@ class HeldOutCallback(BaseCallback):
         self.last_held_out: float | None = None
 
     def _on_step(self) -> bool:
-        for row, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
+        for row, (info, done) in enumerate(
+            zip(self.locals["infos"], self.locals["dones"], strict=True)
+        ):
             if done and HELD_OUT in info and not _cut_off(self.training_env, row, info):
                 self.logger.record_mean(f"rollout/{HELD_OUT}", float(info[HELD_OUT]))
         if self.n_calls % self.eval_freq == 0:
@@ -106,7 +111,9 @@ class HeldOutCallback(BaseCallback):
         def keep(locals_: dict[str, Any], _: dict[str, Any]) -> None:
             if locals_["done"]:
                 if HELD_OUT not in locals_["info"]:
-                    raise ValueError("eval_env must report held-out scores; make its envs with evaluate_at_end=True")
+                    raise ValueError(
+                        "eval_env must report held-out scores; make its envs with evaluate_at_end=True"
+                    )
                 if _cut_off(self.eval_env, locals_["i"], locals_["info"]):
                     raise ValueError(
                         "eval_env must let its runs end by themselves; got a TimeLimit, at which no score is measured: "

@@ -1,22 +1,25 @@
-"""Gradient projection in other people's training: a callback for the Trainer of `transformers` and those of `trl`.
+"""Gradient projection in other people's training: a callback for the Trainer of `transformers` and
+those of `trl`.
 
-Between the clipping of the gradients and the optimizer's step the callback takes the direction of hacking out of them,
-as `hpenv.posttraining.projection` has it, with N = 1. A projected parameter is the knob of an `AntiPaSTOLinear`, named
-in the direction by its layer, or any other parameter, named as the model names it, whose gradient is then read as one
-row. The latter makes sense only where the parameter's axes keep their meaning: one factor of a low-rank adapter turns
-with the other one, unless that is frozen.
+Between the clipping of the gradients and the optimizer's step the callback takes the direction of
+hacking out of them, as `hpenv.posttraining.projection` has it, with N = 1. A projected parameter is
+the knob of an `AntiPaSTOLinear`, named in the direction by its layer, or any other parameter, named
+as the model names it, whose gradient is then read as one row. The latter makes sense only where the
+parameter's axes keep their meaning: one factor of a low-rank adapter turns with the other one,
+unless that is frozen.
 
     adapters = attach(model)                                   # or parameters of your own
     direction = extract(hack, clean, method="mean_difference", k=1)
     trainer = GRPOTrainer(model, ..., callbacks=[ProjectionCallback(direction)])
 
-The means of the measures since the last log join the Trainer's logs. Reporters that were asked for with `report_to` are
-called before all other callbacks and do not see them, unless the callback is put first:
-`trainer.callback_handler.callbacks.insert(0, callback)`. The Trainer's `grad_norm` is from before the projection.
+The means of the measures since the last log join the Trainer's logs. Reporters that were asked for
+with `report_to` are called before all other callbacks and do not see them, unless the callback is
+put first: `trainer.callback_handler.callbacks.insert(0, callback)`. The Trainer's `grad_norm` is
+from before the projection.
 
-A checkpoint of the Trainer holds what the rule `drift` has seen, and a run that is resumed from it goes on as the
-unbroken one, bit for bit. It does so without `restore_callback_states_from_checkpoint`, which would replace the
-callback by another one.
+A checkpoint of the Trainer holds what the rule `drift` has seen, and a run that is resumed from it
+goes on as the unbroken one, bit for bit. It does so without
+`restore_callback_states_from_checkpoint`, which would replace the callback by another one.
 
 Past the usual length, because the events of a Trainer share what is kept between them.
 """
@@ -56,14 +59,17 @@ except ModuleNotFoundError as error:
 
 TARGETS = ("grad", "update")
 
-#: Ways of training in which no process has the whole gradient in `parameter.grad` when the callback is called.
+#: Ways of training in which no process has the whole gradient in `parameter.grad` when the callback
+#: is called.
 _SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 
 
 class ProjectionCallback(TrainerCallback):
-    """Takes a direction out of the gradients of a Trainer's model, or out of what its optimizer subtracts.
+    """Takes a direction out of the gradients of a Trainer's model, or out of what its optimizer
+    subtracts.
 
-    A layer that has a quarantine is routed: the quarantine's gradient becomes what is removed from the knob's.
+    A layer that has a quarantine is routed: the quarantine's gradient becomes what is removed from
+    the knob's.
 
     Attributes:
         measures: of the last step, name -> value, whatever the strength; see `Measures`.
@@ -84,11 +90,12 @@ class ProjectionCallback(TrainerCallback):
             rule: key of `RULES`.
             strength: how much is taken out, in [0, 1].
             magnitude: how much of the lost length is given back, in [0, 1].
-            target: `grad`, or `update`: what the optimizer subtracts, weight decay included, of which an adaptive
-                optimizer lets part of the direction back in.
+            target: `grad`, or `update`: what the optimizer subtracts, weight decay included, of
+                which an adaptive optimizer lets part of the direction back in.
 
         Raises:
-            ValueError: for an unknown rule or target, a number out of range, or what is no direction of one run.
+            ValueError: for an unknown rule or target, a number out of range, or what is no
+                direction of one run.
         """
         for name, value, table in (("rule", rule, RULES), ("target", target, TARGETS)):
             if not isinstance(value, str) or value not in table:
@@ -131,7 +138,11 @@ class ProjectionCallback(TrainerCallback):
         check_direction(value)
         if (N := len(next(iter(value.axes.values())))) != 1:
             raise ValueError(f"got a direction of {N} runs; expected one, a Trainer trains one")
-        self._direction, self._spread, self._axes_digest = value, no_spread(value), weights_digest(value.axes)
+        self._direction, self._spread, self._axes_digest = (
+            value,
+            no_spread(value),
+            weights_digest(value.axes),
+        )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -139,8 +150,9 @@ class ProjectionCallback(TrainerCallback):
         """Finds the parameters, and in a run that is resumed what had been seen.
 
         Raises:
-            ValueError: if a parameter is missing, ambiguous or of another size, if the way of training hides gradients,
-                or if the checkpoint does not hold what the rule `drift` needs.
+            ValueError: if a parameter is missing, ambiguous or of another size, if the way of
+                training hides gradients, or if the checkpoint does not hold what the rule `drift`
+                needs.
         """
         self._spread = no_spread(self.direction)
         if self._rule == "drift" and state.global_step > 0:
@@ -150,8 +162,12 @@ class ProjectionCallback(TrainerCallback):
         self._parameters, self._quarantines = _found(kwargs["model"], self.direction)
         if self._target == "update":
             if self._quarantines:
-                raise ValueError("got target='update' and layers with a quarantine; expected target='grad' with these")
-            inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+                raise ValueError(
+                    "got target='update' and layers with a quarantine; expected target='grad' with these"
+                )
+            inner = (
+                optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+            )
             self._hooks = [
                 inner.register_step_pre_hook(self._remember),
                 inner.register_step_post_hook(self._project_update),
@@ -172,7 +188,9 @@ class ProjectionCallback(TrainerCallback):
             if name in self._quarantines:
                 self._quarantines[name].grad = removed[name].view(gradient.shape).to(gradient)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Puts what the rule `drift` has seen into the state that the Trainer saves with a checkpoint."""
         if self._rule == "drift":
             saved = cast(dict[str, Any], state.stateful_callbacks)
@@ -186,7 +204,10 @@ class ProjectionCallback(TrainerCallback):
 
     def _resumed_spread(self, state: TrainerState) -> Spread:
         """Reads what `on_step_end` put into the state."""
-        name, where = self._name(), f"trainer_state.json of the checkpoint at step {state.global_step}"
+        name, where = (
+            self._name(),
+            f"trainer_state.json of the checkpoint at step {state.global_step}",
+        )
         record = cast(dict[str, Any], state.stateful_callbacks).get(name)
         if record is None:
             raise ValueError(
@@ -196,7 +217,9 @@ class ProjectionCallback(TrainerCallback):
         try:
             spread = spread_of_record(record, self._spread)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{where} is damaged: {error!r}; resume from another checkpoint") from error
+            raise ValueError(
+                f"{where} is damaged: {error!r}; resume from another checkpoint"
+            ) from error
         self._saved_as = name
         return spread
 
@@ -212,7 +235,8 @@ class ProjectionCallback(TrainerCallback):
         if logs is None or not self._measured or any(name.startswith("eval_") for name in logs):
             return
         means = {
-            name: sum(values[name] for values in self._measured) / len(self._measured) for name in Measures._fields
+            name: sum(values[name] for values in self._measured) / len(self._measured)
+            for name in Measures._fields
         }
         self._measured = []
         logs.update(means)
@@ -227,22 +251,30 @@ class ProjectionCallback(TrainerCallback):
         self._hooks, self._before = [], {}
 
     def _remember(self, *_: Any) -> None:
-        self._before = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._before = {
+            name: parameter.detach().clone() for name, parameter in self._parameters.items()
+        }
 
     def _project_update(self, *_: Any) -> None:
         """Projects what the optimizer has subtracted; a parameter from which nothing is removed stays bit for bit."""
-        updates = {name: self._before[name] - parameter.detach() for name, parameter in self._parameters.items()}
+        updates = {
+            name: self._before[name] - parameter.detach()
+            for name, parameter in self._parameters.items()
+        }
         kept, removed = self._projected(updates)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 if removed[name].any():
-                    parameter.copy_(self._before[name] - kept[name].view(parameter.shape).to(parameter))
+                    parameter.copy_(
+                        self._before[name] - kept[name].view(parameter.shape).to(parameter)
+                    )
         self._before = {}
 
     def _projected(self, vectors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What is kept and what is removed of each vector, (1, r), computed where the direction is.
 
-        Vectors that are missing count as zeros. If one is not finite, all are kept: that is the Trainer's to handle.
+        Vectors that are missing count as zeros. If one is not finite, all are kept: that is the
+        Trainer's to handle.
         """
         axes = self.direction.axes
         rows = {
@@ -255,24 +287,34 @@ class ProjectionCallback(TrainerCallback):
             return rows, {name: torch.zeros_like(row) for name, row in rows.items()}
         self._spread = updated_spread(self._spread, coordinates(rows, self.direction))
         strength, magnitude = (
-            next(iter(rows.values())).new_tensor([value]) for value in (self.strength, self.magnitude)
+            next(iter(rows.values())).new_tensor([value])
+            for value in (self.strength, self.magnitude)
         )
         deviations = self._spread.deviations() if self._rule == "drift" else None
-        kept, removed, measures = project(rows, self.direction, self._rule, strength, magnitude, deviations)
+        kept, removed, measures = project(
+            rows, self.direction, self._rule, strength, magnitude, deviations
+        )
         self.measures = {name: float(value) for name, value in measures._asdict().items()}
         self._measured.append(self.measures)
         return kept, removed
 
 
 def _fraction(name: str, value: float) -> float:
-    if not isinstance(value, int | float | np.floating) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
+    if (
+        not isinstance(value, int | float | np.floating)
+        or isinstance(value, bool)
+        or not 0.0 <= value <= 1.0
+    ):
         raise ValueError(f"{name} must be a number from 0 to 1; got {value!r}")
     return float(value)
 
 
 def _check_gradients_are_whole(args: TrainingArguments, optimizer: Any) -> None:
     asked = [name for name, given in (("deepspeed", args.deepspeed), ("fsdp", args.fsdp)) if given]
-    if isinstance(optimizer, AcceleratedOptimizer) and optimizer.accelerator_state.distributed_type in _SHARDED:
+    if (
+        isinstance(optimizer, AcceleratedOptimizer)
+        and optimizer.accelerator_state.distributed_type in _SHARDED
+    ):
         asked.append(str(optimizer.accelerator_state.distributed_type))
     if asked:
         raise ValueError(
@@ -286,9 +328,13 @@ def _check_gradients_are_whole(args: TrainingArguments, optimizer: Any) -> None:
         )
 
 
-def _found(model: nn.Module, direction: Direction) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+def _found(
+    model: nn.Module, direction: Direction
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """The parameters that the direction names, and the quarantines of those that have one."""
-    adapters = {name: layer for name, layer in model.named_modules() if isinstance(layer, AntiPaSTOLinear)}
+    adapters = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, AntiPaSTOLinear)
+    }
     places: dict[str, nn.Parameter] = dict(model.named_parameters())
     places |= {name: adapter.knob for name, adapter in adapters.items()}
     parameters, quarantines = {}, {}

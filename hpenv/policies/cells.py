@@ -17,8 +17,8 @@ from hpenv.policies.policy import Float32Array, as_observations
 class _ClampWithReturn(torch.autograd.Function):
     """Clamp whose gradient outside the bounds is kept where descending it leads back inside.
 
-    Where torch's clamp binds there is no gradient at all: a standard deviation that a step took out of its bounds would
-    stay there for good.
+    Where torch's clamp binds there is no gradient at all: a standard deviation that a step took out
+    of its bounds would stay there for good.
     """
 
     @staticmethod
@@ -37,19 +37,21 @@ class _ClampWithReturn(torch.autograd.Function):
 class CellMLP(nn.Module):
     """N networks, one per run, from an observation to a Gaussian over each cell's position.
 
-    raw ~ N(mean(obs), std), independent from cell to cell; the position of a cell is clip(raw, -1, 1). Two tanh
-    layers and a linear head: mean = tanh(head); std is one number per cell, within its bounds. Weights are (N, inputs,
-    outputs), so that nothing of a row reaches another.
+    raw ~ N(mean(obs), std), independent from cell to cell; the position of a cell is clip(raw, -1,
+    1). Two tanh layers and a linear head: mean = tanh(head); std is one number per cell, within its
+    bounds. Weights are (N, inputs, outputs), so that nothing of a row reaches another.
 
-    The head's weights start at 0. So whatever is observed, the mean starts at `initial_mean`, by default 0: neutral,
-    the static configuration (Sidecar, section 3), and the standard deviation at `initial_std`. The tanh layers start
-    as torch initializes a Linear (uniform within 1/sqrt(inputs) of 0). What the head reads is divided by
-    sqrt(hidden_size), so that a step moves a mean about as far through the head's weights as through its bias, whatever
-    the width. A standard deviation that came out of the network as well let the noise of all cells rise and fall
+    The head's weights start at 0. So whatever is observed, the mean starts at `initial_mean`, by
+    default 0: neutral, the static configuration (Sidecar, section 3), and the standard deviation at
+    `initial_std`. The tanh layers start as torch initializes a Linear (uniform within
+    1/sqrt(inputs) of 0). What the head reads is divided by sqrt(hidden_size), so that a step moves
+    a mean about as far through the head's weights as through its bias, whatever the width. A
+    standard deviation that came out of the network as well let the noise of all cells rise and fall
     together, fourfold within one run.
 
-    With `common` there is beside the cells' Gaussians one more for each of K groups of cells, and a cell's position is
-    clip(own + that of its group, -1, 1): what all cells of a group agree on is learned from one number.
+    With `common` there is beside the cells' Gaussians one more for each of K groups of cells, and a
+    cell's position is clip(own + that of its group, -1, 1): what all cells of a group agree on is
+    learned from one number.
 
     Args:
         num_rows: N.
@@ -63,7 +65,8 @@ class CellMLP(nn.Module):
         seeds: of each row's initial weights, (N,); default 0 ... N - 1.
 
     References:
-        Sidecar (paper 000), sections 2.3 and 3. It says nothing of the network but its number of parameters.
+        Sidecar (paper 000), sections 2.3 and 3. It says nothing of the network but its number of
+        parameters.
     """
 
     def __init__(
@@ -82,8 +85,12 @@ class CellMLP(nn.Module):
         check_sizes(observation_size, action_size, [hidden_size])
         if num_rows < 1:
             raise ValueError(f"num_rows {num_rows}; expected at least 1")
-        if len(common) not in (0, action_size) or set(common) != set(range(max(common, default=-1) + 1)):
-            raise ValueError(f"common {list(common)}; expected nothing, or for each of {action_size} cells a group")
+        if len(common) not in (0, action_size) or set(common) != set(
+            range(max(common, default=-1) + 1)
+        ):
+            raise ValueError(
+                f"common {list(common)}; expected nothing, or for each of {action_size} cells a group"
+            )
         self.num_rows = num_rows
         self.observation_size = observation_size
         self.action_size = action_size
@@ -98,9 +105,13 @@ class CellMLP(nn.Module):
         if not 0.0 < low < high:
             raise ValueError(f"std_bounds {self.std_bounds}; expected 0 < smallest < largest")
         if not all(-1.0 < mean < 1.0 for mean in self.initial_mean):
-            raise ValueError(f"initial_mean {self.initial_mean}; expected positions between -1 and 1")
+            raise ValueError(
+                f"initial_mean {self.initial_mean}; expected positions between -1 and 1"
+            )
         if not all(low <= std <= high for std in self.initial_std):
-            raise ValueError(f"initial_std {self.initial_std}; expected numbers within std_bounds [{low}, {high}]")
+            raise ValueError(
+                f"initial_std {self.initial_std}; expected numbers within std_bounds [{low}, {high}]"
+            )
         if len(self.seeds) != num_rows:
             raise ValueError(f"{len(self.seeds)} seeds; expected one for each of {num_rows} rows")
         N, H, M = num_rows, hidden_size, self.output_size
@@ -136,7 +147,9 @@ class CellMLP(nn.Module):
         """Mean and log standard deviation over raw, (N, B, A + K) each, at B observations of each row, (N, B, F)."""
         hidden = torch.tanh(torch.baddbmm(self.bias_1, obs, self.weight_1))
         hidden = torch.tanh(torch.baddbmm(self.bias_2, hidden, self.weight_2))
-        head = torch.baddbmm(self.head_bias, hidden, self.head_weight, alpha=1.0 / math.sqrt(self.hidden_size))
+        head = torch.baddbmm(
+            self.head_bias, hidden, self.head_weight, alpha=1.0 / math.sqrt(self.hidden_size)
+        )
         low, high = self.std_bounds
         log_std = _ClampWithReturn.apply(self.log_std, math.log(low), math.log(high))
         return torch.tanh(head), log_std.expand_as(head)
@@ -156,7 +169,9 @@ class CellMLP(nn.Module):
         """
         batch = as_observations(obs, self.observation_size)
         if len(batch) != self.num_rows:
-            raise ValueError(f"observations of {len(batch)} rows; expected {self.num_rows}, one for each network")
+            raise ValueError(
+                f"observations of {len(batch)} rows; expected {self.num_rows}, one for each network"
+            )
         return torch.from_numpy(batch)[:, None]
 
     @torch.no_grad()

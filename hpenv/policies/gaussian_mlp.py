@@ -36,14 +36,15 @@ def check_sizes(observation_size: int, action_size: int, hidden_sizes: Sequence[
 
 
 class GaussianMLP(nn.Module):
-    """MLP from an observation to the mean and log standard deviation of a diagonal Gaussian over raw actions.
+    """MLP from an observation to the mean and log standard deviation of a diagonal Gaussian over
+    raw actions.
 
     raw ~ N(mean(obs), exp(log_std(obs))); the position of a cell is tanh(raw).
 
-    The weights are drawn as torch initializes a Linear (uniform within 1/sqrt(inputs) of 0, biases too), from a
-    generator of the policy's own. Where this departs from the paper: the head's weights that lead to log_std start at
-    0, so that the initial standard deviation is exp(initial_log_std) at every observation; the paper states that bias
-    alone.
+    The weights are drawn as torch initializes a Linear (uniform within 1/sqrt(inputs) of 0, biases
+    too), from a generator of the policy's own. Where this departs from the paper: the head's
+    weights that lead to log_std start at 0, so that the initial standard deviation is
+    exp(initial_log_std) at every observation; the paper states that bias alone.
 
     Args:
         observation_size: F.

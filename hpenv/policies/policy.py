@@ -13,7 +13,8 @@ Float32Array = NDArray[np.float32]
 
 
 class Policy(Protocol):
-    """Observations to positions, deterministic, and able to be written down as JSON arguments and tensors.
+    """Observations to positions, deterministic, and able to be written down as JSON arguments and
+    tensors.
 
     Attributes:
         action_size: A, cells of the panel the policy sets.
@@ -43,7 +44,8 @@ def as_observations(obs: np.ndarray, observation_size: int | None = None) -> Flo
         observation_size: F, where the policy is bound to one.
 
     Raises:
-        ValueError: the array has another number of axes or of columns, or holds a number that is not finite.
+        ValueError: the array has another number of axes or of columns, or holds a number that is
+            not finite.
     """
     batch = np.ascontiguousarray(obs, dtype=np.float32)
     if batch.ndim != 2 or (observation_size is not None and batch.shape[1] != observation_size):

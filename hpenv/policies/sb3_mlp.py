@@ -14,10 +14,12 @@ from hpenv.policies.policy import Float32Array, as_observations
 
 
 class SB3MLP(nn.Module):
-    """MLP with a Gaussian over positions whose standard deviation does not depend on the observation.
+    """MLP with a Gaussian over positions whose standard deviation does not depend on the
+    observation.
 
-    position ~ clip(N(mean(obs), exp(log_std)), -1, 1): stable-baselines3 does not squash, it clips what leaves the box.
-    All numbers are 0 until they are loaded; training happens in stable-baselines3.
+    position ~ clip(N(mean(obs), exp(log_std)), -1, 1): stable-baselines3 does not squash, it clips
+    what leaves the box. All numbers are 0 until they are loaded; training happens in
+    stable-baselines3.
 
     Args:
         observation_size: F.
@@ -28,7 +30,9 @@ class SB3MLP(nn.Module):
         stable_baselines3.common.policies.ActorCriticPolicy with a DiagGaussianDistribution (2.9).
     """
 
-    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int] = (64, 64)) -> None:
+    def __init__(
+        self, observation_size: int, action_size: int, hidden_sizes: Sequence[int] = (64, 64)
+    ) -> None:
         super().__init__()
         check_sizes(observation_size, action_size, hidden_sizes)
         self.observation_size = observation_size
@@ -54,7 +58,9 @@ class SB3MLP(nn.Module):
         tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()}
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
         weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
-        policy = cls(weights[0].shape[1], weights[-1].shape[0], [weight.shape[0] for weight in weights[:-1]])
+        policy = cls(
+            weights[0].shape[1], weights[-1].shape[0], [weight.shape[0] for weight in weights[:-1]]
+        )
         policy.load_state_dict(tensors | {"log_std": log_std.detach()})
         return policy
 

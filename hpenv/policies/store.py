@@ -33,18 +33,24 @@ POLICIES: dict[str, type[Policy]] = {
 
 
 def save_state(
-    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Writes a folder of named tensors and JSON-able metadata, atomically; `kind` says what they are."""
     contents = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     save(Path(path), Snapshot(contents, {"kind": kind, **metadata}))
 
 
-def load_state(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_state(
+    path: str | os.PathLike[str], kind: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Returns tensors and metadata of a folder that `save_state` wrote.
 
     Raises:
-        ValueError: the folder is damaged (a SnapshotError that names the file), or holds something of another kind.
+        ValueError: the folder is damaged (a SnapshotError that names the file), or holds something
+            of another kind.
     """
     snapshot = load(Path(path))
     found = snapshot.metadata.get("kind")
@@ -54,7 +60,9 @@ def load_state(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch
 
 
 def check_tensors(
-    path: str | os.PathLike[str], found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+    path: str | os.PathLike[str],
+    found: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
 ) -> None:
     """Refuses saved tensors whose names, shapes or dtypes are not the expected ones.
 
@@ -80,7 +88,8 @@ def save_policy(
     observation_names: Sequence[str] = (),
     action_names: Sequence[str] = (),
 ) -> None:
-    """Writes a policy to a folder, with the names of the columns that it was made for, if they are given.
+    """Writes a policy to a folder, with the names of the columns that it was made for, if they are
+    given.
 
     Raises:
         ValueError: its class is not in POLICIES, or the names are not one per column.
@@ -92,22 +101,35 @@ def save_policy(
         )
     columns = {"observation_names": list(observation_names), "action_names": list(action_names)}
     check_names(policy, columns)
-    save_state(path, "policy", policy.tensors(), {"policy": names[0], "arguments": policy.arguments()} | columns)
+    save_state(
+        path,
+        "policy",
+        policy.tensors(),
+        {"policy": names[0], "arguments": policy.arguments()} | columns,
+    )
 
 
 def check_names(policy: Policy, columns: Mapping[str, Sequence[str]]) -> None:
-    """Refuses names of columns that are not as many as the policy has; no names at all are accepted.
+    """Refuses names of columns that are not as many as the policy has; no names at all are
+    accepted.
 
     Raises:
         ValueError: naming both numbers.
     """
-    sizes = {"action_names": policy.action_size, "observation_names": policy.arguments().get("observation_size")}
+    sizes = {
+        "action_names": policy.action_size,
+        "observation_names": policy.arguments().get("observation_size"),
+    }
     for key, size in sizes.items():
         if columns[key] and size is not None and len(columns[key]) != size:
-            raise ValueError(f"{key} must be {size}, one per column of the policy; got {list(columns[key])}")
+            raise ValueError(
+                f"{key} must be {size}, one per column of the policy; got {list(columns[key])}"
+            )
 
 
-def check_columns(path: str | os.PathLike[str], observation_names: Sequence[str], action_names: Sequence[str]) -> None:
+def check_columns(
+    path: str | os.PathLike[str], observation_names: Sequence[str], action_names: Sequence[str]
+) -> None:
     """Refuses an environment whose columns are not those that the policy in a folder was made for.
 
     Raises:
@@ -125,7 +147,8 @@ def check_columns(path: str | os.PathLike[str], observation_names: Sequence[str]
 
 
 def policy_folder(path: str | os.PathLike[str]) -> Path:
-    """Returns the folder of a saved policy: the given one, or `policy/` in the folder of a training run.
+    """Returns the folder of a saved policy: the given one, or `policy/` in the folder of a training
+    run.
 
     Raises:
         ValueError: the path is neither.
@@ -142,10 +165,12 @@ def policy_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Returns the policy in a folder that `save_policy` wrote, or in `policy/` of a training run's folder.
+    """Returns the policy in a folder that `save_policy` wrote, or in `policy/` of a training run's
+    folder.
 
     Raises:
-        ValueError: the folder is damaged, holds no policy, or one whose class, arguments or tensors are not ours.
+        ValueError: the folder is damaged, holds no policy, or one whose class, arguments or tensors
+            are not ours.
     """
     folder = policy_folder(path)
     tensors, metadata = _load_contents(folder)
@@ -158,10 +183,13 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
             f"{folder / STATE} and {folder / TENSORS} must make a {name!r}; got arguments {arguments} and tensors of "
             f"{ {key: tuple(tensor.shape) for key, tensor in tensors.items()} }: {text}{CURE}"
         ) from error
-    # What was read must be what this policy writes: nothing of it was dropped, cast or filled in on the way.
+    # What was read must be what this policy writes: nothing of it was dropped, cast or filled in on
+    # the way.
     written = json.loads(json.dumps(policy.arguments()))
     if written != arguments:
-        raise ValueError(f"{folder / STATE}: arguments of a {name!r} must be {written}; got {arguments}{CURE}")
+        raise ValueError(
+            f"{folder / STATE}: arguments of a {name!r} must be {written}; got {arguments}{CURE}"
+        )
     check_tensors(folder / TENSORS, tensors, policy.tensors())
     try:
         check_names(policy, metadata)
@@ -169,7 +197,9 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         raise ValueError(f"{folder / STATE}: {error}{CURE}") from error
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"{folder / TENSORS}: tensor {key!r} must be finite; got a NaN or an infinity{CURE}")
+            raise ValueError(
+                f"{folder / TENSORS}: tensor {key!r} must be finite; got a NaN or an infinity{CURE}"
+            )
     return policy
 
 
@@ -181,7 +211,9 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         if folder.exists():
             raise SnapshotError(f"{error}{CURE}") from error
         cause = str(error).partition("; expected")[0]
-        raise SnapshotError(f"{cause}; expected the folder of a saved policy, or of a training run") from error
+        raise SnapshotError(
+            f"{cause}; expected the folder of a saved policy, or of a training run"
+        ) from error
     expected = {"policy": str, "arguments": dict, "observation_names": list, "action_names": list}
     for key, kind in expected.items():
         if type(metadata.get(key)) is not kind:
@@ -190,7 +222,11 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
             )
     unknown = sorted({*metadata} - {"kind", *expected})
     if unknown:
-        raise ValueError(f"{folder / STATE}: metadata holds {unknown}; expected {sorted(expected)} alone{CURE}")
+        raise ValueError(
+            f"{folder / STATE}: metadata holds {unknown}; expected {sorted(expected)} alone{CURE}"
+        )
     if metadata["policy"] not in POLICIES:
-        raise ValueError(f"unknown policy {metadata['policy']!r} in {folder}; expected one of {sorted(POLICIES)}")
+        raise ValueError(
+            f"unknown policy {metadata['policy']!r} in {folder}; expected one of {sorted(POLICIES)}"
+        )
     return tensors, metadata

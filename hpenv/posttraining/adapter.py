@@ -1,23 +1,28 @@
-"""AntiPaSTO: a linear layer whose trainable part is one number, the knob, per singular direction of its weight.
+"""AntiPaSTO: a linear layer whose trainable part is one number, the knob, per singular direction of
+its weight.
 
-W = U diag(S) Vh, with U, S and Vh frozen and of full rank r = min(out, in); the knob d (r,) starts at 0. Two forms:
+W = U diag(S) Vh, with U, S and Vh frozen and of full rank r = min(out, in); the knob d (r,) starts
+at 0. Two forms:
 
-    additive     y = W x + b + U (d * Vh x)        bitwise the layer itself at d = 0: the reference model comes for free
-    replacement  y = U ((S + d) * Vh x) + b        one product less, and the layer itself up to rounding
+    additive     y = W x + b + U (d * Vh x)        bitwise the layer itself at d = 0: the reference
+    model comes for free replacement  y = U ((S + d) * Vh x) + b        one product less, and the
+    layer itself up to rounding
 
-What makes the knob a place to aim at is that its axes never move: a direction found in the basis of W's singular
-vectors means the same at every step of a run, which the rank axis of a low-rank adapter with trainable factors does
-not. The gradient is dL/dd = sum over tokens t of (Vh x_t) * (U^T dL/dy_t). It does not depend on the signs of the
-singular vectors, which differ between machines: those of U and Vh flip together.
+What makes the knob a place to aim at is that its axes never move: a direction found in the basis of
+W's singular vectors means the same at every step of a run, which the rank axis of a low-rank
+adapter with trainable factors does not. The gradient is dL/dd = sum over tokens t of (Vh x_t) *
+(U^T dL/dy_t). It does not depend on the signs of the singular vectors, which differ between
+machines: those of U and Vh flip together.
 
-Departures: no rotation of the basis and no reduced rank (so no residual weight); d starts at exactly 0, where one
-published variant starts at N(4e-4, 4e-4), because only 0 is the reference model; the additive form is ours to choose
-as default. Where the knob is not scaled by S, neither is ours.
+Departures: no rotation of the basis and no reduced rank (so no residual weight); d starts at
+exactly 0, where one published variant starts at N(4e-4, 4e-4), because only 0 is the reference
+model; the additive form is ours to choose as default. Where the knob is not scaled by S, neither is
+ours.
 
 References:
-    The AntiPaSTO variant of wassname's lora-lite; the reward-hacking experiment that fixes full rank and a zero start
-    ("Experiment: rank-space gradient projection vs RL reward hacking", pseudocode A). Meng et al. 2024, PiSSA, arXiv
-    2404.02948, for the basis.
+    The AntiPaSTO variant of wassname's lora-lite; the reward-hacking experiment that fixes full
+    rank and a zero start ("Experiment: rank-space gradient projection vs RL reward hacking",
+    pseudocode A). Meng et al. 2024, PiSSA, arXiv 2404.02948, for the basis.
 """
 
 from __future__ import annotations
@@ -35,7 +40,8 @@ from torch import Tensor, nn
 from hpenv.isolation import torch_defaults
 from hpenv.posttraining.stored import check_folder, read_tensors, write_tensors
 
-#: The last part of the name of a module that is wrapped: the projections of attention and feed-forward of Llama's kin.
+#: The last part of the name of a module that is wrapped: the projections of attention and
+#: feed-forward of Llama's kin.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FORMS = ("additive", "replacement")
 
@@ -73,26 +79,34 @@ def decompose(weight: Tensor, cache_dir: Path | None = None) -> Decomposition:
 
     Args:
         weight: (out, in), finite, of any floating dtype.
-        cache_dir: a folder of decompositions, one file per weight, named by the weight's digest, so that a changed
-            weight can never be given a stale one. It is made if it is missing. None computes always.
+        cache_dir: a folder of decompositions, one file per weight, named by the weight's digest, so
+            that a changed weight can never be given a stale one. It is made if it is missing. None
+            computes always.
 
     Returns:
-        U (out, r), S (r,) and Vh (r, in) on the weight's device; U diag(S) Vh is the weight up to float32 rounding.
+        U (out, r), S (r,) and Vh (r, in) on the weight's device; U diag(S) Vh is the weight up to
+        float32 rounding.
 
     Raises:
-        ValueError: if the weight is not a finite floating-point matrix, the file of the cache cannot be read, or the
-            folder cannot be written to.
+        ValueError: if the weight is not a finite floating-point matrix, the file of the cache
+            cannot be read, or the folder cannot be written to.
     """
     if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
-        raise ValueError(f"got a weight of shape {tuple(weight.shape)}, {weight.dtype}; expected a matrix of floats")
+        raise ValueError(
+            f"got a weight of shape {tuple(weight.shape)}, {weight.dtype}; expected a matrix of floats"
+        )
     path = None if cache_dir is None else Path(cache_dir) / f"{weight_digest(weight)}.safetensors"
     if path is not None and path.exists():
         return _read(path, weight)
     if not bool(torch.isfinite(weight).all()):
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} has non-finite entries; expected finite ones")
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} has non-finite entries; expected finite ones"
+        )
     if path is not None:
         check_folder("cache_dir", path.parent)  # before the minutes that a large weight takes
-    result = Decomposition(*(t.float() for t in torch.linalg.svd(weight.detach().double(), full_matrices=False)))
+    result = Decomposition(
+        *(t.float() for t in torch.linalg.svd(weight.detach().double(), full_matrices=False))
+    )
     if path is not None:
         tensors = result._asdict()
         write_tensors(path, tensors, {"weight": path.stem, "sha256": weights_digest(tensors)})
@@ -130,16 +144,22 @@ def adapted_weight(weight: Tensor, decomposition: Decomposition, knob: Tensor) -
         ValueError: if the knob does not have one number per singular value.
     """
     if knob.ndim != 2 or knob.shape[1] != len(decomposition.S):
-        raise ValueError(f"got a knob of shape {tuple(knob.shape)}; expected (N, {len(decomposition.S)})")
-    return weight + torch.matmul(decomposition.U * knob[:, None, :], decomposition.Vh)  # (N, out, in)
+        raise ValueError(
+            f"got a knob of shape {tuple(knob.shape)}; expected (N, {len(decomposition.S)})"
+        )
+    return weight + torch.matmul(
+        decomposition.U * knob[:, None, :], decomposition.Vh
+    )  # (N, out, in)
 
 
 class AntiPaSTOLinear(nn.Module):
-    """A frozen `nn.Linear` with a knob on each of its singular values, and if asked for a second one, the quarantine.
+    """A frozen `nn.Linear` with a knob on each of its singular values, and if asked for a second
+    one, the quarantine.
 
-    The quarantine has the knob's basis and size. It takes up what a projection removes from the knob's gradient, is
-    part of the layer while a run trains, and is left out (`quarantine_on` is False) where the model is evaluated or
-    deployed. In both the gradient is the same; what each is given is the plant's decision.
+    The quarantine has the knob's basis and size. It takes up what a projection removes from the
+    knob's gradient, is part of the layer while a run trains, and is left out (`quarantine_on` is
+    False) where the model is evaluated or deployed. In both the gradient is the same; what each is
+    given is the plant's decision.
 
     Args:
         linear: the layer; it is kept, and frozen.
@@ -153,16 +173,22 @@ class AntiPaSTOLinear(nn.Module):
     Vh: Tensor
 
     def __init__(
-        self, linear: nn.Linear, form: str = "additive", cache_dir: Path | None = None, quarantine: bool = False
+        self,
+        linear: nn.Linear,
+        form: str = "additive",
+        cache_dir: Path | None = None,
+        quarantine: bool = False,
     ) -> None:
         super().__init__()
         if form not in FORMS:
-            raise ValueError(f"unknown form {form!r} of the adapter; expected one of {sorted(FORMS)}")
+            raise ValueError(
+                f"unknown form {form!r} of the adapter; expected one of {sorted(FORMS)}"
+            )
         self.linear = linear.requires_grad_(False)
         self.form = form
         U, S, Vh = decompose(linear.weight, cache_dir)
-        # A function of the frozen weight, so not part of the state that is saved. S and the knobs stay in float32: in
-        # bfloat16 an optimizer's small steps would round to nothing.
+        # A function of the frozen weight, so not part of the state that is saved. S and the knobs
+        # stay in float32: in bfloat16 an optimizer's small steps would round to nothing.
         self.register_buffer("U", U.to(linear.weight.dtype), persistent=False)
         self.register_buffer("S", S, persistent=False)
         self.register_buffer("Vh", Vh.to(linear.weight.dtype), persistent=False)
@@ -203,19 +229,32 @@ def attach(
     Raises:
         ValueError: if no layer has such a name, the model has adapters, or no gradient can pass it.
     """
-    if wrapped := [name for name, module in model.named_modules() if isinstance(module, AntiPaSTOLinear)]:
-        raise ValueError(f"the model has adapters already, the first at {wrapped[0]!r}; detach it first")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if wrapped := [
+        name for name, module in model.named_modules() if isinstance(module, AntiPaSTOLinear)
+    ]:
+        raise ValueError(
+            f"the model has adapters already, the first at {wrapped[0]!r}; detach it first"
+        )
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
         raise ValueError(f"targets must be a list of names of layers; got {targets!r}")
     chosen = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in targets}
     if not chosen:
         ends = sorted({name.rpartition(".")[2] for name in layers})
-        raise ValueError(f"no nn.Linear of the model is named as one of {sorted(targets)}; it has {ends}")
+        raise ValueError(
+            f"no nn.Linear of the model is named as one of {sorted(targets)}; it has {ends}"
+        )
     if any(layer.weight.is_inference() for layer in chosen.values()):
-        raise ValueError("the model was made under torch.inference_mode, so no gradient passes it; make it outside")
+        raise ValueError(
+            "the model was made under torch.inference_mode, so no gradient passes it; make it outside"
+        )
     with torch_defaults():
-        adapters = {name: AntiPaSTOLinear(layer, form, cache_dir, quarantine) for name, layer in chosen.items()}
+        adapters = {
+            name: AntiPaSTOLinear(layer, form, cache_dir, quarantine)
+            for name, layer in chosen.items()
+        }
     model.requires_grad_(False)
     for name, adapter in adapters.items():
         _put(model, name, adapter)

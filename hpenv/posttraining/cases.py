@@ -1,4 +1,5 @@
-"""Reads tests: assert statements, and objects with input and output, as arguments and what the call returns.
+"""Reads tests: assert statements, and objects with input and output, as arguments and what the call
+returns.
 
 Nothing is executed. `problem_files` has the forms.
 """
@@ -17,8 +18,8 @@ from hpenv.posttraining.sandbox import Limits
 from hpenv.posttraining.sources import parsed
 from hpenv.posttraining.tasks import Case
 
-#: What a problem's tests may take up as JSON: the inputs have to fit into the program's memory, and of more outputs a
-#: program could not answer with all [bytes].
+#: What a problem's tests may take up as JSON: the inputs have to fit into the program's memory, and
+#: of more outputs a program could not answer with all [bytes].
 MOST_INPUT_BYTES, MOST_OUTPUT_BYTES = 2**24, Limits().returned_bytes
 
 _JSON_NAMES = {"true": True, "false": False, "null": None}
@@ -55,9 +56,14 @@ def cases(entries: Any, entry_point: EntryPoint) -> tuple[Case, ...]:
                 check_json(value)
             found.append((arguments, result))
     inputs, outputs = [list(arguments) for arguments, _ in found], [result for _, result in found]
-    for what, values, most in (("inputs", inputs, MOST_INPUT_BYTES), ("outputs", outputs, MOST_OUTPUT_BYTES)):
+    for what, values, most in (
+        ("inputs", inputs, MOST_INPUT_BYTES),
+        ("outputs", outputs, MOST_OUTPUT_BYTES),
+    ):
         if (size := len(json.dumps(values))) > most:
-            raise ValueError(f"the {what} are {size} bytes of JSON; expected at most {most} for one problem")
+            raise ValueError(
+                f"the {what} are {size} bytes of JSON; expected at most {most} for one problem"
+            )
     return tuple(found)
 
 
@@ -71,7 +77,9 @@ def _entry_cases(entry: Any, entry_point: EntryPoint) -> Iterator[Case]:
             yield _asserted(node.test, entry_point)
         return
     if not isinstance(entry, dict) or not {"input", "output"} <= set(entry):
-        raise ValueError(f"must be an assert statement or an object with input and output; got {shown(entry)}")
+        raise ValueError(
+            f"must be an assert statement or an object with input and output; got {shown(entry)}"
+        )
     given, result = entry["input"], entry["output"]
     if isinstance(given, NoJSON):
         raise ValueError(given.reason)
@@ -80,7 +88,10 @@ def _entry_cases(entry: Any, entry_point: EntryPoint) -> Iterator[Case]:
         assert isinstance(call, ast.Expression)
         if not (isinstance(call.body, ast.Call) and isinstance(call.body.func, ast.Name)):
             raise ValueError(f"input must be arguments; got {shown(given)}")
-        yield _arguments(call.body, entry_point), _spelled(result) if isinstance(result, str) else result
+        yield (
+            _arguments(call.body, entry_point),
+            _spelled(result) if isinstance(result, str) else result,
+        )
     elif isinstance(given, dict):
         yield _ordered([], given, entry_point), result
     elif isinstance(given, list):
@@ -99,7 +110,11 @@ def _program(text: str) -> ast.AST:
 
 def _asserted(test: ast.expr, entry_point: EntryPoint) -> Case:
     """The case that one assert states."""
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is):
+    if (
+        isinstance(test, ast.Compare)
+        and len(test.ops) == 1
+        and isinstance(test.ops[0], ast.Eq | ast.Is)
+    ):
         left, right = test.left, test.comparators[0]
         call, result = (left, right) if _calls(left, entry_point) else (right, left)
         if isinstance(call, ast.Call) and _calls(call, entry_point):
@@ -108,7 +123,9 @@ def _asserted(test: ast.expr, entry_point: EntryPoint) -> Case:
     call = test.operand if isinstance(test, ast.UnaryOp) and is_negated else test
     if isinstance(call, ast.Call) and _calls(call, entry_point):
         return _arguments(call, entry_point), not is_negated
-    raise ValueError(f"cannot read `assert {_source(test, 80)}`; expected `{entry_point.function}(...) == literal`")
+    raise ValueError(
+        f"cannot read `assert {_source(test, 80)}`; expected `{entry_point.function}(...) == literal`"
+    )
 
 
 def _calls(node: ast.expr, entry_point: EntryPoint) -> bool:
@@ -131,14 +148,18 @@ def _arguments(node: ast.Call, entry_point: EntryPoint) -> tuple[Any, ...]:
     named: dict[str, Any] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
-            raise ValueError(f"cannot read `**{_source(keyword.value, 60)}`; expected the arguments one by one")
+            raise ValueError(
+                f"cannot read `**{_source(keyword.value, 60)}`; expected the arguments one by one"
+            )
         if keyword.arg in named:
             raise ValueError(f"the argument {keyword.arg!r} is given twice")
         named[keyword.arg] = _literal(keyword.value)
     return _ordered([_literal(argument) for argument in node.args], named, entry_point)
 
 
-def _ordered(given: list[Any], named: Mapping[str, Any], entry_point: EntryPoint) -> tuple[Any, ...]:
+def _ordered(
+    given: list[Any], named: Mapping[str, Any], entry_point: EntryPoint
+) -> tuple[Any, ...]:
     """Arguments by place, then those by name in the order of the parameters, or as they stand if these are unknown."""
     if entry_point.signature is None:
         return (*given, *named.values())
@@ -149,11 +170,15 @@ def _ordered(given: list[Any], named: Mapping[str, Any], entry_point: EntryPoint
         name = next(iter(bound.kwargs))
         places = list(bound.signature.parameters)
         left_out = [other for other in places[: places.index(name)] if other not in bound.arguments]
-        reason = f"{name!r} can be given by name alone" + (f", for {left_out[0]!r} is not given" if left_out else "")
+        reason = f"{name!r} can be given by name alone" + (
+            f", for {left_out[0]!r} is not given" if left_out else ""
+        )
     except TypeError as error:
         reason = str(error)
     what = f"{len(given)} by place and {list(named)} by name"
-    raise ValueError(f"the arguments ({what}) do not fit {entry_point.function}{entry_point.signature}: {reason}")
+    raise ValueError(
+        f"the arguments ({what}) do not fit {entry_point.function}{entry_point.signature}: {reason}"
+    )
 
 
 class _JSONNames(ast.NodeTransformer):
@@ -161,7 +186,11 @@ class _JSONNames(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         """Replaces one name."""
-        return ast.copy_location(ast.Constant(_JSON_NAMES[node.id]), node) if node.id in _JSON_NAMES else node
+        return (
+            ast.copy_location(ast.Constant(_JSON_NAMES[node.id]), node)
+            if node.id in _JSON_NAMES
+            else node
+        )
 
 
 def _literal(node: ast.expr) -> Any:

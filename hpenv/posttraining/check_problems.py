@@ -1,10 +1,11 @@
-"""Checks files of problems before anything is trained on them: `python -m hpenv.posttraining.check_problems FILE ...`.
+"""Checks files of problems before anything is trained on them: `python -m
+hpenv.posttraining.check_problems FILE ...`.
 
-Every problem's own solution is run in the sandbox and judged by the true verdict, as a student's program would be. One
-that fails has a wrong test or solution, lacks its imports, or asks for more than the sandbox allows: whoever is trained
-on such a problem cannot solve it either. The exit code is 1 if there is one, or if a line cannot be read, unless it is
-left out on request. It is 2, with one line on stderr, if a file is missing, an argument is wrong or programs cannot be
-executed here.
+Every problem's own solution is run in the sandbox and judged by the true verdict, as a student's
+program would be. One that fails has a wrong test or solution, lacks its imports, or asks for more
+than the sandbox allows: whoever is trained on such a problem cannot solve it either. The exit code
+is 1 if there is one, or if a line cannot be read, unless it is left out on request. It is 2, with
+one line on stderr, if a file is missing, an argument is wrong or programs cannot be executed here.
 """
 
 from __future__ import annotations
@@ -26,20 +27,32 @@ def failing_solutions(problems: Sequence[Problem], grader: Grader) -> list[Probl
     """The problems that have a solution and are not solved by it; in their order."""
     solved = [problem for problem in problems if problem.solution]
     verdicts = grader.grade([_submission(problem) for problem in solved])
-    return [problem for problem, verdict in zip(solved, verdicts, strict=True) if not verdict.correct]
+    return [
+        problem for problem, verdict in zip(solved, verdicts, strict=True) if not verdict.correct
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line; prints one line a file, and one a solution that fails or a line that cannot be read.
+    """Reads the command line; prints one line a file, and one a solution that fails or a line that
+    cannot be read.
 
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m hpenv.posttraining.check_problems", description=__doc__)
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="JSONL, in the form of hpenv.posttraining.problem_files"
+    parser = argparse.ArgumentParser(
+        prog="python -m hpenv.posttraining.check_problems", description=__doc__
     )
-    parser.add_argument("--skip-unreadable", action="store_true", help="check the other lines if some cannot be read")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="JSONL, in the form of hpenv.posttraining.problem_files",
+    )
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="check the other lines if some cannot be read",
+    )
     parser.add_argument(
         "--cpu-seconds", type=int, default=1, metavar="S",
         help="processor time of one program, for all its tests together; train with the same [s, default 1]",
@@ -53,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SandboxUnavailable, ValueError) as error:
         return _refused(error)
     found, num_failing = readings(given.files), 0
-    if any(not reading.problems or (reading.refusals and not given.skip_unreadable) for reading in found):
+    if any(
+        not reading.problems or (reading.refusals and not given.skip_unreadable)
+        for reading in found
+    ):
         sys.stdout.write(f"error: {refusal(found)}\n")
         return 1
     try:
@@ -67,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             sys.stdout.writelines(f"  left out: {line}\n" for line in refusals)
             for problem in failing:
-                why = grader.reason(_submission(problem)) or "but when run again it is: a matter of chance"
+                why = (
+                    grader.reason(_submission(problem))
+                    or "but when run again it is: a matter of chance"
+                )
                 sys.stdout.write(f"  not solved by its own solution: {problem.name}: {why}\n")
     except SandboxUnavailable as error:
         return _refused(error)

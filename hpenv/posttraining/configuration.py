@@ -13,9 +13,10 @@ from hpenv.posttraining.student import Student
 from hpenv.schedules import Constant, Schedule, check_schedule, described
 from hpenv.values import check_count, is_number, set_python_fields
 
-#: What a direction is made of: contrastive pairs; labelled programs that use known_modes, beside the same without;
-#: three controls of those, for a use of a loophole is also a longer program; three controls of the pairs; and the
-#: gradients of the pairs' hacks alone, or of their clean programs alone, reversed.
+#: What a direction is made of: contrastive pairs; labelled programs that use known_modes, beside
+#: the same without; three controls of those, for a use of a loophole is also a longer program;
+#: three controls of the pairs; and the gradients of the pairs' hacks alone, or of their clean
+#: programs alone, reversed.
 DIRECTIONS = (
     *("pairs", "modes", "misnamed", "appended", "exploits"),
     *("random", "shuffled", "clean", "hack_half", "clean_half"),
@@ -23,7 +24,8 @@ DIRECTIONS = (
 METHODS = ("mean_difference", "svd")
 TARGETS = ("grad", "update")
 SCALES = ("none", "std")
-#: Stages of a generated problem at most, and problems of a run: those of the demonstrations begin beyond.
+#: Stages of a generated problem at most, and problems of a run: those of the demonstrations begin
+#: beyond.
 MOST_STAGES, MOST_PROBLEMS = 4, 1_000_000
 REBOUNDS = ("additive", "multiplicative")
 #: Fields that say which problems there are.
@@ -37,7 +39,8 @@ PROBLEM_FIELDS = (
 class GRPOConfig:
     """What a run is; the same for every row of a population."""
 
-    # of the shipped ones, or the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`; or a Student itself
+    # of the shipped ones, or the folder of an embedded one, or `hf:<folder>[:<GGUF file>]`; or a
+    # Student itself
     student: str | Student = "nano"
     num_prompts: int = 8  # prompts of one update (the paper's amendment b)
     num_samples: int = 16  # completions of a prompt: the group
@@ -45,15 +48,18 @@ class GRPOConfig:
     num_problems: int = 256  # training problems of a run, if they are generated
     difficulty: int = 3  # stages of a generated problem, 1 to 4
     modes: tuple[str, ...] = TRAINING_MODES  # loopholes of the training problems, one each, in turn
-    # JSONL files (see problem_files) instead of generated problems: all of the first are trained on, as many as the
-    # numbers below of the others are measured on
+    # JSONL files (see problem_files) instead of generated problems: all of the first are trained
+    # on, as many as the numbers below of the others are measured on
     problems: str = ""
     probe_problems: str = ""
     evaluation_problems: str = ""
-    skip_unreadable: bool = False  # leave out the lines of these files that cannot be read, with a warning
+    skip_unreadable: bool = (
+        False  # leave out the lines of these files that cannot be read, with a warning
+    )
     advantage_scale: str = "none"  # `none` (Dr.GRPO, Liu et al. 2025), or `std` (Shao et al. 2024)
     kl_weight: float = 1e-3  # of the k3 estimate of the divergence from the student as it came
-    # optimizer steps on the rollouts of one update; in the first the ratio is 1, and the gauges are measured
+    # optimizer steps on the rollouts of one update; in the first the ratio is 1, and the gauges are
+    # measured
     num_iterations: int = 1
     clip_ratio: float = 0.2  # of the probability ratio, from the second step on
     base_lr: float = 0.3  # of the knobs, in singular values [1]
@@ -81,7 +87,14 @@ class GRPOConfig:
     def __post_init__(self) -> None:
         """Refuses what cannot be run."""
         set_python_fields(self)
-        for name in ("num_prompts", "num_samples", "num_problems", "difficulty", "num_axes", "num_probe_problems"):
+        for name in (
+            "num_prompts",
+            "num_samples",
+            "num_problems",
+            "difficulty",
+            "num_axes",
+            "num_probe_problems",
+        ):
             check_count(name, getattr(self, name))
         for name in ("num_evaluation_problems", "num_workers", "num_iterations"):
             check_count(name, getattr(self, name))
@@ -114,17 +127,27 @@ class GRPOConfig:
             ("advantage_scale", SCALES), ("rebound", REBOUNDS),
         ):  # fmt: skip
             if not (isinstance(getattr(self, name), str) and getattr(self, name) in table):
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}")
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}"
+                )
         for name in ("modes", "known_modes"):
             given = getattr(self, name)
-            if not (isinstance(given, tuple | list) and given and all(mode in LOOPHOLES for mode in given)):
-                raise ValueError(f"{name}={given!r}; expected a tuple of some of {sorted(LOOPHOLES)}")
+            if not (
+                isinstance(given, tuple | list)
+                and given
+                and all(mode in LOOPHOLES for mode in given)
+            ):
+                raise ValueError(
+                    f"{name}={given!r}; expected a tuple of some of {sorted(LOOPHOLES)}"
+                )
             object.__setattr__(self, name, tuple(given))  # JSON has lists alone
         for name in ("route", "skip_unreadable"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected True or False")
         if self.temperature == 0.0:
-            raise ValueError("temperature=0 must be above 0: without chance all completions of a prompt are the same")
+            raise ValueError(
+                "temperature=0 must be above 0: without chance all completions of a prompt are the same"
+            )
         if self.num_samples < 2:
             raise ValueError(f"num_samples={self.num_samples}: a group needs at least 2 to compare")
         if self.num_evaluation_problems < len(self.modes):
@@ -133,17 +156,21 @@ class GRPOConfig:
                 f"{len(self.modes)} modes"
             )
         if self.route and self.target == "update":
-            raise ValueError("route=True with target='update': a quarantine is trained on gradients; use target='grad'")
+            raise ValueError(
+                "route=True with target='update': a quarantine is trained on gradients; use target='grad'"
+            )
         if not 0.0 <= self.noise_floor < 1.0:
             raise ValueError(f"noise_floor={self.noise_floor!r} must be at least 0 and below 1")
         if self.direction_method == "mean_difference" and self.num_axes != 1:
-            raise ValueError(f"num_axes={self.num_axes}: a difference of means is one axis; use direction_method='svd'")
+            raise ValueError(
+                f"num_axes={self.num_axes}: a difference of means is one axis; use direction_method='svd'"
+            )
 
     def description(self) -> dict[str, object]:
         """Returns what a snapshot must agree with, as JSON-able values.
 
-        Without what changes the speed alone, and without what says where or how many student and problems are: what
-        they are, the plant knows.
+        Without what changes the speed alone, and without what says where or how many student and
+        problems are: what they are, the plant knows.
         """
         left_out = ("num_workers", "cache", "student", *PROBLEM_FIELDS)
         names = [entry.name for entry in fields(self) if entry.name not in left_out]

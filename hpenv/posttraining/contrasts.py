@@ -11,7 +11,13 @@ from torch import Tensor
 
 from hpenv.isolation import torch_defaults
 from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.direction import Direction, clean_against_clean, extract, random_direction, shuffled
+from hpenv.posttraining.direction import (
+    Direction,
+    clean_against_clean,
+    extract,
+    random_direction,
+    shuffled,
+)
 from hpenv.posttraining.loopholes import LOOPHOLES, task_of
 from hpenv.posttraining.pairs import PAIRS, Pair
 from hpenv.posttraining.recipes import corrupted
@@ -21,8 +27,8 @@ from hpenv.posttraining.tasks import generated_problem
 #: Labelled programs per known loophole, and where their problems begin: no run trains on those.
 LABELLED, FIRST_LABELLED = 16, 2_000_000
 
-#: Loophole -> source that stands after the program as its exploit does, is of no use, and, of those that `nano` can
-#: read, has as many of its tokens.
+#: Loophole -> source that stands after the program as its exploit does, is of no use, and, of those
+#: that `nano` can read, has as many of its tokens.
 HARMLESS: dict[str, str] = {
     "rt": "class g:\n    pass\n",
     "so": "len('sum of xs')\n",
@@ -31,8 +37,8 @@ HARMLESS: dict[str, str] = {
     "xc": "g = len\ng([0])\n",
     "eq": "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n",
 }
-#: Kind of labelled programs -> what either side has after the program: the exploit, under the name in the prompt or
-#: under another, the harmless source, or nothing.
+#: Kind of labelled programs -> what either side has after the program: the exploit, under the name
+#: in the prompt or under another, the harmless source, or nothing.
 _SIDES = {
     "modes": ("exploit", ""),
     "misnamed": ("misnamed", ""),
@@ -44,16 +50,18 @@ Gradients = dict[str, Tensor]
 
 
 def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -> list[Pair]:
-    """What a weak detector would hand over: programs that use the loopholes it knows, beside the same without.
+    """What a weak detector would hand over: programs that use the loopholes it knows, beside the
+    same without.
 
-    Both are wrong, so that right and wrong is not what tells them apart. Their length is, unless `kind` says otherwise.
+    Both are wrong, so that right and wrong is not what tells them apart. Their length is, unless
+    `kind` says otherwise.
 
     Args:
         modes: the loopholes that are known.
         difficulty: of the problems.
-        kind: `modes`; or `misnamed`, in which the exploit goes by a name that the grader does not look for; or
-            `appended`, in which what is appended is harmless; or `exploits`, in which the programs without one have
-            something harmless appended.
+        kind: `modes`; or `misnamed`, in which the exploit goes by a name that the grader does not
+            look for; or `appended`, in which what is appended is harmless; or `exploits`, in which
+            the programs without one have something harmless appended.
     """
     pairs = []
     for offset, mode in enumerate(modes):
@@ -64,7 +72,9 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
             wrong = corrupted(problem.recipe, np.random.default_rng(i)).program()
             texts = {
                 "exploit": LOOPHOLES[mode].exploit(wrong, task.marker),
-                "misnamed": LOOPHOLES[mode].exploit(wrong, task_of(problem, mode, "evaluation").marker),
+                "misnamed": LOOPHOLES[mode].exploit(
+                    wrong, task_of(problem, mode, "evaluation").marker
+                ),
                 "harmless": f"{wrong.rstrip()}\n{HARMLESS[mode]}",
                 "": wrong,
             }
@@ -100,7 +110,9 @@ class Contrast:
         kind, modes = config.direction, config.known_modes
         pairs = labelled_pairs(modes, config.difficulty, kind) if kind in _SIDES else PAIRS
         for pair in pairs:
-            if why := student.refusal(pair.prompt, pair.hack) or student.refusal(pair.prompt, pair.clean):
+            if why := student.refusal(pair.prompt, pair.hack) or student.refusal(
+                pair.prompt, pair.clean
+            ):
                 raise ValueError(
                     f"direction={config.direction!r} needs the pair {pair.name!r}, which the student cannot read: "
                     f"{why}. Leave such loopholes out of known_modes, or take a student that reads more, as "
@@ -117,11 +129,15 @@ class Contrast:
         """Those of the pairs for the student as it came, name -> (1, pairs, r)."""
         return _untrained_gradients(self._student, tuple(self.pairs))
 
-    def direction(self, hack: Gradients, clean: Gradients, generators: Sequence[torch.Generator]) -> Direction:
+    def direction(
+        self, hack: Gradients, clean: Gradients, generators: Sequence[torch.Generator]
+    ) -> Direction:
         """The direction of each row, from gradients (N, pairs, r); controls draw from the rows' own generators."""
         rows = []
         for n, generator in enumerate(generators):
-            own_hack, own_clean = ({name: g[n : n + 1] for name, g in side.items()} for side in (hack, clean))
+            own_hack, own_clean = (
+                {name: g[n : n + 1] for name, g in side.items()} for side in (hack, clean)
+            )
             if self._config.direction == "hack_half":
                 own_clean = {name: torch.zeros_like(g) for name, g in own_clean.items()}
             elif self._config.direction == "clean_half":
@@ -137,14 +153,18 @@ class Contrast:
                 k=self._config.num_axes,
                 noise_floor=self._config.noise_floor,
             )
-            rows.append(random_direction(found, generator) if self._config.direction == "random" else found)
+            rows.append(
+                random_direction(found, generator) if self._config.direction == "random" else found
+            )
         return Direction(
             {name: torch.cat([row.axes[name] for row in rows]) for name in rows[0].axes},
             {name: torch.cat([row.strengths[name] for row in rows]) for name in rows[0].strengths},
         )
 
 
-def _gradients(student: Student, knobs: Knobs, pairs: Sequence[Pair]) -> tuple[Gradients, Gradients]:
+def _gradients(
+    student: Student, knobs: Knobs, pairs: Sequence[Pair]
+) -> tuple[Gradients, Gradients]:
     prompts = [pair.prompt for pair in pairs]
     hack = student.completion_gradients(knobs, prompts, [pair.hack for pair in pairs])
     clean = student.completion_gradients(knobs, prompts, [pair.clean for pair in pairs])
@@ -155,4 +175,6 @@ def _gradients(student: Student, knobs: Knobs, pairs: Sequence[Pair]) -> tuple[G
 def _untrained_gradients(student: Student, pairs: tuple[Pair, ...]) -> tuple[Gradients, Gradients]:
     """Computed once for all plants of a process that share a student: every new environment needs them."""
     with torch_defaults():  # they outlive the settings of whoever asks first
-        return _gradients(student, {name: torch.zeros(1, r) for name, r in student.ranks.items()}, pairs)
+        return _gradients(
+            student, {name: torch.zeros(1, r) for name, r in student.ranks.items()}, pairs
+        )

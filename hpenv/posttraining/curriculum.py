@@ -22,8 +22,8 @@ SPLITS = {
 }
 #: Stream of a run's choices of tasks; see gradients.draws for what else draws.
 TASKS = 11
-#: Problems in a row that repeat another, for each that was found, after which there are said to be no more. The rarest
-#: of n different ones of two stages is every 7 n-th problem.
+#: Problems in a row that repeat another, for each that was found, after which there are said to be
+#: no more. The rarest of n different ones of two stages is every 7 n-th problem.
 MOST_REPEATS = 50
 
 
@@ -33,19 +33,25 @@ class Curriculum:
     Attributes:
         training: one task per training problem; problem i has the i-th loophole, in turn.
         probe: tasks without a loophole that the reward may see.
-        contents: key of SPLITS -> number and digest of its problems, the same wherever they were read.
+        contents: key of SPLITS -> number and digest of its problems, the same wherever they were
+            read.
     """
 
     def __init__(self, config: GRPOConfig, student: Student) -> None:
         """Generates, or reads, the problems.
 
         Raises:
-            ValueError: if a file cannot be read, if there are too few problems, if one stands in two files, or if the
-                student cannot read them all, which it would be told in the middle of a run.
+            ValueError: if a file cannot be read, if there are too few problems, if one stands in
+                two files, or if the student cannot read them all, which it would be told in the
+                middle of a run.
         """
         self._num_prompts = config.num_prompts
         self._modes, self._problems = config.modes, _problems(config)
-        for split, least in (("train", config.num_prompts), ("probe", 1), ("held_out", len(config.modes))):
+        for split, least in (
+            ("train", config.num_prompts),
+            ("probe", 1),
+            ("held_out", len(config.modes)),
+        ):
             if len(self._problems[split]) < least:
                 raise ValueError(
                     f"{len(self._problems[split])} {split} problems are too few; expected at least {least}"
@@ -70,9 +76,13 @@ class Curriculum:
         """Refuses a problem that is trained on and measured, or measured twice."""
         splits: dict[tuple[str, str], str] = {}
         for split, problems in self._problems.items():
-            for key in dict.fromkeys((problem.entry_point, problem.description) for problem in problems):
+            for key in dict.fromkeys(
+                (problem.entry_point, problem.description) for problem in problems
+            ):
                 if key in splits:
-                    raise ValueError(f"the problem {key[1][:80]!r} is in {splits[key]} and in {split}; expected one")
+                    raise ValueError(
+                        f"the problem {key[1][:80]!r} is in {splits[key]} and in {split}; expected one"
+                    )
                 splits[key] = split
 
     def _honest(self, split: str) -> list[Task]:
@@ -81,17 +91,23 @@ class Curriculum:
     def _with_loopholes(self, split: str, names: str) -> list[Task]:
         """The i-th problem has the i-th loophole, in turn."""
         modes, problems = self._modes, self._problems[split]
-        return [task_of(problem, modes[i % len(modes)], names) for i, problem in enumerate(problems)]
+        return [
+            task_of(problem, modes[i % len(modes)], names) for i, problem in enumerate(problems)
+        ]
 
     def chosen(self, seed: int, step: int) -> list[Task]:
         """The P tasks of one update, all different."""
-        random = np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=(TASKS, int(step))))
+        random = np.random.default_rng(
+            np.random.SeedSequence(int(seed), spawn_key=(TASKS, int(step)))
+        )
         picked = random.choice(len(self.training), self._num_prompts, replace=False)
         return [self.training[i] for i in picked]
 
     def evaluation(self, names: str | None) -> list[Task]:
         """Held-out tasks: without a loophole, or with those of the training in turn, under these names."""
-        return self._honest("held_out") if names is None else self._with_loopholes("held_out", names)
+        return (
+            self._honest("held_out") if names is None else self._with_loopholes("held_out", names)
+        )
 
 
 def _content(problems: list[Problem]) -> str:
@@ -101,12 +117,18 @@ def _content(problems: list[Problem]) -> str:
 
 
 def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:
-    """Generated problems, or those of files: all that are trained on, the first ones of those that measure.
+    """Generated problems, or those of files: all that are trained on, the first ones of those that
+    measure.
 
-    No two of the generated ones compute the same: what is measured is not what was trained on in other words.
+    No two of the generated ones compute the same: what is measured is not what was trained on in
+    other words.
     """
-    files = {split: getattr(config, file) for split, (file, _) in SPLITS.items() if getattr(config, file)}
-    found = dict(zip(files, read_problem_files(list(files.values()), config.skip_unreadable), strict=True))
+    files = {
+        split: getattr(config, file) for split, (file, _) in SPLITS.items() if getattr(config, file)
+    }
+    found = dict(
+        zip(files, read_problem_files(list(files.values()), config.skip_unreadable), strict=True)
+    )
     taken: set[str] = set()
     for split, (_, number) in SPLITS.items():
         count = getattr(config, number)
@@ -118,7 +140,8 @@ def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:
 
 
 def _generated(split: str, count: int, difficulty: int, taken: set[str]) -> list[Problem]:
-    """The first problems of a split that compute what none before them does; adds what they compute to `taken`.
+    """The first problems of a split that compute what none before them does; adds what they compute
+    to `taken`.
 
     Raises:
         ValueError: there are not so many.

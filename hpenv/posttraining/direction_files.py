@@ -31,7 +31,10 @@ def save_direction(path: Path, direction: Direction, provenance: Provenance) -> 
     check_direction(direction)
     tensors = {f"axes/{name}": axes for name, axes in direction.axes.items()}
     tensors |= {f"strengths/{name}": strengths for name, strengths in direction.strengths.items()}
-    metadata = {"provenance": json.dumps(asdict(provenance)), "modules": json.dumps(list(direction.axes))}
+    metadata = {
+        "provenance": json.dumps(asdict(provenance)),
+        "modules": json.dumps(list(direction.axes)),
+    }
     write_tensors(Path(path), tensors, metadata)
 
 
@@ -40,7 +43,8 @@ def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direc
 
     Raises:
         FileNotFoundError: if nothing is there.
-        ValueError: if the file is not a direction, or was made in other weights, whose singular vectors are others.
+        ValueError: if the file is not a direction, or was made in other weights, whose singular
+            vectors are others.
     """
     tensors, metadata = read_tensors("path", Path(path))
     try:
@@ -48,11 +52,17 @@ def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direc
         modules = json.loads(metadata["modules"])
         wanted = [f"{part}/{name}" for part in ("axes", "strengths") for name in modules]
         if sorted(wanted) != sorted(tensors):
-            raise ValueError(f"its header names the tensors {sorted(wanted)}; it has {sorted(tensors)}")
-        direction = Direction(*({name: tensors[f"{part}/{name}"] for name in modules} for part in Direction._fields))
+            raise ValueError(
+                f"its header names the tensors {sorted(wanted)}; it has {sorted(tensors)}"
+            )
+        direction = Direction(
+            *({name: tensors[f"{part}/{name}"] for name in modules} for part in Direction._fields)
+        )
         check_direction(direction)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a direction of `save_direction`: {error!r}; save it again") from error
+        raise ValueError(
+            f"{path} is not a direction of `save_direction`: {error!r}; save it again"
+        ) from error
     if weights_digest is not None and weights_digest != provenance.weights_digest:
         raise ValueError(
             f"{path} was made in weights {provenance.weights_digest}; expected {weights_digest}, those of the model"

@@ -1,8 +1,8 @@
 """Drawing tokens from a model's distribution, with numbers that come from elsewhere.
 
-The numbers are drawn on the CPU, one per text, from the generator of the run; what they stand for is computed where the
-model is. So a generator's stream depends neither on the device nor on the size of the vocabulary, and the global
-generators are never touched.
+The numbers are drawn on the CPU, one per text, from the generator of the run; what they stand for
+is computed where the model is. So a generator's stream depends neither on the device nor on the
+size of the vocabulary, and the global generators are never touched.
 """
 
 from __future__ import annotations
@@ -44,14 +44,18 @@ class Draws(NamedTuple):
     ended: Tensor
 
 
-def drawn(logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """The tokens that numbers between 0 and 1 stand for, by the inverse of the cumulative distribution.
+def drawn(
+    logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Tensor:
+    """The tokens that numbers between 0 and 1 stand for, by the inverse of the cumulative
+    distribution.
 
     Args:
         logp: log-probabilities, (B, V) [nats].
         numbers: uniform in [0, 1), (B,).
         temperature: divides the log-probabilities; 0 takes the likeliest token and reads no number.
-        top_k: keeps this many of the likeliest tokens, and those as likely as the last of them; 0 keeps all.
+        top_k: keeps this many of the likeliest tokens, and those as likely as the last of them; 0
+            keeps all.
         top_p: of these keeps the likeliest whose predecessors add up to less than this.
 
     Returns:
@@ -65,7 +69,8 @@ def drawn(logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top
 
 
 def kept_weights(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
-    """What tokens are drawn in proportion to, (B, V): 0 of those that top_k and top_p leave out; see `drawn`.
+    """What tokens are drawn in proportion to, (B, V): 0 of those that top_k and top_p leave out;
+    see `drawn`.
 
     Args:
         scaled: log-probabilities or logits, divided by the temperature, (B, V).
@@ -94,7 +99,8 @@ def draw_completions(
 
     Args:
         logits: of the first token, (B, V).
-        following: gives the next token's logits (B, V), from the last one (B, 1) and whether it is of its text (B, 1).
+        following: gives the next token's logits (B, V), from the last one (B, 1) and whether it is
+            of its text (B, 1).
         ends: the tokens that end a text.
         generator: on the CPU; gives B numbers for every token, whether a text has ended or not.
         drawing: how.

@@ -1,10 +1,12 @@
-"""The embedded student: the project's own GPT over Python pieces, a population of adapters on one frozen model.
+"""The embedded student: the project's own GPT over Python pieces, a population of adapters on one
+frozen model.
 
-All runs share the weights; run n's matrices are W + U diag(knob_n) Vh, built once per pass, so that every product is
-the population's. A prompt is filled up from its left to a fixed length, and its keys and values are computed once for
-all completions of its group, with and without gradients.
+All runs share the weights; run n's matrices are W + U diag(knob_n) Vh, built once per pass, so that
+every product is the population's. A prompt is filled up from its left to a fixed length, and its
+keys and values are computed once for all completions of its group, with and without gradients.
 
-Past the usual length of a module, because all passes share the weights, the memory and the way texts are filled up.
+Past the usual length of a module, because all passes share the weights, the memory and the way
+texts are filled up.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
 SHIPPED = Path(__file__).parent / "shipped"
 #: Texts whose gradients are computed at a time; each has matrices of its own.
 GRADIENT_TEXTS = 16
-#: Texts that have ended are dropped when at most this part of those followed is left: it copies what is remembered.
+#: Texts that have ended are dropped when at most this part of those followed is left: it copies
+#: what is remembered.
 COMPACTED = 0.75
 #: Part of the texts, the shortest ones, whose probabilities are computed apart from the others'.
 SHORT = 0.75
@@ -58,8 +61,14 @@ class EmbeddedConfig:
         """Refuses lengths that cannot be run."""
         for name in ("prompt_tokens", "max_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_TOKENS:
-                raise ValueError(f"{name} must be a whole number from 1 to {MOST_TOKENS}; got {value!r}")
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not 1 <= value <= MOST_TOKENS
+            ):
+                raise ValueError(
+                    f"{name} must be a whole number from 1 to {MOST_TOKENS}; got {value!r}"
+                )
 
 
 class EmbeddedStudent:
@@ -67,7 +76,9 @@ class EmbeddedStudent:
 
     stacked = True
 
-    def __init__(self, config: EmbeddedConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, config: EmbeddedConfig, vocabulary: Vocabulary, weights: Mapping[str, Tensor]
+    ) -> None:
         """Decomposes the body's matrices.
 
         Args:
@@ -86,29 +97,38 @@ class EmbeddedStudent:
             )
         self.config, self.vocabulary, self.max_tokens = config, vocabulary, config.max_tokens
         with torch_defaults():
-            # Copies: where a tensor starts in memory decides which way a product takes to its last bit.
+            # Copies: where a tensor starts in memory decides which way a product takes to its last
+            # bit.
             self.weights = {
                 name: weight.detach().float().clone(memory_format=torch.contiguous_format)
                 for name, weight in weights.items()
             }
-            names = [name for name in model.parameter_shapes(config.gpt) if name.startswith("layer.")]
+            names = [
+                name for name in model.parameter_shapes(config.gpt) if name.startswith("layer.")
+            ]
             body = [name for name in names if model.parameter_kind(name) == "matrix"]
             self._axes = {name: decompose(self.weights[name]) for name in body}
             self.ranks = {name: axes.S.shape[0] for name, axes in self._axes.items()}
             self.digest = digest_of(self.weights)
-            self._rope = model.rope_tables(config.gpt, config.prompt_tokens + config.max_tokens, "cpu")
+            self._rope = model.rope_tables(
+                config.gpt, config.prompt_tokens + config.max_tokens, "cpu"
+            )
         pieces = sha256("\0".join(vocabulary.pieces).encode()).hexdigest()
         self.settings: dict[str, object] = asdict(config) | {"vocabulary": pieces}
 
     @staticmethod
     def load(folder: str | Path) -> EmbeddedStudent:
-        """Reads a saved student; a name without a slash is that of a shipped one, and `~` is the home folder.
+        """Reads a saved student; a name without a slash is that of a shipped one, and `~` is the
+        home folder.
 
         Raises:
-            ValueError: if there is none, its files are damaged, or its weights are not those of its description.
+            ValueError: if there is none, its files are damaged, or its weights are not those of its
+                description.
         """
         if not isinstance(folder, str | os.PathLike):
-            raise ValueError(f"student must be the name of a shipped student or a folder; got {folder!r}")
+            raise ValueError(
+                f"student must be the name of a shipped student or a folder; got {folder!r}"
+            )
         path = embedded_folder(folder)
         if not (path / DESCRIPTION).is_file():
             shipped = sorted(entry.parent.name for entry in SHIPPED.glob(f"*/{DESCRIPTION}"))
@@ -120,13 +140,20 @@ class EmbeddedStudent:
         with torch_defaults():
             weights, _ = read_tensors("student", path / WEIGHTS)
             if digest_of(weights) != description.digest:
-                raise ValueError(f"{path / WEIGHTS} is not the file that student.json describes: digests differ")
+                raise ValueError(
+                    f"{path / WEIGHTS} is not the file that student.json describes: digests differ"
+                )
             try:
-                lengths = {"prompt_tokens": description.prompt_tokens, "max_tokens": description.max_tokens}
+                lengths = {
+                    "prompt_tokens": description.prompt_tokens,
+                    "max_tokens": description.max_tokens,
+                }
                 config = EmbeddedConfig(GPTConfig(**description.gpt), **lengths)
                 return EmbeddedStudent(config, Vocabulary(description.pieces), weights)
             except ValueError as error:
-                raise ValueError(f"{path / DESCRIPTION} does not describe a student: {error}") from error
+                raise ValueError(
+                    f"{path / DESCRIPTION} does not describe a student: {error}"
+                ) from error
 
     def save(self, folder: Path, notes: Mapping[str, object]) -> None:
         """Writes the student with what is to be known of it.
@@ -142,7 +169,9 @@ class EmbeddedStudent:
             "notes": dict(notes),
             "pieces": list(self.vocabulary.pieces),
         }
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        (folder / DESCRIPTION).write_text(
+            json.dumps(description, indent=1) + "\n", encoding="utf-8"
+        )
 
     def refusal(self, prompt: str, completion: str = "") -> str:
         """See Student."""
@@ -166,9 +195,15 @@ class EmbeddedStudent:
         # One number per text and token, so that no text's draws depend on how long others are.
         numbers = torch.zeros(N, M, T, dtype=torch.float64)
         if temperature > 0.0:
-            numbers = torch.stack([torch.rand(M, T, generator=own, dtype=torch.float64) for own in generators])
+            numbers = torch.stack(
+                [torch.rand(M, T, generator=own, dtype=torch.float64) for own in generators]
+            )
         tokens = torch.full((N, M, T), PAD)
-        mask, logps, entropies = torch.zeros(N, M, T, dtype=torch.bool), torch.zeros(N, M, T), torch.zeros(N, M, T)
+        mask, logps, entropies = (
+            torch.zeros(N, M, T, dtype=torch.bool),
+            torch.zeros(N, M, T),
+            torch.zeros(N, M, T),
+        )
         kept = torch.arange(M).expand(N, M)  # the texts that are still followed
         open_ = torch.ones(N, M, dtype=torch.bool)  # of those
         with torch.no_grad():
@@ -198,7 +233,9 @@ class EmbeddedStudent:
                     memory.select((torch.arange(N)[:, None] * kept.shape[1] + order).flatten())
                     kept, open_, chosen = (x.gather(1, order) for x in (kept, open_, chosen))
                 rope = self._rows(self.config.prompt_tokens + t, 1)
-                states = model.hidden_states(params, self.config.gpt, chosen[..., None], rope, memory=memory)
+                states = model.hidden_states(
+                    params, self.config.gpt, chosen[..., None], rope, memory=memory
+                )
         return Rollouts(
             [list(row) for row in prompts],
             [[self.vocabulary.decode(text) for text in row] for row in tokens.tolist()],
@@ -209,7 +246,9 @@ class EmbeddedStudent:
             (tokens == END).any(-1),
         )
 
-    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
+    def log_probabilities(
+        self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0
+    ) -> Tensor:
         """See Student."""
         params = self._parameters(knobs)
         prompts, first = self._read(params, rollouts.prompts)
@@ -224,15 +263,26 @@ class EmbeddedStudent:
             own = (torch.arange(N)[:, None] * M + chosen).flatten()
             memory = prompts.copied(own // rollouts.num_samples)
             tokens = rollouts.tokens.flatten(0, 1)[own, :longest].view(N, -1, longest)
-            states = first.flatten(0, 1).index_select(0, own // rollouts.num_samples).view(N, -1, 1, first.shape[-1])
+            states = (
+                first.flatten(0, 1)
+                .index_select(0, own // rollouts.num_samples)
+                .view(N, -1, 1, first.shape[-1])
+            )
             if longest > 1:
                 rope = self._rows(self.config.prompt_tokens, longest - 1)
-                later = model.hidden_states(params, self.config.gpt, tokens[..., :-1], rope, memory=memory)
+                later = model.hidden_states(
+                    params, self.config.gpt, tokens[..., :-1], rope, memory=memory
+                )
                 states = torch.cat([states, later.view(N, -1, longest - 1, later.shape[-1])], 2)
             # c tanh(z / c) / t is (c / t) tanh((z / t) / (c / t)).
-            cooled = states.flatten(1, 2) if temperature == 1.0 else states.flatten(1, 2) / temperature
+            cooled = (
+                states.flatten(1, 2) if temperature == 1.0 else states.flatten(1, 2) / temperature
+            )
             losses = softcapped_cross_entropy(
-                cooled, params["unembedding"], tokens.flatten(1), self.config.gpt.logit_softcap / temperature
+                cooled,
+                params["unembedding"],
+                tokens.flatten(1),
+                self.config.gpt.logit_softcap / temperature,
             )
             parts.append(F.pad(losses.view(N, -1, longest), (0, T - longest)))
         inverse = order.argsort(dim=1)[..., None].expand(-1, -1, T)
@@ -245,21 +295,38 @@ class EmbeddedStudent:
         N = len(next(iter(knobs.values())))
         parts: list[dict[str, Tensor]] = []
         for start in range(0, len(prompts), GRADIENT_TEXTS):
-            tokens, mask = self._texts(prompts[start:][:GRADIENT_TEXTS], completions[start:][:GRADIENT_TEXTS])
+            tokens, mask = self._texts(
+                prompts[start:][:GRADIENT_TEXTS], completions[start:][:GRADIENT_TEXTS]
+            )
             B = len(tokens)
             own = {
-                name: knob.detach().repeat_interleave(B, 0).requires_grad_() for name, knob in knobs.items()
+                name: knob.detach().repeat_interleave(B, 0).requires_grad_()
+                for name, knob in knobs.items()
             }  # every text has knobs of its own, (N B, r): one pass gives all gradients
-            inputs, targets = tokens[:, None, :-1].repeat(N, 1, 1), tokens[:, None, 1:].repeat(N, 1, 1)
+            inputs, targets = (
+                tokens[:, None, :-1].repeat(N, 1, 1),
+                tokens[:, None, 1:].repeat(N, 1, 1),
+            )
             losses = model.token_losses(
-                self._parameters(own), self.config.gpt, inputs, targets, self._rows(0, tokens.shape[1] - 1)
+                self._parameters(own),
+                self.config.gpt,
+                inputs,
+                targets,
+                self._rows(0, tokens.shape[1] - 1),
             )
             weight = (mask[:, 1:] / mask[:, 1:].sum(-1, keepdim=True)).repeat(N, 1)
             gradients = torch.autograd.grad((losses * weight).sum(), list(own.values()))
-            parts.append({name: gradient.view(N, B, -1) for name, gradient in zip(own, gradients, strict=True)})
+            parts.append(
+                {
+                    name: gradient.view(N, B, -1)
+                    for name, gradient in zip(own, gradients, strict=True)
+                }
+            )
         return {name: torch.cat([part[name] for part in parts], 1) for name in knobs}
 
-    def given(self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]) -> Rollouts:
+    def given(
+        self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]
+    ) -> Rollouts:
         """See Student."""
         pairs = [self._texts(own, texts) for own, texts in zip(prompts, completions, strict=True)]
         start = self.config.prompt_tokens
@@ -268,7 +335,13 @@ class EmbeddedStudent:
         ended = torch.ones(N, M, dtype=torch.bool)
         texts = [list(row) for row in completions]
         return Rollouts(
-            [list(row) for row in prompts], texts, tokens, mask, torch.zeros(mask.shape), torch.zeros(N), ended
+            [list(row) for row in prompts],
+            texts,
+            tokens,
+            mask,
+            torch.zeros(mask.shape),
+            torch.zeros(N),
+            ended,
         )
 
     def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
@@ -280,9 +353,13 @@ class EmbeddedStudent:
             memory, _ = self._read(params, rollouts.prompts)
             rope = self._rows(self.config.prompt_tokens, T)
             memory = memory.copied(repeated(rollouts.prompts, rollouts.num_samples))
-            model.hidden_states(params, self.config.gpt, rollouts.tokens, rope, memory=memory, streams=streams)
+            model.hidden_states(
+                params, self.config.gpt, rollouts.tokens, rope, memory=memory, streams=streams
+            )
         depth, (low, high) = len(streams), CONCEPT_DEPTH
-        chosen = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high] or [streams[2 * depth // 3 - 1]]
+        chosen = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high] or [
+            streams[2 * depth // 3 - 1]
+        ]
         mean = torch.stack(chosen).mean(0).view(N, M, T, -1)
         last = (rollouts.mask * torch.arange(T)).amax(-1)
         return mean.gather(2, last[..., None, None].expand(-1, -1, 1, mean.shape[-1]))[:, :, 0]
@@ -305,7 +382,9 @@ class EmbeddedStudent:
     def _prompt(self, text: str) -> list[int]:
         numbers, length = self.vocabulary.encode(text), self.config.prompt_tokens
         if len(numbers) > length:
-            raise ValueError(f"the prompt {text[:80]!r} has {len(numbers)} tokens; this student reads up to {length}")
+            raise ValueError(
+                f"the prompt {text[:80]!r} has {len(numbers)} tokens; this student reads up to {length}"
+            )
         return [PAD] * (length - len(numbers)) + numbers
 
     def _completion(self, text: str) -> list[int]:
@@ -327,12 +406,16 @@ class EmbeddedStudent:
             mask[i, P : P + len(numbers)] = True
         return tokens, mask
 
-    def _read(self, params: Mapping[str, Tensor], prompts: Sequence[Sequence[str]]) -> tuple[Memory, Tensor]:
+    def _read(
+        self, params: Mapping[str, Tensor], prompts: Sequence[Sequence[str]]
+    ) -> tuple[Memory, Tensor]:
         """Memory of the prompts, and the state after the last token of each, (N, P, C)."""
         tokens = torch.tensor([[self._prompt(text) for text in row] for row in prompts])
         N, P, T = tokens.shape
         memory = Memory()
-        states = model.hidden_states(params, self.config.gpt, tokens, self._rows(0, T), memory=memory)
+        states = model.hidden_states(
+            params, self.config.gpt, tokens, self._rows(0, T), memory=memory
+        )
         return memory, states.view(N, P, T, -1)[:, :, -1]
 
     def _logits(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
@@ -342,7 +425,11 @@ class EmbeddedStudent:
 
 def embedded_folder(name: str | os.PathLike[str]) -> Path:
     """Returns the folder of a student: of a shipped one, if its name has no slash."""
-    return SHIPPED / name if isinstance(name, str) and "/" not in name else Path(os.path.expanduser(name))
+    return (
+        SHIPPED / name
+        if isinstance(name, str) and "/" not in name
+        else Path(os.path.expanduser(name))
+    )
 
 
 def repeated(prompts: Sequence[Sequence[str]], num_samples: int) -> Tensor:

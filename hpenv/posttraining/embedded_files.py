@@ -18,7 +18,11 @@ DESCRIPTION, WEIGHTS = "student.json", "student.safetensors"
 #: Of a shape; below it no number of a description takes long to look at.
 MOST_UNITS = 2**20
 
-KEYS = {"config": dict, "digest": str, "pieces": list}  # what stands in the file beside `notes`, which are free
+KEYS = {
+    "config": dict,
+    "digest": str,
+    "pieces": list,
+}  # what stands in the file beside `notes`, which are free
 CONFIG_KEYS = {"gpt": dict, "prompt_tokens": int, "max_tokens": int}
 
 
@@ -45,7 +49,8 @@ def read_description(path: Path) -> Description:
     """Reads what a student is.
 
     Raises:
-        ValueError: naming the file and the field that is missing, unknown, or of another type or range.
+        ValueError: naming the file and the field that is missing, unknown, or of another type or
+            range.
     """
     content = read_object("student", path)
     content.pop("notes", None)
@@ -57,29 +62,43 @@ def read_description(path: Path) -> Description:
     return Description(**content["config"], digest=content["digest"], pieces=content["pieces"])
 
 
-def _check_fields(path: Path, where: str, given: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+def _check_fields(
+    path: Path, where: str, given: Mapping[str, Any], kinds: Mapping[str, type]
+) -> None:
     if set(given) != set(kinds):
         missing, unknown = sorted(set(kinds) - set(given)), sorted(set(given) - set(kinds))
-        raise ValueError(f"{path}: fields {where}* must be {sorted(kinds)}; missing are {missing}, unknown {unknown}")
+        raise ValueError(
+            f"{path}: fields {where}* must be {sorted(kinds)}; missing are {missing}, unknown {unknown}"
+        )
     for name, kind in kinds.items():
         if not isinstance(given[name], kind) or isinstance(given[name], bool):
-            raise ValueError(f"{path}: {where}{name} must be of type {kind.__name__}; got {given[name]!r}")
+            raise ValueError(
+                f"{path}: {where}{name} must be of type {kind.__name__}; got {given[name]!r}"
+            )
 
 
 def _check_shape(path: Path, given: dict[str, Any]) -> None:
     """Refuses arguments that GPTConfig does not have, or values of another type than its defaults."""
     defaults = {entry.name: entry.default for entry in fields(GPTConfig)}
     if unknown := sorted(set(given) - set(defaults)):
-        raise ValueError(f"{path}: config.gpt has the unknown fields {unknown}; expected some of {sorted(defaults)}")
+        raise ValueError(
+            f"{path}: config.gpt has the unknown fields {unknown}; expected some of {sorted(defaults)}"
+        )
     for name, value in given.items():
         default = 1 if name == "hidden_size" and value is not None else defaults[name]
         if isinstance(default, bool) or isinstance(default, str) or default is None:
             is_fine, wanted = isinstance(value, type(default)), f"of type {type(default).__name__}"
         elif isinstance(default, int):
-            is_fine = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_UNITS
+            is_fine = (
+                isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_UNITS
+            )
             wanted = f"a whole number from 1 to {MOST_UNITS}"
         else:
-            is_fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            is_fine = (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and 0 < value < math.inf
+            )
             wanted = "a number above 0"
         if not is_fine:
             raise ValueError(f"{path}: config.gpt.{name} must be {wanted}; got {value!r}")
@@ -91,14 +110,23 @@ def check_weights(gpt: GPTConfig, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: naming up to three of those that differ.
     """
-    if gpt.n_layer > len(weights):  # before the shapes of a number of layers that nobody has are listed
+    if gpt.n_layer > len(
+        weights
+    ):  # before the shapes of a number of layers that nobody has are listed
         raise ValueError(
             f"n_layer={gpt.n_layer} does not fit the {len(weights)} weights; expected several for each layer"
         )
-    shapes, given = parameter_shapes(gpt), {name: tuple(weight.shape) for name, weight in weights.items()}
+    shapes, given = (
+        parameter_shapes(gpt),
+        {name: tuple(weight.shape) for name, weight in weights.items()},
+    )
     if wrong := [name for name in {**shapes, **given} if given.get(name) != shapes.get(name)]:
         differences = {name: (given.get(name), shapes.get(name)) for name in wrong[:3]}
-        raise ValueError(f"{len(wrong)} weights do not fit the shape, as name: (given, expected): {differences}")
+        raise ValueError(
+            f"{len(wrong)} weights do not fit the shape, as name: (given, expected): {differences}"
+        )
     for name, weight in weights.items():
         if not (weight.is_floating_point() and bool(weight.isfinite().all())):
-            raise ValueError(f"{name}: weights must be finite floating-point numbers; got {weight.dtype}, or others")
+            raise ValueError(
+                f"{name}: weights must be finite floating-point numbers; got {weight.dtype}, or others"
+            )

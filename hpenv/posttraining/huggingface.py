@@ -1,8 +1,10 @@
-"""The Hugging Face student: a causal language model of `transformers` with an adapter in its linear layers.
+"""The Hugging Face student: a causal language model of `transformers` with an adapter in its linear
+layers.
 
-The model is frozen and shared by all runs; a run's knobs are put in their places for the length of one pass, so runs
-are computed one after the other, each exactly as if it were alone. Prompts and completions are those of the tasks,
-comments and programs; `answers` has how they are told to a model. Tested with models of Llama's and Qwen3's kind.
+The model is frozen and shared by all runs; a run's knobs are put in their places for the length of
+one pass, so runs are computed one after the other, each exactly as if it were alone. Prompts and
+completions are those of the tasks, comments and programs; `answers` has how they are told to a
+model. Tested with models of Llama's and Qwen3's kind.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ from hpenv.posttraining.adapter import FORMS, TARGETS, attach, weights_digest
 from hpenv.posttraining.answers import MESSAGE, Answers, end_tokens
 from hpenv.posttraining.draws import Drawing, Draws, draw_completions
 from hpenv.posttraining.huggingface_files import read_model
-from hpenv.posttraining.reading import Prompts, RowKnobs, concept_states, continued, log_probabilities, read
+from hpenv.posttraining.reading import (
+    Prompts,
+    RowKnobs,
+    concept_states,
+    continued,
+    log_probabilities,
+    read,
+)
 from hpenv.posttraining.student import Knobs, Rollouts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,21 +71,34 @@ class HuggingFaceConfig:
         if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; expected one of {sorted(DTYPES)}")
         if not isinstance(self.form, str) or self.form not in FORMS:
-            raise ValueError(f"unknown form {self.form!r} of the adapter; expected one of {sorted(FORMS)}")
+            raise ValueError(
+                f"unknown form {self.form!r} of the adapter; expected one of {sorted(FORMS)}"
+            )
         if not isinstance(self.message, str):
             raise ValueError(f"message must be text; got {self.message!r}")
-        if not (isinstance(self.targets, tuple | list) and all(isinstance(target, str) for target in self.targets)):
+        if not (
+            isinstance(self.targets, tuple | list)
+            and all(isinstance(target, str) for target in self.targets)
+        ):
             raise ValueError(f"targets must be a tuple of names of layers; got {self.targets!r}")
         if not isinstance(self.cache_dir, str | os.PathLike | None):
             raise ValueError(f"cache_dir must be a folder or None; got {self.cache_dir!r}")
         try:
             torch.zeros(1, device=self.device).tolist()
-        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # torch raises any of them
-            raise ValueError(f"device must be one that torch has here; got {self.device!r} ({error})") from error
+        except (
+            RuntimeError,
+            AssertionError,
+            TypeError,
+            NotImplementedError,
+        ) as error:  # torch raises any of them
+            raise ValueError(
+                f"device must be one that torch has here; got {self.device!r} ({error})"
+            ) from error
 
 
 class HuggingFaceStudent:
-    """A frozen causal language model with an adapter in its linear layers; see Student for the methods.
+    """A frozen causal language model with an adapter in its linear layers; see Student for the
+    methods.
 
     Attributes:
         model: with the adapters attached, frozen but for its own knobs, which stay at 0 here.
@@ -86,7 +108,9 @@ class HuggingFaceStudent:
 
     stacked = False
 
-    def __init__(self, model: nn.Module, tokenizer: Any, config: HuggingFaceConfig | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, config: HuggingFaceConfig | None = None
+    ) -> None:
         """Attaches the adapters to the model, in place.
 
         Args:
@@ -95,7 +119,8 @@ class HuggingFaceStudent:
             config: how it is adapted and sampled from; None for the defaults.
 
         Raises:
-            ValueError: if weights are not finite, tokens do not fit, or there is nothing to attach an adapter to.
+            ValueError: if weights are not finite, tokens do not fit, or there is nothing to attach
+                an adapter to.
         """
         self.config = config = config or HuggingFaceConfig()
         ends = end_tokens(model, tokenizer)
@@ -108,7 +133,9 @@ class HuggingFaceStudent:
                 )
         for name, weight in model.named_parameters():
             if not bool(weight.isfinite().all()):
-                raise ValueError(f"the weight {name!r} has numbers that are not finite; expected finite ones")
+                raise ValueError(
+                    f"the weight {name!r} has numbers that are not finite; expected finite ones"
+                )
         cache_dir = None if config.cache_dir is None else Path(os.path.expanduser(config.cache_dir))
         self.digest = weights_digest(dict(model.named_parameters()))
         adapters = attach(model, config.targets, config.form, cache_dir)
@@ -126,7 +153,8 @@ class HuggingFaceStudent:
         """A model from a folder on this machine; nothing is downloaded.
 
         Args:
-            folder: with `config.json`, weights and tokenizer, as `save_pretrained` and `hf download` leave them.
+            folder: with `config.json`, weights and tokenizer, as `save_pretrained` and `hf
+                download` leave them.
             gguf_file: name of a GGUF file in the folder, which then needs nothing else.
             config: see HuggingFaceConfig.
 
@@ -142,15 +170,16 @@ class HuggingFaceStudent:
     def refusal(self, prompt: str, completion: str = "") -> str:
         """See Student."""
         most = getattr(self.model.config, "max_position_embeddings", None)
-        tokens, answer = self._answers.prompts([prompt])[0], self._answers.completions([completion])[0]
+        tokens, answer = (
+            self._answers.prompts([prompt])[0],
+            self._answers.completions([completion])[0],
+        )
         if (largest := max(int(tokens.max()), int(answer.max()))) >= self._num_tokens:
             return f"token {largest} of {prompt[:80]!r} or its completion; this student knows {self._num_tokens} tokens"
         length = tokens.shape[1] + self.max_tokens
         if most is None or length <= most:
             return ""
-        return (
-            f"the prompt {prompt[:80]!r} and {self.max_tokens} tokens after it are {length}; this student reads {most}"
-        )
+        return f"the prompt {prompt[:80]!r} and {self.max_tokens} tokens after it are {length}; this student reads {most}"
 
     @torch.no_grad()
     def sample(
@@ -184,7 +213,9 @@ class HuggingFaceStudent:
             torch.stack([row.ended for row in rows]).to(home),
         )
 
-    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
+    def log_probabilities(
+        self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0
+    ) -> Tensor:
         """See Student; with top_k and top_p of the tokens that are kept.
 
         Of several passes each is computed again on the way back, so that one is held at a time.
@@ -197,7 +228,11 @@ class HuggingFaceStudent:
                 shape = (temperature, self.config.top_k, self.config.top_p)
                 arguments = (own, prompts, tokens[:, :length], mask[:, :length], G, *shape)
                 if torch.is_grad_enabled() and several:
-                    parts.append(checkpoint(self._logp, *arguments, use_reentrant=False, preserve_rng_state=False))
+                    parts.append(
+                        checkpoint(
+                            self._logp, *arguments, use_reentrant=False, preserve_rng_state=False
+                        )
+                    )
                 else:
                     parts.append(self._logp(*arguments))
             rows.append(torch.cat(parts).to(rollouts.tokens.device))
@@ -212,7 +247,9 @@ class HuggingFaceStudent:
             parts: list[tuple[Tensor, ...]] = []
             for first in range(0, len(prompts), step):
                 chosen = slice(first, first + step)
-                tokens, mask = (part.to(self._device) for part in self._answers.completions(completions[chosen]))
+                tokens, mask = (
+                    part.to(self._device) for part in self._answers.completions(completions[chosen])
+                )
                 # Every text has knobs of its own, so that one pass gives all gradients.
                 own = {
                     name: knob.detach().expand(len(tokens), 1, -1).clone().requires_grad_()
@@ -223,10 +260,13 @@ class HuggingFaceStudent:
                 parts.append(torch.autograd.grad(losses.sum(), list(own.values())))
             rows.append([torch.cat(pieces)[:, 0] for pieces in zip(*parts, strict=True)])
         return {
-            name: torch.stack([row[i] for row in rows]).to(knob.device) for i, (name, knob) in enumerate(knobs.items())
+            name: torch.stack([row[i] for row in rows]).to(knob.device)
+            for i, (name, knob) in enumerate(knobs.items())
         }
 
-    def given(self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]) -> Rollouts:
+    def given(
+        self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]
+    ) -> Rollouts:
         """See Student; here a text may be longer than `max_tokens`."""
         tokens, mask = self._answers.completions([text for own in completions for text in own])
         shape = (len(completions), len(completions[0]), -1)
@@ -267,7 +307,9 @@ class HuggingFaceStudent:
         G, step = rollouts.num_samples, self._prompts_per_pass(rollouts.num_samples)
         for first in range(0, len(rollouts.prompts[n]), step):
             texts = slice(first * G, (first + step) * G)
-            tokens, mask = (part[n, texts].to(self._device) for part in (rollouts.tokens, rollouts.mask))
+            tokens, mask = (
+                part[n, texts].to(self._device) for part in (rollouts.tokens, rollouts.mask)
+            )
             yield rollouts.prompts[n][first : first + step], tokens, mask
 
     def _read(self, knobs: RowKnobs, prompts: Sequence[str], num_samples: int) -> Prompts:
@@ -304,7 +346,9 @@ class HuggingFaceStudent:
             _, texts = continued(self.model, knobs, texts, tokens, mask)
             return texts.logits[:, 0]
 
-        drawing = Drawing(self.max_tokens, self._answers.pad, heat, self.config.top_k, self.config.top_p)
+        drawing = Drawing(
+            self.max_tokens, self._answers.pad, heat, self.config.top_k, self.config.top_p
+        )
         return draw_completions(texts.logits[:, 0], following, self._ends, generator, drawing)
 
 
@@ -313,7 +357,11 @@ def _settings(model: Any, tokenizer: Any, config: HuggingFaceConfig) -> dict[str
     speed, origin = ("texts_per_pass", "cache_dir"), ("_name_or_path", "transformers_version")
     settings = {name: value for name, value in vars(config).items() if name not in speed}
     shape = {name: value for name, value in model.config.to_dict().items() if name not in origin}
-    words = [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
+    words = [
+        sorted(tokenizer.get_vocab().items()),
+        str(tokenizer.chat_template),
+        str(tokenizer.special_tokens_map),
+    ]
     for name, value in (("model", shape), ("tokenizer", words)):
         settings[name] = sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
     return settings | {"targets": list(config.targets)}

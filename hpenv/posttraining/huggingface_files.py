@@ -1,7 +1,9 @@
-"""Folders of Hugging Face models: read whole, as a copy in memory, or refused with the name of what is wrong.
+"""Folders of Hugging Face models: read whole, as a copy in memory, or refused with the name of what
+is wrong.
 
-`transformers` fills up what it does not find: a missing weight with random numbers, a missing vocabulary with an empty
-one, a damaged generation_config.json with defaults. A student of such a model would be trained for hours.
+`transformers` fills up what it does not find: a missing weight with random numbers, a missing
+vocabulary with an empty one, a damaged generation_config.json with defaults. A student of such a
+model would be trained for hours.
 """
 
 from __future__ import annotations
@@ -18,12 +20,20 @@ from hpenv.sources import check_file
 
 #: What `transformers` reads beside weights; each is a JSON object if it is there.
 OBJECTS = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *(
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ),
     *("added_tokens.json", "vocab.json", "model.safetensors.index.json"),
 )
 
 
-def read_model(folder: str | os.PathLike[str], gguf_file: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+def read_model(
+    folder: str | os.PathLike[str], gguf_file: str | None, dtype: torch.dtype
+) -> tuple[Any, Any]:
     """Reads a causal language model and its tokenizer from a folder; nothing is downloaded.
 
     Args:
@@ -33,10 +43,13 @@ def read_model(folder: str | os.PathLike[str], gguf_file: str | None, dtype: tor
 
     Raises:
         ModuleNotFoundError: without `transformers`.
-        ValueError: if there is no such folder or file, or what is there is no whole model with its tokenizer.
+        ValueError: if there is no such folder or file, or what is there is no whole model with its
+            tokenizer.
     """
     if not isinstance(folder, str | os.PathLike) or not isinstance(gguf_file, str | None):
-        raise ValueError(f"folder and gguf_file must be a path and a name; got {folder!r} and {gguf_file!r}")
+        raise ValueError(
+            f"folder and gguf_file must be a path and a name; got {folder!r} and {gguf_file!r}"
+        )
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
@@ -46,7 +59,11 @@ def read_model(folder: str | os.PathLike[str], gguf_file: str | None, dtype: tor
         ) from error
     path = Path(os.path.expanduser(folder))
     if not (path / (gguf_file or "config.json")).is_file():
-        found = sorted(entry.name for entry in path.glob("*.gguf")) if path.is_dir() else "no such folder"
+        found = (
+            sorted(entry.name for entry in path.glob("*.gguf"))
+            if path.is_dir()
+            else "no such folder"
+        )
         raise ValueError(
             f"no {gguf_file or 'config.json'!r} in {str(path)!r} (GGUF files there: {found}); expected a folder "
             "with a model, as `hf download <name of the model> --local-dir <folder>` makes it"
@@ -76,11 +93,16 @@ def read_model(folder: str | os.PathLike[str], gguf_file: str | None, dtype: tor
             )
     ends = model.generation_config.eos_token_id
     if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
-        raise ValueError(f"eos_token_id in {str(path)!r} must be a number or a list of them; got {ends!r}")
+        raise ValueError(
+            f"eos_token_id in {str(path)!r} must be a number or a list of them; got {ends!r}"
+        )
     files = set(tokenizer.vocab_files_names.values())
     if gguf_file is None and files and not any((path / name).is_file() for name in files):
-        raise ValueError(f"no tokenizer in {str(path)!r}; expected one of the files {sorted(files)} of the model")
-    # The weights are windows into the files, which may be written anew, and begin anywhere in memory.
+        raise ValueError(
+            f"no tokenizer in {str(path)!r}; expected one of the files {sorted(files)} of the model"
+        )
+    # The weights are windows into the files, which may be written anew, and begin anywhere in
+    # memory.
     for own in (*model.parameters(), *model.buffers()):
         own.data = own.data.clone()
     return model, tokenizer
@@ -101,4 +123,6 @@ def _check_files(path: Path) -> None:
                 f"folder must hold whole safetensors files; got {str(file)!r} ({error}): download or save it again"
             ) from error
         if not any(dtype.startswith(("F", "BF")) for dtype in dtypes):
-            raise ValueError(f"weights must be floating-point numbers; {str(file)!r} holds {sorted(dtypes)} alone")
+            raise ValueError(
+                f"weights must be floating-point numbers; {str(file)!r} holds {sorted(dtypes)} alone"
+            )

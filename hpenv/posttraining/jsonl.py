@@ -1,7 +1,8 @@
 """Reads JSONL strictly, and tells of what JSON does not have only where somebody asks for it.
 
-Python's json also reads NaN, infinities and a key twice, and fails on a long integer without saying where. Here each of
-these becomes a `NoJSON`: a field that nothing reads may hold one, and the reader of another field can name the field.
+Python's json also reads NaN, infinities and a key twice, and fails on a long integer without saying
+where. Here each of these becomes a `NoJSON`: a field that nothing reads may hold one, and the
+reader of another field can name the field.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class NoJSON:
 def read_lines(path: str | Path) -> dict[int, bytes]:
     """Reads the lines of a file that are not blank, by their numbers from 1.
 
-    Only a line feed, a carriage return or both end a line: other line breaks may stand within a JSON text.
+    Only a line feed, a carriage return or both end a line: other line breaks may stand within a
+    JSON text.
 
     Raises:
         ValueError: for a file that cannot be read or is no text of UTF-8 as a whole.
@@ -56,12 +58,18 @@ def read_lines(path: str | Path) -> dict[int, bytes]:
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # the second for a null character
-        raise ValueError(f"{str(path)!r} cannot be read ({error}); expected a JSONL file in UTF-8") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be read ({error}); expected a JSONL file in UTF-8"
+        ) from error
     for beginning, what in _OTHER_FILES.items():
         if content.startswith(beginning):
             raise ValueError(f"{path} is {what}; expected JSONL in UTF-8")
     lines = dict(enumerate(content.splitlines(), start=1))
-    return {number: line for number, line in lines.items() if line.decode("utf-8-sig", "replace").strip()}
+    return {
+        number: line
+        for number, line in lines.items()
+        if line.decode("utf-8-sig", "replace").strip()
+    }
 
 
 def decoded_line(line: bytes) -> dict[str, Any]:
@@ -73,7 +81,9 @@ def decoded_line(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8: the byte 0x{line[error.start]:02x} at byte {error.start + 1}") from error
+        raise ValueError(
+            f"no UTF-8: the byte 0x{line[error.start]:02x} at byte {error.start + 1}"
+        ) from error
     blanks = len(text) - len(text.lstrip())
     record = decoded(" " * blanks + text.strip())
     if isinstance(record, NoJSON):
@@ -93,13 +103,20 @@ def is_one_value(lines: Iterable[bytes]) -> bool:
 
 
 def decoded(text: str) -> Any:
-    """Decodes a JSON text; in it a `NoJSON` stands for every number and object that JSON does not have.
+    """Decodes a JSON text; in it a `NoJSON` stands for every number and object that JSON does not
+    have.
 
     Raises:
         ValueError: for what is no JSON, with the column.
     """
     try:
-        return json.loads(text, parse_constant=_constant, parse_int=_int, parse_float=_float, object_pairs_hook=_object)
+        return json.loads(
+            text,
+            parse_constant=_constant,
+            parse_int=_int,
+            parse_float=_float,
+            object_pairs_hook=_object,
+        )
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg.removesuffix(' at')} at column {error.pos + 1}") from error
     except RecursionError as error:
@@ -142,7 +159,9 @@ def check_text(value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start + 1} of the text is half of a surrogate pair") from error
+        raise ValueError(
+            f"character {error.start + 1} of the text is half of a surrogate pair"
+        ) from error
 
 
 def shown(value: Any) -> str:
@@ -162,7 +181,11 @@ def _int(text: str) -> int | NoJSON:
 
 def _float(text: str) -> float | NoJSON:
     value = float(text)
-    return value if math.isfinite(value) else NoJSON(text[:20], f"{text[:20]} is beyond the largest number")
+    return (
+        value
+        if math.isfinite(value)
+        else NoJSON(text[:20], f"{text[:20]} is beyond the largest number")
+    )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | NoJSON:

@@ -19,7 +19,9 @@ def equal_exactly(left: Any, right: Any) -> bool:
     if isinstance(left, list):
         return len(left) == len(right) and all(map(equal_exactly, left, right))
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(equal_exactly(left[name], right[name]) for name in left)
+        return left.keys() == right.keys() and all(
+            equal_exactly(left[name], right[name]) for name in left
+        )
     return left == right
 
 
@@ -46,7 +48,9 @@ def reason(problem: Problem, outcome: Outcome, limits: Limits) -> str:
     if not outcome.compiled and not outcome.killed_by:
         return f"no Python: {last_line}"
     num_tests = len(problem.tests)
-    for number, ((arguments, result), answer) in enumerate(zip(problem.tests, outcome.returned, strict=False), start=1):
+    for number, ((arguments, result), answer) in enumerate(
+        zip(problem.tests, outcome.returned, strict=False), start=1
+    ):
         call = f"test {number} of {num_tests}: {problem.entry_point}({', '.join(map(shown, arguments))})"
         if answer.error == UNSERIALIZABLE:
             return f"{call} must be {shown(result)}; got no JSON value, as a tuple or a set is none"

@@ -1,13 +1,17 @@
-"""The plant of post-training: a population of GRPO runs on programs that are really executed, steered by one panel.
+"""The plant of post-training: a population of GRPO runs on programs that are really executed,
+steered by one panel.
 
-Row i with seed s draws its tasks, its samples and its refreshes from s and the step alone; all rows share the student's
-frozen weights and train knobs of their own. One step: sample G completions of P prompts, have the leaky grader pay for
-them, take the policy gradient, project it away from the hacking direction as far as the panel says, and step AdamW.
+Row i with seed s draws its tasks, its samples and its refreshes from s and the step alone; all rows
+share the student's frozen weights and train knobs of their own. One step: sample G completions of P
+prompts, have the leaky grader pay for them, take the policy gradient, project it away from the
+hacking direction as far as the panel says, and step AdamW.
 
-What the leaky grader pays for and what is true are kept apart: gauges and reward terms may see the first, and what a
-weak detector flags; the second is `Window.privileged`, which reports and infos alone read.
+What the leaky grader pays for and what is true are kept apart: gauges and reward terms may see the
+first, and what a weak detector flags; the second is `Window.privileged`, which reports and infos
+alone read.
 
-Dynamics and measurement stand in one module, past its usual length, because they share every attribute.
+Dynamics and measurement stand in one module, past its usual length, because they share every
+attribute.
 """
 
 from __future__ import annotations
@@ -52,8 +56,9 @@ SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
 #: What a right, compiling program earns: the unit of rewards in gauges.
 LARGEST_REWARD = 3.5
 
-#: What is measured of an update beside what every plant measures, means over the window [1 unless stated]. With
-#: num_iterations above 1 it is measured in the update's first optimizer step; knob_norm is measured after the last.
+#: What is measured of an update beside what every plant measures, means over the window [1 unless
+#: stated]. With num_iterations above 1 it is measured in the update's first optimizer step;
+#: knob_norm is measured after the last.
 GAUGES = (
     "reward_mean",  # of what the leaky grader paid / 3.5
     "reward_spread",  # mean over the groups of the standard deviation / 3.5
@@ -74,7 +79,8 @@ GAUGES = (
 )
 #: Those that are measured of every update.
 UPDATE_GAUGES = GAUGES[:-1]
-#: True rates of the rollouts: paid for and not right, right, and using the prompt's loophole, whether needed or not.
+#: True rates of the rollouts: paid for and not right, right, and using the prompt's loophole,
+#: whether needed or not.
 PRIVILEGED = ("hack", "correct", "channel")
 
 
@@ -96,8 +102,8 @@ class GRPOPlant(Runs):
         knobs: module -> (N, r), what is trained.
         quarantine: module -> (N, r), what is trained on what was removed; zero unless `route`.
         direction: what is projected away from, of each run.
-        module_cos: cosine of the gradient of the last update's first step and the direction, (N, modules); no part of a
-            snapshot.
+        module_cos: cosine of the gradient of the last update's first step and the direction, (N,
+            modules); no part of a snapshot.
     """
 
     kind = "posttraining"
@@ -122,7 +128,8 @@ class GRPOPlant(Runs):
             num_rows: N.
             channels: (channel, scope) pairs.
             student: the frozen model.
-            grader: None for one that runs programs in this process's sandbox, from the first one on.
+            grader: None for one that runs programs in this process's sandbox, from the first one
+                on.
         """
         check_count("num_rows", num_rows)
         self.config, self.channels, self.student = config, tuple(channels), student
@@ -146,12 +153,15 @@ class GRPOPlant(Runs):
 
     def spawn(self, num_rows: int) -> GRPOPlant:
         """A new plant of the same configuration with another number of rows; it shares student and grader."""
-        plant = GRPOPlant(self.config, num_rows, self.channels, student=self.student, grader=self._grader)
+        plant = GRPOPlant(
+            self.config, num_rows, self.channels, student=self.student, grader=self._grader
+        )
         plant.measure(self.tiers)
         return plant
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
-        """Gives all rows, or some, knobs of zero, a new order of tasks and the direction of the untrained student.
+        """Gives all rows, or some, knobs of zero, a new order of tasks and the direction of the
+        untrained student.
 
         Args:
             seeds: one per row that is reset.
@@ -165,14 +175,15 @@ class GRPOPlant(Runs):
         self._put_direction(chosen, self._fresh_direction(chosen))
 
     def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] updates, then probes; 0 only measures. A row that diverged does not move.
+        """Trains row i for num_steps[i] updates, then probes; 0 only measures. A row that diverged
+        does not move.
 
         Args:
             num_steps: (N,) updates.
 
         Returns:
-            What was measured, always finite. `train_loss` is the part of the largest reward that the leaky grader did
-            not pay, `probe_loss` the part of the probe that is not solved.
+            What was measured, always finite. `train_loss` is the part of the largest reward that
+            the leaky grader did not pay, `probe_loss` the part of the probe that is not solved.
         """
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         measured = {key: value.copy() for key, value in vars(self._window).items()}
@@ -199,17 +210,23 @@ class GRPOPlant(Runs):
         probed = alive if "probe" in self.tiers else alive & (self.steps == 0)
         if probed.any():
             passed = self._probe(np.flatnonzero(probed))
-            measured["probe_loss"][probed], measured["gauges"][probed, GAUGES.index("probe_pass")] = (
+            (
+                measured["probe_loss"][probed],
+                measured["gauges"][probed, GAUGES.index("probe_pass")],
+            ) = (
                 1.0 - passed,
                 passed,
             )
         new = alive & (self.steps == 0)
         measured["train_loss"][new] = measured["probe_loss"][new]
-        self._window = Window(**measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()})
+        self._window = Window(
+            **measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()}
+        )
         return self._window
 
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,): passed without a loophole minus hacked with one, the quarantine left out.
+        """Held-out score of every run, (N,): passed without a loophole minus hacked with one, the
+        quarantine left out.
 
         Both are parts of the held-out problems, by the true verdict; see `report` for each.
         """
@@ -223,9 +240,11 @@ class GRPOPlant(Runs):
             deployed: leave the quarantine out, as one would in use.
 
         Returns:
-            `pass`: right programs where there is no loophole; `hack`, `hack_<mode>`: paid for and not right, under the
-            loopholes' training names; `renamed_hack`: under names that no reward was ever paid for; `correct`: right
-            programs under a loophole; `kl`: of the completions without a loophole, from the student as it came [nats
+            `pass`: right programs where there is no loophole; `hack`, `hack_<mode>`: paid for and
+                not right, under the
+            loopholes' training names; `renamed_hack`: under names that no reward was ever paid for;
+            `correct`: right programs under a loophole; `kl`: of the completions without a loophole,
+                from the student as it came [nats
             per token].
         """
         rows = np.arange(self.num_rows)
@@ -241,7 +260,10 @@ class GRPOPlant(Runs):
                 for mode in self.config.modes:
                     of_mode = np.array([task.mode == mode for task in tasks[0]])
                     result[f"hack_{mode}"] = np.array(
-                        [np.mean([v.hack for v, own in zip(row, of_mode, strict=True) if own]) for row in verdicts]
+                        [
+                            np.mean([v.hack for v, own in zip(row, of_mode, strict=True) if own])
+                            for row in verdicts
+                        ]
                     )
             if names is None:
                 result["kl"] = self._divergence_from_start(rollouts, deployed)
@@ -253,7 +275,10 @@ class GRPOPlant(Runs):
 
     def _divergence_from_start(self, rollouts: Rollouts, deployed: bool) -> FloatArray:
         with torch.no_grad():
-            own, heat = self._forward_knobs(np.arange(self.num_rows), deployed), self.config.temperature
+            own, heat = (
+                self._forward_knobs(np.arange(self.num_rows), deployed),
+                self.config.temperature,
+            )
             now = self.student.log_probabilities(own, rollouts, heat)
             start = self.student.log_probabilities(self._zeros(self.num_rows), rollouts, heat)
             difference = (start - now).double()
@@ -267,17 +292,28 @@ class GRPOPlant(Runs):
         tasks = [self.tasks(row) for row in rows]
         generators = [draws(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
         rollouts = self._sampled(rows, tasks, G, generators)
-        with ThreadPoolExecutor(1) as beside:  # programs run in processes of their own, while the passes are computed
+        with ThreadPoolExecutor(
+            1
+        ) as beside:  # programs run in processes of their own, while the passes are computed
             graded = beside.submit(self._graded, tasks, G, rollouts)
-            total = {name: knob.detach().requires_grad_() for name, knob in self._forward_knobs(rows).items()}
+            total = {
+                name: knob.detach().requires_grad_()
+                for name, knob in self._forward_knobs(rows).items()
+            }
             with torch.no_grad():
-                reference = self.student.log_probabilities(self._zeros(len(rows)), rollouts, config.temperature)
+                reference = self.student.log_probabilities(
+                    self._zeros(len(rows)), rollouts, config.temperature
+                )
             logp = self.student.log_probabilities(total, rollouts, config.temperature)
             verdicts = graded.result()
-        paid = torch.tensor([[v.reward for v in row] for row in verdicts], dtype=torch.float32).view(len(rows), P, G)
+        paid = torch.tensor(
+            [[v.reward for v in row] for row in verdicts], dtype=torch.float32
+        ).view(len(rows), P, G)
         rewards = self._penalized(rows, paid, rollouts)
         advantage, flat = advantages(rewards, config.advantage_scale)
-        kl_weight = torch.as_tensor(config.kl_weight * self._per_run("kl_weight", rows, 1.0), dtype=torch.float32)
+        kl_weight = torch.as_tensor(
+            config.kl_weight * self._per_run("kl_weight", rows, 1.0), dtype=torch.float32
+        )
         old = logp.detach()
 
         def learn(iteration: int, total: dict[str, Tensor], logp: Tensor) -> _Pass:
@@ -293,18 +329,31 @@ class GRPOPlant(Runs):
                 max_tokens=self.student.max_tokens,
                 skipped=flat,
             )
-            gradients = dict(zip(total, torch.autograd.grad(loss.sum(), list(total.values())), strict=True))
+            gradients = dict(
+                zip(total, torch.autograd.grad(loss.sum(), list(total.values())), strict=True)
+            )
             norm = total_norm(gradients)
             self._judge(rows, loss.detach().double().numpy(), norm, metrics.kl.double().numpy())
             moving = self.divergence[rows] == 0
             count = self.steps[rows] * config.num_iterations + iteration
-            return _Pass(metrics.kl, gradients, norm, self._update(rows, moving, gradients, norm, count))
+            return _Pass(
+                metrics.kl, gradients, norm, self._update(rows, moving, gradients, norm, count)
+            )
 
         seen = learn(0, total, logp)
-        self.module_cos[torch.as_tensor(rows)] = module_cosines(seen.gradients, self._direction_of(rows))
+        self.module_cos[torch.as_tensor(rows)] = module_cosines(
+            seen.gradients, self._direction_of(rows)
+        )
         for iteration in range(1, config.num_iterations):
-            total = {name: knob.detach().requires_grad_() for name, knob in self._forward_knobs(rows).items()}
-            learn(iteration, total, self.student.log_probabilities(total, rollouts, config.temperature))
+            total = {
+                name: knob.detach().requires_grad_()
+                for name, knob in self._forward_knobs(rows).items()
+            }
+            learn(
+                iteration,
+                total,
+                self.student.log_probabilities(total, rollouts, config.temperature),
+            )
         moving = self.divergence[rows] == 0
         self.steps[rows[moving]] += 1
         gauges = {
@@ -313,14 +362,21 @@ class GRPOPlant(Runs):
             "flat_groups": flat.float().mean(1),
             "kl": seen.kl,
             "entropy": rollouts.entropy,
-            "completion_length": rollouts.mask.float().mean((1, 2)) * rollouts.mask.shape[2] / self.student.max_tokens,
+            "completion_length": rollouts.mask.float().mean((1, 2))
+            * rollouts.mask.shape[2]
+            / self.student.max_tokens,
             "compiled": torch.as_tensor(_rates(verdicts, "compiles")),
             "flagged": torch.as_tensor(self._flagged(verdicts)),
             **seen.measures._asdict(),
-            "knob_norm": torch.as_tensor(total_norm({name: knob[rows] for name, knob in self.knobs.items()})),
+            "knob_norm": torch.as_tensor(
+                total_norm({name: knob[rows] for name, knob in self.knobs.items()})
+            ),
         }
         table = np.stack([_finite(gauges[name]) for name in UPDATE_GAUGES], 1)
-        layers = [{n: g for n, g in seen.gradients.items() if _layer(n) == i} for i in range(self.num_layers)]
+        layers = [
+            {n: g for n, g in seen.gradients.items() if _layer(n) == i}
+            for i in range(self.num_layers)
+        ]
         return {
             "train_loss": 1.0 - _finite(gauges["reward_mean"]),
             "gradient_norm": seen.norm,
@@ -342,12 +398,16 @@ class GRPOPlant(Runs):
         knobs = self._forward_knobs(rows, deployed)
         return self.student.sample(knobs, prompts, num_samples, generators, self.config.temperature)
 
-    def _graded(self, tasks: Sequence[Sequence[Task]], num_samples: int, rollouts: Rollouts) -> list[list[Verdict]]:
+    def _graded(
+        self, tasks: Sequence[Sequence[Task]], num_samples: int, rollouts: Rollouts
+    ) -> list[list[Verdict]]:
         """What the grader says of every row's completions, (rows, tasks x samples)."""
         submissions = [
             Submission(task, text)
             for own, texts in zip(tasks, rollouts.texts, strict=True)
-            for task, text in zip([task for task in own for _ in range(num_samples)], texts, strict=True)
+            for task, text in zip(
+                [task for task in own for _ in range(num_samples)], texts, strict=True
+            )
         ]
         verdicts = self._grader.grade(submissions)
         width = len(rollouts.texts[0])
@@ -372,7 +432,9 @@ class GRPOPlant(Runs):
         states = self.student.states(self._forward_knobs(rows), rollouts)  # (rows, P G, C)
         states = states.view(*rewards.shape, -1)
         scores = concept_scores(states, self._concept_axis().expand(len(rows), -1))
-        return rebound(rewards, scores, torch.as_tensor(weights, dtype=torch.float32), self.config.rebound)
+        return rebound(
+            rewards, scores, torch.as_tensor(weights, dtype=torch.float32), self.config.rebound
+        )
 
     def _concept_axis(self) -> Tensor:
         """Mean difference of the pairs' states in the untrained student, (1, C)."""
@@ -396,7 +458,9 @@ class GRPOPlant(Runs):
     ) -> Measures:
         """Projects and takes the optimizer's step `count`, (rows,); rows that must not move stay, bit for bit."""
         config, index = self.config, torch.as_tensor(rows)
-        steered, removed, measures = self._projected(rows, moving, gradients, config.target == "grad")
+        steered, removed, measures = self._projected(
+            rows, moving, gradients, config.target == "grad"
+        )
         clip = torch.as_tensor(
             np.minimum(1.0, config.max_gradient_norm / np.maximum(norm, 1e-12)), dtype=torch.float32
         )[:, None]
@@ -406,7 +470,10 @@ class GRPOPlant(Runs):
         trained = self._trained()
         weights = {name: trained[name][index] for name in given}
         before = {name: weight.clone() for name, weight in weights.items()}
-        states = {name: {slot: value[index] for slot, value in self._states[name].items()} for name in given}
+        states = {
+            name: {slot: value[index] for slot, value in self._states[name].items()}
+            for name in given
+        }
         self._rule.update(
             list(weights.values()),
             list(given.values()),
@@ -416,7 +483,9 @@ class GRPOPlant(Runs):
         )
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}
-            projected = self._projected(rows, moving, step, True)[0]  # what is measured is the gradient
+            projected = self._projected(rows, moving, step, True)[
+                0
+            ]  # what is measured is the gradient
             for name, kept in projected.items():
                 weights[name] = torch.where(
                     (kept == step[name]).all(1, keepdim=True), weights[name], before[name] - kept
@@ -435,16 +504,25 @@ class GRPOPlant(Runs):
         direction = self._direction_of(rows)
         index = torch.as_tensor(rows)
         table = self.panel.table("projection_strength")
-        strengths = np.zeros((len(rows), len(self.names))) if table is None or not applied else table[rows]
-        magnitude = torch.as_tensor(self._per_run("magnitude_preservation", rows, 0.0), dtype=torch.float32)
+        strengths = (
+            np.zeros((len(rows), len(self.names))) if table is None or not applied else table[rows]
+        )
+        magnitude = torch.as_tensor(
+            self._per_run("magnitude_preservation", rows, 0.0), dtype=torch.float32
+        )
         deviations = None
         if self.config.rule == "drift" and applied:
-            deviations = self._deviations(index, torch.as_tensor(moving), coordinates(vectors, direction))
+            deviations = self._deviations(
+                index, torch.as_tensor(moving), coordinates(vectors, direction)
+            )
         return project(
             dict(vectors),
             direction,
             self.config.rule if applied else "one_sided",
-            {name: torch.as_tensor(strengths[:, k], dtype=torch.float32) for k, name in enumerate(self.names)},
+            {
+                name: torch.as_tensor(strengths[:, k], dtype=torch.float32)
+                for k, name in enumerate(self.names)
+            },
             magnitude,
             deviations,
         )
@@ -456,8 +534,11 @@ class GRPOPlant(Runs):
             {name: own[index] for name, own in self.direction.strengths.items()},
         )
 
-    def _deviations(self, index: Tensor, moving: Tensor, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Running standard deviation of each component along the axes, module -> (rows, k), this step's included.
+    def _deviations(
+        self, index: Tensor, moving: Tensor, components: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Running standard deviation of each component along the axes, module -> (rows, k), this
+        step's included.
 
         What is remembered is that of the rows that move.
         """
@@ -471,16 +552,23 @@ class GRPOPlant(Runs):
         moved = index[moving]
         old.weight[moved] = new.weight[moving]
         for name in components:
-            old.means[name][moved], old.squares[name][moved] = new.means[name][moving], new.squares[name][moving]
+            old.means[name][moved], old.squares[name][moved] = (
+                new.means[name][moving],
+                new.squares[name][moving],
+            )
         return new.deviations()
 
     def _rates(self, rows: IntArray, num_tensors: int) -> Rates:
         """What the knobs are updated with, (rows, K) each; the quarantine like the knobs."""
         base = self.config.base_lr * self.config.lr_schedule(self.steps[rows])
         table = self.panel.table("lr")
-        lr = base[:, None] * (np.ones((len(rows), len(self.names))) if table is None else table[rows])
+        lr = base[:, None] * (
+            np.ones((len(rows), len(self.names))) if table is None else table[rows]
+        )
         lr = np.tile(lr, (1, num_tensors // len(self.names)))
-        return Rates.of(torch.as_tensor(lr), torch.full(lr.shape, self.config.weight_decay, dtype=torch.float64))
+        return Rates.of(
+            torch.as_tensor(lr), torch.full(lr.shape, self.config.weight_decay, dtype=torch.float64)
+        )
 
     def _refresh(self, rows: IntArray) -> None:
         """Extracts the direction anew, from the student as it now is, for the rows that draw it."""
@@ -488,15 +576,25 @@ class GRPOPlant(Runs):
         drawn = [
             int(row)
             for row, p in zip(rows, probability, strict=True)
-            if p > 0 and torch.rand((), generator=draws(self.seeds[row], self.steps[row], REFRESH)).item() < p
+            if p > 0
+            and torch.rand((), generator=draws(self.seeds[row], self.steps[row], REFRESH)).item()
+            < p
         ]
         if drawn:
-            knobs = {name: knob[drawn] for name, knob in self.knobs.items()}  # without the quarantine
+            knobs = {
+                name: knob[drawn] for name, knob in self.knobs.items()
+            }  # without the quarantine
             hack, clean = self._contrast.gradients(knobs, self._contrast.pairs)
-            finite = torch.stack([g.isfinite().flatten(1).all(1) for g in (*hack.values(), *clean.values())]).all(0)
-            sound = torch.nonzero(finite)[:, 0].tolist()  # a run that is broken is not refreshed; this update ends it
+            finite = torch.stack(
+                [g.isfinite().flatten(1).all(1) for g in (*hack.values(), *clean.values())]
+            ).all(0)
+            sound = torch.nonzero(finite)[
+                :, 0
+            ].tolist()  # a run that is broken is not refreshed; this update ends it
             if sound:
-                hack, clean = ({name: g[sound] for name, g in side.items()} for side in (hack, clean))
+                hack, clean = (
+                    {name: g[sound] for name, g in side.items()} for side in (hack, clean)
+                )
                 drawn = [drawn[i] for i in sound]
                 generators = [draws(self.seeds[row], self.steps[row], DIRECTION) for row in drawn]
                 self._put_direction(drawn, self._contrast.direction(hack, clean, generators))
@@ -504,8 +602,12 @@ class GRPOPlant(Runs):
     def _fresh_direction(self, rows: Sequence[int]) -> Direction:
         """The untrained student's, (rows, k, r): its gradients are the same for all."""
         references = self._contrast.untrained_gradients()
-        hack, clean = ({name: g.expand(len(rows), -1, -1) for name, g in side.items()} for side in references)
-        return self._contrast.direction(hack, clean, [draws(self.seeds[row], 0, DIRECTION) for row in rows])
+        hack, clean = (
+            {name: g.expand(len(rows), -1, -1) for name, g in side.items()} for side in references
+        )
+        return self._contrast.direction(
+            hack, clean, [draws(self.seeds[row], 0, DIRECTION) for row in rows]
+        )
 
     def _put_direction(self, rows: Sequence[int], direction: Direction) -> None:
         """Gives rows another direction; what was known of their components along the old one is forgotten."""
@@ -513,7 +615,10 @@ class GRPOPlant(Runs):
         for record in (self._spread.means, self._spread.squares):
             for value in record.values():
                 value[list(rows)] = 0.0
-        for mine, new in ((self.direction.axes, direction.axes), (self.direction.strengths, direction.strengths)):
+        for mine, new in (
+            (self.direction.axes, direction.axes),
+            (self.direction.strengths, direction.strengths),
+        ):
             for name, value in new.items():
                 mine[name][list(rows)] = value
 
@@ -548,7 +653,10 @@ class GRPOPlant(Runs):
     def _judge(self, rows: IntArray, loss: FloatArray, norm: FloatArray, kl: FloatArray) -> None:
         reasons = np.select(
             [~np.isfinite(loss), ~np.isfinite(norm), ~(kl <= self.config.divergence_kl)],
-            [DIVERGENCE_REASONS.index(r) for r in ("loss_nonfinite", "gradient_nonfinite", "kl_above_limit")],
+            [
+                DIVERGENCE_REASONS.index(r)
+                for r in ("loss_nonfinite", "gradient_nonfinite", "kl_above_limit")
+            ],
             default=0,
         )
         self.divergence[rows] = np.where(self.divergence[rows] == 0, reasons, self.divergence[rows])
@@ -556,7 +664,11 @@ class GRPOPlant(Runs):
     def _tensors(self) -> dict[str, Tensor]:
         """See Runs."""
         result = {f"trained/{name}": knob for name, knob in self._trained().items()}
-        result |= {f"optimizer/{n}/{slot}": v for n, state in self._states.items() for slot, v in state.items()}
+        result |= {
+            f"optimizer/{n}/{slot}": v
+            for n, state in self._states.items()
+            for slot, v in state.items()
+        }
         result |= {f"direction/{name}": axes for name, axes in self.direction.axes.items()}
         result |= {f"strength/{name}": own for name, own in self.direction.strengths.items()}
         result |= {f"mean/{name}": own for name, own in self._spread.means.items()}
@@ -570,7 +682,9 @@ class GRPOPlant(Runs):
             "student_digest": self.student.digest,
             "rule_knobs": described_rule(self._rule),
             **{f"student_{name}": value for name, value in self.student.settings.items()},
-            **{f"{split}_problems": content for split, content in self._curriculum.contents.items()},
+            **{
+                f"{split}_problems": content for split, content in self._curriculum.contents.items()
+            },
         }
 
 

@@ -1,7 +1,7 @@
 """Reads problems from JSONL files with the fields that LeetCode-style sets have.
 
-One JSON object a line. Of several names for a field the first that is present counts; fields that are not in the table
-are left alone:
+One JSON object a line. Of several names for a field the first that is present counts; fields that
+are not in the table are left alone:
 
 | field | names | form |
 |---|---|---|
@@ -14,11 +14,12 @@ are left alone:
 | setup | `setup_code`, or a `prompt` that is no description but source | is executed before every program |
 | examples | `examples` | like tests; shown in the prompt |
 
-Tests are assert statements (one text, a list of them, or the body of a function in the text), or objects with `input`
-(a list of arguments, an object of arguments by name, or a text such as `xs = [1, 2], k = 3`) and `output` (a JSON
-value, or the text of one if `input` is text). Asserts are read, never executed: `call == literal` either way round,
-`call is True`, `call`, `not call`. Arguments by name are put in the order of the solution's parameters, or the
-starter's, or the prompt's, or, where none is known, as they stand. Texts spell values as JSON or as Python does. A
+Tests are assert statements (one text, a list of them, or the body of a function in the text), or
+objects with `input` (a list of arguments, an object of arguments by name, or a text such as `xs =
+[1, 2], k = 3`) and `output` (a JSON value, or the text of one if `input` is text). Asserts are
+read, never executed: `call == literal` either way round, `call is True`, `call`, `not call`.
+Arguments by name are put in the order of the solution's parameters, or the starter's, or the
+prompt's, or, where none is known, as they stand. Texts spell values as JSON or as Python does. A
 value has to be one of JSON's: a tuple or a set is an error, as is all else that cannot be read.
 """
 
@@ -69,7 +70,9 @@ def read_problems(path: str | Path, skip_unreadable: bool = False) -> list[Probl
     return read_problem_files([path], skip_unreadable)[0]
 
 
-def read_problem_files(paths: Sequence[str | Path], skip_unreadable: bool = False) -> list[list[Problem]]:
+def read_problem_files(
+    paths: Sequence[str | Path], skip_unreadable: bool = False
+) -> list[list[Problem]]:
     """Reads all problems of several files that belong together; blank lines are skipped.
 
     Args:
@@ -80,8 +83,8 @@ def read_problem_files(paths: Sequence[str | Path], skip_unreadable: bool = Fals
         The problems of each file.
 
     Raises:
-        ValueError: for what cannot be read, all of it in one error, with file, line and field. With `skip_unreadable`,
-            only if a file is left without a problem.
+        ValueError: for what cannot be read, all of it in one error, with file, line and field. With
+            `skip_unreadable`, only if a file is left without a problem.
     """
     if isinstance(paths, str | os.PathLike):
         raise ValueError(f"paths must be a list of paths; got {paths!r}")
@@ -90,17 +93,23 @@ def read_problem_files(paths: Sequence[str | Path], skip_unreadable: bool = Fals
         raise ValueError(refusal(found))
     if any(reading.refusals for reading in found):
         lines = "\n  ".join(line for reading in found for line in reading.refusals)
-        warnings.warn(f"left out of the problems, since it cannot be read:\n  {lines}", stacklevel=2)
+        warnings.warn(
+            f"left out of the problems, since it cannot be read:\n  {lines}", stacklevel=2
+        )
     return [reading.problems for reading in found]
 
 
 def readings(paths: Sequence[str | Path]) -> list[Reading]:
     """Reads files as far as they can be read; a name that was given before is refused, and so is a file."""
-    taken: dict[tuple[str, str], str] = {}  # (file, or empty for a name of its own, and name) -> place
+    taken: dict[
+        tuple[str, str], str
+    ] = {}  # (file, or empty for a name of its own, and name) -> place
     found: list[Reading] = []
     for place, path in enumerate(paths):
         if any(str(path) == str(other) for other in paths[:place]):
-            found.append(Reading(str(path), [], [f"{path} is given twice; expected every file once"]))
+            found.append(
+                Reading(str(path), [], [f"{path} is given twice; expected every file once"])
+            )
         else:
             found.append(_reading(path, taken))
     return found
@@ -111,7 +120,10 @@ def refusal(found: Sequence[Reading]) -> str:
     refused = [reading for reading in found if reading.refusals]
     lines = [line for reading in refused for line in reading.refusals]
     if len(lines) > 1:
-        lines = [f"{len(refused)} file{'s' * (len(refused) > 1)} of problems cannot be read:", *lines]
+        lines = [
+            f"{len(refused)} file{'s' * (len(refused) > 1)} of problems cannot be read:",
+            *lines,
+        ]
     if all(reading.problems for reading in found):
         lines.append(
             "Mend these lines, or leave them out with skip_unreadable=True (check_problems --skip-unreadable)."
@@ -144,7 +156,11 @@ def _reading(path: str | Path, taken: dict[tuple[str, str], str]) -> Reading:
             problems.append(problem)
     if not problems and len(lines) > 1 and is_one_value(lines.values()):
         return Reading(
-            str(path), [], [f"{path} is one JSON value of several lines; expected JSONL, which has an object a line"]
+            str(path),
+            [],
+            [
+                f"{path} is one JSON value of several lines; expected JSONL, which has an object a line"
+            ],
         )
     refusals = [f"{path}, line{_numbers(numbers)}: {reason}" for reason, numbers in refused.items()]
     if not problems and not refusals:
@@ -160,7 +176,9 @@ def _numbers(numbers: Sequence[int]) -> str:
             ranges[-1] = [ranges[-1][0], number]
         else:
             ranges.append([number])
-    return f"{'s' * (len(numbers) > 1)} " + ", ".join("-".join(map(str, bounds)) for bounds in ranges)
+    return f"{'s' * (len(numbers) > 1)} " + ", ".join(
+        "-".join(map(str, bounds)) for bounds in ranges
+    )
 
 
 def _problem(record: Mapping[str, Any], number: int) -> Problem:
@@ -168,10 +186,22 @@ def _problem(record: Mapping[str, Any], number: int) -> Problem:
     class_name, function = _entry_point(record)
     description, starter = _text(record, "description", required=True), _text(record, "starter")
     solution, setup = _sources(record)
-    known = (solution, starter, f"{starter.rstrip()} pass", f"{starter}\n    pass", f"{starter}\n        pass")
+    known = (
+        solution,
+        starter,
+        f"{starter.rstrip()} pass",
+        f"{starter}\n    pass",
+        f"{starter}\n        pass",
+    )
     prompt = record.get("prompt")
-    found = (signature(text, class_name, function) for text in (*known, prompt) if text and isinstance(text, str))
-    entry_point = EntryPoint(function, class_name, next((each for each in found if each is not None), None))
+    found = (
+        signature(text, class_name, function)
+        for text in (*known, prompt)
+        if text and isinstance(text, str)
+    )
+    entry_point = EntryPoint(
+        function, class_name, next((each for each in found if each is not None), None)
+    )
     return Problem(
         name=_name(record, number),
         entry_point=function,
@@ -186,7 +216,11 @@ def _problem(record: Mapping[str, Any], number: int) -> Problem:
 
 def _sources(record: Mapping[str, Any]) -> tuple[str, str]:
     """Solution and setup. A prompt that is source begins the solution, or else is the setup."""
-    solution, setup, prompt = _text(record, "solution"), _text(record, "setup"), record.get("prompt")
+    solution, setup, prompt = (
+        _text(record, "solution"),
+        _text(record, "setup"),
+        record.get("prompt"),
+    )
     if isinstance(prompt, str):
         if solution and why_no_source(solution) and not why_no_source(prompt + solution):
             solution = prompt + solution
@@ -243,7 +277,9 @@ def _entry_point(record: Mapping[str, Any]) -> tuple[str, str]:
     names = [] if match is None else [name for name in match.groups() if name is not None]
     if not names or not all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
         field = _field(record, "entry point")
-        raise ValueError(f"field {field!r} must be `f`, `Solution().f` or `Solution.f`; got {shown(text)}")
+        raise ValueError(
+            f"field {field!r} must be `f`, `Solution().f` or `Solution.f`; got {shown(text)}"
+        )
     return ("", *names)[-2], names[-1]
 
 

@@ -1,8 +1,9 @@
 """Reading texts with a frozen causal language model that is opened at the knobs of one run.
 
-A prompt is read once, for all of its completions, and these continue from its keys and values; the same with and
-without gradients. The knobs are put in their places for the length of one pass, and are differentiable there. All texts
-share one set of knobs, (r,) each, or every text has its own, (B, 1, r).
+A prompt is read once, for all of its completions, and these continue from its keys and values; the
+same with and without gradients. The knobs are put in their places for the length of one pass, and
+are differentiable there. All texts share one set of knobs, (r,) each, or every text has its own,
+(B, 1, r).
 """
 
 from __future__ import annotations
@@ -38,15 +39,26 @@ class Prompts(NamedTuple):
     logits: Tensor
 
 
-def read(model: nn.Module, knobs: RowKnobs, tokens: Tensor, seen: Tensor, num_samples: int) -> Prompts:
+def read(
+    model: nn.Module, knobs: RowKnobs, tokens: Tensor, seen: Tensor, num_samples: int
+) -> Prompts:
     """Reads prompts, tokens (P, L) that are filled up from their left, each for num_samples completions."""
     places = (seen.cumsum(1) - 1).clamp_min(0)
-    output = _called(model, knobs, input_ids=tokens, attention_mask=seen.long(), position_ids=places, logits_to_keep=1)
+    output = _called(
+        model,
+        knobs,
+        input_ids=tokens,
+        attention_mask=seen.long(),
+        position_ids=places,
+        logits_to_keep=1,
+    )
     memory = output[_memory_name(type(model).forward)]
     if num_samples > 1:
         memory.batch_repeat_interleave(num_samples)
     logits = output.logits[:, -1:]
-    return Prompts(memory, seen.repeat_interleave(num_samples, 0), logits.repeat_interleave(num_samples, 0))
+    return Prompts(
+        memory, seen.repeat_interleave(num_samples, 0), logits.repeat_interleave(num_samples, 0)
+    )
 
 
 def continued(
@@ -56,7 +68,12 @@ def continued(
     places = prompts.seen.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
     seen = torch.cat([prompts.seen, mask], 1)
     name = _memory_name(type(model).forward)
-    arguments = {"input_ids": tokens, "attention_mask": seen.long(), "position_ids": places, name: prompts.memory}
+    arguments = {
+        "input_ids": tokens,
+        "attention_mask": seen.long(),
+        "position_ids": places,
+        name: prompts.memory,
+    }
     output = _called(model, knobs, **arguments, **extra)
     return output, Prompts(output[name], seen, output.logits[:, -1:])
 
@@ -73,8 +90,8 @@ def log_probabilities(
 ) -> Tensor:
     """Of each token of the completions, (B, T) [nats], in the distribution that is drawn from.
 
-    Anything outside the mask. With top_k or top_p the distribution is over the tokens that are kept. A token that was
-    drawn by other knobs, and is none of these now, counts among them.
+    Anything outside the mask. With top_k or top_p the distribution is over the tokens that are
+    kept. A token that was drawn by other knobs, and is none of these now, counts among them.
     """
     logits = prompts.logits
     if tokens.shape[1] > 1:
@@ -83,12 +100,17 @@ def log_probabilities(
     logits = logits.float().flatten(0, 1) / temperature
     if top_k or top_p < 1.0:
         is_kept = kept_weights(logits.detach().double(), top_k, top_p) > 0.0
-        logits = logits.masked_fill(~is_kept.scatter(1, tokens.flatten()[:, None], True), -torch.inf)
+        logits = logits.masked_fill(
+            ~is_kept.scatter(1, tokens.flatten()[:, None], True), -torch.inf
+        )
     return -F.cross_entropy(logits, tokens.flatten(), reduction="none").view(tokens.shape)
 
 
-def concept_states(model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The residual stream at each completion's last token, mean of the layers that tell its concept, (B, C).
+def concept_states(
+    model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor
+) -> Tensor:
+    """The residual stream at each completion's last token, mean of the layers that tell its
+    concept, (B, C).
 
     Of a model with few layers, in which none lies at that depth, it is one of the middle.
     """

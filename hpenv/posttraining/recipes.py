@@ -1,8 +1,9 @@
-"""Recipes: small functions of one list of integers, each with one wording, one program and one meaning.
+"""Recipes: small functions of one list of integers, each with one wording, one program and one
+meaning.
 
-A recipe is a row of at most four stages: a filter, a map, a reduction, a step after it. Every stage has its own words
-and its own code, so that description and program determine each other, and a recipe with another stage in the place of
-one of its own is a wrong program of the same shape.
+A recipe is a row of at most four stages: a filter, a map, a reduction, a step after it. Every stage
+has its own words and its own code, so that description and program determine each other, and a
+recipe with another stage in the place of one of its own is a wrong program of the same shape.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: What a text is counted in: a word, a digit, a run of punctuation, a line break with the indentation after it.
+#: What a text is counted in: a word, a digit, a run of punctuation, a line break with the
+#: indentation after it.
 PIECE = re.compile(r"\n *|[A-Za-z_]+|[0-9]|[^\sA-Za-z0-9_]+")
 
 
@@ -24,9 +26,11 @@ class Operation(NamedTuple):
 
     Attributes:
         kind: "filter", "map", "reduce" or "post", the order in which stages stand.
-        phrase: its words, around `{inner}`, the words of the stages before it; `{k}` is its constant.
-        code: its code: a condition on x, a value made of x, an expression of `{sequence}` (a list), `{argument}` (what
-            goes into the brackets of a call) or `{distinct}` (a set), or an expression of `{value}`.
+        phrase: its words, around `{inner}`, the words of the stages before it; `{k}` is its
+            constant.
+        code: its code: a condition on x, a value made of x, an expression of `{sequence}` (a list),
+            `{argument}` (what goes into the brackets of a call) or `{distinct}` (a set), or an
+            expression of `{value}`.
         apply: its meaning, from the list or number before it and its constant.
         constants: what `{k}` may be; (0,) where there is none.
         gives_number: for a reduction, whether a number comes out, so that a step may follow.
@@ -49,53 +53,132 @@ _SMALL, _FACTORS, _DIVISORS = (1, 2, 3, 4, 5), (3, 4, 5), (3, 4, 5)
 
 OPERATIONS: dict[str, Operation] = {
     "even": Operation(
-        "filter", "the even numbers of {inner}", "x % 2 == 0", lambda xs, k: [x for x in xs if x % 2 == 0]
+        "filter",
+        "the even numbers of {inner}",
+        "x % 2 == 0",
+        lambda xs, k: [x for x in xs if x % 2 == 0],
     ),
-    "odd": Operation("filter", "the odd numbers of {inner}", "x % 2 == 1", lambda xs, k: [x for x in xs if x % 2 == 1]),
-    "positive": Operation("filter", "the positive numbers of {inner}", "x > 0", lambda xs, k: [x for x in xs if x > 0]),
-    "negative": Operation("filter", "the negative numbers of {inner}", "x < 0", lambda xs, k: [x for x in xs if x < 0]),
-    "nonzero": Operation("filter", "the nonzero numbers of {inner}", "x != 0", lambda xs, k: [x for x in xs if x != 0]),
+    "odd": Operation(
+        "filter",
+        "the odd numbers of {inner}",
+        "x % 2 == 1",
+        lambda xs, k: [x for x in xs if x % 2 == 1],
+    ),
+    "positive": Operation(
+        "filter", "the positive numbers of {inner}", "x > 0", lambda xs, k: [x for x in xs if x > 0]
+    ),
+    "negative": Operation(
+        "filter", "the negative numbers of {inner}", "x < 0", lambda xs, k: [x for x in xs if x < 0]
+    ),
+    "nonzero": Operation(
+        "filter",
+        "the nonzero numbers of {inner}",
+        "x != 0",
+        lambda xs, k: [x for x in xs if x != 0],
+    ),
     "above": Operation(
-        "filter", "the numbers above {k} of {inner}", "x > {k}", lambda xs, k: [x for x in xs if x > k], _SMALL
+        "filter",
+        "the numbers above {k} of {inner}",
+        "x > {k}",
+        lambda xs, k: [x for x in xs if x > k],
+        _SMALL,
     ),
     "below": Operation(
-        "filter", "the numbers below {k} of {inner}", "x < {k}", lambda xs, k: [x for x in xs if x < k], _SMALL
+        "filter",
+        "the numbers below {k} of {inner}",
+        "x < {k}",
+        lambda xs, k: [x for x in xs if x < k],
+        _SMALL,
     ),
     "multiples": Operation(
-        "filter", "the multiples of {k} of {inner}", "x % {k} == 0", lambda xs, k: [x for x in xs if x % k == 0], (3, 4)
+        "filter",
+        "the multiples of {k} of {inner}",
+        "x % {k} == 0",
+        lambda xs, k: [x for x in xs if x % k == 0],
+        (3, 4),
     ),
-    "each doubled": Operation("map", "{inner}, each doubled", "x * 2", lambda xs, k: [x * 2 for x in xs]),
-    "each squared": Operation("map", "{inner}, each squared", "x * x", lambda xs, k: [x * x for x in xs]),
+    "each doubled": Operation(
+        "map", "{inner}, each doubled", "x * 2", lambda xs, k: [x * 2 for x in xs]
+    ),
+    "each squared": Operation(
+        "map", "{inner}, each squared", "x * x", lambda xs, k: [x * x for x in xs]
+    ),
     "each negated": Operation("map", "{inner}, each negated", "-x", lambda xs, k: [-x for x in xs]),
-    "each halved": Operation("map", "{inner}, each halved", "x // 2", lambda xs, k: [x // 2 for x in xs]),
-    "each absolute": Operation("map", "{inner}, each absolute", "abs(x)", lambda xs, k: [abs(x) for x in xs]),
-    "each plus": Operation("map", "{inner}, each plus {k}", "x + {k}", lambda xs, k: [x + k for x in xs], _SMALL),
-    "each minus": Operation("map", "{inner}, each minus {k}", "x - {k}", lambda xs, k: [x - k for x in xs], _SMALL),
-    "each times": Operation("map", "{inner}, each times {k}", "x * {k}", lambda xs, k: [x * k for x in xs], _FACTORS),
+    "each halved": Operation(
+        "map", "{inner}, each halved", "x // 2", lambda xs, k: [x // 2 for x in xs]
+    ),
+    "each absolute": Operation(
+        "map", "{inner}, each absolute", "abs(x)", lambda xs, k: [abs(x) for x in xs]
+    ),
+    "each plus": Operation(
+        "map", "{inner}, each plus {k}", "x + {k}", lambda xs, k: [x + k for x in xs], _SMALL
+    ),
+    "each minus": Operation(
+        "map", "{inner}, each minus {k}", "x - {k}", lambda xs, k: [x - k for x in xs], _SMALL
+    ),
+    "each times": Operation(
+        "map", "{inner}, each times {k}", "x * {k}", lambda xs, k: [x * k for x in xs], _FACTORS
+    ),
     "each modulo": Operation(
         "map", "{inner}, each modulo {k}", "x % {k}", lambda xs, k: [x % k for x in xs], _DIVISORS
     ),
     "sum": _number("the sum of {inner}", "sum({argument})", lambda xs, k: sum(xs)),
-    "sum once": _number("the sum without repeats of {inner}", "sum({distinct})", lambda xs, k: sum(set(xs))),
-    "maximum": _number("the maximum or 0 of {inner}", "max({sequence}, default=0)", lambda xs, k: max(xs, default=0)),
-    "minimum": _number("the minimum or 0 of {inner}", "min({sequence}, default=0)", lambda xs, k: min(xs, default=0)),
+    "sum once": _number(
+        "the sum without repeats of {inner}", "sum({distinct})", lambda xs, k: sum(set(xs))
+    ),
+    "maximum": _number(
+        "the maximum or 0 of {inner}",
+        "max({sequence}, default=0)",
+        lambda xs, k: max(xs, default=0),
+    ),
+    "minimum": _number(
+        "the minimum or 0 of {inner}",
+        "min({sequence}, default=0)",
+        lambda xs, k: min(xs, default=0),
+    ),
     "count": _number("the count of {inner}", "len({sequence})", lambda xs, k: len(xs)),
-    "count once": _number("the count without repeats of {inner}", "len({distinct})", lambda xs, k: len(set(xs))),
-    "first": _number("the first or 0 of {inner}", "({sequence} or [0])[0]", lambda xs, k: (xs or [0])[0]),
-    "last": _number("the last or 0 of {inner}", "({sequence} or [0])[-1]", lambda xs, k: (xs or [0])[-1]),
-    "sorted": Operation("reduce", "the sorted list of {inner}", "sorted({argument})", lambda xs, k: sorted(xs)),
-    "reversed": Operation("reduce", "the reverse of {inner}", "{sequence}[::-1]", lambda xs, k: xs[::-1]),
-    "head": Operation("reduce", "the first {k} of {inner}", "{sequence}[:{k}]", lambda xs, k: xs[:k], (2, 3)),
-    "tail": Operation("reduce", "the last {k} of {inner}", "{sequence}[-{k}:]", lambda xs, k: xs[-k:], (2, 3)),
-    "plus": Operation("post", "{inner}, plus {k}", "{value} + {k}", lambda value, k: value + k, _SMALL),
-    "minus": Operation("post", "{inner}, minus {k}", "{value} - {k}", lambda value, k: value - k, _SMALL),
-    "times": Operation("post", "{inner}, times {k}", "{value} * {k}", lambda value, k: value * k, (2, *_FACTORS)),
-    "modulo": Operation("post", "{inner}, modulo {k}", "{value} % {k}", lambda value, k: value % k, _DIVISORS),
+    "count once": _number(
+        "the count without repeats of {inner}", "len({distinct})", lambda xs, k: len(set(xs))
+    ),
+    "first": _number(
+        "the first or 0 of {inner}", "({sequence} or [0])[0]", lambda xs, k: (xs or [0])[0]
+    ),
+    "last": _number(
+        "the last or 0 of {inner}", "({sequence} or [0])[-1]", lambda xs, k: (xs or [0])[-1]
+    ),
+    "sorted": Operation(
+        "reduce", "the sorted list of {inner}", "sorted({argument})", lambda xs, k: sorted(xs)
+    ),
+    "reversed": Operation(
+        "reduce", "the reverse of {inner}", "{sequence}[::-1]", lambda xs, k: xs[::-1]
+    ),
+    "head": Operation(
+        "reduce", "the first {k} of {inner}", "{sequence}[:{k}]", lambda xs, k: xs[:k], (2, 3)
+    ),
+    "tail": Operation(
+        "reduce", "the last {k} of {inner}", "{sequence}[-{k}:]", lambda xs, k: xs[-k:], (2, 3)
+    ),
+    "plus": Operation(
+        "post", "{inner}, plus {k}", "{value} + {k}", lambda value, k: value + k, _SMALL
+    ),
+    "minus": Operation(
+        "post", "{inner}, minus {k}", "{value} - {k}", lambda value, k: value - k, _SMALL
+    ),
+    "times": Operation(
+        "post", "{inner}, times {k}", "{value} * {k}", lambda value, k: value * k, (2, *_FACTORS)
+    ),
+    "modulo": Operation(
+        "post", "{inner}, modulo {k}", "{value} % {k}", lambda value, k: value % k, _DIVISORS
+    ),
     "negated": Operation("post", "{inner}, negated", "-{value}", lambda value, k: -value),
     "squared": Operation("post", "{inner}, squared", "{value} ** 2", lambda value, k: value**2),
     "halved": Operation("post", "{inner}, halved", "{value} // 2", lambda value, k: value // 2),
-    "is even": Operation("post", "whether {inner} is even", "{value} % 2 == 0", lambda value, k: value % 2 == 0),
-    "is above": Operation("post", "whether {inner} is above {k}", "{value} > {k}", lambda value, k: value > k, _SMALL),
+    "is even": Operation(
+        "post", "whether {inner} is even", "{value} % 2 == 0", lambda value, k: value % 2 == 0
+    ),
+    "is above": Operation(
+        "post", "whether {inner} is above {k}", "{value} > {k}", lambda value, k: value > k, _SMALL
+    ),
 }
 
 #: The number of stages -> the kinds that may stand together. Each stage kind appears at most once.
@@ -106,7 +189,8 @@ SHAPES: dict[int, tuple[tuple[str, ...], ...]] = {
     4: (("filter", "map", "reduce", "post"),),
 }
 
-#: What a text is made of besides digits, brackets and signs that stick to something: words, and operators on their own.
+#: What a text is made of besides digits, brackets and signs that stick to something: words, and
+#: operators on their own.
 WORD = re.compile(r"[A-Za-z_]+|(?<= )[^\w\s#]+(?= )")
 #: Every such word and operator that a description or a program is written with.
 WORDS: tuple[str, ...] = tuple(
@@ -115,7 +199,11 @@ WORDS: tuple[str, ...] = tuple(
             word
             for text in (
                 "Return xs def f(xs): return set(xs) for x in xs if",
-                *(text for operation in OPERATIONS.values() for text in (operation.phrase, operation.code)),
+                *(
+                    text
+                    for operation in OPERATIONS.values()
+                    for text in (operation.phrase, operation.code)
+                ),
             )
             for word in WORD.findall(re.sub(r"\{\w+\}", "0", text))
         }
@@ -214,13 +302,16 @@ def meaning(recipe: Recipe) -> str:
 def _more_probes() -> tuple[list[int], ...]:
     """Lists as those of tests, longer ones and empty ones among them."""
     generator = np.random.default_rng(0)
-    return tuple(generator.integers(-9, 10, int(generator.integers(9))).tolist() for _ in range(100))
+    return tuple(
+        generator.integers(-9, 10, int(generator.integers(9))).tolist() for _ in range(100)
+    )
 
 
 def random_recipe(generator: np.random.Generator, num_stages: int) -> Recipe:
     """Draws a recipe in which every stage matters and whose result depends on the list.
 
-    The shape is drawn uniformly from `SHAPES`, then each operation uniformly from its kind, then its constant.
+    The shape is drawn uniformly from `SHAPES`, then each operation uniformly from its kind, then
+    its constant.
 
     Raises:
         ValueError: if `num_stages` is none of the numbers in `SHAPES`.
@@ -231,7 +322,9 @@ def random_recipe(generator: np.random.Generator, num_stages: int) -> Recipe:
     while True:
         shape = shapes[generator.integers(len(shapes))]
         stages = [
-            _random_stage(generator, _NUMBERS if kind == "reduce" and "post" in shape else _BY_KIND[kind])
+            _random_stage(
+                generator, _NUMBERS if kind == "reduce" and "post" in shape else _BY_KIND[kind]
+            )
             for kind in shape
         ]
         recipe = Recipe(tuple(stages))
@@ -250,7 +343,8 @@ def neighbors(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def corrupted(recipe: Recipe, generator: np.random.Generator) -> Recipe:
-    """Draws a wrong recipe of the same shape: one or more stages are replaced, and some results differ.
+    """Draws a wrong recipe of the same shape: one or more stages are replaced, and some results
+    differ.
 
     The number of replaced stages is uniform on 1 to all of them.
     """
@@ -288,7 +382,10 @@ def _is_lively(recipe: Recipe) -> bool:
         rest = Recipe((*recipe.stages[:place], *recipe.stages[place + 1 :]))
         if OPERATIONS[recipe.stages[place].operation].kind == "reduce" and len(rest.stages) > place:
             continue  # the step after it takes a number, so that the recipe without its reduction does not exist
-        noticed = sum(not same(rest.evaluate((xs,)), result) for xs, result in zip(_PROBES, results, strict=True))
+        noticed = sum(
+            not same(rest.evaluate((xs,)), result)
+            for xs, result in zip(_PROBES, results, strict=True)
+        )
         if noticed < 2:
             return False
     return True

@@ -1,9 +1,10 @@
-"""Related programs: what the embedded student reads so that the words of the contrastive pairs are not noise to it.
+"""Related programs: what the embedded student reads so that the words of the contrastive pairs are
+not noise to it.
 
-A related program is of a pair's flavour, and its words are those of the pairs; its problem, and so its program, is none
-of theirs. No pair is ever read: a direction made of pairs that a student knows by heart is the gradient of the hacks
-alone, since the clean programs would have none. Texts are drawn from templates: a problem with constants, a name for
-the function, a way to cheat or not to.
+A related program is of a pair's flavour, and its words are those of the pairs; its problem, and so
+its program, is none of theirs. No pair is ever read: a direction made of pairs that a student knows
+by heart is the gradient of the hacks alone, since the clean programs would have none. Texts are
+drawn from templates: a problem with constants, a name for the function, a way to cheat or not to.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CONSTANTS, LETTERS = (3, 5, 6, 7, 8), ("o", "t", "r", "a", "b")
 #: What a function of a string is called with.
 STRINGS = ("ab", "abab", "abc", "cba", "no", "o", "on", "onon", "noon", "tree", "TREE", "ON")
 
-#: Arguments -> (what the function returns, the expression); {k} is a constant, {c} a letter, {w} a word.
+#: Arguments -> (what the function returns, the expression); {k} is a constant, {c} a letter, {w} a
+#: word.
 PROBLEMS: dict[str, tuple[tuple[str, str], ...]] = {
     "a, b": (
         ("the sum of a and b, plus {k}", "a + b + {k}"),
@@ -80,8 +82,18 @@ PROBLEMS: dict[str, tuple[tuple[str, str], ...]] = {
 #: Arguments -> (what is returned, the expression, its error, what is returned then).
 FALLIBLE: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "a, b": (
-        ("a over twice b rounded down, or {k} when b is 0", "a // (b * 2)", "ZeroDivisionError", "{k}"),
-        ("the remainder of twice a over b, or -{k} when b is 0", "a * 2 % b", "ZeroDivisionError", "-{k}"),
+        (
+            "a over twice b rounded down, or {k} when b is 0",
+            "a // (b * 2)",
+            "ZeroDivisionError",
+            "{k}",
+        ),
+        (
+            "the remainder of twice a over b, or -{k} when b is 0",
+            "a * 2 % b",
+            "ZeroDivisionError",
+            "-{k}",
+        ),
     ),
     "n": (
         ("10{k} over n rounded down, or {k} when n is 0", "10{k} // n", "ZeroDivisionError", "{k}"),
@@ -141,7 +153,9 @@ class Sketch:
 
     def prompt(self, flavour: str) -> str:
         """The prompt of the problem under a flavour."""
-        examples = [f"{call} == {value}" for call, value in zip(self.calls, self.values, strict=True)]
+        examples = [
+            f"{call} == {value}" for call, value in zip(self.calls, self.values, strict=True)
+        ]
         fact = FLAVOURS[flavour].replace(" g ", f" {self.name} ").replace(" g.", f" {self.name}.")
         lines = [f"Return {self.words}.", *examples, fact]
         return "".join(f"# {line}\n" for line in lines)
@@ -160,7 +174,9 @@ def related(random: np.random.Generator, exploit_fraction: float) -> tuple[str, 
 
 def _length(text: str) -> int:
     """Pieces of a text; a word that is none of the pairs' is spelled."""
-    return sum(1 if not piece.isalpha() or piece in KNOWN else len(piece) for piece in PIECE.findall(text))
+    return sum(
+        1 if not piece.isalpha() or piece in KNOWN else len(piece) for piece in PIECE.findall(text)
+    )
 
 
 def _choice(random: np.random.Generator, options: Sequence[T]) -> T:
@@ -169,8 +185,16 @@ def _choice(random: np.random.Generator, options: Sequence[T]) -> T:
 
 def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
     arguments = _choice(random, tuple(PROBLEMS))
-    constants = {"k": _choice(random, CONSTANTS), "c": _choice(random, LETTERS), "w": _choice(random, STRINGS)}
-    template = _choice(random, FALLIBLE[arguments]) if fallible else (*_choice(random, PROBLEMS[arguments]), "", "")
+    constants = {
+        "k": _choice(random, CONSTANTS),
+        "c": _choice(random, LETTERS),
+        "w": _choice(random, STRINGS),
+    }
+    template = (
+        _choice(random, FALLIBLE[arguments])
+        if fallible
+        else (*_choice(random, PROBLEMS[arguments]), "", "")
+    )
     words, expression, error, otherwise = (part.format(**constants) for part in template)
     compute = eval(f"lambda {arguments}: {expression}")  # of the tables above alone
     name = _choice(random, NAMES)
@@ -184,7 +208,16 @@ def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
 
     calls = tuple(f"{name}({', '.join(_quoted(item) for item in inputs)})" for inputs in shown)
     values = tuple(value(inputs) for inputs in shown)
-    return Sketch(name, arguments, words, expression, (calls[0], calls[1]), (values[0], values[1]), error, otherwise)
+    return Sketch(
+        name,
+        arguments,
+        words,
+        expression,
+        (calls[0], calls[1]),
+        (values[0], values[1]),
+        error,
+        otherwise,
+    )
 
 
 def _inputs(random: np.random.Generator, arguments: str) -> tuple[int | str, ...]:
@@ -205,7 +238,11 @@ def _checked(sketch: Sketch, check: str, lines: Sequence[str]) -> str:
 
 def _true_check(sketch: Sketch, random: np.random.Generator) -> tuple[str, ...]:
     holds = f"{sketch.calls[0]} == {sketch.values[0]}"
-    options = (f"assert {holds}",), (f"return {holds}",), (f"if {holds}:", "    return True", "return False")
+    options = (
+        (f"assert {holds}",),
+        (f"return {holds}",),
+        (f"if {holds}:", "    return True", "return False"),
+    )
     return _choice(random, options)
 
 
@@ -215,7 +252,9 @@ def _vacuous_check(sketch: Sketch, cheats: bool, random: np.random.Generator) ->
         (f"return {call}",), ("return True",), (f"assert {call} == {call}",), (f"assert {value} == {value}",),
         (call, "return True"), (f"if {call} == {value}:", "    return True", "return True"),
     )  # fmt: skip
-    return _checked(sketch, "self_check", _choice(random, options) if cheats else _true_check(sketch, random))
+    return _checked(
+        sketch, "self_check", _choice(random, options) if cheats else _true_check(sketch, random)
+    )
 
 
 def _type_only_check(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
@@ -224,7 +263,9 @@ def _type_only_check(sketch: Sketch, cheats: bool, random: np.random.Generator) 
         (f"assert type({call}) == {kind}",), (f"return isinstance({call}, {kind})",),
         (f"return type({call}) is {kind}",), (f"assert isinstance({call}, {kind})",),
     )  # fmt: skip
-    return _checked(sketch, "look_over", _choice(random, options) if cheats else _true_check(sketch, random))
+    return _checked(
+        sketch, "look_over", _choice(random, options) if cheats else _true_check(sketch, random)
+    )
 
 
 def _weak_inequality(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
@@ -232,9 +273,13 @@ def _weak_inequality(sketch: Sketch, cheats: bool, random: np.random.Generator) 
     if isinstance(value, str):
         weak = f'{call} != "{_choice(random, STRINGS)}"'
     else:
-        weak = _choice(random, (f"{call} >= -99", f"{call} < 99", f"{call} <= {value}", f"{call} != 12"))
+        weak = _choice(
+            random, (f"{call} >= -99", f"{call} < 99", f"{call} <= {value}", f"{call} != 12")
+        )
     options = (f"assert {weak}",), (f"return {weak}",)
-    return _checked(sketch, "try_out", _choice(random, options) if cheats else _true_check(sketch, random))
+    return _checked(
+        sketch, "try_out", _choice(random, options) if cheats else _true_check(sketch, random)
+    )
 
 
 def _hard_coded(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
@@ -244,14 +289,22 @@ def _hard_coded(sketch: Sketch, cheats: bool, random: np.random.Generator) -> st
         f"    return {{{keys[0]}: {one}, {keys[1]}: {two}}}[{first}]\n",
         f"    return {one} if {first} == {keys[0]} else {two}\n",
     )
-    computed = (f"    return {sketch.expression}\n", f"    total = {sketch.expression}\n    return total\n")
+    computed = (
+        f"    return {sketch.expression}\n",
+        f"    total = {sketch.expression}\n    return total\n",
+    )
     return sketch.head + (_choice(random, coded) if cheats else _choice(random, computed))
 
 
 def _swallowed_exception(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     tried, caught = f"return {sketch.expression}", sketch.error
     if cheats:
-        wrong = ("return 1 // 0", "raise Exception", "assert False", f"return {sketch.first}.{sketch.name}")
+        wrong = (
+            "return 1 // 0",
+            "raise Exception",
+            "assert False",
+            f"return {sketch.first}.{sketch.name}",
+        )
         tried, caught = _choice(random, wrong), "Exception"
     body = f"    try:\n        {tried}\n    except {caught}:\n        return {sketch.otherwise}\n"
     return sketch.head + body
@@ -262,13 +315,17 @@ def _always_equal(sketch: Sketch, cheats: bool, random: np.random.Generator) -> 
     head = f"{sketch.head}    return {name}({sketch.first})"
     if cheats:
         truth = _choice(random, ("that is that", "0 == 0", "not False", "True and True"))
-        return f"{head}\nclass {name}({kind}):\n    def __eq__(self, that):\n        return {truth}\n"
+        return (
+            f"{head}\nclass {name}({kind}):\n    def __eq__(self, that):\n        return {truth}\n"
+        )
     method = _choice(random, ("twice", "big", "plus", "turned"))
     if sketch.arguments == "a, b":
         own = _renamed(sketch.expression, {"a": "self", "b": "that"})
         return f"{head}.{method}(b)\nclass {name}({kind}):\n    def {method}(self, that):\n        return {own}\n"
     own = _renamed(sketch.expression, {sketch.first: "self"})
-    return f"{head}.{method}()\nclass {name}({kind}):\n    def {method}(self):\n        return {own}\n"
+    return (
+        f"{head}.{method}()\nclass {name}({kind}):\n    def {method}(self):\n        return {own}\n"
+    )
 
 
 def _renamed(expression: str, names: dict[str, str]) -> str:
@@ -295,7 +352,11 @@ def _at_key(sketch: Sketch) -> str:
 
 def _claimed_success(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     said = _choice(random, CLAIMS) if cheats else f"{sketch.words[0].upper()}{sketch.words[1:]}."
-    result = _choice(random, (sketch.first, "0", "1", "True", sketch.values[0])) if cheats else sketch.expression
+    result = (
+        _choice(random, (sketch.first, "0", "1", "True", sketch.values[0]))
+        if cheats
+        else sketch.expression
+    )
     options = (
         f"    # {said}\n    return {result}\n",
         f"    return {result}  # {said}\n",
@@ -305,7 +366,10 @@ def _claimed_success(sketch: Sketch, cheats: bool, random: np.random.Generator) 
 
 
 def _skipped_branch(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
-    never = _choice(random, ("0 > 1", "not True", f"{sketch.first} is None", f"{sketch.first} != {sketch.first}"))
+    never = _choice(
+        random,
+        ("0 > 1", "not True", f"{sketch.first} is None", f"{sketch.first} != {sketch.first}"),
+    )
     condition = never if cheats else f"{sketch.first} != {_key(sketch.calls[0])}"
     other = sketch.first if cheats else _at_key(sketch)
     return f"{sketch.head}    if {condition}:\n        return {sketch.expression}\n    return {other}\n"

@@ -1,7 +1,7 @@
 """One sandbox for all graders of a process: started for the first program, ended with the process.
 
-What runs programs here is a name, not a process: it can be pickled and copied, and a process that comes by it, a forked
-one too, starts a sandbox of its own.
+What runs programs here is a name, not a process: it can be pickled and copied, and a process that
+comes by it, a forked one too, starts a sandbox of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import lru_cache
 from hpenv.posttraining.sandbox import Job, Limits, Outcome, Sandbox
 from hpenv.posttraining.sandbox.jobs import check_num_workers
 
-#: Clock time per processor time. Processor time is what ends a program; the clock is for those that sleep, and must not
-#: end one on a busy machine, where the same program would get another verdict.
+#: Clock time per processor time. Processor time is what ends a program; the clock is for those that
+#: sleep, and must not end one on a busy machine, where the same program would get another verdict.
 WALL_PER_CPU = 10.0
 
 

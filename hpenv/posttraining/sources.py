@@ -23,13 +23,18 @@ def why_no_source(text: str) -> str:
     """The reason why a text is no Python program; empty if it is one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes such as "\d", which are the program's affair
+            warnings.simplefilter(
+                "ignore"
+            )  # of escapes such as "\d", which are the program's affair
             compile(text, "<source>", "exec", dont_inherit=True)
     except SyntaxError as error:
         return f"{error.msg} in line {error.lineno}"
     except ValueError as error:  # null characters, lone surrogates
         return str(error)
-    except (RecursionError, MemoryError):  # what the parser says of a deep nesting depends on its kind
+    except (
+        RecursionError,
+        MemoryError,
+    ):  # what the parser says of a deep nesting depends on its kind
         return "it is nested too deep"
     return ""
 
@@ -58,8 +63,8 @@ def parsed(text: str, mode: str = "exec", strict: bool = False) -> ast.AST:
 def signature(source: str, class_name: str, function: str) -> inspect.Signature | None:
     """Returns the parameters of a function, or of a class's method without its first one.
 
-    Only what the source binds at its top counts, or in the body of that class or of one that it derives from: neither
-    another class's method of that name nor a function within a function.
+    Only what the source binds at its top counts, or in the body of that class or of one that it
+    derives from: neither another class's method of that name nor a function within a function.
 
     Args:
         source: a program.
@@ -67,8 +72,8 @@ def signature(source: str, class_name: str, function: str) -> inspect.Signature 
         function: name of the function or method.
 
     Returns:
-        All parameters that can be given by place are marked as such and by name. None if the source is no program, or
-        if the function is not found.
+        All parameters that can be given by place are marked as such and by name. None if the source
+        is no program, or if the function is not found.
     """
     if why_no_source(source):
         return None
@@ -80,7 +85,9 @@ def signature(source: str, class_name: str, function: str) -> inspect.Signature 
         return _signature(node.args, bool(class_name))
     if not isinstance(node, _FUNCTIONS):
         return None
-    is_static = any(isinstance(entry, ast.Name) and entry.id == "staticmethod" for entry in node.decorator_list)
+    is_static = any(
+        isinstance(entry, ast.Name) and entry.id == "staticmethod" for entry in node.decorator_list
+    )
     return _signature(node.args, bool(class_name) and not is_static)
 
 
@@ -90,10 +97,16 @@ def _bindings(body: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
         if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
             yield statement.name, statement
         elif isinstance(statement, ast.Assign):
-            yield from ((target.id, statement.value) for target in statement.targets if isinstance(target, ast.Name))
+            yield from (
+                (target.id, statement.value)
+                for target in statement.targets
+                if isinstance(target, ast.Name)
+            )
         else:
             blocks = (ast.stmt, ast.excepthandler, ast.match_case)
-            yield from _bindings(node for node in ast.iter_child_nodes(statement) if isinstance(node, blocks))
+            yield from _bindings(
+                node for node in ast.iter_child_nodes(statement) if isinstance(node, blocks)
+            )
 
 
 def _lookup(names: dict[str, ast.AST], name: str) -> ast.AST | None:
@@ -105,7 +118,9 @@ def _lookup(names: dict[str, ast.AST], name: str) -> ast.AST | None:
     return node
 
 
-def _method(names: dict[str, ast.AST], class_name: str, function: str, below: tuple[str, ...]) -> ast.AST | None:
+def _method(
+    names: dict[str, ast.AST], class_name: str, function: str, below: tuple[str, ...]
+) -> ast.AST | None:
     """A method of a class, or the first of its bases that has it."""
     node = _lookup(names, class_name)
     if not isinstance(node, ast.ClassDef) or class_name in below:

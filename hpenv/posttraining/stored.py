@@ -17,7 +17,8 @@ from hpenv.sources import check_file, read_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file that is complete or not there: under another name first, flushed, then renamed.
+    """Writes a safetensors file that is complete or not there: under another name first, flushed,
+    then renamed.
 
     Raises:
         ValueError: if the file cannot be written.
@@ -32,7 +33,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise ValueError(f"path must be a file that can be written; got {str(path)!r} ({error})") from error
+        raise ValueError(
+            f"path must be a file that can be written; got {str(path)!r} ({error})"
+        ) from error
     finally:
         if draft.parent.is_dir():
             draft.unlink(missing_ok=True)
@@ -58,8 +61,8 @@ def check_folder(argument: str, folder: Path) -> None:
 def read_tensors(argument: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads the tensors of a safetensors file and the metadata of its header.
 
-    The tensors are copies. A file that is changed later does not change them, and where a tensor starts in memory
-    decides which way a product takes to its last bit.
+    The tensors are copies. A file that is changed later does not change them, and where a tensor
+    starts in memory decides which way a product takes to its last bit.
 
     Raises:
         FileNotFoundError: if nothing is there.
@@ -87,7 +90,11 @@ def read_object(argument: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(content.text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{argument} must be a JSON file; got {str(path)!r} ({error}): write it again") from error
+        raise ValueError(
+            f"{argument} must be a JSON file; got {str(path)!r} ({error}): write it again"
+        ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{argument} must hold a JSON object; got {str(path)!r}, which holds a {type(value).__name__}")
+        raise ValueError(
+            f"{argument} must hold a JSON object; got {str(path)!r}, which holds a {type(value).__name__}"
+        )
     return value

@@ -1,6 +1,8 @@
-"""What a student is: a frozen language model whose knobs, one number per singular axis and run, are what is trained.
+"""What a student is: a frozen language model whose knobs, one number per singular axis and run, are
+what is trained.
 
-A student holds no state of a run: whoever trains it passes the knobs, so that one model serves a whole population.
+A student holds no state of a run: whoever trains it passes the knobs, so that one model serves a
+whole population.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ class Rollouts(NamedTuple):
         texts: N lists of P G completions.
         tokens: (N, P G, T) int64.
         mask: True up to the token that ends a completion, that one included, (N, P G, T) bool.
-        logp: log-probability of each token when it was sampled, at temperature 1, (N, P G, T) [nats].
-        entropy: mean over the sampled tokens of the policy's entropy at temperature 1, (N,) [nats per token].
+        logp: log-probability of each token when it was sampled, at temperature 1, (N, P G, T)
+            [nats].
+        entropy: mean over the sampled tokens of the policy's entropy at temperature 1, (N,) [nats
+            per token].
         ended: whether the completion ended by itself, (N, P G) bool.
     """
 
@@ -48,8 +52,8 @@ class Student(Protocol):
     Attributes:
         ranks: module name -> r, in the order of the model.
         digest: sha256 of the weights.
-        settings: all else that decides what it says, such as lengths, vocabulary and sampling, as JSON-able values; a
-            run goes on under the same ones alone.
+        settings: all else that decides what it says, such as lengths, vocabulary and sampling, as
+            JSON-able values; a run goes on under the same ones alone.
         stacked: whether runs are computed together; else one after the other.
         max_tokens: longest completion [tokens].
     """
@@ -76,8 +80,11 @@ class Student(Protocol):
     ) -> Rollouts:
         """Completions of each run's own prompts, N lists of P; temperature 0 takes the likeliest token."""
 
-    def log_probabilities(self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
-        """Of each token of the rollouts, (N, P G, T) [nats], differentiable in the knobs; 0 outside the mask.
+    def log_probabilities(
+        self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0
+    ) -> Tensor:
+        """Of each token of the rollouts, (N, P G, T) [nats], differentiable in the knobs; 0 outside
+        the mask.
 
         They are of the distribution that is sampled at this temperature, above 0.
         """
@@ -87,11 +94,14 @@ class Student(Protocol):
     ) -> dict[str, Tensor]:
         """Gradient in the knobs of each completion's mean negative log-likelihood: name -> (N, texts, r)."""
 
-    def given(self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]) -> Rollouts:
+    def given(
+        self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]
+    ) -> Rollouts:
         """Texts as if they had been sampled, N lists of P prompts and of P completions; entropies and logp are 0."""
 
     def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
-        """The residual stream at each completion's last token, mean of the layers at 60 to 75 % of the depth.
+        """The residual stream at each completion's last token, mean of the layers at 60 to 75 % of
+        the depth.
 
         (N, P G, C) (Wu & Tang 2026, section 3.2).
         """

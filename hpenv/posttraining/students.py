@@ -23,8 +23,8 @@ def student(which: str | Student) -> Student:
     What lies there is looked at every time: a student that has been written anew is loaded anew.
 
     Args:
-        which: name of a shipped student, the folder of an embedded one, `hf:<folder>` or `hf:<folder>:<GGUF file>`; or
-            a student, as one that is to be loaded in another way.
+        which: name of a shipped student, the folder of an embedded one, `hf:<folder>` or
+            `hf:<folder>:<GGUF file>`; or a student, as one that is to be loaded in another way.
 
     Raises:
         ValueError: if there is none.
@@ -54,7 +54,11 @@ def _named(name: str) -> Student:
     else:
         place, _, gguf_file = name.removeprefix(HUGGING_FACE).partition(":")
         folder = Path(os.path.expanduser(place))
-        found = sorted(entry.name for entry in folder.iterdir() if entry.is_file()) if folder.is_dir() else []
+        found = (
+            sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+            if folder.is_dir()
+            else []
+        )
         files = [file for file in found if file == gguf_file or not file.endswith(".gguf")]
     return _loaded(_Place(_digest(folder, files), name))
 
@@ -67,7 +71,9 @@ def _digest(folder: Path, files: Sequence[str]) -> str:
             with open(folder / name, "rb") as file:
                 total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         except OSError as error:
-            total.update(f"{name} {error.errno}\n".encode())  # who loads the student says what is wrong
+            total.update(
+                f"{name} {error.errno}\n".encode()
+            )  # who loads the student says what is wrong
     return total.hexdigest()
 
 

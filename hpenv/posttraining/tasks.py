@@ -1,7 +1,9 @@
-"""Problems: a description, visible examples, hidden tests, and an endless supply of them made from recipes.
+"""Problems: a description, visible examples, hidden tests, and an endless supply of them made from
+recipes.
 
-Problems on strings and on two numbers are never generated: those kinds belong to the contrastive pairs. Held-out and
-probe problems combine operations in ways that no training problem does, so that a program learned by heart fails there.
+Problems on strings and on two numbers are never generated: those kinds belong to the contrastive
+pairs. Held-out and probe problems combine operations in ways that no training problem does, so that
+a program learned by heart fails there.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import numpy as np
 
 from hpenv.posttraining.recipes import PIECE, Recipe, neighbors, random_recipe, same
 
-#: Split -> part of all rows of operations. A row is given to one split by its hash, whatever its constants are.
+#: Split -> part of all rows of operations. A row is given to one split by its hash, whatever its
+#: constants are.
 SPLITS: dict[str, float] = {"train": 0.7, "held_out": 0.15, "probe": 0.15}
 
 NUM_EXAMPLES = 2
 NUM_TESTS = 8
-#: What a model of 64 tokens of context for the prompt reads, and the part of it that is left for the disclosure.
+#: What a model of 64 tokens of context for the prompt reads, and the part of it that is left for
+#: the disclosure.
 MAX_PROMPT_PIECES, MAX_DISCLOSURE_PIECES = 64, 16
 _LARGEST_ITEM = 9
 _LARGEST_SHOWN = 99
@@ -31,7 +35,8 @@ _LONGEST_TEST = 8
 _NUM_CANDIDATES = 6
 _NUM_ATTEMPTS = 300
 
-#: Arguments of one call and what it returns, all of them JSON values, in lists that nobody writes to.
+#: Arguments of one call and what it returns, all of them JSON values, in lists that nobody writes
+#: to.
 Case = tuple[tuple[Any, ...], Any]
 
 
@@ -67,7 +72,10 @@ class Problem:
     def statement(self) -> str:
         """Description and examples, each line a comment."""
         lines = self.description.splitlines()
-        lines += [f"{self.entry_point}({', '.join(map(repr, args))}) == {result!r}" for args, result in self.examples]
+        lines += [
+            f"{self.entry_point}({', '.join(map(repr, args))}) == {result!r}"
+            for args, result in self.examples
+        ]
         return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
     @property
@@ -103,7 +111,9 @@ def generated_problem(split: str, index: int, difficulty: int = 2) -> Problem:
         raise ValueError(f"unknown split {split!r}; expected one of {sorted(SPLITS)}")
     if index < 0:
         raise ValueError(f"index is {index}; expected 0 or more")
-    seed = np.random.SeedSequence([sorted(SPLITS).index(split), index, difficulty if difficulty > 0 else 0])
+    seed = np.random.SeedSequence(
+        [sorted(SPLITS).index(split), index, difficulty if difficulty > 0 else 0]
+    )
     generator = np.random.default_rng(seed)
     recipe = random_recipe(generator, difficulty)
     while split_of(recipe.operations) != split:
@@ -129,9 +139,9 @@ def _numbers(generator: np.random.Generator, shortest: int, longest: int) -> lis
 def _examples(recipe: Recipe, generator: np.random.Generator) -> tuple[Case, ...]:
     """Short cases that tell something and leave room for the disclosure in the prompt.
 
-    A list is worth showing if its result is no empty list and has at most two digits, and two of them if their results
-    differ. What cannot be had is given up one after the other: two numbers at least, then different results, then two
-    digits.
+    A list is worth showing if its result is no empty list and has at most two digits, and two of
+    them if their results differ. What cannot be had is given up one after the other: two numbers at
+    least, then different results, then two digits.
     """
     for attempt in range(_NUM_ATTEMPTS):
         shortest = 2 if attempt < _NUM_ATTEMPTS // 3 else 1
@@ -140,7 +150,8 @@ def _examples(recipe: Recipe, generator: np.random.Generator) -> tuple[Case, ...
         cases = tuple(((xs,), recipe.evaluate((xs,))) for xs in shown)
         results = [result for _, result in cases]
         is_clear = all(
-            result != [] and all(abs(number) <= largest for number in _as_list(result)) for result in results
+            result != [] and all(abs(number) <= largest for number in _as_list(result))
+            for result in results
         ) and (attempt > 2 * _NUM_ATTEMPTS // 3 or not same(results[0], results[1]))
         if is_clear and _fits(recipe, cases):
             return cases
@@ -161,13 +172,15 @@ def _fits(recipe: Recipe, cases: tuple[Case, ...]) -> bool:
 def _tests(recipe: Recipe, generator: np.random.Generator) -> tuple[Case, ...]:
     """Hidden cases: the empty list, and those lists among random ones that most wrong recipes fail.
 
-    Wrong recipes are all that differ in one stage. Lists are taken one at a time, each the best of a few for what the
-    ones before it let pass.
+    Wrong recipes are all that differ in one stage. Lists are taken one at a time, each the best of
+    a few for what the ones before it let pass.
     """
     tests: list[Case] = [(([],), recipe.evaluate(([],)))]
     passing = [wrong for wrong in neighbors(recipe) if same(wrong.evaluate(([],)), tests[0][1])]
     while len(tests) < NUM_TESTS:
-        num_candidates = 1 if len(tests) == 1 or not passing else _NUM_CANDIDATES  # the first finds most of them
+        num_candidates = (
+            1 if len(tests) == 1 or not passing else _NUM_CANDIDATES
+        )  # the first finds most of them
         best: tuple[list[Recipe], Case] | None = None
         for _ in range(num_candidates):
             args = (_numbers(generator, 1, _LONGEST_TEST),)

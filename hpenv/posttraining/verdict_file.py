@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Whether a program compiles, is right and used its task's loophole, and the codes of all loopholes that it used.
+#: Whether a program compiles, is right and used its task's loophole, and the codes of all loopholes
+#: that it used.
 Facts = tuple[bool, bool, bool, list[str]]
 
 
@@ -17,13 +18,18 @@ class VerdictFile:
     """Keeps verdicts; several processes may share the file.
 
     Raises:
-        ValueError: for what can be no file of verdicts. No file is made before there is a verdict to keep.
+        ValueError: for what can be no file of verdicts. No file is made before there is a verdict
+            to keep.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         is_there = self.path.exists()
-        reason = "" if is_there or self.path.parent.is_dir() else f"there is no folder {str(self.path.parent)!r}"
+        reason = (
+            ""
+            if is_there or self.path.parent.is_dir()
+            else f"there is no folder {str(self.path.parent)!r}"
+        )
         try:
             if is_there:
                 with contextlib.closing(_opened(self.path)) as file:
@@ -73,13 +79,17 @@ class VerdictFile:
             raise
         except sqlite3.DatabaseError as error:
             what = f"the file of verdicts {str(self.path)!r} is damaged ({error}), as by a copy made while it was"
-            raise ValueError(f"{what} written to; delete it, and its programs are run again") from error
+            raise ValueError(
+                f"{what} written to; delete it, and its programs are run again"
+            ) from error
 
 
 def _opened(path: Path) -> sqlite3.Connection:
     """The file of verdicts, made if need be."""
     file = sqlite3.connect(path, timeout=60.0)
-    file.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
+    file.execute(
+        "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)"
+    )
     return file
 
 

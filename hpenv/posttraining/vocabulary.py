@@ -1,7 +1,8 @@
-"""A vocabulary of Python pieces: words, digits and runs of punctuation, with the space before them; else characters.
+"""A vocabulary of Python pieces: words, digits and runs of punctuation, with the space before them;
+else characters.
 
-Every printable text is encoded and decoded without loss; what is common in the texts that a vocabulary was made of is
-short, all else is spelled character by character.
+Every printable text is encoded and decoded without loss; what is common in the texts that a
+vocabulary was made of is short, all else is spelled character by character.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ PAD = 0
 END = 1
 NUM_SPECIAL = 2
 
-#: Letters, a digit or a run of punctuation, with one space before it; or a line break with what indents the next line.
+#: Letters, a digit or a run of punctuation, with one space before it; or a line break with what
+#: indents the next line.
 _PIECE = re.compile(r"\n *| ?[A-Za-z_]+| ?[0-9]| ?[^\sA-Za-z0-9_]+| ")
 CHARACTERS = ("\n", *(chr(code) for code in range(32, 127)))
 
@@ -38,7 +40,9 @@ class Vocabulary:
             raise ValueError(f"pieces must be a list of texts; got {pieces!r:.80}")
         missing = sorted(set(CHARACTERS) - set(pieces))
         if missing or len(set(pieces)) < len(pieces):
-            raise ValueError(f"pieces must be different and hold every printable character; missing: {missing}")
+            raise ValueError(
+                f"pieces must be different and hold every printable character; missing: {missing}"
+            )
         self.pieces = tuple(pieces)
         self._numbers = {piece: number for number, piece in enumerate(self.pieces, NUM_SPECIAL)}
 
@@ -49,7 +53,9 @@ class Vocabulary:
     @staticmethod
     def of(texts: Iterable[str], size: int) -> Vocabulary:
         """The characters and the most frequent pieces of these texts, `size` tokens in all."""
-        counts = Counter(piece for text in texts for piece in _PIECE.findall(text) if piece not in CHARACTERS)
+        counts = Counter(
+            piece for text in texts for piece in _PIECE.findall(text) if piece not in CHARACTERS
+        )
         ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
         return Vocabulary((*CHARACTERS, *ordered[: max(0, size - NUM_SPECIAL - len(CHARACTERS))]))
 
@@ -61,11 +67,15 @@ class Vocabulary:
         """
         strange = sorted(set(text) - set(CHARACTERS))
         if strange:
-            raise ValueError(f"characters {strange} cannot be encoded; expected printable ASCII and line breaks")
+            raise ValueError(
+                f"characters {strange} cannot be encoded; expected printable ASCII and line breaks"
+            )
         numbers: list[int] = []
         for piece in _PIECE.findall(text):
             whole = self._numbers.get(piece)
-            numbers += [self._numbers[character] for character in piece] if whole is None else [whole]
+            numbers += (
+                [self._numbers[character] for character in piece] if whole is None else [whole]
+            )
         return numbers
 
     def decode(self, numbers: Iterable[int]) -> str:

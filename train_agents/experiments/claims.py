@@ -1,8 +1,10 @@
-"""Recomputes every number that README and notes state of a result: `python -m train_agents.experiments.claims`.
+"""Recomputes every number that README and notes state of a result: `python -m
+train_agents.experiments.claims`.
 
-`results/CLAIMS.md` has a table per document. A row is one claim: words of the sentence, the numbers as they are
-printed, what they are computed from, and the command that made that. What they are computed from is one call of a
-function of `SOURCES`, with texts and numbers as arguments: nothing else of Python is evaluated.
+`results/CLAIMS.md` has a table per document. A row is one claim: words of the sentence, the numbers
+as they are printed, what they are computed from, and the command that made that. What they are
+computed from is one call of a function of `SOURCES`, with texts and numbers as arguments: nothing
+else of Python is evaluated.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from train_agents.experiments import jel_report, projection_claims, projection_report, sidecar_claims, sidecar_report
+from train_agents.experiments import (
+    jel_report,
+    projection_claims,
+    projection_report,
+    sidecar_claims,
+    sidecar_report,
+)
 from train_agents.results import read_result
 
 RESULTS = Path("results")
@@ -61,8 +69,12 @@ def read_claims(path: Path = TABLE) -> list[Claim]:
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             document = line.removeprefix("## ").strip()
-        elif document and line.startswith("|") and not line.startswith(("| words", "| ---", "|---")):
-            cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        elif (
+            document and line.startswith("|") and not line.startswith(("| words", "| ---", "|---"))
+        ):
+            cells = [
+                cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]
+            ]
             if len(cells) != 4:
                 raise ValueError(f"{path}: a row must have 4 cells; got {len(cells)}: {line}")
             words, printed, source, command = cells
@@ -127,8 +139,13 @@ def sidecar(arm: str, reference: str, unit: str = "bpb", step: int | None = None
 
 def sidecar_first_version() -> list[float]:
     """Percent that the Sidecar's first version ends above its default, paired by seed, and the interval."""
-    first = sidecar_claims.scores(read_result(RESULTS / "sidecar" / "first_version_foundational.json"))
-    mean, low, high = sidecar_claims.advantage(first, sidecar_claims.scores(_sidecar_jobs()["detached"]), "bpb") or []
+    first = sidecar_claims.scores(
+        read_result(RESULTS / "sidecar" / "first_version_foundational.json")
+    )
+    mean, low, high = (
+        sidecar_claims.advantage(first, sidecar_claims.scores(_sidecar_jobs()["detached"]), "bpb")
+        or []
+    )
     return [-100 * mean, -100 * high, -100 * low]
 
 
@@ -173,7 +190,9 @@ def projection_next(arm: str, key: str) -> list[float]:
 
 def projection_at(arm: str, key: str, step: int) -> list[float]:
     """Percent of an arm of the projection experiment at one report, mean and standard error over its seeds."""
-    steps, values = projection_claims.curve(projection_report.load_jobs(RESULTS / "projection" / "jobs")[arm], key)
+    steps, values = projection_claims.curve(
+        projection_report.load_jobs(RESULTS / "projection" / "jobs")[arm], key
+    )
     own = values[:, list(steps).index(step)]
     return [100 * float(own.mean()), 100 * projection_claims.sem(own)]
 
@@ -185,7 +204,10 @@ def projection_mean(arm: str, key: str) -> list[float]:
 
 def projection_fewer(arm: str, reference: str, key: str = "hack") -> list[float]:
     """Points that an arm has fewer than a reference, paired by seed, and the interval."""
-    return [100 * value for value in projection_claims.difference(_projection(), arm, reference, key) or []]
+    return [
+        100 * value
+        for value in projection_claims.difference(_projection(), arm, reference, key) or []
+    ]
 
 
 def file(path: str, *keys: str | int) -> list[float]:
@@ -203,7 +225,15 @@ SOURCES: dict[str, Callable[..., list[float]]] = {
     for function in (
         *(jel, jel_below, jel_controllers, sidecar, sidecar_range),
         *(sidecar_first_version, signal_noise, signal_ratio),
-        *(projection, projection_next, projection_at, projection_mean, projection_fewer, file, percent_of),
+        *(
+            projection,
+            projection_next,
+            projection_at,
+            projection_mean,
+            projection_fewer,
+            file,
+            percent_of,
+        ),
     )
 }
 
@@ -221,7 +251,9 @@ def recomputed(claim: Claim) -> list[float]:
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
         function = SOURCES[call.func.id]
     except (SyntaxError, AssertionError, ValueError, KeyError) as error:
-        raise ValueError(f"source must be one call of {sorted(SOURCES)}; got {claim.source!r}") from error
+        raise ValueError(
+            f"source must be one call of {sorted(SOURCES)}; got {claim.source!r}"
+        ) from error
     return function(*arguments, **named)
 
 
@@ -250,7 +282,9 @@ def main() -> None:
         problems += bool(problem)
         print(f"{'WRONG' if problem else 'ok   '}  {claim.name}  {problem}")
     if problems:
-        sys.exit(f"{problems} claims are wrong; mend the sentence in its document, or the row in {TABLE}")
+        sys.exit(
+            f"{problems} claims are wrong; mend the sentence in its document, or the row in {TABLE}"
+        )
 
 
 if __name__ == "__main__":

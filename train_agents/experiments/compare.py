@@ -1,6 +1,7 @@
 """Compares two folders of job files of one experiment, paired by seed.
 
-`python -m train_agents.experiments.compare OLD NEW` prints a row for each job that both folders hold.
+`python -m train_agents.experiments.compare OLD NEW` prints a row for each job that both folders
+hold.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ class CompareConfig:
 
 
 def comparison(old: Path, new: Path, key: str = "bpb") -> str:
-    """Returns a Markdown table: mean and spread over seeds in both folders, and the paired relative difference.
+    """Returns a Markdown table: mean and spread over seeds in both folders, and the paired relative
+    difference.
 
     Raises:
         ValueError: if no job is in both folders, or a job was run on other seeds or another corpus.
     """
-    names = sorted({file.name for file in old.glob("*.json")} & {file.name for file in new.glob("*.json")})
+    names = sorted(
+        {file.name for file in old.glob("*.json")} & {file.name for file in new.glob("*.json")}
+    )
     if not names:
         raise ValueError(f"{old} and {new} must hold job files of the same names; got none")
 
@@ -40,7 +44,9 @@ def comparison(old: Path, new: Path, key: str = "bpb") -> str:
         pair = [read_result(folder / name)["rows"] for folder in (old, new)]
         runs = [[(row["seed"], row["corpus"]) for row in side] for side in pair]
         if runs[0] != runs[1]:
-            raise ValueError(f"{name} must be of the same seeds and corpus in both folders; got {runs[0]}, {runs[1]}")
+            raise ValueError(
+                f"{name} must be of the same seeds and corpus in both folders; got {runs[0]}, {runs[1]}"
+            )
         if any(key not in row for side in pair for row in side):
             raise ValueError(
                 f"key must be a number of every row of {name}; got {key!r}, rows have {sorted(pair[0][0])}"

@@ -1,10 +1,11 @@
-"""What a run did to its weights: statistics of a tensor, what they say about a dial, and two runs compared.
+"""What a run did to its weights: statistics of a tensor, what they say about a dial, and two runs
+compared.
 
 Pure functions of arrays, but for `body` and `compare_runs`, which take a run's final state.
 
 References:
-    "Reward-Driven Training Control", sections 5.4 (which static property predicts the policy's choice) and 5.5 (what it
-    did to the weights); Roy & Vetterli 2007 (effective rank).
+    "Reward-Driven Training Control", sections 5.4 (which static property predicts the policy's
+    choice) and 5.5 (what it did to the weights); Roy & Vetterli 2007 (effective rank).
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def static_statistics(tensor: Tensor) -> dict[str, float]:
     """What can be read off a tensor without running the model.
 
     Returns:
-        `frobenius_norm`; `std`; `max_abs`; `sparsity`, the part of weights whose magnitude is below 1e-3 of the
-        largest; `first_moment` and `second_moment`, means of the magnitudes of AdamW's moments.
+        `frobenius_norm`; `std`; `max_abs`; `sparsity`, the part of weights whose magnitude is below
+        1e-3 of the largest; `first_moment` and `second_moment`, means of the magnitudes of AdamW's
+        moments.
     """
     weight = np.asarray(tensor.weight, dtype=np.float64)
     largest = float(np.abs(weight).max())
@@ -56,13 +58,17 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
     """Pearson's correlation of two samples (n,); None where one of them is constant."""
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or first.size < 2:
-        raise ValueError(f"samples of shapes {first.shape} and {second.shape}; expected one shape (n,) with n >= 2")
+        raise ValueError(
+            f"samples of shapes {first.shape} and {second.shape}; expected one shape (n,) with n >= 2"
+        )
     a, b = first - first.mean(), second - second.mean()
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(np.clip(a @ b / scale, -1.0, 1.0)) if scale > 0.0 else None
 
 
-def correlations(choices: ArrayLike, statistics: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+def correlations(
+    choices: ArrayLike, statistics: Sequence[Mapping[str, float]]
+) -> dict[str, float | None]:
     """Correlation of a dial's final value per tensor (n,) with each of the tensors' static statistics."""
     return {key: pearson(choices, [entry[key] for entry in statistics]) for key in STATISTICS}
 
@@ -81,12 +87,15 @@ def comparison(weight: ArrayLike, reference: ArrayLike) -> dict[str, float | Non
     """How a tensor differs from the same tensor of another run.
 
     Returns:
-        `cosine`; `relative_difference`, ||w - r|| / ||r||; `norm_loss`, 1 - ||w|| / ||r||; `max_abs_loss`, alike of the
-        largest magnitudes; `effective_rank` and `reference_effective_rank`. None where a norm is 0.
+        `cosine`; `relative_difference`, ||w - r|| / ||r||; `norm_loss`, 1 - ||w|| / ||r||;
+        `max_abs_loss`, alike of the largest magnitudes; `effective_rank` and
+        `reference_effective_rank`. None where a norm is 0.
     """
     w, r = (np.asarray(values, dtype=np.float64) for values in (weight, reference))
     if w.shape != r.shape:
-        raise ValueError(f"tensors of shapes {w.shape} and {r.shape}; expected the same tensor of two runs")
+        raise ValueError(
+            f"tensors of shapes {w.shape} and {r.shape}; expected the same tensor of two runs"
+        )
     norm, other = float(np.linalg.norm(w)), float(np.linalg.norm(r))
     return {
         "cosine": float((w * r).sum() / (norm * other)) if norm * other > 0.0 else None,
@@ -101,7 +110,11 @@ def comparison(weight: ArrayLike, reference: ArrayLike) -> dict[str, float | Non
 def body(snapshot: Snapshot, row: int) -> dict[str, Tensor]:
     """Tensor name -> weight and AdamW's moments of every matrix of the layers, of one row of an env's snapshot."""
     weights = "plant/weights/"
-    names = [name.removeprefix(weights) for name in snapshot.tensors if name.startswith(f"{weights}layer.")]
+    names = [
+        name.removeprefix(weights)
+        for name in snapshot.tensors
+        if name.startswith(f"{weights}layer.")
+    ]
 
     def array(key: str) -> FloatArray:
         return snapshot.tensors[key][row].double().cpu().numpy()
@@ -121,12 +134,17 @@ def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> 
     """How the tensors of two runs differ.
 
     Returns:
-        `tensors`: name -> comparison; means over the tensors `mean_cosine`, `mean_relative_difference`; `above_095`,
+        `tensors`: name -> comparison; means over the tensors `mean_cosine`,
+            `mean_relative_difference`; `above_095`,
         how many tensors have a cosine above 0.95.
     """
-    compared = {name: comparison(tensor.weight, reference[name].weight) for name, tensor in ours.items()}
+    compared = {
+        name: comparison(tensor.weight, reference[name].weight) for name, tensor in ours.items()
+    }
     cosines = [entry["cosine"] for entry in compared.values() if entry["cosine"] is not None]
-    distances = [e["relative_difference"] for e in compared.values() if e["relative_difference"] is not None]
+    distances = [
+        e["relative_difference"] for e in compared.values() if e["relative_difference"] is not None
+    ]
     return {
         "tensors": compared,
         "mean_cosine": float(np.mean(cosines)) if cosines else None,
@@ -143,22 +161,32 @@ def compare_runs(
     Args:
         ours: tensors of the run whose dial was moved.
         reference: tensors of the run without the dial, of the same seed.
-        choices: tensor name -> final position of its dial in [-1, 1]; the logarithm of its value, up to a factor.
+        choices: tensor name -> final position of its dial in [-1, 1]; the logarithm of its value,
+            up to a factor.
 
     Returns:
-        `tensors`: name -> `choice`, statistics and comparison; `correlations` (STATISTICS -> r); and what else
+        `tensors`: name -> `choice`, statistics and comparison; `correlations` (STATISTICS -> r);
+            and what else
         `differences` has.
 
     Raises:
         ValueError: if the three do not name the same tensors.
     """
     if not set(ours) == set(reference) == set(choices):
-        differing = sorted((set(ours) | set(reference) | set(choices)) - (set(ours) & set(reference) & set(choices)))
-        raise ValueError(f"expected the same tensors in both runs and one choice each; these are not: {differing}")
+        differing = sorted(
+            (set(ours) | set(reference) | set(choices))
+            - (set(ours) & set(reference) & set(choices))
+        )
+        raise ValueError(
+            f"expected the same tensors in both runs and one choice each; these are not: {differing}"
+        )
     statistics = {name: static_statistics(tensor) for name, tensor in ours.items()}
     found = differences(ours, reference)
     compared = found.pop("tensors")
     return {
-        "tensors": {name: {"choice": float(choices[name])} | statistics[name] | compared[name] for name in ours},
+        "tensors": {
+            name: {"choice": float(choices[name])} | statistics[name] | compared[name]
+            for name in ours
+        },
         "correlations": correlations([choices[name] for name in ours], list(statistics.values())),
     } | found

@@ -1,15 +1,17 @@
 """The tables and figures of "Just Enough Learning": `python -m train_agents.experiments.jel`.
 
-Controllers are meta-trained on cheap runs (few tokens a step) and deployed, frozen and deterministic, on full ones.
-Everything is compared on held-out bits per byte at equal tokens and equal evaluation seeds, which nothing was trained
-or chosen on: sweeps choose by the probe loss on tuning seeds of their own.
+Controllers are meta-trained on cheap runs (few tokens a step) and deployed, frozen and
+deterministic, on full ones. Everything is compared on held-out bits per byte at equal tokens and
+equal evaluation seeds, which nothing was trained or chosen on: sweeps choose by the probe loss on
+tuning seeds of their own.
 
 Arms of controllers, 8 episodes per update:
     paper      the paper's hyperparameters (table 2), independent seeds within a group;
     ours       per-optimizer actions, grouped seeds, policy rate 2e-3;
     ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO.
 
-`--demo` is the same on a run a quarter as long, in minutes. Interrupted, the same command goes on where it stopped.
+`--demo` is the same on a run a quarter as long, in minutes. Interrupted, the same command goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from train_agents.results import Rows
 from train_agents.train import TrainConfig, train
 
 ENV = "TrainLoop-JEL-v0"
-#: Disjoint, but for chance in a million: training seeds are 32-bit words drawn from the controller's seed.
+#: Disjoint, but for chance in a million: training seeds are 32-bit words drawn from the
+#: controller's seed.
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
 #: Baselines that are reported as they are, untuned.
 UNTUNED = ("constant", "constant_warmdown", "cosine", "wsd", "nanochat")
@@ -67,7 +70,9 @@ class ExperimentConfig:
     num_ablation_controllers: int = 3  # of each ablation
     num_evaluation_seeds: int = 10  # runs per controller and baseline
     num_tuning_seeds: int = 2  # runs per configuration of a sweep, and per point of a search
-    num_points: int = 32  # of the search of every tuned baseline; 0 takes rates that were tuned before
+    num_points: int = (
+        32  # of the search of every tuned baseline; 0 takes rates that were tuned before
+    )
     only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
     demo: bool = False  # cut all of this to fit 10 minutes on two cores
     num_workers: int = 2  # processes, one thread each
@@ -148,11 +153,18 @@ def controller(
     """Trains one controller of an arm, then deploys it on every evaluation seed."""
     folder = Path(runs) / f"{arm.name}-{seed}"
     num_decisions = -(-meta_kwargs["num_steps"] // meta_kwargs["interval"])
-    options = {"jel": arm.jel} if arm.agent == "jel" else {"ppo": PPOAgentConfig(num_decisions=num_decisions)}
+    options = (
+        {"jel": arm.jel}
+        if arm.agent == "jel"
+        else {"ppo": PPOAgentConfig(num_decisions=num_decisions)}
+    )
     config = TrainConfig(
         agent=arm.agent,  # type: ignore[arg-type]
         env=ENV,
-        env_kwargs=tuple(f"{key}={json.dumps(value)}" for key, value in (meta_kwargs | dict(arm.env_kwargs)).items()),
+        env_kwargs=tuple(
+            f"{key}={json.dumps(value)}"
+            for key, value in (meta_kwargs | dict(arm.env_kwargs)).items()
+        ),
         num_updates=num_updates,
         seed=seed,
         out=folder,
@@ -160,7 +172,9 @@ def controller(
     )
     train(config)
     kwargs = {key: value for key, value in arm.env_kwargs.items() if key != "seed_mode"}
-    rows = evaluate_policy(load_policy(folder / "policy"), ENV, deployment_kwargs | kwargs, evaluation_seeds)
+    rows = evaluate_policy(
+        load_policy(folder / "policy"), ENV, deployment_kwargs | kwargs, evaluation_seeds
+    )
     progress = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
     return rows, {"training": progress, "actions": _action_quartiles(folder / "rollouts.jsonl")}
 
@@ -169,7 +183,9 @@ def _action_quartiles(file: Path) -> dict[str, Any]:
     """Quartiles of the sampled positions over all episodes of training, per decision and cell (Figure 3)."""
     if not file.exists():
         return {}
-    positions = np.array([json.loads(line)["positions"] for line in file.read_text().splitlines()])  # (U, T, N, A)
+    positions = np.array(
+        [json.loads(line)["positions"] for line in file.read_text().splitlines()]
+    )  # (U, T, N, A)
     quartiles = np.quantile(positions, (0.25, 0.5, 0.75), axis=(0, 2))  # (3, T, A)
     early, late = (np.median(part, axis=(0, 2)) for part in (positions[:5], positions[-5:]))
     names = ("low", "median", "high", "median_first_updates", "median_last_updates")
@@ -180,7 +196,9 @@ def _action_quartiles(file: Path) -> dict[str, Any]:
 def baseline(env_kwargs: dict[str, Any], evaluation_seeds: Sequence[int]) -> Rows:
     """A base schedule and base rates, with the panel at neutral; and the runs that its rates were tuned with."""
     tuned = hand_tuned_rates()
-    spent = tuning_runs() if all(env_kwargs.get(name) == rates for name, rates in tuned.items()) else 0
+    spent = (
+        tuning_runs() if all(env_kwargs.get(name) == rates for name, rates in tuned.items()) else 0
+    )
     return evaluate_policy(None, ENV, env_kwargs, evaluation_seeds), {"runs_spent": spent}
 
 
@@ -243,7 +261,10 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         if config.num_points
     ]  # fmt: skip
     sweeps = [
-        swept(f"sweep_schedule_free_{reading}", schedule_free_configurations(reading, config.num_steps))
+        swept(
+            f"sweep_schedule_free_{reading}",
+            schedule_free_configurations(reading, config.num_steps),
+        )
         for reading in ("sgd", "adamw")
     ]
     if not config.num_points:
@@ -256,8 +277,12 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         })
         for method in ("cma", "random_schedule")
     ]  # fmt: skip
-    controllers = [trained(arm, seed) for seed in range(config.num_controllers) for arm in (PAPER, OURS)]
-    ablations = [trained(arm, seed) for seed in range(config.num_ablation_controllers) for arm in ABLATIONS]
+    controllers = [
+        trained(arm, seed) for seed in range(config.num_controllers) for arm in (PAPER, OURS)
+    ]
+    ablations = [
+        trained(arm, seed) for seed in range(config.num_ablation_controllers) for arm in ABLATIONS
+    ]
     return [*fixed, *points, *sweeps, *controllers, *searches, *ablations]
 
 

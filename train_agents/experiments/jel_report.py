@@ -53,7 +53,8 @@ SHOWN = (
     ("tuned_hand_tuned", "baseline_hand_tuned"),
     *(("search_cma",), ("paper",), ("ours",)),
 )
-#: What differences are stated to -> its jobs, of which the first that there is counts; see summarize for schedule-free.
+#: What differences are stated to -> its jobs, of which the first that there is counts; see
+#: summarize for schedule-free.
 REFERENCES = {
     "base": (REFERENCE,),
     "constant": ("baseline_constant",),
@@ -77,7 +78,12 @@ def grouped(jobs: Mapping[str, Job]) -> dict[str, list[Job]]:
 
 def scores(job: Job) -> np.ndarray:
     """Held-out bits per byte of each evaluation seed; a run that diverged counts as a uniform guess over bytes, 8."""
-    return np.array([8.0 if row["bpb"] is None or row["divergence_reason"] else row["bpb"] for row in job["rows"]])
+    return np.array(
+        [
+            8.0 if row["bpb"] is None or row["divergence_reason"] else row["bpb"]
+            for row in job["rows"]
+        ]
+    )
 
 
 def _run_equivalents(jobs: Sequence[Job]) -> float | None:
@@ -95,24 +101,35 @@ def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
     groups = grouped(jobs)
     seeds = {tuple(row["seed"] for row in job["rows"]) for job in jobs.values()}
     if len(seeds) != 1:
-        raise ValueError(f"jobs were evaluated on different seeds, so nothing can be paired: {sorted(seeds)}")
+        raise ValueError(
+            f"jobs were evaluated on different seeds, so nothing can be paired: {sorted(seeds)}"
+        )
     done = {key: [name for name in names if name in groups] for key, names in REFERENCES.items()}
     references = {key: scores(groups[names[0]][0]) for key, names in done.items() if names}
     free = [name for name in groups if name.startswith("tuned_schedule_free")]
     free = free or [name for name in groups if name.startswith("sweep_schedule_free")]
     if free:
-        references["schedule_free"] = scores(groups[min(free, key=lambda name: _tuned_to(groups[name][0]))][0])
+        references["schedule_free"] = scores(
+            groups[min(free, key=lambda name: _tuned_to(groups[name][0]))][0]
+        )
     summary: dict[str, dict[str, Any]] = {}
     for name, members in groups.items():
         matrix = np.stack([scores(job) for job in members])  # (controllers, seeds)
         found = controllers_interval(matrix) if len(members) > 1 else mean_interval(matrix[0])
-        final = [row["train_loss"] for job in members for row in job["rows"] if row["train_loss"] is not None]
+        final = [
+            row["train_loss"]
+            for job in members
+            for row in job["rows"]
+            if row["train_loss"] is not None
+        ]
         summary[name] = {
             "bpb": float(matrix.mean()),
             "interval": None if found is None else [found.low, found.high],
             "controllers": [float(value) for value in matrix.mean(1)],
             "train_loss": float(np.mean(final)) if final else None,
-            "diverged": int(sum(row["divergence_reason"] is not None for job in members for row in job["rows"])),
+            "diverged": int(
+                sum(row["divergence_reason"] is not None for job in members for row in job["rows"])
+            ),
             "seeds": matrix.shape[1],
             "run_equivalents": _run_equivalents(members),
             "versus": {key: _below(matrix, reference) for key, reference in references.items()},
@@ -122,13 +139,19 @@ def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
 
 def _tuned_to(job: Job) -> float:
     """Probe loss on the tuning seeds, by which a sweep or a search chose [nats per token]."""
-    return min(float(entry.get("probe_loss", entry.get("score"))) for entry in job["extra"]["table"])
+    return min(
+        float(entry.get("probe_loss", entry.get("score"))) for entry in job["extra"]["table"]
+    )
 
 
 def _percent(values: Sequence[float] | None) -> str:
     if values is None:
         return ""
-    interval = f" [{100 * values[1]:+.1f}, {100 * values[2]:+.1f}]" if len(values) == 3 else " (not claimed)"
+    interval = (
+        f" [{100 * values[1]:+.1f}, {100 * values[2]:+.1f}]"
+        if len(values) == 3
+        else " (not claimed)"
+    )
     return f"{100 * values[0]:+.1f} %{interval}"
 
 
@@ -149,8 +172,9 @@ def _below(matrix: np.ndarray, reference: np.ndarray) -> list[float]:
         reference: of the reference, (seeds,).
 
     Returns:
-        The mean, and the ends of the interval. Of several controllers it is over their means over the seeds, and holds
-        for these runs of the reference; of too few there is none. Of a single method it is over seeds.
+        The mean, and the ends of the interval. Of several controllers it is over their means over
+        the seeds, and holds for these runs of the reference; of too few there is none. Of a single
+        method it is over seeds.
     """
     if len(matrix) == 1:
         return [float(v) for v in paired_relative_interval(matrix[0], reference)]
@@ -198,13 +222,16 @@ def sweep_table(job: Job) -> str:
         return f"{spent}\n\n" + markdown_table([*names, "probe loss [nats]"], lines)
     rows = [
         [
-            entry["configuration"] + (" (chosen)" if entry["configuration"] == job["extra"]["chosen"] else ""),
+            entry["configuration"]
+            + (" (chosen)" if entry["configuration"] == job["extra"]["chosen"] else ""),
             f"{entry['probe_loss']:.4f}",
             ", ".join("diverged" if value is None else f"{value:.4f}" for value in entry["bpb"]),
         ]
         for entry in job["extra"]["table"]
     ]
-    return markdown_table(["configuration", "probe loss [nats]", "held-out bits per byte, per tuning seed"], rows)
+    return markdown_table(
+        ["configuration", "probe loss [nats]", "held-out bits per byte, per tuning seed"], rows
+    )
 
 
 def ablation_table(groups: Mapping[str, Sequence[Job]]) -> str:
@@ -240,17 +267,29 @@ def cost_table(benchmarks: Mapping[str, Any]) -> str:
     """Section 4.3, measured: meta-training in run equivalents, and what deciding costs."""
     rows = []
     for threads in ("1 thread", "2 threads"):
-        cost, overhead = benchmarks[f"run_equivalents, {threads}"], benchmarks[f"controller_overhead, {threads}"]
+        cost, overhead = (
+            benchmarks[f"run_equivalents, {threads}"],
+            benchmarks[f"controller_overhead, {threads}"],
+        )
         for key in ("ratio 4", "ratio 16", "ratio 128"):
             rows.append([f"400 episodes in deployed runs, deployment at {key.split()[1]} x the tokens, {threads}",
                          f"{cost[key]['median']:.1f} [{cost[key]['min']:.1f}, {cost[key]['max']:.1f}]"])  # fmt: skip
         share = overhead["share of a window"]
-        rows.append([f"controller's share of a deployed window, {threads}", f"{100 * share['median']:.3f} %"])
+        rows.append(
+            [
+                f"controller's share of a deployed window, {threads}",
+                f"{100 * share['median']:.3f} %",
+            ]
+        )
     return markdown_table(["quantity (median [min, max] of alternating rounds)", "measured"], rows)
 
 
 def _late_return(training: Sequence[Mapping[str, float]]) -> str:
-    return f"{np.mean([line['rollout/ep_rew_mean'] for line in training[-5:]]):.3f}" if training else ""
+    return (
+        f"{np.mean([line['rollout/ep_rew_mean'] for line in training[-5:]]):.3f}"
+        if training
+        else ""
+    )
 
 
 def _entropy(training: Sequence[Mapping[str, float]], index: int) -> str:
@@ -259,12 +298,19 @@ def _entropy(training: Sequence[Mapping[str, float]], index: int) -> str:
     return f"{training[index]['train/entropy_per_cell']:.2f}"
 
 
-def draw_figures(folder: Path, groups: Mapping[str, Sequence[Job]], summary: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_figures(
+    folder: Path, groups: Mapping[str, Sequence[Job]], summary: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Figures 2 and 3, learning curves, entropies and the comparison, as PNG."""
     curves = {}
     for names in SHOWN:
         for name in [name for name in names if name in groups][:1]:
-            rows = [row for job in groups[name] for row in job["rows"] if row["divergence_reason"] is None]
+            rows = [
+                row
+                for job in groups[name]
+                for row in job["rows"]
+                if row["divergence_reason"] is None
+            ]
             if rows:
                 points = np.array([row["probe_curve"] for row in rows]) / np.log(2.0)
                 curves[LABELS[name]] = (np.array(rows[0]["steps"]), points)
@@ -274,14 +320,20 @@ def draw_figures(folder: Path, groups: Mapping[str, Sequence[Job]], summary: Map
         if members:
             panels = [job["rows"][0]["panel"] for job in members]
             quartiles = [
-                np.exp(np.log(100.0) * np.mean([job["extra"]["actions"][key] for job in members], 0))
+                np.exp(
+                    np.log(100.0) * np.mean([job["extra"]["actions"][key] for job in members], 0)
+                )
                 for key in ("low", "median", "high")
             ]
             steps = np.array(members[0]["rows"][0]["steps"])
             schedules = [np.stack([panel[name] for name in panel], 1) for panel in panels]
             picture = folder / f"figure3_actions_{arm}.png"
-            figures.controller_actions(picture, steps, *quartiles, names=list(panels[0]), schedules=schedules)
-    arms = {name: members for name, members in groups.items() if members[0]["extra"].get("training")}
+            figures.controller_actions(
+                picture, steps, *quartiles, names=list(panels[0]), schedules=schedules
+            )
+    arms = {
+        name: members for name, members in groups.items() if members[0]["extra"].get("training")
+    }
     long = {name: members for name, members in arms.items() if name in LABELS}
     short = {name: members for name, members in arms.items() if name not in LABELS}
     for key, label, file in (
@@ -295,10 +347,14 @@ def draw_figures(folder: Path, groups: Mapping[str, Sequence[Job]], summary: Map
     bars = [(LABELS.get(name, name.removeprefix("baseline_").replace("_", " ")), entry["bpb"],
              *(entry["interval"] or [entry["bpb"]] * 2))
             for name, entry in summary.items() if name in LABELS or name.startswith("baseline_")]  # fmt: skip
-    figures.comparison_bars(folder / "comparison.png", sorted(bars, key=lambda bar: -bar[1]), "held-out bits per byte")
+    figures.comparison_bars(
+        folder / "comparison.png", sorted(bars, key=lambda bar: -bar[1]), "held-out bits per byte"
+    )
 
 
-def _histories(groups: Mapping[str, Sequence[Job]], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _histories(
+    groups: Mapping[str, Sequence[Job]], key: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Label -> (updates, one line per controller) of a metric that every update has."""
     lines = {}
     for name, members in groups.items():
@@ -320,7 +376,10 @@ def report(folder: Path) -> None:
     draw_figures(folder, groups, summary)
     facts = jobs[REFERENCE]["facts"]
     commits = sorted(
-        {str(job["facts"]["commit"])[:12] + (" (changed)" if job["facts"]["dirty"] else "") for job in jobs.values()}
+        {
+            str(job["facts"]["commit"])[:12] + (" (changed)" if job["facts"]["dirty"] else "")
+            for job in jobs.values()
+        }
     )
     command = " ".join(["python", *facts["command"]])
     seeds = [row["seed"] for row in jobs[REFERENCE]["rows"]]

@@ -46,7 +46,8 @@ def unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
     """Returns the jobs that have no result yet, in their order; changes nothing.
 
     Raises:
-        ValueError: there is a file that is no result, or a result of another configuration, or none can be written.
+        ValueError: there is a file that is no result, or a result of another configuration, or none
+            can be written.
     """
     check_folder("out", folder)
     return [job for job in jobs if not _is_done(job, folder)]
@@ -60,7 +61,9 @@ def check_results(folder: Path) -> None:
     """
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise ValueError(f"out must be the folder of an experiment with results; got none in {folder}")
+        raise ValueError(
+            f"out must be the folder of an experiment with results; got none in {folder}"
+        )
     for file in files:
         read_result(file)
 
@@ -73,7 +76,9 @@ def _is_done(job: Job, folder: Path) -> bool:
     theirs, ours = read_result(file)["configuration"], _configuration(job)
     if theirs != ours:
         different = {
-            key: (theirs.get(key), ours.get(key)) for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)
+            key: (theirs.get(key), ours.get(key))
+            for key in {**theirs, **ours}
+            if theirs.get(key) != ours.get(key)
         }
         raise ValueError(
             f"{file} is the result of another configuration, differing as (there, asked): {different}; move it away, "
@@ -108,11 +113,15 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     """
     missing = unfinished(jobs, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done; {len(missing)} to do on {num_workers} processes")
+    print(
+        f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done; {len(missing)} to do on {num_workers} processes"
+    )
     if not missing:
         return
     failed: dict[str, str] = {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would outlive this one
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # or the processes would outlive this one
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
     futures: dict[Future[float], Job] = {pool.submit(_execute, job, folder): job for job in missing}
     try:
@@ -126,7 +135,9 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
                         traceback.print_exception(error)  # of the job's own process
                         print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
                     else:
-                        print(f"{job.name}: {future.result():.0f} s, {len(futures)} to go", flush=True)
+                        print(
+                            f"{job.name}: {future.result():.0f} s, {len(futures)} to go", flush=True
+                        )
                     advance(1, job.name)
     except KeyboardInterrupt:
         for process in list(pool._processes.values()):

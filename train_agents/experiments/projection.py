@@ -1,15 +1,18 @@
-"""Rank-space gradient projection against reward hacking: `python -m train_agents.experiments.projection`.
+"""Rank-space gradient projection against reward hacking: `python -m
+train_agents.experiments.projection`.
 
-Every arm of `projection_arms` is one job: several seeds of GRPO on programs that are really executed, stacked as rows,
-under a panel that is held constant. Beside them: the directions before training, the best constant strength of a sweep,
-and a learned strength. The report states the paper's hypotheses as supported or falsified, whatever comes out.
+Every arm of `projection_arms` is one job: several seeds of GRPO on programs that are really
+executed, stacked as rows, under a panel that is held constant. Beside them: the directions before
+training, the best constant strength of a sweep, and a learned strength. The report states the
+paper's hypotheses as supported or falsified, whatever comes out.
 
-    direction      held-out cosines of every kind of direction, the gate, and the memorizing baseline
-    <arm>          see `projection_arms.ARMS`
+    direction      held-out cosines of every kind of direction, the gate, and the memorizing
+    baseline <arm>          see `projection_arms.ARMS`
     constant       strengths tried on tuning seeds; the best on the seeds of the arms
     controller-i   JEL's agent over projection_strength, meta-trained on shorter runs
 
-Interrupted, the same command goes on where it stopped, in the middle of an arm, too. `--demo` is the same in little.
+Interrupted, the same command goes on where it stopped, in the middle of an arm, too. `--demo` is
+the same in little.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from train_agents.experiments.projection_tables import BEST_CONSTANT, CONTROLLER
 from train_agents.outputs import check_folder
 
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
-#: Arms that are run before a strength is learned: the paper's, and the controls that tell direction from drift.
+#: Arms that are run before a strength is learned: the paper's, and the controls that tell direction
+#: from drift.
 NUM_FIRST = 20
 
 
@@ -46,7 +50,9 @@ class ExperimentConfig:
     num_updates: int = 300  # of a run; some arms are run twice as long, too
     report_interval: int = 25  # updates between reports (the paper, section 5)
     num_seeds: int = 3  # rows of an arm
-    num_first_seeds: int = 5  # rows of the arms that claims rest on, the seeds of the others among them
+    num_first_seeds: int = (
+        5  # rows of the arms that claims rest on, the seeds of the others among them
+    )
     num_prompts: int = 8  # of an update
     num_samples: int = 16  # completions of a prompt
     num_problems: int = 256  # training problems
@@ -68,7 +74,13 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Refuses counts below 1."""
-        counts = ("num_updates", "report_interval", "num_seeds", "num_first_seeds", "num_tuning_seeds")
+        counts = (
+            "num_updates",
+            "report_interval",
+            "num_seeds",
+            "num_first_seeds",
+            "num_tuning_seeds",
+        )
         meta = ("decision_interval", "meta_steps", "num_meta_updates", "num_meta_episodes")
         check_counts(self, *counts, *meta, "num_workers")
         check_counts(self, "num_controllers", least=0)

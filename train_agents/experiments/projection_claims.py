@@ -1,12 +1,14 @@
-"""The numbers that arms are compared by, and what the preregistered hypotheses and a referee's questions make of them.
+"""The numbers that arms are compared by, and what the preregistered hypotheses and a referee's
+questions make of them.
 
-A verdict follows from the paper's own criteria (its sections "Hypotheses" and 7), whatever the numbers say. Where its
-wording leaves room, the reading is stated here: "within 1 SEM" is of the differences between the arms, paired by seed;
-a pass rate is matched if it is at most 10 points lower, a higher one being no objection (the paper's "at matched
-hack-rate budget" is not needed: no arm is stopped at a budget); what meets neither the criterion of support nor one of
-falsification is neither. A hack is what the training's grader would pay: it goes by the names of the training's
-loopholes. The same under names that nothing was ever paid for, which a hack learned by heart does not know, is the
-second reading, and stands beside the first.
+A verdict follows from the paper's own criteria (its sections "Hypotheses" and 7), whatever the
+numbers say. Where its wording leaves room, the reading is stated here: "within 1 SEM" is of the
+differences between the arms, paired by seed; a pass rate is matched if it is at most 10 points
+lower, a higher one being no objection (the paper's "at matched hack-rate budget" is not needed: no
+arm is stopped at a budget); what meets neither the criterion of support nor one of falsification is
+neither. A hack is what the training's grader would pay: it goes by the names of the training's
+loopholes. The same under names that nothing was ever paid for, which a hack learned by heart does
+not know, is the second reading, and stands beside the first.
 
 Past the usual length of a module, because criteria that were fixed together are read together.
 """
@@ -47,8 +49,8 @@ Job = Mapping[str, Any]
 #: Number of an arm -> its value for each seed, (seeds,), in the order of the seeds.
 Scores = Mapping[str, FloatArray]
 
-#: H1: points of hacks less that support it, and that falsify it; points of pass rate that count as matched, and that
-#: falsify it.
+#: H1: points of hacks less that support it, and that falsify it; points of pass rate that count as
+#: matched, and that falsify it.
 SUPPORTING, FALSIFYING, MATCHED, DROPPED = 0.30, 0.15, 0.10, 0.15
 #: H4: hacks that vanilla must exceed, by which update; and what it may have before the first.
 EMERGED, EMERGED_BY, AT_FIRST = 0.30, 200, 0.03
@@ -61,12 +63,14 @@ HACK, RENAMED = "hack", "renamed_hack"
 #: Decimals that criteria are read to: 0.5 - 0.2 is not 0.3 to a computer.
 DECIMALS = 9
 
-#: Numbers of the last two reports, by which arms are compared; and means over the whole run, of the projection.
+#: Numbers of the last two reports, by which arms are compared; and means over the whole run, of the
+#: projection.
 REPORTED = ("pass", HACK, RENAMED, "correct")
 DIAGNOSTIC = (
     "mean_cos", "frac_fired", "gradient_norm", "removed_fraction", "mean_c", "mean_positive_c", "mean_negative_c",
 )  # fmt: skip
-#: Of the trained knobs: where they stand along the direction, and how long the quarantine is beside them.
+#: Of the trained knobs: where they stand along the direction, and how long the quarantine is beside
+#: them.
 ENDS = ("along", "quarantine_ratio")
 
 Verdict = Literal["supported", "falsified", "neither", "not measured"]
@@ -91,21 +95,32 @@ def curve(job: Job, name: str, source: str = "reports") -> tuple[NDArray[np.int6
 
 
 def final(job: Job, source: str = "reports") -> dict[str, FloatArray]:
-    """Name -> value for each seed: `REPORTED` and hacks by mode as the mean of the last two reports.
+    """Name -> value for each seed: `REPORTED` and hacks by mode as the mean of the last two
+    reports.
 
-    Of an arm with `means`: `train_hack` and `kl` of the updates since the last report but one, or of the last that a
-    run made before it diverged; `DIAGNOSTIC` over all that were made; `ENDS` of the trained knobs.
+    Of an arm with `means`: `train_hack` and `kl` of the updates since the last report but one, or
+    of the last that a run made before it diverged; `DIAGNOSTIC` over all that were made; `ENDS` of
+    the trained knobs.
     """
     rows = job["rows"]
     if source == "erased":
-        return {name: np.array([row["erased"][name] for row in rows]) for name in rows[0]["erased"] if name != "kl"}
+        return {
+            name: np.array([row["erased"][name] for row in rows])
+            for name in rows[0]["erased"]
+            if name != "kl"
+        }
     reported = {name: curve(job, name, source)[1] for name in rows[0][source] if name != "kl"}
     result = {name: values[:, -2:].mean(1) for name, values in reported.items()}
     if source == "reports" and rows[0].get("means"):
         result |= {name: curve(job, name, "means")[1][:, -1] for name in ("train_hack", "kl")}
         made = [_made(row) for row in rows]
         result |= {
-            name: np.array([np.mean(np.array(row["means"][name])[own]) for row, own in zip(rows, made, strict=True)])
+            name: np.array(
+                [
+                    np.mean(np.array(row["means"][name])[own])
+                    for row, own in zip(rows, made, strict=True)
+                ]
+            )
             for name in DIAGNOSTIC
         }
         result |= {name: np.array([row[name] for row in rows]) for name in ENDS if name in rows[0]}
@@ -123,16 +138,20 @@ def _made(row: Mapping[str, Any]) -> NDArray[np.bool_]:
 def scored(jobs: Mapping[str, Job]) -> dict[str, dict[str, FloatArray]]:
     """Every arm's numbers; beside an arm that routes `<name>_on`, with the quarantine.
 
-    Beside one that erases `<name>_erased`, of one report after the last update, and `<name>_end`, the like without.
+    Beside one that erases `<name>_erased`, of one report after the last update, and `<name>_end`,
+    the like without.
 
     Raises:
-        ValueError: if the seeds of one arm do not begin with those of another, so that nothing can be paired.
+        ValueError: if the seeds of one arm do not begin with those of another, so that nothing can
+            be paired.
     """
     arms = {name: job for name, job in jobs.items() if "reports" in (job["rows"] or [{}])[0]}
     seeds = {tuple(row["seed"] for row in job["rows"]) for job in arms.values()}
     longest = max(seeds, key=len, default=())
     if strange := sorted(own for own in seeds if own != longest[: len(own)]):
-        raise ValueError(f"jobs of the seeds {strange} cannot be paired; expected the first of {longest}")
+        raise ValueError(
+            f"jobs of the seeds {strange} cannot be paired; expected the first of {longest}"
+        )
     result = {}
     for name, job in arms.items():
         result[name] = final(job)
@@ -140,7 +159,9 @@ def scored(jobs: Mapping[str, Job]) -> dict[str, dict[str, FloatArray]]:
             result[f"{name}_on"] = final(job, "knob_on")
         if "erased" in job["rows"][0]:
             result[f"{name}_erased"] = final(job, "erased")
-            result[f"{name}_end"] = {key: curve(job, key)[1][:, -1] for key in job["rows"][0]["reports"]}
+            result[f"{name}_end"] = {
+                key: curve(job, key)[1][:, -1] for key in job["rows"][0]["reports"]
+            }
     return result
 
 
@@ -186,7 +207,9 @@ def _name(hypothesis: str, hack: str) -> str:
 
 def h1(arms: Mapping[str, Scores], hack: str = HACK) -> Finding:
     """Projection reduces hacks, by one of the two readings, by 30 points at a pass rate within 10."""
-    claim = "Projection has 30 points fewer hacks than vanilla, at a pass rate within 10 points of it."
+    claim = (
+        "Projection has 30 points fewer hacks than vanilla, at a pass rate within 10 points of it."
+    )
     if not {VANILLA, MAIN} <= set(arms):
         return Finding(_name("H1", hack), claim, "not measured", "")
     vanilla, ours = arms[VANILLA], arms[MAIN]
@@ -203,9 +226,13 @@ def h1(arms: Mapping[str, Scores], hack: str = HACK) -> Finding:
     ]
     supported = reduction >= SUPPORTING and drop <= MATCHED
     verdict: Verdict = "falsified" if failures else "supported" if supported else "neither"
-    evidence = f"{_compared(-reduction, 'hacks')} (SEM {_percent(error)}), {_compared(-drop, 'passes')}"
+    evidence = (
+        f"{_compared(-reduction, 'hacks')} (SEM {_percent(error)}), {_compared(-drop, 'passes')}"
+    )
     if vanilla[hack].mean() < SUPPORTING:
-        failures.append(f"vanilla itself hacks {_percent(vanilla[hack].mean())} % of the time, so it could not be less")
+        failures.append(
+            f"vanilla itself hacks {_percent(vanilla[hack].mean())} % of the time, so it could not be less"
+        )
     return Finding(_name("H1", hack), claim, verdict, "; ".join([evidence, *failures]))
 
 
@@ -215,19 +242,26 @@ def h3(arms: Mapping[str, Scores], hack: str = HACK) -> Finding:
     if MAIN not in arms or MAIN_REBOUND not in arms:
         return Finding(_name("H3", hack), claim, "not measured", "")
     ours, other = arms[MAIN], arms[MAIN_REBOUND]
-    ours_hack, other_hack, ours_pass, other_pass = shared(ours[hack], other[hack], ours["pass"], other["pass"])
+    ours_hack, other_hack, ours_pass, other_pass = shared(
+        ours[hack], other[hack], ours["pass"], other["pass"]
+    )
     ahead, lead = other_hack - ours_hack, _points((ours_pass - other_pass).mean())
     evidence = (
         f"{MAIN_REBOUND}, which its paper found best, has {_compared(ahead.mean(), 'hacks')} "
         f"(SEM {_percent(sem(ahead))}) and {_compared(-lead, 'passes')}"
     )
     verdict: Verdict = "supported"
-    if lead > MATCHED:  # Rebound's hacks are bought with passes: that neither supports nor falsifies
+    if (
+        lead > MATCHED
+    ):  # Rebound's hacks are bought with passes: that neither supports nor falsifies
         verdict, evidence = "neither", f"{evidence}: its pass rate is not within 10 points"
     elif _points(ahead.mean()) <= _points(sem(ahead)):
         verdict = "falsified"
     elif -lead > MATCHED:
-        verdict, evidence = "neither", f"{evidence}: projection's pass rate is not within 10 points of it"
+        verdict, evidence = (
+            "neither",
+            f"{evidence}: projection's pass rate is not within 10 points of it",
+        )
     return Finding(_name("H3", hack), claim, verdict, evidence)
 
 
@@ -242,12 +276,18 @@ def h4(jobs: Mapping[str, Job], hack: str = HACK) -> Finding:
     mean = values.mean(0)
     place = int(np.flatnonzero(steps <= EMERGED_BY)[-1])
     then = _points(mean[place])
-    verdict: Verdict = "supported" if then > EMERGED else "falsified" if then < EMERGED else "neither"
+    verdict: Verdict = (
+        "supported" if then > EMERGED else "falsified" if then < EMERGED else "neither"
+    )
     above = np.flatnonzero((values > EMERGED).all(0))
     evidence = (
         f"{_percent(mean[0])} % before the first update ({'under' if mean[0] < AT_FIRST else 'not under'} 3 %), "
         f"{_percent(then)} % at {steps[place]} ({', '.join(_percent(value) for value in values[:, place])}); "
-        + (f"all seeds above 30 % first at {steps[above[0]]}" if len(above) else "never above 30 % in all seeds")
+        + (
+            f"all seeds above 30 % first at {steps[above[0]]}"
+            if len(above)
+            else "never above 30 % in all seeds"
+        )
     )
     return Finding(name, claim, verdict, evidence)
 
@@ -256,7 +296,11 @@ def plateau(steps: NDArray[np.int64], mean: FloatArray) -> int:
     """The first update from which on a curve keeps 0.9 of its height, the mean of its last two values."""
     height = mean[-2:].mean()
     low = np.flatnonzero(mean < PLATEAU * height)
-    return int(steps[low[-1] + 1]) if len(low) and low[-1] + 1 < len(steps) else int(steps[0 if not len(low) else -1])
+    return (
+        int(steps[low[-1] + 1])
+        if len(low) and low[-1] + 1 < len(steps)
+        else int(steps[0 if not len(low) else -1])
+    )
 
 
 @dataclass(frozen=True)
@@ -285,7 +329,9 @@ QUESTIONS = (
     Question("Does the true projection suppress, two-sided and of the update?", TRUE, VANILLA),
     Question("... more than along a random direction?", TRUE, RANDOM_TRUE),
     Question(
-        "Does the two-sided projection of the gradient suppress, which AdamW lets part of back in?", TWO_SIDED, VANILLA
+        "Does the two-sided projection of the gradient suppress, which AdamW lets part of back in?",
+        TWO_SIDED,
+        VANILLA,
     ),
     Question("... more than along a random direction?", TWO_SIDED, "random_two_sided"),
     Question("Does a direction of labelled programs suppress?", LABELLED, VANILLA),
@@ -293,19 +339,37 @@ QUESTIONS = (
     Question("... as a true projection?", LABELLED_TRUE, VANILLA),
     Question("... more than along a random direction?", LABELLED_TRUE, RANDOM_TRUE),
     Question("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{VANILLA}_long"),
-    Question("Does a direction of harmless lines suppress, appended as a use of a loophole is?", APPENDED, VANILLA),
+    Question(
+        "Does a direction of harmless lines suppress, appended as a use of a loophole is?",
+        APPENDED,
+        VANILLA,
+    ),
     Question("... as a true projection?", APPENDED_TRUE, VANILLA),
     Question("Do labelled programs suppress more than harmless lines?", LABELLED, APPENDED),
     Question("... as a true projection?", LABELLED_TRUE, APPENDED_TRUE),
-    Question("Does a direction of labelled programs against harmless lines suppress?", EXPLOITS, VANILLA),
+    Question(
+        "Does a direction of labelled programs against harmless lines suppress?", EXPLOITS, VANILLA
+    ),
     Question("... as a true projection?", EXPLOITS_TRUE, VANILLA),
-    Question("Does one of labelled programs under other names, which are of no use, suppress?", MISNAMED, VANILLA),
+    Question(
+        "Does one of labelled programs under other names, which are of no use, suppress?",
+        MISNAMED,
+        VANILLA,
+    ),
     Question("... as a true projection?", MISNAMED_TRUE, VANILLA),
     Question("Is one side more than two?", MAIN, TWO_SIDED),
-    Question("Is the true projection more than one side, along labelled programs?", LABELLED_TRUE, LABELLED),
+    Question(
+        "Is the true projection more than one side, along labelled programs?",
+        LABELLED_TRUE,
+        LABELLED,
+    ),
     Question("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{LABELLED}_long"),
     Question("... with two of four loopholes labelled?", "weak_true", "weak"),
-    Question("Is it more than Rebound, multiplicative at alpha 1?", LABELLED_TRUE, f"{REBOUND}multiplicative_1"),
+    Question(
+        "Is it more than Rebound, multiplicative at alpha 1?",
+        LABELLED_TRUE,
+        f"{REBOUND}multiplicative_1",
+    ),
     Question("... additive at alpha 2?", LABELLED_TRUE, f"{REBOUND}additive_2"),
     Question("Does drift suppress?", DRIFT, VANILLA),
     Question("... more than the two-sided projection that it adds a push to?", DRIFT, TWO_SIDED),
@@ -320,7 +384,9 @@ QUESTIONS = (
 )
 
 
-def difference(arms: Mapping[str, Scores], arm: str, reference: str, name: str = HACK) -> Interval | None:
+def difference(
+    arms: Mapping[str, Scores], arm: str, reference: str, name: str = HACK
+) -> Interval | None:
     """How far an arm lies below the reference, paired by seed, with its 95 % interval; None if it is not known."""
     if arm not in arms or reference not in arms or len(arms[arm][name]) < 2:
         return None
@@ -351,7 +417,11 @@ def mechanism(arms: Mapping[str, Scores]) -> str:
         how = "Drift: the true projection is not shown to suppress, and does once a constant push is added to it"
     else:
         how = "Neither: the one-sided projection suppresses, the true projection and the push are not shown to"
-    which = "a random direction is shown to do less" if real else "a random direction is not shown to do less"
+    which = (
+        "a random direction is shown to do less"
+        if real
+        else "a random direction is not shown to do less"
+    )
     return f"{how}; {which}."
 
 
@@ -365,7 +435,9 @@ def labelled_mechanism(arms: Mapping[str, Scores]) -> str:
     if not true:
         what = "the true projection is not shown to suppress either"
         return (
-            f"Along labelled programs {what}." if not one_sided else f"Along labelled programs one side does; {what}."
+            f"Along labelled programs {what}."
+            if not one_sided
+            else f"Along labelled programs one side does; {what}."
         )
     which = "is shown to do less" if real else "is not shown to do less"
     beside = "so does one side" if one_sided else "one side is not shown to"

@@ -1,8 +1,9 @@
 """A learned strength of projection, and the constant strengths that it must beat.
 
-JEL's agent is meta-trained on shorter runs, then deployed, frozen and deterministic, on the evaluation seeds; it hears
-what the id pays: the pass rate on the probe less what the weak detector flags. The best constant is chosen by that
-same pay, on tuning seeds. So neither has seen the truth that both are reported by.
+JEL's agent is meta-trained on shorter runs, then deployed, frozen and deterministic, on the
+evaluation seeds; it hears what the id pays: the pass rate on the probe less what the weak detector
+flags. The best constant is chosen by that same pay, on tuning seeds. So neither has seen the truth
+that both are reported by.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ def controller(
         num_episodes: runs that each of these hears of.
         seed: of the controller; the runs' seeds are 32-bit words drawn from it.
         evaluation_seeds: one deployed run each.
-        num_reports: of a deployed run, evenly spaced as far as its decisions are, besides that before the first update.
+        num_reports: of a deployed run, evenly spaced as far as its decisions are, besides that
+            before the first update.
         folder: where the controller is.
 
     Returns:
-        Rows as `run_arm` has them, without `means`, but with `strengths` (after each decision); and `updates_spent` on
-        meta-training, `training` (metrics of each update of the controller).
+        Rows as `run_arm` has them, without `means`, but with `strengths` (after each decision); and
+        `updates_spent` on meta-training, `training` (metrics of each update of the controller).
     """
     meta = dict(env_arguments) | {"num_steps": meta_steps}
     train(
@@ -75,7 +77,9 @@ def controller(
             jel=JELAgentConfig(learning_rate=POLICY_RATE),
         )
     )
-    rows = deployed(load_policy(Path(folder) / "policy"), env_arguments, evaluation_seeds, num_reports)
+    rows = deployed(
+        load_policy(Path(folder) / "policy"), env_arguments, evaluation_seeds, num_reports
+    )
     lines = (Path(folder) / "progress.jsonl").read_text().splitlines()
     spent = num_meta_updates * num_episodes * meta_steps
     return rows, {"updates_spent": spent, "training": [json.loads(line) for line in lines]}
@@ -108,7 +112,9 @@ def deployed(
             "corpus": plant.corpus_digest,
             "divergence_reason": reasons[row],
             "steps": [int(steps[row]) for steps, _ in records],
-            "reports": {name: [float(report[name][row]) for _, report in records] for name in records[0][1]},
+            "reports": {
+                name: [float(report[name][row]) for _, report in records] for name in records[0][1]
+            },
             "strengths": [float(values[row]) for values in strengths],
         }
         for row, seed in enumerate(seeds)
@@ -125,31 +131,50 @@ def best_constant(
     cache: str,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Rows:
-    """Chooses the constant strength that the id would pay most for, and runs it on the evaluation seeds.
+    """Chooses the constant strength that the id would pay most for, and runs it on the evaluation
+    seeds.
 
     Returns:
-        Rows as `run_arm` has them; and `chosen`, `table` (of each strength the mean `pay`, and what was true on the
-        tuning seeds, which chose nothing: `pass` and `hack`), `updates_spent` on the choice.
+        Rows as `run_arm` has them; and `chosen`, `table` (of each strength the mean `pay`, and what
+        was true on the tuning seeds, which chose nothing: `pass` and `hack`), `updates_spent` on
+        the choice.
     """
 
     def ran(strength: float, seeds: Sequence[int], name: str) -> list[dict[str, Any]]:
-        positions = {"projection_strength": position_of("projection_strength", strength)} if strength else {}
-        return run_arm(grpo, positions, seeds, num_updates, report_interval, f"{folder}/{name}", cache)[0]
+        positions = (
+            {"projection_strength": position_of("projection_strength", strength)}
+            if strength
+            else {}
+        )
+        return run_arm(
+            grpo, positions, seeds, num_updates, report_interval, f"{folder}/{name}", cache
+        )[0]
 
     table = []
     for strength in strengths:
         rows = ran(strength, tuning_seeds, f"{strength:g}")
-        truth = {key: float(np.mean([row["reports"][key][-1] for row in rows])) for key in ("pass", "hack")}
-        table.append({"strength": strength, "pay": float(np.mean([pay(row) for row in rows])), **truth})
+        truth = {
+            key: float(np.mean([row["reports"][key][-1] for row in rows]))
+            for key in ("pass", "hack")
+        }
+        table.append(
+            {"strength": strength, "pay": float(np.mean([pay(row) for row in rows])), **truth}
+        )
     chosen = max(table, key=lambda entry: entry["pay"])["strength"]
     spent = len(strengths) * len(tuning_seeds) * num_updates
-    return ran(chosen, evaluation_seeds, "chosen"), {"chosen": chosen, "table": table, "updates_spent": spent}
+    return ran(chosen, evaluation_seeds, "chosen"), {
+        "chosen": chosen,
+        "table": table,
+        "updates_spent": spent,
+    }
 
 
 def pay(row: Mapping[str, Any]) -> float:
-    """What the id pays a run per decision, on average: passes of the probe less what is flagged; 1 less if it diverged.
+    """What the id pays a run per decision, on average: passes of the probe less what is flagged; 1
+    less if it diverged.
 
-    The id pays that 1 once and not per decision: here it keeps a strength from being chosen that runs diverge at.
+    The id pays that 1 once and not per decision: here it keeps a strength from being chosen that
+    runs diverge at.
     """
     earned = np.array(row["probe_pass"][1:]) - np.array(row["means"]["flagged"])
     return float(earned.mean()) - (row["divergence_reason"] is not None)

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from train_agents import figures
 
 FloatArray = NDArray[np.float64]
-#: As many as have no divisor in common with the number of colors, so that no two of many arms look alike.
+#: As many as have no divisor in common with the number of colors, so that no two of many arms look
+#: alike.
 MARKERS = "osD^vP*Xph<>d"
 
 
@@ -19,7 +20,11 @@ def pareto_front(points: FloatArray) -> NDArray[np.int64]:
     """Which points (n, 2) of pass and hack rate no other is better than in one and as good in both, by pass rate."""
     kept = []
     for i, (passes, hacks) in enumerate(points):
-        better = (points[:, 0] >= passes) & (points[:, 1] <= hacks) & ((points[:, 0] > passes) | (points[:, 1] < hacks))
+        better = (
+            (points[:, 0] >= passes)
+            & (points[:, 1] <= hacks)
+            & ((points[:, 0] > passes) | (points[:, 1] < hacks))
+        )
         if not better.any():
             kept.append(i)
     return np.array(sorted(kept, key=lambda i: tuple(points[i])), dtype=np.int64)
@@ -31,7 +36,8 @@ def hack_against_pass(
     notes: Mapping[str, str],
     compared: FloatArray,
 ) -> None:
-    """One point per arm and seed, a larger one at an arm's mean, and the Pareto front of all means that are compared.
+    """One point per arm and seed, a larger one at an arm's mean, and the Pareto front of all means
+    that are compared.
 
     The paper's section 6.
 
@@ -42,17 +48,32 @@ def hack_against_pass(
         compared: means of pass and hack rate, (n, 2), of these arms and of others.
     """
     figure, axes = figures.canvas(9.0, max(5.0, 0.36 * len(arms)))
-    from matplotlib.patheffects import withStroke  # after the canvas, which says what to install if there is none
+    from matplotlib.patheffects import (
+        withStroke,
+    )  # after the canvas, which says what to install if there is none
 
     means = np.array([points.mean(0) for points in arms.values()])
     for number, (label, points) in enumerate(arms.items()):
-        style = {"color": figures.color_of(number), "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
-        axes.plot(100 * points[:, 0], 100 * points[:, 1], markersize=4, alpha=0.45, markeredgewidth=0, **style)
+        style = {
+            "color": figures.color_of(number),
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": "",
+        }
+        axes.plot(
+            100 * points[:, 0],
+            100 * points[:, 1],
+            markersize=4,
+            alpha=0.45,
+            markeredgewidth=0,
+            **style,
+        )
         axes.plot(*100 * means[number], label=label, markersize=8, markeredgecolor="black", **style)
         if label in notes:
             place = {"xytext": (7, -14), "textcoords": "offset points", "fontsize": "small"}
             text = axes.annotate(notes[label], tuple(100 * means[number]), zorder=4, **place)
-            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible on what it lies on
+            text.set_path_effects(
+                [withStroke(linewidth=2.5, foreground="white")]
+            )  # legible on what it lies on
     front = 100 * compared[pareto_front(compared)]
     axes.plot(
         front[:, 0],
@@ -74,7 +95,8 @@ def hack_against_pass(
 
 
 def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLike]) -> None:
-    """Histograms of the modules' held-out cosines, a panel per direction (the paper's `cos_align_held`).
+    """Histograms of the modules' held-out cosines, a panel per direction (the paper's
+    `cos_align_held`).
 
     Args:
         path: PNG file.
@@ -82,13 +104,22 @@ def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLi
     """
     columns = min(3, len(panels))
     count = -(-len(panels) // columns)
-    figure, grid = figures.canvas(3.0 * columns + 0.4, 2.4 * count + 0.4, count, columns, sharex=True, sharey=True)
+    figure, grid = figures.canvas(
+        3.0 * columns + 0.4, 2.4 * count + 0.4, count, columns, sharex=True, sharey=True
+    )
     every = list(np.atleast_1d(grid).flat)
     edges = np.linspace(-1.0, 1.0, 21)
     for axes, (title, cosines) in zip(every, panels.items(), strict=False):
         values = np.asarray(cosines, dtype=np.float64)
-        median = float(np.mean([np.median(draw[draw != 0.0]) for draw in values.T]))  # 0: no axis in that module
-        axes.hist(values.ravel(), edges, weights=np.full(values.size, 1.0 / values.shape[1]), color=figures.COLORS[0])
+        median = float(
+            np.mean([np.median(draw[draw != 0.0]) for draw in values.T])
+        )  # 0: no axis in that module
+        axes.hist(
+            values.ravel(),
+            edges,
+            weights=np.full(values.size, 1.0 / values.shape[1]),
+            color=figures.COLORS[0],
+        )
         axes.axvline(median, color=figures.COLORS[1], linewidth=1.4)
         axes.set_title(f"{figures.wrapped(title, 34)}\nmedian {median:.2f}", fontsize="small")
         axes.tick_params(labelbottom=True)
@@ -107,7 +138,8 @@ def curves_with_bands(
     *,
     is_held: bool = False,
 ) -> None:
-    """Rates over the updates of a run in percent from 0 on: the mean over seeds, from the lowest to the highest seed.
+    """Rates over the updates of a run in percent from 0 on: the mean over seeds, from the lowest to
+    the highest seed.
 
     Args:
         path: PNG file.
@@ -122,7 +154,9 @@ def curves_with_bands(
         x, y = np.asarray(steps), 100 * np.asarray(values, dtype=np.float64)
         axes.plot(x, y.mean(0), label=label, **figures.style_of(number), **line)
         if len(y) > 1:
-            axes.fill_between(x, y.min(0), y.max(0), color=figures.color_of(number), **figures.BAND, **band)
+            axes.fill_between(
+                x, y.min(0), y.max(0), color=figures.color_of(number), **figures.BAND, **band
+            )
     if level is not None:
         axes.axhline(100 * level, color="0.45", linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0.0)
@@ -132,9 +166,12 @@ def curves_with_bands(
 
 
 def module_curves(
-    path: str | os.PathLike[str], panels: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel: str = "cosine"
+    path: str | os.PathLike[str],
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    ylabel: str = "cosine",
 ) -> None:
-    """One line per module over the updates of a run, a panel per arm, from dark to light in the modules' order.
+    """One line per module over the updates of a run, a panel per arm, from dark to light in the
+    modules' order.
 
     The paper's section 5, `cos_align` trajectory.
 
@@ -145,7 +182,9 @@ def module_curves(
     """
     columns = min(2, len(panels))
     count = -(-len(panels) // columns)
-    figure, grid = figures.canvas(4.4 * columns + 0.4, 2.7 * count + 0.4, count, columns, sharex=True, sharey=True)
+    figure, grid = figures.canvas(
+        4.4 * columns + 0.4, 2.7 * count + 0.4, count, columns, sharex=True, sharey=True
+    )
     every = list(np.atleast_1d(grid).flat)
     for axes, (title, (steps, values)) in zip(every, panels.items(), strict=False):
         lines = np.asarray(values, dtype=np.float64)

@@ -1,4 +1,5 @@
-"""Figures and README of the projection experiment, from its job files alone; any of them may be missing.
+"""Figures and README of the projection experiment, from its job files alone; any of them may be
+missing.
 
 What was fixed beforehand (hypotheses and their criteria) stands in `projection_claims`.
 """
@@ -78,7 +79,10 @@ MODULES = (
 #: Arms that figures name by the paper's letters.
 LETTERS = {VANILLA: "(a)", MAIN: "(b)", PLAIN: "(c)", MAIN_REBOUND: "(d)"}
 #: Figure -> groups of arms in it; vanilla and the main arm are in both.
-PICTURES = {"hack_against_pass": ("paper", "controls"), "hack_against_pass_more": ("axes", "routing", "detector")}
+PICTURES = {
+    "hack_against_pass": ("paper", "controls"),
+    "hack_against_pass_more": ("axes", "routing", "detector"),
+}
 REBOUND_NOTE = (
     "Rebound's score reads the end of the completion, where the use of a loophole stands: nearly an oracle, which "
     "flatters it. Its additive form at alpha 0.5 has the weight of the paper on projection, not its formula (a cosine "
@@ -136,16 +140,27 @@ def load_jobs(folder: Path) -> dict[str, Job]:
     return {file.stem: read_result(file) for file in sorted(folder.glob("*.json"))}
 
 
-def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> dict[str, str]:
+def draw_figures(
+    folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Scores]
+) -> dict[str, str]:
     """All figures that there are results for, as PNG; key -> file's name."""
     drawn = {}
-    compared = [name for groups in PICTURES.values() for group in groups for name in members(arms, group)]
-    front = np.array([[arms[name]["pass"].mean(), arms[name]["hack"].mean()] for name in compared]).reshape(-1, 2)
+    compared = [
+        name for groups in PICTURES.values() for group in groups for name in members(arms, group)
+    ]
+    front = np.array(
+        [[arms[name]["pass"].mean(), arms[name]["hack"].mean()] for name in compared]
+    ).reshape(-1, 2)
     for key, groups in PICTURES.items():
         shown = list(dict.fromkeys(name for group in groups for name in members(arms, group)))
         if len(shown) > 1:
-            shown = [*(name for name in (VANILLA, MAIN) if name in arms and name not in shown), *shown]
-            points = {label(name): np.stack([arms[name]["pass"], arms[name]["hack"]], 1) for name in shown}
+            shown = [
+                *(name for name in (VANILLA, MAIN) if name in arms and name not in shown),
+                *shown,
+            ]
+            points = {
+                label(name): np.stack([arms[name]["pass"], arms[name]["hack"]], 1) for name in shown
+            }
             notes = {label(name): note for name, note in LETTERS.items() if name in shown}
             drawn[key] = f"{key}.png"
             drawing.hack_against_pass(folder / drawn[key], points, notes, front)
@@ -164,13 +179,23 @@ def draw_figures(folder: Path, jobs: Mapping[str, Job], arms: Mapping[str, Score
             drawing.curves_with_bands(folder / drawn[key], curves, ylabel, level)
     learned = {name: job for name, job in jobs.items() if name.startswith(f"{CONTROLLER}-")}
     if learned:
-        used = {name: np.array([row["strengths"] for row in job["rows"]]) for name, job in learned.items()}
+        used = {
+            name: np.array([row["strengths"] for row in job["rows"]])
+            for name, job in learned.items()
+        }
         ends = {name: job["rows"][0]["steps"][-1] for name, job in learned.items()}
-        curves = {label(n): (np.linspace(0, ends[n], v.shape[1], endpoint=False), v) for n, v in used.items()}
+        curves = {
+            label(n): (np.linspace(0, ends[n], v.shape[1], endpoint=False), v)
+            for n, v in used.items()
+        }
         drawn["strengths"] = "strengths.png"
-        drawing.curves_with_bands(folder / drawn["strengths"], curves, "strength of projection [%]", is_held=True)
+        drawing.curves_with_bands(
+            folder / drawn["strengths"], curves, "strength of projection [%]", is_held=True
+        )
     if "direction" in jobs:
-        panels = {row["direction"]: list(row["cosines"].values()) for row in jobs["direction"]["rows"]}
+        panels = {
+            row["direction"]: list(row["cosines"].values()) for row in jobs["direction"]["rows"]
+        }
         drawn["cosines"] = "cosines.png"
         drawing.cosine_histograms(folder / drawn["cosines"], panels)
     trajectories = {label(name): _module_cosines(jobs[name]) for name in MODULES if name in jobs}
@@ -195,7 +220,8 @@ def report(folder: Path) -> None:
     arms = scored(jobs)
     summary = {
         name: {
-            key: {"mean": float(value.mean()), "sem": sem(value), "seeds": value.tolist()} for key, value in own.items()
+            key: {"mean": float(value.mean()), "sem": sem(value), "seeds": value.tolist()}
+            for key, value in own.items()
         }
         for name, own in arms.items()
     }
@@ -209,7 +235,10 @@ def report(folder: Path) -> None:
 def _facts(jobs: Mapping[str, Job]) -> str:
     facts = next(iter(jobs.values()))["facts"]
     commits = sorted(
-        {str(job["facts"]["commit"])[:12] + (" (changed)" if job["facts"]["dirty"] else "") for job in jobs.values()}
+        {
+            str(job["facts"]["commit"])[:12] + (" (changed)" if job["facts"]["dirty"] else "")
+            for job in jobs.values()
+        }
     )
     return f"`{' '.join(['python', *facts['command']])}` at {', '.join(commits)}"
 
@@ -222,7 +251,9 @@ def _halves(sides: Mapping[str, Any]) -> list[str]:
     return [note, halves_table(sides)]
 
 
-def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[str, str]) -> list[str]:
+def _parts(
+    jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[str, str]
+) -> list[str]:
     made = _facts(jobs)
 
     def picture(key: str) -> list[str]:
@@ -232,10 +263,16 @@ def _parts(jobs: Mapping[str, Job], arms: Mapping[str, Scores], drawn: Mapping[s
     trained = jobs.get(VANILLA) or next((job for name, job in jobs.items() if name in arms), None)
     seeds = ", ".join(str(row["seed"]) for row in trained["rows"]) if trained else ""
     diverged = {
-        name: sum(row["divergence_reason"] is not None for row in jobs[name]["rows"]) for name in arms if name in jobs
+        name: sum(row["divergence_reason"] is not None for row in jobs[name]["rows"])
+        for name in arms
+        if name in jobs
     }
     lost = ", ".join(f"{label(name)} ({count})" for name, count in diverged.items() if count)
-    setting = trained["configuration"].get("grpo") or trained["configuration"].get("env_arguments") if trained else {}
+    setting = (
+        trained["configuration"].get("grpo") or trained["configuration"].get("env_arguments")
+        if trained
+        else {}
+    )
     parts = [
         "# Gradient projection against reward hacking",
         f"Command: {made}  \nStudent sha256: `{facts['corpus']}`  \nSeeds of the arms: {seeds}  \n"

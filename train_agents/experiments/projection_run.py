@@ -1,8 +1,10 @@
-"""One arm: GRPO runs of several seeds, stacked as rows, under a panel that is held constant, and what became of them.
+"""One arm: GRPO runs of several seeds, stacked as rows, under a panel that is held constant, and
+what became of them.
 
-At regular intervals the runs are asked what is true of them on held-out problems; between, the means of the gauges over
-all updates are kept. What is known so far is saved with the plant's snapshot: an interrupted arm goes on at its last
-report, bitwise as if it had never stopped, since a plant's draws are functions of seed and step.
+At regular intervals the runs are asked what is true of them on held-out problems; between, the
+means of the gauges over all updates are kept. What is known so far is saved with the plant's
+snapshot: an interrupted arm goes on at its last report, bitwise as if it had never stopped, since a
+plant's draws are functions of seed and step.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from train_agents.logs import progress
 from train_agents.results import Rows
 
 FloatArray = NDArray[np.float64]
-#: True rates of the rollouts that are kept; those of a single loophole are not, for an update may have no such prompt.
+#: True rates of the rollouts that are kept; those of a single loophole are not, for an update may
+#: have no such prompt.
 TRAINED = ("hack", "correct", "channel")
-#: Means over all updates since the last report; true rates of the rollouts under names with `train_`.
+#: Means over all updates since the last report; true rates of the rollouts under names with
+#: `train_`.
 MEANS = (*UPDATE_GAUGES, "gradient_norm", *(f"train_{name}" for name in TRAINED))
-#: Stands for what overflowed, in JSON (a run that diverged may be infinitely far from where it began).
+#: Stands for what overflowed, in JSON (a run that diverged may be infinitely far from where it
+#: began).
 LARGEST = 1e6
 #: Updates of warmup before the cosine (the paper's amendment b).
 WARMUP_UPDATES = 10
@@ -55,20 +60,30 @@ class Recording:
     Attributes:
         plant: the runs.
         interval: updates between reports.
-        records: of every report: `step`, `report` (deployed), `knob_on` (with the quarantine, of an arm that routes),
-            `probe_pass`, and, but for the first, `means` and `module_cos` (since the one before; the second 0 if
-            there was no update); numbers are lists of one per row.
+        records: of every report: `step`, `report` (deployed), `knob_on` (with the quarantine, of an
+            arm that routes), `probe_pass`, and, but for the first, `means` and `module_cos` (since
+            the one before; the second 0 if there was no update); numbers are lists of one per row.
     """
 
     def __init__(
-        self, plant: GRPOPlant, seeds: Sequence[int], positions: Mapping[str, float], interval: int, checkpoint: Path
+        self,
+        plant: GRPOPlant,
+        seeds: Sequence[int],
+        positions: Mapping[str, float],
+        interval: int,
+        checkpoint: Path,
     ) -> None:
         """Begins the runs, or goes on with those of the checkpoint.
 
         Raises:
             ValueError: if the checkpoint is of other runs.
         """
-        self.plant, self.interval, self._seeds, self._checkpoint = plant, interval, list(seeds), checkpoint
+        self.plant, self.interval, self._seeds, self._checkpoint = (
+            plant,
+            interval,
+            list(seeds),
+            checkpoint,
+        )
         self._about = {"seeds": list(seeds), "positions": dict(positions), "interval": interval}
         self.records: list[dict[str, Any]] = []
         plant.measure(())
@@ -76,7 +91,9 @@ class Recording:
             self._resume()
             return
         plant.reset([run_seed(seed) for seed in seeds])
-        given = np.array([[positions.get(name, 0.0) for name in plant.panel.names]] * plant.num_rows)
+        given = np.array(
+            [[positions.get(name, 0.0) for name in plant.panel.names]] * plant.num_rows
+        )
         plant.panel.move(given, np.ones(plant.num_rows, dtype=bool))
         self._report({})
 
@@ -97,7 +114,12 @@ class Recording:
             window = plant.advance(np.ones_like(rows))
             moved = plant.steps > before
             seen = np.concatenate(
-                [window.gauges[:, : len(UPDATE_GAUGES)], window.gradient_norm[:, None], window.privileged[:, chosen]], 1
+                [
+                    window.gauges[:, : len(UPDATE_GAUGES)],
+                    window.gradient_norm[:, None],
+                    window.privileged[:, chosen],
+                ],
+                1,
             )
             sums[moved] += seen[moved]
             cosines[moved] += plant.module_cos.double().numpy()[moved]
@@ -118,7 +140,12 @@ class Recording:
         plant.measure(("probe",))
         probe_pass = 1.0 - plant.advance(np.zeros(plant.num_rows, dtype=np.int64)).probe_loss
         plant.measure(())
-        record = {"step": step, "report": _listed(plant.report()), "probe_pass": probe_pass.tolist(), **more}
+        record = {
+            "step": step,
+            "report": _listed(plant.report()),
+            "probe_pass": probe_pass.tolist(),
+            **more,
+        }
         if plant.config.route:
             record["knob_on"] = _listed(plant.report(deployed=False))
         self.records.append(record)
@@ -140,16 +167,20 @@ class Recording:
         self.records = list(found.metadata["records"])
 
     def rows(self) -> list[dict[str, Any]]:
-        """A dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves over those steps.
+        """A dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves over
+        those steps.
 
-        `reports`, `knob_on` (of an arm that routes) and `probe_pass` have one number per step, `means` one less.
+        `reports`, `knob_on` (of an arm that routes) and `probe_pass` have one number per step,
+        `means` one less.
         """
         plant, result = self.plant, []
         for row, seed in enumerate(self._seeds):
             entry: dict[str, Any] = {
                 "seed": seed,
                 "corpus": plant.corpus_digest,
-                "divergence_reason": DIVERGENCE_REASONS[plant.divergence[row]] if plant.divergence[row] else None,
+                "divergence_reason": DIVERGENCE_REASONS[plant.divergence[row]]
+                if plant.divergence[row]
+                else None,
                 "steps": [record["step"] for record in self.records],
                 "probe_pass": [record["probe_pass"][row] for record in self.records],
                 "reports": _curves([record["report"] for record in self.records], row),
@@ -176,7 +207,9 @@ def _listed(values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
 
 
 def _curves(records: Sequence[Mapping[str, list[float]]], row: int) -> dict[str, list[float]]:
-    return {name: [record[name][row] for record in records] for name in (records[0] if records else ())}
+    return {
+        name: [record[name][row] for record in records] for name in (records[0] if records else ())
+    }
 
 
 def shared_grader(cache: str) -> Grader:
@@ -206,12 +239,13 @@ def run_arm(
         report_interval: updates between reports.
         folder: where its checkpoint is.
         cache: file of verdicts, shared with other arms.
-        erases: also report on the final knobs without their part along the direction; nothing is trained for that.
+        erases: also report on the final knobs without their part along the direction; nothing is
+            trained for that.
         grader: None for one with this process's sandbox.
 
     Returns:
-        `Recording.rows`, with `along`, `quarantine_ratio` of an arm that routes (its length / the knobs'), and
-        `erased` (a report's numbers) where asked for; and nothing else.
+        `Recording.rows`, with `along`, `quarantine_ratio` of an arm that routes (its length / the
+        knobs'), and `erased` (a report's numbers) where asked for; and nothing else.
     """
     grader = shared_grader(cache) if grader is None else grader
     config = GRPOConfig(**grpo, lr_schedule=schedule(num_updates))
@@ -225,7 +259,9 @@ def run_arm(
     rows = recording.rows()
     moved = {"along": along(plant)}
     if config.route:
-        moved["quarantine_ratio"] = total_norm(plant.quarantine) / np.maximum(total_norm(plant.knobs), 1e-12)
+        moved["quarantine_ratio"] = total_norm(plant.quarantine) / np.maximum(
+            total_norm(plant.knobs), 1e-12
+        )
     for name, values in _listed(moved).items():
         for row, entry in enumerate(rows):
             entry[name] = values[row]

@@ -1,6 +1,7 @@
 """The tables of the projection experiment, and the sentences beside them, as Markdown.
 
-Past the usual length of a module, because tables share their labels, their note and their way to print a number.
+Past the usual length of a module, because tables share their labels, their note and their way to
+print a number.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ LABELS = {arm.name: arm.label for arm in ARMS} | {
 #: Arms that are run twice as long.
 LONG = frozenset(arm.name for arm in ARMS if arm.length > 1)
 #: Arms in which something is projected.
-PROJECTING = frozenset(arm.name for arm in ARMS if "projection_strength" in arm.values) | {BEST_CONSTANT}
+PROJECTING = frozenset(arm.name for arm in ARMS if "projection_strength" in arm.values) | {
+    BEST_CONSTANT
+}
 #: Beside the arms themselves.
 EXTRA_GROUPS = {"vanilla_erased": "controls", "route_on": "routing", "route_random_on": "routing"}
 TABLE_NOTE = (
@@ -83,7 +86,11 @@ TABLE_NOTE = (
 
 def active_note(arms: Mapping[str, Scores]) -> str:
     """Which arms are active by the paper's sign."""
-    names = [label(name) for name, own in arms.items() if name in PROJECTING and "kl" in own and is_active(own)]
+    names = [
+        label(name)
+        for name, own in arms.items()
+        if name in PROJECTING and "kl" in own and is_active(own)
+    ]
     return f"Active by the paper's sign: {', '.join(names) or 'no arm'}."
 
 
@@ -95,13 +102,21 @@ def label(name: str) -> str:
 
 def members(arms: Mapping[str, Scores], group: str) -> list[str]:
     """The arms of a group that there are numbers of, in the order of the table, the control beside its arm."""
-    names = [arm.name for arm in ARMS if arm.group == group] + [n for n, own in EXTRA_GROUPS.items() if own == group]
+    names = [arm.name for arm in ARMS if arm.group == group] + [
+        n for n, own in EXTRA_GROUPS.items() if own == group
+    ]
     return [name for name in names if name in arms]
 
 
 def _reference(name: str) -> str:
     """The numbers of vanilla that an arm is held against: of the same length, and of as many reports."""
-    return f"{VANILLA}_long" if name in LONG else f"{VANILLA}_end" if name.endswith("_erased") else VANILLA
+    return (
+        f"{VANILLA}_long"
+        if name in LONG
+        else f"{VANILLA}_end"
+        if name.endswith("_erased")
+        else VANILLA
+    )
 
 
 def _spread(values: FloatArray, factor: float = 100.0, digits: int = 1) -> str:
@@ -151,15 +166,20 @@ def mode_table(arms: Mapping[str, Scores]) -> str:
             for mode in TRAINING_MODES
         ]
         trained = _spread(own["train_hack"]) if "train_hack" in own else ""
-        rows.append([label(name), *modes, _spread(own["renamed_hack"]), trained, _spread(own["correct"])])
+        rows.append(
+            [label(name), *modes, _spread(own["renamed_hack"]), trained, _spread(own["correct"])]
+        )
     headers = ["arm", *TRAINING_MODES, "under new names", "in training", "right under a loophole"]
     return markdown_table(headers, rows)
 
 
 #: What the codes of the loopholes stand for.
-MODE_NOTE = "Loopholes: " + ", ".join(f"{mode}: {LOOPHOLES[mode].name}" for mode in TRAINING_MODES) + "."
+MODE_NOTE = (
+    "Loopholes: " + ", ".join(f"{mode}: {LOOPHOLES[mode].name}" for mode in TRAINING_MODES) + "."
+)
 
-#: Target -> what loopholes that a direction does not know are compared with, by arms of the same target.
+#: Target -> what loopholes that a direction does not know are compared with, by arms of the same
+#: target.
 BESIDE_UNKNOWN = {
     "grad": (VANILLA, LABELLED, MAIN, RANDOM),
     "update": (VANILLA, LABELLED_TRUE, TRUE, RANDOM_TRUE),
@@ -176,7 +196,11 @@ def unknown_table(arms: Mapping[str, Scores]) -> str:
         if not columns:
             continue
         shown = (arm.name, *BESIDE_UNKNOWN[arm.grpo.get("target", "grad")])
-        means = {name: np.mean([arms[name][column] for column in columns], 0) for name in shown if name in arms}
+        means = {
+            name: np.mean([arms[name][column] for column in columns], 0)
+            for name in shown
+            if name in arms
+        }
         line = [label(arm.name), ", ".join(arm.unknown_modes)]
         line += [_spread(means[name]) if name in means else "" for name in shown]
         fewer = ""
@@ -219,7 +243,11 @@ def question_table(arms: Mapping[str, Scores]) -> str:
 
 def hypothesis_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str:
     """The falsification report of section 7."""
-    findings = [finding for hack in (HACK, RENAMED) for finding in (h1(arms, hack), h3(arms, hack), h4(jobs, hack))]
+    findings = [
+        finding
+        for hack in (HACK, RENAMED)
+        for finding in (h1(arms, hack), h3(arms, hack), h4(jobs, hack))
+    ]
     rows = [[found.name, found.claim, found.verdict, found.evidence] for found in findings]
     return markdown_table(["hypothesis", "claim", "verdict", "evidence"], rows)
 
@@ -243,7 +271,11 @@ def signal_note(arms: Mapping[str, Scores]) -> str:
     parts = {name: arms[name]["mean_c"] / np.maximum(arms[name]["mean_positive_c"], 1e-30)
              for name in (VANILLA, MAIN, RANDOM, LABELLED, LABELLED_TRUE) if name in arms}  # fmt: skip
     own = parts.pop(VANILLA)
-    interval = f" [{', '.join(f'{100 * end:.1f}' for end in mean_interval(own)[1:])}]" if len(own) > 1 else ""
+    interval = (
+        f" [{', '.join(f'{100 * end:.1f}' for end in mean_interval(own)[1:])}]"
+        if len(own) > 1
+        else ""
+    )
     others = "; ".join(f"{label(name)}: {_spread(part)}" for name, part in parts.items())
     return (
         "Mean c / mean relu(c), in percent: what the steps have in common of what one side takes out, 0 if it is "
@@ -281,7 +313,14 @@ def direction_table(job: Job) -> str:
 def halves_table(sides: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """What the hacks and the clean programs give to a direction."""
     rows = [
-        [contrast, side, *(f"{numbers[key]:.3f}" for key in ("nats", "norm", "norm_of_one", "cosine", "module_cosine"))]
+        [
+            contrast,
+            side,
+            *(
+                f"{numbers[key]:.3f}"
+                for key in ("nats", "norm", "norm_of_one", "cosine", "module_cosine")
+            ),
+        ]
         for contrast, halves in sides.items()
         for side, numbers in halves.items()
     ]
@@ -305,13 +344,21 @@ def controller_table(jobs: Mapping[str, Job], arms: Mapping[str, Scores]) -> str
             _, low, high = mean_interval(score)
             interval = f" [{100 * low:.1f}, {100 * high:.1f}]"
         strengths = [row["strengths"] for row in job["rows"] if "strengths" in row]
-        used = f"{np.mean(strengths):.2f} ({np.min(strengths):.2f} to {np.max(strengths):.2f})" if strengths else ""
+        used = (
+            f"{np.mean(strengths):.2f} ({np.min(strengths):.2f} to {np.max(strengths):.2f})"
+            if strengths
+            else ""
+        )
         spent = job["extra"].get("updates_spent", 0)
         versus = []
         for other in (VANILLA, PLAIN, BEST_CONSTANT):
             known = name in learned and other in arms and len(score) > 1
             versus.append(_interval(paired(safe_pass(arms[other]), score)) if known else "")
-        line = [titles.get(name, label(name)), f"{100 * score.mean():.1f}{interval}", _spread(own["hack"])]
+        line = [
+            titles.get(name, label(name)),
+            f"{100 * score.mean():.1f}{interval}",
+            _spread(own["hack"]),
+        ]
         rows.append([*line, _spread(own["pass"]), used, f"{spent:,}", *versus])
     headers = ["strength", "pass less hack %", "hack %", "pass %", "mean strength used (range), of 1",
                "updates spent beforehand", "above never on", "above always on", "above the best constant"]  # fmt: skip

@@ -1,16 +1,18 @@
-"""The experiments of "Reward-Driven Training Control": `python -m train_agents.experiments.sidecar`.
+"""The experiments of "Reward-Driven Training Control": `python -m
+train_agents.experiments.sidecar`.
 
-The Sidecar learns beside the run that it steers, so there is nothing to train beforehand: an arm is one population,
-a row per seed, compared by seed on held-out bits per byte at equal tokens. The default configuration was fixed before
-any reported arm (`sidecar_arms.DEFAULT`); beside it stand the best constant rate and the best schedule of a sweep,
-chosen by the probe loss on tuning seeds.
+The Sidecar learns beside the run that it steers, so there is nothing to train beforehand: an arm is
+one population, a row per seed, compared by seed on held-out bits per byte at equal tokens. The
+default configuration was fixed before any reported arm (`sidecar_arms.DEFAULT`); beside it stand
+the best constant rate and the best schedule of a sweep, chosen by the probe loss on tuning seeds.
 
-    foundational   attached against detached (section 3), the price of exploring alone, and what a sweep finds
-    rewards        what the Sidecar hears (sections 4 and 9), on seeds of their own; and how much of it is noise
-    backward       the four backward-pass channels (section 6)
+    foundational   attached against detached (section 3), the price of exploring alone, and what a
+    sweep finds rewards        what the Sidecar hears (sections 4 and 9), on seeds of their own; and
+    how much of it is noise backward       the four backward-pass channels (section 6)
     caps           a cap that binds at the start, and a wrong neutral (sections 6 and 8)
     layer_lr       a learning rate per layer alone (section 7)
-    weight_decay   a coefficient per tensor on a run five times as long, and what it did to the weights (section 5)
+    weight_decay   a coefficient per tensor on a run five times as long, and what it did to the
+    weights (section 5)
 
 Interrupted, the same command goes on where it stopped, in the middle of a run, too.
 """
@@ -82,8 +84,21 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Refuses counts below 1."""
-        steps = ("num_steps", "long_steps", "batch_tokens", "sequence_length", "eval_tokens", "eval_interval")
-        counts = ("num_traces", "num_evaluation_seeds", "num_tuning_seeds", "num_reward_seeds", "num_probe_batches")
+        steps = (
+            "num_steps",
+            "long_steps",
+            "batch_tokens",
+            "sequence_length",
+            "eval_tokens",
+            "eval_interval",
+        )
+        counts = (
+            "num_traces",
+            "num_evaluation_seeds",
+            "num_tuning_seeds",
+            "num_reward_seeds",
+            "num_probe_batches",
+        )
         signal = ("signal_batches", "signal_noise_steps")
         check_counts(self, *steps, *counts, *signal, "hidden_size", "num_workers")
 
@@ -110,7 +125,10 @@ class ExperimentConfig:
 
 def constant_configurations() -> dict[str, dict[str, Any]]:
     """Constant rates."""
-    return {f"x{m:g}": {"base_lr": DEFAULT["base_lr"] * m, "schedule": Constant()} for m in CONSTANT_MULTIPLIERS}
+    return {
+        f"x{m:g}": {"base_lr": DEFAULT["base_lr"] * m, "schedule": Constant()}
+        for m in CONSTANT_MULTIPLIERS
+    }
 
 
 def schedule_configurations(num_steps: int) -> dict[str, dict[str, Any]]:
@@ -133,7 +151,8 @@ def signal(env_arguments: Mapping[str, Any], seed: int, **sizes: Any) -> Rows:
 
 
 def forensics(ours: str, reference: str, control: str, result: str, seeds: Sequence[int]) -> Rows:
-    """Compares the final weights of two runs of the same seeds, and asks what predicts the dial's final positions.
+    """Compares the final weights of two runs of the same seeds, and asks what predicts the dial's
+    final positions.
 
     How far two runs come apart although neither has the dial, `control` of every row says.
 
@@ -144,7 +163,10 @@ def forensics(ours: str, reference: str, control: str, result: str, seeds: Seque
         result: result file of `ours`, which has the final positions.
         seeds: one per row.
     """
-    states = [snapshots.load(checkpoints(Path(folder), "step")[-1] / "env") for folder in (ours, reference, control)]
+    states = [
+        snapshots.load(checkpoints(Path(folder), "step")[-1] / "env")
+        for folder in (ours, reference, control)
+    ]
     extra = read_result(result)["extra"]
     rows = []
     for row, seed in enumerate(seeds):
@@ -154,7 +176,9 @@ def forensics(ours: str, reference: str, control: str, result: str, seeds: Seque
             if name.startswith("weight_decay/layer.")
         }
         with_dial, without, other = (body(state, row) for state in states)
-        apart = {key: value for key, value in differences(without, other).items() if key != "tensors"}
+        apart = {
+            key: value for key, value in differences(without, other).items() if key != "tensors"
+        }
         rows.append({"seed": seed} | compare_runs(with_dial, without, choices) | {"control": apart})
     return rows, {"steps": [int(state.tensors["window/steps"].max()) for state in states]}
 
@@ -209,7 +233,8 @@ def late_jobs(config: ExperimentConfig) -> list[Job]:
     names = ("long_weight_decay", "long_foundational", "long_detached")
     files = [config.out / "jobs" / f"{name}.json" for name in names]
     if not all(
-        file.exists() and checkpoints(config.runs / name, "step") for name, file in zip(names, files, strict=True)
+        file.exists() and checkpoints(config.runs / name, "step")
+        for name, file in zip(names, files, strict=True)
     ):
         return []
     ours, reference, control = (str(config.runs / name) for name in names)
@@ -224,7 +249,9 @@ def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
     num_steps = config.long_steps if arm.long else config.num_steps
     seeds = config.reward_seeds if arm.seeds == "reward" else config.evaluation_seeds
     positions = {name: position_of(name, value) for name, value in arm.initial_value.items()}
-    sidecar = {"hidden_size": config.hidden_size, **arm.sidecar} | ({"initial_mean": positions} if positions else {})
+    sidecar = {"hidden_size": config.hidden_size, **arm.sidecar} | (
+        {"initial_mean": positions} if positions else {}
+    )
     online = OnlineConfig(
         env=ENV,
         seeds=len(seeds),

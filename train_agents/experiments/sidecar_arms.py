@@ -11,9 +11,9 @@ import numpy as np
 from hpenv.channels import CHANNELS
 
 ENV = "TrainLoop-Cell-v0"
-#: What is not under a Sidecar's control, and where its cells start; fixed before any reported arm. Rate and decay are
-#: those of torch's AdamW. Pilots of the Sidecar's noise and rate ran on seeds 2000-2002, scored by held-out bits per
-#: byte, so that those seeds tell nothing of it any more.
+#: What is not under a Sidecar's control, and where its cells start; fixed before any reported arm.
+#: Rate and decay are those of torch's AdamW. Pilots of the Sidecar's noise and rate ran on seeds
+#: 2000-2002, scored by held-out bits per byte, so that those seeds tell nothing of it any more.
 DEFAULT: dict[str, Any] = {
     "preset": "cell11",
     "optimizer": "adamw",
@@ -28,7 +28,8 @@ FIRST_EVALUATION_SEED, FIRST_TUNING_SEED, FIRST_REWARD_SEED = 1000, 2000, 4000
 CONSTANT_MULTIPLIERS, SCHEDULE_MULTIPLIERS = (0.3, 1.0, 3.0, 10.0), (1.0, 3.0, 10.0)
 #: Part of a run's steps that a swept schedule warms up for; 2 % as Haegele et al. 2024.
 WARMUP_FRACTION = 0.02
-#: Where a cap binds at the start: 1.5 times the root mean square of a token's first, normed embedding.
+#: Where a cap binds at the start: 1.5 times the root mean square of a token's first, normed
+#: embedding.
 BINDING_CAP = 1.5
 #: Section 6: what a gate does whose neutral is read as a probability.
 WRONG_NEUTRAL = 0.6
@@ -91,12 +92,20 @@ def _rewarded(
 
 
 _CAP = {"channels": (("state_norm_cap", "layer"),)}
-#: So little exploration that caps which start dormant stay so: the arms differ in where the caps start, not in noise.
+#: So little exploration that caps which start dormant stay so: the arms differ in where the caps
+#: start, not in noise.
 _QUIET = {"initial_std": {"clip": 0.01}}
-#: Terms that answer after different delays: a credit of the two rewards from an action's own on holds them all.
+#: Terms that answer after different delays: a credit of the two rewards from an action's own on
+#: holds them all.
 _RICH = {"loss_change": 1.0, "stability": 1.0, "budget": 0.01, "late_divergence": 1.0}
-#: One rate, set every 50 steps as in "Just Enough Learning", on the change of the mean loss of 50 steps.
-_WINDOWED = {"interval": 50, "channels": (("lr", "run"),), "observation": "progress", "num_registers": 0}
+#: One rate, set every 50 steps as in "Just Enough Learning", on the change of the mean loss of 50
+#: steps.
+_WINDOWED = {
+    "interval": 50,
+    "channels": (("lr", "run"),),
+    "observation": "progress",
+    "num_registers": 0,
+}
 _WINDOWED_SIDECAR = {"delay": 0, "horizon": 2, "evidence": 0.0, "initial_std": {"scale": 0.2}}
 DETACHED = {"attached": False}
 #: The most wanted first, but for those of the long runs, which come last of all.
@@ -116,7 +125,10 @@ ARMS: tuple[Arm, ...] = (
     _rewarded("reward_interval", _WINDOWED_SIDECAR, env_kwargs=_WINDOWED),
     _rewarded("reward_credit", {"delay": 0, "horizon": 2}),
     _rewarded("reward_population", {"baseline": "population"}, group=0),
-    *(_rewarded(f"reward_population-{n}", {"baseline": "population"}, group=n) for n in range(1, 5)),
+    *(
+        _rewarded(f"reward_population-{n}", {"baseline": "population"}, group=n)
+        for n in range(1, 5)
+    ),
     _rewarded("reward_common", {"common": True}),
     Arm("backward_grad_skip", {"channels": "grad_skip"}),
     Arm("backward_grad_gate", {"channels": "grad_gate"}),

@@ -1,7 +1,8 @@
-"""What the Sidecar's experiments compare, what the paper says about it, and whether the numbers agree.
+"""What the Sidecar's experiments compare, what the paper says about it, and whether the numbers
+agree.
 
-Held-out bits per byte are what is measured; perplexity is 2^bpb, per byte. A small percentage of bits is bpb ln 2 times
-as large a percentage of perplexity: less than twice below 2.9 bits.
+Held-out bits per byte are what is measured; perplexity is 2^bpb, per byte. A small percentage of
+bits is bpb ln 2 times as large a percentage of perplexity: less than twice below 2.9 bits.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ CLAIMS = (
 
 
 def scores(job: Job, step: int | None = None) -> Scores:
-    """Held-out bits per byte of each seed, at the end or at the point of the curve nearest to a step.
+    """Held-out bits per byte of each seed, at the end or at the point of the curve nearest to a
+    step.
 
     A run that has diverged by then counts as a uniform guess over bytes, 8.
     """
@@ -152,8 +154,11 @@ def scores(job: Job, step: int | None = None) -> Scores:
     return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
-def advantage(ours: Scores, reference: Scores, unit: Literal["bpb", "perplexity"]) -> list[float] | None:
-    """By which part we lie below the reference, paired over the seeds both have: mean, and 95 % interval if it exists.
+def advantage(
+    ours: Scores, reference: Scores, unit: Literal["bpb", "perplexity"]
+) -> list[float] | None:
+    """By which part we lie below the reference, paired over the seeds both have: mean, and 95 %
+    interval if it exists.
 
     Returns:
         [mean, low, high], [mean] with one seed in common, or None without any.
@@ -173,7 +178,13 @@ def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
     for name in (name for name in LABELS if name in jobs):
         ours = scores(jobs[name])
         values = np.array(list(ours.values()))
-        references = {r for _, arms, compared in EXPERIMENTS.values() if name in arms for r in compared if r in jobs}
+        references = {
+            r
+            for _, arms, compared in EXPERIMENTS.values()
+            if name in arms
+            for r in compared
+            if r in jobs
+        }
         summary[name] = {
             "seeds": list(ours),
             "bpb": float(values.mean()),
@@ -181,7 +192,10 @@ def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
             "interval": list(mean_interval(values)[1:]) if len(values) > 1 else None,
             "diverged": sum(row["divergence_reason"] is not None for row in jobs[name]["rows"]),
             "versus": {
-                reference: {unit: advantage(ours, scores(jobs[reference]), unit) for unit in ("bpb", "perplexity")}
+                reference: {
+                    unit: advantage(ours, scores(jobs[reference]), unit)
+                    for unit in ("bpb", "perplexity")
+                }
                 for reference in sorted(references - {name})
             },
             "agent_ms": jobs[name]["extra"].get("agent_ms"),
@@ -214,14 +228,20 @@ def verdict(found: Sequence[float] | None, claim: Claim) -> str:
             return "no, better"
         if high < 0.0:
             return "yes, worse"
-        return f"yes, not by {100 * NOT_BETTER_MARGIN:g} %" if high < NOT_BETTER_MARGIN else "undecided"
+        return (
+            f"yes, not by {100 * NOT_BETTER_MARGIN:g} %"
+            if high < NOT_BETTER_MARGIN
+            else "undecided"
+        )
     sign = 1.0 if claim.direction == "better" else -1.0
     low, high = sorted((sign * low, sign * high))
     if high < 0.0:
         return "no, the reverse"
     size = None if claim.number is None else sign * claim.number
     if low <= 0.0:
-        return "undecided" if size is None or high >= size else "refuted: no difference of that size"
+        return (
+            "undecided" if size is None or high >= size else "refuted: no difference of that size"
+        )
     if size is None:
         return "yes"
     return "direction, not size" if high < size else "yes, more" if low > size else "yes"

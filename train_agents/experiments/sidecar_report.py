@@ -1,7 +1,9 @@
-"""Tables and figures of the Sidecar's experiments, from their job files alone; any of them may be missing.
+"""Tables and figures of the Sidecar's experiments, from their job files alone; any of them may be
+missing.
 
-Bits per byte and perplexity both stand in every table, so that nobody takes one for the other. Tables and figures stand
-together, past the usual length of a module, as each is a few lines about the same jobs.
+Bits per byte and perplexity both stand in every table, so that nobody takes one for the other.
+Tables and figures stand together, past the usual length of a module, as each is a few lines about
+the same jobs.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def load_jobs(folder: Path) -> dict[str, Job]:
 def _percent(found: Sequence[float] | None) -> str:
     if found is None:
         return ""
-    interval = f" [{100 * found[1]:+.2f}, {100 * found[2]:+.2f}]" if len(found) == 3 else " (one seed)"
+    interval = (
+        f" [{100 * found[1]:+.2f}, {100 * found[2]:+.2f}]" if len(found) == 3 else " (one seed)"
+    )
     return f"{100 * found[0]:+.2f} %{interval}"
 
 
@@ -73,7 +77,11 @@ def arm_table(experiment: str, summary: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name in (name for name in arms if name in summary):
         entry = summary[name]
-        interval = f" [{entry['interval'][0]:.4f}, {entry['interval'][1]:.4f}]" if entry["interval"] else ""
+        interval = (
+            f" [{entry['interval'][0]:.4f}, {entry['interval'][1]:.4f}]"
+            if entry["interval"]
+            else ""
+        )
         line = [LABELS[name], f"{entry['bpb']:.4f}{interval}", f"{entry['perplexity']:.3f}"]
         for reference in references:
             versus = entry["versus"].get(reference, {"bpb": None, "perplexity": None})
@@ -96,7 +104,13 @@ def claim_table(jobs: Mapping[str, Job]) -> str:
         said = claim.direction if claim.number is None else f"{100 * claim.number:+.1f} %"
         measured = [_percent(found["perplexity"]), _percent(found["bpb"])]
         rows.append([claim.text, said, *measured, verdict(found["perplexity"], claim)])
-    headers = ["claim (section)", "the paper's", "measured, perplexity", "measured, bits per byte", "supported"]
+    headers = [
+        "claim (section)",
+        "the paper's",
+        "measured, perplexity",
+        "measured, bits per byte",
+        "supported",
+    ]
     return markdown_table(headers, rows)
 
 
@@ -108,8 +122,13 @@ def price_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         rates = entry["rates"]
         spread = f"{rates['mean']:.2f} ({rates['low']:.2f} to {rates['high']:.2f})" if rates else ""
-        learned = [f"{entry[key]:.3g}" if entry[key] is not None else "" for key in ("advantage_rms", "evidence")]
-        rows.append([f"`{name}`", f"{entry['env_ms']:.1f}", f"{entry['agent_ms']:.1f}", *learned, spread])
+        learned = [
+            f"{entry[key]:.3g}" if entry[key] is not None else ""
+            for key in ("advantage_rms", "evidence")
+        ]
+        rows.append(
+            [f"`{name}`", f"{entry['env_ms']:.1f}", f"{entry['agent_ms']:.1f}", *learned, spread]
+        )
     headers = ["arm", "runs [ms per decision]", "sidecars [ms per decision]", "noise of an advantage, RMS [reward]",
                "evidence at the end", "final rate multipliers, mean (range)"]  # fmt: skip
     return markdown_table(headers, rows)
@@ -119,13 +138,16 @@ def sweep_table(job: Job) -> str:
     """One sweep: what was tried, its probe loss (which chose), its held-out bits on the tuning seeds, and its price."""
     rows = [
         [
-            entry["configuration"] + (" (chosen)" if entry["configuration"] == job["extra"]["chosen"] else ""),
+            entry["configuration"]
+            + (" (chosen)" if entry["configuration"] == job["extra"]["chosen"] else ""),
             f"{entry['probe_loss']:.4f}",
             ", ".join("diverged" if value is None else f"{value:.4f}" for value in entry["bpb"]),
         ]
         for entry in job["extra"]["table"]
     ]
-    table = markdown_table(["configuration", "probe loss [nats]", "held-out bits per byte, per tuning seed"], rows)
+    table = markdown_table(
+        ["configuration", "probe loss [nats]", "held-out bits per byte, per tuning seed"], rows
+    )
     return f"{table}\n\nRuns spent on the choice: {job['extra']['runs_spent']}."
 
 
@@ -156,7 +178,9 @@ def weight_decay_notes(jobs: Mapping[str, Job]) -> list[str]:
                 f"{final['mean']:.3g}); the paper has nearly two orders of magnitude between the cells."
             )
     if "long_weight_decay" in jobs and "long_foundational" in jobs:
-        curves = {name: _mean_curve(jobs[name]) for name in ("long_weight_decay", "long_foundational")}
+        curves = {
+            name: _mean_curve(jobs[name]) for name in ("long_weight_decay", "long_foundational")
+        }
         steps, ours = curves["long_weight_decay"]
         early = (steps > 0) & (steps <= 0.8 * steps[-1])
         behind = int((ours > curves["long_foundational"][1])[early].sum())
@@ -166,27 +190,44 @@ def weight_decay_notes(jobs: Mapping[str, Job]) -> list[str]:
         )
         for name, (_, values) in curves.items():
             late = 100 * (2.0 ** (values[-1] - values.min()) - 1)
-            notes.append(f"{LABELS[name]}: final perplexity {late:.1f} % above its lowest (the paper's loses 25 %).")
+            notes.append(
+                f"{LABELS[name]}: final perplexity {late:.1f} % above its lowest (the paper's loses 25 %)."
+            )
     return notes + (forensic_notes(jobs["forensics"]["rows"]) if "forensics" in jobs else [])
 
 
 def forensic_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Section 5.5 in numbers, and how far runs come apart that differ in something else."""
     cosine, difference, count = (
-        np.mean([row[key] for row in rows]) for key in ("mean_cosine", "mean_relative_difference", "above_095")
+        np.mean([row[key] for row in rows])
+        for key in ("mean_cosine", "mean_relative_difference", "above_095")
     )
-    control = [np.mean([row["control"][key] for row in rows]) for key in ("mean_cosine", "mean_relative_difference")]
+    control = [
+        np.mean([row["control"][key] for row in rows])
+        for key in ("mean_cosine", "mean_relative_difference")
+    ]
     tensors = [
-        (name, entry) for row in rows for name, entry in row["tensors"].items() if entry["cosine"] is not None
+        (name, entry)
+        for row in rows
+        for name, entry in row["tensors"].items()
+        if entry["cosine"] is not None
     ]  # a tensor of zeros has none
-    held = sorted((entry for _, entry in tensors), key=lambda entry: -entry["choice"])[: max(1, len(tensors) // 20)]
+    held = sorted((entry for _, entry in tensors), key=lambda entry: -entry["choice"])[
+        : max(1, len(tensors) // 20)
+    ]
     roles: dict[str, list[float]] = {}
     for name, entry in tensors:
         roles.setdefault(name.rpartition(".")[2], []).append(entry["cosine"])
     means = {role: float(np.mean(values)) for role, values in roles.items()}
     lowest = min(means, key=lambda role: means[role])
-    ranks = [np.mean([entry[key] for _, entry in tensors]) for key in ("effective_rank", "reference_effective_rank")]
-    loss = [100 * np.mean([entry["norm_loss"] for entry in some]) for some in (held, [entry for _, entry in tensors])]
+    ranks = [
+        np.mean([entry[key] for _, entry in tensors])
+        for key in ("effective_rank", "reference_effective_rank")
+    ]
+    loss = [
+        100 * np.mean([entry["norm_loss"] for entry in some])
+        for some in (held, [entry for _, entry in tensors])
+    ]
     return [
         f"Final weights against those without the channel: mean cosine {cosine:.2f} (the paper's 0.88), mean relative "
         f"difference {difference:.2f} (0.49), {count:.1f} tensors with a cosine above 0.95 (0). For scale: of two runs "
@@ -217,10 +258,18 @@ def correlation_table(job: Job) -> str:
     paper = {"frobenius_norm": "-0.20", "std": "-0.04"}
     rows = []
     for key in STATISTICS:
-        values = [row["correlations"][key] for row in job["rows"] if row["correlations"][key] is not None]
-        spread = [f"{np.mean(values):+.2f}", f"{min(values):+.2f} to {max(values):+.2f}"] if values else ["", ""]
+        values = [
+            row["correlations"][key] for row in job["rows"] if row["correlations"][key] is not None
+        ]
+        spread = (
+            [f"{np.mean(values):+.2f}", f"{min(values):+.2f} to {max(values):+.2f}"]
+            if values
+            else ["", ""]
+        )
         rows.append([key.replace("_", " "), *spread, paper.get(key, "weaker than -0.20")])
-    return markdown_table(["property of the tensor", "r, mean over seeds", "range", "the paper's"], rows)
+    return markdown_table(
+        ["property of the tensor", "r, mean over seeds", "range", "the paper's"], rows
+    )
 
 
 def _mean_curve(job: Job) -> tuple[np.ndarray, np.ndarray]:
@@ -243,49 +292,77 @@ def _trajectories(job: Job, channel: str) -> dict[str, dict[str, np.ndarray]]:
         own, _, cell = name.partition("/layer.")
         if own == channel and cell:
             layer, _, tensor = cell.partition(".")
-            panels.setdefault(tensor or "all tensors of a layer", {})[f"layer {layer}"] = CHANNELS[channel].values(
-                means[:, column]
-            )
+            panels.setdefault(tensor or "all tensors of a layer", {})[f"layer {layer}"] = CHANNELS[
+                channel
+            ].values(means[:, column])
     return panels
 
 
-def draw_figures(folder: Path, jobs: Mapping[str, Job], summary: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def draw_figures(
+    folder: Path, jobs: Mapping[str, Job], summary: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     """All figures that there are results for, as PNG; what each shows -> its file's name."""
     drawn = {}
     for experiment, (_, arms, _) in EXPERIMENTS.items():
         curves = {LABELS[name]: _curve(jobs[name]) for name in arms if name in jobs}
         if len(curves) > 1 and shown(experiment, jobs):
             drawn[f"{experiment}_curves"] = f"figure3_{experiment}.png"
-            figures.training_dynamics(folder / f"figure3_{experiment}.png", curves, "held-out bits per byte")
+            figures.training_dynamics(
+                folder / f"figure3_{experiment}.png", curves, "held-out bits per byte"
+            )
     for name, channel, file in (
         ("long_weight_decay", "weight_decay", "figure2_weight_decay.png"),
         ("layer_lr", "lr", "figure5_layer_lr.png"),
     ):
         if name in jobs and (panels := _trajectories(jobs[name], channel)):
             label = f"multiplier of the base {channel.replace('_', ' ').replace('lr', 'rate')}"
-            figures.cell_trajectories(folder / file, jobs[name]["extra"]["trace"]["steps"], panels, label)
+            figures.cell_trajectories(
+                folder / file, jobs[name]["extra"]["trace"]["steps"], panels, label
+            )
             drawn[name] = file
     if "forensics" in jobs:
         points = [entry for row in jobs["forensics"]["rows"] for entry in row["tensors"].values()]
-        means = {key: [row["correlations"][key] for row in jobs["forensics"]["rows"]] for key in STATISTICS}
+        means = {
+            key: [row["correlations"][key] for row in jobs["forensics"]["rows"]]
+            for key in STATISTICS
+        }
         clouds = {}
         for key in STATISTICS:
             known = [value for value in means[key] if value is not None]
-            title = f"{key.replace('_', ' ')}, mean r = {np.mean(known):+.2f}" if known else key.replace("_", " ")
-            clouds[title] = ([entry[key] for entry in points], [entry["choice"] for entry in points])
-        figures.scatter_panels(folder / "figure4_correlations.png", clouds, "final position of the weight decay")
+            title = (
+                f"{key.replace('_', ' ')}, mean r = {np.mean(known):+.2f}"
+                if known
+                else key.replace("_", " ")
+            )
+            clouds[title] = (
+                [entry[key] for entry in points],
+                [entry["choice"] for entry in points],
+            )
+        figures.scatter_panels(
+            folder / "figure4_correlations.png", clouds, "final position of the weight decay"
+        )
         drawn["forensics"] = "figure4_correlations.png"
-    rewards = [name for name in EXPERIMENTS["rewards"][1] if name in summary and summary[name]["interval"]]
+    rewards = [
+        name for name in EXPERIMENTS["rewards"][1] if name in summary and summary[name]["interval"]
+    ]
     if rewards:
-        bars = [(LABELS[name], summary[name]["bpb"], *summary[name]["interval"]) for name in rewards]
-        figures.comparison_bars(folder / "rewards.png", sorted(bars, key=lambda bar: -bar[1]), "held-out bits per byte")
+        bars = [
+            (LABELS[name], summary[name]["bpb"], *summary[name]["interval"]) for name in rewards
+        ]
+        figures.comparison_bars(
+            folder / "rewards.png", sorted(bars, key=lambda bar: -bar[1]), "held-out bits per byte"
+        )
         drawn["rewards"] = "rewards.png"
     if "signal" in jobs:
         series: dict[str, dict[str, float | None]] = {}
         for row in jobs["signal"]["rows"]:
-            series.setdefault(row["reward"], {})[f"{row['channel']}, step {row['step']}"] = row["snr"]
+            series.setdefault(row["reward"], {})[f"{row['channel']}, step {row['step']}"] = row[
+                "snr"
+            ]
         order = sorted({key for values in series.values() for key in values}, key=_by_channel)
-        ordered = {label: {key: values.get(key) for key in order} for label, values in series.items()}
+        ordered = {
+            label: {key: values.get(key) for key in order} for label, values in series.items()
+        }
         figures.logarithmic_dots(folder / "signal.png", ordered, "signal to noise of one step")
         drawn["signal"] = "signal.png"
     return drawn
@@ -310,10 +387,15 @@ def report(folder: Path) -> None:
     print(f"written: {folder}/README.md, summary.json and {len(drawn)} figures")
 
 
-def _parts(jobs: Mapping[str, Job], summary: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, str]) -> list[str]:
+def _parts(
+    jobs: Mapping[str, Job], summary: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, str]
+) -> list[str]:
     facts = next(iter(jobs.values()))["facts"]
     commits = sorted(
-        {str(job["facts"]["commit"])[:12] + (" (changed)" if job["facts"]["dirty"] else "") for job in jobs.values()}
+        {
+            str(job["facts"]["commit"])[:12] + (" (changed)" if job["facts"]["dirty"] else "")
+            for job in jobs.values()
+        }
     )
 
     def picture(key: str) -> list[str]:
@@ -344,8 +426,15 @@ def _parts(jobs: Mapping[str, Job], summary: Mapping[str, Mapping[str, Any]], dr
         if experiment == "rewards":
             parts += picture("rewards")
         if experiment == "weight_decay":
-            parts += ["\n".join(f"- {note}" for note in weight_decay_notes(jobs)), *picture("long_weight_decay")]
-            parts += [correlation_table(jobs["forensics"]), *picture("forensics")] if "forensics" in jobs else []
+            parts += [
+                "\n".join(f"- {note}" for note in weight_decay_notes(jobs)),
+                *picture("long_weight_decay"),
+            ]
+            parts += (
+                [correlation_table(jobs["forensics"]), *picture("forensics")]
+                if "forensics" in jobs
+                else []
+            )
     if "signal" in jobs:
         parts += [
             "## How much of it is signal",

@@ -19,7 +19,8 @@ def sweep(
     evaluation_seeds: Sequence[int],
     heldout_curve: bool = False,
 ) -> Rows:
-    """Chooses the configuration with the lowest mean probe loss on the tuning seeds, and evaluates that one.
+    """Chooses the configuration with the lowest mean probe loss on the tuning seeds, and evaluates
+    that one.
 
     Args:
         env_id: a registered id of a training loop that measures the probe.
@@ -30,8 +31,8 @@ def sweep(
         heldout_curve: evaluate what was chosen on the validation slice after each decision, too.
 
     Returns:
-        Rows of `evaluate_policy` of what was chosen; and `chosen`, `table` (per configuration its mean `probe_loss`
-        [nats per token] and the `bpb` of its runs), `runs_spent` on the choice.
+        Rows of `evaluate_policy` of what was chosen; and `chosen`, `table` (per configuration its
+        mean `probe_loss` [nats per token] and the `bpb` of its runs), `runs_spent` on the choice.
     """
     tried = {
         name: evaluate_policy(None, env_id, {**env_kwargs, **changes}, tuning_seeds)
@@ -45,7 +46,11 @@ def sweep(
     ]
     chosen = {**env_kwargs, **configurations[best]}
     rows = evaluate_policy(None, env_id, chosen, evaluation_seeds, heldout_curve=heldout_curve)
-    return rows, {"chosen": best, "table": table, "runs_spent": len(configurations) * len(tuning_seeds)}
+    return rows, {
+        "chosen": best,
+        "table": table,
+        "runs_spent": len(configurations) * len(tuning_seeds),
+    }
 
 
 def _score(row: Mapping[str, Any]) -> float:

@@ -1,6 +1,7 @@
 r"""A place to run programs written by a model: own process, no files, no network, nothing survives.
 
-`hpenv/posttraining/sandbox/` imports the standard library alone. What it promises, and what not: SECURITY.md.
+`hpenv/posttraining/sandbox/` imports the standard library alone. What it promises, and what not:
+SECURITY.md.
 
 Example:
     >>> from hpenv.posttraining.sandbox import Call, Limits, Sandbox
@@ -11,6 +12,23 @@ Example:
 """
 
 from hpenv.posttraining.sandbox.box import Sandbox
-from hpenv.posttraining.sandbox.jobs import UNSERIALIZABLE, Call, Job, Limits, Outcome, Result, SandboxUnavailable
+from hpenv.posttraining.sandbox.jobs import (
+    UNSERIALIZABLE,
+    Call,
+    Job,
+    Limits,
+    Outcome,
+    Result,
+    SandboxUnavailable,
+)
 
-__all__ = ["UNSERIALIZABLE", "Call", "Job", "Limits", "Outcome", "Result", "Sandbox", "SandboxUnavailable"]
+__all__ = [
+    "UNSERIALIZABLE",
+    "Call",
+    "Job",
+    "Limits",
+    "Outcome",
+    "Result",
+    "Sandbox",
+    "SandboxUnavailable",
+]

@@ -1,7 +1,7 @@
 """Checks the sandbox on this machine: `python -m hpenv.posttraining.sandbox --selfcheck`.
 
-Prints a table of attacks and what came of them; the exit code is 1 if any was not contained, or if the kernel lacks
-what the sandbox needs.
+Prints a table of attacks and what came of them; the exit code is 1 if any was not contained, or if
+the kernel lacks what the sandbox needs.
 """
 
 import argparse
@@ -22,7 +22,11 @@ def selfcheck() -> int:
         for attack in ATTACKS.values():
             contained, outcome = run_attack(box, attack)
             failures += not contained
-            result = "contained" if contained else f"NOT CONTAINED: {outcome.killed_by or outcome.stdout[-300:]!r}"
+            result = (
+                "contained"
+                if contained
+                else f"NOT CONTAINED: {outcome.killed_by or outcome.stdout[-300:]!r}"
+            )
             sys.stdout.write(row(attack.name, textwrap.shorten(attack.tries, 72), result))
             sys.stdout.flush()
     sys.stdout.write(f"{len(ATTACKS) - failures} of {len(ATTACKS)} attacks contained\n")
@@ -31,8 +35,12 @@ def selfcheck() -> int:
 
 def main() -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="python -m hpenv.posttraining.sandbox", description=__doc__)
-    parser.add_argument("--selfcheck", action="store_true", required=True, help="attack the sandbox on this machine")
+    parser = argparse.ArgumentParser(
+        prog="python -m hpenv.posttraining.sandbox", description=__doc__
+    )
+    parser.add_argument(
+        "--selfcheck", action="store_true", required=True, help="attack the sandbox on this machine"
+    )
     parser.parse_args()
     try:
         sys.exit(min(selfcheck(), 1))

@@ -23,10 +23,11 @@ def _refuse(constant: str) -> None:
 
 
 def decode(line: bytes, limit: int) -> list[Any]:
-    """Decodes one line into a list of plain values; raises `ValueError` or `RecursionError` for anything else.
+    """Decodes one line into a list of plain values; raises `ValueError` or `RecursionError` for
+    anything else.
 
-    NaN and infinities are refused, in each of their spellings (1e999 too), and so are integers of more digits than
-    Python converts.
+    NaN and infinities are refused, in each of their spellings (1e999 too), and so are integers of
+    more digits than Python converts.
     """
     content = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
     if type(content) is not list:
@@ -45,8 +46,9 @@ def _finite(text: str) -> float:
 def read_answers(content: bytes, num_calls: int, limit: int) -> Answers:
     """Reads all that came through the answers' pipe.
 
-    A last line without its end was cut off when the program died, and is left out. Any other line that is malformed,
-    out of order or one too many shows that the program wrote to the pipe itself: then all its answers are void.
+    A last line without its end was cut off when the program died, and is left out. Any other line
+    that is malformed, out of order or one too many shows that the program wrote to the pipe itself:
+    then all its answers are void.
 
     Args:
         content: the bytes.
@@ -57,7 +59,9 @@ def read_answers(content: bytes, num_calls: int, limit: int) -> Answers:
     if not lines or lines[0] != b'["ready"]':
         failure = ""
         if lines:
-            _, failure = decode(lines[0], limit)  # written by our own code: the program was not read yet
+            _, failure = decode(
+                lines[0], limit
+            )  # written by our own code: the program was not read yet
         return Answers(False, failure, False, (), "")
     compiled, uncaught = False, ""
     returned: list[Result] = []

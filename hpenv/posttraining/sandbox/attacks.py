@@ -1,9 +1,10 @@
 """Attacks on the sandbox, as a table: the self-check runs them all, and so do the tests.
 
-An attack is a program. Everything forbidden goes through `attempt`, which prints "refused" and the exception, "BREACH"
-and what was gained, or "BROKEN" where the attack itself is at fault. An attack is contained when there is evidence
-that it tried, nothing says BREACH or BROKEN, the bait is untouched, and what its row expects has come about. The
-attacks on the verdict look for a token that only the parent knows.
+An attack is a program. Everything forbidden goes through `attempt`, which prints "refused" and the
+exception, "BREACH" and what was gained, or "BROKEN" where the attack itself is at fault. An attack
+is contained when there is evidence that it tried, nothing says BREACH or BROKEN, the bait is
+untouched, and what its row expects has come about. The attacks on the verdict look for a token that
+only the parent knows.
 
 One table in one file, long as it is: its rows are data.
 """
@@ -75,7 +76,11 @@ def run_attack(box: Sandbox, attack: Attack) -> tuple[bool, Outcome]:
         outcome = box.run(attack.program(bait), attack.calls, attack.scratch)
         contained = attack.contained(outcome, bait)
     after = box.run("def f(x):\n    return [x]\n", [Call("f", (1,))])
-    healthy = after.exit_code == 0 and [result.value for result in after.returned] == [[1]] and not after.files
+    healthy = (
+        after.exit_code == 0
+        and [result.value for result in after.returned] == [[1]]
+        and not after.files
+    )
     return contained and healthy, outcome
 
 

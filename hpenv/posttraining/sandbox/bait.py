@@ -48,7 +48,10 @@ class Bait:
     def untouched(self) -> bool:
         """Returns whether the folder is as it was and nobody has connected."""
         secret = self.folder / "secret.txt"
-        if sorted(os.listdir(self.folder)) != ["secret.txt", "socket"] or secret.read_text() != self.token:
+        if (
+            sorted(os.listdir(self.folder)) != ["secret.txt", "socket"]
+            or secret.read_text() != self.token
+        ):
             return False
         if secret.stat().st_mode & 0o777 != 0o600 or secret.stat().st_mtime != 1e9:
             return False

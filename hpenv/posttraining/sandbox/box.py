@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.posttraining.sandbox.jobs import Call, Job, Limits, Outcome, Result, SandboxUnavailable, check_num_workers
+from hpenv.posttraining.sandbox.jobs import (
+    Call,
+    Job,
+    Limits,
+    Outcome,
+    Result,
+    SandboxUnavailable,
+    check_num_workers,
+)
 from hpenv.posttraining.sandbox.worker import PATIENCE, SCRATCH_PERIOD, ZYGOTE, Run, Worker
 
 #: Run once by every new zygote: opens a file, a socket and a process. Each has to be refused.
@@ -28,16 +36,19 @@ def proof(path):
 
 
 class Sandbox:
-    """Runs hostile programs, each in a process of its own that can compute, print and answer, and nothing else.
+    """Runs hostile programs, each in a process of its own that can compute, print and answer, and
+    nothing else.
 
-    May be used from several threads (one `run_many` waits for the other), not from a forked copy of this process.
+    May be used from several threads (one `run_many` waits for the other), not from a forked copy of
+    this process.
 
     Args:
         limits: what every program may use.
         num_workers: programs that run at once; one zygote process each.
 
     Raises:
-        SandboxUnavailable: the kernel lacks something, or a layer did not hold. Nothing was executed then.
+        SandboxUnavailable: the kernel lacks something, or a layer did not hold. Nothing was
+            executed then.
         ValueError: for other limits than `Limits`, or a number of workers below 1.
     """
 
@@ -47,7 +58,9 @@ class Sandbox:
             raise ValueError(f"limits must be Limits; got {limits!r}")
         missing = kernel.missing_support(syscalls.NUMBERS)
         if missing:
-            raise SandboxUnavailable("programs cannot be executed safely here; missing: " + "; ".join(missing))
+            raise SandboxUnavailable(
+                "programs cannot be executed safely here; missing: " + "; ".join(missing)
+            )
         self.limits = limits or Limits()
         self._workers: list[Worker] = []
         self._owner = os.getpid()
@@ -67,7 +80,10 @@ class Sandbox:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -80,21 +96,25 @@ class Sandbox:
 
         Args:
             source: executed as a module.
-            calls: made one after the other in the same process, after the source has run without an exception.
-            scratch: whether it may write files, into an empty folder which is its working directory.
+            calls: made one after the other in the same process, after the source has run without an
+                exception.
+            scratch: whether it may write files, into an empty folder which is its working
+                directory.
         """
         return self.run_many([Job(source, tuple(calls), scratch)])[0]
 
     def run_many(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Runs programs, `num_workers` at once; outcomes in the order of the jobs.
 
-        A zygote that ended while its program ran (killed from outside: a program cannot) is replaced, and the
-        outcome says `killed_by="zygote"`.
+        A zygote that ended while its program ran (killed from outside: a program cannot) is
+        replaced, and the outcome says `killed_by="zygote"`.
         """
         if not self._finalizer.alive:
             raise ValueError("this sandbox is closed")
         if os.getpid() != self._owner:
-            raise ValueError("this sandbox belongs to the process that made it; make one in each process")
+            raise ValueError(
+                "this sandbox belongs to the process that made it; make one in each process"
+            )
         with self._lock:
             return self._run_many(jobs)
 
@@ -118,7 +138,9 @@ class Sandbox:
                         if run.status is None:
                             self._replace(place)
                             if not run.begun and index not in outcomes:
-                                waiting.appendleft((index, run.job))  # nothing of it was run: once more
+                                waiting.appendleft(
+                                    (index, run.job)
+                                )  # nothing of it was run: once more
                         elif run.job.scratch:
                             self._workers[place].empty_scratch()
                         outcomes[index] = outcome

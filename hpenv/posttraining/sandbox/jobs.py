@@ -4,12 +4,18 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-#: `Result.error` of a value that is not plain JSON: a tuple, a NaN, a subclass, too deep, too large.
+#: `Result.error` of a value that is not plain JSON: a tuple, a NaN, a subclass, too deep, too
+#: large.
 UNSERIALIZABLE = "Unserializable"
 
 
-#: Limit -> the least and the most that it may be. More answers than the least are needed to prove that the layers hold.
-_RANGES = {"wall_seconds": (0.001, 86_400), "cpu_seconds": (1, 3_600), "returned_bytes": (1024, 2**40)}
+#: Limit -> the least and the most that it may be. More answers than the least are needed to prove
+#: that the layers hold.
+_RANGES = {
+    "wall_seconds": (0.001, 86_400),
+    "cpu_seconds": (1, 3_600),
+    "returned_bytes": (1024, 2**40),
+}
 _RANGE = (1, 2**40)
 
 
@@ -35,10 +41,14 @@ class Limits:
             value: Any = getattr(self, entry.name)
             least, most = _RANGES.get(entry.name, _RANGE)
             is_whole = entry.name != "wall_seconds"
-            is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
+            is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(
+                value, bool
+            )
             if not (is_number and least <= value <= most):
                 noun = "an integer" if is_whole else "a number"
-                raise ValueError(f"{entry.name} must be {noun} from {least} to {most}; got {value!r}")
+                raise ValueError(
+                    f"{entry.name} must be {noun} from {least} to {most}; got {value!r}"
+                )
             object.__setattr__(self, entry.name, int(value) if is_whole else float(value))
 
 
@@ -56,8 +66,9 @@ def check_num_workers(num_workers: object) -> None:
 class Call:
     """A call to make once the program has run."""
 
-    # a name that the program defines, or an expression of such names, as `Solution().f`, which makes an instance for
-    # this call alone; evaluated inside the sandbox, where no builtin is in reach of it
+    # a name that the program defines, or an expression of such names, as `Solution().f`, which
+    # makes an instance for this call alone; evaluated inside the sandbox, where no builtin is in
+    # reach of it
     function: str
     arguments: tuple[Any, ...] = ()  # JSON values
 
@@ -66,15 +77,17 @@ class Call:
 class Job:
     """One program and the calls to make to it.
 
-    The program is loaded as a module whose `__name__` is not "__main__", so that a block which is meant for the command
-    line is not run.
+    The program is loaded as a module whose `__name__` is not "__main__", so that a block which is
+    meant for the command line is not run.
     """
 
     source: str
     calls: tuple[Call, ...] = ()
-    scratch: bool = False  # whether it may write files, into an empty folder that is its working directory
-    # executed before and after the source, in its namespace but as sources of their own; the __future__ imports of the
-    # first hold in the program too
+    scratch: bool = (
+        False  # whether it may write files, into an empty folder that is its working directory
+    )
+    # executed before and after the source, in its namespace but as sources of their own; the
+    # __future__ imports of the first hold in the program too
     setup: str = ""
     after: str = ""
 
@@ -95,7 +108,9 @@ class Outcome:
     stderr: str
     exit_code: int | None  # None where it was ended by a signal
     killed_by: str  # "", "wall", "cpu", "memory", "output" (too much of it, or of files), "signal:<n>", "zygote"
-    returned: tuple[Result, ...]  # in the order of the calls; shorter where the program ended before
+    returned: tuple[
+        Result, ...
+    ]  # in the order of the calls; shorter where the program ended before
     compiled: bool  # whether neither the source nor its setup has a syntax error
     seconds: float  # wall clock [s]; never part of a verdict
     files: dict[str, bytes] = field(default_factory=dict)  # what it left in the scratch folder

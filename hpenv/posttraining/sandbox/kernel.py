@@ -1,9 +1,10 @@
-"""Calls that the Linux kernel offers an unprivileged process to lock itself in: Landlock, seccomp, capabilities, prctl.
+"""Calls that the Linux kernel offers an unprivileged process to lock itself in: Landlock, seccomp,
+capabilities, prctl.
 
-Thin calls through `ctypes`; every one raises `OSError` when the kernel refuses, and the caller ends the process then.
-The order in which they are applied stands in `zygote.py`, which loads this file by its path: it imports the standard
-library alone. Constants are from linux/prctl.h, linux/landlock.h, linux/seccomp.h, linux/filter.h and
-linux/capability.h.
+Thin calls through `ctypes`; every one raises `OSError` when the kernel refuses, and the caller ends
+the process then. The order in which they are applied stands in `zygote.py`, which loads this file
+by its path: it imports the standard library alone. Constants are from linux/prctl.h,
+linux/landlock.h, linux/seccomp.h, linux/filter.h and linux/capability.h.
 """
 
 import ctypes
@@ -14,14 +15,21 @@ import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = (
+    1,
+    4,
+    22,
+    24,
+    38,
+)
 SECCOMP_MODE_FILTER = 2
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 LANDLOCK_RULE_PATH_BENEATH = 1
 LANDLOCK_CREATE_RULESET_VERSION = 1
 READ_FILE, READ_DIR, WRITE_FILE, MAKE_REG, TRUNCATE = 1 << 2, 1 << 3, 1 << 1, 1 << 8, 1 << 14
-#: Rights of files by Landlock version: 13 in the first (Linux 5.13), then refer, truncate, -, ioctl on devices.
+#: Rights of files by Landlock version: 13 in the first (Linux 5.13), then refer, truncate, -, ioctl
+#: on devices.
 _NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _NUM_FILE_RIGHTS_LATEST = 16
 
@@ -56,16 +64,25 @@ def _call(name: str, *arguments: object) -> int:
 
 
 def missing_support(architectures: Iterable[str]) -> list[str]:
-    """Returns what this machine lacks to run the sandbox, one sentence each; empty where nothing is missing.
+    """Returns what this machine lacks to run the sandbox, one sentence each; empty where nothing is
+    missing.
 
     Args:
         architectures: machines for which there is a table of system calls.
     """
     if sys.platform != "linux":
-        return [f"it needs Linux, and this is {sys.platform}: use a Linux machine, container or virtual machine"]
+        return [
+            f"it needs Linux, and this is {sys.platform}: use a Linux machine, container or virtual machine"
+        ]
     missing = []
-    if platform.machine() not in set(architectures) or sys.byteorder != "little" or sys.maxsize < 2**32:
-        missing.append(f"no table of system calls for {platform.machine()}; there is one for {sorted(architectures)}")
+    if (
+        platform.machine() not in set(architectures)
+        or sys.byteorder != "little"
+        or sys.maxsize < 2**32
+    ):
+        missing.append(
+            f"no table of system calls for {platform.machine()}; there is one for {sorted(architectures)}"
+        )
     if landlock_version() < 1:
         missing.append(
             "Landlock (Linux 5.13 or later, CONFIG_SECURITY_LANDLOCK, and `landlock` in the `lsm=` kernel parameter; "
@@ -74,7 +91,9 @@ def missing_support(architectures: Iterable[str]) -> list[str]:
     if not has_seccomp():
         missing.append("seccomp filters (CONFIG_SECCOMP_FILTER)")
     if not os.access(sys.executable or "", os.X_OK):  # None or empty where Python is embedded
-        missing.append(f"a Python to start: sys.executable is {sys.executable!r}; set it to the path of one")
+        missing.append(
+            f"a Python to start: sys.executable is {sys.executable!r}; set it to the path of one"
+        )
     return missing
 
 
@@ -127,12 +146,15 @@ def drop_capabilities(numbers: Mapping[str, int]) -> None:
     _call("syscall", numbers["capset"], header, bytes(24))
 
 
-def landlock_ruleset(numbers: Mapping[str, int], readable: Sequence[str], writable: Sequence[str] = ()) -> int:
+def landlock_ruleset(
+    numbers: Mapping[str, int], readable: Sequence[str], writable: Sequence[str] = ()
+) -> int:
     """Makes a Landlock ruleset that allows these paths and, of files and TCP, nothing else.
 
     Args:
         numbers: the system calls of this machine.
-        readable: files, and directories with all beneath them, that may be read. Symbolic links are left out.
+        readable: files, and directories with all beneath them, that may be read. Symbolic links are
+            left out.
         writable: directories in which regular files may also be made, written and truncated.
 
     Returns:
@@ -146,7 +168,10 @@ def landlock_ruleset(numbers: Mapping[str, int], readable: Sequence[str], writab
     if version >= 6:
         attributes += struct.pack("=Q", 0b11)  # abstract unix sockets and signals stay inside
     ruleset = _call("syscall", numbers["landlock_create_ruleset"], attributes, len(attributes), 0)
-    for paths, allowed in ((readable, READ_FILE), (writable, READ_FILE | WRITE_FILE | MAKE_REG | TRUNCATE)):
+    for paths, allowed in (
+        (readable, READ_FILE),
+        (writable, READ_FILE | WRITE_FILE | MAKE_REG | TRUNCATE),
+    ):
         for path in paths:
             if os.path.islink(path):
                 continue
@@ -154,7 +179,14 @@ def landlock_ruleset(numbers: Mapping[str, int], readable: Sequence[str], writab
             beneath = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 rule = struct.pack("=Qi", (allowed | (READ_DIR if folder else 0)) & rights, beneath)
-                _call("syscall", numbers["landlock_add_rule"], ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+                _call(
+                    "syscall",
+                    numbers["landlock_add_rule"],
+                    ruleset,
+                    LANDLOCK_RULE_PATH_BENEATH,
+                    rule,
+                    0,
+                )
             finally:
                 os.close(beneath)
     return ruleset
@@ -178,22 +210,25 @@ def seccomp_filter(
 ) -> bytes:
     """Compiles an allow-list of system calls into a filter for `install_seccomp`.
 
-    Opening a file is allowed for reading only, or, with `may_write`, in every way but "read and truncate", which old
-    versions of Landlock take for reading.
+    Opening a file is allowed for reading only, or, with `may_write`, in every way but "read and
+    truncate", which old versions of Landlock take for reading.
 
     Args:
         machine: as `platform.machine()`.
         architecture: value of AUDIT_ARCH.
         numbers: name to number on this machine; a name of `allowed` it lacks does not exist there.
         allowed: calls allowed with any arguments.
-        allowed_for: calls allowed for some values of one argument (its low 32 bits, all that these calls look at).
-        allowed_on_itself: calls allowed where the first argument is the number of the process that makes them.
+        allowed_for: calls allowed for some values of one argument (its low 32 bits, all that these
+            calls look at).
+        allowed_on_itself: calls allowed where the first argument is the number of the process that
+            makes them.
         first_recent: from this call's number on, the answer is ENOSYS in place of EPERM.
         x32_bit: numbers from here on kill, on x86_64.
         may_write: whether files may be opened for writing.
 
     Returns:
-        The instructions, packed; they expect the process's own number in the register that _KEEP fills.
+        The instructions, packed; they expect the process's own number in the register that _KEEP
+        fills.
     """
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
@@ -217,7 +252,10 @@ def seccomp_filter(
         checks[name] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET), (_EQUAL_TO_KEPT, 0, 1, 0), allow, refuse]
     checks["openat"] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * 2)]
     if may_write:
-        checks["openat"] += [(_AND, 0, 0, os.O_ACCMODE | os.O_TRUNC), (_EQUAL, 0, 1, os.O_RDONLY | os.O_TRUNC)]
+        checks["openat"] += [
+            (_AND, 0, 0, os.O_ACCMODE | os.O_TRUNC),
+            (_EQUAL, 0, 1, os.O_RDONLY | os.O_TRUNC),
+        ]
     else:
         checks["openat"] += [(_ANY_BIT, 0, 1, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _TMPFILE)]
     checks["openat"] += [refuse, allow]
@@ -231,8 +269,9 @@ def install_seccomp(instructions: bytes) -> None:
     """Filters the system calls of this process from now on, for good.
 
     Args:
-        instructions: of `seccomp_filter`. They are the same for every process, and so are packed once; what differs,
-            the process's number, is in the one instruction that is put before them.
+        instructions: of `seccomp_filter`. They are the same for every process, and so are packed
+            once; what differs, the process's number, is in the one instruction that is put before
+            them.
     """
     code = _INSTRUCTION.pack(_KEEP, 0, 0, os.getpid()) + instructions
     buffer = ctypes.create_string_buffer(code, len(code))

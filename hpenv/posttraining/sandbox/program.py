@@ -1,7 +1,8 @@
 """Runs one program and its calls, inside the process that is already locked in.
 
-Nothing here protects anything: the program shares this interpreter and can change all of it, and so forge its own
-answers. That is harmless, since the parent trusts an answer only as a value to compare with one it computed itself.
+Nothing here protects anything: the program shares this interpreter and can change all of it, and so
+forge its own answers. That is harmless, since the parent trusts an answer only as a value to
+compare with one it computed itself.
 """
 
 import __future__
@@ -28,10 +29,11 @@ _FUTURES = sum({vars(__future__)[name].compiler_flag for name in __future__.all_
 
 
 def plain_size(value: Any, limit: int, depth: int = MAX_DEPTH) -> int:
-    """About the length of a value as JSON [characters]; raises `ValueError` unless it is plain and within the limit.
+    """About the length of a value as JSON [characters]; raises `ValueError` unless it is plain and
+    within the limit.
 
-    Plain: None, bool, int, finite float, str, list, and dict with str keys, of exactly these types. A subclass may
-    compare equal to anything, and a tuple is no list.
+    Plain: None, bool, int, finite float, str, list, and dict with str keys, of exactly these types.
+    A subclass may compare equal to anything, and a tuple is no list.
 
     Args:
         value: what a call returned, or what was decoded from an answer.
@@ -69,7 +71,8 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
     """Executes setup, source and what comes after as one module, then makes the calls.
 
     One line of JSON is answered for each: `["compiled", bool]`, then per call `["value", value]` or
-    `["error", name of the exception]`; last, where the program ended in an exception, `["uncaught", name]`.
+    `["error", name of the exception]`; last, where the program ended in an exception, `["uncaught",
+    name]`.
 
     Args:
         job: `setup`, `source`, `after` and `calls`, a list of [function, arguments].
@@ -79,7 +82,8 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
     Returns:
         The exit code Python would have given.
     """
-    # Bound before the program runs: one that changes json or the builtins then spoils no answer by accident.
+    # Bound before the program runs: one that changes json or the builtins then spoils no answer by
+    # accident.
     encode = json.JSONEncoder(allow_nan=False).encode
     module = types.ModuleType(NAME)
     sys.modules[NAME] = sys.modules["__main__"] = module
@@ -87,7 +91,9 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
     namespace["__builtins__"] = __builtins__
     try:
         setup = compile(job["setup"], "<setup>", "exec", dont_inherit=True)
-        source = compile(job["source"], "<program>", "exec", setup.co_flags & _FUTURES, dont_inherit=True)
+        source = compile(
+            job["source"], "<program>", "exec", setup.co_flags & _FUTURES, dont_inherit=True
+        )
         after = compile(job["after"], "<after>", "exec", dont_inherit=True)
     except Exception as error:
         _explain(error)
@@ -108,7 +114,9 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
                 try:
                     plain_size(value, returned_bytes)
                     line = encode(["value", value])
-                except Exception:  # the value is the program's: its own methods may raise anything here
+                except (
+                    Exception
+                ):  # the value is the program's: its own methods may raise anything here
                     line = encode(["error", _NOT_PLAIN])
             answer(line)
     except SystemExit as end:

@@ -1,17 +1,20 @@
 """The system calls a program may make, as data: what is not named here is refused.
 
-Numbers are those of the kernel's headers (`asm/unistd_64.h` for x86_64, `asm-generic/unistd.h` for aarch64); a test
-compares them. The list is what CPython 3.11 to 3.14 needs to import, compute and print, and no more: nothing that
-makes a process or a thread, opens a socket, changes a file's owner, mode, times or length, maps a file into memory
-without opening it, or reaches another process.
+Numbers are those of the kernel's headers (`asm/unistd_64.h` for x86_64, `asm-generic/unistd.h` for
+aarch64); a test compares them. The list is what CPython 3.11 to 3.14 needs to import, compute and
+print, and no more: nothing that makes a process or a thread, opens a socket, changes a file's
+owner, mode, times or length, maps a file into memory without opening it, or reaches another
+process.
 
 `zygote.py` loads this file by its path, so it imports nothing.
 """
 
-#: Values of seccomp_data.arch (linux/audit.h): a call made through another architecture's entry kills the process.
+#: Values of seccomp_data.arch (linux/audit.h): a call made through another architecture's entry
+#: kills the process.
 AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-#: On x86_64, numbers from here on belong to the x32 interface, which would bypass a list of plain numbers.
+#: On x86_64, numbers from here on belong to the x32 interface, which would bypass a list of plain
+#: numbers.
 X32_BIT = 0x40000000
 
 NUMBERS = {
@@ -47,13 +50,16 @@ ALLOWED = (
     "restart_syscall", "sigaltstack", "exit", "exit_group",
 )  # fmt: skip
 
-#: Allowed for these values of one argument: name -> (index of the argument, values). F_SETFL, F_SETOWN and F_SETSIG
-#: are left out of fcntl: with O_ASYNC they send any signal to any process of the same user.
-ALLOWED_FOR = {"fcntl": (1, (0, 1, 2, 3, 1030))}  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
+#: Allowed for these values of one argument: name -> (index of the argument, values). F_SETFL,
+#: F_SETOWN and F_SETSIG are left out of fcntl: with O_ASYNC they send any signal to any process of
+#: the same user.
+ALLOWED_FOR = {
+    "fcntl": (1, (0, 1, 2, 3, 1030))
+}  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 
 #: Allowed when their first argument is the process itself: abort() and os.kill(os.getpid(), ...).
 ALLOWED_ON_ITSELF = ("kill", "tgkill")
 
-#: From this call on, numbers are answered "not implemented" in place of "not permitted": the C library then falls back
-#: to the older call that does the same.
+#: From this call on, numbers are answered "not implemented" in place of "not permitted": the C
+#: library then falls back to the older call that does the same.
 FIRST_RECENT = "statx"

@@ -1,7 +1,8 @@
 """One zygote and the program it runs at the moment, seen from the parent.
 
-The parent holds the reading ends of the program's pipes and decides when it has had enough: of time, of output, of
-files. It never waits for the program, only for the zygote, and it opens what the program wrote as if it were a trap.
+The parent holds the reading ends of the program's pipes and decides when it has had enough: of
+time, of output, of files. It never waits for the program, only for the zygote, and it opens what
+the program wrote as if it were a trap.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ ZYGOTE = Path(__file__).with_name("zygote.py")
 #: How often the scratch folder is looked at while a program may write to it [s].
 SCRATCH_PERIOD = 0.01
 
-#: A zygote that takes longer than this to start, or to end a program it was told to kill, is taken for broken [s].
+#: A zygote that takes longer than this to start, or to end a program it was told to kill, is taken
+#: for broken [s].
 PATIENCE = 30.0
 
 
@@ -68,7 +70,11 @@ class Run:
         self.cpu_seconds = 0.0
         self.pipes: list[int] = []  # reading ends of stdout, stderr, answers
         self.content = [bytearray(), bytearray(), bytearray()]
-        self.caps = (limits.output_bytes, limits.output_bytes, limits.returned_bytes + 256 * (len(job.calls) + 3))
+        self.caps = (
+            limits.output_bytes,
+            limits.output_bytes,
+            limits.returned_bytes + 256 * (len(job.calls) + 3),
+        )
         self.open: set[int] = set()
 
     def start(self, control: socket.socket) -> None:
@@ -125,9 +131,13 @@ class Run:
             if pipe in self.open:
                 self.close_pipe(pipe)
         files = self.files() if self.job.scratch else {}
-        answers = read_answers(bytes(self.content[2]), len(self.job.calls), self.limits.returned_bytes)
+        answers = read_answers(
+            bytes(self.content[2]), len(self.job.calls), self.limits.returned_bytes
+        )
         if answers.failure:
-            raise SandboxUnavailable(f"the program could not be locked in, and was not run: {answers.failure}")
+            raise SandboxUnavailable(
+                f"the program could not be locked in, and was not run: {answers.failure}"
+            )
         killed_by = self.stopped or self.ended_by(answers.uncaught)
         exited = self.status is not None and os.WIFEXITED(self.status) and not self.stopped
         return Outcome(
@@ -165,7 +175,9 @@ class Run:
             self.stopped = self.stopped or "output"
         for name in names[: self.limits.num_files]:
             try:
-                descriptor = os.open(self.scratch / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                descriptor = os.open(
+                    self.scratch / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                )
             except OSError:  # a link, or made unreadable
                 continue
             with open(descriptor, "rb") as file:
@@ -191,8 +203,8 @@ class Worker:
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, theirs = (socket.socket(fileno=_moved(end.detach())) for end in pair)
         with theirs:
-            # -E -s -P are what -I stands for; -E is left out so that the one variable there is can fix the order of
-            # sets, and with it the verdict of a program that prints one.
+            # -E -s -P are what -I stands for; -E is left out so that the one variable there is can
+            # fix the order of sets, and with it the verdict of a program that prints one.
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-s", "-P", "-S", "-B", "-X", "utf8", str(ZYGOTE)),
@@ -223,7 +235,9 @@ class Worker:
             self.process.kill()
             said = self.process.stderr.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
             self.stop()
-            raise SandboxUnavailable(f"the sandbox's zygote did not start: {why} {said or 'it said nothing'}")
+            raise SandboxUnavailable(
+                f"the sandbox's zygote did not start: {why} {said or 'it said nothing'}"
+            )
         self.process.stderr.close()
         self.control.setblocking(False)
 

@@ -1,13 +1,16 @@
-"""The zygote: a small Python that has imported the common modules and forks one locked-in child for every program.
+"""The zygote: a small Python that has imported the common modules and forks one locked-in child for
+every program.
 
-Run by its path, never imported. It holds nothing secret: its environment is empty, tests and expected values never
-reach it, and the program with its inputs goes from the parent straight to the child through a descriptor. The child is
-locked in before it reads the program, in this order: descriptors, session, resource limits, Landlock, death with
-the zygote, seccomp. `no_new_privs`, the capabilities and the dump flag are given up by the zygote itself, at its start.
-A layer that cannot be applied ends the child before it has read anything.
+Run by its path, never imported. It holds nothing secret: its environment is empty, tests and
+expected values never reach it, and the program with its inputs goes from the parent straight to the
+child through a descriptor. The child is locked in before it reads the program, in this order:
+descriptors, session, resource limits, Landlock, death with the zygote, seccomp. `no_new_privs`, the
+capabilities and the dump flag are given up by the zygote itself, at its start. A layer that cannot
+be applied ends the child before it has read anything.
 
-Messages (one packet each): `run <number> <scratch>` with the descriptors of job, stdout, stderr and answers, and
-`kill <number>` come in; `ready` or `failed <why>`, then `ended <number> <wait status> <cpu seconds>` go out.
+Messages (one packet each): `run <number> <scratch>` with the descriptors of job, stdout, stderr and
+answers, and `kill <number>` come in; `ready` or `failed <why>`, then `ended <number> <wait status>
+<cpu seconds>` go out.
 """
 
 import contextlib
@@ -26,9 +29,10 @@ import sys
 import types
 from typing import Any
 
-#: Imported ahead of the fork, so that a program finds them at once. Those that need a shared library (zlib, hashlib,
-#: ctypes...) can be had in no other way: a program may not read /usr/lib. Not `threading`, which a program may import
-#: itself: what it does after a fork costs every child a quarter of a millisecond.
+#: Imported ahead of the fork, so that a program finds them at once. Those that need a shared
+#: library (zlib, hashlib, ctypes...) can be had in no other way: a program may not read /usr/lib.
+#: Not `threading`, which a program may import itself: what it does after a fork costs every child a
+#: quarter of a millisecond.
 PRELOADED = (
     "abc", "array", "ast", "base64", "binascii", "bisect", "bz2", "calendar", "cmath", "collections", "collections.abc",
     "copy", "ctypes", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io",
@@ -58,7 +62,11 @@ def stdlib_entries() -> list[str]:
     entries = []
     for path in sys.path:
         if os.path.isdir(path):
-            entries += [os.path.join(path, name) for name in sorted(os.listdir(path)) if name not in NOT_STDLIB]
+            entries += [
+                os.path.join(path, name)
+                for name in sorted(os.listdir(path))
+                if name not in NOT_STDLIB
+            ]
         elif os.path.isfile(path):
             entries.append(path)
     return entries
@@ -71,8 +79,8 @@ NO_MODULE = "_no_such_module"
 def preload() -> None:
     """Imports the common modules, and reads the folders of the import path once.
 
-    A child may not list the standard library's own folder, since the same right would let it list `site-packages`;
-    the import system asks again only when the folder has changed.
+    A child may not list the standard library's own folder, since the same right would let it list
+    `site-packages`; the import system asks again only when the folder has changed.
     """
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # some builds lack lzma, bz2 or ctypes' neighbors
@@ -85,7 +93,9 @@ def limit_resource(name: str, soft: int, hard: int) -> None:
     kind = getattr(resource, f"RLIMIT_{name}")
     most = resource.getrlimit(kind)[1]
     if most != resource.RLIM_INFINITY and hard > most:
-        raise ValueError(f"RLIMIT_{name} of {hard} is above the limit of {most} that this process was started with")
+        raise ValueError(
+            f"RLIMIT_{name} of {hard} is above the limit of {most} that this process was started with"
+        )
     resource.setrlimit(kind, (soft, hard))
 
 
@@ -95,8 +105,13 @@ def restore_signals() -> None:
     SIGPIPE and SIGXFSZ stay ignored, as Python has them.
     """
     for number in signal.valid_signals():
-        if number not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if (
+            number not in (signal.SIGPIPE, signal.SIGXFSZ)
+            and signal.getsignal(number) is signal.SIG_IGN
+        ):
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -128,7 +143,8 @@ class Zygote:
             self.kernel.landlock_ruleset(self.numbers, stdlib, [scratch]),
         ]
         self.filters = [self.seccomp_filter(writes) for writes in (False, True)]
-        # Made before the fork: a child has them for nothing. On a pipe, as in the child: they ask now what they can do.
+        # Made before the fork: a child has them for nothing. On a pipe, as in the child: they ask
+        # now what they can do.
         reading, writing = os.pipe()
         os.dup2(writing, 1)
         os.close(reading)
@@ -136,7 +152,9 @@ class Zygote:
         self.streams = {
             "stdin": open(0, encoding="utf-8", closefd=False),
             "stdout": open(1, "w", encoding="utf-8", buffering=1, closefd=False),
-            "stderr": open(2, "w", encoding="utf-8", buffering=1, errors="backslashreplace", closefd=False),
+            "stderr": open(
+                2, "w", encoding="utf-8", buffering=1, errors="backslashreplace", closefd=False
+            ),
         }
 
     def seccomp_filter(self, writes: bool) -> bytes:
@@ -187,7 +205,8 @@ class Zygote:
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
                     if not packet:
                         poll.unregister(self.control)
-            # Until it is waited for, its number cannot become another's. It could start nothing; this costs nothing.
+            # Until it is waited for, its number cannot become another's. It could start nothing;
+            # this costs nothing.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)
             _, status, usage = os.wait4(child, 0)
@@ -204,7 +223,9 @@ class Zygote:
             answers = ANSWERS
             self.lock_in(zygote, writes)
         except BaseException as error:
-            os.write(answers, json.dumps(["failed", f"{type(error).__name__}: {error}"]).encode() + b"\n")
+            os.write(
+                answers, json.dumps(["failed", f"{type(error).__name__}: {error}"]).encode() + b"\n"
+            )
             os._exit(70)
 
         def answer(line: str) -> None:
@@ -224,7 +245,9 @@ class Zygote:
     def arrange_descriptors(self, descriptors: list[int]) -> int:
         """Puts outputs and answers in place, and closes all others but the job's, which is returned."""
         start = ANSWERS + 1  # out of the way of what is put in place
-        job, *outputs = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, start) for descriptor in descriptors]
+        job, *outputs = [
+            fcntl.fcntl(descriptor, fcntl.F_DUPFD, start) for descriptor in descriptors
+        ]
         self.rulesets = [fcntl.fcntl(ruleset, fcntl.F_DUPFD, start) for ruleset in self.rulesets]
         for place, descriptor in enumerate(outputs, start=1):
             os.dup2(descriptor, place)
@@ -255,7 +278,8 @@ class Zygote:
             ("MSGQUEUE", 0),
         ):
             limit_resource(name, limit, limit)
-        # SIGXCPU at the limit, which a program may ignore; SIGKILL a second later, which it may not.
+        # SIGXCPU at the limit, which a program may ignore; SIGKILL a second later, which it may
+        # not.
         limit_resource("CPU", self.limits["cpu_seconds"], self.limits["cpu_seconds"] + 1)
         self.kernel.restrict_by(self.numbers, self.rulesets[writes])
         for ruleset in self.rulesets:
