@@ -5,7 +5,6 @@ Past the usual length, because a module's tests stand in one file.
 """
 
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -25,12 +24,9 @@ from train_agents.experiments.projection_arms import (
     ARMS,
     DEMO_ARMS,
     GROUPS,
-    LABELLED,
-    LABELLED_TRUE,
     MAIN,
     MAIN_REBOUND,
     PANEL,
-    RANDOM_TRUE,
     TRUE,
     VANILLA,
     position_of,
@@ -44,8 +40,6 @@ from train_agents.experiments.projection_claims import (
     h1,
     h3,
     h4,
-    labelled_mechanism,
-    mechanism,
     plateau,
     scored,
 )
@@ -420,26 +414,6 @@ def test_answers_go_by_the_interval():
     )
 
 
-@pytest.mark.parametrize(
-    ("one_sided", "two_sided", "drift", "random", "said"),
-    [
-        (0.1, 0.5, 0.1, 0.5, "Drift: "),
-        (0.1, 0.1, 0.5, 0.5, "Direction: "),
-        (0.1, 0.1, 0.1, 0.5, "Both suppress"),
-        (0.1, 0.5, 0.5, 0.5, "Neither: "),
-        (0.5, 0.1, 0.1, 0.5, "no suppression of its to explain"),
-        (0.1, 0.5, 0.1, 0.1, "a random direction is not shown to do less"),
-        (0.1, 0.5, 0.1, 0.5, "a random direction is shown to do less"),
-    ],
-)
-def test_the_mechanism_follows_from_the_controls(one_sided, two_sided, drift, random, said):
-    jitter = {name: np.random.default_rng(i).normal(0, 0.004, 3) for i, name in enumerate("abcde")}
-    hacks = zip((VANILLA, MAIN, TRUE, "drift", "random"), (0.5, one_sided, two_sided, drift, random), "abcde",
-                strict=True)  # fmt: skip
-    assert said in mechanism({name: {"hack": value + jitter[key]} for name, value, key in hacks})
-    assert mechanism({VANILLA: {"hack": np.zeros(3)}}) == "Not measured."
-
-
 def test_the_pareto_front_has_the_points_that_none_dominates():
     points = np.array([[0.1, 0.0], [0.3, 0.2], [0.2, 0.3], [0.3, 0.2], [0.1, 0.5], [0.5, 0.6]])
     assert pareto_front(points).tolist() == [0, 1, 3, 5]
@@ -571,10 +545,6 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
         "supported",
     ]  # and under new names, made up to be equal
     assert (
-        "Drift: the true projection is not shown" in text
-        and "a random direction is shown to do less" in text
-    )
-    assert (
         "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three times"
         in text
     )
@@ -590,48 +560,6 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("clean", [row | {"seed": 7} for row in made_up(11, 0.1, 0.3)])
     with pytest.raises(ValueError, match="cannot be paired; expected the first of"):
         report(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("one_sided", "true", "random", "expected"),
-    [
-        (
-            0.1,
-            0.1,
-            0.6,
-            "true projection suppresses, and so does one side; .* random direction is shown to do less",
-        ),
-        (
-            0.6,
-            0.1,
-            0.1,
-            "suppresses, and one side is not shown to; .* random direction is not shown to do less",
-        ),
-        (
-            0.1,
-            0.6,
-            0.6,
-            "labelled programs one side does; the true projection is not shown to suppress either",
-        ),
-        (
-            0.6,
-            0.6,
-            0.6,
-            "Along labelled programs the true projection is not shown to suppress either",
-        ),
-        (0.1, 0.1, None, "^$"),
-    ],
-)
-def test_what_a_right_direction_does_is_told_by_three_differences(
-    one_sided, true, random, expected
-):
-    rates = {VANILLA: 0.6, LABELLED: one_sided, LABELLED_TRUE: true, RANDOM_TRUE: random}
-    arms = {
-        name: {"hack": rate + np.array([-0.01, 0.0, 0.012]) * (i + 1)}
-        for i, (name, rate) in enumerate(rates.items())
-        if rate is not None
-    }
-    assert re.search(expected, labelled_mechanism(arms))
 
 
 def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
