@@ -18,8 +18,16 @@ from train_agents.experiments.jel_report import (
     scores,
     summarize,
 )
-from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
+from train_agents.experiments.measures.signal import (
+    CREDITS,
+    Credit,
+    credits_of,
+    effect_size,
+    measure_signal,
+    steps_to_know,
+)
 from train_agents.experiments.report import SWEPT, render, tried_table
+from train_agents.experiments.runner import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import (
     constant_configurations,
@@ -39,14 +47,6 @@ from train_agents.experiments.sidecar_claims import (
 from train_agents.experiments.sidecar_claims import LABELS as SIDECAR_LABELS
 from train_agents.experiments.sidecar_claims import scores as sidecar_scores
 from train_agents.experiments.sidecar_report import report as sidecar_report
-from train_agents.experiments.sidecar_signal import (
-    CREDITS,
-    Credit,
-    credits_of,
-    effect_size,
-    measure_signal,
-    steps_to_know,
-)
 from train_agents.experiments.sweeping import sweep
 from train_agents.results import write_result
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpenv.plant import Snapshot
-from train_agents.experiments.forensics import (
+from train_agents.experiments.measures.weights import (
     STATISTICS,
     Tensor,
     body,

@@ -18,6 +18,7 @@ from hpenv.posttraining.loopholes import TRAINING_MODES
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 from hpenv.snapshots import load
 from tests import tiny_student
+from train_agents.experiments.measures.directions import DIRECTIONS, validated
 from train_agents.experiments.projection import ExperimentConfig, make_jobs
 from train_agents.experiments.projection_arms import (
     ALPHAS,
@@ -44,7 +45,6 @@ from train_agents.experiments.projection_claims import (
     scored,
 )
 from train_agents.experiments.projection_controller import best_constant, controller, deployed, pay
-from train_agents.experiments.projection_direction import DIRECTIONS, validated
 from train_agents.experiments.projection_figures import pareto_front
 from train_agents.experiments.projection_report import report
 from train_agents.experiments.projection_run import MEANS, along, run_arm, run_seed, schedule
@@ -659,7 +659,7 @@ def test_strengths_are_chosen_by_pay_and_controllers_deployed(tmp_path, folder, 
 
 @pytest.mark.slow
 def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
-    from train_agents.experiments.jobs import run_jobs
+    from train_agents.experiments.runner import run_jobs
 
     config = ExperimentConfig(
         out=tmp_path / "results", runs=tmp_path / "runs", student=roomy, num_updates=4, report_interval=2,

@@ -29,10 +29,11 @@ from typing import Any
 from agents.reinforce import INITIAL_STD, SidecarConfig
 from hpenv import snapshots
 from hpenv.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
-from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.command_line import check_counts, configuration
 from train_agents.environments import make_population
-from train_agents.experiments.forensics import body, compare_runs, differences
-from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
+from train_agents.experiments.measures.signal import measure_signal
+from train_agents.experiments.measures.weights import body, compare_runs, differences
+from train_agents.experiments.runner import Job, run_experiment
 from train_agents.experiments.sidecar_arms import (
     ARMS,
     CONSTANT_MULTIPLIERS,
@@ -47,10 +48,9 @@ from train_agents.experiments.sidecar_arms import (
     position_of,
 )
 from train_agents.experiments.sidecar_report import report
-from train_agents.experiments.sidecar_signal import measure_signal
 from train_agents.experiments.sweeping import sweep
 from train_agents.online import OnlineConfig, run_online
-from train_agents.outputs import check_folder, checkpoints
+from train_agents.outputs import checkpoints
 from train_agents.results import Rows, read_result
 
 
@@ -272,19 +272,11 @@ def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     config = configuration(ExperimentConfig, "train_agents.experiments.sidecar", __doc__, arguments)
-    with refusals():
-        jobs = selected(make_jobs(config), config.only)
-        check_folder("out", config.out)
-        if config.report_only:
-            check_results(config.out / "jobs")
-        else:
-            check_folder("runs", config.runs)
-            unfinished(jobs, config.out / "jobs")
-            make_population(ENV, 1, config.env_arguments())
-    if not config.report_only:
-        run_jobs(jobs, config.out / "jobs", config.num_workers)
-        run_jobs(late_jobs(config), config.out / "jobs", config.num_workers)
-    report(config.out)
+
+    def check() -> None:
+        make_population(ENV, 1, config.env_arguments())
+
+    run_experiment(config, make_jobs(config), report, check, lambda: late_jobs(config))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from hpenv.channels import CHANNELS
 from train_agents import figures
 from train_agents.experiments import report as engine
-from train_agents.experiments.forensics import STATISTICS
+from train_agents.experiments.measures.weights import STATISTICS
 from train_agents.experiments.report import Column, Result, ends, percent
 from train_agents.experiments.sidecar_claims import (
     CLAIMS,

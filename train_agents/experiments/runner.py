@@ -1,4 +1,7 @@
-"""Independent jobs on several processes, each with a result file of its own: what has one is not done again."""
+"""Runner of all experiments: independent jobs on several processes, a result file each.
+
+Jobs that have a result file are skipped, so that the same command goes on after an interruption.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 
+from train_agents.command_line import refusals
 from train_agents.logs import progress
 from train_agents.outputs import check_file, check_folder
 from train_agents.results import Rows, read_result, write_result
@@ -23,14 +27,14 @@ from train_agents.results import Rows, read_result, write_result
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work: `run(**arguments)` gives (rows, extra), which is written to `<folder>/<name>.json`."""
+    """One piece of work: `run(**arguments)` returns (rows, extra) for `<folder>/<name>.json`."""
 
     name: str
     run: Callable[..., Rows]
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def file(self, folder: Path) -> Path:
-        """Where its result is."""
+        """Returns the path of its result."""
         return folder / f"{self.name}.json"
 
 
@@ -147,3 +151,35 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         raise RuntimeError(f"{len(failed)} jobs failed: {failed}")
+
+
+def run_experiment(
+    config: Any,
+    jobs: Sequence[Job],
+    report: Callable[[Path], None],
+    check: Callable[[], object],
+    late_jobs: Callable[[], Sequence[Job]] = tuple,
+) -> None:
+    """Runs the jobs that have no result, then writes the report.
+
+    Args:
+        config: of the experiment, with `out`, `runs`, `only`, `report_only` and `num_workers`.
+        jobs: all jobs, in the order of running.
+        report: writes tables and figures into a folder.
+        check: raises ValueError before the first job if the runs cannot be made.
+        late_jobs: returns jobs that need the results of the others.
+    """
+    with refusals():
+        asked = selected(jobs, config.only)
+        check_folder("out", config.out)
+        if config.report_only:
+            check_results(config.out / "jobs")
+        else:
+            check_folder("runs", config.runs)
+            unfinished(asked, config.out / "jobs")
+            check()
+    if not config.report_only:
+        run_jobs(asked, config.out / "jobs", config.num_workers)
+        if late := late_jobs():
+            run_jobs(late, config.out / "jobs", config.num_workers)
+    report(config.out)
