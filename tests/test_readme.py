@@ -1,4 +1,4 @@
-"""Every Python block of README.md runs, at tiny sizes."""
+"""Every Python block of README.md and docs/ runs, at tiny sizes."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,7 @@ import hpenv
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 
 gym.register_envs(hpenv)
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```", Path("README.md").read_text(encoding="utf-8"), re.M | re.S
-)
+PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
 PRETRAINING = {"data": "synthetic", "batch_tokens": 64, "sequence_length": 16, "eval_tokens": 2048}
 TINY = {
     "TrainLoop-JEL-v0": PRETRAINING | {"num_steps": 23, "interval": 10},
@@ -23,18 +21,28 @@ TINY = {
 }  # fmt: skip
 
 
-def test_the_blocks_run_one_after_the_other(monkeypatch, tmp_path):
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=str)
+def test_the_blocks_run_one_after_the_other(page, monkeypatch, tmp_path):
     """A reader types them from the top, in one session."""
     try:
         Sandbox().close()
     except SandboxUnavailable as error:
         pytest.skip(str(error))
-    assert len(BLOCKS) >= 4
+    sources = blocks(page)
     shrink(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "readme"}
-    for block in BLOCKS:
-        exec(compile(block.replace("learn(8 * 12 * 10)", "learn(1)"), "README", "exec"), names)
+    names = {"__name__": "page"}
+    for block in sources:
+        exec(compile(block.replace("learn(8 * 12 * 10)", "learn(1)"), str(page), "exec"), names)
+
+
+def test_the_readme_has_five_blocks_and_at_most_150_lines():
+    assert len(blocks(Path("README.md"))) >= 5
+    assert len(Path("README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def shrink(monkeypatch):
