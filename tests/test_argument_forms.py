@@ -331,8 +331,8 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"env": None}, "of no environment"),
-        ({"env": [1]}, "of no environment"),
+        ({"env": None}, "must be an environment snapshot; got"),
+        ({"env": [1]}, "must be an environment snapshot; got"),
         ({"plant": {}}, "the snapshot must be of a plant, with its configuration; it holds"),
         (
             {"plant": {"configuration": 5}},
@@ -347,7 +347,7 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
             {"rows": [{"random": {"bit_generator": "MT19937"}, "history": {}}]},
             "rows of the snapshot must hold",
         ),
-        ({"rows": []}, "the snapshot has 0 rows; this environment has 1"),
+        ({"rows": []}, "snapshot must have the 1 rows of this environment; got 0 rows"),
     ],
     ids=str,
 )
