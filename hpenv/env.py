@@ -105,8 +105,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(
-                f"unknown render_mode {render_mode!r}; expected None or one of {list(RENDER_MODES)}; "
-                "gym.make adds 'human' and the '_list' modes, gym.make_vec has none of them"
+                f"unknown render_mode {render_mode!r}; expected None or one of "
+                f"{list(RENDER_MODES)}; gym.make adds 'human' and the '_list' modes, gym.make_vec has "
+                "none of them"
             )
 
         if not isinstance(evaluate_at_end, bool):
@@ -195,8 +196,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             rows = np.asarray(options["reset_mask"])
             if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
                 raise ValueError(
-                    f"reset_mask must be a boolean array of shape ({self.num_envs},) with at least one "
-                    f"True; got {rows.dtype} of shape {rows.shape}: {rows}"
+                    f"reset_mask must be a boolean array of shape ({self.num_envs},) with at least "
+                    f"one True; got {rows.dtype} of shape {rows.shape}: {rows}"
                 )
         if self._window is None and not rows.all():
             raise ValueError(
@@ -733,8 +734,8 @@ def _read_rows(snapshot: Snapshot, seed_mode: str) -> tuple[SeedStreams, list[Hi
         return streams, [History(row["history"]) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"rows of the snapshot must hold a stream of seeds and a history each; got {error!r} of "
-            f"{snapshot.metadata.get('rows')!r:.200}; restore another snapshot"
+            f"rows of the snapshot must hold a stream of seeds and a history each; got {error!r} "
+            f"of {snapshot.metadata.get('rows')!r:.200}; restore another snapshot"
         ) from error
 
 

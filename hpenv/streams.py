@@ -80,8 +80,8 @@ class SeedStreams:
             seeds = list(seed)
         else:
             raise ValueError(
-                "seed must be a whole number of at least 0, a list of such numbers, one per row, or "
-                f"None; got {seed!r}"
+                "seed must be a whole number of at least 0, a list of such numbers, one per row, "
+                f"or None; got {seed!r}"
             )
 
         if len(seeds) != len(self._streams):

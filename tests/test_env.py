@@ -369,7 +369,7 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
         ),
         (
             {"reward": {"smoothness": -1.0}},
-            "weight -1.0 of reward term 'smoothness' must be a number, finite",
+            "weight of reward term 'smoothness' must be a number, .*; got -1.0",
         ),
         (
             {"interval": 0},

@@ -616,11 +616,11 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ),
         (
             {"penalties": {"smoothness": -1.0}},
-            "weight -1.0 of reward term 'smoothness' must be a number, finite and not negat",
+            "weight of reward term 'smoothness' must be a number, finite and not negative; got -1",
         ),
         (
             {"penalties": {"smoothness": math.nan}},
-            "weight nan of reward term 'smoothness' must be a number, finite",
+            "weight of reward term 'smoothness' must be a number, .*; got nan",
         ),
         (
             {"seed_mode": "same"},
