@@ -106,8 +106,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(
                 f"unknown render_mode {render_mode!r}; expected None or one of "
-                f"{list(RENDER_MODES)}; gym.make adds 'human' and the '_list' modes, gym.make_vec has "
-                "none of them"
+                f"{list(RENDER_MODES)}; gym.make adds 'human' and the '_list' modes, gym.make_vec "
+                "has none of them"
             )
 
         if not isinstance(evaluate_at_end, bool):

@@ -619,7 +619,7 @@ def test_what_cannot_be_run_is_refused_by_name(build, arguments, message):
 def test_a_corpus_that_is_too_short_is_refused_with_both_numbers(tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("x" * 1000)
-    with pytest.raises(ValueError, match=r"probe slice .*: 50 tokens, 80 are needed"):
+    with pytest.raises(ValueError, match=r"probe slice .* at least 80 tokens; got 50"):
         make(data=str(text))
 
 
