@@ -50,8 +50,8 @@ def synthetic_symbols(seed: int, vocab_size: int) -> tuple[NDArray[np.uint8], fl
             f"vocab_size of 'synthetic' must be from {fan_out} to 256; got {vocab_size}"
         )
 
-    # Products of two uniforms make low symbols frequent, as few symbols are most of a text. They are
-    # the same on every machine, which a logarithm need not be. A context is
+    # Products of two uniforms make low symbols frequent, as few symbols are most of a text. They
+    # are the same on every machine, which a logarithm need not be. A context is
     # (class of the symbol before) * vocab_size + last symbol.
     shape = (2, SYNTHETIC_CLASSES * vocab_size, 64)
     words = random_words(seed, SYNTHETIC_STREAM, 0, math.prod(shape))

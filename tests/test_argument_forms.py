@@ -226,7 +226,7 @@ def test_a_schedule_that_is_lost_in_json_is_refused_with_what_to_write():
 
     spec = gym.make(jel.ID, **PRETRAINING, schedule=Own(0.5)).spec
     with pytest.raises(
-        ValueError, match=r"got 0.5. A schedule of your own does not survive .*'piecewise_constant'"
+        ValueError, match=r"got 0.5; a schedule of your own does not survive .*'piecewise_constant'"
     ):
         gym.make(EnvSpec.from_json(spec.to_json()))
 
