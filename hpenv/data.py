@@ -58,11 +58,11 @@ class Corpus:
         sha256: hex digest of the raw bytes, before any tokenizer.
         digest: hex digest of tokens, slices and token_bytes: everything that a run sees of a
             corpus.
-        tokens: all tokens, 1-D; uint8 for bytes, uint16 for a `.bin` file, int32 for BPE.
+        tokens: all tokens, 1-D: uint8 for bytes, uint16 for a `.bin` file, int32 for BPE.
         vocab_size: number of token ids.
-        token_bytes: bytes of text that each id stands for, (vocab_size,) float32; 0 for special
+        token_bytes: bytes of text that each id stands for, (vocab_size,) float32, 0 for special
             tokens.
-        entropy_rate_nats: lowest expected loss of any model [nats per token]; known for `synthetic`
+        entropy_rate_nats: lowest expected loss of any model [nats per token], known for `synthetic`
             alone.
         train: view of the first 90 %.
         probe: view of the next 5 %.
@@ -96,25 +96,25 @@ def load_corpus(
       - `stdlib`: the source text of the running Python's standard library, about 11 MB. Files stand
       in
         the order of a seeded digest of their path. This permutation is the same everywhere and
-        makes the slices similar;
+        makes the slices similar.
       - `synthetic` or `synthetic:<seed>`: 2**22 symbols of a random source, identical on every
       machine.
         The next symbol is one of eight, of fixed probabilities. The last symbol and two bits of the
         one before determine which eight. Every context has the same probabilities, so the entropy
-        rate is exactly their entropy, from any state;
+        rate is exactly their entropy, from any state.
       - `hf:<name>[:<split>[:<column>]]`: a dataset of the Hugging Face hub, or a local folder or
-        parquet file, read by `datasets`; split `train` and column `text` by default;
+        parquet file, read by `datasets`. Split `train` and column `text` by default.
       - a path: `.txt`, `.parquet` (column `text`), or `.bin` (uint16 tokens without a header, as
         nanoGPT writes them). Rows of a dataset or parquet file are joined by newlines. A `.bin`
         file is mapped into memory, not read. While a run uses it, put a new file in its place
         instead of writing into it.
 
     Args:
-        data: see above; `~` stands for the home folder.
-        tokenizer: `bytes`; `bpe:<vocabulary>`, a byte-level BPE trained on the train slice; or the
-            path of a byte-level tokenizer in the JSON format of `tokenizers`. A `.bin` file holds
-            tokens already. A path then names the tokenizer that made them. With `bytes` each token
-            counts as one byte, so that bits per byte means bits per token.
+        data: see above. `~` stands for the home folder.
+        tokenizer: `bytes`, or `bpe:<vocabulary>`, a byte-level BPE trained on the train slice, or
+            the path of a byte-level tokenizer in the JSON format of `tokenizers`. A `.bin` file
+            holds tokens already. A path then names the tokenizer that made them. With `bytes` each
+            token counts as one byte, so that bits per byte means bits per token.
         vocab_size: number of symbols of `synthetic`, 8 to 256. All other data determine their
             vocabulary and accept 256 alone.
 
@@ -122,7 +122,7 @@ def load_corpus(
         FileNotFoundError: for a file that does not exist.
         ValueError: for an unknown name, a file that is too short or damaged, or arguments that
             exclude each other.
-        ImportError: if an optional package is missing; the message names the extra.
+        ImportError: if an optional package is missing. The message names the extra.
     """
     data, tokenizer = _expand_path("data", data), _expand_path("tokenizer", tokenizer)
     if not isinstance(vocab_size, int) or isinstance(vocab_size, bool):
@@ -162,7 +162,7 @@ def require_length(corpus: Corpus, slice_name: str, needed: int) -> None:
     One sequence takes `sequence_length + 1` tokens: its targets are its inputs moved by one.
 
     Raises:
-        ValueError: with both numbers, if the slice is too short; or for an unknown slice.
+        ValueError: with both numbers, if the slice is too short, or for an unknown slice.
     """
     if slice_name not in SLICES:
         raise ValueError(f"unknown slice {slice_name!r}; expected one of {list(SLICES)}")
@@ -188,12 +188,12 @@ def batch_starts(
     Args:
         length: number of tokens of the slice.
         seed: seed of the run, any integer >= 0.
-        step: index of the step, >= 0; it is the whole position in the data.
+        step: index of the step, >= 0. It is the whole position in the data.
         batch_size: B, sequences per step.
-        sequence_length: T, tokens per sequence; one more is read, for the targets.
+        sequence_length: T, tokens per sequence. One more is read, for the targets.
 
     Returns:
-        Starts in [0, length - T - 1], (B,); a new array.
+        Starts in [0, length - T - 1], (B,), a new array.
     """
     if step < 0:
         raise ValueError(f"step must be at least 0; got {step}")
@@ -232,7 +232,7 @@ def gather(
         sequence_length: T.
 
     Returns:
-        Inputs and targets, each (..., B, T) int64; targets are the inputs one token later.
+        Inputs and targets, each (..., B, T) int64. Targets are the inputs one token later.
     """
     first = torch.as_tensor(starts, dtype=torch.int64, device=tokens.device)
     offsets = torch.arange(sequence_length + 1, device=tokens.device)

@@ -44,7 +44,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
     Attributes:
         plant: the plant that trains the N runs.
         action_names: name of each column of the action: the panel's cells, then the registers.
-        action_kinds: kind of each column's channel; `register` for a register.
+        action_kinds: kind of each column's channel, `register` for a register.
         action_immediate: True for a column that changes the loss of a decision's first step
             already.
         observation_names: name of each column of the observation.
@@ -71,15 +71,15 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Combines a plant with features, reward terms and an episode length.
 
         Args:
-            plant: N runs; its panel's cells are the action.
-            features: keys of FEATURES; their columns are concatenated.
-            reward: key of REWARD_TERMS -> weight; default progress and divergence, 1 each.
+            plant: N runs. Its panel's cells are the action.
+            features: keys of FEATURES. Their columns are concatenated.
+            reward: key of REWARD_TERMS -> weight. Default: progress and divergence, 1 each.
             interval: steps per decision [steps].
             horizon: steps of an episode [steps].
             num_registers: number of accumulators. Further columns of the action write them, and the
                 feature `registers` reads them.
             register_leak: fraction of a register that a decision keeps, in [0, 1).
-            seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows
+            seed_mode: `independent`: row i of seed s is the run of seed s + i. `grouped`: all rows
                 are the run of seed s.
             autoreset_mode: an AutoresetMode, its name or its value.
             render_mode: None, `rgb_array` or `ansi`.
@@ -177,7 +177,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Begins new episodes.
 
         Args:
-            seed: seed of the first row, from which the next rows count on; or one seed per row.
+            seed: seed of the first row, from which the next rows count on, or one seed per row.
                 None continues each row's stream of seeds. Grouped rows are one run, and all take
                 the first seed that is given.
             options: `reset_mask` (N,) bool: the rows to reset. The other rows stay where they are.
@@ -236,7 +236,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Sets the panel and advances every run by one interval.
 
         Args:
-            actions: (N, A) floating point in [-1, 1]; 0 is neutral.
+            actions: (N, A) floating point in [-1, 1]. 0 is neutral.
 
         Returns:
             Observations (N, F), rewards (N,), terminated (N,), truncated (N,) and infos.
@@ -387,7 +387,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return with_masks(state, rows) | with_masks(trained, moved)
 
     def _held_out_scores(self, ended: BoolArray) -> Info:
-        """Returns the held-out score of each row whose episode has just ended; 0 for the others.
+        """Returns the held-out score of each row whose episode has just ended, 0 for the others.
 
         The result is empty without `evaluate_at_end`. A score that is not finite becomes the
         largest number of float32. Only bits per byte can be that large.
@@ -618,7 +618,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 more.
             row: index of the run.
             hold: True: play the candidate at every decision. False: play it at the first decision
-                alone; then the cells return to where they are now.
+                alone. Then the cells return to where they are now.
 
         Returns:
             Sums of the rewards, (k,).

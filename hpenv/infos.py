@@ -75,7 +75,7 @@ def row_info(infos: Mapping[str, Any], row: int, num_envs: int) -> dict[str, Any
     """Returns the info of one row of a vector env, of hpenv or not.
 
     Args:
-        infos: key -> array (N, ...), or a dictionary of such; `_key` -> mask (N,) of the rows that
+        infos: key -> array (N, ...), or a dictionary of such. `_key` -> mask (N,) of the rows that
             have the key.
         row: index of the row.
         num_envs: N.

@@ -12,8 +12,8 @@ Shapes, initialization and forward pass share one module, past its usual length,
 the others' tensors.
 
 References:
-    nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So
-    et al. 2021 (squared ReLU).
+    nanochat, nanochat/gpt.py at commit 8630d32.
+    Su et al. 2021 (rotary), Shazeer 2020 (SwiGLU), So et al. 2021 (squared ReLU).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Memory:
         return keys[:, :, :end], values[:, :, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Keeps only these rows, in this order; rows (k,) int64."""
+        """Keeps only these rows (k,) int64, in this order."""
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
 
     def copied(self, rows: Tensor, room: int = 0) -> Memory:
@@ -272,9 +272,10 @@ def init_parameters(
 ) -> Parameters:
     """Returns initial weights of one run per seed: name -> (N, ...) float32.
 
-    Each run draws from its generator. The distributions are nanochat's: embedding N(0, 1);
-    unembedding N(0, 0.001^2); matrices uniform of standard deviation 1 / sqrt(C); the two
-    projections back to the residual stream, and the value gates, zero; residual lambdas 1 and 0.
+    Each run draws from its generator. The distributions are nanochat's. The embedding is N(0, 1),
+    the unembedding N(0, 0.001^2). Matrices are uniform with standard deviation 1 / sqrt(C). The two
+    projections back to the residual stream, and the value gates, are 0. Residual lambdas are 1 and
+    0.
     """
     rows = [_init_row(config, seed) for seed in seeds]
     return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
@@ -358,7 +359,7 @@ def hidden_states(
         dials: values of the channels that act in the forward pass.
         gauges: a list that receives one (3, N) per layer: mean and variance of the stream after the
             layer, and the fraction of its feed-forward units that are saturated (squared ReLU:
-            zero; SwiGLU: gate beyond SATURATED_GATE).
+            zero, SwiGLU: gate beyond SATURATED_GATE).
         memory: earlier positions. The tokens follow them, attend to them, and are added to them.
             `rope` is then that of the new positions.
         streams: a list that receives the stream after each layer.
@@ -544,7 +545,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> 
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates pairs (d, d + half) by minus the position's angle; x (rows, T, heads, size)."""
+    """Rotates pairs (d, d + half) of x (rows, T, heads, size) by minus the position's angle."""
     cosines, sines = rope
     return x * cosines + x.roll(x.shape[-1] // 2, -1) * sines
 

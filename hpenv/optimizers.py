@@ -158,7 +158,7 @@ class AdamW:
 
 
 def _product(states: Sequence[State], slot: str, factors: Tensor) -> Tensor:
-    """Multiplies each tensor's running product by its factor; factors and result (N, K)."""
+    """Multiplies each tensor's running product by its factor. Factors and result (N, K)."""
     result = torch.stack([state[slot] for state in states], dim=1) * factors
     for state, column in zip(states, result.unbind(1), strict=True):
         state[slot].copy_(column)

@@ -15,7 +15,7 @@ class Registers:
     of accumulator state.)
 
     Attributes:
-        values: (N, R) in [-1, 1]; 0 at a run's start.
+        values: (N, R) in [-1, 1], 0 at a run's start.
         leak: fraction of a register that a decision keeps, in [0, 1).
     """
 

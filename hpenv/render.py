@@ -21,7 +21,7 @@ MAX_NAMED_CELLS = 8
 
 #: First and last row of the two panels [pixels].
 LOSS, CELLS = (32, 192), (224, 664)
-LINE = 15  # distance of two lines of text; smallest height of a band with a name [pixels]
+LINE = 15  # distance of two lines of text, and least height of a band with a name [pixels]
 GAP = 2  # distance of two bands [pixels]
 
 NOT_YET = (226, 226, 226)
@@ -109,8 +109,8 @@ def draw(
     """Draws the loss and, below it, the cells over the steps of the run: (704, 800, 3) uint8.
 
     Up to 8 cells are lines. Their axis shows values if the values can share one. That is so if all
-    are multipliers (neutral (A,) is 1; the axis is logarithmic), or all belong to one channel.
-    Otherwise the axis shows positions, from -1 to 1.
+    are multipliers (neutral (A,) is 1) or all belong to one channel. An axis of multipliers is
+    logarithmic. Otherwise the axis shows positions, from -1 to 1.
 
     More cells are rows of a heat map. Each channel has one band, with its first cell on top. The
     color is the cell's mean position during the steps of a pixel. A cell whose value is neutral is

@@ -34,7 +34,7 @@ class RewardTerm:
     Attributes:
         read: Reading -> (N,).
         doc: meaning, unit and source.
-        tier: measurement group that the term needs, a name of plant.TIERS; None if every plant
+        tier: measurement group that the term needs, a name of plant.TIERS. None if every plant
             measures it.
         delay: number of decisions between an action and the term that first responds to its effect
             on the weights, at one step per decision. A training loss is that of the batch before
@@ -190,7 +190,7 @@ def check_weights(
     """Checks that a plant of these gauges and tiers has the terms, and that the weights are valid.
 
     Raises:
-        ValueError: for an unknown term or a weight that is not finite and >= 0; it names what was
+        ValueError: for an unknown term or a weight that is not finite and >= 0, with what was
             given and what is accepted.
     """
     check_readable("reward term", weights, REWARD_TERMS, gauge_names, tiers)

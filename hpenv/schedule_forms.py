@@ -20,9 +20,9 @@ def schedule_of(argument: str, given: object, num_steps: int) -> Schedule:
 
     Args:
         argument: name of the argument, for errors.
-        given: a key of SCHEDULES; a mapping with such a key as its `name` and with parameters of
-            the schedule; a schedule of hpenv.schedules; or a function, see `tabulate`. In a mapping
-            `num_steps` defaults to that of the run.
+        given: a key of SCHEDULES, a schedule of hpenv.schedules, a function (see `tabulate`), or a
+            mapping. A mapping has a key of SCHEDULES as its `name`, and parameters of the schedule.
+            Its `num_steps` defaults to that of the run.
         num_steps: steps of the run [steps].
 
     Raises:
@@ -62,7 +62,7 @@ def schedules_of(argument: str, given: object, num_steps: int) -> Schedule | dic
 
 
 def _of_data(argument: str, data: Mapping[Any, Any], num_steps: int) -> Schedule:
-    """Returns the schedule of a mapping; see `schedule_of`."""
+    """Returns the schedule of a mapping. See `schedule_of`."""
     name = data["name"]
     if not (isinstance(name, str) and name in SCHEDULES):
         raise ValueError(

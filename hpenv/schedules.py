@@ -37,7 +37,7 @@ class Schedule(Protocol):
 
 
 def _set_count(schedule: object, name: str, least: int) -> None:
-    """Checks that a parameter is a whole number of at least `least`; stores it as Python's int."""
+    """Checks that a parameter is a whole number of at least `least`, and stores it as an int."""
     value = as_python(getattr(schedule, name))
     if not is_count(value, least):
         raise ValueError(
@@ -48,7 +48,7 @@ def _set_count(schedule: object, name: str, least: int) -> None:
 
 
 def _set_fraction(schedule: object, name: str, most: float = math.inf) -> None:
-    """Checks that a parameter is a number from 0 to `most`; stores it as Python's."""
+    """Checks that a parameter is a number from 0 to `most`, and stores it as Python's."""
     value = as_python(getattr(schedule, name))
     if not (is_number(value) and math.isfinite(value) and 0 <= value <= most):
         expected = "finite and not negative" if most == math.inf else f"a number from 0 to {most:g}"
@@ -122,7 +122,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmupFlatWarmdown:
-    """Linear warmup, flat, then linear to `final_fraction` (nanochat; "WSD").
+    """Linear warmup, flat, then linear to `final_fraction` (nanochat, "WSD").
 
     The last part takes `warmdown_fraction` of the run. With w = round(warmdown_fraction T), the
     multiplier is 1 up to t = T - w, then (T - t) / w, so that the last step still moves.

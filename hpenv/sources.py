@@ -132,7 +132,7 @@ def parquet_content(path: str) -> Content:
             return _join_rows(path, file.read(columns=["text"])["text"], "text")
     except UnreadableColumnError:
         raise
-    except Exception as error:  # pyarrow raises ValueError, OSError, KeyError and errors of its own
+    except Exception as error:  # pyarrow raises ValueError, OSError, KeyError and further errors
         raise ValueError(
             f"data must be a parquet file; got {path!r}, which cannot be read ({_reason(error)}); "
             "write it again"
@@ -189,7 +189,7 @@ def import_optional(module: str) -> Any:
     """Imports an optional package.
 
     Raises:
-        ImportError: if it is missing; the message names the extra.
+        ImportError: if it is missing. The message names the extra.
     """
     try:
         return importlib.import_module(module)

@@ -16,7 +16,7 @@ class SeedStreams:
     """N streams of seeds. The e-th episode of a row is the run of its stream's e-th seed.
 
     Attributes:
-        mode: `independent`: row i of seed s has the stream of seed s + i; `grouped`: all rows have
+        mode: `independent`: row i of seed s has the stream of seed s + i. `grouped`: all rows have
             the stream of seed s, so that their e-th episodes are the same run, whenever each
             begins.
     """
@@ -37,7 +37,7 @@ class SeedStreams:
         """Restarts the streams of these rows from new seeds.
 
         Args:
-            seed: seed of the first row, from which the next rows count on; or one seed per row.
+            seed: seed of the first row, from which the next rows count on, or one seed per row.
                 None lets the streams go on. If they have not been seeded yet, None takes a seed
                 from the operating system.
             rows: (N,) bool. Grouped rows all take the first seed that is given.

@@ -82,9 +82,9 @@ class Feature:
         low: smallest value.
         high: largest value.
         doc: meaning and unit.
-        tier: measurement group that the feature needs, a name of plant.TIERS; None if every plant
+        tier: measurement group that the feature needs, a name of plant.TIERS. None if every plant
             measures it.
-        columns: function from the layout to the k column suffixes (`layer_saturation/0`); None if
+        columns: function from the layout to the k column suffixes (`layer_saturation/0`). None if
             there is one column.
         gauges: additional gauges of the plant that the feature reads. A plant that does not measure
             them cannot have the feature.

@@ -13,7 +13,7 @@ import torch
 from hpenv.sources import Content, import_optional
 
 PIECE_CHARACTERS = 2**16  # length of the pieces of text that a tokenizer encodes [characters]
-MOST_TOKENS = 2**20  # largest vocabulary; the largest published ones have a quarter of it
+MOST_TOKENS = 2**20  # largest vocabulary, four times the largest published one
 
 
 def whole_number(text: str, least: int, most: int, what: str) -> int:
@@ -94,7 +94,7 @@ def encode_slices(
     Args:
         text: all slices, one after the other.
         slice_characters: lengths of the slices [characters].
-        tokenizer: `bpe:<vocabulary>`, trained on the first slice; or the content of a tokenizer's
+        tokenizer: `bpe:<vocabulary>`, trained on the first slice, or the content of a tokenizer's
             file.
 
     Returns:
@@ -128,7 +128,7 @@ def _check_same_text(pieces: list[str], decoded: list[str], name: str) -> None:
     """Checks that the tokens of a tokenizer decode to the text that they were made of.
 
     Raises:
-        ValueError: if not; it shows where the texts begin to differ.
+        ValueError: if not. It shows where the texts begin to differ.
     """
     for original, copy in zip(pieces, decoded, strict=True):
         if original == copy:
@@ -145,7 +145,7 @@ def _check_same_text(pieces: list[str], decoded: list[str], name: str) -> None:
 
 
 def token_bytes(encoder: Any, name: str) -> torch.Tensor:
-    """Returns the bytes of text that each id stands for, (V,) float32; 0 for special tokens.
+    """Returns the bytes of text that each id stands for, (V,) float32, 0 for special tokens.
 
     In a byte-level vocabulary a token has one character per byte.
 

@@ -21,10 +21,10 @@ class Trajectory:
 
     Attributes:
         losses: training losses of the last decisions, newest last, (N, 16) [nats per token].
-        num_losses: number of valid entries of `losses`, (N,); the columns before them are 0.
+        num_losses: number of valid entries of `losses`, (N,). The columns before them are 0.
         mean: exponential mean of the training losses, starting at the first, (N,) [nats per token].
-        mean_before: `mean` before the newest loss was added; the newest loss if it is the only one,
-            (N,) [nats per token].
+        mean_before: `mean` before the newest loss was added, or the newest loss if it is the only
+            one, (N,) [nats per token].
         lowest_mean: smallest `mean` so far, (N,) [nats per token].
         probe_losses: last probe losses, newest last, with that of the untrained run, (N, 8) [nats
             per token].
@@ -131,7 +131,7 @@ def slope(recent: FloatArray, count: IntArray) -> FloatArray:
 
 
 def curvature(recent: FloatArray, count: IntArray) -> FloatArray:
-    """Returns a second difference of the last `count` numbers of each row; 0 for fewer than three.
+    """Returns a second difference of the last `count` numbers of each row (0 if fewer than 3).
 
     The numbers are divided into three parts with means m1, m2 and m3, and the result is m1 - 2 m2 +
     m3. The first and the last part hold a third of the numbers, rounded down.
