@@ -795,7 +795,7 @@ class TestOptionalPackages:
             ValueError, match="vocabulary in tokenizer 'bpe:255' must be a whole number from 256"
         ):
             load_corpus(path, "bpe:255")
-        with pytest.raises(ValueError, match="tokenizer must be 'bytes', .*; got 'words'"):
+        with pytest.raises(ValueError, match=r"tokenizer must be 'bytes', .*; got 'words'"):
             load_corpus(path, "words")
         with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
             load_corpus(path, str(tmp_path / "nowhere.json"))
