@@ -94,14 +94,12 @@ def load_corpus(
 
     `data` is one of
       - `stdlib`: the source text of the running Python's standard library, about 11 MB. Files stand
-      in
-        the order of a seeded digest of their path. This permutation is the same everywhere and
+        in the order of a seeded digest of their path. This permutation is the same everywhere and
         makes the slices similar.
       - `synthetic` or `synthetic:<seed>`: 2**22 symbols of a random source, identical on every
-      machine.
-        The next symbol is one of eight, of fixed probabilities. The last symbol and two bits of the
-        one before determine which eight. Every context has the same probabilities, so the entropy
-        rate is exactly their entropy, from any state.
+        machine. The next symbol is one of eight, of fixed probabilities. The last symbol and two
+        bits of the one before determine which eight. Every context has the same probabilities, so
+        the entropy rate is exactly their entropy, from any state.
       - `hf:<name>[:<split>[:<column>]]`: a dataset of the Hugging Face hub, or a local folder or
         parquet file, read by `datasets`. Split `train` and column `text` by default.
       - a path: `.txt`, `.parquet` (column `text`), or `.bin` (uint16 tokens without a header, as

@@ -338,11 +338,11 @@ class NanochatMuon:
     def init(self, weight: Tensor) -> State:
         """Returns the momentum buffer and the mean squares along the longer side."""
         state = Muon().init(weight)
-        mean_square = torch.zeros_like(weight.sum(self._longer_axis(weight), keepdim=True))
+        mean_square = torch.zeros_like(weight.sum(self._shorter_axis(weight), keepdim=True))
         return state | {"mean_square": mean_square}
 
     @staticmethod
-    def _longer_axis(weight: Tensor) -> int:
+    def _shorter_axis(weight: Tensor) -> int:
         return 2 if weight.shape[1] >= weight.shape[2] else 1
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
@@ -361,7 +361,7 @@ class NanochatMuon:
         for w, u, state, lr, wd in zip(
             weights, orthogonal, states, *_pairs(rates, weights), strict=True
         ):
-            axis = self._longer_axis(w)
+            axis = self._shorter_axis(w)
             square = u.square().mean(axis, keepdim=True)
             state["mean_square"].lerp_(square, 1.0 - self.beta2)
             scale = state["mean_square"].clamp_min(1e-10).rsqrt()
