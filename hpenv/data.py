@@ -1,11 +1,11 @@
 """Corpora, and seeded batches that can be rewound.
 
-A corpus is one tensor of tokens with three disjoint slices: batches come from `train`, the reward's
-probe from `probe`, and held-out evaluation alone reads `validation`. Where the sequences of a batch
-start is a pure function of (seed, step), so the position in the data is the step count: saving it
-is saving an int, rewinding it is asking for a smaller.
+A corpus is one tensor of tokens with three disjoint slices. Batches come from `train`, and the
+reward's probe from `probe`. Only held-out evaluation reads `validation`. Where the sequences of a
+batch start is a pure function of (seed, step), so the position in the data is the step count. To
+save it is to save an int, and to rewind it is to ask for a smaller one.
 
-A corpus is what it holds: its source is read at every call, and what was computed is kept by the
+A corpus is defined by its content. The source is read at every call, and results are cached by the
 digest of the bytes.
 """
 
@@ -35,35 +35,35 @@ from hpenv.synthetic import BATCH_STREAM, random_words, synthetic_symbols, unifo
 from hpenv.tokenization import encode_slices, read_tokenizer, token_bytes, whole_number
 
 SLICES = ("train", "probe", "validation")
-TRAIN_PERCENT, PROBE_PERCENT = 90, 5  # what is left is the validation slice
+TRAIN_PERCENT, PROBE_PERCENT = 90, 5  # the rest is the validation slice
 MINIMUM_TOKENS = 40  # below it the probe or the validation slice holds no pair of input and target
 
-MOST_SEED = 2**64 - 1  # of `synthetic`
+MOST_SEED = 2**64 - 1  # largest seed of `synthetic`
 
 #: First numbers (int32) of the token files of llm.c and its kin, which have a header of
 #: HEADER_BYTES.
 HEADER_MAGICS, HEADER_BYTES = (20240520, 20240801), 1024
 
-STEPS_PER_BLOCK = (
-    256  # drawn at once, because setting up a generator costs more than drawing from it
-)
-CACHED_BLOCKS = 256  # at least the runs of a population, which take turns
+# Steps drawn at once, because setting up a generator costs more than drawing from it.
+STEPS_PER_BLOCK = 256
+CACHED_BLOCKS = 256  # at least the number of runs of a population, which take turns
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Tokens and what they stand for.
+    """Tokens, their slices, and the bytes that each token stands for.
 
     Attributes:
-        name: what `load_corpus` was given as `data`.
+        name: `data` as given to `load_corpus`.
         sha256: hex digest of the raw bytes, before any tokenizer.
-        digest: hex digest of tokens, slices and token_bytes: all that a run can tell of a corpus.
-        tokens: all tokens, 1-D; uint8 for bytes, uint16 for a `.bin` file, int32 for BPE.
+        digest: hex digest of tokens, slices and token_bytes: everything that a run sees of a
+            corpus.
+        tokens: all tokens, 1-D: uint8 for bytes, uint16 for a `.bin` file, int32 for BPE.
         vocab_size: number of token ids.
-        token_bytes: bytes of text that each id stands for, (vocab_size,) float32; 0 for special
+        token_bytes: bytes of text that each id stands for, (vocab_size,) float32, 0 for special
             tokens.
-        entropy_rate_nats: expected loss that no model can go below [nats per token]; known for
-            `synthetic` alone.
+        entropy_rate_nats: lowest expected loss of any model [nats per token], known for `synthetic`
+            alone.
         train: view of the first 90 %.
         probe: view of the next 5 %.
         validation: view of the last 5 %.
@@ -88,51 +88,54 @@ def load_corpus(
     *,
     vocab_size: int = 256,
 ) -> Corpus:
-    """Loads a corpus. The source is read again at every call; corpora of the same content share
-    their tokens.
+    """Loads a corpus.
+
+    The source is read again at every call. Corpora of the same content share their tokens.
 
     `data` is one of
       - `stdlib`: the source text of the running Python's standard library, about 11 MB. Files stand
-        in the order of a seeded digest of their path: a permutation that is the same everywhere and
-        makes the slices alike;
+        in the order of a seeded digest of their path. This permutation is the same everywhere and
+        makes the slices similar.
       - `synthetic` or `synthetic:<seed>`: 2**22 symbols of a random source, identical on every
-        machine. The next symbol is one of eight, of fixed probabilities; which eight depends on the
-        last symbol and two bits of the one before. Every context has the same probabilities, so the
-        entropy rate is their entropy, exactly, from any state;
+        machine. The next symbol is one of eight, of fixed probabilities. The last symbol and two
+        bits of the one before determine which eight. Every context has the same probabilities, so
+        the entropy rate is exactly their entropy, from any state.
       - `hf:<name>[:<split>[:<column>]]`: a dataset of the Hugging Face hub, or a local folder or
-        parquet file, read by `datasets`; split `train` and column `text` by default;
+        parquet file, read by `datasets`. Split `train` and column `text` by default.
       - a path: `.txt`, `.parquet` (column `text`), or `.bin` (uint16 tokens without a header, as
         nanoGPT writes them). Rows of a dataset or parquet file are joined by newlines. A `.bin`
-        file is mapped into memory, not read: while a run uses it, put a new file in its place
+        file is mapped into memory, not read. While a run uses it, put a new file in its place
         instead of writing into it.
 
     Args:
-        data: see above; `~` stands for the home folder.
-        tokenizer: `bytes`; `bpe:<vocabulary>`, a byte-level BPE trained on the train slice; or the
-            path of a byte-level tokenizer in the JSON format of `tokenizers`. A `.bin` file is
-            tokens already: a path then says what they stand for, and with `bytes` each counts as
-            one byte, so that bits per byte reads bits per token.
-        vocab_size: symbols of `synthetic`, 8 to 256; all others imply their own and accept 256
-            alone.
+        data: see above. `~` stands for the home folder.
+        tokenizer: `bytes`, or `bpe:<vocabulary>`, a byte-level BPE trained on the train slice, or
+            the path of a byte-level tokenizer in the JSON format of `tokenizers`. A `.bin` file
+            holds tokens already. A path then names the tokenizer that made them. With `bytes` each
+            token counts as one byte, so that bits per byte means bits per token.
+        vocab_size: number of symbols of `synthetic`, 8 to 256. All other data determine their
+            vocabulary and accept 256 alone.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an unknown name, a file that is too short or damaged, or arguments that exclude
-            each other.
-        ImportError: an optional package is missing; the message names the extra.
+        FileNotFoundError: for a file that does not exist.
+        ValueError: for an unknown name, a file that is too short or damaged, or arguments that
+            exclude each other.
+        ImportError: if an optional package is missing. The message names the extra.
     """
-    data, tokenizer = _named("data", data), _named("tokenizer", tokenizer)
+    data, tokenizer = _expand_path("data", data), _expand_path("tokenizer", tokenizer)
     if not isinstance(vocab_size, int) or isinstance(vocab_size, bool):
         raise ValueError(f"vocab_size must be a whole number; got {vocab_size!r}")
+
     source, _, argument = data.partition(":")
     if source == "synthetic" and tokenizer == "bytes":
         seed = whole_number(argument or "0", 0, MOST_SEED, f"seed in data {data!r}")
         return replace(_synthetic_corpus(seed, vocab_size), name=data)
     if source == "synthetic" or vocab_size != 256:
-        wrong = f"tokenizer {tokenizer!r} and vocab_size {vocab_size} do not go with data {data!r}"
         raise ValueError(
-            f"{wrong}: 'synthetic' accepts tokenizer 'bytes' alone, all others vocab_size 256 alone"
+            f"tokenizer and vocab_size must fit data {data!r}; got {tokenizer!r} and {vocab_size}; "
+            "'synthetic' accepts tokenizer 'bytes' alone, all other data vocab_size 256 alone"
         )
+
     if data == "stdlib":
         content = stdlib_content()
     elif source == "hf":
@@ -144,53 +147,54 @@ def load_corpus(
     elif data.endswith(".bin"):
         return _binary(data, _content_of(tokenizer, accepts_bpe=False))
     else:
-        accepted = (
-            f"'stdlib', 'synthetic[:<seed>]', {DATASET_FORM}, a path to a .txt, .bin or .parquet"
+        raise ValueError(
+            f"unknown data {data!r}; expected one of 'stdlib', 'synthetic[:<seed>]', "
+            f"{DATASET_FORM}, a path to a .txt, .bin or .parquet"
         )
-        raise ValueError(f"unknown data {data!r}; expected one of {accepted}")
-    return replace(_tokenized(content, _content_of(tokenizer)), name=data)
+    return replace(_tokenize(content, _content_of(tokenizer)), name=data)
 
 
 def require_length(corpus: Corpus, slice_name: str, needed: int) -> None:
-    """Raises ValueError, with both numbers, unless a slice has the tokens that are needed.
+    """Checks that a slice has at least `needed` tokens.
 
     One sequence takes `sequence_length + 1` tokens: its targets are its inputs moved by one.
+
+    Raises:
+        ValueError: with both numbers, if the slice is too short, or for an unknown slice.
     """
     if slice_name not in SLICES:
         raise ValueError(f"unknown slice {slice_name!r}; expected one of {list(SLICES)}")
-    length = dict(zip(SLICES, (corpus.train, corpus.probe, corpus.validation), strict=True))[
-        slice_name
-    ].numel()
+    slices = dict(zip(SLICES, (corpus.train, corpus.probe, corpus.validation), strict=True))
+    length = slices[slice_name].numel()
     if length < needed:
-        cure = "take a longer corpus, or fewer or shorter sequences"
         raise ValueError(
-            f"{slice_name} slice of corpus {corpus.name!r}: {length} tokens, {needed} are needed; {cure}"
+            f"{slice_name} slice of corpus {corpus.name!r} must have at least {needed} tokens; "
+            f"got {length}; take a longer corpus, or fewer or shorter sequences"
         )
 
 
 def batch_starts(
     length: int, seed: int, step: int, batch_size: int, sequence_length: int
 ) -> NDArray[np.int64]:
-    """Returns where the sequences of a step's batch start: uniform, with replacement, a function of
-    the arguments.
+    """Returns where the sequences of a step's batch start: uniform, with replacement.
 
-    Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2,
-    3", SC 2011). Its key is a hash of the seed, its counter the block of steps, so step 10**9 costs
-    what step 0 does. Only its raw integers are used: numpy keeps them the same from release to
-    release, but not its distributions (NEP 19).
+    The result depends on the arguments alone. Philox is a counter-based generator (Salmon et al.,
+    "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Its key is a hash of the seed, its
+    counter the block of steps, so step 10**9 costs what step 0 does. Only its raw integers are
+    used: numpy keeps them the same from release to release, but not its distributions (NEP 19).
 
     Args:
-        length: tokens of the slice.
-        seed: of the run, any integer >= 0.
-        step: >= 0; the whole position in the data.
+        length: number of tokens of the slice.
+        seed: seed of the run, any integer >= 0.
+        step: index of the step, >= 0. It is the whole position in the data.
         batch_size: B, sequences per step.
-        sequence_length: T, tokens per sequence; one more is read, for the targets.
+        sequence_length: T, tokens per sequence. One more is read, for the targets.
 
     Returns:
-        Starts in [0, length - T - 1], (B,); a fresh array.
+        Starts in [0, length - T - 1], (B,), a new array.
     """
     if step < 0:
-        raise ValueError(f"step must be at least 0, not {step}")
+        raise ValueError(f"step must be at least 0; got {step}")
     block, row = divmod(step, STEPS_PER_BLOCK)
     return _starts_of_block(length, seed, block, batch_size, sequence_length)[row].copy()
 
@@ -201,22 +205,24 @@ def _starts_of_block(
 ) -> NDArray[np.int64]:
     if batch_size < 1 or sequence_length < 1:
         raise ValueError(
-            f"batch_size and sequence_length must be at least 1, not {batch_size} and {sequence_length}"
+            "batch_size and sequence_length must be at least 1; "
+            f"got {batch_size} and {sequence_length}"
         )
     if length <= sequence_length:
         raise ValueError(
-            f"a slice of {length} tokens is too short, {sequence_length + 1} are needed for one sequence"
+            f"length must be at least {sequence_length + 1}, the tokens of one sequence; "
+            f"got {length}"
         )
+
     uniform = uniform_numbers(random_words(seed, BATCH_STREAM, block, STEPS_PER_BLOCK * batch_size))
-    return (
-        (uniform * (length - sequence_length)).astype(np.int64).reshape(STEPS_PER_BLOCK, batch_size)
-    )
+    starts = (uniform * (length - sequence_length)).astype(np.int64)
+    return starts.reshape(STEPS_PER_BLOCK, batch_size)
 
 
 def gather(
     tokens: torch.Tensor, starts: NDArray[np.int64] | torch.Tensor, sequence_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads the sequences that begin at `starts`, on whatever device the tokens are.
+    """Reads the sequences that begin at `starts`, on the device of the tokens.
 
     Args:
         tokens: a slice of a corpus, (length,).
@@ -224,23 +230,21 @@ def gather(
         sequence_length: T.
 
     Returns:
-        Inputs and targets, each (..., B, T) int64; targets are the inputs one token later.
+        Inputs and targets, each (..., B, T) int64. Targets are the inputs one token later.
     """
     first = torch.as_tensor(starts, dtype=torch.int64, device=tokens.device)
-    index = first.unsqueeze(-1) + torch.arange(
-        sequence_length + 1, device=tokens.device
-    )  # (..., B, T + 1)
-    if (
-        tokens.dtype == torch.uint16
-    ):  # not every device indexes it: read the same bits as int16 and undo the sign
+    offsets = torch.arange(sequence_length + 1, device=tokens.device)
+    index = first.unsqueeze(-1) + offsets  # (..., B, T + 1)
+    # Not every device indexes uint16: read the same bits as int16 and undo the sign.
+    if tokens.dtype == torch.uint16:
         window = tokens.view(torch.int16)[index].to(torch.int64) & 0xFFFF
     else:
         window = tokens[index].to(torch.int64)
     return window[..., :-1].contiguous(), window[..., 1:].contiguous()
 
 
-def _named(argument: str, given: object) -> str:
-    """Returns a name or path as text, with the home folder in the place of `~`."""
+def _expand_path(argument: str, given: object) -> str:
+    """Returns a name or path as text, with `~` replaced by the home folder."""
     path = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(path, str):
         raise ValueError(
@@ -250,12 +254,13 @@ def _named(argument: str, given: object) -> str:
 
 
 def _content_of(tokenizer: str, accepts_bpe: bool = True) -> str | Content:
-    """Returns the content of a tokenizer's file, or the name of what needs none."""
+    """Returns the content of a tokenizer's file, or the tokenizer's name if it has no file."""
     if tokenizer == "bytes" or (accepts_bpe and tokenizer.startswith("bpe:")):
         return tokenizer
     if not tokenizer.endswith(".json"):
         raise ValueError(
-            f"tokenizer {tokenizer!r} does not fit; expected 'bytes', 'bpe:<vocabulary>' for text, or a .json path"
+            "tokenizer must be 'bytes', 'bpe:<vocabulary>' for text, or a .json path; "
+            f"got {tokenizer!r}"
         )
     return read_file("tokenizer", tokenizer)
 
@@ -269,14 +274,20 @@ def _corpus(
     slice_lengths: list[int] | None = None,
     tokens_sha256: str = "",
 ) -> Corpus:
-    """Divides tokens into slices; `tokens_sha256` is theirs if they are not the raw bytes."""
+    """Divides tokens into slices.
+
+    `tokens_sha256` is the digest of the tokens if they are not the raw bytes.
+    """
     if (total := tokens.numel()) < MINIMUM_TOKENS:
         raise ValueError(
-            f"corpus {name!r} has {total} tokens, at least {MINIMUM_TOKENS} are needed: take a longer corpus"
+            f"corpus {name!r} must have at least {MINIMUM_TOKENS} tokens; got {total}; "
+            "take a longer corpus"
         )
+
     lengths = slice_lengths or _slice_lengths(total)
     identity = [str(tokens.dtype), lengths, tokens_sha256 or sha256, _sha256(sizes)]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
     train, probe, validation = torch.split(tokens, lengths)
     return Corpus(
         name,
@@ -302,7 +313,7 @@ def _slice_lengths(total: int) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _tokenized(content: Content, tokenizer: str | Content) -> Corpus:
+def _tokenize(content: Content, tokenizer: str | Content) -> Corpus:
     name = content.name
     if tokenizer == "bytes":
         return _corpus(name, content.sha256, torch.from_numpy(content.raw), torch.ones(256))
@@ -310,40 +321,51 @@ def _tokenized(content: Content, tokenizer: str | Content) -> Corpus:
         text = content.text()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"corpus {name!r} is not UTF-8 ({error}); only tokenizer 'bytes' reads it"
+            f"corpus {name!r} must be UTF-8 text; got other bytes ({error}); "
+            "only tokenizer 'bytes' reads it"
         ) from error
+
     ids, sizes = encode_slices(text, _slice_lengths(len(text)), tokenizer)
     tokens = torch.tensor([*ids[0], *ids[1], *ids[2]], dtype=torch.int32)
-    if (covered := int(sizes[tokens].sum(dtype=torch.float64))) != (given := content.raw.size):
+    num_bytes = int(sizes[tokens].sum(dtype=torch.float64))
+    if num_bytes != content.raw.size:
         label = tokenizer if isinstance(tokenizer, str) else tokenizer.name
-        raise ValueError(f"tokenizer {label!r} changes the text: {given} bytes became {covered}")
-    lengths = [len(part) for part in ids]
+        raise ValueError(
+            f"tokenizer {label!r} changes the text: {content.raw.size} bytes became {num_bytes}"
+        )
+
+    lengths = [len(slice_ids) for slice_ids in ids]
     return _corpus(
         name, content.sha256, tokens, sizes, slice_lengths=lengths, tokens_sha256=_sha256(tokens)
     )
 
 
 def _binary(path: str, tokenizer: str | Content) -> Corpus:
-    """Maps a token file into memory; nothing is remembered, since what is mapped follows the file."""
+    """Maps a token file into memory.
+
+    The corpus is not cached, because the mapped tokens follow the file.
+    """
     check_file("data", path)
     try:
         with open(path, "rb") as file:
             sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
         if size % 2 or size < 2 * MINIMUM_TOKENS:
-            needed = f"a whole number of at least {MINIMUM_TOKENS} is needed"
             raise ValueError(
-                f"{path!r} has {size} bytes, which are {size / 2:g} tokens of uint16; {needed}"
+                f"data must hold a whole number of at least {MINIMUM_TOKENS} uint16 tokens; got "
+                f"{path!r}, which has {size} bytes, that is {size / 2:g} tokens"
             )
         # "c" maps the file copy-on-write: torch wants memory that it may write, and the file must
         # stay as it is.
         tokens = np.memmap(path, dtype="<u2", mode="c", shape=(size // 2,))
     except OSError as error:
         raise ValueError(f"data must be a file that can be read; got {path!r} ({error})") from error
+
     if int(tokens[:2].view("<i4")[0]) in HEADER_MAGICS:
-        cure = f"leave out its first {HEADER_BYTES} bytes, as `tail -c +{HEADER_BYTES + 1}` does"
         raise ValueError(
-            f"data must be tokens without a header; got {path!r}, which has the header of llm.c: {cure}"
+            f"data must be tokens without a header; got {path!r}, which has the header of llm.c; "
+            f"leave out its first {HEADER_BYTES} bytes, as `tail -c +{HEADER_BYTES + 1}` does"
         )
+
     largest = int(tokens.max())
     if isinstance(tokenizer, str):
         sizes = torch.ones(largest + 1)
@@ -351,7 +373,8 @@ def _binary(path: str, tokenizer: str | Content) -> Corpus:
         sizes = token_bytes(read_tokenizer(tokenizer), tokenizer.name)
         if largest >= sizes.numel():
             raise ValueError(
-                f"{path!r} holds token {largest}, but {tokenizer.name!r} has only {sizes.numel()} tokens"
+                f"tokenizer must have every token of {path!r}; got {tokenizer.name!r} with "
+                f"{sizes.numel()} tokens, but the file holds token {largest}"
             )
     return _corpus(path, sha256, torch.from_numpy(tokens), sizes)
 

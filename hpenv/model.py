@@ -1,18 +1,19 @@
-"""A decoder-only transformer over a population: every weight is (N, ...), every linear layer one
-batched product.
+"""A decoder-only transformer over a population of N runs.
+
+Every weight is (N, ...), and every linear layer is one batched product.
 
 The architecture is nanochat's: rotary positions, QK-norm, RMSNorm without gain, no biases, untied
-embeddings, squared-ReLU or SwiGLU feed-forward, tanh softcap on the logits; value embeddings,
-residual lambdas and sliding windows are options. Parameters are a plain dict `name -> (N, ...)`,
-the forward pass a pure function of it. Row i of a population is the single run with the same seed,
-up to the order in which a batched product adds.
+embeddings, squared-ReLU or SwiGLU feed-forward, tanh softcap on the logits. Value embeddings,
+residual lambdas and sliding windows are options. Parameters are a plain dict `name -> (N, ...)`.
+The forward pass is a pure function of it. Row i of a population is the single run with the same
+seed, up to the order in which a batched product adds.
 
-Shapes, initialization and forward pass stand together, past the usual length, because each names
+Shapes, initialization and forward pass share one module, past its usual length, because each names
 the others' tensors.
 
 References:
-    nanochat, nanochat/gpt.py at commit 8630d32; Su et al. 2021 (rotary); Shazeer 2020 (SwiGLU); So
-    et al. 2021 (squared ReLU).
+    nanochat, nanochat/gpt.py at commit 8630d32.
+    Su et al. 2021 (rotary), Shazeer 2020 (SwiGLU), So et al. 2021 (squared ReLU).
 """
 
 from __future__ import annotations
@@ -37,9 +38,8 @@ Parameters = dict[str, Tensor]
 #: Channels of the normed block input that a value-embedding gate reads (nanochat).
 GATE_CHANNELS = 32
 
-
-#: Tokens of a run that the activation gauges look at: enough for a standard error of a few per
-#: cent.
+#: Number of a run's tokens that the activation gauges measure. It gives a standard error of a few
+#: per cent.
 GAUGED_TOKENS = 32
 
 #: A SwiGLU gate beyond this is saturated: its sigmoid is within 5 % of 0 or 1.
@@ -47,8 +47,9 @@ SATURATED_GATE = 3.0
 
 
 class Dials(NamedTuple):
-    """What the panel moves in the forward pass; None where nothing of a kind is moved, so that
-    nothing is computed.
+    """Values of the channels that act in the forward pass.
+
+    A field is None where no run moves the channel, so that nothing is computed for it.
 
     Attributes:
         attention_temperature: (N, L).
@@ -59,7 +60,7 @@ class Dials(NamedTuple):
         dropout: probability that a unit of a branch's output is left out, (N, L).
         embedding_gain: multiplier of the normed embedding, (N,).
         logit_softcap: the cap itself, (N,).
-        generators: one per run, which dropout draws from.
+        generators: one per run, from which dropout draws.
     """
 
     attention_temperature: Tensor | None = None
@@ -74,12 +75,13 @@ class Dials(NamedTuple):
 
 
 class Memory:
-    """Keys and values of the positions so far, so that later ones need not compute them again.
+    """Keys and values of the positions so far, so that they are not computed again.
 
-    What is remembered stays differentiable, unless there is room: then it is written in place.
+    They stay differentiable, unless room for more positions was reserved. Then they are written in
+    place.
 
     Attributes:
-        length: positions so far [tokens].
+        length: number of positions so far [tokens].
         layers: keys and values of each layer, (rows, heads, positions, size) each.
     """
 
@@ -88,7 +90,7 @@ class Memory:
         self._in_place = False
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the newest positions of a layer, (rows, heads, T, size); all there are then."""
+        """Adds the newest positions of a layer, (rows, heads, T, size). Returns all positions."""
         if layer == len(self.layers):
             self.layers.append((key, value))
             return key, value
@@ -96,16 +98,22 @@ class Memory:
         if not self._in_place:
             self.layers[layer] = torch.cat([keys, key], 2), torch.cat([values, value], 2)
             return self.layers[layer]
+
         end = self.length + key.shape[2]
         keys[:, :, self.length : end], values[:, :, self.length : end] = key, value
         return keys[:, :, :end], values[:, :, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Forgets all but these rows, which stand in this order afterwards; rows (k,) int64."""
+        """Keeps only these rows (k,) int64, in this order."""
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
 
     def copied(self, rows: Tensor, room: int = 0) -> Memory:
-        """These rows, which may be repeated, with room for that many more positions [tokens]; rows (k,) int64."""
+        """Returns a copy of these rows, which may repeat.
+
+        Args:
+            rows: (k,) int64.
+            room: number of further positions to reserve [tokens].
+        """
         result = Memory()
         result.length, result._in_place = self.length, room > 0
         for pair in self.layers:
@@ -118,66 +126,62 @@ class Memory:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Shape of the model; the same for every run of a population."""
+    """Shape of the model. All runs of a population share it."""
 
     n_layer: int = 2
     n_head: int = 2
     n_embd: int = 64
     vocab_size: int = 256
     feed_forward: Literal["relu2", "swiglu"] = "relu2"
-    hidden_size: int | None = (
-        None  # of the feed-forward; None: 4 n_embd (relu2), 8/3 n_embd up to a multiple of 16 (swiglu)
-    )
-    value_embeddings: bool = (
-        False  # a (vocab_size, n_embd) table on every second layer, the last always
-    )
-    residual_lambdas: bool = (
-        False  # learned scalars on the residual stream and on the first embedding, per layer
-    )
-    window_pattern: str = (
-        "L"  # tiled over layers; S sees half the sequence, L all of it; the last layer is always L
-    )
+    # Of the feed-forward. None: 4 n_embd (relu2), 8/3 n_embd up to a multiple of 16 (swiglu).
+    hidden_size: int | None = None
+    # A (vocab_size, n_embd) table on every second layer, the last always.
+    value_embeddings: bool = False
+    # Learned scalars on the residual stream and on the first embedding, per layer.
+    residual_lambdas: bool = False
+    # Tiled over layers: S sees half the sequence, L all of it. The last layer is always L.
+    window_pattern: str = "L"
     logit_softcap: float = 15.0  # logits are c tanh(z / c)
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
-        """Refuses shapes that do not fit together."""
+        """Checks that the shapes fit together."""
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
             raise ValueError(
-                f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head} (rotary pairs)"
+                "n_embd must be an even multiple of n_head (rotary pairs); "
+                f"got n_embd={self.n_embd} and n_head={self.n_head}"
             )
         if self.value_embeddings and self.n_embd < GATE_CHANNELS:
             raise ValueError(
-                f"value embeddings are gated by {GATE_CHANNELS} channels; got n_embd={self.n_embd}"
+                f"n_embd must be at least {GATE_CHANNELS}, the channels that gate value "
+                f"embeddings; got {self.n_embd}"
             )
         if self.feed_forward not in ("relu2", "swiglu"):
             raise ValueError(
                 f"unknown feed_forward {self.feed_forward!r}; expected one of ['relu2', 'swiglu']"
             )
         if not self.window_pattern or set(self.window_pattern) - set("SL"):
-            raise ValueError(f"window_pattern={self.window_pattern!r} must be made of 'S' and 'L'")
+            raise ValueError(
+                f"window_pattern must be made of 'S' and 'L'; got {self.window_pattern!r}"
+            )
 
     @property
     def feed_forward_size(self) -> int:
         """Hidden width of the feed-forward."""
         if self.hidden_size is not None:
             return self.hidden_size
-        return (
-            4 * self.n_embd
-            if self.feed_forward == "relu2"
-            else 16 * math.ceil(8 * self.n_embd / 3 / 16)
-        )
+        if self.feed_forward == "relu2":
+            return 4 * self.n_embd
+        return 16 * math.ceil(8 * self.n_embd / 3 / 16)
 
     def window(self, layer: int, sequence_length: int) -> int:
-        """How far back a token of this layer sees [tokens]."""
-        short = (
-            self.window_pattern[layer % len(self.window_pattern)] == "S"
-            and layer < self.n_layer - 1
-        )
+        """Returns how far back a token of this layer sees [tokens]."""
+        letter = self.window_pattern[layer % len(self.window_pattern)]
+        short = letter == "S" and layer < self.n_layer - 1
         return max(1, sequence_length // 2) if short else sequence_length
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Every second layer, counted so that the last one has it."""
+        """Returns True for every second layer, counted so that the last one has it."""
         return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
 
 
@@ -198,7 +202,7 @@ PRESETS: dict[str, GPTConfig] = {
 
 
 def preset(name: str, vocab_size: int | None = None) -> GPTConfig:
-    """The preset of this name, with the vocabulary of the corpus if that is larger.
+    """Returns the preset of this name, with the vocabulary of the corpus if that is larger.
 
     Raises:
         ValueError: for a name that is not in PRESETS.
@@ -206,15 +210,16 @@ def preset(name: str, vocab_size: int | None = None) -> GPTConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; expected one of {sorted(PRESETS)}")
     config = PRESETS[name]
-    return (
-        config
-        if vocab_size is None
-        else replace(config, vocab_size=max(config.vocab_size, vocab_size))
-    )
+    if vocab_size is None:
+        return config
+    return replace(config, vocab_size=max(config.vocab_size, vocab_size))
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of one run's weights, in the order in which they are initialized; matrices are (out, in)."""
+    """Returns the shapes of one run's weights, by name.
+
+    They are in the order in which the weights are initialized. Matrices are (out, in).
+    """
     C, V, H = config.n_embd, config.vocab_size, config.feed_forward_size
     shapes: dict[str, tuple[int, ...]] = {"embedding": (V, C)}
     for i in range(config.n_layer):
@@ -227,13 +232,14 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         if config.feed_forward == "swiglu":
             shapes[f"layer.{i}.gate"] = (H, C)
         shapes |= {f"layer.{i}.up": (H, C), f"layer.{i}.down": (C, H)}
+
     if config.residual_lambdas:
         shapes |= {"residual_lambdas": (config.n_layer,), "embedding_lambdas": (config.n_layer,)}
     return shapes | {"unembedding": (V, C)}
 
 
 def parameter_kind(name: str) -> str:
-    """The optimizer group a tensor belongs to: `embedding`, `unembedding`, `scalar` or `matrix`."""
+    """Returns the optimizer group of a tensor: `embedding`, `unembedding`, `scalar` or `matrix`."""
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("embedding", "value_embedding"):
         return "embedding"
@@ -243,15 +249,15 @@ def parameter_kind(name: str) -> str:
 
 
 def num_parameters(config: GPTConfig) -> int:
-    """Parameters of one run."""
+    """Returns the number of parameters of one run."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def flops_per_token(config: GPTConfig, sequence_length: int) -> float:
-    """Operations of one token's forward and backward pass: 6 per weight of a product, 12 C per
-    attended key [FLOP].
+    """Returns the operations of one token's forward and backward pass [FLOP].
 
-    Causal attention is counted in full, as is customary (PaLM, appendix B); lookups are free.
+    They are 6 per weight of a product, and 12 C per attended key. Causal attention is counted in
+    full, as is customary (PaLM, appendix B). Lookups are free.
     """
     shapes = parameter_shapes(config)
     weights = sum(
@@ -264,12 +270,12 @@ def flops_per_token(config: GPTConfig, sequence_length: int) -> float:
 def init_parameters(
     config: GPTConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
 ) -> Parameters:
-    """Initial weights of one run per seed, each drawn from its own generator: name -> (N, ...)
-    float32.
+    """Returns initial weights of one run per seed: name -> (N, ...) float32.
 
-    nanochat's: embedding N(0, 1); unembedding N(0, 0.001^2); matrices uniform of standard deviation
-    1 / sqrt(C); the two projections back to the residual stream, and the value gates, zero;
-    residual lambdas 1 and 0.
+    Each run draws from its generator. The distributions are nanochat's. The embedding is N(0, 1),
+    the unembedding N(0, 0.001^2). Matrices are uniform with standard deviation 1 / sqrt(C). The two
+    projections back to the residual stream, and the value gates, are 0. Residual lambdas are 1 and
+    0.
     """
     rows = [_init_row(config, seed) for seed in seeds]
     return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
@@ -279,6 +285,7 @@ def _init_row(config: GPTConfig, seed: int) -> Parameters:
     generator = torch.Generator().manual_seed(seed)
     bound = math.sqrt(3.0 / config.n_embd)
     row: Parameters = {}
+
     for name, shape in parameter_shapes(config).items():
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "embedding":
@@ -291,20 +298,23 @@ def _init_row(config: GPTConfig, seed: int) -> Parameters:
             row[name] = torch.zeros(shape)
         else:
             row[name] = (2.0 * torch.rand(shape, generator=generator) - 1.0) * bound
+
     return row
 
 
 def rope_tables(
     config: GPTConfig, sequence_length: int, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of the rotary embedding, (T, 1, C / n_head) each; pairs are (d, d + half)."""
+    """Returns cosines and signed sines of the rotary embedding, (T, 1, C / n_head) each.
+
+    Pairs are (d, d + half).
+    """
     half = config.n_embd // config.n_head // 2
     frequencies = config.rope_base ** (
         -torch.arange(half, dtype=torch.float64, device=device) / half
     )
-    angles = (
-        torch.arange(sequence_length, dtype=torch.float64, device=device)[:, None] * frequencies
-    )  # (T, half)
+    positions = torch.arange(sequence_length, dtype=torch.float64, device=device)
+    angles = positions[:, None] * frequencies  # (T, half)
     cosines, sines = angles.cos(), angles.sin()
     return (
         torch.cat([cosines, cosines], -1).float()[:, None],
@@ -313,17 +323,17 @@ def rope_tables(
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, M, in) times weight (N, out, in), transposed: (N, M, out)."""
+    """Returns x (N, M, in) times weight (N, out, in), transposed: (N, M, out)."""
     return torch.bmm(x, weight.transpose(1, 2))
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last dimension, without gain."""
+    """Returns x / sqrt(mean(x^2) + eps) over the last dimension, without gain."""
     return F.rms_norm(x, (x.shape[-1],))
 
 
 def embed(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of each run's own table: table (N, V, C), tokens (N, M) -> (N, M, C)."""
+    """Looks up tokens (N, M) in each run's table (N, V, C): (N, M, C)."""
     N, V, C = table.shape
     offsets = torch.arange(N, device=tokens.device)[:, None] * V
     return F.embedding(tokens + offsets, table.reshape(N * V, C))
@@ -339,100 +349,113 @@ def hidden_states(
     memory: Memory | None = None,
     streams: list[Tensor] | None = None,
 ) -> Tensor:
-    """The normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C).
+    """Returns the normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C).
 
-    With a `memory` the tokens follow those that it holds, are attended to together with them, and
-    are added to it; `rope` then is that of the new positions. `streams`, if given, is filled with
-    the stream after each layer. `gauges`, if given, is filled with one (3, N) per layer: mean and
-    variance of the stream after it, and the part of its feed-forward units that are saturated
-    (squared ReLU: zero; SwiGLU: gate beyond SATURATED_GATE).
+    Args:
+        params: name -> (N, ...).
+        config: shape of the model.
+        tokens: (N, B, T).
+        rope: rotary tables of the positions of the tokens.
+        dials: values of the channels that act in the forward pass.
+        gauges: a list that receives one (3, N) per layer: mean and variance of the stream after the
+            layer, and the fraction of its feed-forward units that are saturated (squared ReLU:
+            zero, SwiGLU: gate beyond SATURATED_GATE).
+        memory: earlier positions. The tokens follow them, attend to them, and are added to them.
+            `rope` is then that of the new positions.
+        streams: a list that receives the stream after each layer.
     """
     N, B, T = tokens.shape
     dials = NEUTRAL if dials is None else dials
     flat = tokens.reshape(N, B * T)
-    x = _scaled(rms_norm(embed(params["embedding"], flat)), dials.embedding_gain)
-    first, looked_at = x, list[tuple[Tensor, Tensor]]()
+    x = _scale(rms_norm(embed(params["embedding"], flat)), dials.embedding_gain)
+    first, sampled = x, list[tuple[Tensor, Tensor]]()
+
     gains = {name: _by_layer(getattr(dials, name), config) for name in LAYER_GAINS}
     dropout = [None] * config.n_layer if dials.dropout is None else dials.dropout.T.tolist()
     caps: list[Tensor | None] = [None] * config.n_layer
     if dials.state_norm_cap is not None:
-        awake = (dials.state_norm_cap < DORMANT_CAP).any(0).tolist()
-        caps = [
-            cap if own else None
-            for cap, own in zip(dials.state_norm_cap.unbind(1), awake, strict=True)
-        ]
+        is_active = (dials.state_norm_cap < DORMANT_CAP).any(0).tolist()
+        by_layer = zip(dials.state_norm_cap.unbind(1), is_active, strict=True)
+        caps = [cap if active else None for cap, active in by_layer]
+
     for i in range(config.n_layer):
         if config.residual_lambdas:
             x = (
                 params["residual_lambdas"][:, i, None, None] * x
                 + params["embedding_lambdas"][:, i, None, None] * first
             )
-        x = _scaled(x, gains["residual_gain"][i])
+        x = _scale(x, gains["residual_gain"][i])
+
         layer = f"layer.{i}."
-        values = (
-            embed(params[layer + "value_embedding"], flat)
-            if config.has_value_embedding(i)
-            else None
-        )
+        values: Tensor | None = None
+        if config.has_value_embedding(i):
+            values = embed(params[layer + "value_embedding"], flat)
         branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, gains, memory)
-        x = x + _dropped(branch, dropout[i], dials.generators)
+        x = x + _apply_dropout(branch, dropout[i], dials.generators)
+
         normed = rms_norm(x)
         branch = _feed_forward(params, config, layer, normed, gains["feed_forward_gain"][i])
-        x = x + _dropped(branch, dropout[i], dials.generators)
+        x = x + _apply_dropout(branch, dropout[i], dials.generators)
         if (cap := caps[i]) is not None:
-            x = _capped(x, cap)
+            x = _cap_norms(x, cap)
+
         if gauges is not None:
             stride = max(1, B * T // GAUGED_TOKENS)
-            looked_at.append((x[:, ::stride].detach(), normed[:, ::stride].detach()))
+            sampled.append((x[:, ::stride].detach(), normed[:, ::stride].detach()))
         if streams is not None:
             streams.append(x)
+
     if gauges is not None:
-        gauges.extend(_gauged(params, config, looked_at).unbind(0))
+        gauges.extend(_activation_gauges(params, config, sampled).unbind(0))
     if memory is not None:
         memory.length += T
     return rms_norm(x)
 
 
-#: No dial is moved.
+#: No channel is moved.
 NEUTRAL = Dials()
 
-
-#: What a cap at neutral is read as when another run's is not: an infinity would make its gradient
-#: NaN.
+#: Value of a cap at neutral when another run's is not. An infinity would make its gradient NaN.
 DORMANT_CAP = 1e9
-#: Dials that multiply, one number per layer.
+#: Dials that multiply by one number per layer.
 LAYER_GAINS = ("attention_temperature", "attention_gain", "feed_forward_gain", "residual_gain")
 
 
 def _by_layer(values: Tensor | None, config: GPTConfig) -> Sequence[Tensor | None]:
-    """A dial (N, L) as what multiplies at each layer, L times (N, 1, 1): at once, for a small view costs a product."""
-    return (
-        [None] * config.n_layer
-        if values is None
-        else values.T.contiguous()[:, :, None, None].unbind(0)
-    )
+    """Returns a dial (N, L) as one multiplier (N, 1, 1) per layer.
+
+    All views are made at once, because each small view costs as much as a product.
+    """
+    if values is None:
+        return [None] * config.n_layer
+    return values.T.contiguous()[:, :, None, None].unbind(0)
 
 
-def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
-    """x (N, ...) times one number per run, (N,) or (N, 1, 1)."""
+def _scale(x: Tensor, gain: Tensor | None) -> Tensor:
+    """Multiplies x (N, ...) by one number per run, (N,) or (N, 1, 1)."""
     if gain is None:
         return x
     gain = gain if gain.ndim == x.ndim else gain.view(-1, *[1] * (x.ndim - 1))
     return x * gain.to(x.dtype)
 
 
-def _capped(x: Tensor, cap: Tensor) -> Tensor:
-    """Scales tokens down whose root mean square is above the cap of their run, x (N, M, C), cap (N,)."""
-    size = (
-        x.square().mean(-1, keepdim=True).clamp_min(1e-18).sqrt()
-    )  # a token of zeros has a gradient
+def _cap_norms(x: Tensor, cap: Tensor) -> Tensor:
+    """Scales down the tokens whose root mean square is above the cap of their run.
+
+    x (N, M, C), cap (N,).
+    """
+    # The clamp gives a token of zeros a gradient.
+    size = x.square().mean(-1, keepdim=True).clamp_min(1e-18).sqrt()
     return x * (cap.view(-1, 1, 1).to(x.dtype) / size).clamp(max=1.0)
 
 
-def _dropped(
+def _apply_dropout(
     x: Tensor, probability: Sequence[float] | None, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Leaves units out with each run's probability and scales up the rest; x (N, M, C), probability (N,)."""
+    """Leaves units out with each run's probability, and scales up the others.
+
+    x (N, M, C), probability (N,).
+    """
     if probability is None or not any(probability):
         return x
     keep = torch.ones(x.shape, dtype=x.dtype)
@@ -443,24 +466,26 @@ def _dropped(
 
 
 @torch.no_grad()
-def _gauged(
-    params: Mapping[str, Tensor], config: GPTConfig, looked_at: Sequence[tuple[Tensor, Tensor]]
+def _activation_gauges(
+    params: Mapping[str, Tensor], config: GPTConfig, sampled: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Mean and variance of each layer's stream and saturation of its feed-forward, on some tokens: (L, 3, N)."""
-    streams = torch.stack(
-        [stream for stream, _ in looked_at]
-    ).float()  # all at once: each small call costs microseconds
+    """Returns the activation gauges of every layer, measured on some tokens: (L, 3, N).
+
+    They are mean and variance of the stream, and saturation of the feed-forward.
+    """
+    # All layers at once: each small call costs microseconds.
+    streams = torch.stack([stream for stream, _ in sampled]).float()
     mean = streams.mean((2, 3))
-    variance = (
-        streams.square().mean((2, 3)) - mean.square()
-    )  # torch.var_mean is ten times slower on a CPU
+    # torch.var_mean is ten times slower on a CPU.
+    variance = streams.square().mean((2, 3)) - mean.square()
+
     name = "up" if config.feed_forward == "relu2" else "gate"
     hidden = torch.stack(
-        [linear(normed, params[f"layer.{i}.{name}"]) for i, (_, normed) in enumerate(looked_at)]
+        [linear(normed, params[f"layer.{i}.{name}"]) for i, (_, normed) in enumerate(sampled)]
     )
     saturated = hidden <= 0 if config.feed_forward == "relu2" else hidden.abs() > SATURATED_GATE
-    part = saturated.sum((2, 3)) / (hidden.shape[2] * hidden.shape[3])
-    return torch.stack([mean, variance.clamp_min(0.0), part], 1)
+    fraction = saturated.sum((2, 3)) / (hidden.shape[2] * hidden.shape[3])
+    return torch.stack([mean, variance.clamp_min(0.0), fraction], 1)
 
 
 def _attention(
@@ -481,37 +506,33 @@ def _attention(
     key = _rotate(linear(x, params[layer + "key"]).view(N * B, T, heads, size), rope)
     value = linear(x, params[layer + "value"])
     if extra_values is not None:
-        gate = 2.0 * torch.sigmoid(
-            linear(x[..., :GATE_CHANNELS], params[layer + "value_gate"])
-        )  # (N, B T, heads)
-        value = (
-            value.view(N, B * T, heads, size)
-            + gate[..., None] * extra_values.view(N, B * T, heads, size)
-        ).flatten(2)
+        gate_logits = linear(x[..., :GATE_CHANNELS], params[layer + "value_gate"])
+        gate = 2.0 * torch.sigmoid(gate_logits)  # (N, B T, heads)
+        extra_values = extra_values.view(N, B * T, heads, size)
+        value = (value.view(N, B * T, heads, size) + gate[..., None] * extra_values).flatten(2)
+
     query = rms_norm(query)
     temperature = gains["attention_temperature"][i]
     if temperature is not None:
-        query = _scaled(query.view(N, B * T, config.n_embd), 1.0 / temperature).view(
-            N * B, T, heads, size
-        )
-    keys, values = (
-        rms_norm(key).transpose(1, 2),
-        value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype),
-    )
+        flat_query = query.view(N, B * T, config.n_embd)
+        query = _scale(flat_query, 1.0 / temperature).view(N * B, T, heads, size)
+
+    keys = rms_norm(key).transpose(1, 2)
+    values = value.view(N * B, T, heads, size).transpose(1, 2).to(query.dtype)
     if memory is not None:
         keys, values = memory.extend(i, keys, values)
     mixed = causal_attention(query.transpose(1, 2), keys, values, config.window(i, keys.shape[2]))
-    # A gain of the branch is one of its last matrix, which is far smaller than what comes out of
-    # it.
-    output = _scaled(params[layer + "output"], gains["attention_gain"][i])
+
+    # The gain of the branch is applied to its last matrix, which is far smaller than its output.
+    output = _scale(params[layer + "output"], gains["attention_gain"][i])
     return linear(mixed.transpose(1, 2).reshape(N, B * T, config.n_embd), output)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Softmax attention over the last `window` + 1 positions; the queries are of the last of the
-    keys' positions.
+    """Applies softmax attention over the last `window` + 1 positions.
 
-    Query (rows, heads, T, size), key and value (rows, heads, S, size), S >= T.
+    The queries are of the last of the keys' positions. Query (rows, heads, T, size), key and value
+    (rows, heads, S, size), S >= T.
     """
     T, S = query.shape[-2], key.shape[-2]
     if window >= S and (T == S or T == 1):
@@ -524,7 +545,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> 
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates pairs (d, d + half) by minus the position's angle; x (rows, T, heads, size)."""
+    """Rotates pairs (d, d + half) of x (rows, T, heads, size) by minus the position's angle."""
     cosines, sines = rope
     return x * cosines + x.roll(x.shape[-1] // 2, -1) * sines
 
@@ -532,17 +553,21 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 def _feed_forward(
     params: Mapping[str, Tensor], config: GPTConfig, layer: str, x: Tensor, gain: Tensor | None
 ) -> Tensor:
-    up, down = params[layer + "up"], _scaled(params[layer + "down"], gain)
+    up, down = params[layer + "up"], _scale(params[layer + "down"], gain)
     if config.feed_forward == "relu2":
         return squared_relu_feed_forward(x, up, down)
     return linear(F.silu(linear(x, params[layer + "gate"])) * linear(x, up), down)
 
 
 def token_losses(
-    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor],
+    params: Mapping[str, Tensor],
+    config: GPTConfig,
+    inputs: Tensor,
+    targets: Tensor,
+    rope: tuple[Tensor, Tensor],
     dials: Dials | None = None,
-) -> Tensor:  # fmt: skip
-    """Cross-entropy of every target token: inputs, targets (N, B, T) -> (N, B T) [nats]."""
+) -> Tensor:
+    """Returns the cross-entropy of every target: inputs, targets (N, B, T) -> (N, B T) [nats]."""
     states = hidden_states(params, config, inputs, rope, dials)
     return softcapped_cross_entropy(
         states, params["unembedding"], targets.flatten(1), _softcap(config, dials)
@@ -550,10 +575,18 @@ def token_losses(
 
 
 def mean_losses(
-    params: Mapping[str, Tensor], config: GPTConfig, inputs: Tensor, targets: Tensor, rope: tuple[Tensor, Tensor],
-    dials: Dials | None = None, gauges: list[Tensor] | None = None,
-) -> Tensor:  # fmt: skip
-    """Each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token]; gauges: see hidden_states."""
+    params: Mapping[str, Tensor],
+    config: GPTConfig,
+    inputs: Tensor,
+    targets: Tensor,
+    rope: tuple[Tensor, Tensor],
+    dials: Dials | None = None,
+    gauges: list[Tensor] | None = None,
+) -> Tensor:
+    """Returns each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token].
+
+    Gauges: see hidden_states.
+    """
     states = hidden_states(params, config, inputs, rope, dials, gauges)
     return mean_softcapped_cross_entropy(
         states, params["unembedding"], targets.flatten(1), _softcap(config, dials)
@@ -561,8 +594,6 @@ def mean_losses(
 
 
 def _softcap(config: GPTConfig, dials: Dials | None) -> float | Tensor:
-    return (
-        config.logit_softcap
-        if dials is None or dials.logit_softcap is None
-        else dials.logit_softcap
-    )
+    if dials is None or dials.logit_softcap is None:
+        return config.logit_softcap
+    return dials.logit_softcap

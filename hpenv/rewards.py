@@ -1,6 +1,6 @@
-"""Reward terms: unweighted numbers of one decision, which the env adds up with its weights.
+"""Reward terms: unweighted numbers of one decision. The env computes their weighted sum.
 
-A new term is an entry of REWARD_TERMS. Terms are larger when better; a penalty is negative.
+A new term is an entry of REWARD_TERMS. A larger term is better. A penalty is negative.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpenv.plant import TIERS, FloatArray, IntArray
-from hpenv.telemetry import Reading, check_readable, readable, relative
+from hpenv.telemetry import Reading, check_readable, readable, relative_loss
 from hpenv.trajectory import slope
 
-#: Kinds of channel whose cells cost something away from neutral.
+#: Kinds of channel whose cells the term `budget` charges for their distance from neutral.
 BUDGETED_KINDS = ("shrink", "scale")
 
-#: No change of a loss counts for more [nats per token]; a plant ends a run at 3 ln V, 31 for 32,768
-#: tokens.
+#: Largest change of a loss that counts [nats per token]. A plant ends a run at 3 ln V, which is 31
+#: for 32,768 tokens.
 LARGEST_CHANGE = 100.0
 
-#: No rise of the loss above its mean counts for more [1]; a loss that doubles is as bad as can be.
+#: Largest rise of the loss above its mean that counts [1]: that of a loss that doubles.
 LARGEST_RISE = 1.0
 
 
@@ -34,13 +34,13 @@ class RewardTerm:
     Attributes:
         read: Reading -> (N,).
         doc: meaning, unit and source.
-        tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant
-            measures.
-        delay: decisions between an action and the term that first answers to what it did to the
-            weights, at one step per decision. A training loss is that of the batch before its
-            update, so it answers one decision later.
-        gauges: of the plant's own, those that are read; with a plant that does not measure them it
-            has no such term.
+        tier: measurement group that the term needs, a name of plant.TIERS. None if every plant
+            measures it.
+        delay: number of decisions between an action and the term that first responds to its effect
+            on the weights, at one step per decision. A training loss is that of the batch before
+            its update, so it responds one decision later.
+        gauges: additional gauges of the plant that the term reads. A plant that does not measure
+            them cannot have the term.
     """
 
     read: Callable[[Reading], FloatArray]
@@ -51,24 +51,28 @@ class RewardTerm:
 
 
 def _progress(reading: Reading) -> FloatArray:
-    """A diverged run has learned nothing: its last window takes back all that the earlier ones earned."""
+    """Returns the fall of the probe loss. A diverged run loses all that it had earned."""
     return _fall(reading, reading.previous_probe_loss, reading.window.probe_loss)
 
 
 def _fall(reading: Reading, before: FloatArray, now: FloatArray) -> FloatArray:
-    """How far a loss fell; a run that diverged pays back what it had earned, and is not refunded what it had lost."""
-    lost = np.minimum(0.0, before - reading.initial_probe_loss)
-    return np.where(reading.window.divergence > 0, lost, before - now)
+    """Returns the decrease of a loss, (N,).
+
+    A run that diverged has learned nothing. It pays back what it had earned, but is not refunded
+    what it had lost.
+    """
+    payback = np.minimum(0.0, before - reading.initial_probe_loss)
+    return np.where(reading.window.divergence > 0, payback, before - now)
 
 
-def _bounded(change: FloatArray) -> FloatArray:
+def _clip_change(change: FloatArray) -> FloatArray:
     return np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)
 
 
 def _loss_change(reading: Reading) -> FloatArray:
-    """A run that diverges takes back what it had earned, as for `progress`."""
+    """Returns the fall of the training loss. A diverged run pays back, as for `progress`."""
     change = _fall(reading, reading.previous_train_loss, reading.window.train_loss)
-    return _bounded(np.where(reading.first, 0.0, change))
+    return _clip_change(np.where(reading.first, 0.0, change))
 
 
 def _smoothness(reading: Reading) -> FloatArray:
@@ -83,49 +87,53 @@ def _stability(reading: Reading) -> FloatArray:
 
 
 def _probe_slope(reading: Reading) -> FloatArray:
-    return _bounded(-slope(reading.trajectory.probe_losses, reading.trajectory.num_probe_losses))
+    return _clip_change(
+        -slope(reading.trajectory.probe_losses, reading.trajectory.num_probe_losses)
+    )
 
 
 @functools.cache
-def _budgeted_columns(kinds: tuple[str, ...]) -> IntArray:
+def _budget_columns(kinds: tuple[str, ...]) -> IntArray:
     return np.array(
         [column for column, kind in enumerate(kinds) if kind in BUDGETED_KINDS], dtype=np.int64
     )
 
 
 def _budget(reading: Reading) -> FloatArray:
-    counted = reading.positions[:, _budgeted_columns(reading.layout.cell_kinds)]
-    return -np.square(counted).sum(1) / max(counted.shape[1], 1)
+    charged = reading.positions[:, _budget_columns(reading.layout.cell_kinds)]
+    return -np.square(charged).sum(1) / max(charged.shape[1], 1)
 
 
 def _late_divergence(reading: Reading) -> FloatArray:
-    rise = relative(reading.trajectory.mean - reading.trajectory.lowest_mean, reading)
+    rise = relative_loss(reading.trajectory.mean - reading.trajectory.lowest_mean, reading)
     return -reading.progress * np.clip(rise, 0.0, LARGEST_RISE)
 
 
 REWARD_TERMS: dict[str, RewardTerm] = {
     "progress": RewardTerm(
         _progress,
-        "decrease of the probe loss over the window [nats per token]; telescopes to L0 - LT (JEL, 3.4)",
+        "decrease of the probe loss over the window [nats per token]; telescopes to L0 - LT "
+        "(JEL, 3.4)",
         "probe",
     ),
     "loss_change": RewardTerm(
         _loss_change,
-        "decrease of the training loss since the window before, 0 at a run's first decision [nats per token] "
-        "(Reward-Driven Training Control, 2.3)",
+        "decrease of the training loss since the previous window, 0 at a run's first decision "
+        "[nats per token] (Reward-Driven Training Control, 2.3)",
         delay=1,
     ),
     "same_batch_change": RewardTerm(
-        lambda r: _bounded(r.window.train_loss - r.window.same_batch_loss),
-        "decrease of the loss of the last batch by its own update, at one step per decision [nats per token]. A trap: "
-        "it pays for fitting the batch just seen, and a learner that follows it drives the rates up until all else is "
-        "forgotten",
+        lambda r: _clip_change(r.window.train_loss - r.window.same_batch_loss),
+        "decrease of the loss of the last batch by the update that it makes, at one step per "
+        "decision [nats per token]. A trap: it pays for fitting the last batch, and a learner that "
+        "follows it drives the rates up until all else is forgotten",
         "same_batch",
     ),
     "stability": RewardTerm(
         _stability,
-        "minus the squared rise of the training loss above the exponential mean of those before it, relative to that "
-        "mean and at most 1; 0 if below (Reward-Driven Training Control, 4) [1]",
+        "minus the squared rise of the training loss above the exponential mean of those before "
+        "it, relative to that mean and at most 1; 0 if below (Reward-Driven Training Control, 4) "
+        "[1]",
         delay=1,
     ),
     "probe_slope": RewardTerm(
@@ -136,13 +144,14 @@ REWARD_TERMS: dict[str, RewardTerm] = {
     ),
     "budget": RewardTerm(
         _budget,
-        "minus the mean squared position of the cells that scale or shrink: distance from neutral costs "
-        "(Reward-Driven Training Control, 4: regularization budget) [1]",
+        "minus the mean squared position of the cells that scale or shrink: distance from neutral "
+        "costs (Reward-Driven Training Control, 4: regularization budget) [1]",
     ),
     "late_divergence": RewardTerm(
         _late_divergence,
-        "minus the rise of the training loss's exponential mean above its lowest so far, / initial loss, at most 1, "
-        "times the progress of the run: a late regression costs most (Reward-Driven Training Control, 9) [1]",
+        "minus the rise of the training loss's exponential mean above its lowest so far, / initial "
+        "loss, at most 1, times the progress of the run: a late regression costs most "
+        "(Reward-Driven Training Control, 9) [1]",
         delay=1,
     ),
     "gradient_norm": RewardTerm(
@@ -156,13 +165,14 @@ REWARD_TERMS: dict[str, RewardTerm] = {
     ),
     "probe_pass": RewardTerm(
         lambda r: r.gauge("probe_pass"),
-        "part of the probe's problems, none of which has a loophole, that the student solves [1]",
+        "fraction of the probe's problems that the student solves; none of them has a loophole [1]",
         "probe",
         gauges=("probe_pass",),
     ),
     "flagged_hacks": RewardTerm(
         lambda r: -r.gauge("flagged"),
-        "minus the part of the programs that the weak detector flags; what it does not know costs nothing [1]",
+        "minus the fraction of the programs that the weak detector flags; hacks that it does not "
+        "know cost nothing [1]",
         delay=1,
         gauges=("flagged",),
     ),
@@ -177,11 +187,11 @@ REWARD_TERMS: dict[str, RewardTerm] = {
 def check_weights(
     weights: Mapping[str, float], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS
 ) -> None:
-    """Refuses terms that a plant of these gauges and tiers lacks, and weights that are not finite
-    and not negative.
+    """Checks that a plant of these gauges and tiers has the terms, and that the weights are valid.
 
     Raises:
-        ValueError: naming what was given and what is accepted.
+        ValueError: for an unknown term or a weight that is not finite and >= 0, with what was
+            given and what is accepted.
     """
     check_readable("reward term", weights, REWARD_TERMS, gauge_names, tiers)
     for name, weight in weights.items():
@@ -190,12 +200,13 @@ def check_weights(
         )
         if not (number and math.isfinite(weight) and weight >= 0):
             raise ValueError(
-                f"weight {weight!r} of reward term {name!r} must be a number, finite and not negative"
+                f"weight of reward term {name!r} must be a number, finite and not negative; "
+                f"got {weight!r}"
             )
 
 
 def reward_tiers(weights: Mapping[str, float]) -> set[str]:
-    """What the plant must measure for the terms that have a weight, names of plant.TIERS."""
+    """Returns the measurement groups that the terms with a weight need, names of plant.TIERS."""
     return {
         tier
         for name, weight in weights.items()
@@ -204,10 +215,10 @@ def reward_tiers(weights: Mapping[str, float]) -> set[str]:
 
 
 def measured_terms(tiers: Iterable[str], gauge_names: Sequence[str] = ()) -> tuple[str, ...]:
-    """The terms that can be read when the plant measures these of plant.TIERS and these gauges of its own."""
+    """Returns the terms that a plant with these tiers and additional gauges supports."""
     return readable(REWARD_TERMS, gauge_names, tiers)
 
 
 def reward_terms(names: Iterable[str], reading: Reading) -> dict[str, FloatArray]:
-    """These terms, unweighted: name -> (N,)."""
+    """Returns these terms, unweighted: name -> (N,)."""
     return {name: REWARD_TERMS[name].read(reading) for name in names}

@@ -1,11 +1,12 @@
-"""Base schedules: closed forms that map the number of the step to a multiplier of a base rate.
+"""Base schedules: closed forms that map a step to a multiplier of a base rate.
 
-A schedule is a frozen dataclass that is called on an array of steps; it belongs to the plant's
-configuration, holds at every step, and is what the panel's multipliers are applied to. Step t is
-the t-th update, counted from 0, of `num_steps`.
+A schedule is a frozen dataclass that is called on an array of steps. It belongs to the plant's
+configuration and holds at every step. The panel's multipliers are applied to its values. Step t is
+the t-th of `num_steps` updates, counted from 0.
 
-Every schedule is data as well: `dataclasses.asdict` gives a mapping with its `name` in SCHEDULES
-and its parameters, which `schedule_forms` reads again, as EnvSpec.to_json and from_json need it.
+Every schedule is data as well. `dataclasses.asdict` gives a mapping with its `name` in SCHEDULES
+and its parameters, and `schedule_forms` reads the mapping again. EnvSpec.to_json and from_json need
+this.
 """
 
 from __future__ import annotations
@@ -24,29 +25,30 @@ from hpenv.values import as_python, is_count, is_number
 
 FloatArray = NDArray[np.float64]
 
-#: A schedule whose text is longer goes by the digest of it.
+#: A longer text of a schedule is replaced by its digest [characters].
 LONGEST_TEXT = 1000
 
 
 class Schedule(Protocol):
-    """Anything that maps steps (any shape, integer) to multipliers (same shape)."""
+    """Any function from steps (any shape, integer) to multipliers (same shape)."""
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
-        """Multipliers of the base rate at these steps."""
+        """Returns multipliers of the base rate at these steps."""
 
 
 def _set_count(schedule: object, name: str, least: int) -> None:
-    """Refuses a parameter that is not a whole number of at least `least`, and keeps it as Python's int."""
+    """Checks that a parameter is a whole number of at least `least`, and stores it as an int."""
     value = as_python(getattr(schedule, name))
     if not is_count(value, least):
         raise ValueError(
-            f"{name} of {type(schedule).__name__} must be a whole number of at least {least}; got {value!r}"
+            f"{name} of {type(schedule).__name__} must be a whole number of at least {least}; "
+            f"got {value!r}"
         )
     object.__setattr__(schedule, name, value)
 
 
 def _set_fraction(schedule: object, name: str, most: float = math.inf) -> None:
-    """Refuses a parameter that is not a number from 0 to `most`, and keeps it as Python's."""
+    """Checks that a parameter is a number from 0 to `most`, and stores it as Python's."""
     value = as_python(getattr(schedule, name))
     if not (is_number(value) and math.isfinite(value) and 0 <= value <= most):
         expected = "finite and not negative" if most == math.inf else f"a number from 0 to {most:g}"
@@ -55,17 +57,20 @@ def _set_fraction(schedule: object, name: str, most: float = math.inf) -> None:
 
 
 def _set_warmup(schedule: Any) -> None:
-    """Refuses a `warmup_steps` that is longer than the run."""
+    """Checks that `warmup_steps` is not longer than the run."""
     _set_count(schedule, "warmup_steps", 0)
     if schedule.warmup_steps > schedule.num_steps:
         raise ValueError(
-            f"warmup_steps of {type(schedule).__name__} must be at most num_steps={schedule.num_steps}; "
-            f"got {schedule.warmup_steps}"
+            f"warmup_steps of {type(schedule).__name__} must be at most "
+            f"num_steps={schedule.num_steps}; got {schedule.warmup_steps}"
         )
 
 
 def _ramp(steps: NDArray[np.int64], warmup_steps: int) -> FloatArray:
-    """Linear warmup (t + 1) / warmup_steps, at most 1: the first step is never wasted on a rate of zero."""
+    """Returns a linear warmup (t + 1) / warmup_steps, at most 1.
+
+    The first step does not have a rate of zero, which would waste it.
+    """
     if warmup_steps <= 0:
         return np.ones(np.shape(steps))
     return np.minimum(1.0, (np.asarray(steps, dtype=np.float64) + 1.0) / warmup_steps)
@@ -79,17 +84,20 @@ class Constant:
     name: str = field(default="constant", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what is no length."""
+        """Checks the parameters."""
         _set_count(self, "warmup_steps", 0)
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
-        """Multipliers at `steps`, same shape."""
+        """Returns multipliers at `steps`, same shape."""
         return _ramp(steps, self.warmup_steps)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """f + (1 - f) (1 + cos(pi t / T)) / 2 after a linear warmup (Loshchilov & Hutter 2017, without restarts)."""
+    """f + (1 - f) (1 + cos(pi t / T)) / 2 after a linear warmup.
+
+    Loshchilov & Hutter 2017, without restarts.
+    """
 
     num_steps: int
     warmup_steps: int = 0
@@ -97,30 +105,27 @@ class Cosine:
     name: str = field(default="cosine", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what is no length or no fraction."""
+        """Checks the parameters."""
         _set_count(self, "num_steps", 1)
         _set_warmup(self)
         _set_fraction(self, "final_fraction")
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
-        """Multipliers at `steps`, same shape."""
+        """Returns multipliers at `steps`, same shape."""
         span = max(1, self.num_steps - self.warmup_steps)
         done = np.clip((np.asarray(steps, dtype=np.float64) - self.warmup_steps) / span, 0.0, 1.0)
-        cosine = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (
-            1.0 + np.cos(np.pi * done)
-        )
-        return np.where(
-            np.asarray(steps) < self.warmup_steps, _ramp(steps, self.warmup_steps), cosine
-        )
+        amplitude = (1.0 - self.final_fraction) * 0.5
+        cosine = self.final_fraction + amplitude * (1.0 + np.cos(np.pi * done))
+        is_warmup = np.asarray(steps) < self.warmup_steps
+        return np.where(is_warmup, _ramp(steps, self.warmup_steps), cosine)
 
 
 @dataclass(frozen=True)
 class WarmupFlatWarmdown:
-    """Linear warmup, flat, then linear to `final_fraction` over the last `warmdown_fraction`
-    (nanochat; "WSD").
+    """Linear warmup, flat, then linear to `final_fraction` (nanochat, "WSD").
 
-    With w = round(warmdown_fraction T): 1 up to t = T - w, then (T - t) / w, so that the last step
-    still moves.
+    The last part takes `warmdown_fraction` of the run. With w = round(warmdown_fraction T), the
+    multiplier is 1 up to t = T - w, then (T - t) / w, so that the last step still moves.
     """
 
     num_steps: int
@@ -130,14 +135,14 @@ class WarmupFlatWarmdown:
     name: str = field(default="warmup_flat_warmdown", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what is no length or no fraction."""
+        """Checks the parameters."""
         _set_count(self, "num_steps", 1)
         _set_warmup(self)
         _set_fraction(self, "warmdown_fraction", 1.0)
         _set_fraction(self, "final_fraction")
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
-        """Multipliers at `steps`, same shape."""
+        """Returns multipliers at `steps`, same shape."""
         warmdown = round(self.warmdown_fraction * self.num_steps)
         left = (self.num_steps - np.asarray(steps, dtype=np.float64)) / max(1, warmdown)
         down = self.final_fraction + (1.0 - self.final_fraction) * np.clip(left, 0.0, 1.0)
@@ -152,17 +157,20 @@ class LinearDecay:
     name: str = field(default="linear_decay", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what is no length."""
+        """Checks the parameters."""
         _set_count(self, "num_steps", 1)
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
-        """Multipliers at `steps`, same shape."""
+        """Returns multipliers at `steps`, same shape."""
         return np.clip(1.0 - np.asarray(steps, dtype=np.float64) / self.num_steps, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class PiecewiseConstant:
-    """values[t // interval], the last value from there on; times `base`, another schedule of this module."""
+    """values[t // interval], times `base`.
+
+    The last value holds from there on. `base` is another schedule of this module.
+    """
 
     values: tuple[float, ...]
     interval: int
@@ -170,18 +178,21 @@ class PiecewiseConstant:
     name: str = field(default="piecewise_constant", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what is no table, no length or no schedule."""
+        """Checks the parameters."""
         given = self.values
         values = tuple(map(as_python, given)) if isinstance(given, Sequence | np.ndarray) else ()
         if not values or isinstance(given, str):
             raise ValueError(
                 f"values of PiecewiseConstant must be numbers, at least one; got {given!r}"
             )
+
         for place, value in enumerate(values):
             if not (is_number(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(
-                    f"values of PiecewiseConstant must be finite and not negative; got {value!r} at place {place}"
+                    "values of PiecewiseConstant must be finite and not negative; "
+                    f"got {value!r} at place {place}"
                 )
+
         object.__setattr__(self, "values", values)
         _set_count(self, "interval", 1)
         check_schedule("base of PiecewiseConstant", self.base)
@@ -191,12 +202,12 @@ class PiecewiseConstant:
         return np.asarray(self.values, dtype=np.float64)
 
     def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
-        """Multipliers at `steps`, same shape."""
+        """Returns multipliers at `steps`, same shape."""
         index = np.minimum(np.asarray(steps, dtype=np.int64) // self.interval, len(self.values) - 1)
         return self._table[index] * self.base(steps)
 
 
-#: Name -> schedule. `none` is that of no schedule at all.
+#: Name -> schedule. `none` means no schedule.
 SCHEDULES: dict[str, type[Any]] = {
     "none": Constant,
     "constant": Constant,
@@ -208,15 +219,15 @@ SCHEDULES: dict[str, type[Any]] = {
 
 
 def check_schedule(argument: str, schedule: object) -> None:
-    """Refuses what is not a schedule of this module.
+    """Checks that a value is a schedule of this module.
 
     Raises:
         ValueError: naming the argument, what was given, and how a function becomes a schedule.
     """
     if type(schedule) not in SCHEDULES.values():
         raise ValueError(
-            f"{argument} must be a schedule of hpenv.schedules; got {schedule!r}. Make one of a function of your own "
-            "with hpenv.schedule_forms.tabulated(function, num_steps)"
+            f"{argument} must be a schedule of hpenv.schedules; got {schedule!r}; make one of your "
+            "function with hpenv.schedule_forms.tabulate(function, num_steps)"
         )
 
 
@@ -228,6 +239,7 @@ def described(value: Any) -> Any:
         return [described(entry) for entry in value]
     if type(value) not in SCHEDULES.values():
         return value
+
     text = repr(value)
     if len(text) <= LONGEST_TEXT:
         return text

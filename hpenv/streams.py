@@ -1,4 +1,4 @@
-"""Streams of seeds: every row of a population draws the seeds of its runs from a stream of its own."""
+"""Streams of seeds: each row of a population draws the seeds of its runs from its stream."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ SEED_MODES = ("independent", "grouped")
 
 
 class SeedStreams:
-    """N streams of seeds; the e-th episode of a row is the run of its stream's e-th seed.
+    """N streams of seeds. The e-th episode of a row is the run of its stream's e-th seed.
 
     Attributes:
-        mode: `independent`: row i of seed s has the stream of seed s + i; `grouped`: all rows have
-            that of seed s, so that their e-th episodes are the same run, whenever each begins.
+        mode: `independent`: row i of seed s has the stream of seed s + i. `grouped`: all rows have
+            the stream of seed s, so that their e-th episodes are the same run, whenever each
+            begins.
     """
 
     def __init__(self, num_rows: int, mode: str) -> None:
-        """Begins N streams, which nobody has seeded.
+        """Creates N streams that are not seeded yet.
 
         Raises:
             ValueError: for an unknown mode.
@@ -33,12 +34,13 @@ class SeedStreams:
         self._streams = [np.random.default_rng(i) for i in range(num_rows)]
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> int | None:
-        """Begins the streams of these rows anew.
+        """Restarts the streams of these rows from new seeds.
 
         Args:
-            seed: of the first row, the next ones counting on from it, or one per row. None lets the
-                streams go on; if nobody has seeded them, it takes a seed from the operating system.
-            rows: (N,); grouped rows all take the first seed that is given.
+            seed: seed of the first row, from which the next rows count on, or one seed per row.
+                None lets the streams go on. If they have not been seeded yet, None takes a seed
+                from the operating system.
+            rows: (N,) bool. Grouped rows all take the first seed that is given.
 
         Returns:
             The first row's seed.
@@ -54,15 +56,20 @@ class SeedStreams:
                 self._streams = [np.random.default_rng(child) for child in children]
             self._seeded = True
             return None
+
         seeds = self._per_row(seed)
         self._seeded = True
-        given = {row: own for row, own in enumerate(seeds) if rows[row] and own is not None}
-        if (
-            self.mode == "grouped" and given
-        ):  # all streams, or later episodes of the rows would differ
-            given = dict.fromkeys(range(len(self._streams)), next(iter(given.values())))
-        for row, own in given.items():
-            self._streams[row] = np.random.default_rng(own)
+        new_seeds = {
+            row: row_seed
+            for row, row_seed in enumerate(seeds)
+            if rows[row] and row_seed is not None
+        }
+        # All streams change, or later episodes of the rows would differ.
+        if self.mode == "grouped" and new_seeds:
+            new_seeds = dict.fromkeys(range(len(self._streams)), next(iter(new_seeds.values())))
+        for row, row_seed in new_seeds.items():
+            self._streams[row] = np.random.default_rng(row_seed)
+
         return None if seeds[0] is None else int(seeds[0])
 
     def _per_row(self, seed: int | Sequence[int | None]) -> list[int | None]:
@@ -73,14 +80,19 @@ class SeedStreams:
             seeds = list(seed)
         else:
             raise ValueError(
-                f"seed {seed!r}; expected a whole number, a list of them, one per row, or None"
+                "seed must be a whole number of at least 0, a list of such numbers, one per row, "
+                f"or None; got {seed!r}"
             )
+
         if len(seeds) != len(self._streams):
-            raise ValueError(f"got {len(seeds)} seeds for {len(self._streams)} rows")
-        for own in seeds:
-            if not (own is None or (isinstance(own, int | np.integer) and own >= 0)):
+            raise ValueError(
+                f"seed must be a list of {len(self._streams)} seeds, one per row; got {len(seeds)}"
+            )
+        for row_seed in seeds:
+            if not (row_seed is None or (isinstance(row_seed, int | np.integer) and row_seed >= 0)):
                 raise ValueError(
-                    f"seed {own!r}; expected a whole number of at least 0, a list of them, or None"
+                    "seed must be a whole number of at least 0, a list of such numbers, or None; "
+                    f"got {row_seed!r}"
                 )
         return seeds
 
@@ -89,11 +101,11 @@ class SeedStreams:
         return [int(self._streams[row].integers(2**62)) for row in rows]
 
     def states(self) -> list[Mapping[str, Any]]:
-        """Returns where every stream stands, JSON-able."""
+        """Returns the state of every stream, JSON-able."""
         return [stream.bit_generator.state for stream in self._streams]
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Puts every stream to where it stood."""
+        """Sets every stream to a state that `states` returned."""
         for stream, state in zip(self._streams, states, strict=True):
             stream.bit_generator.state = state
         self._seeded = True

@@ -1,8 +1,8 @@
-"""Features: the gauges of the observation, each a bounded function of what was measured.
+"""Features: the gauges of the observation, each a bounded function of the measurements.
 
 A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is
-an entry of FEATURES. Columns of a gauge that has one number per layer are indexed and say nothing
-else of the layer.
+an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
+(`layer_gradient_norm/3`).
 
 Past the usual length of a module, because it is a table.
 """
@@ -21,14 +21,14 @@ from hpenv.trajectory import NUM_LOSSES, Trajectory, curvature, slope
 
 @dataclass(frozen=True)
 class Layout:
-    """What the columns of an observation depend on.
+    """Names and numbers that determine the columns of an observation.
 
     Attributes:
         cell_names: name of each cell of the panel.
         cell_kinds: kind of each cell's channel.
-        num_layers: L, of the model.
+        num_layers: L, the number of layers of the model.
         num_registers: R.
-        gauge_names: what the plant measures beside what every plant does.
+        gauge_names: gauges that this plant measures and other plants may not.
     """
 
     cell_names: tuple[str, ...] = ()
@@ -40,20 +40,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Reading:
-    """What features and reward terms are read from: one decision of every run.
+    """The measurements of one decision of every run, which features and reward terms read.
 
     Attributes:
-        window: what was measured while the runs advanced.
-        trajectory: the losses so far, the window's included.
-        previous_train_loss: training loss of the window before, (N,) [nats per token].
+        window: measurements taken while the runs advanced.
+        trajectory: the losses so far, including the window's.
+        previous_train_loss: training loss of the previous window, (N,) [nats per token].
         previous_probe_loss: probe loss before the window, (N,) [nats per token].
         initial_probe_loss: probe loss of the untrained run, (N,) [nats per token].
-        progress: part of the budget that is spent, (N,) in [0, 1].
-        positions: the cells in force during the window, (N, A) in [-1, 1].
-        previous_positions: the cells before it, (N, A).
-        registers: after the decision's writes, (N, R) in [-1, 1].
-        first: True where the window was the run's first, so that there was no action before it,
-            (N,).
+        progress: fraction of the budget that is spent, (N,) in [0, 1].
+        positions: positions of the cells during the window, (N, A) in [-1, 1].
+        previous_positions: positions of the cells before the window, (N, A).
+        registers: registers after the decision's writes, (N, R) in [-1, 1].
+        first: True where the window was the run's first, so that no action preceded it, (N,).
         layout: names and numbers of all these columns.
     """
 
@@ -70,7 +69,7 @@ class Reading:
     layout: Layout
 
     def gauge(self, name: str) -> FloatArray:
-        """One of the plant's own gauges, (N,)."""
+        """Returns one of the plant's additional gauges, (N,)."""
         return self.window.gauges[:, self.layout.gauge_names.index(name)]
 
 
@@ -83,12 +82,12 @@ class Feature:
         low: smallest value.
         high: largest value.
         doc: meaning and unit.
-        tier: what the plant must measure for it, a name of plant.TIERS; None for what every plant
-            measures.
-        columns: layout -> what tells its k columns apart (`layer_saturation/0`); None for a single
-            column.
-        gauges: of the plant's own, those that are read; a plant that does not measure them cannot
-            be observed so.
+        tier: measurement group that the feature needs, a name of plant.TIERS. None if every plant
+            measures it.
+        columns: function from the layout to the k column suffixes (`layer_saturation/0`). None if
+            there is one column.
+        gauges: additional gauges of the plant that the feature reads. A plant that does not measure
+            them cannot have the feature.
     """
 
     read: Callable[[Reading], FloatArray]
@@ -104,23 +103,23 @@ def _column(values: FloatArray) -> FloatArray:
     return values[:, None]
 
 
-def relative(values: FloatArray, reading: Reading) -> FloatArray:
-    """Losses (N,) in units of the untrained run's."""
+def relative_loss(values: FloatArray, reading: Reading) -> FloatArray:
+    """Returns losses (N,) divided by the untrained run's."""
     return values / np.maximum(reading.initial_probe_loss, 1e-6)
 
 
 def _magnitude(values: FloatArray) -> FloatArray:
-    """log10 over eight decades either way, in [-1, 1]."""
+    """Returns log10 of the values / 8: in [-1, 1] over eight decades either way."""
     return np.log10(np.maximum(values, 1e-8)) / 8.0
 
 
 def _gauge(name: str, low: float, high: float, doc: str) -> Feature:
-    """A gauge of the plant's own, as it is."""
+    """Returns the feature that is a plant's additional gauge, unchanged."""
     return Feature(lambda r: _column(r.gauge(name)), low, high, doc, gauges=(name,))
 
 
 def _gauge_magnitude(name: str, doc: str) -> Feature:
-    """The order of magnitude of a gauge of the plant's own."""
+    """Returns the feature that is the order of magnitude of a plant's additional gauge."""
     return Feature(
         lambda r: _column(_magnitude(r.gauge(name))),
         -1.0,
@@ -131,7 +130,10 @@ def _gauge_magnitude(name: str, doc: str) -> Feature:
 
 
 def _component_bias(reading: Reading) -> FloatArray:
-    """How much of the gradient's component c along the direction is not noise around zero: mean c / mean |c|."""
+    """Returns mean c / mean |c| of the gradient's component c along the direction, (N,).
+
+    It is near 0 if c is noise around zero.
+    """
     positive, negative = reading.gauge("mean_positive_c"), reading.gauge("mean_negative_c")
     return (positive + negative) / np.maximum(np.abs(positive) + np.abs(negative), 1e-30)
 
@@ -143,40 +145,44 @@ def _layers(layout: Layout) -> Sequence[str]:
 FEATURES: dict[str, Feature] = {
     "progress": Feature(lambda r: _column(r.progress), 0.0, 1.0, "step / budget [1]"),
     "train_loss": Feature(
-        lambda r: _column(relative(r.window.train_loss, r)),
+        lambda r: _column(relative_loss(r.window.train_loss, r)),
         0.0,
         3.0,
         "mean training loss of the window / initial [1]",
     ),
     "loss_slope": Feature(
         lambda r: _column(
-            NUM_LOSSES * relative(slope(r.trajectory.losses, r.trajectory.num_losses), r)
+            NUM_LOSSES * relative_loss(slope(r.trajectory.losses, r.trajectory.num_losses), r)
         ),
         -1.0,
         1.0,
-        "least-squares slope of the last 16 decisions' training losses, per 16 decisions / initial [1]",
+        "least-squares slope of the last 16 decisions' training losses, per 16 decisions / initial "
+        "[1]",
     ),
     "loss_curvature": Feature(
-        lambda r: _column(relative(curvature(r.trajectory.losses, r.trajectory.num_losses), r)),
+        lambda r: _column(
+            relative_loss(curvature(r.trajectory.losses, r.trajectory.num_losses), r)
+        ),
         -1.0,
         1.0,
-        "second difference of the means of three thirds of the last 16 decisions' training losses / initial [1]",
+        "second difference of the means of three thirds of the last 16 decisions' training losses "
+        "/ initial [1]",
     ),
     "loss_ema_deviation": Feature(
-        lambda r: _column(relative(r.trajectory.losses[:, -1] - r.trajectory.mean_before, r)),
+        lambda r: _column(relative_loss(r.trajectory.losses[:, -1] - r.trajectory.mean_before, r)),
         -1.0,
         1.0,
         "training loss minus the exponential mean of those before it (decay 0.95) / initial [1]",
     ),
     "probe_loss": Feature(
-        lambda r: _column(relative(r.window.probe_loss, r)),
+        lambda r: _column(relative_loss(r.window.probe_loss, r)),
         0.0,
         3.0,
         "probe loss / initial [1]",
         "probe",
     ),
     "probe_loss_change": Feature(
-        lambda r: _column(relative(r.previous_probe_loss - r.window.probe_loss, r)),
+        lambda r: _column(relative_loss(r.previous_probe_loss - r.window.probe_loss, r)),
         -1.0,
         1.0,
         "decrease of the probe loss over the window / initial [1]",
@@ -230,7 +236,7 @@ FEATURES: dict[str, Feature] = {
         lambda r: r.window.layer_saturation,
         0.0,
         1.0,
-        "part of each layer's feed-forward units that is saturated [1]",
+        "fraction of each layer's feed-forward units that are saturated [1]",
         "activations",
         _layers,
     ),
@@ -238,32 +244,32 @@ FEATURES: dict[str, Feature] = {
         lambda r: r.registers,
         -1.0,
         1.0,
-        "the controller's own accumulators [1]",
+        "the controller's accumulators [1]",
         columns=lambda layout: [str(i) for i in range(layout.num_registers)],
     ),
     "position": Feature(
         lambda r: r.positions,
         -1.0,
         1.0,
-        "the action in force, one column per cell [1]",
+        "the current position of each cell, one column per cell [1]",
         columns=lambda layout: layout.cell_names,
     ),
     "probe_pass": Feature(
         lambda r: _column(r.gauge("probe_pass")),
         0.0,
         1.0,
-        "part of the probe's problems that is solved [1]",
+        "fraction of the probe's problems that are solved [1]",
         "probe",
         gauges=("probe_pass",),
     ),
     "reward_mean": _gauge(
-        "reward_mean", 0.0, 1.0, "mean of what the grader paid / the largest reward [1]"
+        "reward_mean", 0.0, 1.0, "mean reward that the grader paid / the largest reward [1]"
     ),
     "reward_spread": _gauge(
         "reward_spread", 0.0, 1.0, "mean standard deviation within a group / largest reward [1]"
     ),
     "flat_groups": _gauge(
-        "flat_groups", 0.0, 1.0, "part of the groups whose rewards are all equal [1]"
+        "flat_groups", 0.0, 1.0, "fraction of the groups whose rewards are all equal [1]"
     ),
     "kl": _gauge_magnitude("kl", "the divergence from the untrained student per token"),
     "entropy": Feature(
@@ -276,16 +282,24 @@ FEATURES: dict[str, Feature] = {
     "completion_length": _gauge(
         "completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"
     ),
-    "compiled": _gauge("compiled", 0.0, 1.0, "part of the programs that compile [1]"),
-    "flagged": _gauge("flagged", 0.0, 1.0, "part of the programs that the weak detector flags [1]"),
+    "compiled": _gauge("compiled", 0.0, 1.0, "fraction of the programs that compile [1]"),
+    "flagged": _gauge(
+        "flagged", 0.0, 1.0, "fraction of the programs that the weak detector flags [1]"
+    ),
     "mean_cos": _gauge(
         "mean_cos", -1.0, 1.0, "mean cosine of the modules' gradients and the hacking direction [1]"
     ),
     "frac_fired": _gauge(
-        "frac_fired", 0.0, 1.0, "part of the modules whose gradient has a component along it [1]"
+        "frac_fired",
+        0.0,
+        1.0,
+        "fraction of the modules whose gradient has a component along the direction [1]",
     ),
     "removed_fraction": _gauge(
-        "removed_fraction", 0.0, 1.0, "mean part of a gradient that a one-sided rule takes [1]"
+        "removed_fraction",
+        0.0,
+        1.0,
+        "mean fraction of a gradient that a one-sided rule removes [1]",
     ),
     "component_bias": Feature(
         lambda r: _column(_component_bias(r)),
@@ -294,40 +308,39 @@ FEATURES: dict[str, Feature] = {
         "mean / mean magnitude of the gradient's component along the direction [1]",
         gauges=("mean_positive_c", "mean_negative_c"),
     ),
-    "knob_norm": _gauge_magnitude("knob_norm", "the norm of what was trained"),
+    "knob_norm": _gauge_magnitude("knob_norm", "the norm of the adapter coefficients"),
 }
 
 
 def check_features(
     names: Sequence[str], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS
 ) -> None:
-    """Refuses features that a plant of these gauges and tiers lacks, and an observation without the
-    run's progress.
+    """Checks that a plant of these gauges and tiers has the features, `progress` among them.
 
     Raises:
         ValueError: naming what was given and what is accepted.
     """
     check_readable("feature", names, FEATURES, gauge_names, tiers)
     if "progress" not in names:
-        raise ValueError(f"features {list(names)} lack 'progress', which every observation holds")
+        raise ValueError(f"features must include 'progress'; got {list(names)}")
 
 
 class Readable(Protocol):
-    """An entry of FEATURES or of rewards.REWARD_TERMS, as far as what it reads is concerned."""
+    """The fields of FEATURES and rewards.REWARD_TERMS that say what an entry reads."""
 
     @property
     def tier(self) -> str | None:
-        """What the plant must measure for it."""
+        """Measurement group that the entry needs, if any."""
 
     @property
     def gauges(self) -> tuple[str, ...]:
-        """The plant's own gauges that it reads."""
+        """Additional gauges of the plant that the entry reads."""
 
 
 def readable(
     table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]
 ) -> tuple[str, ...]:
-    """The entries that can be read where a plant measures these gauges of its own and these of plant.TIERS."""
+    """Returns the entries that a plant with these additional gauges and these tiers supports."""
     known, gauges = {None, *tiers}, set(gauge_names)
     return tuple(
         name
@@ -343,7 +356,7 @@ def check_readable(
     gauge_names: Iterable[str],
     tiers: Iterable[str],
 ) -> None:
-    """Refuses names that are not in a table, and those of what a plant does not measure.
+    """Checks that names are in a table, and that the plant measures what they read.
 
     Raises:
         ValueError: naming what was given and what is accepted.
@@ -358,21 +371,21 @@ def check_readable(
 
 
 def feature_tiers(names: Sequence[str]) -> set[str]:
-    """What the plant must measure for these features, names of plant.TIERS."""
+    """Returns the measurement groups that these features need, names of plant.TIERS."""
     return {tier for name in names if (tier := FEATURES[name].tier) is not None}
 
 
 def column_names(names: Sequence[str], layout: Layout) -> tuple[str, ...]:
-    """Name of every column of the observation."""
+    """Returns the name of every column of the observation."""
     columns: list[str] = []
     for name in names:
-        naming = FEATURES[name].columns
-        columns += [name] if naming is None else [f"{name}/{own}" for own in naming(layout)]
+        suffixes = FEATURES[name].columns
+        columns += [name] if suffixes is None else [f"{name}/{k}" for k in suffixes(layout)]
     return tuple(columns)
 
 
 def bounds(names: Sequence[str], layout: Layout) -> tuple[FloatArray, FloatArray]:
-    """Lowest and highest value of every column of the observation, (F,) each."""
+    """Returns the lowest and highest value of every column of the observation, (F,) each."""
     widths = [len(column_names([name], layout)) for name in names]
     low = np.repeat([FEATURES[name].low for name in names], widths)
     high = np.repeat([FEATURES[name].high for name in names], widths)
@@ -380,12 +393,13 @@ def bounds(names: Sequence[str], layout: Layout) -> tuple[FloatArray, FloatArray
 
 
 def observe(names: Sequence[str], reading: Reading) -> FloatArray:
-    """The features side by side, clipped to their bounds, (N, F)."""
+    """Returns the features, concatenated and clipped to their bounds, (N, F)."""
     values = [FEATURES[name].read(reading) for name in names]
     low = [FEATURES[name].low for name in names]
     high = [FEATURES[name].high for name in names]
     widths = [value.shape[1] for value in values]
-    # One clip for all: a decision may be every step, and a call of numpy costs microseconds.
+
+    # One clip for all features: a decision may be every step, and a numpy call costs microseconds.
     return np.minimum(
         np.maximum(np.concatenate(values, axis=1), np.repeat(low, widths)), np.repeat(high, widths)
     )

@@ -1,4 +1,4 @@
-"""Trajectories: the last losses of every run, and the few statistics that gauges and reward terms read from them."""
+"""Trajectories: the last losses of every run, and statistics that gauges and terms read."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import numpy as np
 
 from hpenv.plant import BoolArray, FloatArray, IntArray
 
-#: Training losses, and probe losses, that are kept [decisions].
+#: Number of training losses, and of probe losses, that a trajectory keeps [decisions].
 NUM_LOSSES, NUM_PROBE_LOSSES = 16, 8
 
-#: Of the exponential mean of the training loss; it forgets over some twenty decisions.
+#: Decay of the exponential mean of the training loss: a memory of some twenty decisions.
 MEAN_DECAY = 0.95
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What is remembered of the losses of every run.
+    """The last losses of every run, and exponential means of them.
 
     Attributes:
-        losses: training losses of the last decisions, the newest last, (N, 16) [nats per token].
-        num_losses: how many of them there are, (N,); the columns before those are 0.
-        mean: exponential mean of the training losses, begun at the first, (N,) [nats per token].
-        mean_before: the same without the newest loss; that loss itself if there is no other, (N,)
-            [nats per token].
+        losses: training losses of the last decisions, newest last, (N, 16) [nats per token].
+        num_losses: number of valid entries of `losses`, (N,). The columns before them are 0.
+        mean: exponential mean of the training losses, starting at the first, (N,) [nats per token].
+        mean_before: `mean` before the newest loss was added, or the newest loss if it is the only
+            one, (N,) [nats per token].
         lowest_mean: smallest `mean` so far, (N,) [nats per token].
-        probe_losses: probe losses, that of the untrained run included, the newest last, (N, 8)
-            [nats per token].
-        num_probe_losses: how many of them there are, (N,).
+        probe_losses: last probe losses, newest last, with that of the untrained run, (N, 8) [nats
+            per token].
+        num_probe_losses: number of valid entries of `probe_losses`, (N,).
     """
 
     losses: FloatArray
@@ -41,16 +41,14 @@ class Trajectory:
 
     @staticmethod
     def empty(num_rows: int) -> Trajectory:
-        """Of runs that have not begun."""
+        """Returns the trajectory of runs that have not begun."""
         scalars, counts = np.zeros(num_rows), np.zeros(num_rows, dtype=np.int64)
-        losses, probe_losses = (
-            np.zeros((num_rows, NUM_LOSSES)),
-            np.zeros((num_rows, NUM_PROBE_LOSSES)),
-        )
+        losses = np.zeros((num_rows, NUM_LOSSES))
+        probe_losses = np.zeros((num_rows, NUM_PROBE_LOSSES))
         return Trajectory(losses, counts, scalars, scalars, scalars, probe_losses, counts)
 
-    def cleared(self, rows: BoolArray) -> Trajectory:
-        """The same with nothing remembered of these rows."""
+    def with_reset(self, rows: BoolArray) -> Trajectory:
+        """Returns a trajectory in which these rows have no losses yet."""
         return Trajectory(
             **{
                 key: np.where(rows.reshape(-1, *[1] * (a.ndim - 1)), 0, a)
@@ -59,29 +57,29 @@ class Trajectory:
         )
 
     def with_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
-        """The same with one more training loss of these rows: losses (N,) [nats per token]."""
+        """Returns a trajectory with one more training loss of these rows, (N,) [nats per token]."""
         first = self.num_losses == 0
         before = np.where(first, losses, self.mean)
         mean = MEAN_DECAY * before + (1.0 - MEAN_DECAY) * losses
-        recent, count = _appended(self.losses, self.num_losses, rows, losses)
+        lowest_mean = np.where(first, mean, np.minimum(mean, self.lowest_mean))
+        recent, count = _append(self.losses, self.num_losses, rows, losses)
+
         return replace(
             self,
             losses=recent,
             num_losses=count,
             mean=np.where(rows, mean, self.mean),
             mean_before=np.where(rows, before, self.mean_before),
-            lowest_mean=np.where(
-                rows, np.where(first, mean, np.minimum(mean, self.lowest_mean)), self.lowest_mean
-            ),
+            lowest_mean=np.where(rows, lowest_mean, self.lowest_mean),
         )
 
     def with_probe_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
-        """The same with one more probe loss of these rows: losses (N,) [nats per token]."""
-        recent, count = _appended(self.probe_losses, self.num_probe_losses, rows, losses)
+        """Returns a trajectory with one more probe loss of these rows, (N,) [nats per token]."""
+        recent, count = _append(self.probe_losses, self.num_probe_losses, rows, losses)
         return replace(self, probe_losses=recent, num_probe_losses=count)
 
 
-def _appended(
+def _append(
     recent: FloatArray, count: IntArray, rows: BoolArray, values: FloatArray
 ) -> tuple[FloatArray, IntArray]:
     shifted = np.concatenate([recent[:, 1:], values[:, None]], axis=1)
@@ -89,7 +87,7 @@ def _appended(
 
 
 def _slope_weights(count: int, width: int) -> FloatArray:
-    """w with w . x the least-squares slope of the last `count` of x, (width,)."""
+    """Returns w such that w . x is the least-squares slope of the last `count` of x, (width,)."""
     weights = np.zeros(width)
     if count > 1:
         time = np.arange(count) - (count - 1) / 2
@@ -98,7 +96,10 @@ def _slope_weights(count: int, width: int) -> FloatArray:
 
 
 def _curvature_weights(count: int, width: int) -> FloatArray:
-    """w with w . x the second difference of the means of the first, middle and last third of the last `count` of x."""
+    """Returns w such that w . x is the curvature of the last `count` of x, (width,).
+
+    The curvature is the second difference of the means of the first, middle and last third.
+    """
     weights = np.zeros(width)
     third = count // 3
     if third:
@@ -108,7 +109,7 @@ def _curvature_weights(count: int, width: int) -> FloatArray:
     return weights
 
 
-# By number of losses: (count + 1, width).
+# Indexed by the number of losses: (count + 1, width).
 _SLOPES = {
     w: np.stack([_slope_weights(i, w) for i in range(w + 1)])
     for w in (NUM_LOSSES, NUM_PROBE_LOSSES)
@@ -117,11 +118,11 @@ _CURVATURES = np.stack([_curvature_weights(i, NUM_LOSSES) for i in range(NUM_LOS
 
 
 def slope(recent: FloatArray, count: IntArray) -> FloatArray:
-    """Least-squares slope of the last `count` numbers of each row, 0 for fewer than two.
+    """Returns the least-squares slope of the last `count` numbers of each row (0 if fewer than 2).
 
     Args:
-        recent: the newest last, (N, 16) or (N, 8).
-        count: how many of them there are, (N,).
+        recent: newest last, (N, 16) or (N, 8).
+        count: number of valid entries, (N,).
 
     Returns:
         (N,) [unit of recent per decision].
@@ -130,14 +131,14 @@ def slope(recent: FloatArray, count: IntArray) -> FloatArray:
 
 
 def curvature(recent: FloatArray, count: IntArray) -> FloatArray:
-    """Second difference of the means of three parts of the last `count` numbers of each row, 0 for
-    fewer than three.
+    """Returns a second difference of the last `count` numbers of each row (0 if fewer than 3).
 
-    m1 - 2 m2 + m3, where the first and the last part hold a third of the numbers, rounded down.
+    The numbers are divided into three parts with means m1, m2 and m3, and the result is m1 - 2 m2 +
+    m3. The first and the last part hold a third of the numbers, rounded down.
 
     Args:
-        recent: the newest last, (N, 16).
-        count: how many of them there are, (N,).
+        recent: newest last, (N, 16).
+        count: number of valid entries, (N,).
 
     Returns:
         (N,) [unit of recent].

@@ -1,4 +1,4 @@
-"""Numbers and containers as Python's own: the checks of arguments, and the way from numpy's types to JSON's."""
+"""Argument checks for numbers, and conversion of numpy values to Python's types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def is_number(value: object) -> bool:
-    """Returns True for a real number, of Python or numpy; True and False are none."""
+    """Returns True for a real number, of Python or numpy. True and False are not numbers."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
@@ -22,17 +22,17 @@ def is_count(value: object, least: int = 1) -> bool:
 
 
 def check_count(name: str, value: object) -> None:
-    """Refuses everything but whole numbers of at least 1.
+    """Checks that an argument is a whole number of at least 1.
 
     Raises:
         ValueError: naming the argument and what was given.
     """
     if not is_count(value):
-        raise ValueError(f"{name}={value!r} must be at least 1, a whole number")
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
 
 
 def as_python(value: Any) -> Any:
-    """Returns a value with numpy's numbers and texts as Python's, in containers too.
+    """Returns a value with numpy's numbers and texts converted to Python's, in containers too.
 
     A mapping becomes a dict, a tuple stays a tuple, any other sequence becomes a list. Other
     objects stay as they are.
@@ -40,7 +40,7 @@ def as_python(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, np.floating):
-        return float(value)  # item() of a longdouble is one again
+        return float(value)  # item() of a longdouble returns a longdouble
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -53,6 +53,9 @@ def as_python(value: Any) -> Any:
 
 
 def set_python_fields(record: Any) -> None:
-    """Replaces every field of a frozen dataclass by `as_python` of it; for the first line of a `__post_init__`."""
+    """Replaces every field of a frozen dataclass by `as_python` of it.
+
+    Call it in the first line of `__post_init__`.
+    """
     for entry in fields(record):
         object.__setattr__(record, entry.name, as_python(getattr(record, entry.name)))

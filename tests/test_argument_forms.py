@@ -226,7 +226,7 @@ def test_a_schedule_that_is_lost_in_json_is_refused_with_what_to_write():
 
     spec = gym.make(jel.ID, **PRETRAINING, schedule=Own(0.5)).spec
     with pytest.raises(
-        ValueError, match=r"got 0.5. A schedule of your own does not survive .*'piecewise_constant'"
+        ValueError, match=r"got 0.5; a schedule of your own does not survive .*'piecewise_constant'"
     ):
         gym.make(EnvSpec.from_json(spec.to_json()))
 
@@ -331,8 +331,8 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"env": None}, "of no environment"),
-        ({"env": [1]}, "of no environment"),
+        ({"env": None}, "must be an environment snapshot; got"),
+        ({"env": [1]}, "must be an environment snapshot; got"),
         ({"plant": {}}, "the snapshot must be of a plant, with its configuration; it holds"),
         (
             {"plant": {"configuration": 5}},
@@ -347,7 +347,7 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
             {"rows": [{"random": {"bit_generator": "MT19937"}, "history": {}}]},
             "rows of the snapshot must hold",
         ),
-        ({"rows": []}, "the snapshot has 0 rows; this environment has 1"),
+        ({"rows": []}, "snapshot must have the 1 rows of this environment; got 0 rows"),
     ],
     ids=str,
 )

@@ -1182,7 +1182,7 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ),
         ({"num_evaluation_problems": 3}, "num_evaluation_problems=3 .* 4 modes"),
         ({"route": True, "target": "update"}, "route=True with target='update'"),
-        ({"num_rows": 0}, "num_rows=0 must be at least 1"),
+        ({"num_rows": 0}, "num_rows must be a whole number of at least 1; got 0"),
         (
             {"channels": (("weight_decay", "run"),)},
             r"'weight_decay' applies to pretraining alone; expected one of \['direction_refresh'",

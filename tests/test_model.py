@@ -274,11 +274,14 @@ def test_a_preset_grows_to_the_vocabulary_of_the_corpus():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_embd": 65}, "n_embd=65 must be an even multiple of n_head=2"),
-        ({"n_embd": 6}, "n_embd=6 must be an even multiple of n_head=2"),
+        (
+            {"n_embd": 65},
+            "n_embd must be an even multiple of n_head .*; got n_embd=65 and n_head=2",
+        ),
+        ({"n_embd": 6}, "n_embd must be an even multiple of n_head .*; got n_embd=6 and n_head=2"),
         ({"feed_forward": "gelu"}, r"'gelu'; expected one of \['relu2', 'swiglu'\]"),
-        ({"window_pattern": "SX"}, "'SX' must be made of 'S' and 'L'"),
-        ({"window_pattern": ""}, "'' must be made of 'S' and 'L'"),
+        ({"window_pattern": "SX"}, "window_pattern must be made of 'S' and 'L'; got 'SX'"),
+        ({"window_pattern": ""}, "window_pattern must be made of 'S' and 'L'; got ''"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(arguments, message):
@@ -372,7 +375,7 @@ def test_a_token_of_zeros_under_a_cap_has_a_finite_gradient(cap):
 
 def test_a_cap_holds_every_token_and_keeps_its_direction():
     x = torch.tensor([[[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0]]])
-    capped = model._capped(x, torch.tensor([1.0]))
+    capped = model._cap_norms(x, torch.tensor([1.0]))
     expected = (
         torch.tensor([[[0.6, 0.8], [0.3, 0.4], [-0.6, 0.8]]])
         * torch.tensor([2**0.5, 1.0, 2**0.5])[:, None]
@@ -384,7 +387,7 @@ def test_a_cap_holds_every_token_and_keeps_its_direction():
 def test_dropout_leaves_out_its_part_and_keeps_the_mean():
     x = torch.ones(2, 400, 50)
     generators = [torch.Generator().manual_seed(row) for row in range(2)]
-    dropped = model._dropped(x, torch.tensor([0.0, 0.3]), generators)
+    dropped = model._apply_dropout(x, torch.tensor([0.0, 0.3]), generators)
     assert torch.equal(dropped[0], x[0])
     assert (dropped[1] == 0).float().mean().item() == pytest.approx(
         0.3, abs=4 * math.sqrt(0.21 / 20_000)

@@ -558,9 +558,17 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
             {"base_weight_decay": {"matrix": -1.0}},
             "base_weight_decay=.*must be finite and not negative",
         ),
-        (CONFIG, {"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
-        (CONFIG, {"sequence_length": -4}, "sequence_length=-4 must be at least 1"),
-        (CONFIG, {"num_probe_batches": 0}, "num_probe_batches=0 must be at least 1"),
+        (CONFIG, {"batch_tokens": 0}, "batch_tokens must be a whole number of at least 1; got 0"),
+        (
+            CONFIG,
+            {"sequence_length": -4},
+            "sequence_length must be a whole number of at least 1; got -4",
+        ),
+        (
+            CONFIG,
+            {"num_probe_batches": 0},
+            "num_probe_batches must be a whole number of at least 1; got 0",
+        ),
         (
             CONFIG,
             {"batch_tokens": 100},
@@ -572,7 +580,7 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
             r"unknown dtype 'float16'; expected one of \['bfloat16', 'float32'\]",
         ),
         (CONFIG, {"divergence_multiple": 1.0}, "divergence_multiple=1.0 must be a number above 1"),
-        (PLANT, {"num_rows": 0}, "num_rows=0 must be at least 1"),
+        (PLANT, {"num_rows": 0}, "num_rows must be a whole number of at least 1; got 0"),
         (PLANT, {"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
         (
@@ -611,7 +619,7 @@ def test_what_cannot_be_run_is_refused_by_name(build, arguments, message):
 def test_a_corpus_that_is_too_short_is_refused_with_both_numbers(tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("x" * 1000)
-    with pytest.raises(ValueError, match=r"probe slice .*: 50 tokens, 80 are needed"):
+    with pytest.raises(ValueError, match=r"probe slice .* at least 80 tokens; got 50"):
         make(data=str(text))
 
 

@@ -616,11 +616,11 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ),
         (
             {"penalties": {"smoothness": -1.0}},
-            "weight -1.0 of reward term 'smoothness' must be a number, finite and not negat",
+            "weight of reward term 'smoothness' must be a number, finite and not negative; got -1",
         ),
         (
             {"penalties": {"smoothness": math.nan}},
-            "weight nan of reward term 'smoothness' must be a number, finite",
+            "weight of reward term 'smoothness' must be a number, .*; got nan",
         ),
         (
             {"seed_mode": "same"},
@@ -633,11 +633,11 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
             r"base_lr names the groups \['matrix'\]; expected all of \['emb",
         ),
         ({"base_weight_decay": -1.0}, "base_weight_decay=-1.0 must be finite and not negative"),
-        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1; got 0"),
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
         ({"interval": 0}, "interval=0 must be between 1 and num_steps=23"),
         ({"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),
-        ({"eval_tokens": 0}, "eval_tokens=0 must be at least 1"),
+        ({"eval_tokens": 0}, "eval_tokens must be a whole number of at least 1; got 0"),
         ({"compile": "no"}, "compile='no' must be True or False"),
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
         (
@@ -658,9 +658,11 @@ def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
         ValueError, match=r"unknown autoreset_mode 'NEVER'; expected one of \['DISABLED', "
     ):
         gym.make_vec(JEL, num_envs=2, **tiny, autoreset_mode="NEVER")
-    with pytest.raises(ValueError, match="num_rows=0 must be at least 1"):
+    with pytest.raises(ValueError, match="num_rows must be a whole number of at least 1; got 0"):
         gym.make_vec(JEL, num_envs=0, **tiny)
-    with pytest.raises(ValueError, match=r"num_rows=1\.5 must be at least 1, a whole number"):
+    with pytest.raises(
+        ValueError, match=r"num_rows must be a whole number of at least 1; got 1\.5"
+    ):
         gym.make_vec(JEL, num_envs=1.5, **tiny)
 
 
@@ -972,8 +974,8 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ),
         ({"data": None}, r"data must be a name or a path .*; got None"),
         ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
-        ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
-        ({"register_leak": 1.5}, "register_leak=1.5 must be at least 0 and below 1"),
+        ({"num_registers": -1}, "num_registers must be a whole number of at least 0; got -1"),
+        ({"register_leak": 1.5}, "register_leak must be at least 0 and below 1; got 1.5"),
         (
             {"channel": "full"},
             r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of \['base_lr'",

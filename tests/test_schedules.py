@@ -82,7 +82,7 @@ def pair(request):
 )
 def test_a_plant_takes_schedules_of_this_module_alone(schedule):
     with pytest.raises(
-        ValueError, match=r"^lr must be a schedule of hpenv\.schedules; got .*tabulated\(function, "
+        ValueError, match=r"^lr must be a schedule of hpenv\.schedules; got .*tabulate\(function, "
     ):
         check_schedule("lr", schedule)
 

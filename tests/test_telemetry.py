@@ -204,7 +204,7 @@ def test_unknown_features_are_refused_by_name():
 
 
 def test_an_observation_without_the_progress_of_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"'probe_loss'.* lack 'progress'"):
+    with pytest.raises(ValueError, match=r"features must include 'progress'; got .*'probe_loss'"):
         check_features(["probe_loss"])
 
 
