@@ -94,10 +94,10 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds of the rows at the next reset: seed, seed + 1, ...; None: the env goes on with its
-        own generators.
+        """Sets and returns the rows' seeds of the next reset: seed, seed + 1, ...
 
-        stable-baselines3's own would draw a seed from numpy's global generator in place of None.
+        With None the env continues with its generators. The method of stable-baselines3 would draw
+        a seed from numpy's global generator in place of None.
         """
         self._seeds = [None if seed is None else seed + row for row in range(self.num_envs)]
         return self._seeds
@@ -234,10 +234,9 @@ class SB3VecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Tells of each of the rows asked for whether the vector env, or the row's own env, wears
-        this wrapper.
+        """Returns True for each chosen row whose vector env or single env has this wrapper.
 
-        True for Monitor: what it would add to the infos is there.
+        Always True for Monitor, because the infos have its entries.
         """
         env, found = self.env, issubclass(wrapper_class, Monitor)
         while isinstance(env, VectorWrapper):
