@@ -53,7 +53,7 @@ class PretrainingConfig:
             rates = getattr(self, name)
             for rate in rates.values() if isinstance(rates, Mapping) else (rates,):
                 if not (is_number(rate) and math.isfinite(rate) and rate >= 0):
-                    raise ValueError(f"{name} must be finite and at least 0; got {rates!r}")
+                    raise ValueError(f"{name} must be finite and not negative; got {rates!r}")
 
         for name in ("lr_schedule", "weight_decay_schedule"):
             schedules = getattr(self, name)

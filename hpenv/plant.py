@@ -188,9 +188,9 @@ class Plant(Protocol):
         """Starts new runs in the given rows (default: all), with their panel at neutral."""
 
     def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] steps and measures. 0 only measures.
+        """Trains row i for num_steps[i] steps and measures.
 
-        A row that has diverged does not move.
+        A row with 0 steps, or that has diverged, is only measured.
         """
 
     def evaluate(self) -> FloatArray:

@@ -224,9 +224,9 @@ class PretrainingPlant(Runs):
                 self.optimizer_state[name][slot][index] = value
 
     def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] steps, then measures. 0 only measures.
+        """Trains row i for num_steps[i] steps, then measures.
 
-        A row that has diverged does not move.
+        A row with 0 steps, or that has diverged, is only measured.
 
         Args:
             num_steps: (N,) steps.

@@ -48,7 +48,10 @@ CURE = (
 
 
 class SnapshotError(ValueError):
-    """A snapshot is missing, incomplete, damaged or of another version. The message names the file."""
+    """A snapshot is missing, incomplete, damaged or of another version.
+
+    The message names the file.
+    """
 
 
 @isolated

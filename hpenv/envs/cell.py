@@ -227,7 +227,7 @@ class CellConfig:
     # True puts the held-out score of a finished run into its last info, as `held_out`
     evaluate_at_end: bool = False
     num_probe_batches: int = 4  # fixed batches of batch_tokens, if a term or a feature needs them
-    eval_tokens: int = 16_384  # of the validation slice (at most all) for evaluate() [tokens]
+    eval_tokens: int = 16_384  # of the validation slice, or the whole slice, for evaluate()
     device: str = "cpu"
     dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
     compile: bool = False  # torch.compile the loss

@@ -159,7 +159,7 @@ class JELConfig:
     seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
     # True puts the held-out score of a finished run into its last info, as `held_out`
     evaluate_at_end: bool = False
-    eval_tokens: int = 65_536  # of the validation slice (at most all) for evaluate() [tokens]
+    eval_tokens: int = 65_536  # of the validation slice, or the whole slice, for evaluate()
     device: str = "cpu"
     dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
     compile: bool = False  # torch.compile the loss

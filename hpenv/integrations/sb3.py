@@ -62,7 +62,8 @@ class SB3VecEnv(VecEnv):
         ValueError: the env is no vector env, resets rows by itself, or is an AsyncVectorEnv.
 
     Example:
-        >>> env = gym.make_vec("TrainLoop-JEL-v0", num_envs=8, autoreset_mode="DISABLED")  # doctest: +SKIP
+        >>> options = {"num_envs": 8, "autoreset_mode": "DISABLED"}
+        >>> env = gym.make_vec("TrainLoop-JEL-v0", **options)  # doctest: +SKIP
         >>> PPO("MlpPolicy", SB3VecEnv(env), n_steps=12).learn(400 * 12)  # doctest: +SKIP
     """
 

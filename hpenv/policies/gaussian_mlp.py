@@ -15,7 +15,7 @@ from hpenv.policies.policy import Float32Array, as_observations
 
 
 def tanh_layers(sizes: Sequence[int]) -> nn.Sequential:
-    """Builds linear and tanh layers in turn, from sizes[0] to sizes[-1], without initial weights."""
+    """Builds linear and tanh layers in turn, from sizes[0] to sizes[-1], uninitialized."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         # skip_init: the constructor of Linear would draw from torch's global generator.

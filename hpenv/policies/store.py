@@ -114,7 +114,7 @@ def save_policy(
 
 
 def check_names(policy: Policy, columns: Mapping[str, Sequence[str]]) -> None:
-    """Checks that a policy has as many columns as there are names. No names are accepted.
+    """Checks that there is one name per column of a policy. Empty lists pass.
 
     Raises:
         ValueError: naming both numbers.
