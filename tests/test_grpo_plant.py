@@ -603,7 +603,8 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window.probe_loss, before)
     with pytest.raises(
-        ValueError, match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]"
+        ValueError,
+        match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]",
     ):
         plant.measure(["probe", "momentum"])
 

@@ -307,7 +307,8 @@ def test_what_is_no_policy_is_refused(tmp_path):
 
 def test_names_that_are_not_one_per_column_are_neither_written_nor_read(tmp_path):
     with pytest.raises(
-        ValueError, match=r"action_names must be 2 names, one per column of the policy; got \['lr'\]"
+        ValueError,
+        match=r"action_names must be 2 names, one per column of the policy; got \['lr'\]",
     ):
         save_policy(Neutral(2), tmp_path / "policy", ("progress",), ("lr",))
     with pytest.raises(ValueError, match="observation_names must be 1"):

@@ -571,7 +571,11 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
             {"dtype": "float16"},
             r"unknown dtype 'float16'; expected one of \['bfloat16', 'float32'\]",
         ),
-        (CONFIG, {"divergence_multiple": 1.0}, "divergence_multiple must be a number above 1; got 1.0"),
+        (
+            CONFIG,
+            {"divergence_multiple": 1.0},
+            "divergence_multiple must be a number above 1; got 1.0",
+        ),
         (PLANT, {"num_rows": 0}, "num_rows=0 must be at least 1"),
         (PLANT, {"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
@@ -776,7 +780,8 @@ def test_without_its_tier_the_probe_is_measured_at_the_first_step_alone(monkeypa
 def test_tiers_that_are_not_in_the_table_are_refused_and_those_of_a_plant_are_those_of_its_copies():
     plant = make(1)
     with pytest.raises(
-        ValueError, match=r"unknown measurement groups .*hessian.* of the pretraining plant; .*probe"
+        ValueError,
+        match=r"unknown measurement groups .*hessian.* of the pretraining plant; .*probe",
     ):
         plant.measure(["probe", "hessian"])
     assert plant.tiers == {"probe", "momentum"}

@@ -632,7 +632,10 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
             {"base_lr": {"matrix": 1e-3}},
             r"base_lr must have .* the groups \['emb.*; got the groups \['matrix'\]",
         ),
-        ({"base_weight_decay": -1.0}, "base_weight_decay must be finite and not negative; got -1.0"),
+        (
+            {"base_weight_decay": -1.0},
+            "base_weight_decay must be finite and not negative; got -1.0",
+        ),
         ({"num_steps": 0}, "num_steps=0 must be at least 1"),
         ({"interval": 24}, "interval must be .*, from 1 to num_steps=23; got 24"),
         ({"interval": 0}, "interval must be .*, from 1 to num_steps=23; got 0"),
@@ -930,7 +933,10 @@ def test_defaults_of_cell_are_those_of_its_manual():
             {"channels": [("lr", "head")]},
             r"channel 'lr' has no scope 'head'; expected one of \['run', ",
         ),
-        ({"channels": [("lr", "layer", "run")]}, r"channel must be a name or .*; got \(\'lr\', \'layer\', \'run\'\)"),
+        (
+            {"channels": [("lr", "layer", "run")]},
+            r"channel must be a name or .*; got \(\'lr\', \'layer\', \'run\'\)",
+        ),
         ({"channels": ["eps"], "optimizer": "sgd"}, "have no use for the channel 'eps'"),
         (
             {"observation": "all"},

@@ -207,7 +207,8 @@ def test_an_env_that_resets_by_itself_is_refused(mode):
 
 def test_a_single_env_is_refused_with_what_to_make_instead():
     with pytest.raises(
-        ValueError, match=r"must be a vector env; got .*; use gym\.make_vec\(\.\.\., autoreset_mode='DIS"
+        ValueError,
+        match=r"must be a vector env; got .*; use gym\.make_vec\(\.\.\., autoreset_mode='DIS",
     ):
         SB3VecEnv(gym.make("CartPole-v1"))
 

@@ -153,7 +153,10 @@ def test_metadata_that_would_change_is_refused_and_nothing_is_written(tmp_path, 
         ({"a": np.ones(1)}, "tensor 'a' must be a dense torch.Tensor with data; got ndarray"),
         ({"a": torch.ones(1, device="meta")}, "tensor 'a' must be a dense"),
         ({"a": torch.ones(2, 2).to_sparse()}, "tensor 'a' must be a dense"),
-        ({"a": torch.ones(1, dtype=torch.complex128)}, "tensor 'a' must have a dtype of safetensors; got torch.complex128"),
+        (
+            {"a": torch.ones(1, dtype=torch.complex128)},
+            "tensor 'a' must have a dtype of safetensors; got torch.complex128",
+        ),
     ],
 )
 def test_tensors_that_cannot_be_written_are_named_and_nothing_is_written(

@@ -435,7 +435,11 @@ def test_what_does_not_fit_is_refused():
         ),
         (direction({LAYERS[0]: 31}), {}, "must have 31 trained numbers, .*; got 32"),
         (direction({"model.norm.weight": 32}), {}, "requires_grad=False"),
-        (of_layers(model), {"target": "update"}, "target must be 'grad' for layers with a quarantine; got 'update'"),
+        (
+            of_layers(model),
+            {"target": "update"},
+            "target must be 'grad' for layers with a quarantine; got 'update'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             ProjectionCallback(own, **arguments).on_train_begin(

@@ -5,9 +5,9 @@ Description:
     controller sees measurements of the run. It then moves one cell per layer, or tensor, of every
     channel in `channels`: learning rates, gradient scales, gains and temperatures of the forward
     pass, weight decay, constants of the optimizer, and the route of the gradient. Cells and
-    features are numbered by layer, but the numbers do not say more about a layer. The task is that
-    of "Reward-Driven Training Control" (the REINFORCE Sidecar), section 2, in which a controller
-    learns within the single run that it controls.
+    features are numbered, and nothing else identifies a layer. The task is that of "Reward-Driven
+    Training Control" (the REINFORCE Sidecar), section 2, in which a controller learns within the
+    single run that it controls.
 
 Action Space:
     `Box(-1, 1, (A + num_registers,), float32)`: by default, `foundational` with 8 registers, of

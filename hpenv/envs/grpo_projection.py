@@ -90,7 +90,7 @@ Evaluation:
     hacks by loophole (`hack_rt`...), and the hacks under names that no reward was paid for
     (`renamed_hack`). With `plant = env.unwrapped.plant` and a `torch.Generator` g,
     `plant.student.sample(plant.knobs, [[task.prompt for task in plant.tasks(0)]], 4, [g]).texts`
-    shows the student's present programs.
+    samples programs of the student as it is now.
 
 Loopholes:
     `modes` are the loopholes of the training problems, one per problem. `known_modes` are those
