@@ -247,7 +247,7 @@ def test_a_standard_deviation_outside_its_bounds_finds_its_way_back():
     ],
 )
 def test_bad_arguments_of_cells_are_refused(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} must be .*; got"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))}s? must be .*; got"):
         CellMLP(**{"num_rows": 2, "observation_size": 1, "action_size": 2, **change})
 
 

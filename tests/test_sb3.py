@@ -425,7 +425,7 @@ def test_an_exported_actor_is_a_copy():
     [
         (
             lambda: SAC("MlpPolicy", make(), device="cpu"),
-            "must be that of an MlpPolicy of PPO or A2C; got a SACPolicy",
+            "must be the MlpPolicy of PPO or A2C; got a SACPolicy",
         ),
         (
             lambda: trained(policy_kwargs={"activation_fn": nn.ReLU}),
@@ -437,7 +437,7 @@ def test_an_exported_actor_is_a_copy():
         ),
         (
             lambda: trained(VecNormalize(make())),
-            "observations must not be normalized; .* norm_obs=False",
+            "observations must not be normalized, .* norm_obs=False",
         ),
     ],
 )
