@@ -1,14 +1,14 @@
 """Channels: the dials of a training loop as a table of data.
 
-A channel is one kind of quantity that may be moved. Its cells are one per run, optimizer, group,
-layer or tensor, as its scope says; an action holds one number in [-1, 1] per cell, 0 leaves
-training bit for bit as it is. A new dial is an entry of CHANNELS and the line of the plant that
-reads it.
+A channel is one kind of quantity that may be moved. It has one cell per run, optimizer, group,
+layer or tensor, as its scope says. An action holds one number in [-1, 1] per cell. At 0 the cell
+leaves training as it is, bit for bit. A new channel needs an entry of CHANNELS and the line of the
+plant that reads it.
 
-A channel whose neutral is an end of its bounds (a cap, a probability) is one-sided: noise around
-neutral must do nothing, so it is neutral on the whole of [-1, DEAD_ZONE] and moves beyond.
+A channel is one-sided if its neutral is an end of its bounds (a cap, a probability). Noise around
+neutral must do nothing, so the channel is neutral on all of [-1, DEAD_ZONE] and moves beyond it.
 
-Past the usual length of a module, because it is a table.
+The module is longer than usual because it is a table.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-#: What a cell may be indexed by. `optimizer` is finer than `run` and coarser than `group`: AdamW
-#: and Muon of a hybrid. `layer` and `tensor` are of the body: embedding and unembedding stand in no
-#: layer and have no such cell.
+#: Kinds of index of a cell. `optimizer` is finer than `run` and coarser than `group`: AdamW and
+#: Muon of a hybrid. `layer` and `tensor` index the body only: embedding and unembedding belong to
+#: no layer and have no such cell.
 SCOPES = ("run", "optimizer", "group", "layer", "tensor")
 
 #: One-sided channels are neutral up to this position.
@@ -37,23 +37,23 @@ class Channel:
     Attributes:
         name: key in CHANNELS.
         scopes: scopes it may be asked for at.
-        surface: what it acts on; the Sidecar paper counts as `forward` all that is neither the
-            shape of the optimizer's update nor the route of the gradient.
+        surface: `optimizer` (how an update is formed), `backward` (which gradients pass), or
+            `forward` (everything else, as in the Sidecar paper).
         bounds: smallest and largest value.
-        kind: what its worst case is: `scale` multiplies by at most e^lambda, `shrink` multiplies a
-            weight by [0, 1], `clip` is a cap that starts dormant, `skip` leaves something out, or
-            takes something off, by a part or with a probability that starts at 0,
-            `two_sided` can rotate or amplify a gradient and is unsafe.
+        kind: its worst case. `scale` multiplies by at most e^lambda. `shrink` multiplies a weight
+            by [0, 1]. `clip` is a cap that starts dormant. `skip` removes something with a
+            probability, or a fraction of it, that starts at 0. `two_sided` can rotate or amplify
+            a gradient and is unsafe.
         unit: unit of the value.
-        source: where it comes from.
+        source: paper and section that it comes from.
         reads: the one place that reads it.
         neutral: the value at position 0.
-        warp: how a position becomes a value: evenly in its logarithm (`log`) or in itself
-            (`linear`).
+        warp: scale on which the value changes evenly with the position: its logarithm (`log`) or
+            the value itself (`linear`).
         plants: kinds of plant that have it.
-        optimizers: names of the optimizers that have a use for it; empty for all.
-        immediate: the forward pass reads it, so that the loss of its own step already answers to
-            it.
+        optimizers: names of the optimizers that have a use for it. Empty: all.
+        immediate: True if the forward pass reads it, so that the loss of the same step already
+            responds to it.
     """
 
     name: str
@@ -72,16 +72,17 @@ class Channel:
 
     @property
     def one_sided(self) -> bool:
-        """Whether neutral is an end of the bounds."""
+        """True if neutral is an end of the bounds."""
         return self.neutral in self.bounds
 
     def values(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions in [-1, 1] to values, exactly `neutral` at 0 and within the bounds.
+        """Maps positions in [-1, 1] to values within the bounds, exactly `neutral` at 0.
 
-        From neutral to the high bound for u >= 0, to the low one below; one-sided: to the far end,
-        (u - 0.1) / 0.9 of the way.
+        A two-sided channel goes from neutral to the high bound for u >= 0, and to the low bound
+        for u < 0. A one-sided channel goes (u - 0.1) / 0.9 of the way to the far bound.
         """
         low, high = self.bounds
+
         if self.one_sided:
             far = low if self.neutral == high else high
             values = self._between(
@@ -93,13 +94,14 @@ class Channel:
                 self._between(high, np.abs(positions)),
                 self._between(low, np.abs(positions)),
             )
+
         return np.clip(values, low, high)
 
-    def _between(self, end: float, part: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The value `part` of the way from neutral to an end."""
+    def _between(self, end: float, fraction: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the value at a fraction of the way from neutral to an end of the bounds."""
         if self.warp == "log":
-            return self.neutral * np.exp(math.log(end / self.neutral) * part)
-        return self.neutral + (end - self.neutral) * part
+            return self.neutral * np.exp(math.log(end / self.neutral) * fraction)
+        return self.neutral + (end - self.neutral) * fraction
 
 
 _RATES = ("run", "optimizer", "group", "layer", "tensor")
@@ -139,7 +141,7 @@ CHANNELS: dict[str, Channel] = {
             kind="scale",
             unit="multiplier of the gradient before the optimizer",
             source=f"{_SIDECAR}, section 2.2",
-            reads="gradients.steered",
+            reads="gradients.apply_gradient_channels",
         ),
         Channel(
             name="state_norm_cap",
@@ -227,7 +229,7 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="probability that a unit of a branch's output is left out",
+            unit="probability that a unit of a branch's output is dropped",
             source=f"{_SIDECAR}, section 1",
             reads="PretrainingPlant._dials",
             immediate=True,
@@ -274,7 +276,7 @@ CHANNELS: dict[str, Channel] = {
             neutral=10_000.0,
             unit="largest L2 norm of the gradient of the run, or of the layer",
             source=f"{_SIDECAR}, section 8",
-            reads="gradients.steered",
+            reads="gradients.apply_gradient_channels",
         ),
         Channel(
             name="grad_noise",
@@ -284,9 +286,9 @@ CHANNELS: dict[str, Channel] = {
             kind="two_sided",
             neutral=0.0,
             warp="linear",
-            unit="standard deviation of added Gaussian noise, in root mean squares of the tensor's gradient",
-            source="ours, beside section 4 of the same paper: a dial that perturbs the gradient",
-            reads="gradients.steered",
+            unit="standard deviation of added Gaussian noise [root mean square of the gradient]",
+            source=f"ours, a dial that perturbs the gradient; compare {_SIDECAR}, section 4",
+            reads="gradients.apply_gradient_channels",
         ),
         Channel(
             name="grad_skip",
@@ -296,9 +298,9 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="probability that the layer's gradients are zeroed, all together",
+            unit="probability that all gradients of the layer are zeroed together",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.steered",
+            reads="gradients.apply_gradient_channels",
         ),
         Channel(
             name="grad_gate",
@@ -308,9 +310,9 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="probability that a tensor's gradient is zeroed, drawn for each tensor of the layer",
+            unit="probability that a tensor's gradient is zeroed, drawn per tensor of the layer",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.steered",
+            reads="gradients.apply_gradient_channels",
         ),
         Channel(
             name="grad_truncate",
@@ -320,9 +322,10 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="its mean over the layers is the part of the stack, from the first layer on, with gradients of zero",
+            unit="its mean over the layers is the fraction of layers, from the first on, that are "
+            "zeroed",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.steered",
+            reads="gradients.apply_gradient_channels",
         ),
         Channel(
             name="momentum_blend",
@@ -334,7 +337,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="b in (1 - b) gradient + b first moment (under SGD the momentum buffer, a sum)",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.steered",
+            reads="gradients.apply_gradient_channels",
             optimizers=("adamw", "muon", "sgd"),
         ),
         Channel(
@@ -345,7 +348,7 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="part of the gradient's component along the hacking direction that is taken out",
+            unit="fraction of the gradient's component along the hacking direction that is removed",
             source=f"{_PROJECTION}, `Projection`: 1 in its arms (b) and (c)",
             reads="GRPOPlant._projected",
             plants=("posttraining",),
@@ -358,7 +361,7 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="how far the projected gradient is scaled back to the norm it had",
+            unit="fraction of the lost norm that is given back to the projected gradient",
             source=f"{_PROJECTION}, `Projection`: 1 in its arm (b), 0 in (c)",
             reads="GRPOPlant._projected",
             plants=("posttraining",),
@@ -371,8 +374,8 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="probability that the direction is extracted anew before an update",
-            source=f"ours, after {_PROJECTION}, whose direction stays as it was extracted",
+            unit="probability that the direction is extracted again before an update",
+            source=f"ours, after {_PROJECTION}, which keeps its first direction",
             reads="GRPOPlant._refresh",
             plants=("posttraining",),
         ),
@@ -395,7 +398,7 @@ CHANNELS: dict[str, Channel] = {
             kind="skip",
             neutral=0.0,
             warp="linear",
-            unit="alpha, of the penalty on rollouts whose states look like a hack",
+            unit="alpha: weight of the penalty on rollouts whose states look like a hack",
             source="Wu & Tang 2026 (arXiv:2604.01476): 2",
             reads="GRPOPlant._penalized",
             plants=("posttraining",),
@@ -405,20 +408,21 @@ CHANNELS: dict[str, Channel] = {
 
 
 def channels_of(plant: str) -> dict[str, Channel]:
-    """The dials that a kind of plant has."""
+    """Returns the channels of a kind of plant."""
     return {name: found for name, found in CHANNELS.items() if plant in found.plants}
 
 
 def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Channel:
-    """The channel of this name, if this plant and one of its optimizers have it at this scope.
+    """Returns the channel of this name after checking its scope, plant and optimizers.
 
     Raises:
-        ValueError: for an unknown name, a scope it does not allow, or a plant or optimizers that
-            have no use for it.
+        ValueError: for an unknown name, a scope that the channel does not have, or a plant or
+            optimizers that have no use for it.
     """
     if name not in CHANNELS:
         raise ValueError(f"unknown channel {name!r}; expected one of {sorted(channels_of(plant))}")
     found = CHANNELS[name]
+
     if scope not in found.scopes:
         raise ValueError(
             f"channel {name!r} has no scope {scope!r}; expected one of {list(found.scopes)}"
@@ -428,9 +432,11 @@ def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Cha
             f"channel {name!r} applies to {' and '.join(found.plants)} alone; expected one of "
             f"{sorted(channels_of(plant))}"
         )
+
     if found.optimizers and not set(found.optimizers) & set(optimizers):
         raise ValueError(
             f"the optimizers {sorted(set(optimizers))} have no use for the channel {name!r}; "
             f"it applies to {list(found.optimizers)}"
         )
+
     return found

@@ -1,11 +1,10 @@
-"""What stands between a gradient and the optimizer: the dials of the backward surface, and scale,
-noise and clip.
+"""Applies the gradient channels between the backward pass and the optimizer.
 
-Everything acts on one run's own gradient alone. What is drawn is a pure function of (seed, step),
-so that nothing has to be remembered: a snapshot continues with the same draws.
+The channels are noise, momentum blend, scale, skip, gate, truncate and clip. A run's channels act
+on the gradient of that run alone. Random numbers are a pure function of (seed, step), so that no
+generator has state to save: a snapshot continues with the same numbers.
 
-Order: noise, momentum blend, then one factor per tensor (scale x kept or left out), then the cap on
-what is left.
+Order: noise, momentum blend, one factor per tensor (scale times keep masks), norm clip.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-#: Streams of draws; the data's streams are keyed by the seed without the step.
+#: Random streams. The data's streams are keyed by the seed without the step.
 ROUTE, NOISE, DROPOUT = 1, 2, 3
 
 
 def draws(seed: int, step: int, stream: int) -> torch.Generator:
-    """The generator of one stream of one run at one step."""
+    """Returns the generator of one stream of one run at one step."""
     key = np.random.SeedSequence(int(seed), spawn_key=(stream, int(step))).generate_state(
         1, np.uint64
     )[0]
@@ -36,33 +35,45 @@ def draws(seed: int, step: int, stream: int) -> torch.Generator:
 
 
 def flat(gradient: Tensor) -> Tensor:
-    """A gradient as (N, n), its entries in any order: that of a product is a transpose, which `flatten` would copy."""
+    """Returns a gradient as (N, n), with its entries in any order.
+
+    The gradient of a matrix product is a transpose, which `flatten` alone would copy.
+    """
     if gradient.ndim == 3 and not gradient.is_contiguous():
         gradient = gradient.transpose(1, 2)
     return gradient.flatten(1)
 
 
 def squared_norms(gradients: Sequence[Tensor]) -> FloatArray:
-    """Squared L2 norm of every run's and tensor's gradient, (N, K)."""
-    return measured(gradients, maxima=False)[0]
+    """Returns the squared L2 norm of the gradient of every run and tensor, (N, K)."""
+    return gradient_sizes(gradients, maxima=False)[0]
 
 
-def measured(gradients: Sequence[Tensor], maxima: bool) -> tuple[FloatArray, FloatArray | None]:
-    """Squared L2 norm and, if asked for, largest magnitude of every run's and tensor's gradient, (N, K) each."""
+def gradient_sizes(
+    gradients: Sequence[Tensor], maxima: bool
+) -> tuple[FloatArray, FloatArray | None]:
+    """Returns squared L2 norms and, with `maxima`, largest magnitudes of the gradients.
+
+    Both are (N, K): one number per run and tensor.
+    """
     norms, high, low = [], [], []
-    for g in gradients:  # all that is asked of one before the next: it is still in the cache
+    for g in gradients:  # all reductions of one tensor before the next: it is still in the cache
         entries = flat(g)
         norms.append(torch.linalg.vector_norm(entries, dim=1))
-        if maxima:  # two reductions without a copy; the infinity norm of torch.linalg is ten times slower on a CPU
+        if maxima:
+            # Two reductions without a copy. The infinity norm of torch.linalg is ten times slower
+            # on a CPU.
             high.append(torch.amax(entries, 1))
             low.append(torch.amin(entries, 1))
+
     squares = torch.stack(norms, 1).double().square().cpu().numpy()
     if not maxima:
         return squares, None
-    return squares, torch.maximum(torch.stack(high, 1), -torch.stack(low, 1)).double().cpu().numpy()
+    largest = torch.maximum(torch.stack(high, 1), -torch.stack(low, 1))
+    return squares, largest.double().cpu().numpy()
 
 
-def steered(
+def apply_gradient_channels(
     gradients: Mapping[str, Tensor],
     momenta: Mapping[str, Tensor],
     squares: FloatArray,
@@ -71,46 +82,51 @@ def steered(
     steps: IntArray,
     rows: BoolArray,
 ) -> Mapping[str, Tensor]:
-    """The gradients that the optimizer sees; what is only multiplied is so in place.
+    """Returns the gradients for the optimizer. Rescaling is done in place.
 
     Args:
-        gradients: name -> (N, ...), finite in the rows that count, in the order of `panel.tensors`.
+        gradients: name -> (N, ...), finite in the chosen rows, in the order of `panel.tensors`.
         momenta: name -> first moment, for tensors whose optimizer has one.
         squares: squared norms of the gradients, (N, K).
         panel: read for grad_scale, grad_noise, momentum_blend, grad_skip, grad_gate, grad_truncate
             and grad_clip.
-        seeds: of each run, (N,).
+        seeds: seed of each run, (N,).
         steps: optimizer steps each run has taken, (N,).
-        rows: the runs that will move, (N,) bool; others are given back in any state.
+        rows: runs that will move, (N,) bool. The gradients of other runs come back in any state.
 
     Returns:
-        name -> (N, ...), the same tensors where nothing is moved.
+        name -> (N, ...). Tensors that no channel moves are the given ones.
     """
     squares = np.where(rows[:, None], squares, 0.0)
     noise, blend = panel.table("grad_noise"), panel.table("momentum_blend")
     if noise is not None or blend is not None:
-        gradients = _turned(gradients, momenta, squares, noise, blend, seeds, steps, rows)
+        gradients = _add_noise_and_blend(
+            gradients, momenta, squares, noise, blend, seeds, steps, rows
+        )
         squares = np.where(rows[:, None], squared_norms(list(gradients.values())), 0.0)
+
     factors = _factors(panel, squares, seeds, steps, rows)
     if factors is None:
         return gradients
+
     device = next(iter(gradients.values())).device
-    moved = np.flatnonzero((factors != 1.0).any(0))
-    if len(moved):
-        every = list(gradients.values())
-        touched = [every[k] for k in moved]
-        columns = torch.as_tensor(factors.T[moved], dtype=touched[0].dtype, device=device)[
+    scaled = np.flatnonzero((factors != 1.0).any(0))  # indices of tensors
+    if len(scaled):
+        tensors = list(gradients.values())
+        targets = [tensors[k] for k in scaled]
+        columns = torch.as_tensor(factors.T[scaled], dtype=targets[0].dtype, device=device)[
             :, :, None, None
         ].unbind(0)
         matching = [
             c if g.ndim == 3 else c.view(-1, *[1] * (g.ndim - 1))
-            for c, g in zip(columns, touched, strict=True)
+            for c, g in zip(columns, targets, strict=True)
         ]
-        torch._foreach_mul_(touched, matching)
+        torch._foreach_mul_(targets, matching)
+
     return gradients
 
 
-def _turned(
+def _add_noise_and_blend(
     gradients: Mapping[str, Tensor],
     momenta: Mapping[str, Tensor],
     squares: FloatArray,
@@ -120,69 +136,89 @@ def _turned(
     steps: IntArray,
     rows: BoolArray,
 ) -> dict[str, Tensor]:
-    """g + noise rms(g) N(0, 1), then (1 - b) g + b m: the two that can turn a gradient; rows at neutral keep theirs."""
-    nothing = np.zeros_like(squares)
-    noise, blend = nothing if noise is None else noise, nothing if blend is None else blend
+    """Computes g + noise rms(g) N(0, 1), then (1 - b) g + b m.
+
+    These two channels can turn a gradient. Rows at neutral keep their gradient.
+    """
+    zeros = np.zeros_like(squares)
+    noise, blend = zeros if noise is None else noise, zeros if blend is None else blend
+
     result = dict(gradients)
     for row in np.flatnonzero(rows & ((noise != 0) | (blend != 0)).any(1)):
         generator = draws(seeds[row], steps[row], NOISE)
         for k, (name, g) in enumerate(gradients.items()):
-            own = g[row]
+            gradient = g[row]
             if noise[row, k] > 0:
-                size = noise[row, k] * float(np.sqrt(squares[row, k] / own.numel()))
-                own = own + size * torch.randn(own.shape, generator=generator).to(own)
+                size = noise[row, k] * float(np.sqrt(squares[row, k] / gradient.numel()))
+                normal = torch.randn(gradient.shape, generator=generator)
+                gradient = gradient + size * normal.to(gradient)
             if blend[row, k] != 0 and name in momenta:
-                own = own.lerp(momenta[name][row], float(blend[row, k]))
+                gradient = gradient.lerp(momenta[name][row], float(blend[row, k]))
             if noise[row, k] > 0 or blend[row, k] != 0:
                 result[name] = g.clone() if result[name] is g else result[name]
-                result[name][row] = own
+                result[name][row] = gradient
+
     return result
 
 
 def _factors(
     panel: Panel, squares: FloatArray, seeds: IntArray, steps: IntArray, rows: BoolArray
 ) -> FloatArray | None:
-    """What each tensor's gradient is multiplied by, (N, K); None if nothing is."""
+    """Returns the factor of each tensor's gradient, (N, K), or None if no channel scales."""
     factors = panel.table("grad_scale")
-    for keep in (_kept(panel, seeds, steps, rows), _truncated(panel)):
+    for keep in (_keep_mask(panel, seeds, steps, rows), _truncation_mask(panel)):
         if keep is not None:
             factors = keep if factors is None else factors * keep
+
     caps = panel.table("grad_clip")
     if caps is None:
         return factors
     factors = np.ones_like(squares) if factors is None else factors
-    return factors * _clipped(panel, caps, squares * np.square(factors))
+    return factors * _clip_factors(panel, caps, squares * np.square(factors))
 
 
-def _kept(panel: Panel, seeds: IntArray, steps: IntArray, rows: BoolArray) -> FloatArray | None:
-    """1 where a gradient is kept and 0 where it is skipped (one draw a layer) or gated (one draw a tensor), (N, K)."""
+def _keep_mask(
+    panel: Panel, seeds: IntArray, steps: IntArray, rows: BoolArray
+) -> FloatArray | None:
+    """Returns 0 where a gradient is skipped or gated and 1 elsewhere, (N, K).
+
+    Skipping takes one random number per layer, gating one per tensor. None if both are at neutral.
+    """
     skip, gate = panel.table("grad_skip"), panel.table("grad_gate")
     if skip is None and gate is None:
         return None
+
     K, L = len(panel.tensors), int(panel.layers.max(initial=-1)) + 1
-    kept = np.ones((len(seeds), K))
-    asked = sum((table > 0).any(1) for table in (skip, gate) if table is not None)
-    for row in np.flatnonzero(rows & (asked > 0)):
+    mask = np.ones((len(seeds), K))
+    count = sum((table > 0).any(1) for table in (skip, gate) if table is not None)  # (N,)
+    for row in np.flatnonzero(rows & (count > 0)):
         uniform = torch.rand(
             L + K, generator=draws(seeds[row], steps[row], ROUTE), dtype=torch.float64
         ).numpy()
-        for probability, drawn in ((skip, uniform[panel.layers]), (gate, uniform[L:])):
+        for probability, sample in ((skip, uniform[panel.layers]), (gate, uniform[L:])):
             if probability is not None:
-                kept[row] *= drawn >= probability[row]
-    return kept
+                mask[row] *= sample >= probability[row]
+
+    return mask
 
 
-def _truncated(panel: Panel) -> FloatArray | None:
-    """0 in the first K layers, K the mean of grad_truncate over the layers, of the number of layers, rounded."""
-    part = panel.per_layer("grad_truncate")
-    if part is None:
+def _truncation_mask(panel: Panel) -> FloatArray | None:
+    """Returns 0 in the truncated layers and 1 elsewhere, (N, K), or None at neutral.
+
+    The first round(m L) of L layers are truncated, where m is the mean of grad_truncate over them.
+    """
+    fraction = panel.per_layer("grad_truncate")
+    if fraction is None:
         return None
-    count = np.floor(part.mean(1) * part.shape[1] + 0.5)  # (N,)
+    count = np.floor(fraction.mean(1) * fraction.shape[1] + 0.5)  # (N,)
     return np.where((panel.layers >= 0) & (panel.layers < count[:, None]), 0.0, 1.0)
 
 
-def _clipped(panel: Panel, caps: FloatArray, squares: FloatArray) -> FloatArray:
-    """min(1, cap / norm) of the gradient that each cell holds together, (N, K); exactly 1 at neutral."""
+def _clip_factors(panel: Panel, caps: FloatArray, squares: FloatArray) -> FloatArray:
+    """Returns min(1, cap / norm), (N, K), with the norm over all tensors of a cell.
+
+    Exactly 1 at neutral.
+    """
     result = np.ones_like(squares)
     for (name, _), bank in panel.banks.items():
         if name == "grad_clip":

@@ -1,4 +1,4 @@
-"""The plant's protocol: what evolves, what is measured while it does, and what a snapshot of it holds."""
+"""The protocol of a plant, and the records it returns: Window, Snapshot and Score."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-#: Why a run ended before its budget; the empty string means that it did not.
+#: Reasons for which a run ends before its budget. The empty string: it has not diverged.
 DIVERGENCE_REASONS = (
     "",
     "loss_nonfinite",
@@ -25,17 +25,17 @@ DIVERGENCE_REASONS = (
     "kl_above_limit",
 )
 
-#: What `advance` measures only if asked to, since it costs something.
+#: Measurement groups. They cost time, so `advance` measures a group only if asked to.
 TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
 
 
 class Score(NamedTuple):
-    """How a plant's numbers are called where they are kept or printed.
+    """Names and units of a plant's score and losses, for result files and plots.
 
     Attributes:
-        key: of what `evaluate` gives, in result files.
-        label: the same, for people; with its unit, or with which way is better.
-        loss_unit: of the training and the probe loss; `1` for a part of a whole.
+        key: name of the score that `evaluate` returns, in result files.
+        label: name of the score in plots, with its unit or with the direction that is better.
+        loss_unit: unit of the training and the probe loss. `1` for a fraction.
     """
 
     key: str
@@ -45,11 +45,10 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that is needed to continue bitwise: arrays under flat names, and everything else as JSON.
+    """Everything that a run needs to continue bitwise: named tensors, and the rest as JSON.
 
     Attributes:
-        tensors: name -> tensor; the snapshot owns them (they share no memory with what they were
-            taken from).
+        tensors: name -> tensor. They share no memory with the state that they were copied from.
         metadata: JSON-able values (counters, seeds, configuration).
     """
 
@@ -58,59 +57,61 @@ class Snapshot:
 
 
 def check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Refuses a snapshot whose tensors are not those that are expected, by name, shape and dtype.
+    """Checks that a snapshot has tensors of the expected names, shapes and dtypes.
 
     Raises:
-        ValueError: naming the first that is missing, unknown, or of another shape or dtype.
+        ValueError: naming the first tensors that are missing or unknown, or the first tensor of
+            another shape or dtype.
     """
-    missing, unknown = (
-        sorted(expected.keys() - given.keys()),
-        sorted(given.keys() - expected.keys()),
-    )
+    missing = sorted(expected.keys() - given.keys())
+    unknown = sorted(given.keys() - expected.keys())
     if missing or unknown:
         raise ValueError(
-            f"the snapshot must have exactly the tensors of what it is restored to; missing are {missing[:5]}, "
-            f"unknown are {unknown[:5]}: restore another snapshot"
+            f"the snapshot must have exactly the expected tensors; missing are {missing[:5]}, "
+            f"unknown are {unknown[:5]}; restore another snapshot"
         )
+
     for name, tensor in expected.items():
         theirs, ours = ((tuple(t.shape), t.dtype) for t in (given[name], tensor))
         if theirs != ours:
             raise ValueError(
-                f"tensor {name!r} of the snapshot must be of shape {ours[0]} and {ours[1]}; got {theirs[0]} and "
-                f"{theirs[1]}: restore another snapshot"
+                f"tensor {name!r} of the snapshot must be of shape {ours[0]} and {ours[1]}; "
+                f"got {theirs[0]} and {theirs[1]}; restore another snapshot"
             )
 
 
 @dataclass(frozen=True)
 class Window:
-    """What was measured while every run advanced by its number of steps.
+    """Measurements that were taken while every run advanced by its number of steps.
 
-    A row that did not move keeps the numbers of its last window. Everything is finite; what is not
-    measured is 0, and a probe that is not measured keeps its last value.
+    A row that did not move keeps the numbers of its last window. All values are finite. Unmeasured
+    values are 0, except the probe loss, which keeps its last value. A field that belongs to a
+    measurement group names the group in brackets.
 
     Attributes:
-        steps: optimizer steps each run stands at, (N,).
-        train_loss: mean training loss over the window's steps, (N,) [nats per token]; of a
-            post-training run the part of the largest reward that was not earned [1].
-        probe_loss: loss on the fixed probe batches at the window's end, (N,) [nats per token]; of a
-            post-training run the part of the probe's problems that is not solved [1]; tier `probe`.
-        gradient_norm: global L2 norm of the last step's gradient, before the optimizer saw it,
-            (N,).
-        momentum_norm: global L2 norm of the optimizer's first moments at the window's end, (N,);
-            tier `momentum`.
+        steps: optimizer steps each run has taken, (N,).
+        train_loss: mean training loss over the window's steps, (N,) [nats per token]. Of a
+            post-training run: fraction of the largest reward that was not earned [1].
+        probe_loss: loss on the fixed probe batches at the end of the window, (N,) [nats per token].
+            Of a post-training run: fraction of the probe's problems that are not solved [1].
+            (`probe`)
+        gradient_norm: global L2 norm of the last step's gradient, before the optimizer, (N,).
+        momentum_norm: global L2 norm of the optimizer's first moments at the end of the window,
+            (N,). (`momentum`)
         divergence: index into DIVERGENCE_REASONS, (N,).
-        same_batch_loss: loss of the window's last batch after its own update, (N,) [nats per
-            token]; tier `same_batch`.
+        same_batch_loss: loss of the window's last batch after the update on that batch, (N,)
+            [nats per token]. (`same_batch`)
         layer_gradient_norm: L2 norm of the last step's gradient of each layer's matrices, (N, L).
-        layer_gradient_max: its largest magnitude, (N, L); tier `gradient_max`.
-        layer_activation_mean: mean of the residual stream after each layer at the last step, (N,
-            L); tier `activations`.
-        layer_activation_variance: its variance, (N, L); tier `activations`.
-        layer_saturation: part of each layer's feed-forward units that are saturated, (N, L) in [0,
-            1]; tier `activations`.
-        gauges: what this kind of plant measures beside, (N, K) under the plant's `gauge_names`.
-        privileged: what is true and neither a feature nor a reward term may see, (N, Q) under
-            `privileged_names`.
+        layer_gradient_max: largest magnitude of that gradient, (N, L). (`gradient_max`)
+        layer_activation_mean: mean of the residual stream after each layer at the last step,
+            (N, L). (`activations`)
+        layer_activation_variance: variance of the residual stream, (N, L). (`activations`)
+        layer_saturation: fraction of each layer's feed-forward units that are saturated, (N, L) in
+            [0, 1]. (`activations`)
+        gauges: further measurements of this kind of plant, (N, K). The columns are named by
+            `gauge_names`.
+        privileged: true values that no feature and no reward term may read, (N, Q). The columns
+            are named by `privileged_names`.
     """
 
     steps: IntArray
@@ -132,9 +133,9 @@ class Window:
     def empty(
         num_rows: int, num_layers: int, num_gauges: int = 0, num_privileged: int = 0
     ) -> Window:
-        """The window of runs that nothing was measured of."""
+        """Returns the window of runs before any measurement."""
         per_run, per_layer = np.zeros(num_rows), np.zeros((num_rows, num_layers))
-        counts, own = np.zeros(num_rows, dtype=np.int64), np.zeros((num_rows, num_gauges))
+        counts, gauges = np.zeros(num_rows, dtype=np.int64), np.zeros((num_rows, num_gauges))
         privileged = np.zeros((num_rows, num_privileged))
         per_layers = (per_layer, per_layer, per_layer, per_layer, per_layer)
         return Window(
@@ -146,7 +147,7 @@ class Window:
             counts,
             per_run,
             *per_layers,
-            own,
+            gauges,
             privileged,
         )
 
@@ -155,18 +156,17 @@ class Plant(Protocol):
     """A population of N training runs that a panel steers.
 
     Attributes:
-        kind: what channels, features and reward terms name it by.
-        gauge_names: of the columns of Window.gauges.
-        privileged_names: of the columns of Window.privileged.
-        score: how its numbers are called.
-        stacked: whether the runs are computed together; else one after the other.
-        panel: current value of every cell of every run; read at every step.
+        kind: name of the plant in channels, features and reward terms.
+        gauge_names: names of the columns of Window.gauges.
+        privileged_names: names of the columns of Window.privileged.
+        score: names and units of the plant's score and losses.
+        stacked: True if the runs are computed together, False if one after the other.
+        panel: current value of every cell of every run, read at every step.
         num_rows: N, runs in the population.
         num_layers: L, layers of the model.
-        all_tiers: those of TIERS that it can measure.
-        tiers: what `advance` measures beside what is free.
-        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin
-            with.
+        all_tiers: groups of TIERS that the plant can measure.
+        tiers: measurement groups that `advance` measures.
+        corpus_digest: sha256 of the text of the runs, or of the student that they begin with.
     """
 
     kind: str
@@ -182,25 +182,31 @@ class Plant(Protocol):
     corpus_digest: str
 
     def measure(self, tiers: Collection[str]) -> None:
-        """From now on `advance` measures these of TIERS; before, a plant measures `probe` and `momentum`."""
+        """Sets the groups of TIERS that `advance` measures. The default is `probe`, `momentum`."""
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
-        """Gives all rows, or some, new weights and a new data order, and puts their panel at neutral."""
+        """Starts new runs in the given rows (default: all), with their panel at neutral."""
 
     def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] steps and measures; 0 only measures. A row that is done does not move."""
+        """Trains row i for num_steps[i] steps and measures.
+
+        A row with 0 steps, or that has diverged, is only measured.
+        """
 
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,), as `score` says; the only road to the validation slice."""
+        """Returns the held-out score of every run, (N,), as described by `score`.
+
+        No other method reads the validation slice.
+        """
 
     def report(self) -> dict[str, FloatArray]:
-        """What else is true of every run on held-out data, (N,) each, by name."""
+        """Returns further held-out measurements by name, (N,) each."""
 
     def snapshot(self) -> Snapshot:
-        """Everything: weights, moments, data cursor, counters, panel."""
+        """Returns the whole state: weights, moments, data cursor, counters, panel."""
 
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> None:
-        """Continues from a snapshot; `keep_panel` leaves the panel's current values in force."""
+        """Continues from a snapshot. With `keep_panel` the panel keeps its current values."""
 
     def spawn(self, num_rows: int) -> Plant:
-        """A new plant of the same configuration with another number of rows."""
+        """Returns a new plant of the same configuration with another number of rows."""

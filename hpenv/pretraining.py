@@ -1,12 +1,11 @@
-"""The plant of language-model pretraining: a population of runs, each on its own clock, steered by
-one panel.
+"""The plant of language-model pretraining: a population of runs and one panel.
 
-Row i with seed s draws its weights and its data order from s alone. A run whose loss or gradient is
-not finite, or whose loss exceeds a stated multiple of that of a uniform guess, has diverged: it
-stops where it stands, the optimizer never sees that gradient, and the other rows do not notice.
+Every run has its own step count. Weights and data order of a row depend on the seed of that row
+alone. A run diverges if its loss or gradient is not finite, or if its loss exceeds a multiple of
+the loss of a uniform guess. A diverged run stops where it is: the optimizer never sees that
+gradient. The other rows do not change.
 
-Dynamics and measurement stand in one module, past its usual length, because they share every
-attribute.
+The module is longer than usual because dynamics and measurement share every attribute.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from hpenv import model
 from hpenv.channels import CHANNELS
 from hpenv.configuration import DTYPES, PretrainingConfig
 from hpenv.data import Corpus, batch_starts, gather, load_corpus, require_length
-from hpenv.gradients import DROPOUT, draws, measured, steered
+from hpenv.gradients import DROPOUT, apply_gradient_channels, draws, gradient_sizes
 from hpenv.optimizers import Rates, Rule, described_rule, evaluation_weights, optimizer_rules
 from hpenv.panel import Panel, Site
 from hpenv.plant import TIERS, BoolArray, FloatArray, IntArray, Score, Window
 from hpenv.runs import Runs
 from hpenv.values import check_count
 
-#: Sequences per forward pass of a measurement; bounds its memory.
+#: Sequences per forward pass of a measurement. Bounds its memory.
 MEASURE_SEQUENCES = 64
 
-#: Dials of the forward pass that are one number per layer, under the name they have in model.Dials.
+#: Forward channels with one number per layer, by their names in model.Dials.
 LAYER_DIALS = (
     "attention_temperature",
     "attention_gain",
@@ -44,9 +43,9 @@ LAYER_DIALS = (
     "state_norm_cap",
     "dropout",
 )
-#: A gradient of this norm counts as not finite: scaled by ten, its square would leave float32.
+#: A gradient of this norm counts as not finite: scaled by ten, its square would overflow float32.
 LARGEST_NORM = 1e17
-#: Field of Window -> the tier that measures it.
+#: Field of Window -> its measurement group.
 TIER_OF = {
     "momentum_norm": "momentum",
     "layer_gradient_max": "gradient_max",
@@ -55,53 +54,59 @@ TIER_OF = {
     "layer_saturation": "activations",
     "same_batch_loss": "same_batch",
 }
-#: What the optimizer's rates hold beside base quantities; each a multiplier.
+#: Fields of Rates that are multipliers. The others have a base value and a schedule.
 MULTIPLIERS = ("beta1", "beta2", "eps")
 
 
-def _settled(dials: model.Dials | None) -> model.Dials | None:
-    """The dials without dropout, as a measurement has them."""
+def _without_dropout(dials: model.Dials | None) -> model.Dials | None:
+    """Returns the dials of a measurement, which has no dropout."""
     return None if dials is None else dials._replace(dropout=None)
 
 
-def _present(name: str) -> torch.device:
-    """The device of this name, on which tensors can be held and read.
+def _device(name: str) -> torch.device:
+    """Returns the device of this name, after writing and reading a tensor on it.
 
     Raises:
-        ValueError: if there is none here.
+        ValueError: if the device is not available.
     """
     try:
         torch.zeros(1, device=name).item()
     except (AssertionError, ImportError, RuntimeError) as error:
         raise ValueError(
-            f"device={name!r} is not to be had here: this machine has none, or this torch was built without it; "
-            "expected one that is, as device='cpu'"
+            f"device {name!r} is not available (no such hardware, or torch was built without it); "
+            "try device='cpu'"
         ) from error
     return torch.device(name)
 
 
-def _bounded(values: FloatArray) -> FloatArray:
-    """Finite numbers: NaN is 0, an infinity the largest of float32; what they are of has diverged."""
+def _finite(values: FloatArray) -> FloatArray:
+    """Returns values with NaN as 0 and infinities as the largest float32.
+
+    Only runs that have diverged have such values.
+    """
     limit = float(np.finfo(np.float32).max)
     return np.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Tensor]:
+def _compile_mean_losses() -> Callable[..., Tensor]:
     return torch.compile(model.mean_losses)
 
 
 def _compiled_losses(*arguments: Any) -> Tensor:
-    """Compiled `model.mean_losses`, the same for all plants; a plant that holds this function can be pickled."""
-    return _compiled()(*arguments)
+    """Calls the compiled `model.mean_losses`, which all plants share.
+
+    Unlike the compiled function, this one can be pickled with a plant.
+    """
+    return _compile_mean_losses()(*arguments)
 
 
 class PretrainingPlant(Runs):
     """N runs of `config`, trained together.
 
     Attributes:
-        config: what a run is.
-        corpus: the text; its slices.
+        config: hyperparameters of the runs.
+        corpus: the text and its slices.
         corpus_digest: sha256 of the text.
         model_config: shape of the model.
         weights: name -> (N, ...) float32.
@@ -122,15 +127,16 @@ class PretrainingPlant(Runs):
         channels: Sequence[tuple[str, str]] = (("lr", "run"), ("weight_decay", "run")),
         corpus: Corpus | None = None,
     ) -> None:
-        """Loads the corpus, unless it is given, and builds N runs of seeds 0 .. N - 1.
+        """Loads the corpus, unless it is given, and builds N runs with the seeds 0 .. N - 1.
 
         Raises:
             ValueError: for an unknown preset, optimizer, channel or group, a device that is not
-                there, or a corpus that is too short.
+                available, or a corpus that is too short.
         """
         check_count("num_rows", num_rows)
-        self.device = _present(config.device)
+        self.device = _device(config.device)
         self.config, self.channels = config, tuple(channels)
+
         self.corpus: Corpus = (
             load_corpus(config.data, config.tokenizer) if corpus is None else corpus
         )
@@ -142,12 +148,14 @@ class PretrainingPlant(Runs):
         ):
             require_length(self.corpus, part, tokens)
         self.corpus_digest = self.corpus.sha256
+
         self.model_config = model.preset(config.preset, self.corpus.vocab_size)
         self._rules = optimizer_rules(config.optimizer)
         self._groups = {
             name: model.parameter_kind(name) for name in model.parameter_shapes(self.model_config)
         }
         self._check_groups()
+
         sites = {
             name: Site(
                 group,
@@ -159,6 +167,7 @@ class PretrainingPlant(Runs):
         self._keep(
             Panel(self.channels, sites, num_rows, self.kind), num_rows, self.model_config.n_layer
         )
+
         self._in_layer = (
             self.panel.layers[:, None] == np.arange(self.model_config.n_layer)
         ).astype(np.float64)  # (K, L)
@@ -166,19 +175,21 @@ class PretrainingPlant(Runs):
             group: np.array([k for k, name in enumerate(sites) if self._groups[name] == group])
             for group in dict.fromkeys(self._groups.values())
         }
+
         self._rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
         self._tokens = {
             part: getattr(self.corpus, part).to(self.device)
             for part in ("train", "probe", "validation")
         }
         self._loss = _compiled_losses if config.compile else model.mean_losses
+
         self.weights = model.init_parameters(self.model_config, list(range(num_rows)), self.device)
         self.optimizer_state = {
             name: self._rule(name).init(weight) for name, weight in self.weights.items()
         }
 
     def spawn(self, num_rows: int) -> PretrainingPlant:
-        """A new plant of the same configuration with another number of rows."""
+        """Returns a new plant of the same configuration with another number of rows."""
         plant = PretrainingPlant(self.config, num_rows, self.channels, self.corpus)
         plant.measure(self.tiers)
         return plant
@@ -192,19 +203,19 @@ class PretrainingPlant(Runs):
             given = getattr(self.config, name)
             if isinstance(given, Mapping) and set(given) != set(groups):
                 raise ValueError(
-                    f"{name} names the groups {sorted(given)}; expected all of {groups}, those of "
-                    f"{self.config.preset!r}, or one value for all of them"
+                    f"{name} must have one value, or one for each of the groups {groups} of "
+                    f"{self.config.preset!r}; got the groups {sorted(given)}"
                 )
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
-        """Gives all rows, or some, new weights and a new data order, and puts their panel at
-        neutral.
+        """Starts new runs in the given rows: new weights, new data order, panel at neutral.
 
         Args:
             seeds: one per row that is reset.
-            rows: indices of the rows; None for all.
+            rows: indices of the rows. None: all rows.
         """
         chosen = self._begin(seeds, rows)
+
         index = torch.as_tensor(chosen, device=self.device)
         fresh = model.init_parameters(self.model_config, [int(seed) for seed in seeds], self.device)
         for name, weight in self.weights.items():
@@ -213,73 +224,80 @@ class PretrainingPlant(Runs):
                 self.optimizer_state[name][slot][index] = value
 
     def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] steps, then measures; 0 only measures. A row that has
-        diverged does not move.
+        """Trains row i for num_steps[i] steps, then measures.
+
+        A row with 0 steps, or that has diverged, is only measured.
 
         Args:
             num_steps: (N,) steps.
 
         Returns:
-            What was measured, always finite: rows that took no step keep the training loss and
-                norms of their last
-            window (before the first, the training loss is that of the probe), rows that diverged
-            also their last probe loss.
+            Measurements, always finite. Rows that took no step keep the training loss and the norms
+            of their last window. Before the first step the training loss is the probe loss. Rows
+            that have diverged also keep their last probe loss.
         """
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         longest = int(goal.max(initial=0))
         rates, dials = self._window_rates(longest), self._dials()
-        measured = {
+
+        values = {
             key: value.copy()
             if key not in TIER_OF or TIER_OF[key] in self.tiers
             else np.zeros_like(value)
             for key, value in vars(self._window).items()
         }
         losses, taken = np.zeros(self.num_rows), np.zeros(self.num_rows)
+
         for step in range(longest):
             active = (goal > step) & (self.divergence == 0)
             if not active.any():
                 break
-            seen = self._step(
-                active,
-                {group: Rates(*(r[step] for r in table)) for group, table in rates.items()},
-                dials,
-            )
+
+            step_rates = {group: Rates(*(r[step] for r in table)) for group, table in rates.items()}
+            step_values = self._step(active, step_rates, dials)
+
             moved = active & (self.divergence == 0)
-            losses[moved] += seen.pop("loss")[moved]
+            losses[moved] += step_values.pop("loss")[moved]
             taken[moved] += 1
-            for key, value in seen.items():
-                measured[key][moved] = value[moved]
-        self._finish_window(measured)
+            for key, value in step_values.items():
+                values[key][moved] = value[moved]
+
+        self._finish_window(values)
+
         alive = self.divergence == 0
-        untrained = np.where(
-            (self.steps == 0) & alive, measured["probe_loss"], measured["train_loss"]
-        )
-        measured["train_loss"] = np.where(taken > 0, losses / np.maximum(taken, 1), untrained)
+        untrained = np.where((self.steps == 0) & alive, values["probe_loss"], values["train_loss"])
+        values["train_loss"] = np.where(taken > 0, losses / np.maximum(taken, 1), untrained)
         self._window = Window(
-            **measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()}
+            **values | {"steps": self.steps.copy(), "divergence": self.divergence.copy()}
         )
         return self._window
 
-    def _finish_window(self, measured: dict[str, FloatArray]) -> None:
-        """Measures what is measured at a window's end, and judges the runs by it."""
+    def _finish_window(self, values: dict[str, FloatArray]) -> None:
+        """Measures probe loss and momentum norm at the end of a window.
+
+        Marks the runs that have diverged.
+        """
         alive = self.divergence == 0
         probed = alive if "probe" in self.tiers else alive & (self.steps == 0)
         momentum = self._momentum_norm() if "momentum" in self.tiers else np.zeros(self.num_rows)
         probe = self._probe() if probed.any() else np.zeros(self.num_rows)
-        self._judge(probed, probe, momentum)
-        self._judge(alive & (self.divergence == 0), np.zeros(self.num_rows), momentum)
+
+        self._mark_diverged(probed, probe, momentum)
+        self._mark_diverged(alive & (self.divergence == 0), np.zeros(self.num_rows), momentum)
+
         for key, value, rows in (("probe_loss", probe, probed), ("momentum_norm", momentum, alive)):
-            kept = rows & (self.divergence == 0)
-            measured[key][kept] = value[kept]
+            finite = rows & (self.divergence == 0)
+            values[key][finite] = value[finite]
 
     def _window_rates(self, num_steps: int) -> dict[str, tuple[Tensor, ...]]:
-        """What every group is updated with at the steps ahead: group -> the fields of Rates, (S, N,
-        K) each.
+        """Returns the optimizer's rates of the next S steps: group -> fields of `Rates`.
 
-        Base rate x base schedule x the panel's multiplier, which is exactly 1 at neutral.
+        Each field is (S, N, K): base rate x base schedule x the panel's multiplier. The multiplier
+        is exactly 1 at neutral.
         """
         steps = self.steps + np.arange(num_steps)[:, None]  # (S, N)
         tables = {name: self.panel.table(name) for name in Rates._fields}
+
         rates = {}
         for group, members in self._members.items():
             fields = np.ones((len(tables), num_steps, self.num_rows, len(members)))
@@ -291,12 +309,14 @@ class PretrainingPlant(Runs):
                 if table is not None:
                     field *= table[:, members]
             rates[group] = torch.as_tensor(fields).to(self.device).unbind(0)
+
         return rates
 
     def _dials(self) -> model.Dials | None:
-        """What the panel moves in the forward pass; None if it moves nothing there."""
+        """Returns the panel's values for the forward pass, or None if all are at neutral."""
         moved = {name: self.panel.per_layer(name) for name in LAYER_DIALS}
         moved |= {name: self.panel.per_run(name) for name in ("embedding_gain", "logit_softcap")}
+
         cap, softcap = moved["state_norm_cap"], moved["logit_softcap"]
         if cap is not None:
             moved["state_norm_cap"] = np.where(
@@ -304,6 +324,7 @@ class PretrainingPlant(Runs):
             )
         if softcap is not None:
             moved["logit_softcap"] = self.model_config.logit_softcap * softcap
+
         given: dict[str, Any] = {
             name: torch.as_tensor(value, dtype=torch.float32).to(self.device)
             for name, value in moved.items()
@@ -319,43 +340,52 @@ class PretrainingPlant(Runs):
     def _step(
         self, active: BoolArray, rates: Mapping[str, Rates], dials: model.Dials | None
     ) -> dict[str, FloatArray]:
-        """One optimizer step of the active rows; what was measured of every row, under the names of
-        Window, and `loss`.
+        """Takes one optimizer step in the active rows.
 
-        Every statistic comes out of this pass, but for `same_batch_loss`, which is a second forward
-        pass.
+        Every measurement comes from this forward and backward pass, except `same_batch_loss`, which
+        needs a second forward pass.
+
+        Returns:
+            Fields of Window, and `loss`, of every row.
         """
         inputs, targets = self._batch()
         leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         gauges: list[Tensor] | None = [] if "activations" in self.tiers else None
-        rope, drawing = self._cast_rope(), self._drawing(dials)
+        rope, step_dials = self._cast_rope(), self._with_generators(dials)
+
         with torch.enable_grad():
             losses = self._loss(
-                self._cast(leaves), self.model_config, inputs, targets, rope, drawing, gauges
+                self._cast(leaves), self.model_config, inputs, targets, rope, step_dials, gauges
             )
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        squares, maxima = measured(gradients, "gradient_max" in self.tiers)
+
+        squares, maxima = gradient_sizes(gradients, "gradient_max" in self.tiers)
         loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
-        self._judge(active, loss, norm)
+        self._mark_diverged(active, loss, norm)
         moving = active & (self.divergence == 0)
-        seen = {"loss": loss, "gradient_norm": norm} | self._layer_gauges(squares, maxima, gauges)
+        values = {"loss": loss, "gradient_norm": norm} | self._layer_gauges(squares, maxima, gauges)
+
         if moving.any():
             given = dict(zip(leaves, gradients, strict=True))
             momenta = {
                 name: s["momentum"] for name, s in self.optimizer_state.items() if "momentum" in s
             }
             given = dict(
-                steered(given, momenta, squares, self.panel, self.seeds, self.steps, moving)
+                apply_gradient_channels(
+                    given, momenta, squares, self.panel, self.seeds, self.steps, moving
+                )
             )
             self._update(given, rates, moving)
-        if "same_batch" in self.tiers:
-            again = self._again(inputs, targets, dials)
-            seen["same_batch_loss"] = np.where(np.isfinite(again), again, loss)
-        self.steps[moving] += 1
-        return seen
 
-    def _drawing(self, dials: model.Dials | None) -> model.Dials | None:
-        """The dials with the generators of this step, from their start, if dropout draws."""
+        if "same_batch" in self.tiers:
+            after = self._same_batch_loss(inputs, targets, dials)
+            values["same_batch_loss"] = np.where(np.isfinite(after), after, loss)
+
+        self.steps[moving] += 1
+        return values
+
+    def _with_generators(self, dials: model.Dials | None) -> model.Dials | None:
+        """Returns the dials with new generators of this step, if dropout needs them."""
         if dials is None or dials.dropout is None:
             return dials
         return dials._replace(
@@ -363,11 +393,16 @@ class PretrainingPlant(Runs):
         )
 
     @torch.no_grad()
-    def _again(self, inputs: Tensor, targets: Tensor, dials: model.Dials | None) -> FloatArray:
-        """Loss of a step's batch after its update, (N,): with the same dials and draws, only the weights differ."""
+    def _same_batch_loss(
+        self, inputs: Tensor, targets: Tensor, dials: model.Dials | None
+    ) -> FloatArray:
+        """Returns the loss of a step's batch after its update, (N,).
+
+        Dials and random numbers are those of the step. Only the weights differ.
+        """
         weights, rope = self._cast(self.weights), self._cast_rope()
         losses = self._loss(
-            weights, self.model_config, inputs, targets, rope, self._drawing(dials), None
+            weights, self.model_config, inputs, targets, rope, self._with_generators(dials), None
         )
         return losses.double().cpu().numpy()
 
@@ -375,15 +410,15 @@ class PretrainingPlant(Runs):
     def _layer_gauges(
         self, squares: FloatArray, maxima: FloatArray | None, gauges: Sequence[Tensor] | None
     ) -> dict[str, FloatArray]:
-        """Statistics of each layer, (N, L) each, finite."""
-        seen = {"layer_gradient_norm": np.sqrt(_bounded(squares) @ self._in_layer)}
+        """Returns statistics of each layer, (N, L) each, finite."""
+        values = {"layer_gradient_norm": np.sqrt(_finite(squares) @ self._in_layer)}
         if maxima is not None:
-            seen["layer_gradient_max"] = (_bounded(maxima)[:, :, None] * self._in_layer).max(1)
+            values["layer_gradient_max"] = (_finite(maxima)[:, :, None] * self._in_layer).max(1)
         if gauges is not None:
-            values = _bounded(torch.stack(list(gauges), -1).double().cpu().numpy())  # (3, N, L)
+            activations = _finite(torch.stack(list(gauges), -1).double().cpu().numpy())  # (3, N, L)
             names = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")
-            seen |= dict(zip(names, values, strict=True))
-        return seen
+            values |= dict(zip(names, activations, strict=True))
+        return values
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         starts = np.stack(
@@ -412,9 +447,9 @@ class PretrainingPlant(Runs):
         dtype = DTYPES[self.config.dtype]
         return self._rope[0].to(dtype), self._rope[1].to(dtype)
 
-    def _judge(self, active: BoolArray, loss: FloatArray, norm: FloatArray) -> None:
+    def _mark_diverged(self, active: BoolArray, loss: FloatArray, norm: FloatArray) -> None:
         limit = self.config.divergence_multiple * math.log(self.model_config.vocab_size)
-        broken = ~(norm < LARGEST_NORM)  # NaN is broken, too
+        broken = ~(norm < LARGEST_NORM)  # also True for NaN
         reasons = np.select([~np.isfinite(loss), broken, loss > limit], [1, 2, 3], default=0)
         self.divergence = np.where(active, reasons, self.divergence)
 
@@ -422,12 +457,13 @@ class PretrainingPlant(Runs):
     def _update(
         self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
     ) -> None:
-        """Steps every group's rule on all rows, then puts back the rows that must not move, bit for bit."""
-        still = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
-        everything = self._tensors().values() if len(still) else ()
-        kept = [value[still].clone() for value in everything]
+        """Applies every group's rule to all rows, then restores the rows that must not move."""
+        frozen = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
+        state = self._tensors().values() if len(frozen) else ()
+        copies = [value[frozen].clone() for value in state]
+
         for group in dict.fromkeys(self._groups.values()):
-            names = [name for name, own in self._groups.items() if own == group]
+            names = [name for name, member_of in self._groups.items() if member_of == group]
             self._rules[group].update(
                 [self.weights[name] for name in names],
                 [gradients[name] for name in names],
@@ -435,16 +471,16 @@ class PretrainingPlant(Runs):
                 rates[group],
                 self.steps,
             )
-        for value, old in zip(everything, kept, strict=True):
-            value[still] = old
+
+        for value, copy in zip(state, copies, strict=True):
+            value[frozen] = copy
 
     def _tensors(self) -> dict[str, Tensor]:
-        """See Runs."""
-        weights = {f"weights/{name}": weight for name, weight in self.weights.items()}
-        states = self.optimizer_state.items()
-        return weights | {
-            f"optimizer/{name}/{slot}": value for name, own in states for slot, value in own.items()
-        }
+        """Returns weights and optimizer state. See Runs."""
+        tensors = {f"weights/{name}": weight for name, weight in self.weights.items()}
+        for name, slots in self.optimizer_state.items():
+            tensors |= {f"optimizer/{name}/{slot}": value for slot, value in slots.items()}
+        return tensors
 
     @torch.no_grad()
     def _evaluation_weights(self) -> Mapping[str, Tensor]:
@@ -457,10 +493,11 @@ class PretrainingPlant(Runs):
 
     @torch.no_grad()
     def _probe(self) -> FloatArray:
-        """Loss on the same few sequences of the probe slice for every run, (N,) [nats per token]."""
+        """Returns each run's loss on fixed sequences of the probe slice, (N,) [nats per token]."""
         count = self.config.num_probe_batches * self.config.batch_size
         starts = batch_starts(len(self._tokens["probe"]), 0, 0, count, self.config.sequence_length)
         weights, dials, total = self._evaluation_weights(), self._dials(), np.zeros(self.num_rows)
+
         for first in range(0, count, MEASURE_SEQUENCES):
             part = starts[first : first + MEASURE_SEQUENCES]
             inputs, targets = gather(
@@ -468,53 +505,56 @@ class PretrainingPlant(Runs):
                 np.tile(part, (self.num_rows, 1)),
                 self.config.sequence_length,
             )
-            total += self._measured_losses(weights, inputs, targets, dials) * len(part)
+            total += self._mean_losses(weights, inputs, targets, dials) * len(part)
+
         return total / count
 
     @torch.no_grad()
-    def _measured_losses(
+    def _mean_losses(
         self,
         weights: Mapping[str, Tensor],
         inputs: Tensor,
         targets: Tensor,
         dials: model.Dials | None,
     ) -> FloatArray:
-        """Every run's mean loss without a gradient and without dropout, (N,) [nats per token]."""
+        """Returns each run's mean loss, without gradient and dropout, (N,) [nats per token]."""
         losses = model.mean_losses(
-            weights, self.model_config, inputs, targets, self._cast_rope(), _settled(dials)
+            weights, self.model_config, inputs, targets, self._cast_rope(), _without_dropout(dials)
         )
         return losses.double().cpu().numpy()
 
     @torch.no_grad()
     def evaluate(self) -> FloatArray:
-        """Held-out bits per byte of every run, (N,), on evenly spaced sequences of the validation
-        slice.
+        """Returns held-out bits per byte of every run, (N,).
 
-        The dials of the forward pass are part of the model and stand where the panel has them;
-        dropout is off. Not finite only for a run whose weights are not.
+        The sequences are evenly spaced in the validation slice. The forward channels are part of
+        the model and keep the panel's values. Dropout is off. The score is finite unless the
+        weights of the run are not.
         """
         T = self.config.sequence_length
         tokens = self._tokens["validation"]
         count = min(max(1, self.config.eval_tokens // T), (len(tokens) - 1) // T)
         starts = np.linspace(0, len(tokens) - T - 1, count).astype(np.int64)
+
         weights, nats, size = self._evaluation_weights(), np.zeros(self.num_rows), 0.0
-        dials = _settled(self._dials())
+        dials = _without_dropout(self._dials())
         bytes_of = self.corpus.token_bytes.to(self.device)
+
         for first in range(0, count, MEASURE_SEQUENCES):
             part = np.tile(starts[first : first + MEASURE_SEQUENCES], (self.num_rows, 1))
             inputs, targets = gather(tokens, part, T)
             losses = model.token_losses(
                 weights, self.model_config, inputs, targets, self._cast_rope(), dials
             )
-            counted = bytes_of[
-                targets[0].flatten()
-            ]  # tokens that stand for no byte count neither way
+            # Tokens that stand for no byte add neither nats nor bytes.
+            counted = bytes_of[targets[0].flatten()]
             nats += (losses.double() * (counted > 0)).sum(1).cpu().numpy()
             size += float(counted.double().sum())
+
         return nats / (math.log(2.0) * size)
 
     def report(self) -> dict[str, FloatArray]:
-        """Nothing beside what `evaluate` gives."""
+        """Returns no further measurements."""
         return {}
 
     def _momentum_norm(self) -> FloatArray:
@@ -529,7 +569,7 @@ class PretrainingPlant(Runs):
         return norms.double().cpu().numpy()
 
     def description(self) -> dict[str, object]:
-        """See Runs."""
+        """Returns configuration, channels, digests and rules. See Runs."""
         shape = {f"model_{name}": value for name, value in asdict(self.model_config).items()}
         return (
             self.config.description()

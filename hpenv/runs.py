@@ -1,8 +1,7 @@
-"""What every plant keeps of its N runs, whatever they train: clocks, seeds, panel, last window, and
-their snapshot.
+"""Base class of all plants: step counts, seeds, divergence and panel of N runs, and snapshots.
 
-A plant derives from `Runs`, calls `_keep` once it has its panel, and says by `_tensors` what a run
-is made of and by `description` what a snapshot must agree with.
+Subclasses call `_keep` in `__init__` once they have a panel. They implement `_tensors` (state to
+save) and `description` (configuration that a snapshot must match).
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from hpenv.panel import Panel
 from hpenv.plant import DIVERGENCE_REASONS, IntArray, Snapshot, Window, check_tensors
 from hpenv.values import as_python
 
-#: A run's step count stays below it.
+#: Largest step count of a run.
 MOST_STEPS = 2**53
 
 
 class Runs(ABC):
-    """N runs on clocks of their own.
+    """N runs, each with a step count and a seed.
 
     Attributes:
         panel: current value of every cell of every run.
         num_rows: N.
         num_layers: L, layers of the model.
         steps: optimizer steps each run has taken, (N,).
-        seeds: seed of each run, (N,); 0 .. N - 1 before the first reset.
+        seeds: seed of each run, (N,). 0 .. N - 1 before the first reset.
         divergence: index into plant.DIVERGENCE_REASONS, (N,).
-        tiers: what `advance` measures beside what is free.
+        tiers: measurement groups that `advance` measures.
     """
 
     kind: str
@@ -43,7 +42,7 @@ class Runs(ABC):
     all_tiers: tuple[str, ...]
 
     def _keep(self, panel: Panel, num_rows: int, num_layers: int) -> None:
-        """Begins to keep N runs that have not moved."""
+        """Sets the attributes for N runs before their first step."""
         self.panel, self.num_rows, self.num_layers = panel, int(num_rows), num_layers
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
@@ -55,44 +54,53 @@ class Runs(ABC):
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
-        """What a run is made of, under the names in a snapshot; each with the run as its first axis, and no copy."""
+        """Returns the trained state by its name in a snapshot, without copies.
+
+        The first axis of each tensor is the run.
+        """
 
     @abstractmethod
     def description(self) -> dict[str, object]:
-        """What a snapshot must agree with to be restored here."""
+        """Returns the configuration that a snapshot must match to be restored."""
 
     def measure(self, tiers: Collection[str]) -> None:
-        """From now on `advance` measures these of plant.TIERS, beside what is free.
+        """Sets the groups of plant.TIERS that `advance` measures.
 
         Raises:
-            ValueError: for a tier that this kind of plant does not have.
+            ValueError: for a group that this kind of plant does not have.
         """
         unknown = sorted(set(tiers) - set(self.all_tiers))
         if unknown:
             raise ValueError(
-                f"unknown tiers {unknown}; the plant of {self.kind} has {list(self.all_tiers)}"
+                f"unknown measurement groups {unknown} of the {self.kind} plant; "
+                f"expected some of {list(self.all_tiers)}"
             )
         self.tiers = frozenset(tiers)
 
     def _begin(self, seeds: Sequence[int], rows: Sequence[int] | None) -> list[int]:
-        """Puts all rows, or some, at the start of new runs, their panel at neutral; their indices.
+        """Resets counters and panel of the given rows (default: all). Returns their indices.
 
         Raises:
             ValueError: unless there is one seed per row.
         """
         chosen = list(range(self.num_rows)) if rows is None else list(rows)
         if len(seeds) != len(chosen):
-            raise ValueError(f"got {len(seeds)} seeds for {len(chosen)} rows")
+            raise ValueError(
+                f"seeds must be {len(chosen)} numbers, one for each row; got {len(seeds)}"
+            )
+
         self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
         self.panel.positions[chosen] = 0.0
+
         cleared = {key: value.copy() for key, value in vars(self._window).items()}
         for value in cleared.values():
             value[chosen] = 0
         self._window = Window(**cleared)
+
         return chosen
 
     def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """What is kept of the runs beside `_tensors`, under the names in a snapshot; no copy."""
+        """Returns counters, panel and last window by their names in a snapshot, without copies."""
         rows = {
             "steps": self.steps,
             "seeds": self.seeds,
@@ -103,7 +111,10 @@ class Runs(ABC):
         return {f"rows/{key}": value for key, value in rows.items()} | window
 
     def snapshot(self) -> Snapshot:
-        """Everything a run is, every tensor with the run as its first axis; draws are functions of seed and step."""
+        """Returns the whole state of the runs. The first axis of every tensor is the run.
+
+        Random numbers are functions of seed and step, so no generator is part of the state.
+        """
         tensors = {name: value.clone() for name, value in self._tensors().items()}
         tensors |= {name: torch.as_tensor(value.copy()) for name, value in self._arrays().items()}
         return Snapshot(tensors, {"configuration": as_python(self.description())})
@@ -112,16 +123,18 @@ class Runs(ABC):
         """Continues from a snapshot, bitwise.
 
         Args:
-            snapshot: of a plant of the same configuration and number of rows.
-            keep_panel: leave the panel as it is now in force.
+            snapshot: snapshot of a plant of the same configuration and number of rows.
+            keep_panel: True leaves the panel at its current values.
 
         Raises:
-            ValueError: if the snapshot is of another configuration or number of rows.
+            ValueError: if the snapshot has another configuration or number of rows.
         """
         self._check(snapshot)
+
         tensors = snapshot.tensors
         for name, value in self._tensors().items():
             value.copy_(tensors[name])
+
         rows = {
             key: tensors[f"rows/{key}"].cpu().numpy().copy()
             for key in ("steps", "seeds", "divergence", "panel")
@@ -129,17 +142,24 @@ class Runs(ABC):
         self.steps, self.seeds, self.divergence = rows["steps"], rows["seeds"], rows["divergence"]
         if not keep_panel:
             self.panel.positions = rows["panel"]
+
         self._window = Window(
             **{key: tensors[f"window/{key}"].cpu().numpy().copy() for key in vars(self._window)}
         )
 
     def _check(self, snapshot: Snapshot) -> None:
-        """Refuses a snapshot of other runs, or of none, naming what differs; nothing has been changed by then."""
+        """Checks that a snapshot fits these runs, before anything is changed.
+
+        Raises:
+            ValueError: naming the difference.
+        """
         theirs, ours = snapshot.metadata.get("configuration"), as_python(self.description())
         if not isinstance(theirs, Mapping):
             raise ValueError(
-                f"the snapshot must be of a plant, with its configuration; it holds {sorted(snapshot.metadata)}"
+                "the snapshot must be of a plant, with its configuration; "
+                f"it holds {sorted(snapshot.metadata)}"
             )
+
         different = {
             key: (theirs.get(key), ours.get(key))
             for key in dict.fromkeys([*ours, *theirs])
@@ -147,21 +167,26 @@ class Runs(ABC):
         }
         if different:
             raise ValueError(
-                f"the snapshot's configuration differs, as (snapshot, here): {different}; restore it under the "
-                "configuration that it was taken under"
+                f"the snapshot's configuration differs, as (snapshot, here): {different}; "
+                "restore it under the configuration that it was taken under"
             )
+
         rows = len(snapshot.tensors.get("rows/steps", torch.empty(0)))
         if rows != self.num_rows:
-            raise ValueError(f"the snapshot has {rows} rows; this plant has {self.num_rows}")
+            raise ValueError(f"the snapshot must have {self.num_rows} rows; got {rows}")
+
         expected = {name: torch.as_tensor(value) for name, value in self._arrays().items()}
         check_tensors(snapshot.tensors, self._tensors() | expected)
+
         for name, least, most in (
-            ("steps", 0, MOST_STEPS), ("seeds", 0, math.inf), ("divergence", 0, len(DIVERGENCE_REASONS) - 1),
+            ("steps", 0, MOST_STEPS),
+            ("seeds", 0, math.inf),
+            ("divergence", 0, len(DIVERGENCE_REASONS) - 1),
             ("panel", -1, 1),
-        ):  # fmt: skip
+        ):
             values = snapshot.tensors[f"rows/{name}"]
             if not ((values >= least) & (values <= most)).all():
                 raise ValueError(
-                    f"rows/{name} of the snapshot must be from {least} to {most}; got {values.tolist()}: restore "
-                    "another snapshot"
+                    f"rows/{name} of the snapshot must be from {least} to {most}; "
+                    f"got {values.tolist()}; restore another snapshot"
                 )

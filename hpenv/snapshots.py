@@ -1,16 +1,16 @@
-"""Snapshots on disk: a folder that is either complete and intact, or refused by name.
+"""Snapshots on disk: folders that are either intact, or refused with the name of the bad file.
 
     <path>/tensors.safetensors    all tensors
     <path>/state.json             order of the tensors, and the metadata
     <path>/MANIFEST.json          size and sha256 of the two, written last, and a digest of itself
 
-A snapshot is written to a hidden folder beside its place, flushed to the disk, and renamed. A
-folder cannot be renamed over another, so a snapshot that stands there is first renamed away and
-deleted at the end. If the process dies between the two renames, the old one is found under its
-hidden name: there is a valid snapshot at every moment. One process uses a path at a time: who reads
-while another replaces may be refused, but is never given a mixture.
+A snapshot is written to a hidden folder next to its path, flushed to the disk, and renamed. A
+folder cannot be renamed over another, so an older snapshot at the path is first renamed away and
+deleted at the end. If the process dies between the two renames, the older snapshot is found under
+its hidden name. So there is a valid snapshot at every moment. Only one process may use a path at a
+time. A process that reads while another one replaces may be refused, but never gets a mixture.
 
-Past the usual length, because what is written, read, replaced and found is one format.
+The module is longer than usual because writing, reading, replacing and finding share one format.
 """
 
 from __future__ import annotations
@@ -39,46 +39,52 @@ from hpenv.plant import Snapshot
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 FILES = sorted((TENSORS, STATE))
 FORMAT, VERSION = "hpenv.snapshot", 1
-#: Names of the files that desktops leave in any folder they show; they are deleted with a snapshot
-#: that is replaced.
+#: Names of the files that desktops leave in any folder they show. `save` deletes them with the
+#: snapshot that it replaces.
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.directory|\._.*", re.IGNORECASE)
-CURE = "take another snapshot: hpenv.snapshots.latest(folder) finds the newest one of a folder that is intact"
+CURE = (
+    "take another snapshot: hpenv.snapshots.latest(folder) finds the newest intact one of a folder"
+)
 
 
 class SnapshotError(ValueError):
-    """A snapshot that is missing, incomplete, damaged or of another version; the message names the file."""
+    """A snapshot is missing, incomplete, damaged or of another version.
+
+    The message names the file.
+    """
 
 
 @isolated
 def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
-    """Writes a snapshot to a folder, atomically; one that stands there is replaced, anything else
-    is not.
+    """Writes a snapshot to a folder, atomically, and replaces a snapshot that is there.
 
-    Of other files in the folder, those that a desktop leaves (LITTER) are deleted with the
-    snapshot.
+    A folder with anything else in it is refused, except for the files that a desktop leaves
+    (LITTER): these are deleted with the old snapshot.
 
-    Tensors come back bit for bit, on the CPU: views are written as what they show, tensors that
-    share memory each as their own. The metadata must come back equal and of the same types, so it
-    is made of dict with str keys, list, str, int, finite float, bool and None; tuples and numpy
-    scalars are refused, not converted.
+    Tensors come back bit for bit, on the CPU. A view is written as its visible entries. Tensors
+    that share memory are written separately. The metadata must come back equal and of the same
+    types, so it may hold dict with str keys, list, str, int, finite float, bool and None. Tuples
+    and numpy scalars are refused, not converted.
 
     Args:
-        path: the folder; its parents are made.
-        snapshot: what to write; nothing of it is changed.
+        path: the folder. Missing parents are made.
+        snapshot: the snapshot, which is not changed.
 
     Raises:
         ValueError: metadata that is not JSON, a tensor that cannot be written, or a path that holds
             something else.
-        OSError: the disk refused; what stood at the path before still loads.
+        OSError: the disk refused. The snapshot that was at the path before still loads.
     """
     path = Path(path).resolve()
     files = _encode(snapshot)
     _check_place(path, files)
-    made = [folder for folder in path.parents if not folder.exists()]
-    for folder in reversed(made):
+
+    missing = [folder for folder in path.parents if not folder.exists()]
+    for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
+
     token = secrets.token_hex(4)
-    new, old = _hidden(path, "new", token), _hidden(path, "old", token)
+    new, old = _hidden_path(path, "new", token), _hidden_path(path, "old", token)
     try:
         new.mkdir()
         for name, content in files.items():
@@ -86,8 +92,9 @@ def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for folder in (new, *(folder.parent for folder in made)):
+        for folder in (new, *(folder.parent for folder in missing)):
             _sync_folder(folder)
+
         if path.exists():
             os.rename(path, old)
         os.rename(new, path)
@@ -97,15 +104,21 @@ def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
             os.rename(old, path)
         shutil.rmtree(new, ignore_errors=True)
         raise
-    for kind in ("new", "old"):  # this save's, and those of saves that were killed
+
+    for kind in ("new", "old"):  # of this save, and of saves that were killed
         for leftover in _leftovers(path, kind):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_place(path: Path, files: Collection[str]) -> None:
-    """Refuses to write where something else stands than a snapshot with these files."""
+    """Checks that a path is free or holds a snapshot with these files alone.
+
+    Raises:
+        ValueError: naming the path and what it holds.
+    """
     where = f"{str(path)!r} exists and is not a snapshot"
     cure = "expected a new path or one to replace"
+
     if path.is_dir():
         others = sorted(child.name for child in path.iterdir() if child.name not in files)
         others = [name for name in others if not LITTER.fullmatch(name)]
@@ -113,57 +126,63 @@ def _check_place(path: Path, files: Collection[str]) -> None:
             raise ValueError(f"{where}: it holds {others[:5]}, which would be deleted; {cure}")
     elif path.exists():
         raise ValueError(f"{where}: it is a file; {cure}")
+
     nearest = next(parent for parent in path.parents if parent.exists())
     if not nearest.is_dir():
         raise ValueError(
-            f"{str(path)!r} must lie in a folder; {str(nearest)!r} is a file: give another path"
+            f"{str(path)!r} must lie in a folder; {str(nearest)!r} is a file; give another path"
         )
 
 
 @isolated
 def load(path: str | os.PathLike[str]) -> Snapshot:
-    """Reads a snapshot whose every byte is what was written.
+    """Reads a snapshot after checking that every byte is as it was written.
 
-    If nothing stands at the path because a save was killed while it replaced a snapshot, the
-    replaced one is read. Other files in the folder are not looked at.
+    If a save was killed while it replaced a snapshot, so that the path is missing, the older
+    snapshot is read. Other files in the folder are ignored.
 
     Raises:
-        SnapshotError: anything else, naming the file; damaged content is never returned.
+        SnapshotError: if the snapshot is missing or damaged, naming the file.
     """
     folder = _resolve(Path(path))
     if folder is None:
         raise SnapshotError(
             f"no snapshot at {str(path)!r}; expected a folder that hpenv.snapshots.save wrote"
         )
+
     manifest = _read_manifest(folder)
     contents = {}
     for name, entry in manifest["files"].items():
         content = _read(folder / name)
         if len(content) != entry["size"]:
-            raise _damaged(folder / name, f"it has {len(content)} bytes instead of {entry['size']}")
+            size = f"it has {len(content)} bytes instead of {entry['size']}"
+            raise _damage_error(folder / name, size)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise _damaged(folder / name, f"its sha256 is not the one in {MANIFEST}")
+            raise _damage_error(folder / name, f"its sha256 is not the one in {MANIFEST}")
         contents[name] = content
-    state = _decoded_state(folder / STATE, contents[STATE])
+
+    state = _decode_state(folder / STATE, contents[STATE])
     try:
         tensors = safetensors.torch.load(contents[TENSORS])
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise _damaged(folder / TENSORS, f"it holds no tensors ({error})") from error
+        raise _damage_error(folder / TENSORS, f"it holds no tensors ({error})") from error
     if sorted(state["tensors"]) != sorted(tensors):
-        raise _damaged(folder / STATE, f"it names other tensors than those in {TENSORS}")
-    # Copies: what stands in the file's buffer starts anywhere, and a product then takes another way
-    # to its last bit.
+        raise _damage_error(folder / STATE, f"it names other tensors than those in {TENSORS}")
+
+    # Copies, because tensors in the file's buffer may be misaligned. A matrix product then computes
+    # in another order, and its last bit may differ.
     return Snapshot({name: tensors[name].clone() for name in state["tensors"]}, state["metadata"])
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
-    """The child of a folder that was saved last and is intact, or None; damaged ones are skipped
-    with a warning.
+    """Returns the newest intact snapshot among the children of a folder, or None.
 
-    What counts is the time of saving, which the manifest holds: a copy of the folder has other file
-    times. Children that hold no file of a snapshot are other people's, and passed over in silence.
+    Damaged snapshots are skipped with a warning. The newest is the one whose manifest has the
+    latest time of saving, because a copy of the folder has other file times. Children without any
+    file of a snapshot are skipped silently.
     """
     folder = Path(folder)
+
     found: list[tuple[int, str]] = []
     for name in _names(folder):
         try:
@@ -171,6 +190,7 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
             found.append((manifest["saved_unix_ns"], name))
         except SnapshotError as error:
             warnings.warn(f"skipped a snapshot: {error}", stacklevel=2)
+
     for _, name in sorted(found, reverse=True):
         try:
             load(folder / name)
@@ -178,20 +198,22 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
             warnings.warn(f"skipped a snapshot: {error}", stacklevel=2)
         else:
             return folder / name
+
     return None
 
 
-def _damaged(file: Path, why: str) -> SnapshotError:
+def _damage_error(file: Path, why: str) -> SnapshotError:
     return SnapshotError(f"{file} is damaged: {why}; {CURE}")
 
 
-def _decoded_state(file: Path, content: bytes) -> dict[str, Any]:
-    """The order of the tensors, and the metadata."""
+def _decode_state(file: Path, content: bytes) -> dict[str, Any]:
+    """Returns the names of the tensors in their order, and the metadata."""
     try:
         state = json.loads(content)
         _check_json(state, "state")
     except (ValueError, RecursionError) as error:
-        raise _damaged(file, f"it is not JSON as it is written here ({error})") from error
+        raise _damage_error(file, f"it is not JSON as it is written here ({error})") from error
+
     names = (
         state.get("tensors")
         if isinstance(state, dict) and sorted(state) == ["metadata", "tensors"]
@@ -202,15 +224,16 @@ def _decoded_state(file: Path, content: bytes) -> dict[str, Any]:
         and all(type(name) is str for name in names)
         and type(state["metadata"]) is dict
     ):
-        raise _damaged(
+        raise _damage_error(
             file, "it must hold the names of the tensors, and the metadata, and nothing else"
         )
+
     decoded: dict[str, Any] = state
     return decoded
 
 
 def _encode(snapshot: Snapshot) -> dict[str, bytes]:
-    """File name -> content, the manifest last."""
+    """Returns file name -> content, with the manifest last."""
     _check_json(snapshot.metadata, "metadata")
     state = {"tensors": list(snapshot.tensors), "metadata": snapshot.metadata}
     files = {TENSORS: _encode_tensors(snapshot.tensors), STATE: _dump(state)}
@@ -225,14 +248,16 @@ def _encode(snapshot: Snapshot) -> dict[str, bytes]:
 def _encode_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
     copies = {}
     for name, tensor in tensors.items():
-        if type(name) is not str or name == "__metadata__":  # the key safetensors keeps for itself
+        if type(name) is not str or name == "__metadata__":  # a reserved key of safetensors
             raise ValueError(
-                f"a tensor's name must be a str other than '__metadata__', not {name!r}"
+                f"a tensor's name must be a str other than '__metadata__'; got {name!r}"
             )
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise ValueError(
-                f"tensor {name!r} must be a dense torch.Tensor with data, not {type(tensor).__name__}"
+                f"tensor {name!r} must be a dense torch.Tensor with data; "
+                f"got {type(tensor).__name__}"
             )
+
         copies[name] = (
             tensor.detach()
             .cpu()
@@ -244,8 +269,9 @@ def _encode_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
             safetensors.torch.save({name: copies[name].flatten()[:0]})
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot hold"
+                f"tensor {name!r} must have a dtype of safetensors; got {tensor.dtype}"
             ) from error
+
     return safetensors.torch.save(copies)
 
 
@@ -254,7 +280,7 @@ def _check_json(value: Any, where: str) -> None:
         for key, item in value.items():
             if type(key) is not str:
                 raise ValueError(
-                    f"{where} has the key {key!r} of type {type(key).__name__}; keys must be str"
+                    f"keys of {where} must be str; got {key!r} of type {type(key).__name__}"
                 )
             _check_json(item, f"{where}[{key!r}]")
     elif type(value) is list:
@@ -263,11 +289,15 @@ def _check_json(value: Any, where: str) -> None:
     elif type(value) is float:
         if not math.isfinite(value):
             raise ValueError(
-                f"{where} is {value}; JSON holds finite numbers alone, so put it into a tensor"
+                f"{where} must be finite, because it is saved as JSON; got {value}; "
+                "put it into a tensor"
             )
     elif value is not None and type(value) not in (str, int, bool):
-        accepted = "dict, list, str, int, float, bool or None (of numpy scalars take `.item()`, of tuples a list)"
-        raise ValueError(f"{where} is a {type(value).__name__}: {value!r}; expected {accepted}")
+        raise ValueError(
+            f"{where} must be dict, list, str, int, float, bool or None; got a "
+            f"{type(value).__name__}: {value!r}; give `.item()` of a numpy scalar, or a list in "
+            "place of a tuple"
+        )
 
 
 def _dump(value: Any) -> bytes:
@@ -292,19 +322,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         body = {key: value for key, value in manifest.items() if key != "sha256_of_the_above"}
-        is_intact = (
-            _sign(body) == content
-        )  # every byte: the form that is written is the only one accepted
+        is_intact = _sign(body) == content  # every byte: only the form that `save` writes is valid
     except (ValueError, AttributeError, RecursionError):
         is_intact = False
     if not is_intact:
-        raise _damaged(folder / MANIFEST, "it does not agree with its own sha256")
+        raise _damage_error(folder / MANIFEST, "its content does not match the sha256 in it")
+
     given, expected = (body.get("format"), body.get("version")), (FORMAT, VERSION)
     if given != expected:
         raise SnapshotError(
-            f"{folder / MANIFEST} is of format and version {given}; expected {expected}: load it with the hpenv that "
-            "wrote it"
+            f"{folder / MANIFEST} is of format and version {given}; expected {expected}; "
+            "load it with the version of hpenv that wrote it"
         )
+
     files = body.get("files")
     whole = (
         sorted(body) == ["files", "format", "saved_unix_ns", "version"]
@@ -316,14 +346,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     )
     if not whole:
-        raise _damaged(
+        raise _damage_error(
             folder / MANIFEST,
             f"it must hold the time of saving, size and sha256 of {FILES}, and no more",
         )
+
     return body
 
 
-def _hidden(path: Path, kind: str, token: str) -> Path:
+def _hidden_path(path: Path, kind: str, token: str) -> Path:
     return path.with_name(f".{path.name}.{kind}-{token}")
 
 
@@ -333,24 +364,28 @@ def _leftovers(path: Path, kind: str) -> list[Path]:
 
 
 def _hidden_name(path: Path) -> tuple[str, str] | None:
-    """The name and kind from which `_hidden` made this path, or None."""
+    """Returns the name and kind from which `_hidden_path` made this path, or None."""
     match = re.fullmatch(r"\.(.+)\.(new|old)-[0-9a-f]{8}", path.name)
     return match and (match[1], match[2])
 
 
 def _resolve(path: Path) -> Path | None:
-    """The folder to read for a path: itself, or the newest of those that killed saves had renamed away."""
+    """Returns the folder to read for a path, or None.
+
+    If the path is missing, this is the newest folder that a killed save had renamed away.
+    """
     if path.exists():
         return path
+
     found = []
     for leftover in _leftovers(path, "old"):
-        with contextlib.suppress(SnapshotError):  # one whose deletion had begun
+        with contextlib.suppress(SnapshotError):  # a folder whose deletion had begun
             found.append((_read_manifest(leftover)["saved_unix_ns"], leftover))
     return max(found)[1] if found else None
 
 
 def _names(folder: Path) -> set[str]:
-    """Names of the children that are, were or look like snapshots."""
+    """Returns the names of the children that are, were or look like snapshots."""
     names = set()
     for child in folder.iterdir() if folder.is_dir() else ():
         hidden = _hidden_name(child)
@@ -362,7 +397,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable; Windows cannot open a folder, and does this by itself."""
+    """Flushes the names in a folder to the disk. Windows does this without a call."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -241,7 +241,7 @@ def test_a_compiled_environment_is_pickled_and_copied_and_goes_on(monkeypatch):
         return lambda *arguments: function(*arguments)
 
     monkeypatch.setattr(torch, "compile", wrapped)
-    pretraining._compiled.cache_clear()
+    pretraining._compile_mean_losses.cache_clear()
     env = make(jel.ID, compile=True)
     env.reset(seed=1)
     action = np.full(2, 0.5, dtype=np.float32)
@@ -250,7 +250,7 @@ def test_a_compiled_environment_is_pickled_and_copied_and_goes_on(monkeypatch):
     expected = env.step(action)
     for each in copies:
         assert repr(each.step(action)) == repr(expected)
-    pretraining._compiled.cache_clear()
+    pretraining._compile_mean_losses.cache_clear()
 
 
 # Snapshots that are none

@@ -113,7 +113,7 @@ def test_value_embeddings_at_a_width_below_the_gates_channels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"interval": 10.5}, "interval=10.5"),
+        ({"interval": 10.5}, "interval must be .*; got 10.5"),
         ({"num_steps": 23.5}, "num_steps=23.5"),
         ({"batch_tokens": 64.0}, "batch_tokens=64.0"),
         ({"schedule": 3}, "schedule"),

@@ -495,7 +495,7 @@ def test_a_row_that_is_reset_leaves_the_others_bitwise_alone_and_starts_anew():
     for row in (0, 2):
         assert_same(state_of(plant, row), state_of(undisturbed, row))
     assert_same(state_of(plant, 1), state_of(fresh, 1))
-    with pytest.raises(ValueError, match="got 1 seeds for 2 rows"):
+    with pytest.raises(ValueError, match="seeds must be 2 numbers, one for each row; got 1"):
         plant.reset([1], [0, 1])
 
 
@@ -603,7 +603,8 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window.probe_loss, before)
     with pytest.raises(
-        ValueError, match=r"unknown tiers \['momentum'\]; .*posttraining has \['probe'\]"
+        ValueError,
+        match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]",
     ):
         plant.measure(["probe", "momentum"])
 
@@ -1067,7 +1068,7 @@ def test_a_snapshot_of_another_student_or_number_of_rows_is_refused():
         ]
     with pytest.raises(ValueError, match=r"configuration differs.*'student_digest'"):
         plants[1].restore(plants[0].snapshot())
-    with pytest.raises(ValueError, match="the snapshot has 3 rows; this plant has 2"):
+    with pytest.raises(ValueError, match="the snapshot must have 2 rows; got 3"):
         make(2).restore(make(3).snapshot())
 
 

@@ -509,12 +509,12 @@ def doubled_flow(monkeypatch):
 
 def doubled_on_the_way(monkeypatch):
     """The gradients are doubled between their measurement and the optimizer."""
-    original = pretraining.steered
+    original = pretraining.apply_gradient_channels
 
-    def steered(*arguments):
+    def apply_gradient_channels(*arguments):
         return {name: g * 2 for name, g in original(*arguments).items()}
 
-    monkeypatch.setattr(pretraining, "steered", steered)
+    monkeypatch.setattr(pretraining, "apply_gradient_channels", apply_gradient_channels)
 
 
 FAULTS = {

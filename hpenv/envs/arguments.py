@@ -1,4 +1,4 @@
-"""Arguments: what the factories of the ids do alike with those they are given."""
+"""Argument checks shared by the environment factories."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Channels = tuple[tuple[str, str], ...]
 
 
 class UnknownArgumentError(TypeError, ValueError):
-    """An id was given a keyword argument that it does not have.
+    """An id got a keyword argument that it does not have.
 
     Python raises TypeError for an unknown keyword, with the words "unexpected keyword argument".
     Some clients try a keyword and catch that error: TorchRL's `GymEnv` begins with `frameskip`.
-    hpenv raises ValueError for what a user gets wrong. This error is both.
+    hpenv raises ValueError for mistakes of a user. This error is both.
     """
 
 
-def known(arguments: Mapping[str, Any], config: type[Any], id: str) -> dict[str, Any]:
-    """Returns the arguments, all of which are fields of the id's configuration.
+def check_arguments(arguments: Mapping[str, Any], config: type[Any], id: str) -> dict[str, Any]:
+    """Returns the arguments after checking that all are fields of the id's configuration.
 
     Raises:
-        UnknownArgumentError: naming those that are not, and those that are accepted.
+        UnknownArgumentError: naming the unknown arguments and the accepted ones.
     """
     accepted = {f.name for f in fields(config)}
     unknown = sorted(set(arguments) - accepted)
@@ -38,15 +38,21 @@ def known(arguments: Mapping[str, Any], config: type[Any], id: str) -> dict[str,
             f"{id} got {'' if plural else 'an '}unexpected keyword argument{plural} {names}; "
             f"expected some of {sorted(accepted)}"
         )
+
     return dict(arguments)
 
 
 def check_key(name: str, value: object, table: Collection[str], otherwise: str = "") -> None:
-    """Refuses what is not a key of a table; `otherwise` says what the argument may be instead of a
-    key.
+    """Checks that a value is a key of a table.
+
+    Args:
+        name: name of the argument, for the message.
+        value: the given value.
+        table: accepted keys.
+        otherwise: description of other accepted values, for the message.
 
     Raises:
-        ValueError: naming the argument, what was given and what is accepted.
+        ValueError: naming the argument, the given value and the accepted keys.
     """
     if not (isinstance(value, str) and value in table):
         accepted = f"{sorted(table)}, or {otherwise}" if otherwise else f"{sorted(table)}"
@@ -58,7 +64,12 @@ def features(
     observations: Mapping[str, tuple[str, ...]],
     accepted: Collection[str],
 ) -> tuple[str, ...]:
-    """What is observed: a key of a table of observations, or a list of accepted features.
+    """Returns the features of an observation.
+
+    Args:
+        observation: key of `observations`, or a list of accepted features.
+        observations: name of an observation -> its features.
+        accepted: accepted features.
 
     Raises:
         ValueError: for an unknown name of an observation or a feature, or a feature that is named
@@ -67,12 +78,11 @@ def features(
     if isinstance(observation, str) or not isinstance(observation, Sequence):
         check_key("observation", observation, observations, "a list of feature names")
         return observations[observation]
+
     for name in observation:
         check_key("feature", name, accepted)
     if len(set(observation)) < len(observation):
-        raise ValueError(
-            f"observation {list(observation)} names a feature twice; expected each once"
-        )
+        raise ValueError(f"observation must name each feature once; got {list(observation)}")
     return tuple(observation)
 
 
@@ -82,16 +92,23 @@ def channel_pairs(
     usual_scopes: Mapping[str, str],
     plant: str,
 ) -> Channels:
-    """The channels with their scopes: a key of a table of surfaces, a list of names or pairs, or
-    name -> scope.
+    """Returns the channels with their scopes.
+
+    Args:
+        channels: key of `surfaces`, a list of names or (name, scope) pairs, or name -> scope.
+        surfaces: name of a channel set -> its (name, scope) pairs.
+        usual_scopes: scopes of channels that are given by name alone. Other channels then get
+            their finest scope.
+        plant: kind of plant.
 
     Raises:
-        ValueError: for an unknown surface or channel, or something that is neither a name nor a
-            pair.
+        ValueError: for an unknown channel set or channel, or something that is neither a name nor
+            a pair.
     """
     if isinstance(channels, str) or not isinstance(channels, Sequence | Mapping):
         check_key("channels", channels, surfaces, "a list of channel names")
         return surfaces[channels]
+
     entries = channels.items() if isinstance(channels, Mapping) else channels
     pairs: list[tuple[str, str]] = []
     for given in entries:
@@ -99,7 +116,8 @@ def channel_pairs(
             if given in SCOPES:
                 example = (pairs[-1][0] if pairs else "lr", given)
                 raise ValueError(
-                    f"{given!r} is a scope, not a channel; expected it in a pair, as [{example}]"
+                    f"channel must be a name, not a scope; got {given!r}; "
+                    f"give a scope in a pair, as [{example}]"
                 )
             if given not in CHANNELS:
                 check_key("channel", given, channels_of(plant))
@@ -112,41 +130,42 @@ def channel_pairs(
             pairs.append((given[0], given[1]))
         else:
             raise ValueError(
-                f"channel {given!r} is neither a name nor a (name, scope) pair; expected some of "
-                f"{sorted(channels_of(plant))}"
+                f"channel must be a name or a (name, scope) pair, with a name of "
+                f"{sorted(channels_of(plant))}; got {given!r}"
             )
+
     return tuple(pairs)
 
 
 def check_reward(reward: object) -> None:
-    """Refuses what is not a mapping of terms to weights, or has none.
+    """Checks that the reward is a mapping of terms to weights with at least one term.
 
     Raises:
         ValueError: with an example.
     """
     if not (isinstance(reward, Mapping) and reward):
         raise ValueError(
-            f"reward {reward!r}; expected a mapping of terms to weights, as {{'loss_change': 1.0}}, "
-            f"with some of {sorted(REWARD_TERMS)}"
+            f"reward must be a mapping of terms to weights, as {{'loss_change': 1.0}}, "
+            f"with some of {sorted(REWARD_TERMS)}; got {reward!r}"
         )
 
 
 def check_episode(num_steps: int, interval: int) -> None:
-    """Refuses an episode that does not hold a decision.
+    """Checks that an episode has at least one decision.
 
     Raises:
-        ValueError: naming the argument and what was given.
+        ValueError: naming the argument and the given value.
     """
     check_count("num_steps", num_steps)
     if not (is_count(interval) and interval <= num_steps):
         raise ValueError(
-            f"interval={interval!r} must be between 1 and num_steps={num_steps}, a whole number of steps per decision: "
-            "give one that fits the episode"
+            f"interval must be a whole number of steps per decision, from 1 to "
+            f"num_steps={num_steps}; got {interval!r}"
         )
 
 
 def plant_config(config: Any) -> PretrainingConfig:
-    """What a run is: those fields of an id's configuration that the plant has as well, and the base schedules."""
+    """Returns the plant's configuration: the shared fields of an id's, and the base schedules."""
     shared = {f.name for f in fields(config)} & {f.name for f in fields(PretrainingConfig)} - {
         "weight_decay_schedule"
     }
