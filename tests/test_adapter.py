@@ -143,7 +143,7 @@ def test_a_place_that_cannot_be_a_cache_is_refused_before_anything_is_computed(
     ):
         with pytest.raises(
             ValueError,
-            match=r"cache_dir must be a folder that can be written to; got '.*' \(.*\): name another",
+            match=r"cache_dir must be a folder that can be written to; got '.*' \(.*\); name another",
         ):
             decompose(randn(6, 4), place)
 
