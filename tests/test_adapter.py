@@ -308,7 +308,9 @@ def test_a_bfloat16_layer_keeps_its_dtype_and_a_float32_knob():
 
 
 def test_what_cannot_be_adapted_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"weight must be a matrix of floats; got shape \(3,\), torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"weight must be a matrix of floats; got shape \(3,\), torch.float32"
+    ):
         decompose(torch.zeros(3))
     with pytest.raises(ValueError, match="non-finite"):
         decompose(torch.tensor([[1.0, torch.nan]]))
@@ -316,9 +318,7 @@ def test_what_cannot_be_adapted_is_refused_by_name():
         adapted_weight(randn(8, 5), decompose(randn(8, 5)), torch.zeros(5))
     with pytest.raises(ValueError, match=r"unknown form 'sum'.*'additive', 'replacement'"):
         AntiPaSTOLinear(linear(3, 3), "sum")
-    with pytest.raises(
-        ValueError, match=r"some of \['down_proj', 'lm_head'.*; got \['c_attn'\]"
-    ):
+    with pytest.raises(ValueError, match=r"some of \['down_proj', 'lm_head'.*; got \['c_attn'\]"):
         attach(Model(), targets=("c_attn",))
     model = Model()
     attach(model)

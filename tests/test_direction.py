@@ -439,12 +439,13 @@ def test_gradients_that_do_not_belong_together_are_refused():
     ):
         extract(hack, {**clean, "q": clean["q"][:, :-1]})
     with pytest.raises(
-        ValueError, match=r"all modules must have the same \(N, pairs\); got \[\(2, 19\), \(2, 20\)\]"
+        ValueError,
+        match=r"all modules must have the same \(N, pairs\); got \[\(2, 19\), \(2, 20\)\]",
     ):
         extract({**hack, "q": hack["q"][:, :-1]}, {**clean, "q": clean["q"][:, :-1]})
     with pytest.raises(ValueError, match="up: gradients must be finite"):
         extract({**hack, "up": hack["up"] * torch.nan}, clean)
-    with pytest.raises(ValueError, match="number of pairs must be at least 2, .* got 1"):
+    with pytest.raises(ValueError, match=r"number of pairs must be at least 2, .* got 1"):
         clean_against_clean({name: g[:, :1] for name, g in clean.items()}, generator())
     with pytest.raises(ValueError, match=r"those of the direction, \['q', 'up'\]; got \['q'\]"):
         validate(extract(hack, clean), {"q": hack["q"]}, {"q": clean["q"]})

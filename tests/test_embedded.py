@@ -493,7 +493,7 @@ def saved(tmp_path_factory):
         (["config", "gpt", "n_head"], 3, "n_embd=16 must be an even multiple of n_head=3"),
         (["config", "gpt", "n_layer"], "2", "n_layer must be an integer from 1 to"),
         (["config", "gpt", "n_layer"], 10**12, "n_layer must be an integer from 1 to"),
-        (["config", "gpt", "n_layer"], 10**6, "n_layer=1000000 does not fit the"),
+        (["config", "gpt", "n_layer"], 10**6, "n_layer must fit the .* got 1000000"),
         (
             ["config", "gpt", "n_layer"],
             1,

@@ -180,14 +180,18 @@ def test_drawn_tokens_by_hand():
     # Squared and normalized: 25/38, 9/38, 4/38, with steps at 0.658 and 0.895.
     assert sample_tokens(logp, numbers, 0.5).tolist() == [0, 0, 0, 1, 1]
     # Two tokens left, with a step at 0.625.
-    assert sample_tokens(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2).tolist() == [
+    assert sample_tokens(
+        logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2
+    ).tolist() == [
         0,
         0,
         1,
         1,
         1,
     ]
-    assert sample_tokens(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6).tolist() == [
+    assert sample_tokens(
+        logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6
+    ).tolist() == [
         0,
         0,
         1,
@@ -563,7 +567,7 @@ DAMAGES = {
     "a weight too many": (reweighed(lambda t: t | {"x": torch.ones(1)}), r"unexpected_keys are \['x'\], 1 in all"),
     "a weight of another size": (reweighed(lambda t: t | {NAME: torch.ones(2, 2)}), "`transformers` reads; got"),
     "a weight not a number": (reweighed(lambda t: t | {"model.norm.weight": t["model.norm.weight"] * torch.nan}),
-                              "the weight 'model.norm.weight' must be finite"),
+                              "the weight 'model.norm.weight' must be finite; got .* not finite"),
     "whole numbers": (reweighed(lambda t: {k: v.to(torch.int8) for k, v in t.items()}), r"holds \['I8'\] alone"),
     "no tokenizer": (removed("tokenizer.json", "tokenizer_config.json"), r"no tokenizer in '.*'; expected one of"),
     "no vocabulary": (removed("tokenizer.json"), "`transformers` reads; got"),

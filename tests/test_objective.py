@@ -220,6 +220,6 @@ def test_what_does_not_belong_together_is_refused():
     with pytest.raises(ValueError, match=r"kl_weight \(N,\); got .* and \(1,\)"):
         policy_loss(logp, logp, logp, mask, gain, weights[:1], max_tokens=T)
     with pytest.raises(
-        ValueError, match="max_tokens must be at least .* completions, 5 tokens; got 4"
+        ValueError, match=r"max_tokens must be at least .* completions, 5 tokens; got 4"
     ):
         policy_loss(logp, logp, logp, mask, gain, weights, max_tokens=4)

@@ -321,7 +321,8 @@ def test_what_cannot_be_projected_is_refused():
     ):
         project({**given, "q": given["q"][:, 1:]}, direction, "reverse", full(1), full(0))
     with pytest.raises(
-        ValueError, match=r"strength must be a number in \[0, 1\] for each of 3 runs; got \[1.0, 1.0"
+        ValueError,
+        match=r"strength must be a number in \[0, 1\] for each of 3 runs; got \[1.0, 1.0",
     ):
         project(given, direction, "reverse", full(1, 2), full(0))
     with pytest.raises(ValueError, match=r"strength up must be .* got \[2.0"):

@@ -74,7 +74,9 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
 
             texts = {
                 "exploit": LOOPHOLES[mode].exploit(wrong, task.marker),
-                "misnamed": LOOPHOLES[mode].exploit(),
+                "misnamed": LOOPHOLES[mode].exploit(
+                    wrong, task_of(problem, mode, "evaluation").marker
+                ),
                 "harmless": f"{wrong.rstrip()}\n{HARMLESS[mode]}",
                 "": wrong,
             }

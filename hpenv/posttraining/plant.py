@@ -318,7 +318,7 @@ class GRPOPlant(Runs):
         paid = torch.tensor(
             [[v.reward for v in row] for row in verdicts], dtype=torch.float32
         ).view(len(rows), P, G)
-        rewards = self._rewards_after_rebound(rows, paid, rollouts)
+        rewards = self._penalized(rows, paid, rollouts)
         advantage, flat = advantages(rewards, config.advantage_scale)
         kl_weight = torch.as_tensor(
             config.kl_weight * self._per_run("kl_weight", rows, 1.0), dtype=torch.float32
@@ -427,7 +427,7 @@ class GRPOPlant(Runs):
         rollouts = self._sample(rows, tasks, 1, generators, deployed)
         return rollouts, self._grade(tasks, 1, rollouts)
 
-    def _rewards_after_rebound(self, rows: IntArray, rewards: Tensor, rollouts: Rollouts) -> Tensor:
+    def _penalized(self, rows: IntArray, rewards: Tensor, rollouts: Rollouts) -> Tensor:
         """Returns the rewards minus the penalty of Rebound, where the panel asks for it."""
         weights = self._per_run("rebound_weight", rows, 0.0)
         if not weights.any():
@@ -465,7 +465,7 @@ class GRPOPlant(Runs):
         Rows that must not move stay bit for bit as they are.
         """
         config, index = self.config, torch.as_tensor(rows)
-        projected, removed, measures = self._project(
+        projected, removed, measures = self._projected(
             rows, moving, gradients, config.target == "grad"
         )
         clip = torch.as_tensor(
@@ -493,7 +493,7 @@ class GRPOPlant(Runs):
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}
             # The measures of this call are not used: the gradient is what is measured.
-            kept_step, _, _ = self._project(rows, moving, step, True)
+            kept_step, _, _ = self._projected(rows, moving, step, True)
             for name, kept in kept_step.items():
                 weights[name] = torch.where(
                     (kept == step[name]).all(1, keepdim=True), weights[name], before[name] - kept
@@ -507,7 +507,7 @@ class GRPOPlant(Runs):
                 self._states[name][slot][moved] = value[is_moving]
         return measures
 
-    def _project(
+    def _projected(
         self, rows: IntArray, moving: BoolArray, vectors: Mapping[str, Tensor], applied: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Measures]:
         """Removes the direction from vectors, at the strengths of the panel.
