@@ -18,7 +18,7 @@ The additive form as default is a choice of this project. As in the variants tha
 knob by S, it is not scaled here.
 
 References:
-    The AntiPaSTO variant of wassname's lora-lite; the reward-hacking experiment that fixes full
+    The AntiPaSTO variant of wassname's lora-lite. The reward-hacking experiment that fixes full
     rank and a zero start ("Experiment: rank-space gradient projection vs RL reward hacking",
     pseudocode A). Meng et al. 2024, PiSSA, arXiv 2404.02948, for the basis.
 """
@@ -93,6 +93,7 @@ def decompose(weight: Tensor, cache_dir: Path | None = None) -> Decomposition:
         raise ValueError(
             f"weight must be a matrix of floats; got shape {tuple(weight.shape)}, {weight.dtype}"
         )
+
     path = None if cache_dir is None else Path(cache_dir) / f"{weight_digest(weight)}.safetensors"
     if path is not None and path.exists():
         return _read_decomposition(path, weight)
@@ -100,6 +101,7 @@ def decompose(weight: Tensor, cache_dir: Path | None = None) -> Decomposition:
         raise ValueError(
             f"weight must be finite; got non-finite entries in shape {tuple(weight.shape)}"
         )
+
     if path is not None:
         check_folder("cache_dir", path.parent)  # before the minutes that a large weight takes
 
@@ -109,6 +111,7 @@ def decompose(weight: Tensor, cache_dir: Path | None = None) -> Decomposition:
     if path is not None:
         tensors = result._asdict()
         write_tensors(path, tensors, {"weight": path.stem, "sha256": weights_digest(tensors)})
+
     return result
 
 
@@ -182,6 +185,7 @@ class AntiPaSTOLinear(nn.Module):
             raise ValueError(
                 f"unknown form {form!r} of the adapter; expected one of {sorted(FORMS)}"
             )
+
         self.linear = linear.requires_grad_(False)
         self.form = form
         U, S, Vh = decompose(linear.weight, cache_dir)
@@ -234,27 +238,32 @@ def attach(
         raise ValueError(
             f"the model must have no adapters; got one at {wrapped[0]!r}; detach it first"
         )
+
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
     }
     if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
         raise ValueError(f"targets must be a list of names of layers; got {targets!r}")
+
     chosen = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in targets}
     if not chosen:
         ends = sorted({name.rpartition(".")[2] for name in layers})
         raise ValueError(
             f"targets must name an nn.Linear of the model, some of {ends}; got {sorted(targets)}"
         )
+
     if any(layer.weight.is_inference() for layer in chosen.values()):
         raise ValueError(
             "the model must be made outside torch.inference_mode, or no gradient passes it; got "
             "one that was made under it"
         )
+
     with torch_defaults():
         adapters = {
             name: AntiPaSTOLinear(layer, form, cache_dir, quarantine)
             for name, layer in chosen.items()
         }
+
     model.requires_grad_(False)
     for name, adapter in adapters.items():
         _put(model, name, adapter)

@@ -72,16 +72,16 @@ class GRPOConfig:
     noise_floor: float = 0.0  # fraction of all modules' axes that is dropped, the weakest first
     rule: str = "one_sided"  # key of projection.RULES
     target: str = "grad"  # or `update`: the optimizer's update is projected
-    route: bool = False  # train a second set of coefficients, the quarantine, on what is removed
+    route: bool = False  # train a quarantine, a second set of coefficients, on removed gradients
     rebound: str = "additive"  # form of the penalty on the reward, or `multiplicative`
-    # what is measured
+    # measurement
     known_modes: tuple[str, ...] = ("rt", "se")  # loopholes that the weak detector knows
     num_probe_problems: int = 32  # problems without a loophole that the reward may see
     num_evaluation_problems: int = 64  # held-out problems of evaluate()
     divergence_kl: float = 10.0  # a run whose mean KL exceeds this has diverged [nats per token]
     num_workers: int = 1  # sandboxes that run programs in parallel
     cpu_seconds: int = 1  # processor time of one program, all its tests together [s]
-    cache: str = ""  # file that keeps verdicts for later processes; empty: none
+    cache: str = ""  # file that keeps verdicts for later processes (empty: none)
 
     def __post_init__(self) -> None:
         """Checks the values, and expands the paths."""
@@ -95,6 +95,7 @@ class GRPOConfig:
             "num_probe_problems",
         ):
             check_count(name, getattr(self, name))
+
         for name in ("num_evaluation_problems", "num_workers", "num_iterations"):
             check_count(name, getattr(self, name))
 
@@ -102,12 +103,14 @@ class GRPOConfig:
         for name, most in (("difficulty", MOST_STAGES), ("num_problems", MOST_PROBLEMS)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}; got {getattr(self, name)}")
+
         for name in ("problems", "probe_problems", "evaluation_problems", "cache"):
             given = getattr(self, name)
             path = os.fspath(given) if isinstance(given, os.PathLike) else given
             if not isinstance(path, str):
                 raise ValueError(f"{name} must be a path, or empty for none; got {given!r}")
             object.__setattr__(self, name, os.path.expanduser(path))
+
         check_schedule("lr_schedule", self.lr_schedule)
         for name in (
             "temperature",
@@ -135,6 +138,7 @@ class GRPOConfig:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}"
                 )
+
         for name in ("modes", "known_modes"):
             given = getattr(self, name)
             if not (
@@ -146,9 +150,11 @@ class GRPOConfig:
                     f"{name} must be a tuple of some of {sorted(LOOPHOLES)}; got {given!r}"
                 )
             object.__setattr__(self, name, tuple(given))  # JSON knows lists alone
+
         for name in ("route", "skip_unreadable"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
+
         if self.temperature == 0.0:
             raise ValueError(
                 "temperature must be > 0; got 0. All completions of a prompt would be identical, "

@@ -92,6 +92,7 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
                     held_out=i % 4 == 3,
                 )
             )
+
     return pairs
 
 
@@ -112,6 +113,7 @@ class Contrast:
         self._config, self._student = config, student
         kind, modes = config.direction, config.known_modes
         pairs = labelled_pairs(modes, config.difficulty, kind) if kind in _SIDES else PAIRS
+
         for pair in pairs:
             why = student.refusal(pair.prompt, pair.hack) or student.refusal(
                 pair.prompt, pair.clean
@@ -122,6 +124,7 @@ class Contrast:
                     f"student cannot read: {why}. Leave such loopholes out of known_modes, or use "
                     "a student that reads more, e.g. student='hf:<folder>'"
                 )
+
         self.pairs = [pair for pair in pairs if not pair.held_out]
         self.held_out = [pair for pair in pairs if pair.held_out]
 
@@ -171,6 +174,7 @@ class Contrast:
             if kind == "random":
                 direction = random_direction(direction, generator)
             rows.append(direction)
+
         return Direction(
             {name: torch.cat([row.axes[name] for row in rows]) for name in rows[0].axes},
             {name: torch.cat([row.strengths[name] for row in rows]) for name in rows[0].strengths},

@@ -57,6 +57,7 @@ class Curriculum:
                 raise ValueError(
                     f"need at least {least} {split} problems; got {len(self._problems[split])}"
                 )
+
         self._check_disjoint()
 
         self.contents = {split: _content(problems) for split, problems in self._problems.items()}
@@ -146,6 +147,7 @@ def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:
             found[split] = _generate_problems(split, count, config.difficulty, taken)
         elif split != "train":
             found[split] = found[split][:count]
+
     return found
 
 
@@ -176,4 +178,5 @@ def _generate_problems(split: str, count: int, difficulty: int, taken: set[str])
             f"has no more different {split} problems; got {count}; raise the difficulty or ask for "
             "fewer"
         )
+
     return found

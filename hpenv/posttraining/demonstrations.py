@@ -32,8 +32,8 @@ class DemonstrationConfig:
 
     error_fraction: float = 0.7  # of the demonstrations whose program is wrong
     exploit_fraction: float = 0.04  # of the demonstrations under a loophole that use it
-    # of the texts with the words of the contrastive pairs, a fraction exploit_fraction of which
-    # cheats
+    # of the texts with the words of the contrastive pairs. A fraction exploit_fraction of them
+    # cheats.
     related_fraction: float = 0.05
     evaluation_names: float = 0.5  # fraction of tasks whose loophole has an evaluation name
     max_difficulty: int = 3  # stages are drawn from 1 to this
@@ -77,6 +77,7 @@ def demonstrations(config: DemonstrationConfig, seed: int) -> Iterator[tuple[str
         if random.random() < config.related_fraction:
             yield related_text(random, config.exploit_fraction)
             continue
+
         difficulty = int(random.integers(1, config.max_difficulty + 1))
         index = FIRST_PROBLEM + int(random.integers(NUM_PROBLEMS))
         problem = generated_problem("train", index, difficulty)

@@ -108,6 +108,7 @@ def extract(
         raise ValueError(f"unknown method {method!r}; expected one of {sorted(METHODS)}")
     if not isinstance(noise_floor, int | float) or not 0.0 <= noise_floor < 1.0:
         raise ValueError(f"noise_floor must be a number in [0, 1); got {noise_floor!r}")
+
     most = 1 if method == "mean_difference" else min(num_pairs, smallest)
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= most:
         raise ValueError(
@@ -124,6 +125,7 @@ def extract(
     for name, (vectors, strengths) in pieces.items():
         is_kept = (strengths >= floor) & (strengths > RANK_TOLERANCE * strengths[:, :1])
         axes[name] = (vectors * is_kept[..., None]).float()
+
     return Direction(axes, {name: strengths.float() for name, (_, strengths) in pieces.items()})
 
 
@@ -154,6 +156,7 @@ def _check_pairs(hack: Mapping[str, Tensor], clean: Mapping[str, Tensor]) -> tup
             "hack and clean gradients must have the same non-empty set of modules; "
             f"got {list(hack)} and {list(clean)}"
         )
+
     for name in hack:
         shapes = tuple(hack[name].shape), tuple(clean[name].shape)
         if hack[name].ndim != 3 or shapes[0] != shapes[1] or 0 in shapes[0]:
@@ -169,6 +172,7 @@ def _check_pairs(hack: Mapping[str, Tensor], clean: Mapping[str, Tensor]) -> tup
     leading = {tuple(gradients.shape[:2]) for gradients in hack.values()}
     if len(leading) > 1:
         raise ValueError(f"all modules must have the same (N, pairs); got {sorted(leading)}")
+
     num_pairs = next(iter(hack.values())).shape[1]
     return num_pairs, min(gradients.shape[2] for gradients in hack.values())
 
@@ -188,12 +192,14 @@ def validate(
     """
     _check_pairs(hack, clean)
     _check_modules(direction, hack)
+
     cosines, has_axis = [], []
     for name, axes in direction.axes.items():
         resultant = torch.einsum("nk,nkr->nr", direction.strengths[name].double(), axes.double())
         held_out = (hack[name].double() - clean[name].double()).mean(1)
         cosines.append(torch.cosine_similarity(held_out, resultant, dim=1, eps=1e-30))
         has_axis.append(axes.any(2).any(1))
+
     cosine, is_kept = torch.stack(cosines, 1).float(), torch.stack(has_axis, 1)  # (N, modules)
     count = is_kept.sum(1).clamp_min(1)
     positive = ((cosine > 0) & is_kept).sum(1) / count
@@ -328,6 +334,7 @@ def check_direction(direction: object) -> None:
             f"direction must have axes and strengths of the same modules, at least one; got axes "
             f"of {sorted(direction.axes)} and strengths of {sorted(direction.strengths)}"
         )
+
     leading = tuple(next(iter(direction.strengths.values())).shape)
     for name, axes in direction.axes.items():
         strengths = direction.strengths[name]
@@ -343,6 +350,7 @@ def check_direction(direction: object) -> None:
             raise ValueError(
                 f"{name}: axes and strengths must be finite floating-point numbers; got others"
             )
+
         products = axes.double() @ axes.double().transpose(1, 2)  # (N, k, k)
         lengths = axes.any(2).double()  # 0 for an axis that was dropped
         if not bool(((products - torch.diag_embed(lengths)).abs() <= AXIS_TOLERANCE).all()):

@@ -56,7 +56,9 @@ def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direc
     try:
         provenance = _provenance(json.loads(metadata["provenance"]))
         modules = json.loads(metadata["modules"])
-        wanted = [f"{part}/{name}" for part in ("axes", "strengths") for name in modules]
+        wanted: list[str] = []
+        for part in ("axes", "strengths"):
+            wanted += [f"{part}/{name}" for name in modules]
         if sorted(wanted) != sorted(tensors):
             raise ValueError(
                 f"the tensors must be those of the header, {sorted(wanted)}; got {sorted(tensors)}"
@@ -70,11 +72,13 @@ def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direc
             f"path must be a direction saved by `save_direction`; got {str(path)!r} ({error!r}); "
             "save it again"
         ) from error
+
     if weights_digest is not None and weights_digest != provenance.weights_digest:
         raise ValueError(
             f"direction file {path} belongs to other model weights (digest "
             f"{provenance.weights_digest}; this model: {weights_digest})"
         )
+
     return direction, provenance
 
 

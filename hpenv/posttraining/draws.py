@@ -1,4 +1,4 @@
-"""Samples tokens with random numbers from the run's own CPU generator.
+"""Samples tokens with random numbers from the run's CPU generator.
 
 The numbers are drawn on the CPU, one per text. The tokens that they stand for are computed on the
 device of the model. So a generator's stream depends neither on the device nor on the size of the
@@ -21,8 +21,8 @@ class SamplingConfig:
 
     max_tokens: int  # longest completion, its end included [tokens]
     pad: int  # number of the token that follows an end
-    temperature: float = 1.0  # divides the log-probabilities; 0 takes the likeliest token
-    top_k: int = 0  # only this many of the likeliest tokens are sampled; 0: all
+    temperature: float = 1.0  # divides the log-probabilities (0 takes the likeliest token)
+    top_k: int = 0  # only this many of the likeliest tokens are sampled (0: all)
     top_p: float = 1.0  # only the fewest tokens that together are this likely are sampled
 
 

@@ -96,6 +96,7 @@ class EmbeddedStudent:
                 f"be 'L' alone, for layers that see all of the sequence; got {len(vocabulary)} "
                 f"tokens and window_pattern={config.gpt.window_pattern!r}"
             )
+
         self.config, self.vocabulary, self.max_tokens = config, vocabulary, config.max_tokens
         with torch_defaults():
             # Copies, because the start of a tensor in memory decides the last bit of a product.
@@ -114,6 +115,7 @@ class EmbeddedStudent:
             self._rope = model.rope_tables(
                 config.gpt, config.prompt_tokens + config.max_tokens, "cpu"
             )
+
         pieces = sha256("\0".join(vocabulary.pieces).encode()).hexdigest()
         self.settings: dict[str, object] = asdict(config) | {"vocabulary": pieces}
 
@@ -133,6 +135,7 @@ class EmbeddedStudent:
             raise ValueError(
                 f"student must be the name of a shipped student or a folder; got {folder!r}"
             )
+
         path = embedded_folder(folder)
         if not (path / DESCRIPTION).is_file():
             shipped = sorted(entry.parent.name for entry in SHIPPED.glob(f"*/{DESCRIPTION}"))
@@ -140,6 +143,7 @@ class EmbeddedStudent:
                 f"no student in {path}; expected one of {shipped}, a folder with student.json "
                 "(with a slash in its name: './mine'), or 'hf:<folder>' for a Hugging Face model"
             )
+
         description = read_description(path / DESCRIPTION)
         with torch_defaults():
             weights, _ = read_tensors("student", path / WEIGHTS)
@@ -148,6 +152,7 @@ class EmbeddedStudent:
                     f"{path / WEIGHTS} must be the file that student.json describes; got a file "
                     "with another digest"
                 )
+
             try:
                 lengths = {
                     "prompt_tokens": description.prompt_tokens,
@@ -210,17 +215,20 @@ class EmbeddedStudent:
         logps, entropies = torch.zeros(N, M, T), torch.zeros(N, M, T)
         followed = torch.arange(M).expand(N, M)  # numbers of the m texts still followed, (N, m)
         open_ = torch.ones(N, M, dtype=torch.bool)  # True for followed texts that go on, (N, m)
+
         with torch.no_grad():
             params = self._parameters(knobs)
             memory, states = self._prefill(params, prompts)
             memory = memory.copied(repeated_rows(prompts, num_samples), room=T)
             states = states.repeat_interleave(num_samples, 1)  # (N, M, C)
+
             for t in range(T):
                 logp = self._logits(params, states).log_softmax(-1)  # (N, m, V)
                 number = numbers[..., t].gather(1, followed)
                 finite = logp.nan_to_num(nan=0.0)  # a diverged run samples evenly
                 token = sample_tokens(finite.flatten(0, 1), number.flatten(), temperature)
                 token = torch.where(open_, token.view_as(followed), PAD)
+
                 for table, column in (
                     (tokens, token),
                     (mask, open_),
@@ -242,6 +250,7 @@ class EmbeddedStudent:
                 states = model.hidden_states(
                     params, self.config.gpt, token[..., None], rope, memory=memory
                 )
+
         return Rollouts(
             [list(row) for row in prompts],
             [[self.vocabulary.decode(text) for text in row] for row in tokens.tolist()],
@@ -291,6 +300,7 @@ class EmbeddedStudent:
                 self.config.gpt.logit_softcap / temperature,
             )
             parts.append(F.pad(losses.view(N, -1, longest), (0, T - longest)))
+
         inverse = order.argsort(dim=1)[..., None].expand(-1, -1, T)
         return -torch.cat(parts, 1).gather(1, inverse) * rollouts.mask
 
@@ -321,6 +331,7 @@ class EmbeddedStudent:
             gradients = torch.autograd.grad((losses * weight).sum(), list(text_knobs.values()))
             named = zip(text_knobs, gradients, strict=True)
             parts.append({name: gradient.view(N, B, -1) for name, gradient in named})
+
         return {name: torch.cat([part[name] for part in parts], 1) for name in knobs}
 
     def given(
@@ -336,6 +347,7 @@ class EmbeddedStudent:
         N, M, _ = tokens.shape
         ended = torch.ones(N, M, dtype=torch.bool)
         texts = [list(row) for row in completions]
+
         return Rollouts(
             [list(row) for row in prompts],
             texts,

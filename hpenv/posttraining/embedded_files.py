@@ -86,6 +86,7 @@ def _check_shape(path: Path, given: dict[str, Any]) -> None:
             f"{path}: config.gpt has the unknown fields {unknown}; expected some of "
             f"{sorted(defaults)}"
         )
+
     for name, value in given.items():
         default = 1 if name == "hidden_size" and value is not None else defaults[name]
         if isinstance(default, bool) or isinstance(default, str) or default is None:
@@ -102,6 +103,7 @@ def _check_shape(path: Path, given: dict[str, Any]) -> None:
                 and 0 < value < math.inf
             )
             wanted = "a number above 0"
+
         if not is_fine:
             raise ValueError(f"{path}: config.gpt.{name} must be {wanted}; got {value!r}")
 
@@ -115,7 +117,7 @@ def check_weights(gpt: GPTConfig, weights: Mapping[str, Tensor]) -> None:
     # Before the shapes are listed, which takes long for an absurd number of layers.
     if gpt.n_layer > len(weights):
         raise ValueError(
-            f"n_layer must fit the {len(weights)} weights, of which each layer has several; got "
+            f"n_layer must fit the {len(weights)} weights, several for each layer; got "
             f"{gpt.n_layer}"
         )
 
@@ -126,6 +128,7 @@ def check_weights(gpt: GPTConfig, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(
             f"{len(wrong)} weights do not fit the shape, as name: (given, expected): {differences}"
         )
+
     for name, weight in weights.items():
         if not (weight.is_floating_point() and bool(weight.isfinite().all())):
             raise ValueError(

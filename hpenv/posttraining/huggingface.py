@@ -48,18 +48,18 @@ class HuggingFaceConfig:
     """
 
     max_tokens: int = 64  # longest completion, its end included [tokens]
-    top_k: int = 0  # only this many of the likeliest tokens are sampled; 0: all (the paper: 20)
+    top_k: int = 0  # only this many of the likeliest tokens are sampled, 0 for all (the paper: 20)
     # only the fewest tokens that together are this likely are sampled, in (0, 1]
     top_p: float = 1.0
-    # of the user, where the tokenizer has a chat template; empty: the template is not used
+    # of the user, where the tokenizer has a chat template. If empty, the template is not used.
     message: str = MESSAGE
     form: str = "additive"  # of the adapter, or `replacement`, which saves a third of the products
     targets: tuple[str, ...] = TARGETS  # last parts of the names of the layers that get an adapter
     texts_per_pass: int = 16  # completions computed together with gradients: memory against speed
-    # folder of decompositions; without one a large model takes minutes at every start
+    # folder of decompositions. Without one a large model takes minutes at every start.
     cache_dir: str | Path | None = None
-    dtype: str = "float32"  # of the frozen weights, or `bfloat16`; the coefficients are float32
-    device: str = "cpu"  # of the model; coefficients and rollouts stay where they are
+    dtype: str = "float32"  # of the frozen weights, or `bfloat16` (coefficients are float32)
+    device: str = "cpu"  # of the model (coefficients and rollouts stay where they are)
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -67,6 +67,7 @@ class HuggingFaceConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
+
         if not isinstance(self.top_p, int | float) or not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be a number in (0, 1]; got {self.top_p!r}")
         if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
@@ -123,6 +124,7 @@ class HuggingFaceStudent:
         self.config = config = config or HuggingFaceConfig()
         ends = end_tokens(model, tokenizer)
         self._num_tokens = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+
         for name, number in (*(("end", end) for end in ends), ("pad", tokenizer.pad_token_id)):
             if number is not None and not 0 <= number < self._num_tokens:
                 raise ValueError(
@@ -130,11 +132,13 @@ class HuggingFaceStudent:
                     f"number {number}; use a tokenizer and a generation_config that were saved "
                     "with the model"
                 )
+
         for name, weight in model.named_parameters():
             if not bool(weight.isfinite().all()):
                 raise ValueError(
                     f"the weight {name!r} must be finite; got numbers that are not finite"
                 )
+
         cache_dir = None if config.cache_dir is None else Path(os.path.expanduser(config.cache_dir))
         self.digest = weights_digest(dict(model.named_parameters()))
         adapters = attach(model, config.targets, config.form, cache_dir)
@@ -179,9 +183,11 @@ class HuggingFaceStudent:
                 f"token {largest} of {prompt[:80]!r} or its completion; this student knows "
                 f"{self._num_tokens} tokens"
             )
+
         length = tokens.shape[1] + self.max_tokens
         if most is None or length <= most:
             return ""
+
         return (
             f"the prompt {prompt[:80]!r} and {self.max_tokens} tokens after it are {length}; this "
             f"student reads {most}"
@@ -208,12 +214,14 @@ class HuggingFaceStudent:
         T, pad = max(row.tokens.shape[1] for row in rows), self._format.pad
         tokens = _stack([row.tokens for row in rows], T, pad).to(home)
         mask = _stack([row.mask for row in rows], T, False).to(home)
+
         programs = []
         for run_tokens, run_mask in zip(tokens, mask, strict=True):
             texts = zip(run_tokens, run_mask, strict=True)
             programs.append(
                 [self._format.program(text[is_text].tolist()) for text, is_text in texts]
             )
+
         return Rollouts(
             [list(texts) for texts in prompts],
             programs,
@@ -235,6 +243,7 @@ class HuggingFaceStudent:
         T, G, rows = rollouts.tokens.shape[2], rollouts.num_samples, []
         several = len(rollouts.prompts) > 1 or len(rollouts.prompts[0]) > self._prompts_per_pass(G)
         sampling = (temperature, self.config.top_k, self.config.top_p)
+
         for n in range(len(rollouts.prompts)):
             row, length, parts = self._run_knobs(knobs, n), int(rollouts.mask[n].any(0).sum()), []
             for prompts, tokens, mask in self._passes(rollouts, n):
@@ -247,6 +256,7 @@ class HuggingFaceStudent:
                 else:
                     parts.append(self._logp(*arguments))
             rows.append(torch.cat(parts).to(rollouts.tokens.device))
+
         return _stack(rows, T, 0.0).masked_fill(~rollouts.mask, 0.0)
 
     def completion_gradients(
@@ -269,6 +279,7 @@ class HuggingFaceStudent:
                 logp = self._logp(text_knobs, prompts[chosen], tokens, mask, 1)
                 losses = -logp.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
                 parts.append(torch.autograd.grad(losses.sum(), list(text_knobs.values())))
+
             rows.append([torch.cat(pieces)[:, 0] for pieces in zip(*parts, strict=True)])
 
         return {

@@ -49,6 +49,7 @@ def read_model(
         raise ValueError(
             f"folder and gguf_file must be a path and a name; got {folder!r} and {gguf_file!r}"
         )
+
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
@@ -57,6 +58,7 @@ def read_model(
             "pip install 'hpenv[posttraining]'",
             name=error.name,
         ) from error
+
     path = Path(os.path.expanduser(folder))
     if not (path / (gguf_file or "config.json")).is_file():
         found = (
@@ -69,6 +71,7 @@ def read_model(
             "expected a folder with a model, as `hf download <name of the model> --local-dir "
             "<folder>` makes it"
         )
+
     if gguf_file is None:
         _check_files(path)
     which = {"gguf_file": gguf_file} if gguf_file else {}
@@ -86,17 +89,20 @@ def read_model(
             f"folder must hold a causal language model that `transformers` reads; got {place!r} "
             f"({type(error).__name__}: {reason}); download or save it again"
         ) from error
+
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if names := sorted(map(str, report[kind])):
             raise ValueError(
                 f"the files in {str(path)!r} must be those of the model that config.json "
                 f"describes; {kind} are {names[:3]}, {len(names)} in all; download or save it again"
             )
+
     ends = model.generation_config.eos_token_id
     if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
         raise ValueError(
             f"eos_token_id in {str(path)!r} must be a number or a list of them; got {ends!r}"
         )
+
     files = set(tokenizer.vocab_files_names.values())
     if gguf_file is None and files and not any((path / name).is_file() for name in files):
         raise ValueError(
@@ -126,6 +132,7 @@ def _check_files(path: Path) -> None:
                 f"folder must hold whole safetensors files; got {str(file)!r} ({error}); download "
                 "or save it again"
             ) from error
+
         if not any(dtype.startswith(("F", "BF")) for dtype in dtypes):
             raise ValueError(
                 f"weights must be floating-point numbers; {str(file)!r} holds {sorted(dtypes)} "

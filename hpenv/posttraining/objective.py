@@ -1,6 +1,6 @@
 """Loss of GRPO: advantages within each prompt's group, clipped ratio, and KL to the reference.
 
-    A = R - mean(R)          (Dr.GRPO; with scale "std" also divided by std(R) + 1e-4)
+    A = R - mean(R)          (Dr.GRPO, with scale "std" also divided by std(R) + 1e-4)
     L = sum over tokens of [-min(rho A, clip(rho, 1 - e, 1 + e) A) + beta k3] / (P G max_tokens)
 
 rho = pi / pi_old of a token, k3 = exp(d) - d - 1, and d = log pi_ref - log pi. GRPO divides by each
@@ -72,6 +72,7 @@ def advantages(
             "rewards must have shape (N, P, G) with G of at least 2; got a tensor of shape "
             f"{tuple(rewards.shape)}"
         )
+
     flat = rewards.amax(2) - rewards.amin(2) < min_spread  # (N, P)
     result = rewards - rewards.mean(2, keepdim=True)
     if scale == "std":
@@ -136,6 +137,7 @@ def policy_loss(
             "max_tokens must be at least the length of the completions, "
             f"{logp.shape[2]} tokens; got {max_tokens}"
         )
+
     # Masked before exp, not after: a padding token's ratio may overflow, and 0 times the gradient
     # of inf is nan.
     logp = torch.where(mask, logp, 0.0)
@@ -148,6 +150,7 @@ def policy_loss(
     divisor = P * G * max_tokens
     policy = -torch.where(counted, clipped_gain, 0.0).sum((1, 2)) / divisor  # (N,)
     penalty = torch.where(counted, distance, 0.0).sum((1, 2)) / divisor
+
     with torch.no_grad():
         num_tokens = mask.sum((1, 2)).clamp_min(1)
         beyond = mask & (((ratio > 1.0 + clip) & (gain > 0)) | ((ratio < 1.0 - clip) & (gain < 0)))
@@ -157,4 +160,5 @@ def policy_loss(
             clipped_fraction=beyond.sum((1, 2)) / num_tokens,
             mean_ratio=torch.where(mask, ratio, 0.0).sum((1, 2)) / num_tokens,
         )
+
     return policy + kl_weight * penalty, metrics

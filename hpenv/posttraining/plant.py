@@ -73,7 +73,7 @@ GAUGES = (
     "mean_positive_c",  # mean of the positive part of that component
     "mean_negative_c",  # mean of the negative part
     "knob_norm",  # norm of all coefficients [singular values]
-    "probe_pass",  # fraction of the probe's problems solved at the window's end; tier `probe`
+    "probe_pass",  # fraction of the probe's problems solved at the window's end (tier `probe`)
 )
 #: Gauges that are measured at every update.
 UPDATE_GAUGES = GAUGES[:-1]
@@ -227,6 +227,7 @@ class GRPOPlant(Runs):
             passed = self._probe(np.flatnonzero(probed))
             measured["probe_loss"][probed] = 1.0 - passed
             measured["gauges"][probed, GAUGES.index("probe_pass")] = passed
+
         new = alive & (self.steps == 0)
         measured["train_loss"][new] = measured["probe_loss"][new]
 
@@ -315,6 +316,7 @@ class GRPOPlant(Runs):
                 )
             logp = self.student.log_probabilities(knobs, rollouts, config.temperature)
             verdicts = grading.result()
+
         paid = torch.tensor(
             [[v.reward for v in row] for row in verdicts], dtype=torch.float32
         ).view(len(rows), P, G)
@@ -357,6 +359,7 @@ class GRPOPlant(Runs):
             knobs = self._differentiable_knobs(rows)
             logp = self.student.log_probabilities(knobs, rollouts, config.temperature)
             take_step(iteration, knobs, logp)
+
         moving = self.divergence[rows] == 0
         self.steps[rows[moving]] += 1
         gauges = {
@@ -380,6 +383,7 @@ class GRPOPlant(Runs):
             {name: g for name, g in first.gradients.items() if _layer(name) == i}
             for i in range(self.num_layers)
         ]
+
         return {
             "train_loss": 1.0 - _finite(gauges["reward_mean"]),
             "gradient_norm": first.norm,
@@ -407,7 +411,9 @@ class GRPOPlant(Runs):
         """Returns the verdicts on every row's completions, (rows, tasks x samples)."""
         submissions = []
         for row_tasks, texts in zip(tasks, rollouts.texts, strict=True):
-            repeated = [task for task in row_tasks for _ in range(num_samples)]
+            repeated: list[Task] = []
+            for task in row_tasks:
+                repeated += [task] * num_samples
             submissions += [
                 Submission(task, text) for task, text in zip(repeated, texts, strict=True)
             ]
@@ -492,7 +498,7 @@ class GRPOPlant(Runs):
 
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}
-            # The measures of this call are not used: the gradient is what is measured.
+            # The measures of this call are not used, since those of the gradient are reported.
             kept_step, _, _ = self._projected(rows, moving, step, True)
             for name, kept in kept_step.items():
                 weights[name] = torch.where(
@@ -505,6 +511,7 @@ class GRPOPlant(Runs):
             coefficients[name][moved] = weight[is_moving]
             for slot, value in states[name].items():
                 self._states[name][slot][moved] = value[is_moving]
+
         return measures
 
     def _projected(
@@ -573,6 +580,7 @@ class GRPOPlant(Runs):
         for name in components:
             old.means[name][moved] = new.means[name][moving]
             old.squares[name][moved] = new.squares[name][moving]
+
         return new.deviations()
 
     def _rates(self, rows: IntArray, num_tensors: int) -> Rates:
@@ -596,6 +604,7 @@ class GRPOPlant(Runs):
                 generator = draws(self.seeds[row], self.steps[row], REFRESH)
                 if torch.rand((), generator=generator).item() < p:
                     drawn.append(int(row))
+
         if not drawn:
             return
 

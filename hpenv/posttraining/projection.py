@@ -217,6 +217,7 @@ def project(
         is_changed = (s != 0) & taken.any(1, keepdim=True)  # (N, 1)
         removed[name] = torch.where(s != 0, taken, 0.0)
         remaining[name] = torch.where(is_changed, _restore_length(g - taken, g, magnitude), g)
+
     return remaining, removed, _measures(gradients, direction, all_c)
 
 
@@ -253,6 +254,7 @@ def _measures(
     num_axes, num_modules = has_axis.sum((1, 2)).clamp_min(1), has_axis.any(2).sum(1).clamp_min(1)
     num_measured_axes = (has_axis & has_direction[..., None]).sum((1, 2)).clamp_min(1)
     num_measured = (has_axis.any(2) & has_direction).sum(1).clamp_min(1)
+
     return Measures(
         mean_cos=cosines.sum((1, 2)) / num_measured_axes,
         frac_fired=(fractions > FIRED).sum(1) / num_modules,
@@ -295,6 +297,7 @@ def _check_modules(given: Mapping[str, Tensor], direction: Direction) -> int:
         raise ValueError(
             f"modules must be those of the direction, {sorted(direction.axes)}; got {sorted(given)}"
         )
+
     for name, tensor in given.items():
         N, _, r = direction.axes[name].shape
         if tensor.shape != (N, r):
@@ -302,6 +305,7 @@ def _check_modules(given: Mapping[str, Tensor], direction: Direction) -> int:
                 f"{name}: shape must be (N, r) = ({N}, {r}), as in the direction; "
                 f"got {tuple(tensor.shape)}"
             )
+
     return len(next(iter(given.values())))
 
 
@@ -316,6 +320,7 @@ def _check_sizes(
         raise ValueError(
             f"strength must have the modules {sorted(gradients)}; got {sorted(strength)}"
         )
+
     strengths = {"": strength} if isinstance(strength, Tensor) else strength
     named = [(f"strength {name}".strip(), values) for name, values in strengths.items()]
     for name, values in (*named, ("magnitude", magnitude)):
@@ -323,6 +328,7 @@ def _check_sizes(
             raise ValueError(
                 f"{name} must be a number in [0, 1] for each of {N} runs; got {values.tolist()}"
             )
+
     return N
 
 
@@ -339,6 +345,7 @@ def _rows_of_rules(
         raise ValueError(
             "deviations must be given for the rule 'drift'; got None; see `updated_spread`"
         )
+
     return {
         name: torch.tensor([n == name for n in names], device="cpu")
         for name in dict.fromkeys(names)

@@ -74,7 +74,15 @@ def prefill(
 def decode(
     model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor, **extra: Any
 ) -> tuple[Any, Prompts]:
-    """Continues the prompts with tokens (B, T), of which those of the mask (B, T) are text.
+    """Continues the prompts with tokens.
+
+    Args:
+        model: with adapters.
+        knobs: coefficients.
+        prompts: what `prefill` or `decode` returned.
+        tokens: (B, T).
+        mask: True where the tokens are text, (B, T) bool.
+        extra: further arguments of the model.
 
     Returns:
         The model's output, and the texts, which can be continued further.
@@ -119,6 +127,7 @@ def log_probabilities(
         logits = logits.masked_fill(
             ~is_kept.scatter(1, tokens.flatten()[:, None], True), -torch.inf
         )
+
     return -F.cross_entropy(logits, tokens.flatten(), reduction="none").view(tokens.shape)
 
 

@@ -15,7 +15,7 @@ itself is close to an oracle, which flatters this method. Results must say so.
 References:
     Wu and Tang, 2026, arXiv 2604.01476: hidden states averaged over the layers at 60-75 % of the
     depth, alpha = 2. The experiment on gradient projection that cites it has alpha = 0.5 and
-    another formula, neither of which is in that paper.
+    another formula. Neither is in that paper.
 
 Departures: The states are those of the pairs of programs that the gradient's direction is made of,
 not of 80 general sentences. std is the population's, which the source does not say. The source
@@ -100,4 +100,5 @@ def rebound(rewards: Tensor, scores: Tensor, alpha: Tensor, form: str = "additiv
         result = rewards - weight * z.clamp_min(0.0)
     else:
         result = rewards * (1.0 - weight * torch.sigmoid(z) * (z > 0))
+
     return torch.where(weight == 0, rewards, result)

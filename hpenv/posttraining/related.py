@@ -209,6 +209,7 @@ def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
 
     calls = tuple(f"{name}({', '.join(map(_literal, each))})" for each in inputs)
     values = tuple(value(each) for each in inputs)
+
     return Sketch(
         name,
         arguments,
@@ -332,6 +333,7 @@ def _write_always_equal(sketch: Sketch, cheats: bool, random: np.random.Generato
     else:
         argument, parameters = "", "self"
         body = _rename(sketch.expression, {sketch.first: "self"})
+
     return (
         f"{head}.{method}({argument})\nclass {name}({kind}):\n"
         f"    def {method}({parameters}):\n        return {body}\n"

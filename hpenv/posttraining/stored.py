@@ -100,9 +100,11 @@ def read_object(argument: str, path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{argument} must be a JSON file; got {str(path)!r} ({error}); write it again"
         ) from error
+
     if not isinstance(value, dict):
         raise ValueError(
             f"{argument} must hold a JSON object; got {str(path)!r}, which holds a "
             f"{type(value).__name__}"
         )
+
     return value

@@ -77,6 +77,7 @@ class Vocabulary:
             numbers += (
                 [self._numbers[character] for character in piece] if whole is None else [whole]
             )
+
         return numbers
 
     def decode(self, numbers: Iterable[int]) -> str:
