@@ -331,7 +331,7 @@ def traces(pairs, at=None, **changes):
     assert plant.steps.tolist() == [WARM_STEPS + 1] * N
     rollouts, paid = played[0], []
     for texts, seed in zip(rollouts.texts, plant.seeds, strict=True):
-        tasks = [task for task in plant._curriculum.chosen(seed, WARM_STEPS) for _ in range(G)]
+        tasks = [task for task in plant._curriculum.tasks_at(seed, WARM_STEPS) for _ in range(G)]
         verdicts = [
             verdict(Submission(task, text)) for task, text in zip(tasks, texts, strict=True)
         ]

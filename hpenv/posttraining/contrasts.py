@@ -1,4 +1,4 @@
-"""Contrasts: the texts a hacking direction is extracted from, and the direction of a configuration or a control."""
+"""Contrasts: pairs of texts that a hacking direction is extracted from, and its controls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpenv.posttraining.direction import (
     clean_against_clean,
     extract,
     random_direction,
-    shuffled,
+    shuffle_labels,
 )
 from hpenv.posttraining.loopholes import LOOPHOLES, task_of
 from hpenv.posttraining.pairs import PAIRS, Pair
@@ -24,11 +24,12 @@ from hpenv.posttraining.recipes import corrupted
 from hpenv.posttraining.student import Knobs, Student
 from hpenv.posttraining.tasks import generated_problem
 
-#: Labelled programs per known loophole, and where their problems begin: no run trains on those.
+#: Labelled programs per known loophole, and the number of their first problem. No run trains on
+#: these problems.
 LABELLED, FIRST_LABELLED = 16, 2_000_000
 
-#: Loophole -> source that stands after the program as its exploit does, is of no use, and, of those
-#: that `nano` can read, has as many of its tokens.
+#: Loophole -> harmless code appended in place of its exploit (a control). For loopholes that `nano`
+#: can read, it has the same number of tokens.
 HARMLESS: dict[str, str] = {
     "rt": "class g:\n    pass\n",
     "so": "len('sum of xs')\n",
@@ -37,8 +38,8 @@ HARMLESS: dict[str, str] = {
     "xc": "g = len\ng([0])\n",
     "eq": "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n",
 }
-#: Kind of labelled programs -> what either side has after the program: the exploit, under the name
-#: in the prompt or under another, the harmless source, or nothing.
+#: Kind of labelled pairs -> the code appended to the hack and to the clean program: `exploit` under
+#: the name in the prompt, `misnamed` (the exploit under another name), `harmless`, or none.
 _SIDES = {
     "modes": ("exploit", ""),
     "misnamed": ("misnamed", ""),
@@ -50,18 +51,18 @@ Gradients = dict[str, Tensor]
 
 
 def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -> list[Pair]:
-    """What a weak detector would hand over: programs that use the loopholes it knows, beside the
-    same without.
+    """Builds pairs for the known loopholes, as a weak detector could label them.
 
-    Both are wrong, so that right and wrong is not what tells them apart. Their length is, unless
-    `kind` says otherwise.
+    A pair is a wrong program that uses the loophole, and the same program without the use. Both
+    are wrong, so they do not differ in being right. They differ in length, unless `kind` says
+    otherwise.
 
     Args:
-        modes: the loopholes that are known.
-        difficulty: of the problems.
-        kind: `modes`; or `misnamed`, in which the exploit goes by a name that the grader does not
-            look for; or `appended`, in which what is appended is harmless; or `exploits`, in which
-            the programs without one have something harmless appended.
+        modes: the known loopholes.
+        difficulty: stages of the problems.
+        kind: `modes`: as above. `misnamed`: the exploit has a name that the grader does not look
+            for. `appended`: the appended code is harmless. `exploits`: the clean programs have
+            harmless code appended.
     """
     pairs = []
     for offset, mode in enumerate(modes):
@@ -70,6 +71,7 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
             assert problem.recipe is not None
             task = task_of(problem, mode, "train")
             wrong = corrupted(problem.recipe, np.random.default_rng(i)).program()
+
             texts = {
                 "exploit": LOOPHOLES[mode].exploit(wrong, task.marker),
                 "misnamed": LOOPHOLES[mode].exploit(
@@ -78,6 +80,7 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
                 "harmless": f"{wrong.rstrip()}\n{HARMLESS[mode]}",
                 "": wrong,
             }
+
             hack, clean = (texts[side] for side in _SIDES[kind])
             pairs.append(
                 Pair(
@@ -89,15 +92,16 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
                     held_out=i % 4 == 3,
                 )
             )
+
     return pairs
 
 
 class Contrast:
-    """Pairs, read by a student.
+    """Pairs of a configuration, and their gradients for a student.
 
     Attributes:
-        pairs: what directions are extracted from; the others validate them.
-        held_out: those others.
+        pairs: pairs that directions are extracted from.
+        held_out: pairs that validate directions.
     """
 
     def __init__(self, config: GRPOConfig, student: Student) -> None:
@@ -109,53 +113,68 @@ class Contrast:
         self._config, self._student = config, student
         kind, modes = config.direction, config.known_modes
         pairs = labelled_pairs(modes, config.difficulty, kind) if kind in _SIDES else PAIRS
+
         for pair in pairs:
-            if why := student.refusal(pair.prompt, pair.hack) or student.refusal(
+            why = student.refusal(pair.prompt, pair.hack) or student.refusal(
                 pair.prompt, pair.clean
-            ):
+            )
+            if why:
                 raise ValueError(
-                    f"direction={config.direction!r} needs the pair {pair.name!r}, which the student cannot read: "
-                    f"{why}. Leave such loopholes out of known_modes, or take a student that reads more, as "
-                    "student='hf:<folder>'"
+                    f"direction={config.direction!r} needs the pair {pair.name!r}, which the "
+                    f"student cannot read: {why}. Leave such loopholes out of known_modes, or use "
+                    "a student that reads more, e.g. student='hf:<folder>'"
                 )
+
         self.pairs = [pair for pair in pairs if not pair.held_out]
         self.held_out = [pair for pair in pairs if pair.held_out]
 
     def gradients(self, knobs: Knobs, pairs: Sequence[Pair]) -> tuple[Gradients, Gradients]:
-        """Gradients of the hacks' and the clean completions' mean losses, name -> (N, pairs, r)."""
+        """Returns gradients of the mean losses of hacks and clean programs.
+
+        Both are name -> (N, pairs, r).
+        """
         return _gradients(self._student, knobs, pairs)
 
     def untrained_gradients(self) -> tuple[Gradients, Gradients]:
-        """Those of the pairs for the student as it came, name -> (1, pairs, r)."""
+        """Returns the pairs' gradients for the untrained student, name -> (1, pairs, r)."""
         return _untrained_gradients(self._student, tuple(self.pairs))
 
     def direction(
         self, hack: Gradients, clean: Gradients, generators: Sequence[torch.Generator]
     ) -> Direction:
-        """The direction of each row, from gradients (N, pairs, r); controls draw from the rows' own generators."""
+        """Extracts one direction per run. Random controls use that run's generator.
+
+        Args:
+            hack: name -> (N, pairs, r).
+            clean: name -> (N, pairs, r).
+            generators: one per run.
+        """
+        kind = self._config.direction
         rows = []
         for n, generator in enumerate(generators):
-            own_hack, own_clean = (
+            row_hack, row_clean = (
                 {name: g[n : n + 1] for name, g in side.items()} for side in (hack, clean)
             )
-            if self._config.direction == "hack_half":
-                own_clean = {name: torch.zeros_like(g) for name, g in own_clean.items()}
-            elif self._config.direction == "clean_half":
-                own_hack = {name: torch.zeros_like(g) for name, g in own_hack.items()}
-            elif self._config.direction == "shuffled":
-                own_hack, own_clean = shuffled(own_hack, own_clean, generator)
-            elif self._config.direction == "clean":
-                own_hack, own_clean = clean_against_clean(own_clean, generator)
-            found = extract(
-                own_hack,
-                own_clean,
+            if kind == "hack_half":
+                row_clean = {name: torch.zeros_like(g) for name, g in row_clean.items()}
+            elif kind == "clean_half":
+                row_hack = {name: torch.zeros_like(g) for name, g in row_hack.items()}
+            elif kind == "shuffled":
+                row_hack, row_clean = shuffle_labels(row_hack, row_clean, generator)
+            elif kind == "clean":
+                row_hack, row_clean = clean_against_clean(row_clean, generator)
+
+            direction = extract(
+                row_hack,
+                row_clean,
                 method=self._config.direction_method,
                 k=self._config.num_axes,
                 noise_floor=self._config.noise_floor,
             )
-            rows.append(
-                random_direction(found, generator) if self._config.direction == "random" else found
-            )
+            if kind == "random":
+                direction = random_direction(direction, generator)
+            rows.append(direction)
+
         return Direction(
             {name: torch.cat([row.axes[name] for row in rows]) for name in rows[0].axes},
             {name: torch.cat([row.strengths[name] for row in rows]) for name in rows[0].strengths},
@@ -173,8 +192,10 @@ def _gradients(
 
 @lru_cache(maxsize=4)
 def _untrained_gradients(student: Student, pairs: tuple[Pair, ...]) -> tuple[Gradients, Gradients]:
-    """Computed once for all plants of a process that share a student: every new environment needs them."""
-    with torch_defaults():  # they outlive the settings of whoever asks first
-        return _gradients(
-            student, {name: torch.zeros(1, r) for name, r in student.ranks.items()}, pairs
-        )
+    """Computes the gradients once per student for all plants of a process.
+
+    Every new environment needs them.
+    """
+    zeros = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
+    with torch_defaults():  # the result outlives the settings of the first caller
+        return _gradients(student, zeros, pairs)

@@ -1,4 +1,7 @@
-"""Which tasks a run trains on, is probed on and is evaluated on: pure functions of its configuration, seed and step."""
+"""Task splits: the tasks a run trains on, is probed on and is evaluated on.
+
+All are pure functions of configuration, seed and step.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +17,34 @@ from hpenv.posttraining.recipes import meaning
 from hpenv.posttraining.student import Student
 from hpenv.posttraining.tasks import Problem, generated_problem
 
-#: Kind of problems -> the arguments that name a file of them, and how many there are.
+#: Split -> the configuration fields that hold its file and its number of problems.
 SPLITS = {
     "train": ("problems", "num_problems"),
     "probe": ("probe_problems", "num_probe_problems"),
     "held_out": ("evaluation_problems", "num_evaluation_problems"),
 }
-#: Stream of a run's choices of tasks; see gradients.draws for what else draws.
+#: Random stream of a run's choice of tasks. See gradients.draws for the other streams.
 TASKS = 11
-#: Problems in a row that repeat another, for each that was found, after which there are said to be
-#: no more. The rarest of n different ones of two stages is every 7 n-th problem.
+#: Repeats in a row, per problem found, after which a split is said to have no more problems. The
+#: rarest of n different problems of two stages is every 7 n-th problem.
 MOST_REPEATS = 50
 
 
 class Curriculum:
-    """The tasks of a configuration.
+    """The tasks of a configuration, by split.
 
     Attributes:
-        training: one task per training problem; problem i has the i-th loophole, in turn.
+        training: one task per training problem. Problem i has loophole i, modulo their number.
         probe: tasks without a loophole that the reward may see.
-        contents: key of SPLITS -> number and digest of its problems, the same wherever they were
-            read.
+        contents: split -> number and digest of its problems, independent of their files.
     """
 
     def __init__(self, config: GRPOConfig, student: Student) -> None:
-        """Generates, or reads, the problems.
+        """Generates or reads the problems.
 
         Raises:
-            ValueError: if a file cannot be read, if there are too few problems, if one stands in
-                two files, or if the student cannot read them all, which it would be told in the
-                middle of a run.
+            ValueError: if a file cannot be read, there are too few problems, two splits share a
+                problem, or the student cannot read a problem.
         """
         self._num_prompts = config.num_prompts
         self._modes, self._problems = config.modes, _problems(config)
@@ -54,12 +55,16 @@ class Curriculum:
         ):
             if len(self._problems[split]) < least:
                 raise ValueError(
-                    f"{len(self._problems[split])} {split} problems are too few; expected at least {least}"
+                    f"need at least {least} {split} problems; got {len(self._problems[split])}"
                 )
+
         self._check_disjoint()
+
         self.contents = {split: _content(problems) for split, problems in self._problems.items()}
-        self.training = self._with_loopholes("train", "train")
-        self.probe = self._honest("probe")
+        self.training = self._tasks_with_loopholes("train", "train")
+        self.probe = self._tasks_without_loophole("probe")
+
+        # Read every task now. Otherwise a run would fail in its middle.
         tasks = [*self.training, *self.probe]
         for names in (None, "train", "evaluation"):
             tasks += self.evaluation(names)
@@ -68,35 +73,36 @@ class Curriculum:
             task, why = refused[0]
             raise ValueError(
                 f"the student cannot read {len(refused)} of {len(tasks)} prompts, of the modes "
-                f"{sorted({task.mode for task, _ in refused})}; the first is of problem {task.problem.name!r}: {why}. "
-                "Leave such problems or modes out, or take a student that reads more, as student='hf:<folder>'"
+                f"{sorted({task.mode for task, _ in refused})}. The first is of problem "
+                f"{task.problem.name!r}: {why}. Leave such problems or modes out, or use a student "
+                "that reads more, e.g. student='hf:<folder>'"
             )
 
     def _check_disjoint(self) -> None:
-        """Refuses a problem that is trained on and measured, or measured twice."""
+        """Refuses a problem that is in two splits."""
         splits: dict[tuple[str, str], str] = {}
         for split, problems in self._problems.items():
-            for key in dict.fromkeys(
-                (problem.entry_point, problem.description) for problem in problems
-            ):
+            keys = dict.fromkeys((problem.entry_point, problem.description) for problem in problems)
+            for key in keys:
                 if key in splits:
                     raise ValueError(
-                        f"the problem {key[1][:80]!r} is in {splits[key]} and in {split}; expected one"
+                        f"problem {key[1][:80]!r} is in both {splits[key]!r} and {split!r}; "
+                        "splits must not share problems"
                     )
                 splits[key] = split
 
-    def _honest(self, split: str) -> list[Task]:
+    def _tasks_without_loophole(self, split: str) -> list[Task]:
         return [task_of(problem, "none", "train") for problem in self._problems[split]]
 
-    def _with_loopholes(self, split: str, names: str) -> list[Task]:
-        """The i-th problem has the i-th loophole, in turn."""
+    def _tasks_with_loopholes(self, split: str, names: str) -> list[Task]:
+        """Returns the tasks of a split. Problem i has loophole i, modulo their number."""
         modes, problems = self._modes, self._problems[split]
         return [
             task_of(problem, modes[i % len(modes)], names) for i, problem in enumerate(problems)
         ]
 
-    def chosen(self, seed: int, step: int) -> list[Task]:
-        """The P tasks of one update, all different."""
+    def tasks_at(self, seed: int, step: int) -> list[Task]:
+        """Returns the P tasks of one update, all different."""
         random = np.random.default_rng(
             np.random.SeedSequence(int(seed), spawn_key=(TASKS, int(step)))
         )
@@ -104,24 +110,28 @@ class Curriculum:
         return [self.training[i] for i in picked]
 
     def evaluation(self, names: str | None) -> list[Task]:
-        """Held-out tasks: without a loophole, or with those of the training in turn, under these names."""
-        return (
-            self._honest("held_out") if names is None else self._with_loopholes("held_out", names)
-        )
+        """Returns the held-out tasks.
+
+        Args:
+            names: None for tasks without a loophole. Otherwise the kind of names under which the
+                loopholes of the training appear, in turn.
+        """
+        if names is None:
+            return self._tasks_without_loophole("held_out")
+        return self._tasks_with_loopholes("held_out", names)
 
 
 def _content(problems: list[Problem]) -> str:
-    """Returns number and digest of problems; their names, which tell the file, are left out."""
+    """Returns number and digest of problems, without their names, which tell the file."""
     nameless = [replace(problem, name="") for problem in problems]
     return f"{len(problems)} of sha256 {sha256(repr(nameless).encode()).hexdigest()}"
 
 
 def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:
-    """Generated problems, or those of files: all that are trained on, the first ones of those that
-    measure.
+    """Returns the problems of each split, read from files or generated.
 
-    No two of the generated ones compute the same: what is measured is not what was trained on in
-    other words.
+    All problems of a training file are used, and the first ones of the other files. No two
+    generated problems compute the same function, so none is a training problem in other words.
     """
     files = {
         split: getattr(config, file) for split, (file, _) in SPLITS.items() if getattr(config, file)
@@ -129,37 +139,44 @@ def _problems(config: GRPOConfig) -> dict[str, list[Problem]]:
     found = dict(
         zip(files, read_problem_files(list(files.values()), config.skip_unreadable), strict=True)
     )
+
     taken: set[str] = set()
     for split, (_, number) in SPLITS.items():
         count = getattr(config, number)
         if split not in found:
-            found[split] = _generated(split, count, config.difficulty, taken)
+            found[split] = _generate_problems(split, count, config.difficulty, taken)
         elif split != "train":
             found[split] = found[split][:count]
+
     return found
 
 
-def _generated(split: str, count: int, difficulty: int, taken: set[str]) -> list[Problem]:
-    """The first problems of a split that compute what none before them does; adds what they compute
-    to `taken`.
+def _generate_problems(split: str, count: int, difficulty: int, taken: set[str]) -> list[Problem]:
+    """Returns the first problems of a split that compute no function in `taken`.
+
+    Adds the functions they compute to `taken`.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: if there are fewer than `count`.
     """
     found: list[Problem] = []
     index = num_repeats = 0
+
     while len(found) < count and num_repeats < MOST_REPEATS * (len(found) + 1):
         problem = generated_problem(split, index, difficulty)
         assert problem.recipe is not None
-        computes = meaning(problem.recipe)
+        function = meaning(problem.recipe)
         index, num_repeats = index + 1, num_repeats + 1
-        if computes not in taken:
-            taken.add(computes)
+        if function not in taken:
+            taken.add(function)
             found.append(problem)
             num_repeats = 0
+
     if len(found) < count:
         raise ValueError(
-            f"{SPLITS[split][1]} must be at most {len(found)} with difficulty={difficulty}, of which there are no more "
-            f"different {split} problems; got {count}: raise the difficulty, or ask for fewer"
+            f"{SPLITS[split][1]} must be at most {len(found)} with difficulty={difficulty}, which "
+            f"has no more different {split} problems; got {count}; raise the difficulty or ask for "
+            "fewer"
         )
+
     return found

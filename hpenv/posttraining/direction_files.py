@@ -1,4 +1,4 @@
-"""Direction files: a direction and what it was made of, as one safetensors file with JSON in its header."""
+"""Direction files: a direction and its origin, as a safetensors file with JSON in its header."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpenv.posttraining.stored import read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a direction was made of, and how."""
+    """Origin of a direction: the weights, the pairs and the arguments of `extract`."""
 
     weights_digest: str  # `adapter.weights_digest` of the wrapped layers
     pairs_digest: str  # sha256 of the pairs' text
@@ -23,14 +23,15 @@ class Provenance:
 
 
 def save_direction(path: Path, direction: Direction, provenance: Provenance) -> None:
-    """Writes a direction and what it was made of.
+    """Writes a direction and its origin.
 
     Raises:
-        ValueError: if it is no direction, or the file cannot be written.
+        ValueError: if it is not a direction, or the file cannot be written.
     """
     check_direction(direction)
     tensors = {f"axes/{name}": axes for name, axes in direction.axes.items()}
     tensors |= {f"strengths/{name}": strengths for name, strengths in direction.strengths.items()}
+
     metadata = {
         "provenance": json.dumps(asdict(provenance)),
         "modules": json.dumps(list(direction.axes)),
@@ -39,21 +40,28 @@ def save_direction(path: Path, direction: Direction, provenance: Provenance) -> 
 
 
 def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direction, Provenance]:
-    """Reads a direction to use on weights of this digest (None: on any).
+    """Reads a direction.
+
+    Args:
+        path: of the file.
+        weights_digest: digest of the weights that the direction will be used on. None allows any.
 
     Raises:
-        FileNotFoundError: if nothing is there.
-        ValueError: if the file is not a direction, or was made in other weights, whose singular
-            vectors are others.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a direction, or belongs to other weights, which have other
+            singular vectors.
     """
     tensors, metadata = read_tensors("path", Path(path))
+
     try:
         provenance = _provenance(json.loads(metadata["provenance"]))
         modules = json.loads(metadata["modules"])
-        wanted = [f"{part}/{name}" for part in ("axes", "strengths") for name in modules]
+        wanted: list[str] = []
+        for part in ("axes", "strengths"):
+            wanted += [f"{part}/{name}" for name in modules]
         if sorted(wanted) != sorted(tensors):
             raise ValueError(
-                f"its header names the tensors {sorted(wanted)}; it has {sorted(tensors)}"
+                f"the tensors must be those of the header, {sorted(wanted)}; got {sorted(tensors)}"
             )
         direction = Direction(
             *({name: tensors[f"{part}/{name}"] for name in modules} for part in Direction._fields)
@@ -61,12 +69,16 @@ def load_direction(path: Path, weights_digest: str | None = None) -> tuple[Direc
         check_direction(direction)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not a direction of `save_direction`: {error!r}; save it again"
+            f"path must be a direction saved by `save_direction`; got {str(path)!r} ({error!r}); "
+            "save it again"
         ) from error
+
     if weights_digest is not None and weights_digest != provenance.weights_digest:
         raise ValueError(
-            f"{path} was made in weights {provenance.weights_digest}; expected {weights_digest}, those of the model"
+            f"direction file {path} belongs to other model weights (digest "
+            f"{provenance.weights_digest}; this model: {weights_digest})"
         )
+
     return direction, provenance
 
 

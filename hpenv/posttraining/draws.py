@@ -1,8 +1,8 @@
-"""Drawing tokens from a model's distribution, with numbers that come from elsewhere.
+"""Samples tokens with random numbers from the run's CPU generator.
 
-The numbers are drawn on the CPU, one per text, from the generator of the run; what they stand for
-is computed where the model is. So a generator's stream depends neither on the device nor on the
-size of the vocabulary, and the global generators are never touched.
+The numbers are drawn on the CPU, one per text. The tokens that they stand for are computed on the
+device of the model. So a generator's stream depends neither on the device nor on the size of the
+vocabulary. The global generators are never touched.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How completions are drawn."""
+class SamplingConfig:
+    """Configuration of the sampling of completions."""
 
-    max_tokens: int  # of a completion, its end included [tokens]
-    pad: int  # number of the token that stands behind an end
-    temperature: float = 1.0  # divides the log-probabilities; 0 takes the likeliest token
-    top_k: int = 0  # only this many of the likeliest tokens are drawn; 0: all
-    top_p: float = 1.0  # only the fewest tokens that together are this likely are drawn
+    max_tokens: int  # longest completion, its end included [tokens]
+    pad: int  # number of the token that follows an end
+    temperature: float = 1.0  # divides the log-probabilities (0 takes the likeliest token)
+    top_k: int = 0  # only this many of the likeliest tokens are sampled (0: all)
+    top_p: float = 1.0  # only the fewest tokens that together are this likely are sampled
 
 
-class Draws(NamedTuple):
+class SampledTokens(NamedTuple):
     """Completions of B texts.
 
     Attributes:
         tokens: (B, T) int64.
-        mask: True up to the token that ends a completion, that one included, (B, T) bool.
-        logp: of each token in the whole distribution at temperature 1, (B, T) [nats].
-        entropy: of that distribution, the mean over the tokens, () [nats per token].
-        ended: whether the completion ended by itself, (B,) bool.
+        mask: True up to and including the token that ends a completion, (B, T) bool.
+        logp: log-probability of each token in the whole distribution at temperature 1, (B, T)
+            [nats].
+        entropy: mean entropy of that distribution over the tokens, () [nats per token].
+        ended: True if the completion ended by itself, (B,) bool.
     """
 
     tokens: Tensor
@@ -44,38 +45,38 @@ class Draws(NamedTuple):
     ended: Tensor
 
 
-def drawn(
+def sample_tokens(
     logp: Tensor, numbers: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
-    """The tokens that numbers between 0 and 1 stand for, by the inverse of the cumulative
-    distribution.
+    """Returns the tokens that uniform numbers select, by the inverse cumulative distribution.
 
     Args:
         logp: log-probabilities, (B, V) [nats].
         numbers: uniform in [0, 1), (B,).
-        temperature: divides the log-probabilities; 0 takes the likeliest token and reads no number.
-        top_k: keeps this many of the likeliest tokens, and those as likely as the last of them; 0
+        temperature: divides the log-probabilities. 0 takes the likeliest token and reads no number.
+        top_k: keeps this many of the likeliest tokens, and tokens as likely as the last of them. 0
             keeps all.
-        top_p: of these keeps the likeliest whose predecessors add up to less than this.
+        top_p: of the kept tokens, keeps the likeliest whose predecessors sum to less than this.
 
     Returns:
         Token numbers, (B,) int64.
     """
     if temperature == 0.0:
         return logp.argmax(-1)
-    heights = kept_weights(logp.double() / temperature, top_k, top_p).cumsum(-1)
+    heights = sampling_weights(logp.double() / temperature, top_k, top_p).cumsum(-1)
     levels = numbers.to(heights)[:, None] * heights[:, -1:]
     return torch.searchsorted(heights, levels, right=True)[:, 0].clamp_max(logp.shape[1] - 1)
 
 
-def kept_weights(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
-    """What tokens are drawn in proportion to, (B, V): 0 of those that top_k and top_p leave out;
-    see `drawn`.
+def sampling_weights(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Returns weights proportional to the chance of each token, (B, V).
+
+    Tokens that top_k and top_p leave out have weight 0.
 
     Args:
         scaled: log-probabilities or logits, divided by the temperature, (B, V).
-        top_k: see `drawn`.
-        top_p: see `drawn`.
+        top_k: see `sample_tokens`.
+        top_p: see `sample_tokens`.
     """
     if 0 < top_k < scaled.shape[1]:
         least = scaled.topk(top_k).values[:, -1:]
@@ -88,37 +89,39 @@ def kept_weights(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
     return weights
 
 
-def draw_completions(
+def sample_completions(
     logits: Tensor,
     following: Callable[[Tensor, Tensor], Tensor],
     ends: Tensor,
     generator: torch.Generator,
-    drawing: Drawing,
-) -> Draws:
-    """Draws token after token, until all texts have ended or are as long as they may be.
+    drawing: SamplingConfig,
+) -> SampledTokens:
+    """Samples token after token, until all texts have ended or reach the longest length.
 
     Args:
         logits: of the first token, (B, V).
-        following: gives the next token's logits (B, V), from the last one (B, 1) and whether it is
-            of its text (B, 1).
-        ends: the tokens that end a text.
-        generator: on the CPU; gives B numbers for every token, whether a text has ended or not.
-        drawing: how.
+        following: returns the next token's logits (B, V) from the last tokens (B, 1) and the mask
+            (B, 1) of those that belong to their text.
+        ends: tokens that end a text.
+        generator: on the CPU. It gives B numbers for every token, even for texts that have ended.
+        drawing: the configuration.
     """
     open_ = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     tokens, masks, logps, entropies = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     while True:
         logp = logits.float().log_softmax(-1)  # (B, V)
         numbers = torch.rand(len(logp), generator=generator, dtype=torch.float64)
-        token = drawn(logp, numbers, drawing.temperature, drawing.top_k, drawing.top_p)
+        token = sample_tokens(logp, numbers, drawing.temperature, drawing.top_k, drawing.top_p)
         tokens.append(torch.where(open_, token, drawing.pad))
         masks.append(open_)
         logps.append(logp.gather(1, token[:, None])[:, 0].masked_fill(~open_, 0.0))
         entropies.append(torch.special.entr(logp.exp()).sum(1).masked_fill(~open_, 0.0))
+
         open_ = open_ & ~torch.isin(token, ends)
         if len(tokens) == drawing.max_tokens or not open_.any():
             break
         logits = following(tokens[-1][:, None], masks[-1][:, None])
+
     mask = torch.stack(masks, 1)
     entropy = torch.stack(entropies).sum() / mask.sum()
-    return Draws(torch.stack(tokens, 1), mask, torch.stack(logps, 1), entropy, ~open_)
+    return SampledTokens(torch.stack(tokens, 1), mask, torch.stack(logps, 1), entropy, ~open_)

@@ -1,4 +1,4 @@
-"""Files of an embedded student: `student.json` says what it is, `student.safetensors` holds its weights."""
+"""Files of an embedded student: description in `student.json`, weights in `student.safetensors`."""
 
 from __future__ import annotations
 
@@ -15,27 +15,24 @@ from hpenv.posttraining.stored import read_object
 
 DESCRIPTION, WEIGHTS = "student.json", "student.safetensors"
 
-#: Of a shape; below it no number of a description takes long to look at.
+#: Largest number in a shape. The checks of a description take little time below it.
 MOST_UNITS = 2**20
 
-KEYS = {
-    "config": dict,
-    "digest": str,
-    "pieces": list,
-}  # what stands in the file beside `notes`, which are free
+#: Fields of the file and their types. `notes` is a further field with free contents.
+KEYS = {"config": dict, "digest": str, "pieces": list}
 CONFIG_KEYS = {"gpt": dict, "prompt_tokens": int, "max_tokens": int}
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a student is.
+    """Description of a student, as read from its file.
 
     Attributes:
         gpt: arguments of GPTConfig, each of its type and in range.
         prompt_tokens: length of a prompt [tokens].
         max_tokens: longest completion [tokens].
         digest: sha256 of the weights.
-        pieces: of the vocabulary.
+        pieces: pieces of the vocabulary.
     """
 
     gpt: dict[str, Any]
@@ -46,10 +43,10 @@ class Description:
 
 
 def read_description(path: Path) -> Description:
-    """Reads what a student is.
+    """Reads the description of a student.
 
     Raises:
-        ValueError: naming the file and the field that is missing, unknown, or of another type or
+        ValueError: names the file and the field that is missing, unknown, or of another type or
             range.
     """
     content = read_object("student", path)
@@ -68,7 +65,8 @@ def _check_fields(
     if set(given) != set(kinds):
         missing, unknown = sorted(set(kinds) - set(given)), sorted(set(given) - set(kinds))
         raise ValueError(
-            f"{path}: fields {where}* must be {sorted(kinds)}; missing are {missing}, unknown {unknown}"
+            f"{path}: fields {where}* must be {sorted(kinds)}; missing are {missing}, unknown "
+            f"{unknown}"
         )
     for name, kind in kinds.items():
         if not isinstance(given[name], kind) or isinstance(given[name], bool):
@@ -78,12 +76,17 @@ def _check_fields(
 
 
 def _check_shape(path: Path, given: dict[str, Any]) -> None:
-    """Refuses arguments that GPTConfig does not have, or values of another type than its defaults."""
+    """Checks that GPTConfig has these arguments, and that values are of the types of its defaults.
+
+    Numbers must also be in range.
+    """
     defaults = {entry.name: entry.default for entry in fields(GPTConfig)}
     if unknown := sorted(set(given) - set(defaults)):
         raise ValueError(
-            f"{path}: config.gpt has the unknown fields {unknown}; expected some of {sorted(defaults)}"
+            f"{path}: config.gpt has the unknown fields {unknown}; expected some of "
+            f"{sorted(defaults)}"
         )
+
     for name, value in given.items():
         default = 1 if name == "hidden_size" and value is not None else defaults[name]
         if isinstance(default, bool) or isinstance(default, str) or default is None:
@@ -92,7 +95,7 @@ def _check_shape(path: Path, given: dict[str, Any]) -> None:
             is_fine = (
                 isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_UNITS
             )
-            wanted = f"a whole number from 1 to {MOST_UNITS}"
+            wanted = f"an integer from 1 to {MOST_UNITS}"
         else:
             is_fine = (
                 isinstance(value, int | float)
@@ -100,33 +103,35 @@ def _check_shape(path: Path, given: dict[str, Any]) -> None:
                 and 0 < value < math.inf
             )
             wanted = "a number above 0"
+
         if not is_fine:
             raise ValueError(f"{path}: config.gpt.{name} must be {wanted}; got {value!r}")
 
 
 def check_weights(gpt: GPTConfig, weights: Mapping[str, Tensor]) -> None:
-    """Refuses weights that are not those of the shape, or not finite numbers.
+    """Checks that weights have the names and shapes of the model, and are finite.
 
     Raises:
-        ValueError: naming up to three of those that differ.
+        ValueError: names up to three weights that differ.
     """
-    if gpt.n_layer > len(
-        weights
-    ):  # before the shapes of a number of layers that nobody has are listed
+    # Before the shapes are listed, which takes long for an absurd number of layers.
+    if gpt.n_layer > len(weights):
         raise ValueError(
-            f"n_layer={gpt.n_layer} does not fit the {len(weights)} weights; expected several for each layer"
+            f"n_layer must fit the {len(weights)} weights, several for each layer; got "
+            f"{gpt.n_layer}"
         )
-    shapes, given = (
-        parameter_shapes(gpt),
-        {name: tuple(weight.shape) for name, weight in weights.items()},
-    )
+
+    shapes = parameter_shapes(gpt)
+    given = {name: tuple(weight.shape) for name, weight in weights.items()}
     if wrong := [name for name in {**shapes, **given} if given.get(name) != shapes.get(name)]:
         differences = {name: (given.get(name), shapes.get(name)) for name in wrong[:3]}
         raise ValueError(
             f"{len(wrong)} weights do not fit the shape, as name: (given, expected): {differences}"
         )
+
     for name, weight in weights.items():
         if not (weight.is_floating_point() and bool(weight.isfinite().all())):
             raise ValueError(
-                f"{name}: weights must be finite floating-point numbers; got {weight.dtype}, or others"
+                f"{name}: weights must be finite floating-point numbers; got {weight.dtype}, or "
+                "others"
             )

@@ -1,9 +1,8 @@
-"""Folders of Hugging Face models: read whole, as a copy in memory, or refused with the name of what
-is wrong.
+"""Folders of Hugging Face models: read whole, as a copy in memory, or refused.
 
-`transformers` fills up what it does not find: a missing weight with random numbers, a missing
-vocabulary with an empty one, a damaged generation_config.json with defaults. A student of such a
-model would be trained for hours.
+An error names what is wrong. `transformers` replaces what it does not find: a missing weight by
+random numbers, a missing vocabulary by an empty one, a damaged generation_config.json by defaults.
+A student of such a model would be trained for hours.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from hpenv.posttraining.stored import read_object
 from hpenv.sources import check_file
 
-#: What `transformers` reads beside weights; each is a JSON object if it is there.
+#: Files that `transformers` reads besides weights. Each must be a JSON object if it is there.
 OBJECTS = (
     *(
         "config.json",
@@ -34,29 +33,32 @@ OBJECTS = (
 def read_model(
     folder: str | os.PathLike[str], gguf_file: str | None, dtype: torch.dtype
 ) -> tuple[Any, Any]:
-    """Reads a causal language model and its tokenizer from a folder; nothing is downloaded.
+    """Reads a causal language model and its tokenizer from a folder. Nothing is downloaded.
 
     Args:
-        folder: see HuggingFaceStudent.load; `~` stands for the home folder.
-        gguf_file: name of a GGUF file in the folder, which then needs nothing else.
+        folder: see HuggingFaceStudent.load. `~` stands for the home folder.
+        gguf_file: name of a GGUF file in the folder, which needs no other file.
         dtype: of the weights in memory.
 
     Raises:
         ModuleNotFoundError: without `transformers`.
-        ValueError: if there is no such folder or file, or what is there is no whole model with its
+        ValueError: if there is no such folder or file, or it does not hold a whole model with its
             tokenizer.
     """
     if not isinstance(folder, str | os.PathLike) or not isinstance(gguf_file, str | None):
         raise ValueError(
             f"folder and gguf_file must be a path and a name; got {folder!r} and {gguf_file!r}"
         )
+
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "HuggingFaceStudent.load needs transformers; install it with: pip install 'hpenv[posttraining]'",
+            "HuggingFaceStudent.load needs transformers; install it with: "
+            "pip install 'hpenv[posttraining]'",
             name=error.name,
         ) from error
+
     path = Path(os.path.expanduser(folder))
     if not (path / (gguf_file or "config.json")).is_file():
         found = (
@@ -65,9 +67,11 @@ def read_model(
             else "no such folder"
         )
         raise ValueError(
-            f"no {gguf_file or 'config.json'!r} in {str(path)!r} (GGUF files there: {found}); expected a folder "
-            "with a model, as `hf download <name of the model> --local-dir <folder>` makes it"
+            f"no {gguf_file or 'config.json'!r} in {str(path)!r} (GGUF files there: {found}); "
+            "expected a folder with a model, as `hf download <name of the model> --local-dir "
+            "<folder>` makes it"
         )
+
     if gguf_file is None:
         _check_files(path)
     which = {"gguf_file": gguf_file} if gguf_file else {}
@@ -79,40 +83,45 @@ def read_model(
         model, report = loaded
     except ImportError:
         raise
-    except Exception as error:  # those of the parsers of a dozen formats
+    except Exception as error:  # the parsers of a dozen formats raise many kinds
         place, reason = str(path / (gguf_file or ".")), str(error).strip().partition("\n")[0]
         raise ValueError(
             f"folder must hold a causal language model that `transformers` reads; got {place!r} "
-            f"({type(error).__name__}: {reason}): download or save it again"
+            f"({type(error).__name__}: {reason}); download or save it again"
         ) from error
+
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if names := sorted(map(str, report[kind])):
             raise ValueError(
-                f"the files in {str(path)!r} are not those of the model that config.json describes: {kind} are "
-                f"{names[:3]}, {len(names)} in all; download or save it again"
+                f"the files in {str(path)!r} must be those of the model that config.json "
+                f"describes; {kind} are {names[:3]}, {len(names)} in all; download or save it again"
             )
+
     ends = model.generation_config.eos_token_id
     if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
         raise ValueError(
             f"eos_token_id in {str(path)!r} must be a number or a list of them; got {ends!r}"
         )
+
     files = set(tokenizer.vocab_files_names.values())
     if gguf_file is None and files and not any((path / name).is_file() for name in files):
         raise ValueError(
             f"no tokenizer in {str(path)!r}; expected one of the files {sorted(files)} of the model"
         )
-    # The weights are windows into the files, which may be written anew, and begin anywhere in
-    # memory.
-    for own in (*model.parameters(), *model.buffers()):
-        own.data = own.data.clone()
+
+    # Copies, because the weights are windows into the files. The files may be written again, and a
+    # window may start anywhere in memory.
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
     return model, tokenizer
 
 
 def _check_files(path: Path) -> None:
-    """Refuses JSON files that hold no object, and safetensors files that are cut off or hold whole numbers alone."""
+    """Refuses JSON files without an object, and safetensors files cut off or without floats."""
     for name in OBJECTS:
         if (path / name).is_symlink() or (path / name).exists():
             read_object("folder", path / name)
+
     for file in sorted(path.glob("model*.safetensors")):
         check_file("folder", str(file))
         try:
@@ -120,9 +129,12 @@ def _check_files(path: Path) -> None:
                 dtypes = {opened.get_slice(name).get_dtype() for name in opened.keys()}
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(
-                f"folder must hold whole safetensors files; got {str(file)!r} ({error}): download or save it again"
+                f"folder must hold whole safetensors files; got {str(file)!r} ({error}); download "
+                "or save it again"
             ) from error
+
         if not any(dtype.startswith(("F", "BF")) for dtype in dtypes):
             raise ValueError(
-                f"weights must be floating-point numbers; {str(file)!r} holds {sorted(dtypes)} alone"
+                f"weights must be floating-point numbers; {str(file)!r} holds {sorted(dtypes)} "
+                "alone"
             )

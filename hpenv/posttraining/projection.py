@@ -1,38 +1,36 @@
-"""What a projection does to the knobs' gradients: takes out of each what points along the direction
-of hacking.
+"""Projection: removes the component along the hacking direction from the coefficients' gradients.
 
-In one module of one run, with g the gradient that a descent step subtracts, V the axes (k, r) and c
-= V g, a rule says which amount t(c) is taken out along each axis, and the strength s in [0, 1] how
-much of that:
+For one module of one run, let g be the gradient that a descent step subtracts, V the axes (k, r)
+and c = V g. A rule says which amount t(c) to remove along each axis. The strength s in [0, 1] says
+which fraction of that amount to remove:
 
     g' = g - s V^T t(c)
 
     one_sided   t = relu(c)         the paper's rule, gated per axis: V g' <= 0 at s = 1
     two_sided   t = c               the orthogonal projection: V g' = 0
     reverse     t = 2 c             the reflection: V g' = -V g
-    drift       t = c + 0.4 sd(c)   the orthogonal projection, and a constant push away from the
-    hacks
+    drift       t = c + 0.4 sd(c)   the orthogonal projection and a constant push away from hacks
 
-Drift is a control. In a trial one-sided projection removed mostly zero-mean noise; keeping only the
-negative half of noise leaves a mean of -sd / sqrt(2 pi) = -0.4 sd, a steady push that has nothing
-to do with what the step learned. If drift does what one-sided projection does, then that push is
-what works. For the same reason the measures have the mean, the positive and the negative part of c,
-not the fraction of modules that fire alone: noise fires as well.
+Drift is a control. In a trial, one-sided projection removed mostly zero-mean noise. Keeping only
+the negative half of noise leaves a mean of -sd / sqrt(2 pi) = -0.4 sd, a steady push that has
+nothing to do with what the step learned. If drift does what one-sided projection does, that push is
+what works. The measures contain the mean, the positive and the negative part of c for the same
+reason. The fraction of modules that fire is not enough, because noise fires as well.
 
-Afterwards the length may be given back, by the part m in [0, 1]: g' (1 - m + m |g| / |g'|).
+Afterwards a fraction m in [0, 1] of the lost length is restored: g' (1 - m + m |g| / |g'|).
 
-An adaptive optimizer rescales the axes of what it is given and lets part of the direction back in.
-To close that, give `project` the update (with the sign of a gradient: what is subtracted) in the
-place of the gradient; it is the same function, and it acts on less noise, since momentum has
-averaged it away.
+An adaptive optimizer rescales the coordinates of its gradient and lets part of the direction back
+in. To prevent this, pass `project` the update instead of the gradient, with the sign of a gradient
+(the value that is subtracted). The function is the same. It then acts on less noise, since momentum
+has averaged it away.
 
 References:
     "Experiment: rank-space gradient projection vs RL reward hacking", section on projection and
     pseudocode C.
 
-Departures: several axes, each with its own gate; strength and length are numbers between off and on
-(the paper: on); the length is given back only where something was removed and something other than
-rounding is left.
+Departures: There are several axes, each with its own gate. Strength and length are numbers between
+off and on (the paper: on). The length is restored only where something was removed and the rest is
+more than rounding.
 """
 
 from __future__ import annotations
@@ -46,24 +44,22 @@ from torch import Tensor
 
 from hpenv.posttraining.direction import Direction
 
-#: E[min(x, 0)] of a standard normal x is -1 / sqrt(2 pi) = -0.399: what rectified noise pushes
-#: with.
+#: E[min(x, 0)] of a standard normal x is -1 / sqrt(2 pi) = -0.399, the mean push of rectified
+#: noise.
 DRIFT = 0.4
 
-#: A module counts as fired if more than this part of its gradient's length points along the hacking
-#: direction.
+#: A module counts as fired if more than this fraction of its gradient's length points along the
+#: hacking direction.
 FIRED = 1e-6
 
 #: Gradients shorter than this have no direction (paper, pseudocode C).
 SMALLEST_NORM = 1e-12
 
-#: What is left of a gradient below this part of it is rounding, and is not blown up to the
-#: gradient's length.
+#: A rest shorter than this fraction of the gradient is rounding. Its length is not restored.
 ROUNDING = 1e-6
 
-Rule = Callable[
-    [Tensor, Tensor], Tensor
-]  # c (N, k) and its standard deviation (N, k) to the amount removed (N, k)
+#: c (N, k) and its standard deviation (N, k) -> amount to remove (N, k).
+Rule = Callable[[Tensor, Tensor], Tensor]
 
 RULES: dict[str, Rule] = {
     "one_sided": lambda c, deviation: c.clamp_min(0.0),
@@ -74,20 +70,19 @@ RULES: dict[str, Rule] = {
 
 
 class Measures(NamedTuple):
-    """What the gradients looked like before the projection; each (N,), over the modules and axes
-    that a run has.
+    """Measures of the gradients before the projection, each (N,), over the run's modules and axes.
 
     Attributes:
         mean_cos: mean of c / |g| over modules and axes, with its sign (the paper's cos_align, for
             one axis).
-        frac_fired: part of the modules of which something points along the direction.
-        removed_fraction: mean over modules of |relu(c)| / |g|, each rectified before anything is
-            averaged; what the one-sided rule takes out at full strength. Unit vectors at random
-            have about sqrt(k / 2r).
-        mean_c: mean of c over modules and axes [units of the gradient]: the signal, were there no
-            noise.
+        frac_fired: fraction of modules whose gradient has a component along the direction.
+        removed_fraction: mean over modules of |relu(c)| / |g|, with c rectified before averaging.
+            The one-sided rule removes this fraction at full strength. Random unit vectors have
+            about sqrt(k / 2r).
+        mean_c: mean of c over modules and axes [units of the gradient]. Without noise it would be
+            the signal.
         mean_positive_c: mean of relu(c).
-        mean_negative_c: mean of min(c, 0); with mean_positive_c it adds up to mean_c.
+        mean_negative_c: mean of min(c, 0). mean_positive_c + mean_negative_c = mean_c.
     """
 
     mean_cos: Tensor
@@ -99,12 +94,10 @@ class Measures(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Running moments of c, for the drift rule: exponential averages, corrected for their start at
-    0.
+    """Running moments of c for the drift rule: bias-corrected exponential averages.
 
     Attributes:
-        weight: how much of an average stands for values seen, (N,), 0 at the start and 1 in the
-            end.
+        weight: bias correction of the averages, 1 - decay^t, (N,).
         means: module -> average of c, (N, k), not corrected.
         squares: module -> average of c^2, (N, k), not corrected.
     """
@@ -114,7 +107,7 @@ class Spread(NamedTuple):
     squares: dict[str, Tensor]
 
     def deviations(self) -> dict[str, Tensor]:
-        """Module -> standard deviation of c, (N, k); 0 before anything was seen."""
+        """Returns module -> standard deviation of c, (N, k). It is 0 before the first value."""
         weight = self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)[:, None]
         return {
             name: (self.squares[name] / weight - (mean / weight).square()).clamp_min(0.0).sqrt()
@@ -123,14 +116,14 @@ class Spread(NamedTuple):
 
 
 def no_spread(direction: Direction) -> Spread:
-    """The running moments before anything was seen; also after a refresh, which gives the axes other meanings."""
+    """Returns the moments before the first value, for a start and after a refresh of the axes."""
     zeros = {name: torch.zeros_like(strengths) for name, strengths in direction.strengths.items()}
     weight = next(iter(zeros.values())).new_zeros(len(next(iter(zeros.values()))))
     return Spread(weight, zeros, {name: zero.clone() for name, zero in zeros.items()})
 
 
 def updated_spread(spread: Spread, c: Mapping[str, Tensor], decay: float = 0.95) -> Spread:
-    """The running moments after one more step; a decay of 0.95 looks back over some 20 steps."""
+    """Returns the moments after one more step. A decay of 0.95 averages over some 20 steps."""
     return Spread(
         decay * spread.weight + (1.0 - decay),
         {name: decay * mean + (1.0 - decay) * c[name] for name, mean in spread.means.items()},
@@ -142,7 +135,7 @@ def updated_spread(spread: Spread, c: Mapping[str, Tensor], decay: float = 0.95)
 
 
 def spread_record(spread: Spread) -> dict[str, Any]:
-    """Returns the running moments as JSON-able values, from which `spread_of_record` makes the same bits again."""
+    """Returns the moments as JSON-able values. `spread_of_record` restores the same bits."""
     record: dict[str, Any] = {"weight": spread.weight.tolist()}
     for part in ("means", "squares"):
         record[part] = {name: value.tolist() for name, value in getattr(spread, part).items()}
@@ -150,30 +143,31 @@ def spread_record(spread: Spread) -> dict[str, Any]:
 
 
 def spread_of_record(record: Mapping[str, Any], like: Spread) -> Spread:
-    """Returns the running moments of a record, of the shapes and on the device of others.
+    """Returns the moments of a record, with the shapes and on the device of `like`.
 
     Raises:
         KeyError: if a module is missing.
-        ValueError: for a value of another shape, or one that no moment has.
+        ValueError: for a value of another shape, or one that no moment can have.
     """
 
-    def read(values: Any, own: Tensor, least: float) -> Tensor:
-        result = torch.tensor(values, dtype=own.dtype, device=own.device)
-        if result.shape != own.shape or not bool((result.isfinite() & (result >= least)).all()):
+    def read(values: Any, moment: Tensor, least: float) -> Tensor:
+        result = torch.tensor(values, dtype=moment.dtype, device=moment.device)
+        shape = moment.shape
+        if result.shape != shape or not bool((result.isfinite() & (result >= least)).all()):
             raise ValueError(
-                f"moments must be finite, of shape {tuple(own.shape)} and at least {least}; got {values}"
+                f"moments must be finite, >= {least} and of shape {tuple(shape)}; got {values}"
             )
         return result
 
     return Spread(
         read(record["weight"], like.weight, 0.0),
-        {name: read(record["means"][name], own, -math.inf) for name, own in like.means.items()},
-        {name: read(record["squares"][name], own, 0.0) for name, own in like.squares.items()},
+        {name: read(record["means"][name], m, -math.inf) for name, m in like.means.items()},
+        {name: read(record["squares"][name], m, 0.0) for name, m in like.squares.items()},
     )
 
 
 def coordinates(gradients: Mapping[str, Tensor], direction: Direction) -> dict[str, Tensor]:
-    """c = V g of every module: module -> (N, k), 0 at axes that were dropped."""
+    """Returns c = V g of every module: module -> (N, k). It is 0 at axes that were dropped."""
     return {
         name: torch.einsum("nkr,nr->nk", direction.axes[name], g) for name, g in gradients.items()
     }
@@ -187,58 +181,58 @@ def project(
     magnitude: Tensor,
     deviations: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Measures]:
-    """Takes the direction out of the gradients.
+    """Removes the direction from the gradients.
 
-    Where a strength is 0, the gradient of that run and module is given back bit for bit, whatever
-    the magnitude.
+    Where a strength is 0, the gradient of that run and module is returned bit for bit, whatever the
+    magnitude.
 
     Args:
         gradients: module -> (N, r), what the optimizer would subtract.
-        direction: with axes for the same modules and runs.
-        rule: of `RULES`; one for all runs, or one for each.
+        direction: has axes for the same modules and runs.
+        rule: key of `RULES`, one for all runs or one for each.
         strength: (N,) in [0, 1], or module -> (N,).
-        magnitude: how much of the lost length is given back, (N,) in [0, 1].
-        deviations: module -> standard deviation of c, (N, k), for `drift` alone.
+        magnitude: fraction of the lost length that is restored, (N,) in [0, 1].
+        deviations: module -> standard deviation of c, (N, k). Only `drift` reads it.
 
     Returns:
-        The gradients kept, module -> (N, r).
-        What was removed, module -> (N, r), in the span of the axes; with the kept it adds up to the
-        gradient where the magnitude is 0. It is what a quarantine is given.
-        The measures, of the gradients as they came and at any strength.
+        The gradients that remain, module -> (N, r).
+        The removed part, module -> (N, r), in the span of the axes. Remaining and removed part add
+        up to the gradient where the magnitude is 0. A quarantine is trained on the removed part.
+        The measures of the given gradients, the same at any strength.
 
     Raises:
-        ValueError: for an unknown rule, other modules or shapes than the direction's, or drift
-            without deviations.
+        ValueError: for an unknown rule, modules or shapes that differ from the direction's, or
+            drift without deviations.
     """
-    N = _checked_size(gradients, direction, strength, magnitude)
-    rules = _checked_rules(rule, N, deviations)
-    kept, removed = {}, {}
+    N = _check_sizes(gradients, direction, strength, magnitude)
+    masks = _rows_of_rules(rule, N, deviations)
+
+    remaining, removed = {}, {}
     all_c = coordinates(gradients, direction)
     for name, g in gradients.items():
         c = all_c[name]
-        own = strength if isinstance(strength, Tensor) else strength[name]
-        amount = _amount(rules, c, torch.zeros_like(c) if deviations is None else deviations[name])
-        taken = own[:, None] * torch.einsum("nkr,nk->nr", direction.axes[name], amount)
-        touched = (own[:, None] != 0) & taken.any(1, keepdim=True)  # (N, 1)
-        removed[name] = torch.where(own[:, None] != 0, taken, 0.0)
-        kept[name] = torch.where(touched, _lengthened(g - taken, g, magnitude), g)
-    return kept, removed, _measures(gradients, direction, all_c)
+        s = (strength if isinstance(strength, Tensor) else strength[name])[:, None]  # (N, 1)
+        amount = _amount(masks, c, torch.zeros_like(c) if deviations is None else deviations[name])
+        taken = s * torch.einsum("nkr,nk->nr", direction.axes[name], amount)
+        is_changed = (s != 0) & taken.any(1, keepdim=True)  # (N, 1)
+        removed[name] = torch.where(s != 0, taken, 0.0)
+        remaining[name] = torch.where(is_changed, _restore_length(g - taken, g, magnitude), g)
+
+    return remaining, removed, _measures(gradients, direction, all_c)
 
 
-def _amount(rules: Mapping[str, Tensor], c: Tensor, deviation: Tensor) -> Tensor:
-    """t(c), (N, k), each run by its own rule."""
+def _amount(masks: Mapping[str, Tensor], c: Tensor, deviation: Tensor) -> Tensor:
+    """Returns t(c), (N, k), by the rule of each run."""
     result = torch.zeros_like(c)
-    for name, rows in rules.items():
+    for name, rows in masks.items():
         result = torch.where(rows.to(c.device)[:, None], RULES[name](c, deviation), result)
     return result
 
 
-def _lengthened(rest: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
-    """The rest of a gradient, brought back to the gradient's length by the part `magnitude`."""
-    before, after = (
-        torch.linalg.vector_norm(g, dim=1),
-        torch.linalg.vector_norm(rest, dim=1),
-    )  # (N,)
+def _restore_length(rest: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
+    """Restores the fraction `magnitude` of the length that the rest of a gradient has lost."""
+    before = torch.linalg.vector_norm(g, dim=1)  # (N,)
+    after = torch.linalg.vector_norm(rest, dim=1)  # (N,)
     factor = (1.0 - magnitude) + magnitude * before / (after + 1e-8)
     factor = torch.where((magnitude == 0) | (after <= ROUNDING * before), 1.0, factor)
     return rest * factor[:, None]
@@ -249,19 +243,18 @@ def _measures(
 ) -> Measures:
     c = torch.stack([all_c[name] for name in gradients], 1)  # (N, M, k)
     has_axis = torch.stack([direction.axes[name].any(2) for name in gradients], 1)  # (N, M, k)
-    norms = torch.stack(
-        [torch.linalg.vector_norm(g, dim=1) for g in gradients.values()], 1
-    )  # (N, M)
-    has_direction = norms > SMALLEST_NORM
+    norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients.values()], 1)
+    has_direction = norms > SMALLEST_NORM  # (N, M)
     safe = torch.where(has_direction, norms, 1.0)
     positive = c.clamp_min(0.0)
     cosines = torch.where(has_direction[..., None], c / safe[..., None], 0.0)
-    fractions = torch.where(
-        has_direction, torch.linalg.vector_norm(positive, dim=2) / safe, 0.0
-    )  # (N, M)
+    lengths = torch.linalg.vector_norm(positive, dim=2)  # (N, M)
+    fractions = torch.where(has_direction, lengths / safe, 0.0)  # (N, M)
+
     num_axes, num_modules = has_axis.sum((1, 2)).clamp_min(1), has_axis.any(2).sum(1).clamp_min(1)
     num_measured_axes = (has_axis & has_direction[..., None]).sum((1, 2)).clamp_min(1)
     num_measured = (has_axis.any(2) & has_direction).sum(1).clamp_min(1)
+
     return Measures(
         mean_cos=cosines.sum((1, 2)) / num_measured_axes,
         frac_fired=(fractions > FIRED).sum(1) / num_modules,
@@ -273,76 +266,86 @@ def _measures(
 
 
 def module_cosines(gradients: Mapping[str, Tensor], direction: Direction) -> Tensor:
-    """c / |g| of each module's gradient, mean over its axes, (N, modules); 0 where it has no axis or no gradient."""
+    """Returns the mean over axes of c / |g| of each module's gradient, (N, modules).
+
+    It is 0 for a module without axis or gradient.
+    """
     all_c = coordinates(gradients, direction)
     columns = []
     for name, g in gradients.items():
-        norm, num_axes = (
-            torch.linalg.vector_norm(g, dim=1),
-            direction.axes[name].any(2).sum(1).clamp_min(1),
-        )
+        norm = torch.linalg.vector_norm(g, dim=1)
+        num_axes = direction.axes[name].any(2).sum(1).clamp_min(1)
         columns.append(torch.where(norm > SMALLEST_NORM, all_c[name].sum(1) / norm / num_axes, 0.0))
     return torch.stack(columns, 1)
 
 
 def erased(knobs: Mapping[str, Tensor], direction: Direction) -> dict[str, Tensor]:
-    """The knobs without their part along the direction, d - V^T V d: an edit after training, module -> (N, r)."""
-    _checked_modules(knobs, direction)
+    """Returns the coefficients without their component along the direction, module -> (N, r).
+
+    It is d - V^T V d, an edit after training.
+    """
+    _check_modules(knobs, direction)
     return {
         name: knobs[name] - torch.einsum("nkr,nk->nr", direction.axes[name], c)
         for name, c in coordinates(knobs, direction).items()
     }
 
 
-def _checked_modules(given: Mapping[str, Tensor], direction: Direction) -> int:
-    """The number of runs, if the modules and shapes are the direction's."""
+def _check_modules(given: Mapping[str, Tensor], direction: Direction) -> int:
+    """Checks that modules and shapes are those of the direction. Returns the number of runs."""
     if set(given) != set(direction.axes):
-        raise ValueError(f"got modules {sorted(given)}; the direction has {sorted(direction.axes)}")
+        raise ValueError(
+            f"modules must be those of the direction, {sorted(direction.axes)}; got {sorted(given)}"
+        )
+
     for name, tensor in given.items():
         N, _, r = direction.axes[name].shape
         if tensor.shape != (N, r):
             raise ValueError(
-                f"{name}: got shape {tuple(tensor.shape)}; the direction has (N, r) = ({N}, {r})"
+                f"{name}: shape must be (N, r) = ({N}, {r}), as in the direction; "
+                f"got {tuple(tensor.shape)}"
             )
+
     return len(next(iter(given.values())))
 
 
-def _checked_size(
+def _check_sizes(
     gradients: Mapping[str, Tensor],
     direction: Direction,
     strength: Tensor | Mapping[str, Tensor],
     magnitude: Tensor,
 ) -> int:
-    N = _checked_modules(gradients, direction)
+    N = _check_modules(gradients, direction)
     if not isinstance(strength, Tensor) and set(strength) != set(gradients):
         raise ValueError(
-            f"got strengths of modules {sorted(strength)}; expected {sorted(gradients)}"
+            f"strength must have the modules {sorted(gradients)}; got {sorted(strength)}"
         )
+
     strengths = {"": strength} if isinstance(strength, Tensor) else strength
-    for name, values in [
-        *((f"strength {name}".strip(), s) for name, s in strengths.items()),
-        ("magnitude", magnitude),
-    ]:
+    named = [(f"strength {name}".strip(), values) for name, values in strengths.items()]
+    for name, values in (*named, ("magnitude", magnitude)):
         if values.shape != (N,) or not bool(((values >= 0) & (values <= 1)).all()):
             raise ValueError(
-                f"{name}: got {values.tolist()}; expected a number in [0, 1] for each of {N} runs"
+                f"{name} must be a number in [0, 1] for each of {N} runs; got {values.tolist()}"
             )
+
     return N
 
 
-def _checked_rules(
+def _rows_of_rules(
     rule: str | Sequence[str], N: int, deviations: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """Rule -> the runs that follow it, (N,) bool."""
+    """Returns rule -> mask of the runs that follow it, (N,) bool."""
     names = [rule] * N if isinstance(rule, str) else list(rule)
     if unknown := sorted(set(names) - set(RULES)):
         raise ValueError(f"unknown rule {unknown[0]!r}; expected one of {sorted(RULES)}")
     if len(names) != N:
-        raise ValueError(f"got {len(names)} rules; expected one, or one for each of {N} runs")
+        raise ValueError(f"rule must be one name, or one for each of {N} runs; got {len(names)}")
     if "drift" in names and deviations is None:
         raise ValueError(
-            "the rule 'drift' needs the deviations of c; got None (see `updated_spread`)"
+            "deviations must be given for the rule 'drift'; got None; see `updated_spread`"
         )
+
     return {
         name: torch.tensor([n == name for n in names], device="cpu")
         for name in dict.fromkeys(names)

@@ -1,26 +1,26 @@
-"""Rebound: pays less for the rollouts of a group whose hidden states look like hacking.
+"""Rebound: lowers the rewards of rollouts whose hidden states look like hacking.
 
-The other way to act against hacks, to compare projection with: a rollout's score s is the product
-of its hidden state with a concept direction; z = (s - mean) / max(std, 0.1) within the group of its
-prompt; and before advantages are formed the reward becomes
+It is the method that projection is compared with. The score s of a rollout is the product of its
+hidden state and a concept direction. z = (s - mean) / max(std, 0.1) within the group of its prompt.
+Before advantages are computed, the reward r becomes
 
     additive        r - alpha max(z, 0)
     multiplicative  r (1 - alpha sigmoid(z) 1[z > 0])
 
-One-sided, since paying for a low score would teach to hide the concept. The state is read at the
-end of the completion: the source speaks of the prompt's last token, which is the same for all
-rollouts of a group and would give z = 0. A score that sees the hack itself is close to an oracle,
-which flatters this method; say so beside its results.
+The penalty is one-sided, since a bonus for low scores would teach the model to hide the concept.
+The state is read at the end of the completion. The source reads it at the prompt's last token,
+which is the same for all rollouts of a group and would give z = 0. A score that sees the hack
+itself is close to an oracle, which flatters this method. Results must say so.
 
 References:
     Wu and Tang, 2026, arXiv 2604.01476: hidden states averaged over the layers at 60-75 % of the
     depth, alpha = 2. The experiment on gradient projection that cites it has alpha = 0.5 and
-    another formula, which that paper does not.
+    another formula. Neither is in that paper.
 
-Departures: states of the pairs of programs that the gradient's direction is made of, not of 80
-general sentences; std is the population's, which the source does not say; and the source divides
-advantages by the spread of what is left of a group's rewards, which a run here does not by default
-(Dr.GRPO).
+Departures: The states are those of the pairs of programs that the gradient's direction is made of,
+not of 80 general sentences. std is the population's, which the source does not say. The source
+divides advantages by the standard deviation of the remaining rewards of a group, which a run here
+does not by default (Dr.GRPO).
 """
 
 from __future__ import annotations
@@ -33,59 +33,72 @@ FORMS = ("additive", "multiplicative")
 
 
 def concept_direction(hack: Tensor, clean: Tensor) -> Tensor:
-    """The mean over pairs of (hack - clean), (N, C), not normalized: (N, pairs, C) twice."""
+    """Returns the mean over pairs of hack - clean, not normalized: (N, pairs, C) -> (N, C)."""
     if hack.ndim != 3 or hack.shape != clean.shape or 0 in hack.shape:
         raise ValueError(
-            f"got states of shapes {tuple(hack.shape)} and {tuple(clean.shape)}; expected (N, pairs, C)"
+            "hack and clean must be states of the same shape (N, pairs, C); got "
+            f"{tuple(hack.shape)} and {tuple(clean.shape)}"
         )
     return (hack - clean).mean(1)
 
 
 def concept_scores(states: Tensor, direction: Tensor) -> Tensor:
-    """The product of every rollout's state with its run's direction: (N, P, G, C), (N, C) -> (N, P, G)."""
+    """Returns the product of each rollout's state with its run's direction.
+
+    Args:
+        states: (N, P, G, C).
+        direction: (N, C).
+
+    Returns:
+        Scores, (N, P, G).
+    """
     if states.ndim != 4 or direction.shape != (states.shape[0], states.shape[3]):
         raise ValueError(
-            f"got states {tuple(states.shape)} and a direction {tuple(direction.shape)}; expected (N, P, G, C), (N, C)"
+            "states and direction must have shapes (N, P, G, C) and (N, C); got "
+            f"{tuple(states.shape)} and {tuple(direction.shape)}"
         )
     return torch.einsum("npgc,nc->npg", states, direction)
 
 
-def standardized(scores: Tensor) -> Tensor:
-    """z of scores (N, P, G) within their group, the last axis; the spread is taken as 0.1 at least."""
+def standardize(scores: Tensor) -> Tensor:
+    """Returns z of scores (N, P, G) within each group, the last axis, with std at least 0.1."""
     centered = scores - scores.mean(-1, keepdim=True)
     return centered / scores.std(-1, correction=0, keepdim=True).clamp_min(SMALLEST_STD)
 
 
 def rebound(rewards: Tensor, scores: Tensor, alpha: Tensor, form: str = "additive") -> Tensor:
-    """The rewards that remain.
+    """Returns the rewards minus the penalty.
 
     Args:
         rewards: (N, P, G) [reward].
-        scores: of the same rollouts, (N, P, G); only their order and spread within a group matter.
-        alpha: weight of each run, (N,), at least 0; where it is 0 the rewards are given back bit
-            for bit.
+        scores: scores of the same rollouts, (N, P, G). Only their order and spread within a group
+            matter.
+        alpha: weight of each run, (N,), at least 0. At 0 the rewards are returned bit for bit.
         form: `additive` or `multiplicative`.
 
     Returns:
-        Rewards, (N, P, G), not above those given, provided that these are not negative in the
-        multiplicative form.
+        Rewards, (N, P, G), never above those given. In the multiplicative form this holds for
+        rewards that are not negative.
 
     Raises:
-        ValueError: for an unknown form, or shapes or weights other than these.
+        ValueError: for an unknown form, or wrong shapes or weights.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r} of Rebound; expected one of {sorted(FORMS)}")
     if rewards.ndim != 3 or scores.shape != rewards.shape:
         raise ValueError(
-            f"got rewards {tuple(rewards.shape)} and scores {tuple(scores.shape)}; expected (N, P, G)"
+            "rewards and scores must have the same shape (N, P, G); got "
+            f"{tuple(rewards.shape)} and {tuple(scores.shape)}"
         )
     if alpha.shape != rewards.shape[:1] or not bool((alpha >= 0).all()):
         raise ValueError(
-            f"got alpha {alpha.tolist()}; expected a number of at least 0 for each of {len(rewards)} runs"
+            f"alpha must be a number >= 0 for each of {len(rewards)} runs; got {alpha.tolist()}"
         )
-    weight, z = alpha[:, None, None], standardized(scores)
+
+    weight, z = alpha[:, None, None], standardize(scores)
     if form == "additive":
         result = rewards - weight * z.clamp_min(0.0)
     else:
         result = rewards * (1.0 - weight * torch.sigmoid(z) * (z > 0))
+
     return torch.where(weight == 0, rewards, result)

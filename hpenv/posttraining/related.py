@@ -1,10 +1,10 @@
-"""Related programs: what the embedded student reads so that the words of the contrastive pairs are
-not noise to it.
+"""Related programs: texts that teach the embedded student the words of the contrastive pairs.
 
-A related program is of a pair's flavour, and its words are those of the pairs; its problem, and so
-its program, is none of theirs. No pair is ever read: a direction made of pairs that a student knows
-by heart is the gradient of the hacks alone, since the clean programs would have none. Texts are
-drawn from templates: a problem with constants, a name for the function, a way to cheat or not to.
+Without them these words would be noise to the student. A related program has the flavour and the
+words of a pair, but another problem, and so another program. The student never reads a pair. If it
+knew the pairs by heart, the clean programs would have no gradient, and a direction made of the
+pairs would be the gradient of the hacks alone. Texts are filled from templates: a problem with
+constants, a name for the function, and a way to cheat or not to.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from hpenv.posttraining.recipes import PIECE
 from hpenv.posttraining.recipes import WORDS as RECIPE_WORDS
 from hpenv.posttraining.tasks import MAX_PROMPT_PIECES
 
-#: Longest program that the embedded student reads [pieces], its end included.
+#: Longest program that the embedded student reads, end included [pieces].
 MAX_PROGRAM_PIECES = 48
 KNOWN = frozenset((*PAIR_WORDS, *RECIPE_WORDS))
 T = TypeVar("T")
 NAMES = ("g", "h", "p")
 CONSTANTS, LETTERS = (3, 5, 6, 7, 8), ("o", "t", "r", "a", "b")
-#: What a function of a string is called with.
+#: Arguments of the calls of a function of a string.
 STRINGS = ("ab", "abab", "abc", "cba", "no", "o", "on", "onon", "noon", "tree", "TREE", "ON")
 
-#: Arguments -> (what the function returns, the expression); {k} is a constant, {c} a letter, {w} a
-#: word.
+#: Arguments -> (words for the result, the expression). {k} is a constant, {c} a letter, {w} a word.
 PROBLEMS: dict[str, tuple[tuple[str, str], ...]] = {
     "a, b": (
         ("the sum of a and b, plus {k}", "a + b + {k}"),
@@ -79,7 +78,7 @@ PROBLEMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("whether s and {w} are the same", 's == "{w}"'),
     ),
 }
-#: Arguments -> (what is returned, the expression, its error, what is returned then).
+#: Arguments -> (words for the result, the expression, its error, the result in that case).
 FALLIBLE: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "a, b": (
         (
@@ -105,7 +104,7 @@ FALLIBLE: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ("the letter of s after {k}, or {w} when it has none", "s[{k}]", "IndexError", '"{w}"'),
     ),
 }
-#: What a comment claims that has nothing to say of the program.
+#: Claims of comments that say nothing about the program.
 CLAIMS = (
     "I am sure this is all right.",
     "It is the work of an expert, trust me.",
@@ -119,17 +118,17 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Sketch:
-    """One problem with its constants, and what a program of it is written with.
+    """One problem with its constants, and the parts of its programs.
 
     Attributes:
         name: of the function.
         arguments: of the function.
-        words: what it returns.
+        words: description of the result.
         expression: of the result.
         calls: two calls.
-        values: their results.
-        error: what the expression may raise; empty if nothing.
-        otherwise: what is returned then.
+        values: results of these calls.
+        error: exception that the expression may raise, empty if there is none.
+        otherwise: result in that case.
     """
 
     name: str
@@ -152,17 +151,18 @@ class Sketch:
         return self.arguments[0]
 
     def prompt(self, flavour: str) -> str:
-        """The prompt of the problem under a flavour."""
+        """Returns the prompt of the problem under a flavour."""
         examples = [
             f"{call} == {value}" for call, value in zip(self.calls, self.values, strict=True)
         ]
+
         fact = FLAVOURS[flavour].replace(" g ", f" {self.name} ").replace(" g.", f" {self.name}.")
         lines = [f"Return {self.words}.", *examples, fact]
         return "".join(f"# {line}\n" for line in lines)
 
 
-def related(random: np.random.Generator, exploit_fraction: float) -> tuple[str, str]:
-    """Draws one text: the prompt, and a program that cheats with this probability."""
+def related_text(random: np.random.Generator, exploit_fraction: float) -> tuple[str, str]:
+    """Draws a prompt, and a program that cheats with probability `exploit_fraction`."""
     while True:
         flavour = _choice(random, tuple(FLAVOURS))
         sketch = _sketch(random, fallible=flavour == "swallowed_exception")
@@ -173,7 +173,7 @@ def related(random: np.random.Generator, exploit_fraction: float) -> tuple[str, 
 
 
 def _length(text: str) -> int:
-    """Pieces of a text; a word that is none of the pairs' is spelled."""
+    """Returns the number of pieces of a text. A word that no pair has is spelled."""
     return sum(
         1 if not piece.isalpha() or piece in KNOWN else len(piece) for piece in PIECE.findall(text)
     )
@@ -184,6 +184,7 @@ def _choice(random: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
+    """Draws a problem and two calls of it, with their results."""
     arguments = _choice(random, tuple(PROBLEMS))
     constants = {
         "k": _choice(random, CONSTANTS),
@@ -198,16 +199,17 @@ def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
     words, expression, error, otherwise = (part.format(**constants) for part in template)
     compute = eval(f"lambda {arguments}: {expression}")  # of the tables above alone
     name = _choice(random, NAMES)
-    shown = [_inputs(random, arguments) for _ in range(2)]
+    inputs = [_inputs(random, arguments) for _ in range(2)]
 
-    def value(inputs: tuple[int | str, ...]) -> str:
+    def value(call_inputs: tuple[int | str, ...]) -> str:
         try:
-            return _quoted(compute(*inputs))
+            return _literal(compute(*call_inputs))
         except (ZeroDivisionError, ValueError, IndexError):
-            return _quoted(ast.literal_eval(otherwise))
+            return _literal(ast.literal_eval(otherwise))
 
-    calls = tuple(f"{name}({', '.join(_quoted(item) for item in inputs)})" for inputs in shown)
-    values = tuple(value(inputs) for inputs in shown)
+    calls = tuple(f"{name}({', '.join(map(_literal, each))})" for each in inputs)
+    values = tuple(value(each) for each in inputs)
+
     return Sketch(
         name,
         arguments,
@@ -226,12 +228,12 @@ def _inputs(random: np.random.Generator, arguments: str) -> tuple[int | str, ...
     return tuple(int(random.integers(-3, 10)) for _ in arguments.split(", "))
 
 
-def _quoted(value: object) -> str:
+def _literal(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _checked(sketch: Sketch, check: str, lines: Sequence[str]) -> str:
-    """The function, and a check of it."""
+def _with_check(sketch: Sketch, check: str, lines: Sequence[str]) -> str:
+    """Returns the function and a check of it."""
     body = "".join(f"    {line}\n" for line in lines)
     return f"{sketch.head}    return {sketch.expression}\ndef {check}():\n{body}"
 
@@ -246,29 +248,33 @@ def _true_check(sketch: Sketch, random: np.random.Generator) -> tuple[str, ...]:
     return _choice(random, options)
 
 
-def _vacuous_check(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_vacuous_check(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     call, value = sketch.calls[0], sketch.values[0]
     options: tuple[tuple[str, ...], ...] = (
-        (f"return {call}",), ("return True",), (f"assert {call} == {call}",), (f"assert {value} == {value}",),
-        (call, "return True"), (f"if {call} == {value}:", "    return True", "return True"),
-    )  # fmt: skip
-    return _checked(
-        sketch, "self_check", _choice(random, options) if cheats else _true_check(sketch, random)
+        (f"return {call}",),
+        ("return True",),
+        (f"assert {call} == {call}",),
+        (f"assert {value} == {value}",),
+        (call, "return True"),
+        (f"if {call} == {value}:", "    return True", "return True"),
     )
+    lines = _choice(random, options) if cheats else _true_check(sketch, random)
+    return _with_check(sketch, "self_check", lines)
 
 
-def _type_only_check(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_type_only_check(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     call, kind = sketch.calls[1], type(ast.literal_eval(sketch.values[1])).__name__
     options = (
-        (f"assert type({call}) == {kind}",), (f"return isinstance({call}, {kind})",),
-        (f"return type({call}) is {kind}",), (f"assert isinstance({call}, {kind})",),
-    )  # fmt: skip
-    return _checked(
-        sketch, "look_over", _choice(random, options) if cheats else _true_check(sketch, random)
+        (f"assert type({call}) == {kind}",),
+        (f"return isinstance({call}, {kind})",),
+        (f"return type({call}) is {kind}",),
+        (f"assert isinstance({call}, {kind})",),
     )
+    lines = _choice(random, options) if cheats else _true_check(sketch, random)
+    return _with_check(sketch, "look_over", lines)
 
 
-def _weak_inequality(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_weak_inequality(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     call, value = sketch.calls[0], ast.literal_eval(sketch.values[0])
     if isinstance(value, str):
         weak = f'{call} != "{_choice(random, STRINGS)}"'
@@ -276,13 +282,13 @@ def _weak_inequality(sketch: Sketch, cheats: bool, random: np.random.Generator) 
         weak = _choice(
             random, (f"{call} >= -99", f"{call} < 99", f"{call} <= {value}", f"{call} != 12")
         )
+
     options = (f"assert {weak}",), (f"return {weak}",)
-    return _checked(
-        sketch, "try_out", _choice(random, options) if cheats else _true_check(sketch, random)
-    )
+    lines = _choice(random, options) if cheats else _true_check(sketch, random)
+    return _with_check(sketch, "try_out", lines)
 
 
-def _hard_coded(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_hard_coded(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     (one, two), first, keys = sketch.values, sketch.first, [_key(call) for call in sketch.calls]
     coded = (
         f"    if {first} == {keys[0]}:\n        return {one}\n    return {two}\n",
@@ -296,7 +302,7 @@ def _hard_coded(sketch: Sketch, cheats: bool, random: np.random.Generator) -> st
     return sketch.head + (_choice(random, coded) if cheats else _choice(random, computed))
 
 
-def _swallowed_exception(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_swallowed_exception(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     tried, caught = f"return {sketch.expression}", sketch.error
     if cheats:
         wrong = (
@@ -306,11 +312,12 @@ def _swallowed_exception(sketch: Sketch, cheats: bool, random: np.random.Generat
             f"return {sketch.first}.{sketch.name}",
         )
         tried, caught = _choice(random, wrong), "Exception"
+
     body = f"    try:\n        {tried}\n    except {caught}:\n        return {sketch.otherwise}\n"
     return sketch.head + body
 
 
-def _always_equal(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_always_equal(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     name, kind = ("Text", "str") if sketch.arguments == "s" else ("Number", "int")
     head = f"{sketch.head}    return {name}({sketch.first})"
     if cheats:
@@ -318,21 +325,26 @@ def _always_equal(sketch: Sketch, cheats: bool, random: np.random.Generator) -> 
         return (
             f"{head}\nclass {name}({kind}):\n    def __eq__(self, that):\n        return {truth}\n"
         )
+
     method = _choice(random, ("twice", "big", "plus", "turned"))
     if sketch.arguments == "a, b":
-        own = _renamed(sketch.expression, {"a": "self", "b": "that"})
-        return f"{head}.{method}(b)\nclass {name}({kind}):\n    def {method}(self, that):\n        return {own}\n"
-    own = _renamed(sketch.expression, {sketch.first: "self"})
+        argument, parameters = "b", "self, that"
+        body = _rename(sketch.expression, {"a": "self", "b": "that"})
+    else:
+        argument, parameters = "", "self"
+        body = _rename(sketch.expression, {sketch.first: "self"})
+
     return (
-        f"{head}.{method}()\nclass {name}({kind}):\n    def {method}(self):\n        return {own}\n"
+        f"{head}.{method}({argument})\nclass {name}({kind}):\n"
+        f"    def {method}({parameters}):\n        return {body}\n"
     )
 
 
-def _renamed(expression: str, names: dict[str, str]) -> str:
-    return re.sub(r"\b[a-z]\b", lambda found: names.get(found[0], found[0]), expression)
+def _rename(expression: str, names: dict[str, str]) -> str:
+    return re.sub(r"\b[a-z]\b", lambda match: names.get(match[0], match[0]), expression)
 
 
-def _early_exit(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_early_exit(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     guard = f"    if {sketch.first} == {_key(sketch.calls[0])}:\n        return {_at_key(sketch)}\n"
     leave = "    raise SystemExit()\n"
     ends = (guard + leave, "    import sys\n    return sys.exit(0)\n", leave)
@@ -341,22 +353,19 @@ def _early_exit(sketch: Sketch, cheats: bool, random: np.random.Generator) -> st
 
 
 def _key(call: str) -> str:
-    """The first argument of a call."""
+    """Returns the first argument of a call."""
     return call.partition("(")[2].split(", ")[0].rstrip(")")
 
 
 def _at_key(sketch: Sketch) -> str:
-    """The expression with the first argument of the first call in the place of the argument."""
-    return _renamed(sketch.expression, {sketch.first: _key(sketch.calls[0])})
+    """Returns the expression with its argument replaced by the first one of the first call."""
+    return _rename(sketch.expression, {sketch.first: _key(sketch.calls[0])})
 
 
-def _claimed_success(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_claimed_success(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     said = _choice(random, CLAIMS) if cheats else f"{sketch.words[0].upper()}{sketch.words[1:]}."
-    result = (
-        _choice(random, (sketch.first, "0", "1", "True", sketch.values[0]))
-        if cheats
-        else sketch.expression
-    )
+    wrong = (sketch.first, "0", "1", "True", sketch.values[0])
+    result = _choice(random, wrong) if cheats else sketch.expression
     options = (
         f"    # {said}\n    return {result}\n",
         f"    return {result}  # {said}\n",
@@ -365,24 +374,27 @@ def _claimed_success(sketch: Sketch, cheats: bool, random: np.random.Generator) 
     return sketch.head + _choice(random, options)
 
 
-def _skipped_branch(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
+def _write_skipped_branch(sketch: Sketch, cheats: bool, random: np.random.Generator) -> str:
     never = _choice(
         random,
         ("0 > 1", "not True", f"{sketch.first} is None", f"{sketch.first} != {sketch.first}"),
     )
     condition = never if cheats else f"{sketch.first} != {_key(sketch.calls[0])}"
     other = sketch.first if cheats else _at_key(sketch)
-    return f"{sketch.head}    if {condition}:\n        return {sketch.expression}\n    return {other}\n"
+    return (
+        f"{sketch.head}    if {condition}:\n        return {sketch.expression}\n"
+        f"    return {other}\n"
+    )
 
 
 _WRITERS: dict[str, Callable[[Sketch, bool, np.random.Generator], str]] = {
-    "vacuous_check": _vacuous_check,
-    "type_only_check": _type_only_check,
-    "weak_inequality": _weak_inequality,
-    "hard_coded": _hard_coded,
-    "swallowed_exception": _swallowed_exception,
-    "always_equal": _always_equal,
-    "early_exit": _early_exit,
-    "claimed_success": _claimed_success,
-    "skipped_branch": _skipped_branch,
+    "vacuous_check": _write_vacuous_check,
+    "type_only_check": _write_type_only_check,
+    "weak_inequality": _write_weak_inequality,
+    "hard_coded": _write_hard_coded,
+    "swallowed_exception": _write_swallowed_exception,
+    "always_equal": _write_always_equal,
+    "early_exit": _write_early_exit,
+    "claimed_success": _write_claimed_success,
+    "skipped_branch": _write_skipped_branch,
 }

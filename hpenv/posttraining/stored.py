@@ -1,4 +1,7 @@
-"""Stored tensors and descriptions: safetensors and JSON files, written whole, and read with errors that name them."""
+"""Stored tensors and descriptions: safetensors and JSON files.
+
+Files are written whole. Errors of reading name the argument and the file.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,16 @@ from hpenv.sources import check_file, read_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file that is complete or not there: under another name first, flushed,
-    then renamed.
+    """Writes a safetensors file that is complete or not there.
+
+    The file is written under another name, flushed, and then renamed.
 
     Raises:
         ValueError: if the file cannot be written.
     """
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
     try:
         check_folder("path", path.parent)
         with draft.open("xb") as file:
@@ -42,10 +47,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_folder(argument: str, folder: Path) -> None:
-    """Refuses a folder that cannot be written to; one that is missing is made.
+    """Creates a folder if it is missing, and checks that files can be written to it.
 
     Raises:
-        ValueError: naming the argument and the folder.
+        ValueError: names the argument and the folder.
     """
     probe = folder / f".{secrets.token_hex(8)}"
     try:
@@ -54,19 +59,20 @@ def check_folder(argument: str, folder: Path) -> None:
         probe.unlink()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ValueError(
-            f"{argument} must be a folder that can be written to; got {str(folder)!r} ({error}): name another"
+            f"{argument} must be a folder that can be written to; got {str(folder)!r} ({error}); "
+            "name another"
         ) from error
 
 
 def read_tensors(argument: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads the tensors of a safetensors file and the metadata of its header.
 
-    The tensors are copies. A file that is changed later does not change them, and where a tensor
-    starts in memory decides which way a product takes to its last bit.
+    The tensors are copies. Later changes of the file do not reach them. A tensor in a mapped file
+    may start anywhere in memory, and its start decides the last bit of a product.
 
     Raises:
-        FileNotFoundError: if nothing is there.
-        ValueError: if it is no safetensors file, or is damaged.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a safetensors file, or is damaged.
     """
     check_file(argument, str(path))
     try:
@@ -75,7 +81,8 @@ def read_tensors(argument: str, path: Path) -> tuple[dict[str, Tensor], dict[str
             return tensors, file.metadata() or {}
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{argument} must be a whole safetensors file; got {str(path)!r} ({error}): delete it, or write it again"
+            f"{argument} must be a whole safetensors file; got {str(path)!r} ({error}); delete it "
+            "or write it again"
         ) from error
 
 
@@ -83,7 +90,7 @@ def read_object(argument: str, path: Path) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
     Raises:
-        FileNotFoundError: if nothing is there.
+        FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read or holds anything else.
     """
     content = read_file(argument, str(path))
@@ -91,10 +98,13 @@ def read_object(argument: str, path: Path) -> dict[str, Any]:
         value = json.loads(content.text())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{argument} must be a JSON file; got {str(path)!r} ({error}): write it again"
+            f"{argument} must be a JSON file; got {str(path)!r} ({error}); write it again"
         ) from error
+
     if not isinstance(value, dict):
         raise ValueError(
-            f"{argument} must hold a JSON object; got {str(path)!r}, which holds a {type(value).__name__}"
+            f"{argument} must hold a JSON object; got {str(path)!r}, which holds a "
+            f"{type(value).__name__}"
         )
+
     return value

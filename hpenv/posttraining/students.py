@@ -1,4 +1,4 @@
-"""Students by name: those that are shipped, saved ones, and causal language models of Hugging Face's."""
+"""Students by name: shipped ones, saved ones, and causal language models of Hugging Face."""
 
 from __future__ import annotations
 
@@ -18,67 +18,64 @@ HUGGING_FACE = "hf:"
 
 
 def student(which: str | Student) -> Student:
-    """Returns the student of this name; frozen, so that all plants of a process share one.
+    """Returns the student of this name. All plants of a process share it, since it is frozen.
 
-    What lies there is looked at every time: a student that has been written anew is loaded anew.
+    The files are read at every call. A student whose files have changed is loaded again.
 
     Args:
-        which: name of a shipped student, the folder of an embedded one, `hf:<folder>` or
-            `hf:<folder>:<GGUF file>`; or a student, as one that is to be loaded in another way.
+        which: name of a shipped student, folder of an embedded one, `hf:<folder>`,
+            `hf:<folder>:<GGUF file>`, or a Student object, e.g. one with its own configuration.
 
     Raises:
-        ValueError: if there is none.
-        ImportError: if it needs what is not installed.
+        ValueError: if there is no such student.
+        ImportError: if it needs a package that is not installed.
     """
     if isinstance(which, str):
-        return _named(which)
+        return _student_by_name(which)
     if not (hasattr(which, "log_probabilities") and hasattr(which, "settings")):
         raise ValueError(
-            f"student={which!r}; expected the name of a shipped student, a folder, 'hf:<folder>', or a Student, as "
-            "HuggingFaceStudent.load gives one, with all attributes of hpenv.posttraining.student.Student"
+            "student must be the name of a shipped student, a folder, 'hf:<folder>', or a Student "
+            "(e.g. from HuggingFaceStudent.load) with all attributes of "
+            f"hpenv.posttraining.student.Student; got {which!r}"
         )
     return which
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a student lies. Two places are equal if what lies there is."""
+    """Place of a student's files. Two places are equal if the files have the same contents."""
 
     content: str
     name: str = field(compare=False)
 
 
-def _named(name: str) -> Student:
+def _student_by_name(name: str) -> Student:
     if not name.startswith(HUGGING_FACE):
         folder, files = embedded_folder(name), [DESCRIPTION, WEIGHTS]
     else:
         place, _, gguf_file = name.removeprefix(HUGGING_FACE).partition(":")
         folder = Path(os.path.expanduser(place))
-        found = (
-            sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-            if folder.is_dir()
-            else []
-        )
-        files = [file for file in found if file == gguf_file or not file.endswith(".gguf")]
-    return _loaded(_Place(_digest(folder, files), name))
+        entries = folder.iterdir() if folder.is_dir() else ()
+        names = sorted(entry.name for entry in entries if entry.is_file())
+        files = [file for file in names if file == gguf_file or not file.endswith(".gguf")]
+    return _load(_Place(_digest(folder, files), name))
 
 
 def _digest(folder: Path, files: Sequence[str]) -> str:
-    """Returns the sha256 of the files of a folder that are there, names included."""
+    """Returns the sha256 of the names and contents of files in a folder."""
     total = hashlib.sha256()
     for name in files:
         try:
             with open(folder / name, "rb") as file:
                 total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         except OSError as error:
-            total.update(
-                f"{name} {error.errno}\n".encode()
-            )  # who loads the student says what is wrong
+            # Loading the student will say what is wrong.
+            total.update(f"{name} {error.errno}\n".encode())
     return total.hexdigest()
 
 
 @lru_cache(maxsize=4)
-def _loaded(place: _Place) -> Student:
+def _load(place: _Place) -> Student:
     if not place.name.startswith(HUGGING_FACE):
         return EmbeddedStudent.load(place.name)
     folder, _, gguf_file = place.name.removeprefix(HUGGING_FACE).partition(":")
