@@ -1161,7 +1161,7 @@ def test_a_spawned_plant_shares_nothing_that_moves():
     ("changes", "message"),
     [
         ({"num_samples": 1}, "num_samples must be at least 2, .* got 1"),
-        ({"num_prompts": 0}, "num_prompts=0"),
+        ({"num_prompts": 0}, "num_prompts must be .*; got 0"),
         ({"num_prompts": 9}, "need at least 9 train problems; got 8"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
         ({"direction": "up"}, r"unknown direction 'up'; expected one of \['appended', 'clean', "),

@@ -591,7 +591,7 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
     [
         ({"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
         ({"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
-        ({"tokenizer": "words"}, "tokenizer 'words'"),
+        ({"tokenizer": "words"}, "tokenizer and vocab_size must fit data 'synthetic'; got 'words'"),
         ({"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (
             {"schedule": "cosin"},
@@ -1158,13 +1158,13 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
             {"reward": {"same_batch_change": 1.0}},
             "reward term 'same_batch_change' reads what this plant does not meas",
         ),
-        ({"reward": {}}, "reward {}; expected a mapping of terms to weights"),
+        ({"reward": {}}, "reward must be a mapping of terms to weights, .*; got {}"),
         ({"route": "no"}, "route must be True or False; got 'no'"),
         (
             {"schedule": "cosin"},
             r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', ",
         ),
-        ({"interval": 6}, "interval=6 must be between 1 and num_steps=5"),
+        ({"interval": 6}, "interval must be .*, from 1 to num_steps=5; got 6"),
         ({"num_samples": 1}, "num_samples must be at least 2, .* got 1"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
         ({"student": None}, "student must be the name of a shipped student.*; got None"),
