@@ -113,6 +113,7 @@ class PretrainingPlant(Runs):
         optimizer_state: name -> slot -> (N, ...).
     """
 
+    Config = PretrainingConfig
     kind = "pretraining"
     gauge_names: tuple[str, ...] = ()
     privileged_names: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], int]] = {
     "jel, per optimizer, all features": (
         "TrainLoop-JEL-v0",
         PRETRAINING
-        | {"num_steps": 35, "interval": 10, "actions": "per_optimizer", "observation": "full"},
+        | {"num_steps": 35, "interval": 10, "channels": "per_optimizer", "observation": "full"},
         4,
     ),
     "cell": ("TrainLoop-Cell-v0", PRETRAINING | {"num_steps": 8, "channels": "full"}, 8),

@@ -32,15 +32,11 @@ SMALL = {
     cell.ID: PRETRAINING | {"preset": "nano", "channels": ["lr"], "observation": "loss"},
     grpo_projection.ID: tiny_student.TINY | {"num_samples": 2, "num_steps": 4, "interval": 2},
 }
-CONFIGS = {
-    jel.ID: jel.JELConfig,
-    cell.ID: cell.CellConfig,
-    grpo_projection.ID: grpo_projection.ProjectionConfig,
-}
+SPECS = {module.ID: module.SPEC for module in (jel, cell, grpo_projection)}
 MAPPINGS = {
     jel.ID: {
         "base_lr": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.01),
-        "penalties": {"smoothness": 0.5},
+        "reward": {"smoothness": 0.5},
     },
     cell.ID: {
         "base_weight_decay": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.5),
@@ -51,7 +47,7 @@ MAPPINGS = {
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
 MARKS = {jel.ID: (), cell.ID: (), grpo_projection.ID: executes}
-EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in CONFIGS])
+EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in SPECS])
 
 
 def make(id, **changes):
@@ -78,11 +74,10 @@ def of_numpy(value):
 
 def every_argument(id):
     """Each argument of an id that is a number, a text or a mapping of numbers."""
-    defaults = (
-        {entry.name: entry.default for entry in dataclasses.fields(CONFIGS[id])}
-        | SMALL[id]
-        | MAPPINGS[id]
-    )
+    spec = SPECS[id]
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(spec.plant.Config)}
+    del defaults["lr_schedule"]
+    defaults |= dataclasses.asdict(spec.episode) | dict(spec.defaults) | SMALL[id] | MAPPINGS[id]
     given = {
         name: value
         for name, value in defaults.items()
@@ -180,10 +175,10 @@ def test_of_schedules_by_group_each_must_be_the_same(tmp_path):
 def test_a_schedule_survives_the_json_of_a_spec(id, given, num_steps):
     arguments = SMALL[id] | {"num_steps": num_steps, "schedule": given}
     if id == grpo_projection.ID:
-        config = grpo_projection.ProjectionConfig(**arguments)
+        config = grpo_projection.SPEC.settings(**arguments).config
         spec = dataclasses.replace(gym.spec(id), kwargs=arguments)
-        again = grpo_projection.ProjectionConfig(**EnvSpec.from_json(spec.to_json()).kwargs)
-        assert again.plant_config() == config.plant_config()
+        again = grpo_projection.SPEC.settings(**EnvSpec.from_json(spec.to_json()).kwargs)
+        assert again.config == config
         return
     env = gym.make(id, **arguments)
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))

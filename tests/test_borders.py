@@ -114,13 +114,13 @@ def test_value_embeddings_at_a_width_below_the_gates_channels():
     ("arguments", "message"),
     [
         ({"interval": 10.5}, "interval must be .*; got 10.5"),
-        ({"num_steps": 23.5}, "num_steps=23.5"),
-        ({"batch_tokens": 64.0}, "batch_tokens=64.0"),
+        ({"num_steps": 23.5}, "num_steps must be .*; got 23.5"),
+        ({"batch_tokens": 64.0}, "batch_tokens must be .*; got 64.0"),
         ({"schedule": 3}, "schedule"),
         ({"device": "gpu"}, "'gpu'"),
         ({"base_lr": np.float64(1e-3)}, None),
         ({"base_lr": True}, "base_lr"),
-        ({"penalties": {"smoothness": True}}, "smoothness"),
+        ({"reward": {"smoothness": True}}, "smoothness"),
     ],
 )
 def test_bad_arguments(arguments, message, tmp_path):

@@ -490,7 +490,11 @@ def saved(tmp_path_factory):
         ),
         (["config", "gpt", "n_heads"], 2, r"unknown fields \['n_heads'\]"),
         (["config", "gpt", "n_head"], 0, "n_head must be an integer from 1 to"),
-        (["config", "gpt", "n_head"], 3, "an even multiple of n_head .*; got n_embd=16 and n_head=3"),
+        (
+            ["config", "gpt", "n_head"],
+            3,
+            "an even multiple of n_head .*; got n_embd=16 and n_head=3",
+        ),
         (["config", "gpt", "n_layer"], "2", "n_layer must be an integer from 1 to"),
         (["config", "gpt", "n_layer"], 10**12, "n_layer must be an integer from 1 to"),
         (["config", "gpt", "n_layer"], 10**6, "n_layer must fit the .* got 1000000"),

@@ -290,7 +290,7 @@ def test_a_bad_table_is_refused(positions):
     ],
 )
 def test_bad_sizes_are_refused(arguments):
-    with pytest.raises(ValueError, match="must be .*; got"):
+    with pytest.raises(ValueError, match=r"must be .*; got"):
         GaussianMLP(**arguments)
 
 

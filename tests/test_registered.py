@@ -32,7 +32,7 @@ from hpenv.posttraining.plant import GAUGES, PRIVILEGED
 from hpenv.posttraining.sandbox import kernel, syscalls
 from hpenv.render import CELLS
 from hpenv.rewards import measured_terms
-from hpenv.schedules import Constant, Cosine
+from hpenv.schedules import Constant, Cosine, WarmupFlatWarmdown
 from tests import tiny_student
 from train_agents import evaluate
 
@@ -59,18 +59,18 @@ def together(**tables):
 
 # Arguments under which an id is held to its contract: every surface and every observation.
 VARIANTS = {
-    JEL: together(observation=jel.OBSERVATIONS, actions=jel.ACTIONS),
-    CELL: together(channels=cell.SURFACES, observation=cell.OBSERVATIONS),
+    JEL: together(observation=jel.SPEC.observations, channels=jel.SPEC.channel_sets),
+    CELL: together(channels=cell.SPEC.channel_sets, observation=cell.SPEC.observations),
     PROJECTION: together(
-        channels=grpo_projection.SURFACES, observation=grpo_projection.OBSERVATIONS
+        channels=grpo_projection.SPEC.channel_sets, observation=grpo_projection.SPEC.observations
     ),
 }
 # Those under which all that an id can draw is drawn, and all that it can measure is measured.
 RICHEST = {
-    JEL: [{"observation": "full", "actions": "per_optimizer"}],
+    JEL: [{"observation": "full", "channels": "per_optimizer"}],
     CELL: [
         {"channels": surface, "observation": "full_position"}
-        for surface in ("full", "momentum_blend")
+        for surface in ("full", "foundational_momentum_blend")
     ],
     PROJECTION: [{"channels": "full", "observation": "full"}],
 }
@@ -457,7 +457,10 @@ def test_corners_held_for_a_whole_run_give_finite_numbers(corner, optimizer, tin
         "observation": "full",
     }
     env = gym.make_vec(
-        JEL, num_envs=2, **arguments, penalties={"gradient_norm": 0.1, "smoothness": 0.1}
+        JEL,
+        num_envs=2,
+        **arguments,
+        reward={"progress": 1.0, "divergence": 1.0, "gradient_norm": 0.1, "smoothness": 0.1},
     )
     env.reset(seed=0)
     for _ in range(4):
@@ -523,20 +526,20 @@ def listed(table, name):
 
 
 def test_the_manuals_actions_are_those_of_the_space(tiny):
-    table = manual_table(jel.__doc__, "actions")
-    assert set(table) == set(jel.ACTIONS)
+    table = manual_table(jel.__doc__, "channels")
+    assert set(table) == set(jel.SPEC.channel_sets)
     for actions, (count, columns) in table.items():
-        env = gym.make(JEL, **tiny, actions=actions)
+        env = gym.make(JEL, **tiny, channels=actions)
         assert ", ".join(env.unwrapped.action_names) == columns
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count),), np.float32)
 
 
-@pytest.mark.parametrize("actions", jel.ACTIONS)
+@pytest.mark.parametrize("actions", jel.SPEC.channel_sets)
 def test_the_manuals_observations_are_those_of_the_space(tiny, actions):
     table = manual_table(jel.__doc__, "observation")
-    assert set(table) == set(jel.OBSERVATIONS)
+    assert set(table) == set(jel.SPEC.observations)
     for observation, (count, _) in table.items():
-        env = gym.make(JEL, **tiny, observation=observation, actions=actions).unwrapped
+        env = gym.make(JEL, **tiny, observation=observation, channels=actions).unwrapped
         names = []
         for column in listed(table, observation):
             if column == "one position/<column> each":
@@ -558,14 +561,12 @@ def test_the_manual_says_where_multipliers_end(tiny):
 
 
 def test_defaults_are_the_papers():
-    config = jel.JELConfig()
-    assert (config.num_steps, config.interval) == (561, 50)
-    assert (config.base_lr, config.base_weight_decay, config.plant_config().num_probe_batches) == (
-        1e-3,
-        1e-2,
-        4,
-    )
-    assert config.schedule == "warmup_flat_warmdown" and config.penalties == {}
+    settings = jel.SPEC.settings()
+    episode, config = settings.episode, settings.config
+    assert (episode.num_steps, episode.interval) == (561, 50)
+    assert (config.base_lr, config.base_weight_decay) == (1e-3, 1e-2)
+    assert config.num_probe_batches == 4 and config.lr_schedule == WarmupFlatWarmdown(561)
+    assert episode.reward == {"progress": 1.0, "divergence": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -602,24 +603,18 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
             r"lr_schedule must have .*; got the groups \['matrices'\]",
         ),
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', "),
+        ({"observation": ["progres"]}, r"unknown feature 'progres'; expected one of \['gradient"),
         (
-            {"observation": ["progress"]},
-            r"unknown observation \['progress'\]; expected one of \['full', ",
+            {"channels": "each"},
+            r"unknown channels 'each'; expected one of \['per_optimizer', 'shared'\]",
         ),
+        ({"reward": {"entropy": 1.0}}, r"unknown reward term.* 'entropy'.*; expected"),
         (
-            {"actions": "each"},
-            r"unknown actions 'each'; expected one of \['per_optimizer', 'shared'\]",
-        ),
-        (
-            {"penalties": {"entropy": 1.0}},
-            r"unknown penalties \['entropy'\]; expected some of \['gradient_norm', ",
-        ),
-        (
-            {"penalties": {"smoothness": -1.0}},
+            {"reward": {"smoothness": -1.0}},
             "weight of reward term 'smoothness' must be a number, finite and not negative; got -1",
         ),
         (
-            {"penalties": {"smoothness": math.nan}},
+            {"reward": {"smoothness": math.nan}},
             "weight of reward term 'smoothness' must be a number, .*; got nan",
         ),
         (
@@ -645,7 +640,7 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
         (
             {"batch_token": 64},
-            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['actions'",
+            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['base_lr'",
         ),
     ],
 )
@@ -690,14 +685,14 @@ def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
 
 def test_the_manuals_surfaces_are_those_of_the_space(tiny):
     table = manual_table(cell.__doc__, "channels")
-    assert list(table) == list(cell.SURFACES)
+    assert list(table) == list(cell.SPEC.channel_sets)
     default = gym.make(CELL, **tiny).action_space.shape
     assert default == (
         98,
     ) and "by default, `foundational` with 8 registers, of shape (98,)" in words(cell)
     for surface, (count, _) in table.items():
         assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(
-            cell.SURFACES[surface]
+            cell.SPEC.channel_sets[surface]
         )
         env = gym.make(CELL, **tiny, channels=surface)
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count) + 8,), np.float32)
@@ -706,7 +701,7 @@ def test_the_manuals_surfaces_are_those_of_the_space(tiny):
 
 def test_the_manuals_gauges_are_those_of_the_space(tiny):
     table = manual_table(cell.__doc__, "observation")
-    assert list(table) == list(cell.OBSERVATIONS)
+    assert list(table) == list(cell.SPEC.observations)
     for observation, (count, _) in table.items():
         env = gym.make(CELL, **tiny, observation=observation).unwrapped
         columns = {"<layer>": range(11), "<register>": range(8), "<cell>": env.plant.panel.names}
@@ -720,15 +715,16 @@ def test_the_manuals_gauges_are_those_of_the_space(tiny):
 def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():
     channels = channels_of("pretraining")
     for name, channel in channels.items():
-        ((_, scope),) = cell.CellConfig(channels=[name]).channel_pairs()
+        ((_, scope),) = cell.SPEC.settings(channels=[name]).channels
         assert scope in channel.scopes
-        assert scope == dict(cell.FULL).get(
+        assert scope == dict(cell.SPEC.channel_sets["full"]).get(
             name, "run" if name == "grad_noise" else channel.scopes[-1]
         )
     unsafe = {name for name, channel in channels.items() if channel.kind == "two_sided"}
-    assert {name for name, _ in cell.FULL} == set(channels) - unsafe
-    for surface, pairs in cell.SURFACES.items():
-        assert {name for name, _ in pairs} & unsafe <= {surface}
+    alone = {f"foundational_{name}": {name} for name in unsafe}
+    assert {name for name, _ in cell.SPEC.channel_sets["full"]} == set(channels) - unsafe
+    for surface, pairs in cell.SPEC.channel_sets.items():
+        assert {name for name, _ in pairs} & unsafe <= alone.get(surface, set())
 
 
 @pytest.mark.parametrize(
@@ -748,14 +744,9 @@ def test_channels_can_be_chosen_one_by_one(channels, names, tiny):
     assert np.isfinite(env.step(np.full(len(names) + 1, 0.5))[1])
 
 
-def test_a_surface_that_is_named_after_a_channel_has_others_too_and_a_list_of_it_has_not():
-    surface, alone = (
-        cell.CellConfig(channels=given).channel_pairs()
-        for given in ("weight_decay", ["weight_decay"])
-    )
-    assert surface == (*cell.SURFACES["foundational"], *alone) and alone == (
-        ("weight_decay", "tensor"),
-    )
+def test_a_channel_set_is_never_called_as_a_channel_is():
+    for module in (jel, cell, grpo_projection):
+        assert not set(module.SPEC.channel_sets) & set(CHANNELS)
 
 
 def test_a_channel_that_stands_in_no_surface_stands_at_its_finest_scope(monkeypatch):
@@ -763,9 +754,8 @@ def test_a_channel_that_stands_in_no_surface_stands_at_its_finest_scope(monkeypa
         CHANNELS["attention_gain"], name="value_gain", scopes=("run", "group", "layer")
     )
     monkeypatch.setitem(CHANNELS, "value_gain", gain)
-    pairs = cell.CellConfig(
-        channels=["lr", "value_gain", "grad_noise", "momentum_blend"]
-    ).channel_pairs()
+    given = ["lr", "value_gain", "grad_noise", "momentum_blend"]
+    pairs = cell.SPEC.settings(channels=given).channels
     assert pairs == (
         ("lr", "tensor"),
         ("value_gain", "layer"),
@@ -795,14 +785,14 @@ def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
         assert (kind == "register") == name.startswith("register/")
 
 
-@pytest.mark.parametrize("surface", ["full", "momentum_blend"])
+@pytest.mark.parametrize("surface", ["full", "foundational_momentum_blend"])
 @pytest.mark.parametrize("corner", [1.0, -1.0, "either"])
 def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
     """On the model of the id's own preset, with the noise channel as well."""
     arguments = tiny | {
         "interval": 1,
         "num_steps": 3,
-        "channels": [*cell.SURFACES[surface], "grad_noise"],
+        "channels": [*cell.SPEC.channel_sets[surface], "grad_noise"],
     }
     reward = dict.fromkeys(measured_terms(TIERS), 1.0)
     env = gym.make_vec(CELL, num_envs=2, **arguments, observation="full_position", reward=reward)
@@ -877,20 +867,14 @@ def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
 
 
 def test_defaults_of_cell_are_those_of_its_manual():
-    config = cell.CellConfig()
-    assert (config.preset, config.num_steps, config.interval) == ("cell11", 3000, 1)
-    assert (
-        config.reward == {"loss_change": 1.0, "divergence": 1.0}
-        and config.channels == "foundational"
-    )
-    assert (
-        config.plant_config().lr_schedule == Constant()
-        and config.plant_config().optimizer == "adamw"
-    )
-    assert "r <- 0.9 r + 0.1 u" in words(cell) and (
-        config.num_registers,
-        config.register_leak,
-    ) == (8, 0.9)
+    settings = cell.SPEC.settings()
+    episode, config = settings.episode, settings.config
+    assert (config.preset, episode.num_steps, episode.interval) == ("cell11", 3000, 1)
+    assert episode.reward == {"loss_change": 1.0, "divergence": 1.0}
+    assert episode.channels == "foundational"
+    assert config.lr_schedule == Constant() and config.optimizer == "adamw"
+    assert "r <- 0.9 r + 0.1 u" in words(cell)
+    assert (episode.num_registers, episode.register_leak) == (8, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -898,7 +882,7 @@ def test_defaults_of_cell_are_those_of_its_manual():
     [
         (
             {"channels": "all"},
-            r"unknown channels 'all'; expected one of \['foundational', 'full', ",
+            r"unknown channels 'all'; expected one of \['foundational', 'foundational_grad_gate', ",
         ),
         (
             {"channels": "lr"},
@@ -1010,20 +994,20 @@ def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, s
 
 def test_the_manuals_surfaces_of_the_projection_are_those_of_the_space(tiny_projection):
     table = manual_table(grpo_projection.__doc__, "channels")
-    assert list(table) == list(grpo_projection.SURFACES)
+    assert list(table) == list(grpo_projection.SPEC.channel_sets)
     for surface, (count, _) in table.items():
         assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(
-            grpo_projection.SURFACES[surface]
+            grpo_projection.SPEC.channel_sets[surface]
         )
         env = gym.make(PROJECTION, **tiny_projection, channels=surface)
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count),), np.float32)
     assert gym.make(PROJECTION, **tiny_projection).action_space.shape == (1,)
-    assert set(dict(grpo_projection.SURFACES["full"])) == set(channels_of("posttraining"))
+    assert set(dict(grpo_projection.SPEC.channel_sets["full"])) == set(channels_of("posttraining"))
 
 
 def test_the_manuals_gauges_of_the_projection_are_those_of_the_space(tiny_projection):
     table = manual_table(grpo_projection.__doc__, "observation")
-    assert list(table) == list(grpo_projection.OBSERVATIONS)
+    assert list(table) == list(grpo_projection.SPEC.observations)
     for observation, (count, _) in table.items():
         env = gym.make(PROJECTION, **tiny_projection, observation=observation).unwrapped
         assert env.observation_names == tuple(listed(table, observation))
@@ -1031,18 +1015,14 @@ def test_the_manuals_gauges_of_the_projection_are_those_of_the_space(tiny_projec
 
 
 def test_defaults_of_the_projection_are_those_of_its_manual():
-    config = grpo_projection.ProjectionConfig()
-    assert (config.student, config.num_steps, config.interval, config.channels) == (
-        "nano",
-        200,
-        1,
-        "projection",
-    )
-    assert config.reward == {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
-    plant = config.plant_config()
-    assert dataclasses.replace(plant, lr_schedule=Constant()) == GRPOConfig()
-    assert plant.lr_schedule == Cosine(200, 10)
-    assert grpo_projection.ProjectionConfig(num_steps=6).plant_config().lr_schedule == Cosine(6, 3)
+    settings = grpo_projection.SPEC.settings()
+    episode, config = settings.episode, settings.config
+    assert (config.student, episode.num_steps, episode.interval) == ("nano", 200, 1)
+    assert episode.channels == "projection"
+    assert episode.reward == {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
+    assert dataclasses.replace(config, lr_schedule=Constant()) == GRPOConfig()
+    assert config.lr_schedule == Cosine(200, 10)
+    assert grpo_projection.SPEC.settings(num_steps=6).config.lr_schedule == Cosine(6, 3)
 
 
 @executes

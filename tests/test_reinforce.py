@@ -759,5 +759,5 @@ def test_bad_rollouts_are_refused(change, message):
         agent.update(rollout._replace(**change))
     with pytest.raises(ValueError, match="a rollout of 1 rows; expected 2"):
         agent.update(Rollout(*(array[:, :1] for array in rollout)))
-    with pytest.raises(ValueError, match="observations must have . rows, .*; got 3"):
+    with pytest.raises(ValueError, match=r"observations must have . rows, .*; got 3"):
         agent.act(observations(0, 3))

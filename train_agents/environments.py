@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import hpenv
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.envs.arguments import UnknownArgumentError
+from hpenv.envs.spec import UnknownArgumentError
 
 gym.register_envs(hpenv)
 
@@ -35,8 +35,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     string.
 
     Example:
-        >>> parse_assignments(("batch_tokens=256", "schedule=none", 'penalties={"smoothness": 0.1}'))
-        {'batch_tokens': 256, 'schedule': 'none', 'penalties': {'smoothness': 0.1}}
+        >>> parse_assignments(("batch_tokens=256", "schedule=none", 'reward={"smoothness": 0.1}'))
+        {'batch_tokens': 256, 'schedule': 'none', 'reward': {'smoothness': 0.1}}
 
     Raises:
         ValueError: for a text without `=`, a key that is no name or comes twice, and for True,

@@ -125,9 +125,9 @@ Episode End:
     `info["divergence"]`). Never `truncated`.
 
 Arguments:
-    See `ProjectionConfig`. Fields without a comment are documented in
-    `hpenv.posttraining.configuration.GRPOConfig`. Each field is a keyword argument of `gym.make`
-    and `gym.make_vec`. Programs run only on Linux with Landlock and seccomp. Elsewhere the first
+    The fields of `hpenv.envs.spec.Episode` and of `hpenv.posttraining.configuration.GRPOConfig`,
+    whose `lr_schedule` is given as `schedule`. Each is a keyword argument of `gym.make` and
+    `gym.make_vec`. The defaults that belong to the id are in `SPEC`. Programs run only on Linux with Landlock and seccomp. Elsewhere the first
     `reset` names what is missing. `schedule` has the forms that `hpenv.envs.jel` lists, except
     those by group. Its default is the name `cosine`, which begins with 10 updates of warmup.
 
@@ -168,195 +168,44 @@ Version History:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
-
-from gymnasium.vector import AutoresetMode
-
 from hpenv.channels import channels_of
-from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.envs import arguments as shared
-from hpenv.envs.arguments import Channels
-from hpenv.isolation import isolated
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.envs.spec import EnvSpec, Episode, factories
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.posttraining.student import Student
-from hpenv.posttraining.students import student
-from hpenv.render import renders
-from hpenv.rewards import check_weights
-from hpenv.schedule_forms import schedule_of
-from hpenv.schedules import Schedule
-from hpenv.telemetry import FEATURES, readable
-from hpenv.values import set_python_fields
 
 ID = "TrainLoop-GRPOProjection-v0"
-
-#: Warmup of the schedule `cosine`, if it is given by name alone [updates].
-WARMUP_STEPS = 10
-
-SURFACES: dict[str, Channels] = {
-    "projection": (("projection_strength", "run"),),
-    "modules": (("projection_strength", "tensor"),),
-    "full": (
-        ("projection_strength", "run"),
-        ("magnitude_preservation", "run"),
-        ("lr", "run"),
-        ("kl_weight", "run"),
-        ("rebound_weight", "run"),
-        ("direction_refresh", "run"),
-    ),
-}
 _REWARD = ("progress", "reward_mean", "reward_spread", "flat_groups", "probe_pass", "flagged")
-OBSERVATIONS: dict[str, tuple[str, ...]] = {
-    "progress": ("progress",),
-    "reward": _REWARD,
-    "full": (
-        *_REWARD,
-        "kl",
-        "entropy",
-        "completion_length",
-        "compiled",
-        "mean_cos",
-        "frac_fired",
-        "removed_fraction",
-        "component_bias",
-        "knob_norm",
-        "gradient_norm",
+_TEXTS = ("kl", "entropy", "completion_length", "compiled")
+_PROJECTION = ("mean_cos", "frac_fired", "removed_fraction", "component_bias", "knob_norm")
+
+SPEC = EnvSpec(
+    ID,
+    GRPOPlant,
+    Episode(
+        num_steps=200,
+        interval=1,
+        channels="projection",
+        observation="full",
+        reward={"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0},
+        schedule="cosine",
     ),
-}
-
-
-@dataclass(frozen=True)
-class ProjectionConfig:
-    """Arguments of TrainLoop-GRPOProjection-v0. GRPOConfig explains fields without a comment."""
-
-    # a shipped student, the folder of an embedded one, `hf:<folder>[:<GGUF file>]`, or a loaded
-    # Student
-    student: str | Student = "nano"
-    num_steps: int = 200  # of an episode [updates]
-    interval: int = 1  # updates per decision
-    num_prompts: int = 8
-    num_samples: int = 16
-    temperature: float = 1.0
-    num_problems: int = 256
-    difficulty: int = 3
-    modes: tuple[str, ...] = TRAINING_MODES
-    problems: str = ""
-    probe_problems: str = ""
-    evaluation_problems: str = ""
-    skip_unreadable: bool = False
-    advantage_scale: str = "none"
-    kl_weight: float = 1e-3
-    base_lr: float = GRPOConfig.base_lr
-    weight_decay: float = 0.0
-    num_iterations: int = 1
-    clip_ratio: float = 0.2
-    max_gradient_norm: float = 1.0
-    divergence_kl: float = 10.0
-    # of the learning rate: a key of hpenv.schedules.SCHEDULES, a mapping or a function (see
-    # Arguments for `cosine`)
-    schedule: str | Schedule | Mapping[str, Any] = "cosine"
-    direction: str = "pairs"
-    direction_method: str = "mean_difference"
-    num_axes: int = 1
-    noise_floor: float = 0.0
-    rule: str = "one_sided"
-    target: str = "grad"
-    route: bool = False
-    rebound: str = "additive"
-    known_modes: tuple[str, ...] = ("rt", "se")
-    num_probe_problems: int = 32
-    num_evaluation_problems: int = 64
-    num_workers: int = 1
-    cpu_seconds: int = 1
-    cache: str = ""
-    # key of SURFACES, a list of names or (name, scope) pairs, or a mapping name -> scope
-    channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str] = "projection"
-    # key of OBSERVATIONS, or a list of keys of hpenv.telemetry.FEATURES
-    observation: str | Sequence[str] = "full"
-    # key of hpenv.rewards.REWARD_TERMS -> weight
-    reward: Mapping[str, float] = field(
-        default_factory=lambda: {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
-    )
-    # or `grouped`: the same order of tasks and the same random numbers for all rows
-    seed_mode: str = "independent"
-    # True puts the held-out score of a finished run into its last info, as `held_out`
-    evaluate_at_end: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the arguments against the tables above.
-
-        Raises:
-            ValueError: naming the given and the accepted values.
-        """
-        set_python_fields(self)
-        self.features()
-        shared.check_episode(self.num_steps, self.interval)
-        self.channel_pairs()
-        shared.check_reward(self.reward)
-        check_weights(self.reward, GRPOPlant.gauge_names, GRPOPlant.all_tiers)
-        self.plant_config()
-
-    def features(self) -> tuple[str, ...]:
-        """Returns the observed features."""
-        accepted = readable(FEATURES, GRPOPlant.gauge_names, GRPOPlant.all_tiers)
-        return shared.features(self.observation, OBSERVATIONS, accepted)
-
-    def channel_pairs(self) -> Channels:
-        """Returns the channels with their scopes."""
-        usual = dict.fromkeys(channels_of(GRPOPlant.kind), "run")
-        return shared.channel_pairs(self.channels, SURFACES, usual, GRPOPlant.kind)
-
-    def plant_config(self) -> GRPOConfig:
-        """Returns the plant's configuration.
-
-        Raises:
-            ValueError: for values that GRPOConfig refuses, or an argument that is no schedule.
-        """
-        given = self.schedule
-        if given == "cosine":
-            given = {"name": "cosine", "warmup_steps": min(WARMUP_STEPS, self.num_steps // 2)}
-
-        both = {f.name for f in fields(self)} & {f.name for f in fields(GRPOConfig)}
-        schedule = schedule_of("schedule", given, self.num_steps)
-        return GRPOConfig(**{name: getattr(self, name) for name in both}, lr_schedule=schedule)
-
-
-@renders
-@isolated
-def make_vector_env(
-    num_envs: int = 1,
-    *,
-    autoreset_mode: str | AutoresetMode = "NEXT_STEP",
-    render_mode: str | None = None,
-    max_episode_steps: int | None = None,
-    **arguments: Any,
-) -> TrainLoopVectorEnv:
-    """Builds a population: `gym.make_vec("TrainLoop-GRPOProjection-v0", num_envs=N)`."""
-    config = ProjectionConfig(**shared.check_arguments(arguments, ProjectionConfig, ID))
-    return TrainLoopVectorEnv(
-        GRPOPlant(
-            config.plant_config(), num_envs, config.channel_pairs(), student=student(config.student)
+    channel_sets={
+        "projection": (("projection_strength", "run"),),
+        "modules": (("projection_strength", "tensor"),),
+        "full": (
+            ("projection_strength", "run"),
+            ("magnitude_preservation", "run"),
+            ("lr", "run"),
+            ("kl_weight", "run"),
+            ("rebound_weight", "run"),
+            ("direction_refresh", "run"),
         ),
-        features=config.features(),
-        reward=config.reward,
-        interval=config.interval,
-        horizon=config.num_steps,
-        seed_mode=config.seed_mode,
-        autoreset_mode=autoreset_mode,
-        render_mode=render_mode,
-        evaluate_at_end=config.evaluate_at_end,
-        max_episode_steps=max_episode_steps,
-    )
-
-
-@renders
-@isolated
-def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
-    """Builds one run: `gym.make("TrainLoop-GRPOProjection-v0")`."""
-    checked = shared.check_arguments(arguments, ProjectionConfig, ID)
-    return TrainLoopEnv(
-        make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **checked)
-    )
+    },
+    observations={
+        "progress": ("progress",),
+        "reward": _REWARD,
+        "full": (*_REWARD, *_TEXTS, *_PROJECTION, "gradient_norm"),
+    },
+    usual_scopes=dict.fromkeys(channels_of(GRPOPlant.kind), "run"),
+    warmup_steps=10,
+)
+make_env, make_vector_env = factories(SPEC)

@@ -10,13 +10,13 @@ Action Space:
     `Box(-1, 1, (A,), float32)`. Column u sets a multiplier exp(ln 100 u) in [0.01, 100]. 0 is
     neutral.
 
-    | actions         | A | columns                                                  |
+    | channels        | A | columns                                                  |
     |-----------------|---|----------------------------------------------------------|
     | `shared`        | 2 | lr, weight_decay                                         |
     | `per_optimizer` | 4 | lr/adamw, lr/muon, weight_decay/adamw, weight_decay/muon |
 
     `per_optimizer` has two columns for each optimizer that `optimizer` combines: 4 for the default,
-    2 for `adamw`.
+    2 for `adamw`. `channels` also takes a list of channels (see `hpenv.envs.cell`).
 
 Observation Space:
     `Box(low, high, (F,), float32)`. `hpenv.telemetry.FEATURES` has bounds and units.
@@ -32,10 +32,11 @@ Observation Space:
 
 Rewards:
     The decrease of the loss on 4 fixed probe batches over the window that the action controlled
-    [nats per token]. The rewards of an episode add up to L0 - LT. Subtracted are
-    `penalties["gradient_norm"]` times the norm of the window's last gradient, and
-    `penalties["smoothness"]` times the squared change of the action. A run that diverges loses the
-    reward that it had earned, and 1.
+    [nats per token]. The rewards of an episode add up to L0 - LT. A run that diverges loses the
+    reward that it had earned, and 1. `reward` maps terms of `hpenv.rewards.REWARD_TERMS` to
+    weights, by default `{"progress": 1.0, "divergence": 1.0}`. The penalties of section 3.4 are the
+    terms `gradient_norm`, the norm of the window's last gradient, and `smoothness`, the squared
+    change of the action.
 
 Starting State:
     New weights and a new data order, drawn from the seed. The panel is at neutral.
@@ -68,7 +69,9 @@ Info:
     `env.unwrapped.corpus_digest` is the sha256 of the text.
 
 Arguments:
-    See `JELConfig`. Each field is a keyword argument of `gym.make` and `gym.make_vec`.
+    The fields of `hpenv.envs.spec.Episode` and of `hpenv.configuration.PretrainingConfig`, whose
+    `lr_schedule` is given as `schedule`. Each is a keyword argument of `gym.make` and
+    `gym.make_vec`. The defaults that belong to the id are in `SPEC`.
 
     `schedule` and `weight_decay_schedule` map the step to a multiplier of the base rate, over the
     `num_steps` of a run:
@@ -93,135 +96,32 @@ Version History:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from gymnasium.vector import AutoresetMode
-
-from hpenv.configuration import PerGroup, PretrainingConfig
-from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.envs import arguments as shared
-from hpenv.isolation import isolated
+from hpenv.envs.spec import EnvSpec, Episode, factories
 from hpenv.pretraining import PretrainingPlant
-from hpenv.render import renders
-from hpenv.schedules import Schedule
-from hpenv.values import set_python_fields
 
 ID = "TrainLoop-JEL-v0"
-ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
-    "shared": (("lr", "run"), ("weight_decay", "run")),
-    "per_optimizer": (("lr", "optimizer"), ("weight_decay", "optimizer")),
-}
-OBSERVATIONS: dict[str, tuple[str, ...]] = {
-    "progress": ("progress",),
-    "loss": ("progress", "train_loss", "probe_loss", "probe_loss_change"),
-    "gradient": ("progress", "gradient_norm"),
-    "momentum": ("progress", "momentum_norm"),
-    "full": (
-        "progress",
-        "train_loss",
-        "probe_loss",
-        "probe_loss_change",
-        "gradient_norm",
-        "momentum_norm",
-        "position",
+_LOSSES = ("train_loss", "probe_loss", "probe_loss_change")
+SPEC = EnvSpec(
+    ID,
+    PretrainingPlant,
+    Episode(
+        num_steps=561,  # (JEL, table 2)
+        interval=50,  # (JEL, table 2)
+        channels="shared",
+        observation="progress",
+        reward={"progress": 1.0, "divergence": 1.0},
+        schedule="warmup_flat_warmdown",
     ),
-}
-PENALTIES = ("gradient_norm", "smoothness")
-
-
-@dataclass(frozen=True)
-class JELConfig:
-    """Arguments of TrainLoop-JEL-v0."""
-
-    preset: str = "nano"  # key of hpenv.model.PRESETS
-    data: str = "stdlib"  # `stdlib`, `synthetic`, a path, or `hf:<name>`
-    tokenizer: str = "bytes"  # `bytes`, `bpe:<vocabulary>`, or a path of a tokenizers file
-    num_steps: int = 561  # of an episode [steps] (JEL, table 2)
-    interval: int = 50  # steps per decision [steps] (JEL, table 2)
-    batch_tokens: int = 512  # of one step [tokens]
-    sequence_length: int = 64  # [tokens]
-    optimizer: str = "adamw_muon"  # key of hpenv.optimizers.OPTIMIZERS
-    # one rate, or group -> rate for `embedding`, `matrix`, `unembedding`, and `scalar` if the preset
-    # has it
-    base_lr: PerGroup = 1e-3  # (JEL, section 4.1)
-    base_weight_decay: PerGroup = 1e-2  # one rate, or group -> rate (JEL, section 4.1)
-    # of the learning rate: a key of hpenv.schedules.SCHEDULES, a mapping, a function, or group ->
-    # one of these
-    schedule: str | Schedule | Mapping[str, Any] = "warmup_flat_warmdown"
-    # of the weight decay, in the forms of `schedule`
-    weight_decay_schedule: str | Schedule | Mapping[str, Any] = "none"
-    observation: str = "progress"  # key of OBSERVATIONS
-    actions: str = "shared"  # key of ACTIONS
-    # gradient_norm, smoothness -> weight (JEL, section 3.4)
-    penalties: Mapping[str, float] = field(default_factory=dict)
-    seed_mode: str = "independent"  # or `grouped`: same weights and data order for all rows
-    # True puts the held-out score of a finished run into its last info, as `held_out`
-    evaluate_at_end: bool = False
-    eval_tokens: int = 65_536  # of the validation slice, or the whole slice, for evaluate()
-    device: str = "cpu"
-    dtype: str = "float32"  # or `bfloat16`, of the forward and backward pass
-    compile: bool = False  # torch.compile the loss
-
-    def __post_init__(self) -> None:
-        """Checks the arguments against the tables above.
-
-        Raises:
-            ValueError: naming the given and the accepted values.
-        """
-        set_python_fields(self)
-        shared.check_key("observation", self.observation, OBSERVATIONS)
-        shared.check_key("actions", self.actions, ACTIONS)
-        shared.check_episode(self.num_steps, self.interval)
-
-        if not isinstance(self.penalties, Mapping):
-            raise ValueError(
-                f"penalties must be a mapping of some of {list(PENALTIES)} to weights, as "
-                f"{{'smoothness': 0.1}}; got {self.penalties!r}"
-            )
-        unknown = sorted(set(self.penalties) - set(PENALTIES))
-        if unknown:
-            raise ValueError(f"unknown penalties {unknown}; expected some of {list(PENALTIES)}")
-
-        self.plant_config()
-
-    def plant_config(self) -> PretrainingConfig:
-        """Returns the plant's configuration."""
-        return shared.plant_config(self)
-
-
-@renders
-@isolated
-def make_vector_env(
-    num_envs: int = 1,
-    *,
-    autoreset_mode: str | AutoresetMode = "NEXT_STEP",
-    render_mode: str | None = None,
-    max_episode_steps: int | None = None,
-    **arguments: Any,
-) -> TrainLoopVectorEnv:
-    """Builds a population: `gym.make_vec("TrainLoop-JEL-v0", num_envs=N)`."""
-    config = JELConfig(**shared.check_arguments(arguments, JELConfig, ID))
-    return TrainLoopVectorEnv(
-        PretrainingPlant(config.plant_config(), num_envs, ACTIONS[config.actions]),
-        features=OBSERVATIONS[config.observation],
-        reward={"progress": 1.0, "divergence": 1.0} | dict(config.penalties),
-        interval=config.interval,
-        horizon=config.num_steps,
-        seed_mode=config.seed_mode,
-        autoreset_mode=autoreset_mode,
-        render_mode=render_mode,
-        evaluate_at_end=config.evaluate_at_end,
-        max_episode_steps=max_episode_steps,
-    )
-
-
-@renders
-@isolated
-def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
-    """Builds one run: `gym.make("TrainLoop-JEL-v0")`."""
-    checked = shared.check_arguments(arguments, JELConfig, ID)
-    return TrainLoopEnv(
-        make_vector_env(1, autoreset_mode="DISABLED", render_mode=render_mode, **checked)
-    )
+    channel_sets={
+        "shared": (("lr", "run"), ("weight_decay", "run")),
+        "per_optimizer": (("lr", "optimizer"), ("weight_decay", "optimizer")),
+    },
+    observations={
+        "progress": ("progress",),
+        "loss": ("progress", *_LOSSES),
+        "gradient": ("progress", "gradient_norm"),
+        "momentum": ("progress", "momentum_norm"),
+        "full": ("progress", *_LOSSES, "gradient_norm", "momentum_norm", "position"),
+    },
+)
+make_env, make_vector_env = factories(SPEC)

@@ -45,6 +45,7 @@ from hpenv.posttraining.projection import (
 from hpenv.posttraining.rebound import concept_direction, concept_scores, rebound
 from hpenv.posttraining.shared_sandbox import SharedSandbox
 from hpenv.posttraining.student import Rollouts, Student
+from hpenv.posttraining.students import student as load_student
 from hpenv.runs import Runs
 from hpenv.values import check_count
 
@@ -112,6 +113,7 @@ class GRPOPlant(Runs):
             step, (N, modules). Not part of a snapshot.
     """
 
+    Config = GRPOConfig
     kind = "posttraining"
     gauge_names: tuple[str, ...] = GAUGES
     privileged_names: tuple[str, ...] = PRIVILEGED
@@ -124,7 +126,7 @@ class GRPOPlant(Runs):
         num_rows: int = 1,
         channels: Sequence[tuple[str, str]] = (("projection_strength", "run"),),
         *,
-        student: Student,
+        student: Student | None = None,
         grader: Grader | None = None,
     ) -> None:
         """Prepares N runs with seeds 0 .. N - 1.
@@ -133,11 +135,12 @@ class GRPOPlant(Runs):
             config: hyperparameters, shared by all runs.
             num_rows: N.
             channels: (channel, scope) pairs.
-            student: the frozen model.
+            student: the frozen model. None loads the one that `config` names.
             grader: None creates one that runs programs in the sandbox of this process, which
                 starts with the first program.
         """
         check_count("num_rows", num_rows)
+        student = load_student(config.student) if student is None else student
         self.config, self.channels, self.student = config, tuple(channels), student
 
         sandbox = SharedSandbox(config.num_workers, config.cpu_seconds)

@@ -127,10 +127,15 @@ class Arm:
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)
 
 
+def _penalized(term: str) -> dict[str, Any]:
+    """Returns the default reward with a penalty (section 3.4)."""
+    return {"reward": {"progress": 1.0, "divergence": 1.0, term: 0.1}}
+
+
 PAPER = Arm("paper")
 OURS = Arm(
     "ours",
-    env_kwargs={"actions": "per_optimizer", "seed_mode": "grouped"},
+    env_kwargs={"channels": "per_optimizer", "seed_mode": "grouped"},
     jel=JELAgentConfig(learning_rate=2e-3),
 )
 ABLATIONS = (
@@ -138,9 +143,9 @@ ABLATIONS = (
     Arm("normalize_batch_std", jel=JELAgentConfig(normalize="batch_std")),
     Arm("normalize_grpo", jel=JELAgentConfig(normalize="grpo")),
     Arm("observation_full", env_kwargs={"observation": "full"}),
-    Arm("penalty_smoothness", env_kwargs={"penalties": {"smoothness": 0.1}}),
-    Arm("penalty_gradient_norm", env_kwargs={"penalties": {"gradient_norm": 0.1}}),
-    Arm("per_optimizer", env_kwargs={"actions": "per_optimizer"}),
+    Arm("penalty_smoothness", env_kwargs=_penalized("smoothness")),
+    Arm("penalty_gradient_norm", env_kwargs=_penalized("gradient_norm")),
+    Arm("per_optimizer", env_kwargs={"channels": "per_optimizer"}),
     Arm("ppo", agent="ppo"),
 )
 

@@ -202,7 +202,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         "signal",
         signal,
         {
-            "env_arguments": config.env_arguments(channels="weight_decay"), "seed": FIRST_TUNING_SEED,
+            "env_arguments": config.env_arguments(channels="foundational_weight_decay"), "seed": FIRST_TUNING_SEED,
             "states": config.signal_states, "layers": config.signal_layers, "num_batches": config.signal_batches,
             "num_noise_steps": config.signal_noise_steps,
         },
