@@ -161,7 +161,7 @@ def check_text(value: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text must be valid Unicode; got half of a surrogate pair at {error.start + 1}"
+            f"text must be Unicode; got half of a surrogate pair as character {error.start + 1}"
         ) from error
 
 

@@ -57,7 +57,8 @@ def reason(problem: Problem, outcome: Outcome, limits: Limits) -> str:
         call = f"test {number} of {num_tests}: {problem.entry_point}({given})"
         if answer.error == UNSERIALIZABLE:
             return (
-                f"{call} must be {excerpt(result)}; got a value that is not JSON, such as a tuple"
+                f"{call} must be {excerpt(result)}; "
+                "got a value that is not JSON, such as a tuple or a set"
             )
         if answer.error:
             return f"{call} raised {answer.error}"
