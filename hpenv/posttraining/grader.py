@@ -311,6 +311,7 @@ def _key(submission: Submission, limits: Limits) -> str:
         problem.tests,
         problem.examples,
     ]
+
     bounds = {name: value for name, value in asdict(limits).items() if name != "wall_seconds"}
     return hashlib.sha256(
         json.dumps([_VERSION, content, bounds, task.mode, task.marker, source]).encode()

@@ -85,8 +85,10 @@ def decode_line(line: bytes) -> dict[str, Any]:
         raise ValueError(
             f"must be UTF-8; got the byte 0x{line[error.start]:02x} at byte {error.start + 1}"
         ) from error
+
     blanks = len(text) - len(text.lstrip())
     record = decode(" " * blanks + text.strip())
+
     if isinstance(record, NoJSON):
         raise ValueError(record.reason)
     if not isinstance(record, dict):

@@ -96,6 +96,7 @@ class Loophole:
                 f"unknown marker {marker!r} of {self.code!r}; "
                 f"expected one of {list(self.all_markers)}"
             )
+
         source = dict(self.extra_sources).get(marker, self.exploit_source)
         return f"{program.rstrip()}\n{source.format(marker=marker, f=entry_point)}"
 

@@ -172,8 +172,8 @@ def _parse_file(path: str | Path, taken: dict[tuple[str, str], str]) -> ProblemF
             problems.append(problem)
 
     if not problems and len(lines) > 1 and is_one_value(lines.values()):
-        error = f"{path} must be JSONL, one object a line; got one JSON value of several lines"
-        return ProblemFile(str(path), [], [error])
+        reason = f"{path} must be JSONL, one object a line; got one JSON value of several lines"
+        return ProblemFile(str(path), [], [reason])
     errors = [
         f"{path}, line{_numbers(numbers)}: {reason}"
         for reason, numbers in numbers_by_reason.items()

@@ -28,12 +28,14 @@ class VerdictFile:
         exists, reason = self.path.exists(), ""
         if not exists and not self.path.parent.is_dir():
             reason = f"there is no folder {str(self.path.parent)!r}"
+
         try:
             if exists:
                 with contextlib.closing(_open(self.path)) as file:
                     file.execute("SELECT key, verdict FROM verdicts LIMIT 0")
         except sqlite3.DatabaseError as error:
             reason = str(error)
+
         if reason:
             raise ValueError(
                 f"{str(path)!r} cannot keep verdicts: {reason}; expected a file that a grader "

@@ -85,4 +85,5 @@ def read_answers(content: bytes, num_calls: int, limit: int) -> Answers:
                 raise ValueError(f"unknown answer {kind!r}")
     except (ValueError, RecursionError):
         return Answers(True, "", compiled, (), "")
+
     return Answers(True, "", compiled, tuple(returned), uncaught)

@@ -21,8 +21,8 @@ from hpenv.posttraining.sandbox.jobs import (
 )
 from hpenv.posttraining.sandbox.worker import PATIENCE, SCRATCH_PERIOD, ZYGOTE, Run, Worker
 
-#: Program that every new zygote runs once. It tries to open a file, list a folder, open a socket and
-#: fork. Each attempt must be refused.
+#: Program that every new zygote runs once. It tries to open a file, list a folder, open a socket
+#: and fork. Each attempt must be refused.
 _PROOF = """
 import os, socket
 def refused(action, *arguments):

@@ -27,7 +27,7 @@ class SandboxUnavailable(RuntimeError):  # noqa: N818  (it says what is wrong)
 class Limits:
     """Limits of one program. A program that exceeds one is ended."""
 
-    wall_seconds: float = 2.0  # from the start of the job; enforced by the parent
+    wall_seconds: float = 2.0  # from the start of the job, enforced by the parent
     cpu_seconds: int = 1  # processor time
     memory_bytes: int = 512 * 2**20  # address space
     output_bytes: int = 65_536  # stdout and stderr, each
@@ -44,6 +44,7 @@ class Limits:
             is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(
                 value, bool
             )
+
             if not (is_number and least <= value <= most):
                 noun = "an integer" if is_whole else "a number"
                 raise ValueError(

@@ -63,10 +63,12 @@ class Run:
         self.number = number
         self.started = time.monotonic()
         self.deadline = self.started + limits.wall_seconds
+
         self.stop_reason = ""  # why the parent ends it, empty if it does not
         self.kill_sent = False  # whether the zygote was asked to end it
         self.status: int | None = None
         self.cpu_seconds = 0.0
+
         self.pipes: list[int] = []  # reading ends of stdout, stderr, answers
         self.content = [bytearray(), bytearray(), bytearray()]
         self.caps = (
@@ -121,7 +123,7 @@ class Run:
         os.close(pipe)
 
     def check_limits(self, now: float) -> None:
-        """Decides whether the program has exceeded its time or its number of files."""
+        """Sets `stop_reason` if the program has exceeded its time or its number of files."""
         if now >= self.deadline:
             self.stop_reason = self.stop_reason or "wall"
         elif self.job.scratch and len(os.listdir(self.scratch)) > self.limits.num_files:
@@ -167,6 +169,7 @@ class Run:
         """Returns what ended a program that the parent did not stop."""
         if self.status is None:
             return "zygote"
+
         if os.WIFSIGNALED(self.status):
             number = os.WTERMSIG(self.status)
             no_time_left = number == signal.SIGKILL and self.cpu_seconds >= self.limits.cpu_seconds
@@ -208,6 +211,7 @@ class Worker:
         self.limits = limits
         self.num_runs = 0
         self.scratch = Path(tempfile.mkdtemp(prefix="hpenv-sandbox-"))
+
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, theirs = (
             socket.socket(fileno=_move_above_streams(end.detach())) for end in pair
