@@ -705,7 +705,7 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
         with (tmp_path / name).open("a") as file:
             file.write('{"id": 1}\n')
     with pytest.raises(
-        ValueError, match=r"own, line 4: no entry point.*\n.*held, line 10: no entry point"
+        ValueError, match=r"own, line 4: the entry point .*\n.*held, line 10: the entry point "
     ):
         make(1, (), **files)
     with pytest.warns(UserWarning, match=r"left out.*\n.*own, line 4: .*\n.*held, line 10: "):

@@ -177,6 +177,6 @@ def test_words_hold_every_word_and_operator_of_the_recipes():
 @pytest.mark.parametrize("num_stages", [0, 5])
 def test_an_unknown_number_of_stages_is_refused(num_stages):
     with pytest.raises(
-        ValueError, match=rf"num_stages is {num_stages}; expected one of \[1, 2, 3, 4\]"
+        ValueError, match=rf"num_stages must be one of \[1, 2, 3, 4\]; got {num_stages}"
     ):
         random_recipe(np.random.default_rng(0), num_stages)

@@ -112,8 +112,8 @@ def test_hidden_tests_fail_nearly_every_wrong_recipe():
     ("arguments", "message"),
     [
         (("test", 0, 2), r"unknown split 'test'; expected one of \['held_out', 'probe', 'train'\]"),
-        (("train", -1, 2), "index is -1; expected 0 or more"),
-        (("train", 0, 5), r"num_stages is 5; expected one of \[1, 2, 3, 4\]"),
+        (("train", -1, 2), "index must be at least 0; got -1"),
+        (("train", 0, 5), r"num_stages must be one of \[1, 2, 3, 4\]; got 5"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(arguments, message):

@@ -1,10 +1,10 @@
-"""Compares the answers of a program with the results of its problem's tests, and says in words what is wrong."""
+"""Compares a program's answers with the results of the tests, and explains failures."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hpenv.posttraining.jsonl import shown
+from hpenv.posttraining.jsonl import excerpt
 from hpenv.posttraining.sandbox import UNSERIALIZABLE, Limits, Outcome
 from hpenv.posttraining.tasks import Problem
 
@@ -26,7 +26,7 @@ def equal_exactly(left: Any, right: Any) -> bool:
 
 
 def is_right(problem: Problem, outcome: Outcome) -> bool:
-    """Returns the true verdict: an answer to every test, each of them right."""
+    """Returns the true verdict: whether every test has an answer and every answer is right."""
     answers = outcome.returned[: len(problem.tests)]
     return len(answers) == len(problem.tests) and all(
         not answer.error and equal_exactly(answer.value, result)
@@ -35,42 +35,50 @@ def is_right(problem: Problem, outcome: Outcome) -> bool:
 
 
 def reason(problem: Problem, outcome: Outcome, limits: Limits) -> str:
-    """Returns why a run of a program does not solve its problem; empty if it does.
+    """Returns why a run of a program does not solve its problem. Empty if it does.
 
     Args:
-        problem: what was asked for.
-        outcome: of a run in which the program was called on the hidden inputs first.
-        limits: of that run.
+        problem: the problem.
+        outcome: outcome of a run that called the program on the hidden inputs first.
+        limits: limits of that run.
     """
     if is_right(problem, outcome):
         return ""
-    last_line = outcome.stderr.strip().rpartition("\n")[2] or "it said nothing"
+
+    last_line = outcome.stderr.strip().rpartition("\n")[2] or "nothing on stderr"
     if not outcome.compiled and not outcome.killed_by:
-        return f"no Python: {last_line}"
+        return f"not a Python program: {last_line}"
+
     num_tests = len(problem.tests)
     for number, ((arguments, result), answer) in enumerate(
         zip(problem.tests, outcome.returned, strict=False), start=1
     ):
-        call = f"test {number} of {num_tests}: {problem.entry_point}({', '.join(map(shown, arguments))})"
+        given = ", ".join(map(excerpt, arguments))
+        call = f"test {number} of {num_tests}: {problem.entry_point}({given})"
         if answer.error == UNSERIALIZABLE:
-            return f"{call} must be {shown(result)}; got no JSON value, as a tuple or a set is none"
+            return (
+                f"{call} must be {excerpt(result)}; "
+                "got a value that is not JSON, such as a tuple or a set"
+            )
         if answer.error:
             return f"{call} raised {answer.error}"
         if not equal_exactly(answer.value, result):
-            return f"{call} must be {shown(result)}; got {shown(answer.value)}"
+            return f"{call} must be {excerpt(result)}; got {excerpt(answer.value)}"
+
     num_answers = len(outcome.returned)
-    where = f"in test {num_answers + 1} of {num_tests}" if num_answers else "before an answer"
+    where = f"in test {num_answers + 1} of {num_tests}" if num_answers else "before any answer"
     if outcome.killed_by:
         return f"ended {where} by {_limit(outcome.killed_by, limits)}"
     return f"ended {where} with exit code {outcome.exit_code}: {last_line}"
 
 
 def _limit(killed_by: str, limits: Limits) -> str:
-    """Says what ended a program, with the limit's value."""
+    """Returns what ended a program, with the value of the limit."""
     cpu = f"{limits.cpu_seconds} s of processor time"
+    outputs = f"{limits.output_bytes} bytes per stream, {limits.returned_bytes} of answers"
     return {
         "cpu": f"the limit of {cpu} for all its tests together; see cpu_seconds",
-        "wall": f"the clock, after {limits.wall_seconds} s in which it did not use its {cpu}",
+        "wall": f"the clock, after {limits.wall_seconds} s without using its {cpu}",
         "memory": f"the limit of {limits.memory_bytes} bytes of memory",
-        "output": f"the limit of output, {limits.output_bytes} bytes to a stream, {limits.returned_bytes} of answers",
+        "output": f"the limit of output: {outputs}",
     }.get(killed_by, killed_by)

@@ -1,26 +1,30 @@
-"""Reads problems from JSONL files with the fields that LeetCode-style sets have.
+"""Reads problems from JSONL files with the fields of LeetCode-style sets.
 
-One JSON object a line. Of several names for a field the first that is present counts; fields that
-are not in the table are left alone:
+A line holds one JSON object. If a field has several names, the first one that is present counts.
+Fields that are not in the table are ignored:
 
 | field | names | form |
 |---|---|---|
-| name | `task_id`, `id`, `name` | text or a whole number, given once in all files; the number of the line if absent |
-| description | `problem_description`, `question`, `description`, `prompt` | text; required |
-| entry point | `entry_point`, `func_name` | `f`, `Solution().f` or `Solution.f`; required |
-| tests | `input_output`, `gt_answer`, `tests`, `test_list`, `test` | see below; required, one at least |
-| solution | `canonical_solution`, `completion`, `solution` | source, or what continues `prompt` (HumanEval) |
+| name | `task_id`, `id`, `name` | text or an integer, unique in all files (default: the line) |
+| description | `problem_description`, `question`, `description`, `prompt` | required text |
+| entry point | `entry_point`, `func_name` | `f`, `Solution().f` or `Solution.f` (required) |
+| tests | `input_output`, `gt_answer`, `tests`, `test_list`, `test` | at least one, as below |
+| solution | `canonical_solution`, `completion`, `solution` | source |
 | starter | `starter_code` | source that is shown after the description |
-| setup | `setup_code`, or a `prompt` that is no description but source | is executed before every program |
-| examples | `examples` | like tests; shown in the prompt |
+| setup | `setup_code` | source that is executed before every program |
+| examples | `examples` | tests that are shown in the prompt |
 
-Tests are assert statements (one text, a list of them, or the body of a function in the text), or
-objects with `input` (a list of arguments, an object of arguments by name, or a text such as `xs =
-[1, 2], k = 3`) and `output` (a JSON value, or the text of one if `input` is text). Asserts are
-read, never executed: `call == literal` either way round, `call is True`, `call`, `not call`.
-Arguments by name are put in the order of the solution's parameters, or the starter's, or the
-prompt's, or, where none is known, as they stand. Texts spell values as JSON or as Python does. A
-value has to be one of JSON's: a tuple or a set is an error, as is all else that cannot be read.
+A solution may also be the continuation of `prompt`, as in HumanEval. A `prompt` that is source, and
+not the description, is the setup if there is no other.
+
+Tests are assert statements (one text, a list of texts, or the body of a function in the text), or
+objects with `input` and `output`. The input is a list of arguments, an object of arguments by name,
+or a text such as `xs = [1, 2], k = 3`. The output is a JSON value, or its text if `input` is text.
+Asserts are read, never executed: `call == literal` either way round, `call is True`, `call`,
+`not call`. Arguments by name are put in the order of the parameters of the solution, else of the
+starter, else of the prompt. If no parameters are known, they stay in their order. Texts spell
+values as JSON or as Python. All values must be JSON values: a tuple or a set is an error, like
+everything else that cannot be read.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpenv.posttraining.cases import EntryPoint, cases
-from hpenv.posttraining.jsonl import check_text, decoded_line, is_one_value, read_lines, shown
+from hpenv.posttraining.jsonl import check_text, decode_line, excerpt, is_one_value, read_lines
 from hpenv.posttraining.sources import signature, why_no_source
 from hpenv.posttraining.tasks import Case, Problem
 
@@ -51,125 +55,136 @@ FIELDS: dict[str, tuple[str, ...]] = {
 _ENTRY_POINT = re.compile(r"(?:(\w+)(?:\(\))?\.)?(\w+)")
 
 
-class Reading(NamedTuple):
-    """Problems and refusals of one file.
+class ProblemFile(NamedTuple):
+    """The problems of one file, and the errors of the lines that cannot be read.
 
     Attributes:
         path: the file.
-        problems: of the lines that can be read.
-        refusals: one text with file, lines and reason for each reason why something cannot be read.
+        problems: problems of the lines that can be read.
+        errors: one text for each reason why something cannot be read, with the file and its lines.
     """
 
     path: str
     problems: list[Problem]
-    refusals: list[str]
+    errors: list[str]
 
 
 def read_problems(path: str | Path, skip_unreadable: bool = False) -> list[Problem]:
-    """Reads all problems of one file; see `read_problem_files`."""
+    """Reads all problems of one file. `read_problem_files` has the arguments and errors."""
     return read_problem_files([path], skip_unreadable)[0]
 
 
 def read_problem_files(
     paths: Sequence[str | Path], skip_unreadable: bool = False
 ) -> list[list[Problem]]:
-    """Reads all problems of several files that belong together; blank lines are skipped.
+    """Reads all problems of several files that belong together. Blank lines are skipped.
 
     Args:
         paths: the files.
-        skip_unreadable: leave out the lines that cannot be read, with a warning that lists them.
+        skip_unreadable: whether to leave out the lines that cannot be read, with a warning that
+            lists them.
 
     Returns:
         The problems of each file.
 
     Raises:
-        ValueError: for what cannot be read, all of it in one error, with file, line and field. With
-            `skip_unreadable`, only if a file is left without a problem.
+        ValueError: if something cannot be read. One error lists everything, with file, line and
+            field. With `skip_unreadable`, only if a file is left without a problem.
     """
     if isinstance(paths, str | os.PathLike):
         raise ValueError(f"paths must be a list of paths; got {paths!r}")
-    found = readings(paths)
-    if any(not reading.problems or (reading.refusals and not skip_unreadable) for reading in found):
-        raise ValueError(refusal(found))
-    if any(reading.refusals for reading in found):
-        lines = "\n  ".join(line for reading in found for line in reading.refusals)
-        warnings.warn(
-            f"left out of the problems, since it cannot be read:\n  {lines}", stacklevel=2
-        )
-    return [reading.problems for reading in found]
+
+    files = parse_problem_files(paths)
+    if any(not file.problems or (file.errors and not skip_unreadable) for file in files):
+        raise ValueError(error_text(files))
+
+    lines = _all_errors(files)
+    if lines:
+        text = "\n  ".join(lines)
+        warnings.warn(f"left out lines that cannot be read:\n  {text}", stacklevel=2)
+    return [file.problems for file in files]
 
 
-def readings(paths: Sequence[str | Path]) -> list[Reading]:
-    """Reads files as far as they can be read; a name that was given before is refused, and so is a file."""
-    taken: dict[
-        tuple[str, str], str
-    ] = {}  # (file, or empty for a name of its own, and name) -> place
-    found: list[Reading] = []
+def parse_problem_files(paths: Sequence[str | Path]) -> list[ProblemFile]:
+    """Reads the lines of the files that can be read, and collects the errors of the others.
+
+    Names and files that occur twice are errors.
+    """
+    # (file, name) -> place, where the file is empty if the line gives the name
+    taken: dict[tuple[str, str], str] = {}
+    files: list[ProblemFile] = []
     for place, path in enumerate(paths):
         if any(str(path) == str(other) for other in paths[:place]):
-            found.append(
-                Reading(str(path), [], [f"{path} is given twice; expected every file once"])
-            )
+            error = f"all files must be different; {path} is given twice"
+            files.append(ProblemFile(str(path), [], [error]))
         else:
-            found.append(_reading(path, taken))
-    return found
+            files.append(_parse_file(path, taken))
+    return files
 
 
-def refusal(found: Sequence[Reading]) -> str:
-    """The text of the error that lists all that cannot be read."""
-    refused = [reading for reading in found if reading.refusals]
-    lines = [line for reading in refused for line in reading.refusals]
+def error_text(files: Sequence[ProblemFile]) -> str:
+    """Returns the message of the error that lists everything that cannot be read."""
+    lines = _all_errors(files)
     if len(lines) > 1:
-        lines = [
-            f"{len(refused)} file{'s' * (len(refused) > 1)} of problems cannot be read:",
-            *lines,
-        ]
-    if all(reading.problems for reading in found):
+        num_bad = sum(bool(file.errors) for file in files)
+        lines.insert(0, f"{num_bad} file{'s' * (num_bad > 1)} of problems cannot be read:")
+    if all(file.problems for file in files):
         lines.append(
-            "Mend these lines, or leave them out with skip_unreadable=True (check_problems --skip-unreadable)."
+            "Correct these lines, or leave them out with skip_unreadable=True "
+            "(check_problems --skip-unreadable)."
         )
     return "\n  ".join(lines)
 
 
-def _reading(path: str | Path, taken: dict[tuple[str, str], str]) -> Reading:
-    """Reads one file; `taken` are the names of those before it."""
+def _all_errors(files: Sequence[ProblemFile]) -> list[str]:
+    """Returns the errors of all files, in their order."""
+    errors: list[str] = []
+    for file in files:
+        errors += file.errors
+    return errors
+
+
+def _parse_file(path: str | Path, taken: dict[tuple[str, str], str]) -> ProblemFile:
+    """Reads one file. `taken` holds the names of the files before it and receives its names."""
     try:
         lines = read_lines(path)
     except ValueError as error:
-        return Reading(str(path), [], [str(error)])
+        return ProblemFile(str(path), [], [str(error)])
+
     problems: list[Problem] = []
-    refused: dict[str, list[int]] = {}  # reason -> lines
+    numbers_by_reason: dict[str, list[int]] = {}
+
     for number, line in lines.items():
         try:
-            problem = _problem(record := decoded_line(line), number)
+            problem = _problem(record := decode_line(line), number)
             field = _field(record, "name")
             keys = [(str(path), problem.name)] + [("", problem.name)] * (field in record)
             if before := [taken[key] for key in keys if key in taken]:
                 raise ValueError(
-                    f"field {field!r}: the name {shown(problem.name)} is taken; expected another than in {before[0]}"
+                    f"field {field!r} must be a new name; got {excerpt(problem.name)}, "
+                    f"the name of {before[0]}"
                 )
         except (ValueError, RecursionError) as error:
             reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-            refused.setdefault(reason, []).append(number)
+            numbers_by_reason.setdefault(reason, []).append(number)
         else:
             taken |= {key: f"{path}, line {number}" for key in keys}
             problems.append(problem)
+
     if not problems and len(lines) > 1 and is_one_value(lines.values()):
-        return Reading(
-            str(path),
-            [],
-            [
-                f"{path} is one JSON value of several lines; expected JSONL, which has an object a line"
-            ],
-        )
-    refusals = [f"{path}, line{_numbers(numbers)}: {reason}" for reason, numbers in refused.items()]
-    if not problems and not refusals:
-        refusals = [f"{path} has no problem in it; expected one JSON object a line"]
-    return Reading(str(path), problems, refusals)
+        reason = f"{path} must be JSONL, one object a line; got one JSON value of several lines"
+        return ProblemFile(str(path), [], [reason])
+    errors = [
+        f"{path}, line{_numbers(numbers)}: {reason}"
+        for reason, numbers in numbers_by_reason.items()
+    ]
+    if not problems and not errors:
+        errors = [f"{path} must have at least one problem, one JSON object a line; got none"]
+    return ProblemFile(str(path), problems, errors)
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    """Numbers of lines as a text: ` 3`, or `s 3, 5-9`."""
+    """Returns numbers of lines as text: ` 3`, or `s 3, 5-9`."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][-1] + 1:
@@ -182,11 +197,12 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _problem(record: Mapping[str, Any], number: int) -> Problem:
-    """The problem of one line."""
+    """Returns the problem of one line."""
     class_name, function = _entry_point(record)
     description, starter = _text(record, "description", required=True), _text(record, "starter")
     solution, setup = _sources(record)
-    known = (
+
+    sources = (
         solution,
         starter,
         f"{starter.rstrip()} pass",
@@ -194,14 +210,15 @@ def _problem(record: Mapping[str, Any], number: int) -> Problem:
         f"{starter}\n        pass",
     )
     prompt = record.get("prompt")
-    found = (
+
+    signatures = (
         signature(text, class_name, function)
-        for text in (*known, prompt)
+        for text in (*sources, prompt)
         if text and isinstance(text, str)
     )
-    entry_point = EntryPoint(
-        function, class_name, next((each for each in found if each is not None), None)
-    )
+    first_signature = next((each for each in signatures if each is not None), None)
+    entry_point = EntryPoint(function, class_name, first_signature)
+
     return Problem(
         name=_name(record, number),
         entry_point=function,
@@ -215,41 +232,45 @@ def _problem(record: Mapping[str, Any], number: int) -> Problem:
 
 
 def _sources(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Solution and setup. A prompt that is source begins the solution, or else is the setup."""
-    solution, setup, prompt = (
-        _text(record, "solution"),
-        _text(record, "setup"),
-        record.get("prompt"),
-    )
+    """Returns solution and setup.
+
+    A prompt that is source begins the solution, or else is the setup.
+    """
+    solution, setup = _text(record, "solution"), _text(record, "setup")
+    prompt = record.get("prompt")
     if isinstance(prompt, str):
         if solution and why_no_source(solution) and not why_no_source(prompt + solution):
             solution = prompt + solution
         elif not setup and _field(record, "description") != "prompt" and not why_no_source(prompt):
             setup = prompt
+
     for what, source in (("solution", solution), ("setup", setup)):
         if why := why_no_source(source):
-            raise ValueError(f"field {_field(record, what)!r}: no Python source: {why}")
+            raise ValueError(f"field {_field(record, what)!r} must be Python source ({why})")
+
     return solution if solution.strip() else "", setup
 
 
 def _field(record: Mapping[str, Any], what: str, required: bool = False) -> str:
-    """The first of a field's names that is present; the first of all if none is."""
+    """Returns the first of a field's names that is present, or its first name if none is."""
     present = [name for name in FIELDS[what] if record.get(name) is not None]
     if required and not present:
-        raise ValueError(f"no {what}; expected one of the fields {list(FIELDS[what])}")
+        raise ValueError(f"the {what} must be in one of the fields {list(FIELDS[what])}; got none")
     return (present or list(FIELDS[what]))[0]
 
 
 def _text(record: Mapping[str, Any], what: str, required: bool = False) -> str:
-    """The text in a field; empty if it is absent."""
+    """Returns the text in a field, or an empty one if the field is absent."""
     field = _field(record, what, required)
     value = record.get(field)
     if value is None:
         return ""
+
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} must be text; got {shown(value)}")
+        raise ValueError(f"field {field!r} must be text; got {excerpt(value)}")
     if required and not value.strip():
-        raise ValueError(f"field {field!r} must be text that is not blank; got {shown(value)}")
+        raise ValueError(f"field {field!r} must be text that is not blank; got {excerpt(value)}")
+
     try:
         check_text(value)
     except ValueError as error:
@@ -258,7 +279,7 @@ def _text(record: Mapping[str, Any], what: str, required: bool = False) -> str:
 
 
 def _name(record: Mapping[str, Any], number: int) -> str:
-    """The problem's name, or else the number of its line."""
+    """Returns the problem's name, or else the number of its line."""
     field = _field(record, "name")
     value = record.get(field)
     if value is None:
@@ -266,31 +287,31 @@ def _name(record: Mapping[str, Any], number: int) -> str:
     if type(value) is int:
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} must be text or a whole number; got {shown(value)}")
+        raise ValueError(f"field {field!r} must be text or a whole number; got {excerpt(value)}")
     return _text(record, "name", required=True)
 
 
 def _entry_point(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Names of the class, empty if there is none, and of the function."""
+    """Returns the names of the class and the function. The class is empty if there is none."""
     text = _text(record, "entry point", required=True)
     match = _ENTRY_POINT.fullmatch(text)
     names = [] if match is None else [name for name in match.groups() if name is not None]
     if not names or not all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
         field = _field(record, "entry point")
         raise ValueError(
-            f"field {field!r} must be `f`, `Solution().f` or `Solution.f`; got {shown(text)}"
+            f"field {field!r} must be `f`, `Solution().f` or `Solution.f`; got {excerpt(text)}"
         )
     return ("", *names)[-2], names[-1]
 
 
 def _cases(record: Mapping[str, Any], what: str, entry_point: EntryPoint) -> tuple[Case, ...]:
-    """The cases in a field; of tests there has to be one."""
+    """Returns the cases in a field. There must be at least one test."""
     field = _field(record, what, required=what == "tests")
     entries = record.get(field)
     try:
         found = () if entries is None else cases(entries, entry_point)
         if what == "tests" and not found:
-            raise ValueError("no test in it")
+            raise ValueError("must have at least one test; got none")
     except ValueError as error:
         raise ValueError(f"field {field!r}: {error}") from error
     return found

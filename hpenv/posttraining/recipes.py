@@ -1,9 +1,8 @@
-"""Recipes: small functions of one list of integers, each with one wording, one program and one
-meaning.
+"""Recipes: functions of one list of integers, each with one wording, program and meaning.
 
-A recipe is a row of at most four stages: a filter, a map, a reduction, a step after it. Every stage
-has its own words and its own code, so that description and program determine each other, and a
-recipe with another stage in the place of one of its own is a wrong program of the same shape.
+A recipe is a sequence of at most four stages: a filter, a map, a reduction, and a step after the
+reduction. Every stage has its own words and code, so a description determines its program and a
+program its description. A recipe with one stage replaced is a wrong program of the same shape.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: What a text is counted in: a word, a digit, a run of punctuation, a line break with the
-#: indentation after it.
+#: Unit in which the length of a text is counted: a word, a digit, a run of punctuation, or a line
+#: break with the indentation after it.
 PIECE = re.compile(r"\n *|[A-Za-z_]+|[0-9]|[^\sA-Za-z0-9_]+")
 
 
@@ -25,15 +24,15 @@ class Operation(NamedTuple):
     """Operation of one stage.
 
     Attributes:
-        kind: "filter", "map", "reduce" or "post", the order in which stages stand.
-        phrase: its words, around `{inner}`, the words of the stages before it; `{k}` is its
-            constant.
-        code: its code: a condition on x, a value made of x, an expression of `{sequence}` (a list),
-            `{argument}` (what goes into the brackets of a call) or `{distinct}` (a set), or an
-            expression of `{value}`.
-        apply: its meaning, from the list or number before it and its constant.
-        constants: what `{k}` may be; (0,) where there is none.
-        gives_number: for a reduction, whether a number comes out, so that a step may follow.
+        kind: "filter", "map", "reduce" or "post". Stages stand in this order.
+        phrase: words of the stage. `{inner}` stands for the words of the stages before it, `{k}`
+            for its constant.
+        code: source of the stage: a condition on x, a value made of x, an expression of
+            `{sequence}` (a list), `{argument}` (the argument of a call) or `{distinct}` (a set), or
+            an expression of `{value}`.
+        apply: function that computes the stage from the list or number before it and the constant.
+        constants: possible values of `{k}`. (0,) if the stage has none.
+        gives_number: True if the result of a reduction is a number, so that a step may follow.
     """
 
     kind: str
@@ -45,7 +44,7 @@ class Operation(NamedTuple):
 
 
 def _number(phrase: str, code: str, apply: Callable[[Any, int], Any]) -> Operation:
-    """A reduction that gives a number."""
+    """Returns a reduction whose result is a number."""
     return Operation("reduce", phrase, code, apply, gives_number=True)
 
 
@@ -189,29 +188,28 @@ SHAPES: dict[int, tuple[tuple[str, ...], ...]] = {
     4: (("filter", "map", "reduce", "post"),),
 }
 
-#: What a text is made of besides digits, brackets and signs that stick to something: words, and
-#: operators on their own.
+#: Words, and operators between spaces. The other parts of a text are digits, brackets and signs
+#: that touch a word or digit.
 WORD = re.compile(r"[A-Za-z_]+|(?<= )[^\w\s#]+(?= )")
-#: Every such word and operator that a description or a program is written with.
-WORDS: tuple[str, ...] = tuple(
-    sorted(
-        {
-            word
-            for text in (
-                "Return xs def f(xs): return set(xs) for x in xs if",
-                *(
-                    text
-                    for operation in OPERATIONS.values()
-                    for text in (operation.phrase, operation.code)
-                ),
-            )
-            for word in WORD.findall(re.sub(r"\{\w+\}", "0", text))
-        }
-    )
-)
 
-# On these a stage that changes nothing, or a recipe that always says the same, is found out.
-_PROBES: tuple[list[int], ...] = (
+
+def _words() -> tuple[str, ...]:
+    """Returns the words and operators of all descriptions and programs, sorted."""
+    texts = ["Return xs def f(xs): return set(xs) for x in xs if"]
+    for operation in OPERATIONS.values():
+        texts += [operation.phrase, operation.code]
+
+    words: set[str] = set()
+    for text in texts:
+        words.update(WORD.findall(re.sub(r"\{\w+\}", "0", text)))
+    return tuple(sorted(words))
+
+
+#: All words and operators of descriptions and programs.
+WORDS: tuple[str, ...] = _words()
+
+# Lists that reveal a stage without effect, and a recipe whose result is always the same.
+_FIXED_LISTS: tuple[list[int], ...] = (
     [],
     [5],
     [-4],
@@ -233,7 +231,7 @@ _NUMBERS = tuple(name for name in _BY_KIND["reduce"] if OPERATIONS[name].gives_n
 
 
 class Stage(NamedTuple):
-    """One operation with its constant, 0 where it has none."""
+    """An operation with its constant, which is 0 if the operation has none."""
 
     operation: str
     constant: int = 0
@@ -241,34 +239,40 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A function of one list of integers, in stages of different kinds that stand in the order of `Operation.kind`."""
+    """Function of one list of integers, made of stages.
+
+    The stages are of different kinds and stand in the order of `Operation.kind`.
+    """
 
     stages: tuple[Stage, ...]
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Names of the operations, constants aside."""
+        """Names of the operations, without constants."""
         return tuple(stage.operation for stage in self.stages)
 
     def description(self) -> str:
-        """One English sentence, the same for the same recipe and for no other."""
+        """Returns one English sentence, which no other recipe has."""
         words = "xs"
         for name, k in self.stages:
             words = OPERATIONS[name].phrase.format(inner=words, k=k)
         return f"Return {words}."
 
     def program(self) -> str:
-        """Source of a function `f` of `xs` that is one expression."""
+        """Returns the source of a function `f` of `xs` whose body is one expression."""
         code = {OPERATIONS[name].kind: (OPERATIONS[name].code, k) for name, k in self.stages}
+
         element, condition = "x", ""
         if "map" in code:
             element = code["map"][0].format(k=code["map"][1])
         if "filter" in code:
             condition = " if " + code["filter"][0].format(k=code["filter"][1])
+
         body = f"{element} for x in xs{condition}"
         sources = {"argument": body, "sequence": f"[{body}]", "distinct": f"{{{body}}}"}
         if body == "x for x in xs":
             sources = {"argument": "xs", "sequence": "xs", "distinct": "set(xs)"}
+
         reduction, k = code.get("reduce", ("{sequence}", 0))
         value = reduction.format(k=k, **sources)
         if "post" in code:
@@ -276,7 +280,7 @@ class Recipe:
         return f"def f(xs):\n    return {value}\n"
 
     def evaluate(self, args: Sequence[Any]) -> Any:
-        """Returns what the program returns for the arguments of one call, a list of integers as the only one."""
+        """Returns the result of one call. `args` holds its only argument, a list of integers."""
         value: Any = list(args[0])
         for name, k in self.stages:
             value = OPERATIONS[name].apply(value, k)
@@ -284,23 +288,26 @@ class Recipe:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Returns whether two results of recipes are equal and of one type: True is not 1."""
+    """Returns whether two results are equal and of one type. True and 1 are different."""
     return type(left) is type(right) and left == right
 
 
 def differ(left: Recipe, right: Recipe) -> bool:
-    """Returns whether two recipes give different results on a dozen fixed lists."""
-    return any(not same(left.evaluate((xs,)), right.evaluate((xs,))) for xs in _PROBES)
+    """Returns whether two recipes give different results on any of twelve fixed lists."""
+    return any(not same(left.evaluate((xs,)), right.evaluate((xs,))) for xs in _FIXED_LISTS)
 
 
 def meaning(recipe: Recipe) -> str:
-    """What a recipe computes: its results on some hundred fixed lists; recipes that compute the same have the same."""
-    return repr([recipe.evaluate((xs,)) for xs in (*_PROBES, *_more_probes())])
+    """Returns the results of a recipe on 112 fixed lists, as text.
+
+    Recipes that compute the same have the same text.
+    """
+    return repr([recipe.evaluate((xs,)) for xs in (*_FIXED_LISTS, *_more_lists())])
 
 
 @lru_cache(maxsize=1)
-def _more_probes() -> tuple[list[int], ...]:
-    """Lists as those of tests, longer ones and empty ones among them."""
+def _more_lists() -> tuple[list[int], ...]:
+    """Returns 100 lists from a fixed seed, as long as those of tests: 0 to 8 numbers."""
     generator = np.random.default_rng(0)
     return tuple(
         generator.integers(-9, 10, int(generator.integers(9))).tolist() for _ in range(100)
@@ -314,10 +321,11 @@ def random_recipe(generator: np.random.Generator, num_stages: int) -> Recipe:
     its constant.
 
     Raises:
-        ValueError: if `num_stages` is none of the numbers in `SHAPES`.
+        ValueError: if `num_stages` is not a key of `SHAPES`.
     """
     if num_stages not in SHAPES:
-        raise ValueError(f"num_stages is {num_stages}; expected one of {sorted(SHAPES)}")
+        raise ValueError(f"num_stages must be one of {sorted(SHAPES)}; got {num_stages}")
+
     shapes = SHAPES[num_stages]
     while True:
         shape = shapes[generator.integers(len(shapes))]
@@ -333,7 +341,7 @@ def random_recipe(generator: np.random.Generator, num_stages: int) -> Recipe:
 
 
 def neighbors(recipe: Recipe) -> Iterator[Recipe]:
-    """Yields every recipe that has another operation or constant in the place of exactly one stage."""
+    """Yields every recipe that differs from this one in the operation or constant of one stage."""
     for place in range(len(recipe.stages)):
         for name in _substitutes(recipe, place):
             for constant in OPERATIONS[name].constants:
@@ -343,10 +351,9 @@ def neighbors(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def corrupted(recipe: Recipe, generator: np.random.Generator) -> Recipe:
-    """Draws a wrong recipe of the same shape: one or more stages are replaced, and some results
-    differ.
+    """Draws a wrong recipe of the same shape, whose results differ on some of the fixed lists.
 
-    The number of replaced stages is uniform on 1 to all of them.
+    The number of replaced stages is uniform on 1 to all stages.
     """
     while True:
         num_replaced = 1 + int(generator.integers(len(recipe.stages)))
@@ -359,7 +366,7 @@ def corrupted(recipe: Recipe, generator: np.random.Generator) -> Recipe:
 
 
 def _substitutes(recipe: Recipe, place: int) -> tuple[str, ...]:
-    """Operations that may stand at this place of the recipe."""
+    """Returns the operations that may stand at this place of the recipe."""
     kind = OPERATIONS[recipe.stages[place].operation].kind
     is_followed = place + 1 < len(recipe.stages)
     return _NUMBERS if kind == "reduce" and is_followed else _BY_KIND[kind]
@@ -373,19 +380,26 @@ def _random_stage(generator: np.random.Generator, names: tuple[str, ...]) -> Sta
 
 
 def _is_lively(recipe: Recipe) -> bool:
-    """Returns whether a quarter of the probes has an uncommon result, and two notice that a stage is left out."""
-    results = [recipe.evaluate((xs,)) for xs in _PROBES]
+    """Returns whether the results of a recipe vary and each of its stages matters.
+
+    At most three quarters of the results on the fixed lists are the same. Leaving out a stage
+    changes at least two of them.
+    """
+    results = [recipe.evaluate((xs,)) for xs in _FIXED_LISTS]
     commonest = max(sum(same(one, other) for other in results) for one in results)
     if commonest > 0.75 * len(results):
         return False
+
     for place in range(len(recipe.stages)):
         rest = Recipe((*recipe.stages[:place], *recipe.stages[place + 1 :]))
         if OPERATIONS[recipe.stages[place].operation].kind == "reduce" and len(rest.stages) > place:
-            continue  # the step after it takes a number, so that the recipe without its reduction does not exist
+            # The next step needs a number, so there is no recipe without the reduction.
+            continue
         noticed = sum(
             not same(rest.evaluate((xs,)), result)
-            for xs, result in zip(_PROBES, results, strict=True)
+            for xs, result in zip(_FIXED_LISTS, results, strict=True)
         )
         if noticed < 2:
             return False
+
     return True

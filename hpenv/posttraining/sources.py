@@ -1,4 +1,4 @@
-"""Reads Python source without executing it: whether it compiles, and the parameters of one function in it."""
+"""Reads Python source without executing it: syntax errors, and the parameters of a function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class _Default(str):
-    """The source of a default, which a signature shows as it stands."""
+    """Source of a default value, printed unchanged in a signature."""
 
     __slots__ = ()
 
@@ -20,35 +20,31 @@ class _Default(str):
 
 
 def why_no_source(text: str) -> str:
-    """The reason why a text is no Python program; empty if it is one."""
+    """Returns the reason why a text is not a Python program. Empty if it is one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of escapes such as "\d", which are the program's affair
+            warnings.simplefilter("ignore")  # about escapes such as "\d" in the program
             compile(text, "<source>", "exec", dont_inherit=True)
     except SyntaxError as error:
         return f"{error.msg} in line {error.lineno}"
     except ValueError as error:  # null characters, lone surrogates
         return str(error)
-    except (
-        RecursionError,
-        MemoryError,
-    ):  # what the parser says of a deep nesting depends on its kind
+    except (RecursionError, MemoryError):  # the parser raises either one for deep nesting
         return "it is nested too deep"
     return ""
 
 
-def parsed(text: str, mode: str = "exec", strict: bool = False) -> ast.AST:
+def parse(text: str, mode: str = "exec", strict: bool = False) -> ast.AST:
     """Parses a text.
 
     Args:
         text: the source.
         mode: `exec`, or `eval` for one expression.
-        strict: refuse escapes that Python only warns of, as JSON has others than Python has.
+        strict: whether to refuse escapes that Python only warns about, because those of JSON
+            differ.
 
     Raises:
-        ValueError: for what is no Python.
+        ValueError: if the text is not Python.
     """
     try:
         with warnings.catch_warnings():
@@ -63,28 +59,31 @@ def parsed(text: str, mode: str = "exec", strict: bool = False) -> ast.AST:
 def signature(source: str, class_name: str, function: str) -> inspect.Signature | None:
     """Returns the parameters of a function, or of a class's method without its first one.
 
-    Only what the source binds at its top counts, or in the body of that class or of one that it
-    derives from: neither another class's method of that name nor a function within a function.
+    Only names bound at the top of the source count, or in the body of that class or of its bases. A
+    method of that name in another class does not count, nor does a function within a function.
 
     Args:
         source: a program.
-        class_name: the class that has the method; empty for a function.
+        class_name: the class that has the method. Empty for a function.
         function: name of the function or method.
 
     Returns:
-        All parameters that can be given by place are marked as such and by name. None if the source
-        is no program, or if the function is not found.
+        The signature, with positional parameters marked as positional or by name. None if the
+            source is not a program or the function is not found.
     """
     if why_no_source(source):
         return None
-    tree = parsed(source)
+
+    tree = parse(source)
     assert isinstance(tree, ast.Module)
     names = dict(_bindings(tree.body))
+
     node = _method(names, class_name, function, ()) if class_name else _lookup(names, function)
     if isinstance(node, ast.Lambda):
         return _signature(node.args, bool(class_name))
     if not isinstance(node, _FUNCTIONS):
         return None
+
     is_static = any(
         isinstance(entry, ast.Name) and entry.id == "staticmethod" for entry in node.decorator_list
     )
@@ -92,7 +91,10 @@ def signature(source: str, class_name: str, function: str) -> inspect.Signature 
 
 
 def _bindings(body: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
-    """Yields what statements bind to names, also within `if`, `try` and the like; the last one is in force."""
+    """Yields the names that statements bind, also within `if`, `try` and the like.
+
+    The last binding of a name is in force.
+    """
     for statement in body:
         if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
             yield statement.name, statement
@@ -110,7 +112,7 @@ def _bindings(body: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _lookup(names: dict[str, ast.AST], name: str) -> ast.AST | None:
-    """Returns what a name is bound to, through other names."""
+    """Returns the node that a name is bound to, through other names."""
     seen, node = {name}, names.get(name)
     while isinstance(node, ast.Name) and node.id not in seen:
         seen.add(node.id)
@@ -121,7 +123,7 @@ def _lookup(names: dict[str, ast.AST], name: str) -> ast.AST | None:
 def _method(
     names: dict[str, ast.AST], class_name: str, function: str, below: tuple[str, ...]
 ) -> ast.AST | None:
-    """A method of a class, or the first of its bases that has it."""
+    """Returns a method of a class, or of the first of its bases that has it."""
     node = _lookup(names, class_name)
     if not isinstance(node, ast.ClassDef) or class_name in below:
         return None
@@ -133,7 +135,7 @@ def _method(
 
 
 def _signature(arguments: ast.arguments, is_bound: bool) -> inspect.Signature:
-    """The signature that the source of a function spells."""
+    """Returns the signature that the source of a function spells."""
     kinds = inspect.Parameter
     by_place = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(by_place) - len(arguments.defaults)) + arguments.defaults
@@ -141,12 +143,14 @@ def _signature(arguments: ast.arguments, is_bound: bool) -> inspect.Signature:
         kinds(argument.arg, kinds.POSITIONAL_OR_KEYWORD, default=_default(default))
         for argument, default in zip(by_place, defaults, strict=True)
     ][is_bound:]
+
     if arguments.vararg:
         parameters.append(kinds(arguments.vararg.arg, kinds.VAR_POSITIONAL))
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         parameters.append(kinds(argument.arg, kinds.KEYWORD_ONLY, default=_default(default)))
     if arguments.kwarg:
         parameters.append(kinds(arguments.kwarg.arg, kinds.VAR_KEYWORD))
+
     return inspect.Signature(parameters)
 
 

@@ -1,9 +1,8 @@
-"""Problems: a description, visible examples, hidden tests, and an endless supply of them made from
-recipes.
+"""Problems: a description, visible examples and hidden tests, generated from recipes without end.
 
-Problems on strings and on two numbers are never generated: those kinds belong to the contrastive
-pairs. Held-out and probe problems combine operations in ways that no training problem does, so that
-a program learned by heart fails there.
+Problems on strings and on two numbers are never generated: those kinds are reserved for the
+contrastive pairs. Held-out and probe problems combine operations in ways that no training problem
+does, so a memorized program fails there.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ import numpy as np
 
 from hpenv.posttraining.recipes import PIECE, Recipe, neighbors, random_recipe, same
 
-#: Split -> part of all rows of operations. A row is given to one split by its hash, whatever its
-#: constants are.
+#: Split -> fraction of all sequences of operations. The hash of a sequence assigns it to one split,
+#: whatever its constants are.
 SPLITS: dict[str, float] = {"train": 0.7, "held_out": 0.15, "probe": 0.15}
 
 NUM_EXAMPLES = 2
 NUM_TESTS = 8
-#: What a model of 64 tokens of context for the prompt reads, and the part of it that is left for
-#: the disclosure.
+#: Pieces of a prompt, for a model with 64 tokens of context for it, and how many of these pieces
+#: are reserved for the disclosure.
 MAX_PROMPT_PIECES, MAX_DISCLOSURE_PIECES = 64, 16
 _LARGEST_ITEM = 9
 _LARGEST_SHOWN = 99
@@ -35,26 +34,25 @@ _LONGEST_TEST = 8
 _NUM_CANDIDATES = 6
 _NUM_ATTEMPTS = 300
 
-#: Arguments of one call and what it returns, all of them JSON values, in lists that nobody writes
-#: to.
+#: Arguments and result of one call. All are JSON values, in lists that are never modified.
 Case = tuple[tuple[Any, ...], Any]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A function to be written.
+    """A programming problem: a function that has to be written.
 
     Attributes:
         name: unique among the problems of one source.
         entry_point: name of the function, or of the method if `class_name` is given.
-        description: what the function returns, in words.
-        examples: cases that the prompt shows.
+        description: the result of the function, in words.
+        examples: cases shown in the prompt.
         tests: cases that only the grader has.
-        solution: source of a right program; empty if there is none.
-        operations: of its recipe, constants aside.
-        recipe: what it was made from, if it was generated.
-        class_name: the class that has `entry_point` as a method, if it is not a function.
-        setup: source that stands before every program, such as imports.
+        solution: source of a right program. Empty if there is none.
+        operations: operations of its recipe, without constants.
+        recipe: the recipe that the problem was generated from, if any.
+        class_name: the class that has `entry_point` as a method. Empty for a function.
+        setup: source executed before every program, such as imports.
     """
 
     name: str
@@ -80,12 +78,12 @@ class Problem:
 
     @property
     def num_pieces(self) -> int:
-        """Words, digits, runs of punctuation and line breaks of the statement."""
+        """Number of words, digits, runs of punctuation and line breaks in the statement."""
         return len(PIECE.findall(self.statement))
 
 
 def split_of(operations: Sequence[str]) -> str:
-    """The split that problems with these operations belong to, whatever their constants."""
+    """Returns the split of the problems with these operations, whatever their constants."""
     digest = hashlib.sha256(" | ".join(operations).encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     for split, fraction in SPLITS.items():
@@ -97,12 +95,12 @@ def split_of(operations: Sequence[str]) -> str:
 
 @lru_cache(maxsize=16384)
 def generated_problem(split: str, index: int, difficulty: int = 2) -> Problem:
-    """Makes one of endlessly many problems, a pure function of its arguments.
+    """Generates one of endlessly many problems, as a pure function of its arguments.
 
     Args:
-        split: whose problem it is; the operations of one split occur in no other.
-        index: number of the problem, from 0; different numbers may give the same recipe.
-        difficulty: stages of the recipe, 1 to 4.
+        split: split of the problem. No other split has a problem with the same operations.
+        index: number of the problem, from 0. Different numbers may give the same recipe.
+        difficulty: number of stages of the recipe, 1 to 4.
 
     Raises:
         ValueError: for an unknown split, a negative index or another difficulty.
@@ -110,14 +108,17 @@ def generated_problem(split: str, index: int, difficulty: int = 2) -> Problem:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {sorted(SPLITS)}")
     if index < 0:
-        raise ValueError(f"index is {index}; expected 0 or more")
+        raise ValueError(f"index must be at least 0; got {index}")
+
     seed = np.random.SeedSequence(
         [sorted(SPLITS).index(split), index, difficulty if difficulty > 0 else 0]
     )
     generator = np.random.default_rng(seed)
+
     recipe = random_recipe(generator, difficulty)
     while split_of(recipe.operations) != split:
         recipe = random_recipe(generator, difficulty)
+
     return Problem(
         name=f"{split}-{difficulty}-{index}",
         entry_point="f",
@@ -131,64 +132,71 @@ def generated_problem(split: str, index: int, difficulty: int = 2) -> Problem:
 
 
 def _numbers(generator: np.random.Generator, shortest: int, longest: int) -> list[int]:
-    """A list of shortest to longest numbers, each within ±_LARGEST_ITEM, all uniform."""
+    """Draws a list of `shortest` to `longest` numbers within ±_LARGEST_ITEM, all uniform."""
     length = int(generator.integers(shortest, longest + 1))
     return generator.integers(-_LARGEST_ITEM, _LARGEST_ITEM + 1, length).tolist()
 
 
 def _examples(recipe: Recipe, generator: np.random.Generator) -> tuple[Case, ...]:
-    """Short cases that tell something and leave room for the disclosure in the prompt.
+    """Draws short, informative cases that leave room for the disclosure in the prompt.
 
-    A list is worth showing if its result is no empty list and has at most two digits, and two of
-    them if their results differ. What cannot be had is given up one after the other: two numbers at
-    least, then different results, then two digits.
+    A result is informative if it is not an empty list and its numbers have at most two digits. Two
+    cases are informative if their results differ. If no such lists turn up, three requirements are
+    dropped one after the other: at least two numbers in a list, different results, two digits.
     """
     for attempt in range(_NUM_ATTEMPTS):
         shortest = 2 if attempt < _NUM_ATTEMPTS // 3 else 1
         largest = _LARGEST_SHOWN if attempt < 5 * _NUM_ATTEMPTS // 6 else math.inf
-        shown = [_numbers(generator, shortest, _LONGEST_EXAMPLE) for _ in range(NUM_EXAMPLES)]
-        cases = tuple(((xs,), recipe.evaluate((xs,))) for xs in shown)
+
+        lists = [_numbers(generator, shortest, _LONGEST_EXAMPLE) for _ in range(NUM_EXAMPLES)]
+        cases = tuple(((xs,), recipe.evaluate((xs,))) for xs in lists)
         results = [result for _, result in cases]
+
         is_clear = all(
             result != [] and all(abs(number) <= largest for number in _as_list(result))
             for result in results
         ) and (attempt > 2 * _NUM_ATTEMPTS // 3 or not same(results[0], results[1]))
         if is_clear and _fits(recipe, cases):
             return cases
+
     raise AssertionError(f"no examples for {recipe.description()!r}")
 
 
 def _as_list(result: Any) -> list[Any]:
-    """The numbers of a result."""
+    """Returns the numbers of a result as a list."""
     return result if isinstance(result, list) else [result]
 
 
 def _fits(recipe: Recipe, cases: tuple[Case, ...]) -> bool:
     """Returns whether a prompt with these examples leaves room for the longest disclosure."""
-    shown = Problem("", "f", recipe.description(), cases, (), "")
-    return shown.num_pieces <= MAX_PROMPT_PIECES - MAX_DISCLOSURE_PIECES
+    problem = Problem("", "f", recipe.description(), cases, (), "")
+    return problem.num_pieces <= MAX_PROMPT_PIECES - MAX_DISCLOSURE_PIECES
 
 
 def _tests(recipe: Recipe, generator: np.random.Generator) -> tuple[Case, ...]:
-    """Hidden cases: the empty list, and those lists among random ones that most wrong recipes fail.
+    """Draws hidden cases: the empty list, and random lists that most wrong recipes fail.
 
-    Wrong recipes are all that differ in one stage. Lists are taken one at a time, each the best of
-    a few for what the ones before it let pass.
+    Wrong recipes are all recipes that differ in one stage. Lists are chosen one at a time. Each is
+    the best of a few candidates: the one passed by the fewest wrong recipes that passed all lists
+    before it.
     """
     tests: list[Case] = [(([],), recipe.evaluate(([],)))]
     passing = [wrong for wrong in neighbors(recipe) if same(wrong.evaluate(([],)), tests[0][1])]
+
     while len(tests) < NUM_TESTS:
-        num_candidates = (
-            1 if len(tests) == 1 or not passing else _NUM_CANDIDATES
-        )  # the first finds most of them
+        # Any first list finds most of them.
+        num_candidates = 1 if len(tests) == 1 or not passing else _NUM_CANDIDATES
+
         best: tuple[list[Recipe], Case] | None = None
         for _ in range(num_candidates):
             args = (_numbers(generator, 1, _LONGEST_TEST),)
             result = recipe.evaluate(args)
-            left = [wrong for wrong in passing if same(wrong.evaluate(args), result)]
-            if best is None or len(left) < len(best[0]):
-                best = (left, (args, result))
+            still_passing = [wrong for wrong in passing if same(wrong.evaluate(args), result)]
+            if best is None or len(still_passing) < len(best[0]):
+                best = (still_passing, (args, result))
+
         assert best is not None
         passing = best[0]
         tests.append(best[1])
+
     return tuple(tests)
