@@ -290,8 +290,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path, whole):
     [
         ({}, {"channels": "lr"}, "unknown channels"),
         ({}, {"sequence_length": 15}, "multiple of sequence_length"),
-        ({"sidecar": {"initial_mean": {"rate": 0.1}}}, {}, "which is no cell"),
-        ({"seeds": 1, "sidecar": {"baseline": "population"}}, {}, "expected at least 2"),
+        ({"sidecar": {"initial_mean": {"rate": 0.1}}}, {}, "initial_mean must have names of cells"),
+        ({"seeds": 1, "sidecar": {"baseline": "population"}}, {}, "num_rows must be >= 2"),
         ({"first_seed": -1}, {}, "first_seed must be at least 0; got -1"),
     ],
 )
