@@ -80,9 +80,7 @@ class SidecarConfig:
     """Hyperparameters of the Sidecar. The paper states none of these numbers."""
 
     attached: bool = True  # False: a detached run, whose decisions are 0 and which learns nothing
-    hidden_size: int = (
-        256  # width of the two tanh layers (0.14 M parameters at 100 features, cells)
-    )
+    hidden_size: int = 256  # width of the two tanh layers (0.14 M parameters at 100 features)
     # of SGD on natural gradients: standard deviations that a mean moves per unit of advantage
     learning_rate: float = 0.1
     evidence: float = 2.0  # z of the gate max(0, 1 - (z / t)^2) on gradients; 0: no gate [1]

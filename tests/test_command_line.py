@@ -81,7 +81,7 @@ MISTAKES = [
     (ONLINE, ["--env-kwargs", "preset=nano", "data=synthetic", "channels=lrr"], "unknown channels"),
     (STUDENT, ["--n-embd", "10", "--n-head", "3", "--vocabulary-texts", "20"], "n_embd"),
     (STUDENT, ["--max-tokens", "2", "--vocabulary-texts", "20"], "max_tokens must be at least"),
-    (BASELINES, ["--baselines", "best"], "unknown baseline 'best'"),
+    (BASELINES, ["--baselines", "best"], "got 'best'"),
     (BASELINES, ["--preset", "absent"], "absent"),
     (BASELINES, ["--tune", "--tuned", "folder"], "which is a folder"),
     (BASELINES, ["--tune", "--log", "file"], "file, line 1, must be JSON"),
