@@ -30,7 +30,8 @@ from baselines.sweeps import Population, read_log, write_log
 
 Point = Mapping[str, float]
 #: A move must lower the mean probe loss by more than this [nats per token], which is less than a
-#: twentieth of a percent. Without it, a search follows a flat tail to its end, such as a decay towards 0.
+#: twentieth of a percent. Without it, a search follows a flat tail to its end, such as that of a
+#: decay towards 0.
 TOLERANCE = 1e-3
 
 
