@@ -59,8 +59,8 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    torch.manual_seed(0)
 
+    torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config)
 
 
