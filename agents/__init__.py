@@ -1,1 +1,1 @@
-"""Controllers that learn. They see arrays, never an environment; of hpenv they import `hpenv.policies` alone."""
+"""Learning controllers. They see arrays, never an environment, and import only `hpenv.policies`."""

@@ -1,4 +1,4 @@
-"""What an agent is, what it decides, what it learns from, and how an optimizer's state is written down."""
+"""The agent interface (`act`, `update`, `save`, `load`), its records, and saving of optimizers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BoolArray = NDArray[np.bool_]
 
 
 class Decision(NamedTuple):
-    """What an agent decided for N runs.
+    """Actions of an agent for N runs.
 
     Attributes:
         action: positions for the environment, (N, A) float32 in [-1, 1].
-        raw: what the agent's density is over, (N, A) float32; JEL's action is tanh(raw).
+        raw: argument of the agent's density, (N, A) float32. JEL's action is tanh(raw).
         log_prob: log density of `raw`, summed over the cells, (N,) float32 [nats].
     """
 
@@ -38,12 +38,12 @@ class Rollout(NamedTuple):
     """T decisions of N episodes, all from one version of the agent.
 
     Attributes:
-        observations: what each decision was taken on, (T, N, F).
+        observations: observation before each decision, (T, N, F).
         raw: `Decision.raw`, (T, N, A).
         log_prob: `Decision.log_prob`, (T, N).
-        rewards: of the window that the decision controlled, (T, N).
-        alive: True for decisions that were really taken; False after the episode has ended, (T, N)
-            bool. What the other arrays hold there is never read.
+        rewards: reward of the window that the decision controlled, (T, N).
+        alive: True for decisions that were taken, False after the episode has ended, (T, N) bool.
+            Where it is False, the other arrays are never read.
     """
 
     observations: Float32Array
@@ -54,10 +54,10 @@ class Rollout(NamedTuple):
 
 
 class Agent(Protocol):
-    """A controller that learns from whole rollouts that somebody else collects.
+    """A controller that learns from whole rollouts, which its caller collects.
 
     Attributes:
-        policy: the part that acts; what is evaluated, saved and attached.
+        policy: the part that acts. It is evaluated, saved and attached.
     """
 
     @property
@@ -65,24 +65,34 @@ class Agent(Protocol):
         """The part that acts."""
 
     def act(self, obs: np.ndarray, deterministic: bool = False) -> Decision:
-        """Decides for observations (N, F); deterministic: the policy's mean, without drawing anything."""
+        """Returns the decision for observations (N, F).
+
+        With `deterministic` it is the policy's mean, and no random number is drawn.
+        """
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Learns from a rollout; returns metrics under stable-baselines3's tags."""
+        """Learns from a rollout. Returns metrics under stable-baselines3's tags."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything that the next act and update depend on to a folder."""
+        """Writes everything that the next `act` and `update` depend on to a folder."""
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Continues, bitwise, from a folder that an agent of the same arguments saved."""
+        """Continues bitwise from a folder that an agent with the same arguments saved."""
 
 
 def check_rollout(rollout: Rollout, observation_size: int, action_size: int) -> None:
-    """Raises a ValueError if a rollout's shapes disagree, or if a decision that was taken holds a NaN or infinity."""
+    """Checks a rollout's shapes and numbers.
+
+    Raises:
+        ValueError: shapes disagree, no decision was taken, a decision that was taken has a NaN or
+            an infinity, or an episode is alive again after its end.
+    """
     if rollout.alive.ndim != 2 or rollout.alive.dtype != np.bool_:
         raise ValueError(
-            f"rollout.alive of {rollout.alive.dtype} {rollout.alive.shape}; expected bool, (T, N)"
+            "rollout.alive must be a boolean array of shape (T, N); "
+            f"got {rollout.alive.dtype} of shape {rollout.alive.shape}"
         )
+
     T, N = rollout.alive.shape
     expected = {
         "observations": (T, N, observation_size),
@@ -90,47 +100,58 @@ def check_rollout(rollout: Rollout, observation_size: int, action_size: int) -> 
         "log_prob": (T, N),
         "rewards": (T, N),
     }
+
     for name, shape in expected.items():
         array = np.asarray(getattr(rollout, name))
         if array.shape != shape:
-            raise ValueError(f"rollout.{name} of shape {array.shape}; expected {shape}")
+            raise ValueError(f"rollout.{name} must have shape {shape}; got {array.shape}")
         if not np.isfinite(array[rollout.alive]).all():
             raise ValueError(
-                f"rollout.{name} holds a NaN or an infinity at a decision that was taken"
+                f"rollout.{name} must be finite where alive is True; got a NaN or an infinity"
             )
+
     if not rollout.alive.any():
-        raise ValueError("a rollout without a single decision; expected alive to be True somewhere")
+        raise ValueError("rollout.alive must be True for at least one decision; got none")
     if (rollout.alive[1:] & ~rollout.alive[:-1]).any():
         raise ValueError(
-            "rollout.alive turns True again; an episode that has ended keeps its column, masked"
+            "rollout.alive must stay False after an episode has ended; got True again; "
+            "an ended episode keeps its column, masked"
         )
 
 
 def config_json(config: Any) -> dict[str, Any]:
-    """A configuration (a dataclass) as it is in JSON: tuples are lists."""
+    """Returns a configuration (a dataclass) in JSON's types: tuples become lists."""
     return json.loads(json.dumps(asdict(config)))
 
 
-def check_saved(metadata: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:
-    """Raises a ValueError that names the first value in which a saved agent differs from the one that loads it."""
+def check_identity(metadata: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:
+    """Compares a saved agent's metadata with that of the agent that loads it.
+
+    Raises:
+        ValueError: a value differs. It names the first one.
+    """
     for name, value in expected.items():
         if metadata.get(name) != value:
             raise ValueError(
-                f"{path} was saved with {name} {metadata.get(name)!r}; this agent has {value!r}"
+                f"{path} must have {name} {value!r}, as this agent; got {metadata.get(name)!r}"
             )
 
 
 def check_counters(metadata: Mapping[str, Any], names: Iterable[str], path: object) -> None:
-    """Raises a ValueError if a saved agent lacks one of these whole numbers."""
+    """Checks that a saved agent's metadata has these counters.
+
+    Raises:
+        ValueError: a counter is missing or is not an int.
+    """
     for name in names:
         if type(metadata.get(name)) is not int:
             raise ValueError(
-                f"{path} must hold the whole number {name!r}; got {metadata.get(name)!r}: it was saved by another "
-                "version of this agent"
+                f"{path} must have the integer {name!r}; got {metadata.get(name)!r}; "
+                "another version of this agent saved it"
             )
 
 
-def load_trained(
+def load_agent(
     path: str | os.PathLike[str],
     identity: Mapping[str, Any],
     counters: Collection[str],
@@ -140,30 +161,33 @@ def load_trained(
     """Returns tensors and metadata of a saved agent that trains with Adam.
 
     Args:
-        path: of the agent's folder.
-        identity: what the saved agent must agree in with this one.
-        counters: of its metadata; all are 0 before the first update, and none after it.
-        tensors: of this agent, without Adam's moments.
-        optimizer: of this agent.
+        path: folder of the saved agent.
+        identity: metadata that must be equal in the saved agent and in this one.
+        counters: names of counters in the metadata. All are 0 before the first update, none after.
+        tensors: this agent's tensors, without Adam's moments.
+        optimizer: this agent's optimizer.
 
     Raises:
         ValueError: the folder is damaged, or its agent differs in identity, fields, shapes or
             dtypes.
     """
     found, metadata = load_state(path, "agent")
-    check_saved(metadata, identity, path)
+    check_identity(metadata, identity, path)
     check_counters(metadata, counters, path)
+
     moments = adam_tensors(optimizer) if any(metadata[name] for name in counters) else {}
     check_tensors(path, found, {**tensors, **moments})
     return found, metadata
 
 
 def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Returns zeros under the names and in the shapes that `optimizer_tensors` gives for Adam after its first step."""
+    """Returns zeros with the names and shapes of `optimizer_tensors` after Adam's first step."""
     found: dict[str, torch.Tensor] = {}
-    for index, parameter in enumerate(
-        p for group in optimizer.param_groups for p in group["params"]
-    ):
+    parameters: list[torch.Tensor] = []
+    for group in optimizer.param_groups:
+        parameters.extend(group["params"])
+
+    for index, parameter in enumerate(parameters):
         found[f"optimizer.{index}.step"] = torch.zeros(())
         for key in ("exp_avg", "exp_avg_sq"):
             found[f"optimizer.{index}.{key}"] = torch.zeros_like(parameter, requires_grad=False)
@@ -171,25 +195,28 @@ def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """State of an optimizer under flat names `optimizer.<parameter number>.<key>` (Adam: step, exp_avg, exp_avg_sq)."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": tensor
-        for index, slots in state.items()
-        for key, tensor in slots.items()
-    }
+    """Returns an optimizer's state under flat names `optimizer.<parameter number>.<key>`.
+
+    Adam's keys are step, exp_avg and exp_avg_sq.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for key, tensor in slots.items():
+            found[f"optimizer.{index}.{key}"] = tensor
+    return found
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Puts back what `optimizer_tensors` gave; the parameter groups stay as they are."""
+    """Restores the state that `optimizer_tensors` returned. Parameter groups do not change."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         prefix, _, rest = name.partition(".")
         if prefix == "optimizer":
             index, _, key = rest.partition(".")
             state.setdefault(int(index), {})[key] = tensor.clone()
+
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

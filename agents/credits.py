@@ -1,4 +1,4 @@
-"""Credits of the Sidecar: from a stream of rewards to the advantages of decisions that lie some rewards back."""
+"""Credit assignment of the Sidecar: turns a stream of rewards into advantages of past decisions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BASELINES: tuple[Baseline, ...] = ("own", "population")
 
 
 class Advantages(NamedTuple):
-    """What a decision was worth, cell by cell.
+    """Advantages of one decision, per run and cell.
 
     Attributes:
-        values: divided by `rms` and bounded; 0 where there is no baseline yet, (N, M) [1].
-        credits: sums of the rewards that count for a cell, (N, M) [reward].
-        baseline: what was subtracted from them, (N, M) [reward].
+        values: (credits - baseline) / rms, bounded, (N, M) [1]. 0 where there is no baseline yet.
+        credits: weighted sums of the rewards that count for a cell, (N, M) [reward].
+        baseline: baselines of the credits, (N, M) [reward].
         rms: root mean square of the advantages so far, (N, M) [reward].
     """
 
@@ -37,27 +37,26 @@ class Advantages(NamedTuple):
 
 
 class CreditStream:
-    """Takes N runs' rewards decision by decision; gives the advantages of the decision whose credit
-    they complete.
+    """Computes advantages of past decisions from the rewards of N runs, one decision at a time.
 
-    credit - baseline, divided by the root mean square of advantages so far (this one included), and
-    bounded. Baseline and mean square are kept per cell, as the paper has it; the reward being one
-    number per run, they are equal among the cells of a row that answer equally fast. The baseline
-    of a decision is that of the moment it was taken: one made later holds rewards that the decision
-    itself has shaped, and would take part of its effect away. A run's first credits have no
-    baseline, and teach nothing.
+    An advantage is credit - baseline, divided by the root mean square of the advantages so far
+    (this one included), and bounded. Baseline and mean square are kept per cell, as in the paper.
+    The reward is one number per run, so they are equal for cells of a row with equal weights.
+    A decision's baseline is the one at the time of the decision. A later baseline would contain
+    rewards that the decision has influenced, and would cancel a fraction of its effect. A run's
+    first credits have no baseline, and their advantage is 0.
 
     Args:
         num_rows: N.
-        immediate: cells whose effect the decision's own reward shows, (M,); see
+        immediate: True for cells whose effect shows in the reward of the same decision, (M,). See
             `returns.credit_weights`.
-        delay: decisions between an action and the first reward that answers it.
-        horizon: rewards added up to a credit.
-        gamma: discount per decision beyond the delay.
-        baseline: `own`, an exponential mean of the cell's credits before this one, or `population`,
-            the mean of the other rows' credits of the same decision.
-        baseline_decay: of that exponential mean.
-        scale_decay: of the mean square.
+        delay: decisions between an action and the first reward that it affects.
+        horizon: number of rewards summed into a credit.
+        gamma: discount per decision after the delay.
+        baseline: `own`, an exponential mean of the cell's earlier credits, or `population`, the
+            mean of the other rows' credits at the same decision.
+        baseline_decay: decay of that exponential mean.
+        scale_decay: decay of the mean square.
         bound: advantages are clipped to [-bound, bound] after the division.
     """
 
@@ -81,11 +80,12 @@ class CreditStream:
         self._baseline = baseline
         self._decays = (baseline_decay, scale_decay)
         self._bound = bound
-        self._rewards = np.zeros(
-            (0, num_rows)
-        )  # of the decisions that wait, the oldest first, (at most D - 1, N)
-        self._baselines = np.zeros((0, *size))  # theirs, and whether there was one
+        # Of the waiting decisions, the oldest first: rewards (at most D - 1, N), baselines, and 1
+        # where a baseline was known.
+        self._rewards = np.zeros((0, num_rows))
+        self._baselines = np.zeros((0, *size))
         self._known = np.zeros((0, num_rows, 1))
+
         self._mean = np.zeros(size)
         self._mean_count = np.zeros((num_rows, 1))
         self._square = np.zeros(size)
@@ -93,37 +93,41 @@ class CreditStream:
 
     @property
     def num_waiting(self) -> int:
-        """Decisions whose credit is not complete."""
+        """Number of decisions whose credit is not complete."""
         return len(self._rewards)
 
     def push(self, rewards: FloatArray, alive: BoolArray) -> Advantages | None:
-        """Takes the rewards of the newest decision.
+        """Adds the rewards of the newest decision.
 
         Args:
             rewards: (N,).
-            alive: runs that took it, (N,) bool; what a run that has ended holds is not read, and
-                its means stay.
+            alive: True for runs that took the decision, (N,) bool. The rewards of ended runs are
+                not read, and their means do not change.
 
         Returns:
-            Advantages of the decision `delay + horizon - 1` back, 0 for runs that have ended; None
+            Advantages of the decision `delay + horizon - 1` back, 0 for runs that have ended. None
             while there are fewer decisions.
         """
         baseline_decay, scale_decay = self._decays
         waiting = np.concatenate([self._rewards, np.where(alive, rewards, 0.0)[None]])  # (<= D, N)
-        own = corrected_mean(self._mean, self._mean_count, baseline_decay)
-        baselines = np.concatenate([self._baselines, own[None]])
-        had_one = np.concatenate([self._known, (self._mean_count > 0)[None]])
+        newest = corrected_mean(self._mean, self._mean_count, baseline_decay)
+        baselines = np.concatenate([self._baselines, newest[None]])
+        is_known = np.concatenate([self._known, (self._mean_count > 0)[None]])
         if len(waiting) < self._weights.shape[1]:
-            self._rewards, self._baselines, self._known = waiting, baselines, had_one
+            self._rewards, self._baselines, self._known = waiting, baselines, is_known
             return None
-        self._rewards, self._baselines, self._known = waiting[1:], baselines[1:], had_one[1:]
+
+        self._rewards, self._baselines, self._known = waiting[1:], baselines[1:], is_known[1:]
+
         credits = np.where(alive[:, None], (self._weights @ waiting).T, 0.0)  # (N, M)
         if self._baseline == "population":
             baseline = leave_one_out(credits.T, np.broadcast_to(alive, credits.T.shape)).T
             known = (alive & (alive.sum() > 1))[:, None]
         else:
-            baseline, known = baselines[0], alive[:, None] & (had_one[0] > 0)
+            baseline, known = baselines[0], alive[:, None] & (is_known[0] > 0)
+
         difference = np.where(known, credits - baseline, 0.0)
+
         self._mean = np.where(
             alive[:, None],
             baseline_decay * self._mean + (1.0 - baseline_decay) * credits,
@@ -134,12 +138,13 @@ class CreditStream:
             known, scale_decay * self._square + (1.0 - scale_decay) * difference**2, self._square
         )
         self._square_count += known
+
         rms = np.sqrt(corrected_mean(self._square, self._square_count, scale_decay))
         values = np.clip(difference / (rms + STD_EPSILON), -self._bound, self._bound)
         return Advantages(values, credits, baseline, rms)
 
     def arrays(self) -> dict[str, FloatArray]:
-        """Everything the next push depends on, as copies."""
+        """Returns copies of the state that the next push depends on."""
         return {
             "rewards": self._rewards.copy(),
             "baselines": self._baselines.copy(),
@@ -151,7 +156,7 @@ class CreditStream:
         }
 
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
-        """Puts back what `arrays` gave."""
+        """Restores the state that `arrays` returned."""
         self._rewards = arrays["rewards"].copy()
         self._baselines = arrays["baselines"].copy()
         self._known = arrays["known"].copy()
@@ -162,15 +167,14 @@ class CreditStream:
 
 
 class Evidence:
-    """How sure it is that a statistic is not zero on average: t = sum w x / sqrt(sum w^2 x^2) of
-    what was pushed.
+    """A t-statistic of a stream of values x: t = sum w x / sqrt(sum w^2 x^2).
 
-    The weights w fall off exponentially; were x independent noise, t would have mean 0 and variance
-    1 whatever the size of x.
+    |t| is large if the mean of x is not zero. The weights w fall off exponentially. If x is
+    independent noise, t has mean 0 and variance 1, whatever the scale of x.
 
     Args:
-        shape: of one x, (N, ...).
-        decay: of the weights per push.
+        shape: shape of one x, (N, ...).
+        decay: decay of the weights per push.
     """
 
     def __init__(self, shape: tuple[int, ...], decay: float) -> None:
@@ -179,13 +183,17 @@ class Evidence:
         self._squares = np.zeros(shape)
 
     def push(self, values: FloatArray, alive: BoolArray) -> None:
-        """Takes one x, (N, ...); rows that are not alive (N,) stay as they are."""
+        """Adds one x, (N, ...). Rows that are not alive, (N,), do not change."""
         rows = alive.reshape(-1, *[1] * (values.ndim - 1))
         self._sum = np.where(rows, self._decay * self._sum + values, self._sum)
         self._squares = np.where(rows, self._decay**2 * self._squares + values**2, self._squares)
 
     def gates(self, z: float) -> FloatArray:
-        """max(0, 1 - (z / t)^2): 0 up to |t| = z, and towards 1 beyond; 1 for z = 0 wherever anything was seen."""
+        """Returns max(0, 1 - (z / t)^2), the shape of x, in [0, 1].
+
+        It is 0 up to |t| = z, and rises towards 1 beyond. For z = 0 it is 1 wherever the sum of x
+        is not 0.
+        """
         square = np.square(self._sum)
         inverse = np.divide(
             self._squares, square, out=np.full_like(square, np.inf), where=square > 0.0
@@ -195,9 +203,9 @@ class Evidence:
         )
 
     def arrays(self) -> dict[str, FloatArray]:
-        """Everything the next push depends on, as copies."""
+        """Returns copies of the state that the next push depends on."""
         return {"sum": self._sum.copy(), "squares": self._squares.copy()}
 
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
-        """Puts back what `arrays` gave."""
+        """Restores the state that `arrays` returned."""
         self._sum, self._squares = arrays["sum"].copy(), arrays["squares"].copy()

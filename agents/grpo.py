@@ -1,15 +1,17 @@
-"""JEL: a Gaussian policy trained with PPO's clipped objective on group-relative advantages, no
-critic.
+"""JEL: a Gaussian policy, PPO's clipped objective, group-relative advantages, and no critic.
 
-Per update: N episodes are N runs of the same task; a decision's advantage is its discounted return
-minus the mean return of the runs at the same decision; 4 epochs over the samples in minibatches of
-64.
+An update takes N episodes, which are N runs of the same task. A decision's advantage is its
+discounted return minus the mean return of the runs at the same decision. The policy trains for 4
+epochs over the samples in minibatches of 64.
 
-Departs from the paper (Lee & Ndubuaku, "Just Enough Learning", section 3.5 and table 2) where it is
-silent: the log_std head starts with zero weights (`hpenv.policies.gaussian_mlp`); the last
-minibatch of an epoch may be smaller (96 samples are 64 + 32); an episode that diverged stays in its
-column and its missing decisions count in no baseline and no loss; the gradient norm is unbounded
-unless asked for; Adam is torch's (betas 0.9 and 0.999, eps 1e-8).
+Choices where the paper (Lee & Ndubuaku, "Just Enough Learning", section 3.5 and table 2) is silent:
+
+- The log_std head starts with zero weights (`hpenv.policies.gaussian_mlp`).
+- The last minibatch of an epoch may be smaller (96 samples are 64 + 32).
+- An episode that diverged stays in its column. Its missing decisions count in no baseline and no
+  loss.
+- The gradient norm is unbounded by default.
+- Adam is torch's (betas 0.9 and 0.999, eps 1e-8).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -31,7 +34,7 @@ from agents.base import (
     Rollout,
     check_rollout,
     config_json,
-    load_trained,
+    load_agent,
     optimizer_tensors,
     restore_optimizer,
 )
@@ -40,36 +43,33 @@ from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.policy import as_observations
 from hpenv.policies.store import save_state
 
-Normalization = Literal[
-    "none", "per_step_std", "batch_std", "grpo"
-]  # the command line offers these
+# The choices of the command line.
+Normalization = Literal["none", "per_step_std", "batch_std", "grpo"]
 Advantages = tuple[FloatArray, FloatArray]  # advantages and weights of the decisions, (T, N) each
 
 
 def _none(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
-    return returns.centered_returns(
-        returns.discounted_returns(rewards, alive, gamma), alive
-    ), np.ones(alive.shape)
+    togo = returns.discounted_returns(rewards, alive, gamma)
+    return returns.centered_returns(togo, alive), np.ones(alive.shape)
 
 
 def _per_step_std(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
-    return returns.per_step_standardized(
-        returns.discounted_returns(rewards, alive, gamma), alive
-    ), np.ones(alive.shape)
+    togo = returns.discounted_returns(rewards, alive, gamma)
+    return returns.standardize_per_step(togo, alive), np.ones(alive.shape)
 
 
 def _batch_std(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
     advantages, weights = _none(rewards, alive, gamma)
-    return returns.batch_standardized(advantages, alive), weights
+    return returns.standardize_batch(advantages, alive), weights
 
 
 def _grpo(rewards: FloatArray, alive: BoolArray, gamma: float) -> Advantages:
     return returns.grpo_outcome(rewards, alive), returns.episode_weights(alive)
 
 
-#: (rewards, alive, gamma) -> advantages and weights. `none` is JEL, `grpo` what it calls standard
-#: GRPO; the two between bring back a standard deviation alone, per decision or, as
-#: stable-baselines3's PPO does, per batch.
+#: (rewards, alive, gamma) -> advantages and weights. `none` is JEL. `grpo` is the standard GRPO of
+#: its paper. The two between only divide by a standard deviation: per decision, or per batch as in
+#: stable-baselines3's PPO.
 NORMALIZATIONS: dict[Normalization, Callable[[FloatArray, BoolArray, float], Advantages]] = {
     "none": _none,
     "per_step_std": _per_step_std,
@@ -80,7 +80,7 @@ NORMALIZATIONS: dict[Normalization, Callable[[FloatArray, BoolArray, float], Adv
 
 @dataclass(frozen=True)
 class JELAgentConfig:
-    """Hyperparameters of JEL; the defaults are the paper's (table 2)."""
+    """Hyperparameters of JEL. The defaults are the paper's (table 2)."""
 
     learning_rate: float = 3e-4  # of Adam
     gamma: float = 0.99  # discount per decision
@@ -88,47 +88,47 @@ class JELAgentConfig:
     entropy_coefficient: float = 0.0  # weight of the entropy bonus [reward per nat]
     num_epochs: int = 4  # passes over a rollout
     batch_size: int = 64  # decisions per minibatch
-    normalize: Normalization = "none"  # what the advantages are divided by: see NORMALIZATIONS
+    normalize: Normalization = "none"  # divisor of the advantages, see NORMALIZATIONS
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the policy's tanh layers
     initial_log_std: float = -0.5  # a standard deviation of 0.61 over raw actions
-    log_std_bounds: tuple[float, float] = (-5.0, 2.0)  # log_std is clamped to these
+    log_std_bounds: tuple[float, float] = (-5.0, 2.0)  # smallest and largest log_std
     max_grad_norm: float | None = None  # global L2 norm; None: unbounded
 
     def __post_init__(self) -> None:
         if self.normalize not in NORMALIZATIONS:
             raise ValueError(
-                f"unknown normalize {self.normalize!r}; expected one of {list(NORMALIZATIONS)}"
+                f"normalize must be one of {list(NORMALIZATIONS)}; got {self.normalize!r}"
             )
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate {self.learning_rate}; expected a positive number")
+            raise ValueError(f"learning_rate must be > 0; got {self.learning_rate}")
         if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma {self.gamma}; expected a number in [0, 1]")
+            raise ValueError(f"gamma must be in [0, 1]; got {self.gamma}")
         if not 0.0 < self.clip_range < 1.0:
-            raise ValueError(f"clip_range {self.clip_range}; expected a number between 0 and 1")
+            raise ValueError(f"clip_range must be between 0 and 1; got {self.clip_range}")
         if not self.entropy_coefficient >= 0:
-            raise ValueError(f"entropy_coefficient {self.entropy_coefficient}; expected 0 or more")
+            raise ValueError(f"entropy_coefficient must be >= 0; got {self.entropy_coefficient}")
+
         if self.num_epochs < 1 or self.batch_size < 1:
             raise ValueError(
-                f"num_epochs {self.num_epochs}, batch_size {self.batch_size}; expected at least 1 each"
+                "num_epochs and batch_size must be >= 1; "
+                f"got {self.num_epochs} and {self.batch_size}"
             )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm {self.max_grad_norm}; expected a positive number or None"
-            )
+            raise ValueError(f"max_grad_norm must be > 0 or None; got {self.max_grad_norm}")
 
 
 class JELAgent:
-    """The JEL controller. All it draws comes from generators of its own.
+    """The JEL controller. Its random numbers come from its private generators.
 
     Args:
         observation_size: F.
         action_size: A.
         config: hyperparameters.
-        seed: of the initial weights, the exploration and the order of minibatches.
+        seed: seed of the initial weights, the exploration and the order of minibatches.
 
     Attributes:
-        policy: the GaussianMLP being trained.
-        num_updates: calls of `update` so far.
+        policy: the GaussianMLP in training.
+        num_updates: number of calls of `update` so far.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class JELAgent:
         weights_seed, draws_seed = (
             int(word) for word in np.random.SeedSequence(seed).generate_state(2)
         )
+
         self.policy = GaussianMLP(
             observation_size,
             action_size,
@@ -152,36 +153,38 @@ class JELAgent:
             weights_seed,
         )
         self.num_updates = 0
+
         self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate)
         self._generator = torch.Generator().manual_seed(draws_seed)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, deterministic: bool = False) -> Decision:
-        """Draws raw ~ N(mean, std) and decides tanh(raw).
+        """Samples raw ~ N(mean, std) and returns the action tanh(raw).
 
         Args:
             obs: observations, (N, F).
             deterministic: raw is the mean, and the generator is not advanced.
         """
-        mean, log_std = self.policy(
-            torch.from_numpy(as_observations(obs, self.policy.observation_size))
-        )
+        inputs = torch.from_numpy(as_observations(obs, self.policy.observation_size))
+        mean, log_std = self.policy(inputs)
         raw = mean
         if not deterministic:
             raw = mean + torch.exp(log_std) * torch.randn(mean.shape, generator=self._generator)
+
         return Decision(
             torch.tanh(raw).numpy(), raw.numpy(), gaussian_log_prob(raw, mean, log_std).numpy()
         )
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """One update from the rollout of N episodes.
+        """Learns from a rollout of N episodes.
 
         Returns:
-            Metrics under stable-baselines3's tags, with its meanings: policy_gradient_loss,
-            entropy_loss, loss, clip_fraction are means over all minibatches (its `loss` is that of
-            the last one), approx_kl over those of the last epoch, n_updates counts epochs. Beside
-            them, after the update: train/entropy, summed over the cells, train/entropy_per_cell
-                [nats], train/std; and train/gradient_norm before any bound.
+            Metrics under stable-baselines3's tags, with its meanings. policy_gradient_loss,
+            entropy_loss, loss and clip_fraction are means over all minibatches (in
+            stable-baselines3, `loss` is that of the last one). approx_kl is a mean over the
+            minibatches of the last epoch. n_updates counts epochs. Further metrics are
+            train/entropy summed over the cells, train/entropy_per_cell [nats] and train/std after
+            the update, and train/gradient_norm before any bound.
 
         Raises:
             ValueError: the rollout's shapes disagree, or it holds a NaN or no decision at all.
@@ -193,10 +196,8 @@ class JELAgent:
             rewards, alive, self.config.gamma
         )
 
-        def samples(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(
-                np.ascontiguousarray(array[alive], dtype=np.float32)
-            )  # (M, ...)
+        def samples(array: np.ndarray) -> torch.Tensor:  # (M, ...)
+            return torch.from_numpy(np.ascontiguousarray(array[alive], dtype=np.float32))
 
         columns = [
             samples(array)
@@ -205,11 +206,13 @@ class JELAgent:
         epochs = [self._epoch(columns) for _ in range(self.config.num_epochs)]
         self.num_updates += 1
 
-        steps = [step for epoch in epochs for step in epoch]
+        steps = list(chain.from_iterable(epochs))
         with torch.no_grad():
             _, log_std = self.policy(columns[0])
             entropy = gaussian_entropy(log_std).mean().item()
+
         lengths = alive.sum(axis=0)
+
         return {
             "train/policy_gradient_loss": _mean(steps, "policy_gradient_loss"),
             "train/entropy_loss": _mean(steps, "entropy_loss"),
@@ -230,7 +233,7 @@ class JELAgent:
         }
 
     def _epoch(self, columns: Sequence[torch.Tensor]) -> list[dict[str, float]]:
-        """Passes once over the samples in a drawn order; the numbers of each minibatch."""
+        """Passes once over the samples in random order. Returns the metrics of each minibatch."""
         order = torch.randperm(len(columns[0]), generator=self._generator)
         return [
             self._step(*(column[batch] for column in columns))
@@ -245,18 +248,20 @@ class JELAgent:
         advantages: torch.Tensor,
         weights: torch.Tensor,
     ) -> dict[str, float]:
-        """One step of Adam on one minibatch."""
+        """Takes one step of Adam on one minibatch."""
         mean, log_std = self.policy(obs)
         log_prob = gaussian_log_prob(raw, mean, log_std)
         objective = clipped_surrogate(log_prob, old_log_prob, advantages, self.config.clip_range)
         policy_gradient_loss = -(weights * objective).mean()
         entropy_loss = -gaussian_entropy(log_std).mean()
         loss = policy_gradient_loss + self.config.entropy_coefficient * entropy_loss
+
         self._optimizer.zero_grad()
         loss.backward()
         bound = float("inf") if self.config.max_grad_norm is None else self.config.max_grad_norm
         gradient_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), bound)
         self._optimizer.step()
+
         with torch.no_grad():
             outside = (torch.exp(log_prob - old_log_prob) - 1.0).abs() > self.config.clip_range
             return {
@@ -269,7 +274,7 @@ class JELAgent:
             }
 
     def _identity(self) -> dict[str, object]:
-        """What a saved agent must agree in with the one that loads it."""
+        """Returns the metadata that must be equal in a saved agent and in the one that loads it."""
         return {
             "agent": "jel",
             "observation_size": self.policy.observation_size,
@@ -283,18 +288,18 @@ class JELAgent:
         save_state(path, "agent", tensors, {**self._identity(), "num_updates": self.num_updates})
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and generator."""
+        """Returns the weights and the generator's state."""
         weights = {f"policy.{name}": tensor for name, tensor in self.policy.tensors().items()}
         return weights | {"generator": self._generator.get_state()}
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Continues bitwise where the saved agent stood.
+        """Continues bitwise from the saved agent's state.
 
         Raises:
-            ValueError: the folder is damaged, or its agent has other sizes, fields or another
+            ValueError: the folder is damaged, or its agent has other sizes, other fields or another
                 configuration.
         """
-        tensors, metadata = load_trained(
+        tensors, metadata = load_agent(
             path, self._identity(), ["num_updates"], self._tensors(), self._optimizer
         )
         self.policy.load_state_dict(

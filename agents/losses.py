@@ -12,12 +12,13 @@ LOG_TWO_PI = math.log(2.0 * math.pi)
 def gaussian_log_density(
     raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor
 ) -> torch.Tensor:
-    """Log density of each of many independent Gaussians, -((raw - mean) / std)^2 / 2 - ln std -
-    ln(2 pi) / 2.
+    """Returns the log density of independent Gaussians at `raw`, element by element.
+
+    It is -((raw - mean) / std)^2 / 2 - ln std - ln(2 pi) / 2.
 
     Args:
-        raw: where the density is asked for, (..., A).
-        mean: (..., A).
+        raw: points, (..., A).
+        mean: means, (..., A).
         log_std: log of the standard deviations, (..., A).
 
     Returns:
@@ -31,24 +32,25 @@ def gaussian_log_density(
 
 
 def gaussian_log_prob(raw: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
-    """Log density of a diagonal Gaussian: `gaussian_log_density` summed over the last axis, (...,)
-    [nats].
+    """Returns the log density of a diagonal Gaussian, (...,) [nats].
 
-    JEL's density is over raw actions. The Jacobian of tanh is left out on purpose: it is the same
-    under the old and the new policy and cancels in their ratio.
+    It is `gaussian_log_density` summed over the last axis. JEL's density is over raw actions. The
+    Jacobian of tanh is left out on purpose: it is the same under the old and the new policy and
+    cancels in their ratio.
     """
     return gaussian_log_density(raw, mean, log_std).sum(-1)
 
 
 def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
-    """Differential entropy of a diagonal Gaussian, (1 + ln 2 pi) / 2 + log_std summed over the last
-    axis.
+    """Returns the differential entropy of a diagonal Gaussian.
+
+    It is (1 + ln 2 pi) / 2 + log_std, summed over the last axis.
 
     Args:
         log_std: log of the standard deviations, (..., A).
 
     Returns:
-        (...,) [nats]; 0.919 per dimension at JEL's initial log_std of -0.5.
+        (...,) [nats]. It is 0.919 per dimension at JEL's initial log_std of -0.5.
     """
     return (0.5 * (1.0 + LOG_TWO_PI) + log_std).sum(-1)
 
@@ -56,22 +58,22 @@ def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
 def clipped_surrogate(
     log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor, clip_range: float
 ) -> torch.Tensor:
-    """PPO's objective per sample, to be maximized: min(rho A, clip(rho, 1 - eps, 1 + eps) A), rho =
-    exp(log ratio).
+    """Returns PPO's clipped objective per sample, which is maximized.
 
-    Where rho is 1 its gradient is A grad log pi: REINFORCE's.
+    It is min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = exp(log_prob - old_log_prob). Where
+    rho is 1, its gradient is that of REINFORCE, A grad log pi.
 
     Args:
-        log_prob: under the policy that is being changed, (B,).
-        old_log_prob: under the policy that took the decisions, (B,).
-        advantages: (B,).
-        clip_range: eps; 0.2 in JEL.
+        log_prob: log density under the policy in training, (B,).
+        old_log_prob: log density under the policy that took the decisions, (B,).
+        advantages: A, (B,).
+        clip_range: eps, 0.2 in JEL.
 
     Returns:
         (B,).
 
     References:
-        Schulman et al. 2017, equation 7; JEL, equation 4.
+        Schulman et al. 2017, equation 7. JEL, equation 4.
     """
     assert log_prob.ndim == 1, f"expected (B,), got {log_prob.shape}"
     assert log_prob.shape == old_log_prob.shape == advantages.shape, (
@@ -84,8 +86,9 @@ def clipped_surrogate(
 
 
 def approximate_kl(log_prob: torch.Tensor, old_log_prob: torch.Tensor) -> torch.Tensor:
-    """Estimate of KL(old || new) from samples of old: the mean of (rho - 1) - log rho, never
-    negative, (). [nats].
+    """Estimates KL(old || new) from samples of old, () [nats].
+
+    The estimate is the mean of (rho - 1) - log rho, which is never negative.
 
     References:
         John Schulman, "Approximating KL divergence", http://joschu.net/blog/kl-approx.html (the
@@ -97,5 +100,5 @@ def approximate_kl(log_prob: torch.Tensor, old_log_prob: torch.Tensor) -> torch.
 
 
 def scale_gradient(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """The values as they are, with a gradient that is multiplied by a factor (broadcast)."""
+    """Returns the values unchanged, with their gradient multiplied by a factor (broadcast)."""
     return values.detach() + factor * (values - values.detach())

@@ -1,15 +1,18 @@
-"""stable-baselines3's own PPO, handed the adapter's VecEnv: its randomness kept at home, its state
-out of pickles.
+"""Wraps stable-baselines3's PPO. Global random state is isolated, and checkpoints hold no pickles.
 
-By default as close to JEL as it goes: whole episodes per update, Monte-Carlo returns (gae_lambda
-1), no normalization of advantages, no bound on the gradient, 2 x 64 tanh, log_std from -0.5, 4
-epochs of minibatches of 64. What stays different: a critic in place of the group's mean; one
-log_std for all observations; actions clipped, not squashed; orthogonal initial weights and Adam's
-eps of 1e-5 (stable-baselines3's); a row whose run diverges starts another episode within the
-rollout, whose return is completed by the critic.
+The defaults are as close to JEL as possible: whole episodes per update, Monte-Carlo returns
+(gae_lambda 1), no normalization of advantages, no bound on the gradient, 2 x 64 tanh, log_std from
+-0.5, 4 epochs of minibatches of 64. These differences remain:
 
-stable-baselines3 samples with torch's global generator and shuffles with numpy's. Both are put
-aside while it runs, in exchange for states that belong to the agent, and put back afterwards.
+- A critic takes the place of the group's mean.
+- One log_std serves all observations.
+- Actions are clipped, not squashed.
+- Initial weights are orthogonal, and Adam's eps is 1e-5 (stable-baselines3's).
+- A row whose run diverges starts another episode within the rollout. The critic completes the
+  return of that episode.
+
+stable-baselines3 samples with torch's global generator and shuffles with numpy's. While it runs,
+both hold the agent's states. Afterwards their previous states are restored.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from agents.base import config_json, load_trained, optimizer_tensors, restore_optimizer
+from agents.base import config_json, load_agent, optimizer_tensors, restore_optimizer
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.store import save_state
 
@@ -40,65 +43,59 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-#: Of an episode (JEL, table 2), where nobody says how many there are.
+#: Default number of decisions of an episode (JEL, table 2).
 DECISIONS = 12
 
-#: What a saved agent has counted.
+#: Names of the counters in a saved agent's metadata.
 COUNTERS = ("num_timesteps", "num_iterations", "n_updates")
 
-#: Wall-clock readings: left out of what `learn` returns, which is the same in every run of the same
-#: seed.
+#: Wall-clock metrics. `learn` leaves them out, so that it returns the same numbers for a seed.
 CLOCKS = ("time/fps", "time/time_elapsed")
 
 
 @dataclass(frozen=True)
 class PPOAgentConfig:
-    """Hyperparameters of PPO; the defaults are JEL's wherever PPO has them."""
+    """Hyperparameters of PPO. The defaults are JEL's where JEL has the same hyperparameter."""
 
     learning_rate: float = 3e-4  # of Adam
     gamma: float = 0.99  # discount per decision
-    gae_lambda: float = 1.0  # 1: Monte-Carlo returns, as JEL's; stable-baselines3's default is 0.95
+    gae_lambda: float = 1.0  # 1: Monte-Carlo returns, as JEL (stable-baselines3: 0.95)
     clip_range: float = 0.2  # eps of the clipped objective
     entropy_coefficient: float = 0.0  # weight of the entropy bonus [reward per nat]
     value_coefficient: float = 0.5  # weight of the critic's squared error
     num_epochs: int = 4  # passes over a rollout
-    batch_size: int = 64  # decisions per minibatch; the last one of an epoch may be smaller
-    num_decisions: int | None = (
-        None  # of an episode, and of every row between two updates; None: JEL's 12
-    )
+    batch_size: int = 64  # decisions per minibatch (the last one of an epoch may be smaller)
+    # decisions of an episode, and of every row between two updates; None: 12, as JEL
+    num_decisions: int | None = None
     normalize_advantage: bool = False  # standardize the advantages of each minibatch
-    hidden_sizes: tuple[int, ...] = (
-        64,
-        64,
-    )  # widths of the tanh layers of the actor, and of the critic
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the tanh layers of actor and critic
     initial_log_std: float = -0.5  # a standard deviation of 0.61 over positions
-    max_grad_norm: float | None = (
-        None  # global L2 norm; None: unbounded; stable-baselines3's default is 0.5
-    )
+    max_grad_norm: float | None = None  # global L2 norm; None: unbounded (stable-baselines3: 0.5)
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate {self.learning_rate}; expected a positive number")
+            raise ValueError(f"learning_rate must be > 0; got {self.learning_rate}")
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} {getattr(self, name)}; expected a number in [0, 1]")
+                raise ValueError(f"{name} must be in [0, 1]; got {getattr(self, name)}")
+
         if not 0.0 < self.clip_range < 1.0:
-            raise ValueError(f"clip_range {self.clip_range}; expected a number between 0 and 1")
+            raise ValueError(f"clip_range must be between 0 and 1; got {self.clip_range}")
         for name in ("entropy_coefficient", "value_coefficient"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} {getattr(self, name)}; expected 0 or more")
+                raise ValueError(f"{name} must be >= 0; got {getattr(self, name)}")
+
         for name in ("num_epochs", "batch_size", "num_decisions"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} {value}; expected at least 1")
+                raise ValueError(f"{name} must be >= 1; got {value}")
+
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm {self.max_grad_norm}; expected a positive number or None"
-            )
+            raise ValueError(f"max_grad_norm must be > 0 or None; got {self.max_grad_norm}")
 
 
 class LastValues(KVWriter):
-    """Output format of stable-baselines3's logger that keeps the last value of every tag."""
+    """Output format for stable-baselines3's logger. It keeps the last value of every tag."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -106,28 +103,28 @@ class LastValues(KVWriter):
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
-        """Takes over the finite numbers of one dump."""
+        """Stores the finite numbers of one dump, without wall-clock metrics."""
         numbers = {key: float(value) for key, value in key_values.items() if key not in CLOCKS}
         self.values.update({key: value for key, value in numbers.items() if math.isfinite(value)})
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing, because no file is open."""
 
 
 class PPOAgent:
-    """PPO. It owns its loop: in place of `act` and `update` it has `learn`.
+    """A PPO agent. It has `learn` in place of `act` and `update`, because it runs the episodes.
 
     Args:
         observation_size: F.
         action_size: A.
         config: hyperparameters.
-        seed: of the initial weights, the exploration and the order of minibatches.
+        seed: seed of the initial weights, the exploration and the order of minibatches.
 
     Attributes:
         model: stable-baselines3's PPO.
-        num_iterations: rollouts learnt from so far; stable-baselines3's own count begins anew at
-            every `learn`.
-        num_decisions: of an episode, and of every row between two updates.
+        num_iterations: number of rollouts in all updates so far. stable-baselines3's counter
+            starts again at every `learn`.
+        num_decisions: decisions of an episode, and of every row between two updates.
     """
 
     def __init__(
@@ -144,8 +141,10 @@ class PPOAgent:
         torch_seed, numpy_seed = (
             int(word) for word in np.random.SeedSequence(seed).generate_state(2)
         )
+
         self._torch_state = torch.Generator().manual_seed(torch_seed).get_state()
         self._numpy_state: Any = np.random.RandomState(numpy_seed).get_state(legacy=False)
+
         self._last_values = LastValues()
         self.num_iterations = 0
         self.model = self._build()
@@ -153,8 +152,8 @@ class PPOAgent:
 
     def _build(self) -> PPO:
         config = self.config
-        # Without an env, as PPO.load does: the network needs the spaces alone, and any number of
-        # rows can be learnt on.
+        # Without an env, as in PPO.load. The network needs only the spaces, and `learn` may use any
+        # number of rows.
         model = PPO(
             "MlpPolicy",
             env=None,  # type: ignore[arg-type]
@@ -178,18 +177,22 @@ class PPOAgent:
             device="cpu",
             _init_setup_model=False,
         )
+
         model.observation_space = spaces.Box(-np.inf, np.inf, (self.observation_size,), np.float32)
         model.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
         model.n_envs = 1
-        with self._own_generators():
+
+        with self._private_generators():
             model._setup_model()
+
         return model
 
     @contextlib.contextmanager
-    def _own_generators(self) -> Iterator[None]:
-        """Puts the agent's states into the global generators for a while, and everything back afterwards."""
+    def _private_generators(self) -> Iterator[None]:
+        """Puts the agent's states into the global generators during the block."""
         outer_torch = torch.get_rng_state()
         outer_numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+
         torch.set_rng_state(self._torch_state)
         np.random.set_state(self._numpy_state)  # noqa: NPY002
         try:
@@ -202,49 +205,47 @@ class PPOAgent:
 
     @property
     def policy(self) -> SB3MLP:
-        """The actor as it stands, as a copy."""
+        """A copy of the current actor."""
         actor = self.model.policy
         return SB3MLP.from_layers(actor.mlp_extractor.policy_net, actor.action_net, actor.log_std)
 
     @property
     def num_decisions_taken(self) -> int:
-        """Decisions learnt from so far, all rows counted (stable-baselines3's num_timesteps)."""
+        """Number of decisions in all updates so far, over all rows (num_timesteps)."""
         return self.model.num_timesteps
 
     def set_logger(self, logger: Logger) -> None:
-        """Lets stable-baselines3 write its own metrics to this logger's formats from now on.
+        """Adds the output formats of a logger to those of stable-baselines3's metrics.
 
         Args:
-            logger: from `stable_baselines3.common.logger.configure`, or with other formats; the
+            logger: from `stable_baselines3.common.logger.configure`, or with other formats. The
                 caller closes it.
         """
         self.model.set_logger(Logger(logger.get_dir(), [*logger.output_formats, self._last_values]))
 
     def learn(self, vec_env: VecEnv, num_episodes: int) -> dict[str, float]:
-        """Learns from episodes that begin now, an update after every `vec_env.num_envs` of them.
+        """Learns from new episodes, with an update after every `vec_env.num_envs` of them.
 
-        May be called again and again to continue; every call resets the env first, so that between
-        two calls there is nothing to remember of it but its seeds (`vec_env.seed(s)` before the
-        call).
+        A further call continues the training. Every call resets the env first, so its seeds are the
+        only state that remains between calls (`vec_env.seed(s)` before the call).
 
         Args:
-            vec_env: population as a VecEnv (`hpenv.integrations.sb3`); actions in [-1, 1].
+            vec_env: population as a VecEnv (`hpenv.integrations.sb3`), with actions in [-1, 1].
             num_episodes: a multiple of the number of rows.
 
         Returns:
-            The last value of every metric stable-baselines3 recorded in this call, but for
+            The last value of every metric that stable-baselines3 recorded in this call, except
             wall-clock times and NaN. rollout/ep_rew_mean and rollout/ep_len_mean are over this
             call's episodes (the last 100 at most).
 
         Raises:
-            ValueError: the spaces do not fit the agent, or the number of episodes the rows.
+            ValueError: the spaces do not fit the agent, or num_episodes is not a positive multiple
+                of the number of rows.
         """
         self._check(vec_env, num_episodes)
         model, config = self.model, self.config
-        model.observation_space, model.action_space = (
-            vec_env.observation_space,
-            vec_env.action_space,
-        )
+        model.observation_space = vec_env.observation_space
+        model.action_space = vec_env.action_space
         model.n_envs = vec_env.num_envs
         model.rollout_buffer = RolloutBuffer(
             self.num_decisions,
@@ -258,29 +259,35 @@ class PPOAgent:
         model.set_env(vec_env)  # forces a reset
         model.ep_info_buffer = None
         self._last_values.values.clear()
-        with self._own_generators():
+
+        with self._private_generators():
             model.learn(num_episodes * self.num_decisions, reset_num_timesteps=False)
-        # learn dumps before it trains: what the last update recorded is still to be written.
+
+        # `model.learn` dumps before it trains, so the last update's metrics are not written yet.
         model.logger.dump(model.num_timesteps)
+
         self.num_iterations += num_episodes // vec_env.num_envs
         return self._last_values.values | {"time/iterations": float(self.num_iterations)}
 
     def _check(self, vec_env: VecEnv, num_episodes: int) -> None:
         if vec_env.observation_space.shape != (self.observation_size,):
             raise ValueError(
-                f"observations {vec_env.observation_space}; expected shape ({self.observation_size},)"
+                f"vec_env.observation_space must have shape ({self.observation_size},); "
+                f"got {vec_env.observation_space}"
             )
         if vec_env.action_space != self.model.policy.action_space:
             raise ValueError(
-                f"actions {vec_env.action_space}; expected {self.model.policy.action_space}"
+                f"vec_env.action_space must be {self.model.policy.action_space}; "
+                f"got {vec_env.action_space}"
             )
         if num_episodes < 1 or num_episodes % vec_env.num_envs:
             raise ValueError(
-                f"num_episodes {num_episodes}; expected a multiple of the {vec_env.num_envs} rows"
+                f"num_episodes must be a positive multiple of the {vec_env.num_envs} rows; "
+                f"got {num_episodes}"
             )
 
     def _identity(self) -> dict[str, object]:
-        """What a saved agent must agree in with the one that loads it."""
+        """Returns the metadata that must be equal in a saved agent and in the one that loads it."""
         return {
             "agent": "ppo",
             "observation_size": self.observation_size,
@@ -289,18 +296,14 @@ class PPOAgent:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes actor, critic, Adam's moments and steps, both generators and the counters to a folder."""
+        """Writes actor, critic, Adam's moments and steps, generators and counters to a folder."""
         tensors = self._tensors() | optimizer_tensors(self.model.policy.optimizer)
         counters = (self.model.num_timesteps, self.num_iterations, self.model._n_updates)
-        save_state(
-            path,
-            "agent",
-            tensors,
-            {**self._identity(), **dict(zip(COUNTERS, counters, strict=True))},
-        )
+        metadata = {**self._identity(), **dict(zip(COUNTERS, counters, strict=True))}
+        save_state(path, "agent", tensors, metadata)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Weights of actor and critic, and both generators."""
+        """Returns the weights of actor and critic, and the states of both generators."""
         weights = {
             f"policy.{name}": tensor for name, tensor in self.model.policy.state_dict().items()
         }
@@ -314,18 +317,19 @@ class PPOAgent:
         }
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Continues bitwise where the saved agent stood, given the same episodes.
+        """Continues bitwise from the saved agent's state, given the same episodes.
 
         Raises:
-            ValueError: the folder is damaged, or its agent has other sizes, fields or another
+            ValueError: the folder is damaged, or its agent has other sizes, other fields or another
                 configuration.
         """
         policy = self.model.policy
-        tensors, metadata = load_trained(
+        tensors, metadata = load_agent(
             path, self._identity(), COUNTERS, self._tensors(), policy.optimizer
         )
         policy.load_state_dict({name: tensors[f"policy.{name}"] for name in policy.state_dict()})
         restore_optimizer(policy.optimizer, tensors)
+
         self._torch_state = tensors["torch_generator"].clone()
         pos, has_gauss = tensors["numpy_generator.place"].tolist()
         self._numpy_state = {
@@ -334,6 +338,7 @@ class PPOAgent:
             "has_gauss": has_gauss,
             "gauss": tensors["numpy_generator.gauss"].item(),
         }
+
         self.model.num_timesteps, self.num_iterations, self.model._n_updates = (
             metadata[name] for name in COUNTERS
         )

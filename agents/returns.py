@@ -1,9 +1,9 @@
 """Returns, baselines and advantages as pure functions of arrays (T, N): T decisions of N episodes.
 
-`alive` is True for decisions that were really taken. An episode that ended early keeps its column:
-what its other entries hold is never read, they count in no mean, and their result is 0. Standard
+`alive` is True for decisions that were taken. An episode that ended early keeps its column. Its
+entries after the end are never read, they count in no mean, and their result is 0. Standard
 deviations are the population's (divided by the number of samples, not by one less), so that a group
-of one has 0 and not a NaN; 1e-8 is added as in stable-baselines3.
+of one has 0 and not a NaN. 1e-8 is added to them, as in stable-baselines3.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def _assert_pair(values: NDArray[np.floating], alive: BoolArray) -> None:
 
 
 def _alive_mean(values: FloatArray, alive: BoolArray) -> FloatArray:
-    """Mean over the runs alive at each decision, (T, 1); 0 where none is."""
+    """Returns the mean over the runs alive at each decision, (T, 1), or 0 where no run is alive."""
     count = np.maximum(alive.sum(axis=1, keepdims=True), 1)
     return np.where(alive, values, 0.0).sum(axis=1, keepdims=True) / count
 
 
 def discounted_returns(rewards: NDArray[np.floating], alive: BoolArray, gamma: float) -> FloatArray:
-    """Discounted reward-to-go of every decision.
+    """Returns the discounted reward-to-go of every decision.
 
     R[t, n] = sum over t' >= t of gamma^(t' - t) r[t', n] (JEL, equation 1).
 
@@ -40,23 +40,25 @@ def discounted_returns(rewards: NDArray[np.floating], alive: BoolArray, gamma: f
         gamma: discount per decision, in [0, 1].
 
     Returns:
-        (T, N) [reward]; 0 where not alive.
+        (T, N) [reward], 0 where not alive.
     """
     _assert_pair(rewards, alive)
     taken = np.where(alive, rewards, 0.0).astype(np.float64)
     returns = np.zeros_like(taken)
     following = np.zeros(taken.shape[1])
+
     for t in reversed(range(len(taken))):
         following = taken[t] + gamma * following
         returns[t] = following
+
     return returns
 
 
 def centered_returns(returns: NDArray[np.floating], alive: BoolArray) -> FloatArray:
     """Centers each run's return on the mean of the runs at the same decision.
 
-    A[t, n] = R[t, n] - mean over alive m of R[t, m] (JEL, equations 2 and 3). Not divided by the
-    group's standard deviation, and not by the episode's length (JEL, section 3.5). The mean
+    A[t, n] = R[t, n] - mean over alive m of R[t, m] (JEL, equations 2 and 3). It is divided neither
+    by the group's standard deviation nor by the episode's length (JEL, section 3.5). The mean
     includes the run itself, as in the paper.
 
     Args:
@@ -64,20 +66,20 @@ def centered_returns(returns: NDArray[np.floating], alive: BoolArray) -> FloatAr
         alive: True for decisions that were taken, (T, N) bool.
 
     Returns:
-        Advantages, (T, N); at every decision they sum to zero over the runs that are alive, and are
-        0 if only one is.
+        Advantages, (T, N). At every decision they sum to zero over the runs that are alive, and are
+        0 if only one run is alive.
     """
     _assert_pair(returns, alive)
     values = np.asarray(returns, dtype=np.float64)
     return np.where(alive, values - _alive_mean(values, alive), 0.0)
 
 
-def per_step_standardized(returns: NDArray[np.floating], alive: BoolArray) -> FloatArray:
-    """Centers and divides by the standard deviation of the runs alive at the same decision, plus
-    1e-8.
+def standardize_per_step(returns: NDArray[np.floating], alive: BoolArray) -> FloatArray:
+    """Centers returns, and divides them by the standard deviation over the runs at each decision.
 
-    Gives every decision the same weight; without it the first windows, where most of the loss
-    falls, weigh most.
+    The mean and the standard deviation (plus 1e-8) are over the runs that are alive. All decisions
+    get the same weight. Without the division, the first windows, where most of the loss falls,
+    weigh most.
 
     Args:
         returns: discounted reward-to-go, (T, N) [reward].
@@ -91,16 +93,17 @@ def per_step_standardized(returns: NDArray[np.floating], alive: BoolArray) -> Fl
     return centered / (std + STD_EPSILON)
 
 
-def batch_standardized(advantages: NDArray[np.floating], alive: BoolArray) -> FloatArray:
-    """Standardizes all advantages of the batch together: (A - mean) / (std + 1e-8) over all
-    decisions that were taken.
+def standardize_batch(advantages: NDArray[np.floating], alive: BoolArray) -> FloatArray:
+    """Standardizes all advantages of a batch together.
+
+    (A - mean) / (std + 1e-8), with mean and std over all decisions that were taken.
 
     Args:
         advantages: (T, N).
-        alive: True for decisions that were taken, (T, N) bool; at least one.
+        alive: True for decisions that were taken, (T, N) bool. At least one is True.
 
     Returns:
-        (T, N) [1]; mean 0 over what is alive.
+        (T, N) [1], with mean 0 over the decisions that were taken.
     """
     _assert_pair(advantages, alive)
     values = np.asarray(advantages, dtype=np.float64)
@@ -110,39 +113,38 @@ def batch_standardized(advantages: NDArray[np.floating], alive: BoolArray) -> Fl
 
 
 def grpo_outcome(rewards: NDArray[np.floating], alive: BoolArray) -> FloatArray:
-    """Standard GRPO, outcome supervision: the episode's total reward, z-scored over the group, for
-    all its decisions.
+    """Returns the advantages of standard GRPO with outcome supervision.
 
-    The total is not discounted: an outcome is one number at the episode's end (Shao et al. 2024,
-    section 4.1.2). To be used with `episode_weights`. Departs from it: there the group shares a
-    prompt, here the N episodes share the task.
+    All decisions of an episode get its total reward, z-scored over the group. The total is not
+    discounted, because an outcome is one number at the episode's end (Shao et al. 2024, section
+    4.1.2). Use it with `episode_weights`. Departs from that paper: there a group shares a prompt,
+    here the N episodes share the task.
 
     Args:
         rewards: (T, N).
         alive: True for decisions that were taken, (T, N) bool.
 
     Returns:
-        Advantages, (T, N) [1]; constant along an episode.
+        Advantages, (T, N) [1], constant along an episode.
     """
     _assert_pair(rewards, alive)
     totals = np.where(alive, rewards, 0.0).astype(np.float64).sum(axis=0, keepdims=True)  # (1, N)
-    scores = per_step_standardized(totals, np.asarray(alive.any(axis=0, keepdims=True)))
+    scores = standardize_per_step(totals, np.asarray(alive.any(axis=0, keepdims=True)))
     return np.where(alive, scores, 0.0)
 
 
 def episode_weights(alive: BoolArray) -> FloatArray:
-    """Weight of each decision in a mean over decisions that makes it a mean over episodes of their
-    means.
+    """Returns the weights that turn a mean over decisions into a mean over episodes' means.
 
-    Standard GRPO's 1/|o_i|: w[t, n] = (decisions / episodes) / length[n], so that the weights' mean
-    is 1 and a minibatch's weighted mean is an unbiased estimate. When all episodes have one length
-    all weights are 1.
+    This is standard GRPO's 1/|o_i|: w[t, n] = (decisions / episodes) / length[n]. The weights' mean
+    is 1, so a minibatch's weighted mean is an unbiased estimate. If all episodes have the same
+    length, all weights are 1.
 
     Args:
         alive: True for decisions that were taken, (T, N) bool.
 
     Returns:
-        (T, N) [1]; 0 where not alive.
+        (T, N) [1], 0 where not alive.
     """
     assert alive.ndim == 2 and alive.dtype == np.bool_, (
         f"expected (T, N) bool, got {alive.shape} {alive.dtype}"
@@ -160,59 +162,62 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> FloatArray:
-    """Generalized advantage estimates (Schulman et al. 2016, equation 16).
+    """Returns generalized advantage estimates (Schulman et al. 2016, equation 16).
 
-    A[t] = delta[t] + gamma lambda A[t + 1], delta[t] = r[t] + gamma V[t + 1] - V[t]; V is 0 after
+    A[t] = delta[t] + gamma lambda A[t + 1], delta[t] = r[t] + gamma V[t + 1] - V[t]. V is 0 after
     an episode's end. With lambda 1 and last values 0 this is `discounted_returns` minus the values.
 
     Args:
         rewards: (T, N).
         values: the critic's value of each decision's observation, (T, N).
-        last_values: value of the observation after the last row, (N,); 0 where the episode has
-            ended there. Read only for the runs that are alive in the last row.
+        last_values: value of the observation after the last row, (N,), 0 where the episode has
+            ended there. It is read only for runs that are alive in the last row.
         alive: True for decisions that were taken, (T, N) bool.
         gamma: discount per decision.
-        gae_lambda: in [0, 1].
+        gae_lambda: lambda, in [0, 1].
 
     Returns:
-        Advantages, (T, N) [reward]; 0 where not alive.
+        Advantages, (T, N) [reward], 0 where not alive.
     """
     _assert_pair(rewards, alive)
     _assert_pair(values, alive)
     assert last_values.shape == alive.shape[1:], (
         f"last_values {last_values.shape}, expected {alive.shape[1:]}"
     )
+
     advantages = np.zeros(alive.shape)
     next_value = np.where(alive[-1], last_values, 0.0).astype(np.float64)
     following = np.zeros(alive.shape[1])
+
     for t in reversed(range(len(alive))):
         value = np.where(alive[t], values[t], 0.0).astype(np.float64)
         delta = np.where(alive[t], rewards[t], 0.0) + gamma * next_value - value
         following = np.where(alive[t], delta + gamma * gae_lambda * following, 0.0)
         advantages[t] = following
         next_value = value
+
     return advantages
 
 
 def credit_weights(delay: int, horizon: int, gamma: float, immediate: bool) -> FloatArray:
-    """How much each reward counts in the credit of a decision, from the decision's own reward on.
+    """Returns the weights of the rewards in a decision's credit, starting at the same decision.
 
     Reward k after the decision weighs gamma^max(0, k - delay) for k = delay ... delay + horizon -
-    1, where the first reward that answers the decision comes `delay` decisions after it. For an
-    immediate cell with a delay the rewards before it, k = 0 ... delay - 1, count in full as well,
-    and the decision's own, k = 0, twice.
+    1. The first reward that the decision affects comes `delay` decisions after it. For an immediate
+    cell with a delay, the rewards before that, k = 0 ... delay - 1, also count in full, and the
+    reward of the decision itself, k = 0, counts twice.
 
-    Why: with the fall of the training loss as reward, r(t) = L(t - 1) - L(t), the update that
-    decision t shapes shows in r(t + 1), delay 1. But a dial that the forward pass reads has moved
-    L(t) itself, and r(t + 1) alone would pay it for spoiling L(t). r(t) + r(t + 1) = L(t - 1) - L(t
-    + 1) is what the decision left behind in the weights; the other r(t) is what the dial did to the
-    loss while it stood there, and would do again wherever it stood.
+    The reason: let the reward be the fall of the training loss, r(t) = L(t - 1) - L(t). Decision t
+    shapes an update that shows in r(t + 1), so the delay is 1. But a channel of the forward pass
+    has also moved L(t), and r(t + 1) alone would pay the channel for spoiling L(t). The sum r(t) +
+    r(t + 1) = L(t - 1) - L(t + 1) is the effect that the decision left in the weights. The second
+    r(t) is the effect of the channel's value on the loss, which it has at every decision.
 
     Args:
-        delay: decisions between an action and the first reward that answers it.
-        horizon: rewards added up from there.
-        gamma: discount per decision beyond the first of them.
-        immediate: whether the loss of the decision's own step answers to the cell already.
+        delay: decisions between an action and the first reward that it affects.
+        horizon: number of rewards in the sum from there.
+        gamma: discount per decision after the first of them.
+        immediate: True if the cell already affects the loss of the decision's own step.
 
     Returns:
         (delay + horizon,).
@@ -226,15 +231,15 @@ def credit_weights(delay: int, horizon: int, gamma: float, immediate: bool) -> F
 
 
 def leave_one_out(values: NDArray[np.floating], alive: BoolArray) -> FloatArray:
-    """Mean of the other runs' values at the same decision; 0 for a run that is not alive or has no
-    other.
+    """Returns the mean of the other runs' values at the same decision.
 
     Args:
         values: (T, N).
         alive: True for decisions that were taken, (T, N) bool.
 
     Returns:
-        (T, N); independent of the run's own value, so that as a baseline it biases nothing.
+        (T, N), 0 for a run that is not alive or is alone. It is independent of the run's value, so
+        it is an unbiased baseline.
     """
     _assert_pair(values, alive)
     taken = np.where(alive, values, 0.0).astype(np.float64)
@@ -251,15 +256,14 @@ def corrected_mean(
     count: NDArray[np.integer] | NDArray[np.floating],
     decay: float,
 ) -> FloatArray:
-    """Exponential mean of `count` values from its recursion m <- decay m + (1 - decay) x that began
-    at 0.
+    """Returns a bias-corrected exponential mean.
 
-    m / (1 - decay^count), as Adam corrects its moments (Kingma & Ba 2015, section 3); 0 where
-    nothing was counted.
+    m <- decay m + (1 - decay) x starts at 0. The mean is m / (1 - decay^count), as Adam corrects
+    its moments (Kingma & Ba 2015, section 3), and 0 where the count is 0.
 
     Args:
         accumulated: m, (...).
-        count: how many values it holds; broadcasts against m.
+        count: number of values in m. It broadcasts against m.
         decay: in [0, 1).
     """
     return np.where(count > 0, accumulated / (1.0 - decay ** np.maximum(count, 1)), 0.0)

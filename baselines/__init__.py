@@ -1,1 +1,1 @@
-"""What a controller is compared with: base rates and base schedules written by hand or found by search."""
+"""Baselines of the controllers: base rates and base schedules, by hand or by search."""

@@ -1,13 +1,12 @@
-"""Evaluates baselines: `python -m baselines.run`; or tunes the hand-tuned one: `python -m
-baselines.run --tune`.
+"""Evaluates baselines (`python -m baselines.run`), or tunes `hand_tuned` (`--tune`).
 
-Every baseline is a population with seeds as rows and all dials at neutral, scored on the validation
-slice. Sweeps are evaluated whole; choose from one on tuning seeds, not on the seeds that are
-reported.
+Every baseline is a population with seeds as rows and all channels at neutral. Its score is on the
+validation slice. Every configuration of a sweep is evaluated. Choose one of them on tuning seeds,
+not on the seeds that are reported.
 
-Tuning goes through the per-group rates one after the other, by factors of two, starting from
-nanochat's, at the settings of the deployed run, and looks at the probe loss alone, on seeds of its
-own. It writes `baselines/hand_tuned.json`; interrupted, the same command goes on from its log.
+Tuning starts from nanochat's per-group rates, at the settings of the deployed run. It changes one
+rate after the other by factors of two. It sees only the probe loss, on separate tuning seeds. It
+writes `baselines/hand_tuned.json`. After an interruption, the same command continues from its log.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ from train_agents.logs import progress
 from train_agents.outputs import check_file, write_text
 from train_agents.results import mean_interval, write_result
 
-#: Of one move of tuning.
+#: Factor of one move of tuning.
 FACTOR = 2.0
-#: Name -> the sweep's configurations at a number of steps and a preset.
+#: Name -> function from a number of steps and a preset to the sweep's configurations.
 SWEEPS: dict[str, Callable[[int, str], Mapping[str, dict[str, Any]]]] = {
     "constant_multipliers": lambda num_steps, preset: constant_multipliers(num_steps),
     "schedule_free_sgd": lambda num_steps, preset: schedule_free_configurations(
@@ -55,43 +54,43 @@ SWEEPS: dict[str, Callable[[int, str], Mapping[str, dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What to run, on what, on which seeds, and where to write."""
+    """Configuration of an evaluation or a tuning of baselines."""
 
     baselines: tuple[str, ...] = tuple(BASELINES)  # keys of BASELINES, or names of sweeps
-    preset: str = "nano"  # see JELConfig, also for those below
+    preset: str = "nano"  # see JELConfig, also for data, tokenizer and device
     data: str = "stdlib"
     tokenizer: str = "bytes"
-    num_steps: int = 561  # of a run [steps]
-    interval: int = 50  # steps per measurement of the curves [steps]
-    batch_tokens: int = 512  # of one step [tokens]
-    sequence_length: int = 64  # [tokens]
-    eval_tokens: int = 65_536  # of the validation slice [tokens]
+    num_steps: int = 561  # length of a run [steps]
+    interval: int = 50  # steps between two points of the curves [steps]
+    batch_tokens: int = 512  # batch of one step [tokens]
+    sequence_length: int = 64  # length of a sequence [tokens]
+    eval_tokens: int = 65_536  # size of the validation slice [tokens]
     device: str = "cpu"
     seeds: int = 10  # number of runs of each baseline
-    first_seed: int = 1000  # the seeds count on from it
-    max_rows: int = 10  # runs trained together
+    first_seed: int = 1000  # the first of consecutive seeds
+    max_rows: int = 10  # largest number of runs that train together
     threads: int = 1  # torch threads
     out: Path | None = None  # result file
     tune: bool = False  # tune the hand-tuned rates instead
-    tuning_seeds: int = 2  # runs per point
-    first_tuning_seed: int = 3000  # disjoint from the seeds that are reported
-    max_evaluations: int = 40  # points
-    tuned: Path = HAND_TUNED  # what tuning writes
-    log: Path = Path("runs/hand_tuned.jsonl")  # points so far
+    tuning_seeds: int = 2  # number of runs per point of tuning
+    first_tuning_seed: int = 3000  # tuning seeds are not among the reported seeds
+    max_evaluations: int = 40  # largest number of points of tuning
+    tuned: Path = HAND_TUNED  # result file of tuning
+    log: Path = Path("runs/hand_tuned.jsonl")  # log of the points of tuning
 
     def __post_init__(self) -> None:
-        """Refuses counts below 1, and negative seeds."""
+        """Checks counts, seeds and the list of baselines."""
         check_counts(
             self, "num_steps", "seeds", "max_rows", "threads", "tuning_seeds", "max_evaluations"
         )
         check_counts(self, "first_seed", "first_tuning_seed", least=0)
         if not self.baselines:
             raise ValueError(
-                f"baselines must be at least one of {sorted([*BASELINES, *SWEEPS])}; got none"
+                f"baselines must name at least one of {sorted([*BASELINES, *SWEEPS])}; got none"
             )
 
     def env_kwargs(self) -> dict[str, Any]:
-        """Arguments of the env."""
+        """Returns the keyword arguments of the env."""
         names = (
             "preset",
             "data",
@@ -107,30 +106,31 @@ class RunConfig:
 def configurations(
     names: Sequence[str], num_steps: int, preset: str = "nano"
 ) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of everything that is named; the members of a sweep are called
-    `<sweep>/<member>`.
+    """Returns name -> keyword arguments of the env, for baselines and sweeps.
+
+    The configurations of a sweep get the names `<sweep>/<configuration>`.
 
     Raises:
-        ValueError: for a name that is neither in BASELINES nor in SWEEPS.
+        ValueError: a name is neither in BASELINES nor in SWEEPS.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         if name in BASELINES:
             found[name] = BASELINES[name](num_steps, preset).env_kwargs
         elif name in SWEEPS:
-            found |= {
-                f"{name}/{member}": kwargs
-                for member, kwargs in SWEEPS[name](num_steps, preset).items()
-            }
+            for member, kwargs in SWEEPS[name](num_steps, preset).items():
+                found[f"{name}/{member}"] = kwargs
         else:
-            raise ValueError(
-                f"unknown baseline {name!r}; expected one of {sorted([*BASELINES, *SWEEPS])}"
-            )
+            raise ValueError(f"baselines must be of {sorted([*BASELINES, *SWEEPS])}; got {name!r}")
     return found
 
 
 def run(config: RunConfig) -> list[dict[str, Any]]:
-    """Evaluates every baseline on every seed; rows of `evaluate_policy`, with the baseline's name."""
+    """Evaluates every baseline on every seed.
+
+    Returns:
+        Rows of `evaluate_policy`, with the baseline's name as `baseline`.
+    """
     chosen = configurations(config.baselines, config.num_steps, config.preset)
     seeds = list(range(config.first_seed, config.first_seed + config.seeds))
     rows: list[dict[str, Any]] = []
@@ -165,28 +165,29 @@ def coordinate_search(
     log: Path | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, float], History]:
-    """Tuning as it is done by hand: one coordinate after the other is multiplied or divided, as
-    long as that helps.
+    """Minimizes a score as a person tunes by hand, one coordinate after the other.
 
-    Ends when a whole pass over the coordinates helps nowhere, or when the evaluations are spent.
+    A coordinate is multiplied or divided by the factor as long as that lowers the score. The search
+    ends when a pass over all coordinates changes nothing, or when the evaluations are spent.
 
     Args:
-        score: of a point; lower is better.
-        start: coordinate -> value, positive.
-        factor: of one move.
-        max_evaluations: budget.
+        score: function from a point to its score. Lower is better.
+        start: coordinate -> positive value.
+        factor: factor of one move.
+        max_evaluations: largest number of evaluated points.
         tolerance: a move must lower the score by more than this.
-        log: file of JSON lines; points in it are not evaluated again.
-        description: what the log must agree with to be continued.
+        log: file of JSON lines. Points in it are not evaluated again.
+        description: description of the search. A log with another one is refused.
 
     Returns:
-        The best point, and every point that was evaluated, with its score.
+        The best point, and every evaluated point with its score.
 
     Raises:
-        ValueError: for no evaluations, or a log of another search.
+        ValueError: max_evaluations is below 1, or the log is that of another search.
     """
     if max_evaluations < 1:
-        raise ValueError(f"max_evaluations={max_evaluations} must be at least 1")
+        raise ValueError(f"max_evaluations must be >= 1; got {max_evaluations}")
+
     header = search_header(start, factor, description)
     history = read_log(log, header)
     known = {tuple(line["exponents"]): float(line["score"]) for line in history}
@@ -196,7 +197,7 @@ def coordinate_search(
         return {name: start[name] * factor**e for name, e in zip(names, exponents, strict=True)}
 
     def value(exponents: tuple[int, ...]) -> float:
-        """Score of a point; infinite without budget for it."""
+        """Returns the score of a point, or infinity if the budget is spent."""
         if exponents not in used and len(used) == max_evaluations:
             return np.inf
         used.add(exponents)
@@ -209,7 +210,7 @@ def coordinate_search(
         return known[exponents]
 
     def walk(here: tuple[int, ...], axis: int, direction: int) -> tuple[int, ...]:
-        """As far along one direction as it gets better."""
+        """Moves along one direction as long as the score falls. Returns the last point."""
         best = value(here)
         while (
             found := value(there := (*here[:axis], here[axis] + direction, *here[axis + 1 :]))
@@ -219,16 +220,18 @@ def coordinate_search(
 
     here: tuple[int, ...] = (0,) * len(names)
     before: tuple[int, ...] | None = None
+
     while here != before:
         before = here
         for axis in range(len(names)):
             up = walk(here, axis, 1)
             here = up if up != here else walk(here, axis, -1)
+
     return point(here), history
 
 
 def tuning(config: RunConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns the point that tuning starts at, and the description of the search."""
+    """Returns the initial point of tuning, and the description of the search."""
     start = nanochat_rates(config.preset)
     first = {f"lr/{group}": rate for group, rate in start["base_lr"].items()}
     first["weight_decay/matrix"] = start["base_weight_decay"]["matrix"]
@@ -241,7 +244,7 @@ def tuning(config: RunConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def tune(config: RunConfig) -> dict[str, Any]:
-    """Finds per-group rates on the probe loss and writes them, with how they were found."""
+    """Finds per-group rates by the probe loss, and writes them with a record of the search."""
     start = nanochat_rates(config.preset)
     first, description = tuning(config)
     seeds = description["seeds"]
@@ -256,13 +259,10 @@ def tune(config: RunConfig) -> dict[str, Any]:
 
     def score(point: Mapping[str, float]) -> float:
         population = Population(base | rates(point), len(seeds))
-        loss = float(
-            population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean()
-        )
-        print(
-            f"{loss:.4f}  " + "  ".join(f"{name} {value:.4g}" for name, value in point.items()),
-            flush=True,
-        )
+        neutral = np.zeros((len(seeds), *population.shape))
+        loss = float(population.play(neutral, seeds).probe_losses.mean())
+        values = "  ".join(f"{name} {value:.4g}" for name, value in point.items())
+        print(f"{loss:.4f}  {values}", flush=True)
         return loss
 
     best, history = coordinate_search(
@@ -281,7 +281,8 @@ def tune(config: RunConfig) -> dict[str, Any]:
             "rates": start,
             "probe_loss": history[0]["score"],
         },
-        "method": "coordinate search by factors of 2 on the mean probe loss [nats per token] of the tuning seeds",
+        "method": "coordinate search by factors of 2 on the mean probe loss [nats per token] "
+        "of the tuning seeds",
         **description,
         "facts": environment_facts(
             config.env_kwargs(), load_corpus(config.data, config.tokenizer).sha256
@@ -289,11 +290,12 @@ def tune(config: RunConfig) -> dict[str, Any]:
         "history": history,
     }
     write_text(config.tuned, json.dumps(found, indent=1) + "\n")
+
     return found
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Held-out bits per byte of each baseline, best first."""
+    """Prints the held-out bits per byte of each baseline, best first."""
     from rich.console import Console
     from rich.table import Table
 
@@ -303,26 +305,27 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         name: float(np.mean([row["bpb"] for row in rows if row["baseline"] == name]))
         for name in names
     }
+
     for name in sorted(names, key=lambda name: (not np.isfinite(means[name]), means[name])):
-        own = [row for row in rows if row["baseline"] == name]
-        bits = [row["bpb"] for row in own]
+        members = [row for row in rows if row["baseline"] == name]
+        bits = [row["bpb"] for row in members]
         interval = "-"
         if len(bits) > 1 and np.isfinite(bits).all():
             _, low, high = mean_interval(bits)
             interval = f"{low:.4f} to {high:.4f}"
-        probe = float(np.mean([row["probe_loss"] for row in own]))
-        diverged = sum(row["divergence_reason"] is not None for row in own)
-        table.add_row(
-            name, f"{means[name]:.4f}", interval, f"{probe:.4f}", f"{diverged} of {len(own)}"
-        )
+        probe = float(np.mean([row["probe_loss"] for row in members]))
+        diverged = sum(row["divergence_reason"] is not None for row in members)
+        failed = f"{diverged} of {len(members)}"
+        table.add_row(name, f"{means[name]:.4f}", interval, f"{probe:.4f}", failed)
+
     Console().print(table)
 
 
 def check(config: RunConfig) -> None:
-    """Refuses what cannot be run, or whose result could not be written.
+    """Checks that the run can be made and its result written.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: an argument is wrong. It names the argument.
     """
     kwargs = configurations(config.baselines, config.num_steps, config.preset)
     if config.tune:
@@ -336,17 +339,19 @@ def check(config: RunConfig) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program."""
+    """Evaluates or tunes, prints the result and writes it."""
     config = configuration(RunConfig, "baselines.run", __doc__, arguments)
     torch.set_num_threads(config.threads)
+
     with refusals():
         check(config)
+
     if config.tune:
         found = tune(config)
-        print(
-            f"probe loss {found['start']['probe_loss']:.4f} -> {found['probe_loss']:.4f}; written: {config.tuned}"
-        )
+        before, after = found["start"]["probe_loss"], found["probe_loss"]
+        print(f"probe loss {before:.4f} -> {after:.4f}; written: {config.tuned}")
         return
+
     rows = run(config)
     print_table(rows)
     if config.out is not None:

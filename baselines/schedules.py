@@ -1,9 +1,8 @@
-"""Baselines: base rates and base schedules of the plant, true at every step, with every dial at
-neutral.
+"""Baselines: base rates and base schedules of the plant, exact at every step, all cells neutral.
 
-A baseline is keyword arguments of the environment and nothing else; whoever runs it gives zero
-actions. `BASELINES` are the ones with a name; `constant_multipliers` and
-`schedule_free_configurations` are the sweeps, of which the best on tuning seeds is reported.
+A baseline is only a set of keyword arguments of the environment. Its runs get zero actions.
+`BASELINES` holds the named baselines. `constant_multipliers` and `schedule_free_configurations` are
+sweeps, and the best configuration on tuning seeds is reported.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from hpenv.model import parameter_kind, parameter_shapes
 from hpenv.model import preset as model_preset
 from hpenv.schedules import Constant, Cosine, LinearDecay, Schedule, WarmupFlatWarmdown
 
-#: The paper's conservative base, the same for all groups (JEL, section 4.1).
+#: The paper's conservative base rates, equal for all groups (JEL, section 4.1).
 BASE_LR, BASE_WEIGHT_DECAY = 1e-3, 1e-2
-#: Length of the paper's runs, which the warmups of its table 3 are given for [steps].
+#: Length of the paper's runs [steps]. The warmups of its table 3 are for this length.
 PAPER_STEPS = 561
-#: Where `python -m baselines.run --tune` writes the rates that it finds, and with what it found
-#: them.
+#: File in which `python -m baselines.run --tune` writes its rates and a record of the search.
 HAND_TUNED = Path(__file__).with_name("hand_tuned.json")
 
 PerGroup = dict[str, float]
@@ -33,13 +31,13 @@ PerGroup = dict[str, float]
 
 @dataclass(frozen=True)
 class Baseline:
-    """A named way to train without a controller.
+    """A named configuration that trains without a controller.
 
     Attributes:
-        name: what it is called in tables.
+        name: name in tables.
         env_kwargs: keyword arguments of the env.
-        source: where it comes from.
-        doc: what it is, in a sentence.
+        source: the source in the literature.
+        doc: description in one sentence.
     """
 
     name: str
@@ -49,21 +47,24 @@ class Baseline:
 
 
 def groups_of(preset: str) -> tuple[str, ...]:
-    """Optimizer groups of a preset, in the order of its tensors."""
+    """Returns the optimizer groups of a preset, in the order of its tensors."""
     return tuple(
         dict.fromkeys(parameter_kind(name) for name in parameter_shapes(model_preset(preset)))
     )
 
 
 def nanochat_rates(preset: str = "nano") -> dict[str, PerGroup]:
-    """nanochat's own base rates at the size of a preset: `base_lr` and `base_weight_decay`, group
-    -> rate.
+    """Returns nanochat's base rates at the size of a preset.
 
-    Embeddings 0.3 and unembedding 0.004, times (n_embd / 768)^-0.5; matrices 0.02; weight decay on
-    matrices alone, 0.2 (12 / depth)^2, which is the 0.8 of JEL's section 4.1. nanochat fitted that
-    rule on depths of 8 to 20: at the 2 layers of `nano` it says 7.2, a seventh of a matrix per
-    step, so below 6 layers it is left at 0.2. nanochat has 0.005 for the residual lambdas and 0.5
-    for those of the embedding; they are one group here, which gets the 0.005 and one pair of betas.
+    The learning rates are 0.3 for embeddings and 0.004 for the unembedding, times
+    (n_embd / 768)^-0.5, and 0.02 for matrices. Only matrices have weight decay, 0.2 (12 / depth)^2,
+    which is the 0.8 of JEL's section 4.1. nanochat fitted that rule on depths of 8 to 20. At the 2
+    layers of `nano` it gives 7.2, a seventh of a matrix per step, so the decay is 0.2 below 6
+    layers. nanochat has 0.005 for the residual lambdas and 0.5 for those of the embedding. They are
+    one group here, with 0.005 and one pair of betas.
+
+    Returns:
+        `base_lr` and `base_weight_decay`, each group -> rate.
 
     References:
         nanochat at commit 8630d32, gpt.setup_optimizers and scripts/base_train.py.
@@ -73,6 +74,7 @@ def nanochat_rates(preset: str = "nano") -> dict[str, PerGroup]:
     lr = {"embedding": 0.3 * width, "unembedding": 0.004 * width, "scalar": 0.005, "matrix": 0.02}
     decay = 0.2 * (12 / config.n_layer) ** 2 if config.n_layer >= 6 else 0.2
     groups = groups_of(preset)
+
     return {
         "base_lr": {group: lr[group] for group in groups},
         "base_weight_decay": {group: decay if group == "matrix" else 0.0 for group in groups},
@@ -80,22 +82,22 @@ def nanochat_rates(preset: str = "nano") -> dict[str, PerGroup]:
 
 
 def hand_tuned_rates(preset: str = "nano") -> dict[str, PerGroup]:
-    """Per-group base rates found by coordinate search from nanochat's, as HAND_TUNED has them.
+    """Returns the per-group base rates in HAND_TUNED, the result of a search from nanochat's.
 
     Raises:
-        ValueError: for a preset that the file is not of.
+        ValueError: HAND_TUNED holds the rates of another preset.
     """
     found = json.loads(HAND_TUNED.read_text(encoding="utf-8"))
     if preset != found["preset"]:
         raise ValueError(
-            f"no hand-tuned rates for preset {preset!r}; expected {found['preset']!r}, or tune it with "
-            f"`python -m baselines.run --tune --preset {preset}`"
+            f"preset must be {found['preset']!r} for hand-tuned rates; got {preset!r}; "
+            f"tune it with `python -m baselines.run --tune --preset {preset}`"
         )
     return {name: dict(found["rates"][name]) for name in ("base_lr", "base_weight_decay")}
 
 
 def tuning_runs() -> int:
-    """Runs that the hand-tuned rates were found with."""
+    """Returns the number of runs of the search for the hand-tuned rates."""
     found = json.loads(HAND_TUNED.read_text(encoding="utf-8"))
     return len(found["history"]) * len(found["seeds"])
 
@@ -105,19 +107,22 @@ def _uniform() -> dict[str, Any]:
 
 
 def _cosine(num_steps: int) -> Cosine:
-    """To zero, without warmup: as far down as the warmdown it is compared with."""
+    """Returns a cosine to zero without warmup. The warmdowns in the comparison also end at zero."""
     return Cosine(num_steps)
 
 
 def _wsd(num_steps: int) -> WarmupFlatWarmdown:
-    """2 % warmup and 20 % linear cooldown to zero (Haegele et al. 2024, section 3; MiniCPM has 10 %)."""
+    """Returns a schedule of 2 % warmup and 20 % linear cooldown to zero.
+
+    The fractions are those of Haegele et al. 2024, section 3. MiniCPM has 10 % cooldown.
+    """
     return WarmupFlatWarmdown(
         num_steps, warmup_steps=round(0.02 * num_steps), warmdown_fraction=0.2
     )
 
 
 def constant(num_steps: int, preset: str = "nano") -> Baseline:
-    """The conservative base at a constant rate."""
+    """Returns the conservative base at a constant rate."""
     return Baseline(
         "constant",
         _uniform() | {"schedule": "none"},
@@ -127,7 +132,7 @@ def constant(num_steps: int, preset: str = "nano") -> Baseline:
 
 
 def constant_warmdown(num_steps: int, preset: str = "nano") -> Baseline:
-    """The conservative base under the paper's base schedule."""
+    """Returns the conservative base under the paper's base schedule."""
     return Baseline(
         "constant_warmdown",
         _uniform() | {"schedule": "warmup_flat_warmdown"},
@@ -137,7 +142,7 @@ def constant_warmdown(num_steps: int, preset: str = "nano") -> Baseline:
 
 
 def cosine(num_steps: int, preset: str = "nano") -> Baseline:
-    """The conservative base under a cosine."""
+    """Returns the conservative base under a cosine."""
     return Baseline(
         "cosine",
         _uniform() | {"schedule": _cosine(num_steps)},
@@ -147,7 +152,7 @@ def cosine(num_steps: int, preset: str = "nano") -> Baseline:
 
 
 def wsd(num_steps: int, preset: str = "nano") -> Baseline:
-    """The conservative base under warmup, stable, decay."""
+    """Returns the conservative base under warmup, stable, decay."""
     return Baseline(
         "wsd",
         _uniform() | {"schedule": _wsd(num_steps)},
@@ -157,17 +162,18 @@ def wsd(num_steps: int, preset: str = "nano") -> Baseline:
 
 
 def hand_tuned(num_steps: int, preset: str = "nano") -> Baseline:
-    """Tuned per-group rates under the paper's base schedule."""
+    """Returns tuned per-group rates under the paper's base schedule."""
     return Baseline(
         "hand_tuned",
         hand_tuned_rates(preset) | {"schedule": WarmupFlatWarmdown(num_steps)},
-        "JEL, section 4.1 in kind: nanochat's rates, tuned for this size by `baselines.run --tune` (hand_tuned.json)",
+        "JEL, section 4.1 in kind: nanochat's rates, tuned for this size by "
+        "`baselines.run --tune` (hand_tuned.json)",
         "per-group rates tuned for this size, 40 % warmdown",
     )
 
 
 def cosine_tuned(num_steps: int, preset: str = "nano") -> Baseline:
-    """Tuned per-group rates under a cosine."""
+    """Returns tuned per-group rates under a cosine."""
     return Baseline(
         "cosine_tuned",
         hand_tuned_rates(preset) | {"schedule": _cosine(num_steps)},
@@ -177,7 +183,7 @@ def cosine_tuned(num_steps: int, preset: str = "nano") -> Baseline:
 
 
 def wsd_tuned(num_steps: int, preset: str = "nano") -> Baseline:
-    """Tuned per-group rates under warmup, stable, decay."""
+    """Returns tuned per-group rates under warmup, stable, decay."""
     return Baseline(
         "wsd_tuned",
         hand_tuned_rates(preset) | {"schedule": _wsd(num_steps)},
@@ -187,7 +193,7 @@ def wsd_tuned(num_steps: int, preset: str = "nano") -> Baseline:
 
 
 def nanochat(num_steps: int, preset: str = "nano") -> Baseline:
-    """Trains with nanochat's rates, schedules and Muon, but without its rule for the batch size.
+    """Returns nanochat's rates, schedules and Muon, without its rule for the batch size.
 
     The rule multiplies all rates by sqrt(tokens of a step / 524,288): 1/32 at 512 tokens. Nothing
     is tuned for this size; on `jel-73m` it is the paper's hand-tuned upper bound.
@@ -222,15 +228,15 @@ BASELINES: dict[str, Callable[..., Baseline]] = {
 
 
 def constant_multipliers(num_steps: int, num_multipliers: int = 7) -> dict[str, dict[str, Any]]:
-    """Sweep of one multiplier of the uniform base rate, 1 to 100 on a log grid, each with and
-    without 40 % warmdown.
+    """Returns a sweep of one multiplier of the uniform base rate, with and without 40 % warmdown.
 
-    What a controller could do that decides once. The base weight decay stays what it is, so that,
-    being multiplied by the learning rate, the decay of a step grows along.
+    The multipliers are 1 to 100 on a log grid. A controller with one single decision could choose
+    any of these runs. The base weight decay does not change. A step's decay still grows with the
+    multiplier, because it is multiplied by the learning rate.
 
     Args:
-        num_steps: of a run [steps].
-        num_multipliers: points of the grid; 7 are three a decade.
+        num_steps: length of a run [steps].
+        num_multipliers: number of points of the grid. 7 are three a decade.
 
     Returns:
         Name -> keyword arguments of the env.
@@ -239,19 +245,21 @@ def constant_multipliers(num_steps: int, num_multipliers: int = 7) -> dict[str, 
         ("", Constant()),
         ("_warmdown", WarmupFlatWarmdown(num_steps)),
     )
-    return {
-        f"x{multiplier:.3g}{suffix}": {
-            "base_lr": BASE_LR * float(multiplier),
-            "base_weight_decay": BASE_WEIGHT_DECAY,
-            "schedule": schedule,
-        }
-        for multiplier in np.geomspace(1.0, 100.0, num_multipliers)
-        for suffix, schedule in schedules
-    }
+    found: dict[str, dict[str, Any]] = {}
+
+    for multiplier in np.geomspace(1.0, 100.0, num_multipliers):
+        for suffix, schedule in schedules:
+            found[f"x{multiplier:.3g}{suffix}"] = {
+                "base_lr": BASE_LR * float(multiplier),
+                "base_weight_decay": BASE_WEIGHT_DECAY,
+                "schedule": schedule,
+            }
+
+    return found
 
 
-#: Learning rate, weight decay and warmup [steps of 561] of the paper's 8 configurations (JEL, table
-#: 3).
+#: Learning rate, weight decay and warmup [steps of 561] of the paper's 8 configurations (JEL,
+#: table 3).
 SCHEDULE_FREE = (
     (0.5, 0.0, 0),
     (0.5, 0.01, 0),
@@ -267,28 +275,28 @@ SCHEDULE_FREE = (
 def schedule_free_configurations(
     reading: Literal["sgd", "adamw"], num_steps: int, preset: str = "nano"
 ) -> dict[str, dict[str, Any]]:
-    """The paper's sweep of a schedule-free optimizer (JEL, table 3): 8 configurations.
+    """Returns the paper's sweep of a schedule-free optimizer (JEL, table 3): 8 configurations.
 
-    The caption fixes Muon at rate 0.02 and decay 0.2, which stay on the matrices with their 40 %
-    warmdown; everything else is schedule-free at one constant rate. The paper names neither the
-    optimizer nor what its rates of 0.5, 1 and 2 multiply. Both entries are our readings: `sgd` is
-    the likelier one (1.0 is the default rate of the package's SGDScheduleFree, and such rates make
-    its AdamW diverge on small models), `adamw` the literal "schedule-free AdamW + Muon". Warmups
-    scale with num_steps / 561.
+    The caption fixes Muon at rate 0.02 and decay 0.2. Muon stays on the matrices with a 40 %
+    warmdown. All other tensors are schedule-free at one constant rate. The paper does not name the
+    optimizer, and does not say what its rates of 0.5, 1 and 2 multiply. Both entries are our
+    interpretations. `sgd` is the likelier one: 1.0 is the default rate of the package's
+    SGDScheduleFree, and such rates make its AdamW diverge on small models. `adamw` is the literal
+    "schedule-free AdamW + Muon". Warmups scale with num_steps / 561.
 
     Args:
-        reading: `sgd` or `adamw`.
-        num_steps: of a run [steps].
-        preset: whose groups are named.
+        reading: interpretation, `sgd` or `adamw`.
+        num_steps: length of a run [steps].
+        preset: preset whose optimizer groups are named.
 
     Returns:
         Name -> keyword arguments of the env.
 
     Raises:
-        ValueError: for an unknown reading.
+        ValueError: `reading` is neither `sgd` nor `adamw`.
     """
     if reading not in ("sgd", "adamw"):
-        raise ValueError(f"unknown reading {reading!r}; expected one of ['adamw', 'sgd']")
+        raise ValueError(f"reading must be one of ['adamw', 'sgd']; got {reading!r}")
     groups = groups_of(preset)
 
     return {
@@ -302,7 +310,10 @@ def schedule_free_configurations(
 def schedule_free(
     reading: str, lr: float, decay: float, warmup: float, num_steps: int, groups: Sequence[str]
 ) -> dict[str, Any]:
-    """Keyword arguments of a schedule-free optimizer beside Muon; the warmup is given for runs of 561 steps [steps]."""
+    """Returns the keyword arguments of a schedule-free optimizer with Muon on the matrices.
+
+    The warmup is that of a run of 561 steps [steps]. It scales with num_steps.
+    """
     free = Constant(round(warmup * num_steps / PAPER_STEPS))
     return {
         "optimizer": f"schedule_free_{reading}_muon",

@@ -1,10 +1,10 @@
-"""Searches that a controller must beat at its own price: random search and CMA-ES over schedules.
+"""Random search and CMA-ES over schedules, at the same price as the training of a controller.
 
-A schedule is K x A positions, one row per decision. A population plays one schedule per row, and a
-schedule is worth the sum of the rewards of the one run that it was played in: a single noisy
-number, as it is for a controller in training. Searches write a line of JSON per generation and go
-on from those lines bitwise; no global generator is touched. Both searches are one loop over two
-strategies, and are easier read together: hence the length of the file.
+A schedule is K x A positions, one row per decision. A population plays one schedule per row. The
+value of a schedule is the sum of the rewards of its one run. This is a single noisy number, as in
+the training of a controller. Searches write a line of JSON per generation, and continue bitwise
+from those lines. They touch no global generator. The module is longer than 300 lines, because both
+searches are one loop over two strategies and are easier to read together.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ History = list[dict[str, Any]]
 
 
 class Outcomes(NamedTuple):
-    """What a wave of runs came to.
+    """Results of runs that were played together.
 
     Attributes:
         returns: sum of the rewards of each run, (N,).
-        probe_losses: loss on the probe at the end, of a diverged run that before the first step,
-            (N,) [nats per token].
+        probe_losses: loss on the probe at the end, (N,) [nats per token]. A diverged run has its
+            loss before the first step.
     """
 
     returns: FloatArray
@@ -44,33 +44,33 @@ class Outcomes(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Plays schedules.
+    """Interface of an object that plays schedules.
 
     Attributes:
-        num_rows: N, schedules played at once.
-        shape: (K, A) of a schedule.
+        num_rows: N, the number of schedules that are played together.
+        shape: shape (K, A) of a schedule.
     """
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """The number of schedules that are played together, N."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(K, A)."""
+        """The shape of a schedule, (K, A)."""
 
     def play(self, positions: FloatArray, seeds: Sequence[int]) -> Outcomes:
-        """Outcomes of schedules (N, K, A), one per run and seed."""
+        """Returns the outcomes of schedules (N, K, A), one per run and seed."""
 
 
 class Population:
-    """Evaluator that plays one schedule per row of a vector env."""
+    """An evaluator that plays one schedule per row of a vector env."""
 
     def __init__(self, env_kwargs: Mapping[str, Any], num_rows: int = 8, env: str = ENV) -> None:
         """Makes the env.
 
         Args:
-            env_kwargs: arguments of the env, `num_envs` and `autoreset_mode` excepted.
+            env_kwargs: arguments of the env, except `num_envs` and `autoreset_mode`.
             num_rows: N.
             env: a registered id.
         """
@@ -83,11 +83,9 @@ class Population:
         """See Evaluator."""
         _, infos = self.env.reset(seed=list(seeds))
         initial: FloatArray = infos["probe_loss"]
-        returns, diverged, ended = (
-            np.zeros(self.num_rows),
-            np.zeros(self.num_rows, bool),
-            np.zeros(self.num_rows, bool),
-        )
+        returns = np.zeros(self.num_rows)
+        diverged, ended = np.zeros(self.num_rows, bool), np.zeros(self.num_rows, bool)
+
         for decision in range(self.shape[0]):
             action = positions[:, decision].astype(np.float32)
             _, rewards, terminated, truncated, infos = self.env.step(action)
@@ -96,48 +94,49 @@ class Population:
             ended |= terminated | truncated
             if ended.all():
                 break
+
         last: FloatArray = infos["probe_loss"]
         return Outcomes(returns, np.where(diverged, initial, last))
 
 
 class Strategy(Protocol):
-    """Proposes schedules and learns what they were worth."""
+    """Interface of a search: it proposes schedules and learns from their returns."""
 
     def ask(self) -> FloatArray:
-        """The next generation, (N, K, A) in [-1, 1]."""
+        """Returns the next generation, (N, K, A) in [-1, 1]."""
 
     def tell(self, positions: FloatArray, returns: FloatArray) -> None:
-        """What each schedule of a generation returned, (N,)."""
+        """Learns from the returns (N,) of a generation's schedules."""
 
     def best(self) -> FloatArray:
-        """The schedule that the search ends with, (K, A)."""
+        """Returns the result of the search, (K, A)."""
 
 
 class RandomStrategy:
-    """Uniform positions; ends with the schedule whose one run returned most.
+    """Random search. It samples uniform positions, and its result is the schedule of the best run.
 
-    That return is no estimate of what the schedule is worth: the best of many noisy numbers is too
-    good (the winner's curse), and the more so the more are drawn. It is what a random search at
-    this price gives; deploy it to know.
+    That run's return overestimates the schedule: the best of many noisy numbers is too good (the
+    winner's curse), the more so the more numbers there are. Random search at this price gives no
+    better estimate. Deploy the schedule to measure it.
     """
 
     def __init__(
         self, num_rows: int, shape: tuple[int, int], seed: int, kind: str = "schedule"
     ) -> None:
-        """Draws from a generator of its own.
+        """Makes a private random generator.
 
         Args:
             num_rows: N.
             shape: (K, A).
-            seed: of the draws.
-            kind: `schedule`: every decision independently; `constant`: one position per cell, held
-                for the whole run.
+            seed: seed of the samples.
+            kind: `schedule`: an independent position for every decision. `constant`: one position
+                per cell for the whole run.
 
         Raises:
-            ValueError: for an unknown kind.
+            ValueError: `kind` is neither `schedule` nor `constant`.
         """
         if kind not in ("schedule", "constant"):
-            raise ValueError(f"unknown kind {kind!r}; expected one of ['schedule', 'constant']")
+            raise ValueError(f"kind must be one of ['schedule', 'constant']; got {kind!r}")
         self._random = np.random.default_rng([seed, 0])
         self._num_rows, self._shape, self._kind = num_rows, shape, kind
         self._best: tuple[float, FloatArray] = (-np.inf, np.zeros(shape))
@@ -145,8 +144,8 @@ class RandomStrategy:
     def ask(self) -> FloatArray:
         """See Strategy."""
         decisions = self._shape[0] if self._kind == "schedule" else 1
-        drawn = self._random.uniform(-1.0, 1.0, (self._num_rows, decisions, self._shape[1]))
-        return np.broadcast_to(drawn, (self._num_rows, *self._shape)).copy()
+        positions = self._random.uniform(-1.0, 1.0, (self._num_rows, decisions, self._shape[1]))
+        return np.broadcast_to(positions, (self._num_rows, *self._shape)).copy()
 
     def tell(self, positions: FloatArray, returns: FloatArray) -> None:
         """See Strategy."""
@@ -160,26 +159,26 @@ class RandomStrategy:
 
 
 class CMAStrategy:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772) over all K A positions; ends with the mean of its
-    distribution.
+    """CMA-ES (Hansen 2016, arXiv 1604.00772) over all K A positions.
 
-    Starts at neutral, as a controller does. The mean is less cursed by noise than the best sample.
-    The package's own termination criteria are not asked: the number of episodes is the budget.
+    Its result is the mean of the distribution, which suffers less from noise than the best sample.
+    It starts at neutral, as a controller does. The package's termination criteria are ignored,
+    because the number of episodes is the budget.
     """
 
     def __init__(
         self, num_rows: int, shape: tuple[int, int], seed: int, sigma: float = 0.4
     ) -> None:
-        """Sets up the package `cma` on a generator of our own.
+        """Sets up the package `cma` with a private random generator.
 
         Args:
             num_rows: population size.
             shape: (K, A).
-            seed: of the draws.
+            seed: seed of the samples.
             sigma: initial standard deviation of a position.
 
         Raises:
-            ModuleNotFoundError: without the extra `baselines`.
+            ModuleNotFoundError: the extra `baselines` is not installed.
         """
         try:
             import cma
@@ -187,9 +186,10 @@ class CMAStrategy:
             raise ModuleNotFoundError(
                 "CMA-ES needs the package cma: pip install 'hpenv[baselines]'"
             ) from error
+
         random = np.random.default_rng([seed, 0])
-        # Given its own source of numbers, and a seed that is not a number, cma leaves numpy's
-        # global generator alone.
+        # With a source of random numbers, and a seed that is not a number, cma does not touch
+        # numpy's global generator.
         options = {
             "bounds": [-1.0, 1.0],
             "popsize": num_rows,
@@ -221,32 +221,34 @@ def search(
     log: str | os.PathLike[str] | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> tuple[ScheduleTable, History]:
-    """Generations of N episodes, each with fresh seeds, until the episodes are spent.
+    """Searches in generations of N episodes with fresh seeds, until the episodes are spent.
 
     Args:
-        strategy: proposes.
-        evaluator: plays.
-        num_episodes: budget; a multiple of the evaluator's rows.
-        seed: of the runs' seeds.
-        log: file of JSON lines; what it holds already is told to the strategy again instead of
-            being played.
-        description: what the log must agree with to be continued.
+        strategy: proposes schedules.
+        evaluator: plays schedules.
+        num_episodes: budget, a multiple of the evaluator's rows.
+        seed: seed of the runs' seeds.
+        log: file of JSON lines. The strategy learns from its generations instead of playing them.
+        description: description of the search. A log with another one is refused.
 
     Returns:
         The schedule, and per generation: number, seeds, returns, probe losses and the best return
-            so far.
+        so far.
 
     Raises:
-        ValueError: for a number of episodes that does not fit, or a log of another search.
+        ValueError: num_episodes is not a positive multiple of the rows, or the log is that of
+            another search.
     """
     rows = evaluator.num_rows
     if num_episodes < rows or num_episodes % rows:
         raise ValueError(
-            f"num_episodes={num_episodes} must be a positive multiple of the {rows} rows"
+            f"num_episodes must be a positive multiple of the {rows} rows; got {num_episodes}"
         )
+
     header = {"search": json.loads(json.dumps({"seed": seed, **(description or {})}, default=repr))}
     lines = read_log(log, header)
     seeds_random, history, best = np.random.default_rng([seed, 1]), [], -np.inf
+
     for generation in range(num_episodes // rows):
         positions = strategy.ask()
         seeds = [int(s) for s in seeds_random.integers(2**31, size=rows)]
@@ -254,7 +256,8 @@ def search(
             line = lines[generation]
             if line["seeds"] != seeds or line["positions"] != positions.tolist():
                 raise ValueError(
-                    f"generation {generation} of {log} is not what this search proposes; give another log"
+                    f"generation {generation} of {log} must be what this search proposes; "
+                    "got other seeds or positions; give another log"
                 )
         else:
             outcomes = evaluator.play(positions, seeds)
@@ -267,6 +270,7 @@ def search(
             }
             lines.append(line)
             write_log(log, [header, *lines])
+
         returns = np.array(line["returns"])
         strategy.tell(positions, returns)
         best = max(best, float(returns.max()))
@@ -274,6 +278,7 @@ def search(
             {key: value for key, value in line.items() if key != "positions"}
             | {"best_return": best}
         )
+
     return ScheduleTable(strategy.best()), history
 
 
@@ -286,16 +291,15 @@ def random_search(
     kind: Literal["schedule", "constant"] = "schedule",
     log: str | os.PathLike[str] | None = None,
 ) -> tuple[ScheduleTable, History]:
-    """The best of `num_episodes` uniformly drawn schedules, by its own single return; see
-    RandomStrategy.
+    """Returns the best of `num_episodes` uniform schedules, by one run each. See RandomStrategy.
 
     Args:
         env_kwargs: arguments of the env, at meta-training settings.
         num_episodes: budget, a multiple of num_envs.
-        seed: of draws and runs.
-        num_envs: schedules played at once.
+        seed: seed of samples and runs.
+        num_envs: number of schedules that are played together.
         kind: `schedule` or `constant`.
-        log: file of JSON lines to write, and to go on from.
+        log: file of JSON lines. A search with a log continues from it.
     """
     population = Population(env_kwargs, num_envs)
     description = {"method": f"random_{kind}", "env_kwargs": dict(env_kwargs), "num_envs": num_envs}
@@ -312,19 +316,19 @@ def cma_search(
     sigma: float = 0.4,
     log: str | os.PathLike[str] | None = None,
 ) -> tuple[ScheduleTable, History]:
-    """CMA-ES over schedules; see CMAStrategy.
+    """Returns the result of CMA-ES over schedules. See CMAStrategy.
 
     The runs of a generation share weights and data order (`seed_mode="grouped"`, unless env_kwargs
-    says otherwise): CMA-ES only ranks within a generation, and common random numbers take most of
-    the noise out of a rank.
+    has another one). CMA-ES only ranks within a generation, and common random numbers remove most
+    of the noise from a rank.
 
     Args:
         env_kwargs: arguments of the env, at meta-training settings.
         num_episodes: budget, a multiple of num_envs.
-        seed: of draws and runs.
+        seed: seed of samples and runs.
         num_envs: population size.
         sigma: initial standard deviation of a position.
-        log: file of JSON lines to write, and to go on from.
+        log: file of JSON lines. A search with a log continues from it.
     """
     arguments = {"seed_mode": "grouped"} | dict(env_kwargs)
     population = Population(arguments, num_envs)
@@ -334,31 +338,34 @@ def cma_search(
 
 
 def read_log(path: str | os.PathLike[str] | None, header: Mapping[str, Any]) -> History:
-    """Returns the lines after the header; a torn last line is dropped.
+    """Returns the lines after the header, without a torn last line.
 
     Raises:
-        ValueError: the file is of another search, or a line of it is no JSON object.
+        ValueError: the log is that of another search, or one of its lines is no JSON.
     """
     if path is None or not Path(path).exists():
         return []
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     lines = []
+
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             lines.append(json.loads(line))
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}, must be JSON; got {line[:80]!r}: give another log"
+                f"{path}, line {number}, must be JSON; got {line[:80]!r}; give another log"
             ) from error
+
     if lines and lines[0] != header:
         raise ValueError(
-            f"{path} is the log of the search {lines[0]}; expected {dict(header)}: give another log"
+            f"{path} must be the log of the search {dict(header)}; got {lines[0]}; give another log"
         )
+
     return lines[1:]
 
 
 def write_log(path: str | os.PathLike[str] | None, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces the log, whole or not at all: a killed search leaves the generations before."""
+    """Replaces the log atomically, so that a killed search leaves the earlier generations."""
     if path is None:
         return
     temporary = Path(f"{path}.tmp")

@@ -1,10 +1,9 @@
-"""Searches of the tuned baselines: every one has a search of its own, of as many runs, whose best
-point lies inside.
+"""Searches of the tuned baselines: one search per baseline, all with the same number of runs.
 
-A search goes through its coordinates by factors of two until no move helps, then by smaller and
-smaller ones until its points are spent. It looks at the probe loss alone, on tuning seeds. A search
-that ends where it has not tried both sides of its best point raises: the optimum of a baseline that
-is reported lies within what was tried.
+A search moves its coordinates by factors of two until no move helps, then by smaller and smaller
+factors until its points are spent. It sees only the probe loss on tuning seeds. It raises if its
+best point has an untried side. The optimum of a reported baseline therefore lies inside the tried
+values.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ from baselines.schedules import (
 from baselines.sweeps import Population, read_log, write_log
 
 Point = Mapping[str, float]
-#: A move must lower the mean probe loss by more than this [nats per token], less than a twentieth
-#: of a percent: without it a search follows a flat tail, such as that of a decay towards 0, to its
-#: end.
+#: A move must lower the mean probe loss by more than this [nats per token], which is less than a
+#: twentieth of a percent. Without it, a search follows a flat tail to its end, such as that of a
+#: decay towards 0.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched for a baseline.
+    """A search space of a baseline.
 
     Attributes:
-        start: coordinate -> value that the search begins with, positive.
-        env_kwargs: keyword arguments of the env at a point and a number of steps.
-        doc: what is tuned, in words.
+        start: coordinate -> initial value, positive.
+        env_kwargs: function from a point and a number of steps to keyword arguments of the env.
+        doc: description of the coordinates.
     """
 
     start: dict[str, float]
@@ -52,7 +51,7 @@ class Search:
 
 
 def _per_group(baseline: str, point: Point, num_steps: int) -> dict[str, Any]:
-    """A baseline's schedule with the rates of a point."""
+    """Returns a baseline's schedule with the rates of a point."""
     lr = {
         name.removeprefix("lr/"): value for name, value in point.items() if name.startswith("lr/")
     }
@@ -65,7 +64,7 @@ def _uniform(point: Point, num_steps: int) -> dict[str, Any]:
     return BASELINES["constant_warmdown"](num_steps).env_kwargs | rates
 
 
-def _scaled(point: Point, num_steps: int) -> dict[str, Any]:
+def _nanochat(point: Point, num_steps: int) -> dict[str, Any]:
     baseline = BASELINES["nanochat"](num_steps).env_kwargs
     decay = baseline["base_weight_decay"] | {"matrix": point["weight_decay/matrix"]}
     lr = {group: point["factor"] * rate for group, rate in baseline["base_lr"].items()}
@@ -98,7 +97,7 @@ SEARCHES: dict[str, Search] = {
     ),
     "nanochat": Search(
         {"factor": 1.0, "weight_decay/matrix": _GROUPS["weight_decay/matrix"]},
-        _scaled,
+        _nanochat,
         "nanochat's rates times one factor, its schedules and Muon",
     ),
     "schedule_free_sgd": Search(
@@ -125,21 +124,20 @@ def spend(
     """Searches with exactly `num_points` evaluations.
 
     Args:
-        score: of a point; lower is better.
-        start: coordinate -> value, positive.
-        num_points: to evaluate.
-        log: file of JSON lines; points in it are not evaluated again.
-        description: what the log must agree with to be continued.
+        score: function from a point to its score. Lower is better.
+        start: coordinate -> positive value.
+        num_points: number of points to evaluate.
+        log: file of JSON lines. Points in it are not evaluated again.
+        description: description of the search. A log with another one is refused.
         tolerance: a move must lower the score by more than this.
 
     Returns:
-        The point that the search ends at; every point with its score, in their order; and
-        coordinate -> the next lower and the next higher value that were tried, as `neighbors` has
-        them.
+        The best point, every point with its score in their order, and the `neighbors` of the best
+        point.
 
     Raises:
-        ValueError: the points were spent before both sides of the best one were tried in every
-            coordinate, or there are no more points to try.
+        ValueError: the points were spent before both sides of the best point were tried in every
+            coordinate, or a finer search finds no further point.
     """
     header = {
         "search": json.loads(
@@ -150,7 +148,7 @@ def spend(
     known = {_key(line["point"]): float(line["score"]) for line in history}
     seen: list[dict[str, Any]] = []
 
-    def cached(point: dict[str, float]) -> float:
+    def score_once(point: dict[str, float]) -> float:
         key = _key(point)
         if key not in known:
             known[key] = float(score(point))
@@ -162,58 +160,69 @@ def spend(
 
     best, factor, fruitless = dict(start), FACTOR, 0
     boxes: list[tuple[dict[str, float], float]] = []
+
     while len(seen) < num_points and fruitless < 3:
         before = len(seen)
         left = num_points - before + (1 if before else 0)
         best, _ = coordinate_search(
-            cached, best, factor=factor, max_evaluations=left, tolerance=tolerance
+            score_once, best, factor=factor, max_evaluations=left, tolerance=tolerance
         )
-        if not _untried(best, factor, {_key(entry["point"]) for entry in seen}):
+        if not _open_coordinates(best, factor, {_key(entry["point"]) for entry in seen}):
             boxes.append((best, factor))
         fruitless = fruitless + 1 if len(seen) == before else 0
         factor = factor**0.5
+
     if len(seen) < num_points:
         raise ValueError(
-            f"num_points={num_points} must be at most {len(seen)}: a finer search finds no further point"
+            f"num_points must be at most {len(seen)}; got {num_points}; "
+            "a finer search finds no further point"
         )
+
     around = neighbors(best, seen, boxes)
     if edges := [name for name in best if name not in around]:
         raise ValueError(
-            f"num_points={num_points} must be more: the best point {best} lies at the edge of what was tried in "
-            f"{edges} when they were spent; begin nearer to it, or give more points"
+            "num_points must be enough to try both sides of the best point in every coordinate; "
+            f"got {num_points}, and the best point {best} lies at the edge in {edges}; "
+            "start nearer to it, or give more points"
         )
+
     return best, seen, around
 
 
 def _key(point: Point) -> tuple[tuple[str, float], ...]:
-    """A point, as it is told from others: to nine digits."""
+    """Returns a hashable key of a point, with nine digits per value."""
     return tuple((name, float(f"{value:.9g}")) for name, value in sorted(point.items()))
 
 
-def _untried(best: Point, factor: float, tried: set[tuple[tuple[str, float], ...]]) -> list[str]:
-    """Coordinates of which a neighbour of the best point was not tried."""
-    return [
-        name
-        for name, value in best.items()
-        if not {_key({**best, name: value * factor}), _key({**best, name: value / factor})} <= tried
-    ]
+def _open_coordinates(
+    best: Point, factor: float, tried: set[tuple[tuple[str, float], ...]]
+) -> list[str]:
+    """Returns the coordinates in which a neighbor of the best point was not tried."""
+    names = []
+    for name, value in best.items():
+        above, below = _key({**best, name: value * factor}), _key({**best, name: value / factor})
+        if not {above, below} <= tried:
+            names.append(name)
+    return names
 
 
 def neighbors(
     best: Point, table: Sequence[Mapping[str, Any]], boxes: Sequence[tuple[Point, float]]
 ) -> dict[str, list[float]]:
-    """Coordinate -> the next lower and the next higher value that were tried with all other
-    coordinates as they are.
+    """Returns, per coordinate, the next lower and the next higher value that were tried.
 
-    They are those of the best point. Where it lacks one, they are those of a point with both
-    neighbors in every coordinate, no better than it, between which the best point lies. A
-    coordinate without such values is left out.
+    All other coordinates are those of the best point. If a neighbor of the best point is missing,
+    they are those of a center: a point with both neighbors in every coordinate, no better than the
+    best point, whose box of neighbors contains the best point. A coordinate without such values is
+    left out.
 
     Args:
-        best: no point of the table is better.
+        best: the best point of the table.
         table: every point that was tried.
-        boxes: points of which both neighbors were tried in every coordinate, and the factor to
-            them; smallest last.
+        boxes: centers and the factors to their neighbors, with the smallest factor last.
+
+    Returns:
+        Coordinate -> [lower, higher].
     """
     inside = [
         center
@@ -223,6 +232,7 @@ def neighbors(
         )
     ]
     around: dict[str, list[float]] = {}
+
     for name, value in best.items():
         for source in (best, *inside):
             others = _key({**source, name: 0.0})
@@ -231,13 +241,12 @@ def neighbors(
                 for entry in table
                 if _key({**entry["point"], name: 0.0}) == others
             ]
-            below, above = (
-                [e for e in line if e < value * (1 - 1e-9)],
-                [e for e in line if e > value * (1 + 1e-9)],
-            )
+            below = [other for other in line if other < value * (1 - 1e-9)]
+            above = [other for other in line if other > value * (1 + 1e-9)]
             if below and above:
                 around[name] = [max(below), min(above)]
                 break
+
     return around
 
 
@@ -253,14 +262,14 @@ def tune(
     Args:
         name: key of SEARCHES.
         env_kwargs: arguments of the env that the search does not set.
-        seeds: one run of every point for each.
-        num_points: points of the search.
-        log: file to resume from.
+        seeds: seeds of the runs of every point.
+        num_points: number of points of the search.
+        log: file of JSON lines. A search with a log continues from it.
 
     Returns:
-        Keyword arguments of the env at the best point; and `chosen` (the point), `table` (every
+        Keyword arguments of the env at the best point. Then `chosen` (the point), `table` (every
         point with its `score`, the mean probe loss [nats per token]), `interior` (always True),
-        `neighbors`, `runs_spent`.
+        `neighbors` and `runs_spent`.
 
     Raises:
         ValueError: see `spend`.
@@ -269,12 +278,11 @@ def tune(
 
     def score(point: Point) -> float:
         population = Population({**env_kwargs, **search.env_kwargs(point, num_steps)}, len(seeds))
-        return float(
-            population.play(np.zeros((len(seeds), *population.shape)), seeds).probe_losses.mean()
-        )
+        neutral = np.zeros((len(seeds), *population.shape))
+        return float(population.play(neutral, seeds).probe_losses.mean())
 
-    described = {"baseline": name, "env_kwargs": dict(env_kwargs), "seeds": list(seeds)}
-    best, table, around = spend(score, search.start, num_points, log, described, TOLERANCE)
+    description = {"baseline": name, "env_kwargs": dict(env_kwargs), "seeds": list(seeds)}
+    best, table, around = spend(score, search.start, num_points, log, description, TOLERANCE)
     extra = {
         "chosen": best,
         "table": table,
@@ -282,4 +290,5 @@ def tune(
         "neighbors": around,
         "runs_spent": num_points * len(seeds),
     }
+
     return {**env_kwargs, **search.env_kwargs(best, num_steps)}, extra

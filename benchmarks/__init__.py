@@ -1,1 +1,1 @@
-"""Speed, as ratios measured in one run of one process; `make bench` writes results/benchmarks.json."""
+"""Speed as ratios within one process. `make bench` writes results/benchmarks.json."""

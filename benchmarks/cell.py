@@ -1,8 +1,7 @@
-"""What the whole control surface, every gauge and the Sidecar cost: `python -m benchmarks.run`
-calls these.
+"""Costs of the channels, the gauges and the Sidecar, for `python -m benchmarks.run`.
 
-All of TrainLoop-Cell-v0 at `cell11`, a decision every step, without a probe; the bare step is the
-same environment without a channel and without a gauge.
+They are those of TrainLoop-Cell-v0 at `cell11`, with a decision every step and without a probe. The
+bare step is a step of the same environment without channels and gauges.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from benchmarks.timing import alternate, ratio, seconds
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.cell import make_vector_env
 
-#: Feature(s) beside `progress` of each tier, as the observation is made of them.
+#: Measurement group -> features of its observation, in addition to `progress`.
 TIERS = {
     "loss trajectory": (
         "train_loss",
@@ -41,7 +40,7 @@ BARE: dict[str, Any] = {"channels": (), "observation": "progress", "num_register
 
 
 def make(num_envs: int, steps: int, batch_tokens: int, **arguments: Any) -> TrainLoopVectorEnv:
-    """A vector env that has been reset, of as many steps as the rounds will take."""
+    """Makes and resets a vector env with enough steps for all rounds."""
     env = make_vector_env(
         num_envs,
         autoreset_mode="DISABLED",
@@ -54,13 +53,13 @@ def make(num_envs: int, steps: int, batch_tokens: int, **arguments: Any) -> Trai
 
 
 def play(env: TrainLoopVectorEnv, actions: np.ndarray) -> None:
-    """One decision per action of (S, N, A)."""
+    """Takes one decision per action of (S, N, A)."""
     for action in actions:
         env.step(action)
 
 
-def explored(env: TrainLoopVectorEnv, steps: int) -> np.ndarray:
-    """What a fresh Sidecar samples, (S, N, A); A may be 0."""
+def sidecar_actions(env: TrainLoopVectorEnv, steps: int) -> np.ndarray:
+    """Returns actions that a new Sidecar samples, (S, N, A). A may be 0."""
     if not env.action_names:
         return np.zeros((steps, env.num_envs, 0), np.float32)
     agent = sidecar(env)
@@ -69,7 +68,7 @@ def explored(env: TrainLoopVectorEnv, steps: int) -> np.ndarray:
 
 
 def sidecar(env: TrainLoopVectorEnv) -> SidecarAgent:
-    """A fresh agent of the default size for this env."""
+    """Returns a new agent of the default size for an env."""
     return SidecarAgent(
         env.num_envs,
         len(env.observation_names),
@@ -80,7 +79,10 @@ def sidecar(env: TrainLoopVectorEnv) -> SidecarAgent:
 
 
 def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, Any]:
-    """A step with everything against the bare step, and each part alone; goal: at most 1.10 for everything."""
+    """Compares a step with all channels and gauges, and with each group alone, to the bare step.
+
+    The goal is a ratio of at most 1.10 with everything.
+    """
     steps = 4
     budget = steps * (rounds + 1) + 1
     arguments: dict[str, dict[str, Any]] = {
@@ -93,19 +95,25 @@ def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, An
         f"tier {name}": {"observation": ("progress", *names)} for name, names in TIERS.items()
     }
     functions: dict[str, Callable[[], object]] = {}
-    for name, given in arguments.items():
-        env = make(num_envs, budget, batch_tokens, **given)
-        functions[name] = partial(play, env, explored(env, steps))
+
+    for name, overrides in arguments.items():
+        env = make(num_envs, budget, batch_tokens, **overrides)
+        functions[name] = partial(play, env, sidecar_actions(env, steps))
+
     times = alternate(functions, rounds)
     result: dict[str, Any] = {
         f"{name} / bare": ratio(times, name, "bare") for name in functions if name != "bare"
     }
     result["milliseconds of the bare step"] = 1e3 * statistics.median(times["bare"]) / steps
+
     return result | {"goal": "everything / bare <= 1.10"}
 
 
 def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) -> dict[str, Any]:
-    """Deciding and learning against a step of the run, foundational surface; goal at 50 M parameters: under 0.02."""
+    """Compares the Sidecar's decision and update to a step of the run, on the foundational surface.
+
+    The goal at 50 M parameters is a ratio under 0.02.
+    """
     env = make(
         num_envs,
         rounds + 2,
@@ -118,21 +126,25 @@ def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) ->
     agent = sidecar(env)
     observations, _ = env.reset(seed=0)
     deciding, stepping = [], []
+
     for _ in range(rounds + 1):
         decisions = []
         start = seconds(lambda: decisions.append(agent.act(observations)))  # noqa: B023
-        decision, seen = decisions[0], observations
+        decision, before = decisions[0], observations
+
         results: list[Any] = []
         stepping.append(seconds(lambda: results.extend(env.step(decision.action))))  # noqa: B023
         observations, rewards = results[0], results[1]
+
         rollout = Rollout(
-            seen[None],
+            before[None],
             decision.raw[None],
             decision.log_prob[None],
             rewards[None],
             np.ones((1, num_envs), dtype=bool),
         )
         deciding.append(start + seconds(lambda: agent.update(rollout)))  # noqa: B023
+
     shares = [d / s for d, s in zip(deciding[1:], stepping[1:], strict=True)]
     return {
         "share of a step": statistics.median(shares),

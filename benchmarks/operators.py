@@ -1,10 +1,11 @@
-"""Times the operators of a default step of each id, and Muon's iteration in bfloat16 against that in float32."""
+"""Times the operators of each id's default step, and Muon's iteration in bfloat16 and float32."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.optimizers import OPTIMIZERS, Muon
 
-#: Operators below this fraction of a step are left out.
+#: Smallest fraction of a step that is reported for an operator.
 SMALLEST_SHARE = 0.05
-#: Id -> its vector env with default arguments, and decisions that are profiled.
+#: Id -> factory of its vector env, and number of profiled decisions.
 IDS: dict[str, tuple[Callable[..., TrainLoopVectorEnv], int]] = {
     "TrainLoop-JEL-v0": (jel.make_vector_env, 1),
     "TrainLoop-Cell-v0": (cell.make_vector_env, 50),
@@ -32,7 +33,11 @@ def decide(env: TrainLoopVectorEnv, num_decisions: int) -> None:
 
 
 def operator_shares() -> dict[str, Any]:
-    """Profiles decisions of each id after a first one: operator -> fraction of the operators' own processor time."""
+    """Profiles decisions of each id, after a first decision without the profiler.
+
+    Returns:
+        Id -> operator -> fraction of the self processor time of all operators.
+    """
     result: dict[str, Any] = {}
     for name, (make, num_decisions) in IDS.items():
         env = make(1, autoreset_mode="DISABLED")
@@ -41,21 +46,22 @@ def operator_shares() -> dict[str, Any]:
 
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             decide(env, num_decisions)
+
         env.close()
 
         times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
         total = sum(times.values())
-        shares = {
-            key: time / total for key, time in sorted(times.items(), key=lambda pair: -pair[1])
-        }
+        largest_first = sorted(times.items(), key=lambda pair: -pair[1])
+        shares = {key: time / total for key, time in largest_first}
         result[name] = {key: share for key, share in shares.items() if share > SMALLEST_SHARE}
+
     return result
 
 
 def newton_schulz_price(
     num_envs: int, batch_tokens: int, num_steps: int, rounds: int
 ) -> dict[str, Any]:
-    """Steps of `nano` with Muon's iteration in bfloat16 against the same in the dtype that a CPU takes by default."""
+    """Compares steps of `nano` with Muon's iteration in bfloat16 to the default dtype of a CPU."""
     envs: dict[str, TrainLoopVectorEnv] = {}
     for dtype in ("bfloat16", None):
         name = f"benchmark_{dtype}"
@@ -72,9 +78,11 @@ def newton_schulz_price(
             schedule="none",
             autoreset_mode="DISABLED",
         )
+
     for env in envs.values():
         env.reset(seed=0)
-    times = alternate({name: lambda env=env: decide(env, 1) for name, env in envs.items()}, rounds)  # type: ignore[misc]
+
+    times = alternate({name: partial(decide, env, 1) for name, env in envs.items()}, rounds)
     return {
         "bfloat16 / default": ratio(times, "bfloat16", "default"),
         "milliseconds per step": {

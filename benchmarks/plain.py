@@ -1,4 +1,4 @@
-"""The loop a person would write by hand: same model, rules and probe, nothing that an environment needs."""
+"""A plain training loop, as written by hand: same model, rules and probe, and no environment."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hpenv.optimizers import OPTIMIZERS, Rates
 def plain_loop(
     num_steps: int, interval: int, batch_tokens: int, sequence_length: int = 64
 ) -> float:
-    """Trains one `nano` run with AdamW + Muon at constant rates, measuring the probe before and
-    after each interval.
+    """Trains one `nano` run with AdamW + Muon at constant rates.
+
+    The probe is measured at the start and after each interval.
 
     Returns:
         The last probe loss [nats per token].
@@ -31,6 +32,7 @@ def plain_loop(
         rule: Rates.of(*torch.tensor([1e-3, 1e-2]).double().expand(1, len(n), 2).unbind(-1))
         for rule, n in groups.items()
     }
+
     probe = gather(
         corpus.probe,
         batch_starts(len(corpus.probe), 0, 0, 4 * size, sequence_length)[None],
@@ -50,6 +52,7 @@ def plain_loop(
         gradients = dict(
             zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True)
         )
+
         with torch.no_grad():
             for rule, names in groups.items():
                 rule.update(
@@ -59,6 +62,8 @@ def plain_loop(
                     rates[rule],
                     np.array([step]),
                 )
+
         if (step + 1) % interval == 0 or step + 1 == num_steps:
             loss = measure()
+
     return loss

@@ -1,8 +1,8 @@
-"""What an update of GRPO and a program in the sandbox cost: `python -m benchmarks.run` calls this.
+"""Costs of a GRPO update and of a program in the sandbox, for `python -m benchmarks.run`.
 
-The student alone samples the same number of completions and makes the same three passes (reference,
-forward, backward) without a task, a program or a grader. Programs are executed in the sandbox, but
-for those whose verdict is known.
+An update of the student alone samples the same number of completions and makes the same three
+passes (reference, forward, backward) without a task, a program or a grader. The sandbox executes
+all programs, except those with a known verdict.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from hpenv.envs.grpo_projection import make_vector_env
 from hpenv.posttraining.plant import GRPOPlant
 from hpenv.posttraining.sandbox import Call, Job, Sandbox
 
-#: Updates that the goal is stated for, and the goal [minutes].
+#: Number of updates in the goal, and the goal [minutes].
 UPDATES, GOAL_MINUTES = 200, 5.0
 
-#: Programs of a timed round, and the goal of one [milliseconds].
+#: Number of programs of a timed round, and the goal per program [milliseconds].
 PROGRAMS, GOAL_MILLISECONDS = 20, 6.0
 PROGRAM = "def total(numbers):\n    return sum(numbers)\n"
 
 
-def alone(plant: GRPOPlant, generator: torch.Generator) -> None:
-    """What the student computes in an update, at the knobs that the plant has."""
+def student_update(plant: GRPOPlant, generator: torch.Generator) -> None:
+    """Runs the student's computations of an update, with the plant's current coefficients."""
     config = plant.config
     prompts = [[task.prompt for task in plant.tasks(row)] for row in range(plant.num_rows)]
     rollouts = plant.student.sample(
         plant.knobs, prompts, config.num_samples, [generator] * plant.num_rows
     )
+
     with torch.no_grad():
         plant.student.log_probabilities(
             {name: torch.zeros_like(k) for name, k in plant.knobs.items()}, rollouts
         )
+
     leaves = {name: knob.detach().requires_grad_() for name, knob in plant.knobs.items()}
     torch.autograd.grad(
         plant.student.log_probabilities(leaves, rollouts).sum(), list(leaves.values())
@@ -49,24 +51,32 @@ def alone(plant: GRPOPlant, generator: torch.Generator) -> None:
 
 
 def step(env: TrainLoopVectorEnv) -> None:
-    """One update without projection."""
+    """Runs one update without projection."""
     env.step(np.full((env.num_envs, len(env.action_names)), -1.0, dtype=np.float32))
 
 
 def update_price(rounds: int, num_workers: int) -> dict[str, Any]:
-    """A decision of the id as it comes, probe included, against the student alone; minutes of an episode of 200."""
+    """Compares a decision of the id, probe included, to an update of the student alone.
+
+    Also measures the minutes of an episode of 200 decisions.
+    """
     env = make_vector_env(1, autoreset_mode="DISABLED", num_steps=UPDATES, num_workers=num_workers)
     env.reset(seed=0)
     plant = env.plant
     assert isinstance(plant, GRPOPlant)
     generator = torch.Generator().manual_seed(0)
-    times = alternate(
-        {"decision": partial(step, env), "student": partial(alone, plant, generator)}, rounds
-    )
-    env.reset(seed=1)  # another than the rounds', whose verdicts are known by now
+    functions = {
+        "decision": partial(step, env),
+        "student": partial(student_update, plant, generator),
+    }
+    times = alternate(functions, rounds)
+
+    env.reset(seed=1)  # not the seed of the rounds, whose verdicts are known
     start = time.perf_counter()
+
     for _ in range(UPDATES):
         step(env)
+
     return {
         "decision / student": ratio(times, "decision", "student"),
         f"minutes of an episode of {UPDATES} decisions": (time.perf_counter() - start) / 60.0,
@@ -74,8 +84,8 @@ def update_price(rounds: int, num_workers: int) -> dict[str, Any]:
     }
 
 
-def unlocked(source: str, times: int) -> None:
-    """A program in fresh interpreters, as one would run it without a sandbox; nothing holds it."""
+def run_unsandboxed(source: str, times: int) -> None:
+    """Runs a program in new interpreters, without a sandbox and without limits."""
     for _ in range(times):
         subprocess.run(
             [sys.executable, "-I", "-c", f"{source}\nprint(total([1, 2]))"],
@@ -85,16 +95,20 @@ def unlocked(source: str, times: int) -> None:
 
 
 def program_price(rounds: int) -> dict[str, Any]:
-    """A program of two lines and four calls in the sandbox, one after the other, against a fresh interpreter each."""
+    """Compares a program in the sandbox to a new interpreter per program.
+
+    The program has two lines and four calls. Programs run one after the other.
+    """
     job = Job(PROGRAM, tuple(Call("total", ([1, n],)) for n in range(4)))
     with Sandbox() as box:
         times = alternate(
             {
                 "sandbox": lambda: box.run_many([job] * PROGRAMS),
-                "interpreter": partial(unlocked, PROGRAM, PROGRAMS),
+                "interpreter": partial(run_unsandboxed, PROGRAM, PROGRAMS),
             },
             rounds,
         )
+
     return {
         "sandbox / fresh interpreter": ratio(times, "sandbox", "interpreter"),
         "milliseconds per program": 1e3 * statistics.median(times["sandbox"]) / PROGRAMS,

@@ -1,8 +1,7 @@
-"""Measures the main job as on a processor with AVX2 alone, and with all that this one has: `make
-bench-processors`.
+"""Measures the main job with AVX2 alone and with all instruction sets: `make bench-processors`.
 
-The libraries read their limits when they are loaded, so each limit is a process of its own; the
-figures that are compared with each other come from alternating rounds within one process.
+The libraries read their limits when they are loaded, so each limit has a separate process. Compared
+numbers come from alternating rounds within one process.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: What PyTorch's kernels, MKL and oneDNN read.
+#: Environment variables that limit PyTorch's kernels, MKL and oneDNN.
 LIMITS: dict[str, dict[str, str]] = {
     "AVX2 alone": {
         "ATEN_CPU_CAPABILITY": "avx2",
@@ -29,13 +28,13 @@ LIMITS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class ProcessorsConfig:
-    """Where the numbers go."""
+    """Configuration of the program."""
 
-    out: Path = Path("results/benchmarks_processors.json")
+    out: Path = Path("results/benchmarks_processors.json")  # JSON with every number
 
 
 def measure(limits: dict[str, str]) -> dict[str, Any]:
-    """Runs the benchmarks of operators in a process of its own, on one thread."""
+    """Runs the benchmarks of operators in a separate process, on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "numbers.json"
         command = [
@@ -49,11 +48,12 @@ def measure(limits: dict[str, str]) -> dict[str, Any]:
             "1",
         ]
         subprocess.run([*command, "--out", str(file)], check=True, env=os.environ | limits)
+
         return json.loads(file.read_text())
 
 
 def main() -> None:
-    """Runs the program."""
+    """Measures with each limit and writes the numbers."""
     import tyro
 
     config = tyro.cli(ProcessorsConfig, description=__doc__)

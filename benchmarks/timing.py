@@ -1,4 +1,4 @@
-"""Timing in alternating rounds: the ratio of what is measured side by side outlives a machine that drifts."""
+"""Timing in alternating rounds. The ratio of two times is robust to drifts of a machine's speed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call [s]."""
+    """Returns the wall-clock time of one call [s]."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Times of each function over alternating rounds, after one round that is not counted [s]."""
+    """Returns the times of each function over alternating rounds [s]. A first round is dropped."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -26,6 +26,6 @@ def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def ratio(times: Mapping[str, list[float]], above: str, below: str) -> dict[str, float]:
-    """Median, smallest and largest of the rounds' ratios."""
+    """Returns the median, smallest and largest ratio over the rounds."""
     ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}

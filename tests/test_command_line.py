@@ -21,7 +21,7 @@ EXPERIMENTS, PROBLEMS = (JEL, SIDECAR, PROJECTION), "hpenv.posttraining.check_pr
 #: Module, arguments, and what the line says. `file` and `folder` are there; `absent` is not.
 MISTAKES = [
     *(
-        (module, ["--env", "TrainLoop-JLE-v0"], "unknown env 'TrainLoop-JLE-v0'")
+        (module, ["--env", "TrainLoop-JLE-v0"], "got 'TrainLoop-JLE-v0'")
         for module in (TRAIN, ONLINE, EVALUATE)
     ),
     *(
@@ -43,7 +43,7 @@ MISTAKES = [
         for module in (TRAIN, ONLINE, EVALUATE)
     ),
     *(
-        (module, ["--env-kwargs", "num_envs=2"], "must be left out")
+        (module, ["--env-kwargs", "num_envs=2"], "must leave out")
         for module in (TRAIN, ONLINE, EVALUATE)
     ),
     *(
@@ -76,12 +76,12 @@ MISTAKES = [
     ),
     (EVALUATE, ["--policy", "absent"], "no snapshot at 'absent'"),
     (EVALUATE, ["--policy", "folder"], "folder must hold a saved policy"),
-    (EVALUATE, ["--env-kwargs", "seed_mode=grouped"], "seed_mode 'grouped'"),
-    (ONLINE, ["--env-kwargs", "seed_mode=grouped"], "expected it in the config"),
+    (EVALUATE, ["--env-kwargs", "seed_mode=grouped"], "got 'grouped'"),
+    (ONLINE, ["--env-kwargs", "seed_mode=grouped"], "must leave out seed_mode"),
     (ONLINE, ["--env-kwargs", "preset=nano", "data=synthetic", "channels=lrr"], "unknown channels"),
     (STUDENT, ["--n-embd", "10", "--n-head", "3", "--vocabulary-texts", "20"], "n_embd"),
     (STUDENT, ["--max-tokens", "2", "--vocabulary-texts", "20"], "max_tokens must be at least"),
-    (BASELINES, ["--baselines", "best"], "unknown baseline 'best'"),
+    (BASELINES, ["--baselines", "best"], "got 'best'"),
     (BASELINES, ["--preset", "absent"], "absent"),
     (BASELINES, ["--tune", "--tuned", "folder"], "which is a folder"),
     (BASELINES, ["--tune", "--log", "file"], "file, line 1, must be JSON"),

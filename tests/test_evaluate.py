@@ -119,28 +119,28 @@ def test_progress_adds_up_to_the_number_of_runs():
     [
         ({"seeds": []}, r"seeds \[\]"),
         ({"seeds": [1], "max_rows": 0}, "max_rows 0"),
-        ({"seeds": 2}, r"seeds 2, max_rows 10; expected a list"),
-        ({"seeds": [1], "policy": Neutral(3)}, "3 cells.*'lr', 'weight_decay'"),
+        ({"seeds": 2}, "seeds must be a list .*got seeds 2 and max_rows 10"),
+        ({"seeds": [1], "policy": Neutral(3)}, "'lr', 'weight_decay'.*got 3 cells"),
         (
             {"seeds": [1], "policy": lambda observations: observations},
             "policy must have `action_size`, .*; got function",
         ),
         (
             {"seeds": [1], "env_id": "CartPole-v1", "env_kwargs": {}},
-            "env 'CartPole-v1' must be the id of a TrainLoopVectorEnv",
+            "env must be the id of a TrainLoopVectorEnv; got 'CartPole-v1'",
         ),
         (
             {"seeds": [1], "env_id": "TrainLoop-JLE-v0"},
-            "unknown env 'TrainLoop-JLE-v0': .*TrainLoop-JEL",
+            "env must be a registered id; got 'TrainLoop-JLE-v0'; .*TrainLoop-JEL",
         ),
         (
             {"seeds": [1], "env_kwargs": TINY | {"num_envs": 3}},
-            r"env_kwargs \['num_envs'\] must be left out",
+            r"env_kwargs must leave out .*; got \['num_envs'\]",
         ),
-        ({"seeds": [1], "env_kwargs": TINY | {"device": 1.5}}, "cannot be made with|device"),
+        ({"seeds": [1], "env_kwargs": TINY | {"device": 1.5}}, "must be arguments of|device"),
         (
             {"seeds": [1], "env_kwargs": TINY | {"seed_mode": "grouped"}},
-            "seed_mode 'grouped'.*one run",
+            "seed_mode must be 'independent'; got 'grouped'; .*one run",
         ),
     ],
 )
@@ -173,10 +173,10 @@ def test_assignments_are_json_and_else_strings():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (("preset",), "'preset'; expected key=value"),
-        (("=1",), "'=1'; expected key=value"),
-        (("a-b=1",), "'a-b=1'; expected key=value"),
-        (("a=1", "a=2"), "'a' is given twice, as 1 and '2'"),
+        (("preset",), "must be key=value; got 'preset'"),
+        (("=1",), "must be key=value; got '=1'"),
+        (("a-b=1",), "must be key=value; got 'a-b=1'"),
+        (("a=1", "a=2"), "a must be given once; got 1 and '2'"),
         (("compile=False",), "write compile=false"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_file_that_is_no_result_and_a_folder_that_cannot_be_are_refused_before
     jobs = [Job("one", count, {"file": str(tmp_path / "trace")})]
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "one.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"one\.json is no JSON object with the keys"):
+    with pytest.raises(ValueError, match=r"one\.json must be a JSON object with the keys"):
         run_jobs(jobs, tmp_path / "jobs", 1)
     (tmp_path / "other" / "one.json").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"must be a file.*one\.json, which is a folder"):

@@ -285,18 +285,21 @@ def test_the_command_line_offers_every_normalization():
     ],
 )
 def test_bad_hyperparameters_are_refused(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} .*expected"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))}.* must be"):
         JELAgentConfig(**change)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rewards": np.zeros((12, 7))}, "rewards of shape"),
-        ({"raw": np.zeros((12, 8, 3))}, "raw of shape"),
-        ({"observations": np.full((12, 8, 1), np.nan)}, "observations holds a NaN"),
-        ({"alive": np.zeros((12, 8), dtype=bool)}, "without a single decision"),
-        ({"alive": np.ones((12, 8))}, "alive of float64"),
+        ({"rewards": np.zeros((12, 7))}, "rewards must have shape"),
+        ({"raw": np.zeros((12, 8, 3))}, "raw must have shape"),
+        ({"observations": np.full((12, 8, 1), np.nan)}, "observations must be finite"),
+        ({"alive": np.zeros((12, 8), dtype=bool)}, "True for at least one decision"),
+        (
+            {"alive": np.ones((12, 8))},
+            r"alive must be a boolean array of shape \(T, N\); got float64",
+        ),
         ({"alive": np.arange(12)[:, None].repeat(8, axis=1) > 3}, "True again"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train_agents.logs import RunLog, describe, flat, progress
+from train_agents.logs import RunLog, describe, flatten, progress
 
 SB3_TAGS = {"train/approx_kl": 0.01, "rollout/ep_rew_mean": 1.5, "inner/probe_loss": 3.25}
 
@@ -41,7 +41,7 @@ def test_a_number_that_is_not_finite_is_null_in_the_line(tmp_path):
 def test_a_metric_may_not_take_the_key_of_the_step(tmp_path):
     with (
         RunLog(tmp_path, tensorboard=False) as log,
-        pytest.raises(ValueError, match="called 'step'"),
+        pytest.raises(ValueError, match="must not have the tag 'step'"),
     ):
         log.write({"step": 3.0}, 1)
 
@@ -119,7 +119,7 @@ def test_hyperparameters_are_written_once_with_the_metrics_that_they_are_compare
     assert [event for event in plugin.summary_metadata if event.startswith("_hparams_")]
     begins = sum(b"jel/gamma" in file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
     assert begins == 1
-    assert flat(values) == {
+    assert flatten(values) == {
         "agent": "jel", "jel/gamma": 0.99, "jel/hidden_sizes": "[64, 64]", "jel/max_grad_norm": "null",
     }  # fmt: skip
 

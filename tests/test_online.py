@@ -279,9 +279,9 @@ def test_a_run_that_diverges_is_an_outcome_and_the_others_go_on(tmp_path, monkey
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, whole):
-    with pytest.raises(ValueError, match=r"holds another run, differing as .*agent_seed"):
+    with pytest.raises(ValueError, match=r"must hold the same run; got .*agent_seed"):
         run_online(replace(tiny(whole[2]), agent_seed=7), ENV)
-    with pytest.raises(ValueError, match=r"differing as .*num_steps"):
+    with pytest.raises(ValueError, match=r"got differences .*num_steps"):
         run_online(tiny(whole[2]), ENV | {"num_steps": 12})
 
 
@@ -290,8 +290,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path, whole):
     [
         ({}, {"channels": "lr"}, "unknown channels"),
         ({}, {"sequence_length": 15}, "multiple of sequence_length"),
-        ({"sidecar": {"initial_mean": {"rate": 0.1}}}, {}, "which is no cell"),
-        ({"seeds": 1, "sidecar": {"baseline": "population"}}, {}, "expected at least 2"),
+        ({"sidecar": {"initial_mean": {"rate": 0.1}}}, {}, "initial_mean must have names of cells"),
+        ({"seeds": 1, "sidecar": {"baseline": "population"}}, {}, "num_rows must be >= 2"),
         ({"first_seed": -1}, {}, "first_seed must be at least 0; got -1"),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_start_that_is_refused_does_not_claim_the_folder(tmp_path, changes, ar
 def test_what_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="trace_interval must be at least 1; got 0"):
         OnlineConfig(trace_interval=0)
-    with pytest.raises(ValueError, match="expected it in the config"):
+    with pytest.raises(ValueError, match="env_kwargs must leave out seed_mode; got 'grouped'"):
         run_online(tiny(tmp_path), ENV | {"seed_mode": "grouped"})
 
 

@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr("train_agents.outputs.tempfile.TemporaryFile", refuse)
     with pytest.raises(
-        ValueError, match=r"out must be a folder that can be written; got .*: Permission denied"
+        ValueError, match=r"out must be a folder that can be written; got .*; Permission denied"
     ):
         check_folder("out", tmp_path / "new")
     with pytest.raises(ValueError, match="can be written"):
@@ -82,7 +82,7 @@ def test_a_run_is_continued_by_the_same_configuration_alone(tmp_path):
     check(tmp_path, OURS | {"num_updates": 5})
     with pytest.raises(
         ValueError,
-        match=r"another run, differing as .*'num_steps': 8.*'num_steps': 9.*another --out",
+        match=r"must hold the same run; got .*'num_steps': 8.*'num_steps': 9.*another --out",
     ):
         check(tmp_path, OURS | {"env_kwargs": {"num_steps": 9}})
     with pytest.raises(ValueError, match=r"'agent': \('jel', None\)"):
@@ -97,15 +97,15 @@ def test_a_run_is_continued_by_the_same_configuration_alone(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "cannot be read"),
+        ("", "must be readable JSON"),
         ("[]", "must be an object with format 2"),
         ('{"format": 3, "configuration": {}, "facts": {}}', "must be an object with format 2"),
         ('{"format": 2, "configuration": [], "facts": {}}', "must be an object with format 2"),
         (
             '{"configuration": {"env_kwargs": ["num_steps=8"]}, "facts": {}}',
-            "of an earlier version of this program",
+            "must have format 2; got one of an earlier version",
         ),
-        (None, "cannot be read"),
+        (None, "must be readable JSON"),
     ],
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_name(tmp_path, text, message):
@@ -121,7 +121,7 @@ def test_what_stands_where_the_program_writes_is_refused_and_what_does_not_is_le
     (tmp_path / "notes.txt").write_text("x")
     check(tmp_path)
     (tmp_path / "progress.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"holds \['progress.jsonl'\], and no config.json"):
+    with pytest.raises(ValueError, match=r"must have a config.json with its \['progress.jsonl'\]"):
         check(tmp_path)
     claim(tmp_path, OURS, {})
     check(tmp_path)
@@ -139,7 +139,7 @@ def test_what_stands_where_the_program_writes_is_refused_and_what_does_not_is_le
         (tmp_path / name).rmdir() if make == "mkdir" else (tmp_path / name).unlink()
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"policy/mine\.txt does not belong to a policy"):
+    with pytest.raises(ValueError, match=r"policy must hold only the files of a policy; got mine\.txt"):
         check(tmp_path)
 
 

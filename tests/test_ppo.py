@@ -236,7 +236,7 @@ def test_an_agent_of_other_arguments_is_not_loaded(tmp_path):
     ],
 )
 def test_bad_hyperparameters_are_refused(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} .*expected"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
         PPOAgentConfig(**change)
 
 
@@ -244,11 +244,11 @@ def test_an_env_that_does_not_fit_is_refused():
     agent = PPOAgent(1, 2, SMALL)
     with pytest.raises(ValueError, match="multiple of the 4 rows"):
         agent.learn(make(), 6)
-    with pytest.raises(ValueError, match="observations"):
+    with pytest.raises(ValueError, match="observation_space must have shape"):
         PPOAgent(3, 2, SMALL).learn(make(), 4)
-    with pytest.raises(ValueError, match="actions"):
+    with pytest.raises(ValueError, match="action_space must be"):
         PPOAgent(1, 3, SMALL).learn(make(), 4)
     wide = make()
     wide.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
-    with pytest.raises(ValueError, match="actions"):
+    with pytest.raises(ValueError, match="action_space must be"):
         agent.learn(wide, 4)

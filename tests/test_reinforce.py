@@ -719,21 +719,27 @@ def test_metrics_are_finite_and_named_alike_as_soon_as_there_is_a_credit():
     ],
 )
 def test_bad_hyperparameters_are_refused(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} .*expected"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must "):
         SidecarConfig(**change)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kinds": ("scale", "scale", "scale", "scal")}, "unknown kinds"),
-        ({"immediate": (True,)}, "action_immediate; expected 4"),
-        ({"names": ("a",)}, "action_names; expected 4"),
-        ({"names": (), "config": dataclasses.replace(SMALL, common=True)}, "no action_names"),
-        ({"config": dataclasses.replace(SMALL, initial_mean={"l": 0.1})}, "which is no cell"),
+        ({"kinds": ("scale", "scale", "scale", "scal")}, "got unknown kinds"),
+        ({"immediate": (True,)}, "action_immediate must have 4 flags"),
+        ({"names": ("a",)}, "action_names must have 4 names"),
+        (
+            {"names": (), "config": dataclasses.replace(SMALL, common=True)},
+            "action_names must be given",
+        ),
+        (
+            {"config": dataclasses.replace(SMALL, initial_mean={"l": 0.1})},
+            "initial_mean must have names of cells; got 'l'",
+        ),
         (
             {"num_rows": 1, "config": dataclasses.replace(SMALL, baseline="population")},
-            "at least 2",
+            "num_rows must be >= 2",
         ),
         ({"num_rows": 0}, "num_rows"),
     ],
@@ -746,10 +752,10 @@ def test_what_does_not_fit_the_cells_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rewards": np.zeros((1, 3))}, "rewards of shape"),
-        ({"raw": np.zeros((1, 2, 5))}, "raw of shape"),
-        ({"rewards": np.full((1, 2), np.nan)}, "rewards holds a NaN"),
-        ({"alive": np.zeros((1, 2), dtype=bool)}, "without a single decision"),
+        ({"rewards": np.zeros((1, 3))}, "rewards must have shape"),
+        ({"raw": np.zeros((1, 2, 5))}, "raw must have shape"),
+        ({"rewards": np.full((1, 2), np.nan)}, "rewards must be finite"),
+        ({"alive": np.zeros((1, 2), dtype=bool)}, "True for at least one decision"),
     ],
 )
 def test_bad_rollouts_are_refused(change, message):
@@ -757,7 +763,7 @@ def test_bad_rollouts_are_refused(change, message):
     rollout = one(observations(0), agent.act(observations(0)), np.zeros(2))
     with pytest.raises(ValueError, match=message):
         agent.update(rollout._replace(**change))
-    with pytest.raises(ValueError, match="a rollout of 1 rows; expected 2"):
+    with pytest.raises(ValueError, match="rollout must have 2 rows; got 1"):
         agent.update(Rollout(*(array[:, :1] for array in rollout)))
     with pytest.raises(ValueError, match=r"observations must have . rows, .*; got 3"):
         agent.act(observations(0, 3))

@@ -38,14 +38,14 @@ def test_centered_returns_by_hand():
 def test_per_step_standardized_by_hand():
     # of two numbers, each is one standard deviation from their mean
     expected = np.array([[1.0, -1.0, 1.0, 0.0, 0.0], [-1.0, 1.0, -1.0, 0.0, 0.0]]).T
-    assert np.allclose(returns.per_step_standardized(RETURNS, ALIVE), expected, atol=1e-7)
+    assert np.allclose(returns.standardize_per_step(RETURNS, ALIVE), expected, atol=1e-7)
 
 
 def test_batch_standardized_by_hand():
     advantages = np.array([[1.0, 3.0, np.nan]]).T
     alive = np.array([[True, True, False]]).T
     assert np.allclose(
-        returns.batch_standardized(advantages, alive), [[-1.0], [1.0], [0.0]], atol=1e-7
+        returns.standardize_batch(advantages, alive), [[-1.0], [1.0], [0.0]], atol=1e-7
     )
 
 
@@ -84,7 +84,7 @@ def test_a_lone_survivors_advantage_is_exactly_zero():
     togo = returns.discounted_returns(rewards, alive, 0.99)
     for advantages in (
         returns.centered_returns(togo, alive),
-        returns.per_step_standardized(togo, alive),
+        returns.standardize_per_step(togo, alive),
     ):
         assert not advantages[6:].any()
 
@@ -93,13 +93,13 @@ def test_per_step_standardized_has_standard_deviation_one_at_every_decision():
     rewards, alive = random_batch(T=6, N=50)
     alive[:] = True
     rewards = np.nan_to_num(rewards, nan=0.3)
-    advantages = returns.per_step_standardized(rewards, alive)
+    advantages = returns.standardize_per_step(rewards, alive)
     assert np.allclose(advantages.mean(axis=1), 0.0) and np.allclose(advantages.std(axis=1), 1.0)
 
 
 def test_batch_standardized_has_mean_zero_and_standard_deviation_one_over_what_is_alive():
     rewards, alive = random_batch()
-    advantages = returns.batch_standardized(rewards, alive)
+    advantages = returns.standardize_batch(rewards, alive)
     assert np.isclose(advantages[alive].mean(), 0.0) and np.isclose(advantages[alive].std(), 1.0)
 
 
@@ -108,7 +108,7 @@ def test_equal_episodes_have_no_advantage():
     togo = returns.discounted_returns(rewards, alive, 0.99)
     for advantages in (
         returns.centered_returns(togo, alive),
-        returns.per_step_standardized(togo, alive),
+        returns.standardize_per_step(togo, alive),
         returns.grpo_outcome(rewards, alive),
     ):
         assert np.allclose(advantages, 0.0, atol=1e-6)

@@ -117,10 +117,10 @@ def test_config_json_holds_the_options_of_the_agent_that_ran_and_the_arguments_o
 
 def test_options_of_another_agent_are_refused():
     with pytest.raises(
-        ValueError, match=r"ppo must be left out where agent is 'jel'; got PPOAgentConfig"
+        ValueError, match=r"ppo must be left out if agent is 'jel'; got PPOAgentConfig"
     ):
         TrainConfig(agent="jel", ppo=PPOAgentConfig(batch_size=6))
-    with pytest.raises(ValueError, match="jel must be left out where agent is 'ppo'"):
+    with pytest.raises(ValueError, match="jel must be left out if agent is 'ppo'"):
         TrainConfig(agent="ppo", jel=JELAgentConfig(gamma=0.5))
 
 
@@ -162,10 +162,10 @@ def test_a_folder_of_another_configuration_is_refused(whole):
     before = {path: path.stat().st_mtime_ns for path in whole.out.rglob("*")}
     for changes in ({"seed": 7}, {"env_kwargs": (*TINY, "base_lr=0.5")}, {"num_envs": 4}):
         with pytest.raises(
-            ValueError, match=rf"holds another run, differing as .*{next(iter(changes))}"
+            ValueError, match=rf"must hold the same run; got .*{next(iter(changes))}"
         ):
             train(replace(whole, **changes))
-    with pytest.raises(ValueError, match=r"num_updates must be at least the 3 that .* has; got 2"):
+    with pytest.raises(ValueError, match=r"num_updates must be at least the 3 of .*; got 2"):
         train(replace(whole, num_updates=2))
     assert {path: path.stat().st_mtime_ns for path in whole.out.rglob("*")} == before
 
@@ -174,7 +174,7 @@ def test_a_start_that_is_refused_leaves_no_trace(tmp_path):
     for changes in ({"env_kwargs": (*TINY, "base_lrr=1")}, {"env": "TrainLoop-JLE-v0"}):
         with pytest.raises(ValueError):
             train(tiny(tmp_path / "run", **changes))
-    with pytest.raises(ValueError, match=r"ppo\.num_decisions=12; an episode here has 3"):
+    with pytest.raises(ValueError, match=r"ppo\.num_decisions must be 3, .*got 12"):
         train(tiny(tmp_path / "run", "ppo", ppo=PPOAgentConfig(num_decisions=12)))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,8 +1,8 @@
-"""The beginning of a program: its configuration from the command line, and refusals of one line.
+"""The start of a program: its configuration from the command line, and error messages of one line.
 
-A program has two phases. In the first it checks all that it was asked for: arguments, folders,
-files. What it refuses there is a mistake of its user: one line on stderr, and exit code 2. In the
-second it works. An error there is a defect, and keeps its traceback.
+A program has two phases. In the first it checks its arguments, folders and files. An error there is
+a mistake of the user: one line on stderr, and exit code 2. In the second it works. An error there
+is a defect, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpenv.posttraining.sandbox import SandboxUnavailable
 from train_agents.logs import describe
 
 Config = TypeVar("Config")
-#: Exit code for what was asked for and cannot be done, as that of argparse and tyro.
+#: Exit code for mistakes of the user, as in argparse and tyro.
 REFUSED = 2
 
 
@@ -29,15 +29,16 @@ def configuration(
     arguments: Sequence[str] | None,
     completed: Callable[[Config], Config] = lambda config: config,
 ) -> Config:
-    """Reads a program's configuration and prints all of it; a command line that does not fit it
-    ends the program.
+    """Reads a program's configuration from the command line, and prints it.
+
+    A command line that does not fit ends the program.
 
     Args:
-        kind: a dataclass, whose fields are the options.
-        program: the module that is run, as `train_agents.train`.
-        description: for --help.
-        arguments: None for those of the command line.
-        completed: makes the configuration that is run of the one that was given.
+        kind: a dataclass whose fields are the options.
+        program: the module of the program, such as `train_agents.train`.
+        description: text for --help.
+        arguments: the arguments. None: those of the command line.
+        completed: function from the given configuration to the one that runs.
     """
     with refusals():
         try:
@@ -46,16 +47,16 @@ def configuration(
             raise ModuleNotFoundError(
                 f"{program} needs tyro; install it with: pip install 'hpenv[agents]'"
             ) from error
-        config = completed(
-            tyro.cli(kind, prog=f"python -m {program}", args=arguments, description=description)
-        )
+        given = tyro.cli(kind, prog=f"python -m {program}", args=arguments, description=description)
+        config = completed(given)
+
     describe(config)
     return config
 
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Ends the program with one line on stderr and exit code 2 if the block refuses what it was asked for."""
+    """Turns a user's error in the block into one line on stderr and exit code 2."""
     try:
         yield
     except (ValueError, OSError, ModuleNotFoundError, gym.error.Error, SandboxUnavailable) as error:
@@ -64,10 +65,10 @@ def refusals() -> Iterator[None]:
 
 
 def check_counts(config: Any, *names: str, least: int = 1) -> None:
-    """Refuses fields of a configuration that are below `least`.
+    """Checks that fields of a configuration are at least `least`.
 
     Raises:
-        ValueError: naming the field and what was given.
+        ValueError: a field is smaller. It names the field and its value.
     """
     for name in names:
         value = getattr(config, name)

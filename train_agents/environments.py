@@ -1,4 +1,4 @@
-"""Environments by their ids: keyword arguments from a command line's texts, and populations of training runs."""
+"""Makes populations of training runs from ids, and keyword arguments from command-line texts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hpenv.envs.spec import UnknownArgumentError
 
 gym.register_envs(hpenv)
 
-#: What Python calls these; as a string each would be true.
+#: Python literals that are not JSON. Read as strings they would all be truthy, so they are refused.
 NOT_JSON = {"True": "true", "False": "false", "None": "null"}
-#: Arguments that the programs give by themselves, and that a user's would collide with.
+#: Arguments that the programs set. A user cannot give them.
 RESERVED = (
     "id",
     "num_envs",
@@ -31,30 +31,31 @@ RESERVED = (
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Returns keyword arguments from `key=value` texts; a value is JSON, or, if it is not, a
-    string.
+    """Returns keyword arguments from `key=value` texts. A value that is not JSON is a string.
 
     Example:
-        >>> parse_assignments(("batch_tokens=256", "schedule=none", 'reward={"smoothness": 0.1}'))
+        >>> texts = ("batch_tokens=256", "schedule=none", 'reward={"smoothness": 0.1}')
+        >>> parse_assignments(texts)
         {'batch_tokens': 256, 'schedule': 'none', 'reward': {'smoothness': 0.1}}
 
     Raises:
-        ValueError: for a text without `=`, a key that is no name or comes twice, and for True,
-            False and None.
+        ValueError: a text has no `=`, a key is no identifier or comes twice, or a value is True,
+            False or None.
     """
     result: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise ValueError(f"{text!r}; expected key=value")
+            raise ValueError(f"env_kwargs must be key=value; got {text!r}")
         if key in result:
-            raise ValueError(f"{key!r} is given twice, as {result[key]!r} and {value!r}")
+            raise ValueError(f"{key} must be given once; got {result[key]!r} and {value!r}")
         if value in NOT_JSON:
-            raise ValueError(f"{text!r}; values are JSON, so write {key}={NOT_JSON[value]}")
+            raise ValueError(f"{key} must be JSON; got {value}; write {key}={NOT_JSON[value]}")
         try:
             result[key] = json.loads(value)
         except json.JSONDecodeError:
             result[key] = value
+
     return result
 
 
@@ -67,29 +68,37 @@ def make_population(env_id: str, num_envs: int, arguments: Mapping[str, Any]) ->
         arguments: keyword arguments of the id.
 
     Raises:
-        ValueError: the id is not registered or is that of something else, or the arguments are not
-            the id's.
+        ValueError: the id is not registered or makes another environment, or does not accept the
+            arguments.
     """
     try:
         entry_point = gym.spec(env_id).vector_entry_point
     except gym.error.Error as error:
-        raise ValueError(f"unknown env {env_id!r}: {error}") from error
+        raise ValueError(f"env must be a registered id; got {env_id!r}; {error}") from error
+
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     if creator is None or "autoreset_mode" not in inspect.signature(creator).parameters:
         raise ValueError(
-            f"env {env_id!r} must be the id of a TrainLoopVectorEnv; it makes something else"
+            f"env must be the id of a TrainLoopVectorEnv; got {env_id!r}, which makes another env"
         )
+
     reserved = sorted(set(arguments) & set(RESERVED))
     if reserved:
-        raise ValueError(f"env_kwargs {reserved} must be left out; the program sets them itself")
+        raise ValueError(f"env_kwargs must leave out {list(RESERVED)}; got {reserved}")
+
     try:
         env = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode="DISABLED", **arguments)
-    except UnknownArgumentError:  # it names the arguments of the id
+    except UnknownArgumentError:  # its message names the arguments of the id
         raise
-    except TypeError as error:  # of an argument of another type than the id expects
-        raise ValueError(f"{env_id} cannot be made with {dict(arguments)}: {error}") from error
+    except TypeError as error:  # an argument has another type than the id expects
+        raise ValueError(
+            f"env_kwargs must be arguments of {env_id}; got {dict(arguments)}; {error}"
+        ) from error
+
     if not isinstance(env, TrainLoopVectorEnv):
         raise ValueError(
-            f"env {env_id!r} must be the id of a TrainLoopVectorEnv; it makes a {type(env).__name__}"
+            f"env must be the id of a TrainLoopVectorEnv; got {env_id!r}, "
+            f"which makes a {type(env).__name__}"
         )
+
     return env

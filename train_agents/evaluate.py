@@ -1,13 +1,11 @@
-"""Deploys a controller, frozen and deterministic: `python -m train_agents.evaluate --policy
-runs/jel/policy`.
+"""Evaluates a policy's mean: `python -m train_agents.evaluate --policy runs/jel/policy`.
 
-`--policy` is the folder of a saved policy, or the folder of a training run, whose `policy/` is
-taken.
+`--policy` is the folder of a saved policy, or the folder of a training run with `policy/` in it.
 
-Every seed is one run from its first decision to its last, scored on held-out data, which neither
-rewards nor observations ever saw. Without a policy, the panel stays at neutral: that is how
-baselines are measured. What the score is, the plant says: bits per byte of a pretraining run,
-passes less hacks of a post-training one.
+Every seed is one run from its first decision to its last. Its score is on held-out data, which
+rewards and observations never see. Without a policy, the panel stays at neutral. Baselines are
+measured in this way. The plant defines the score: bits per byte for a pretraining run, passes minus
+hacks for a post-training run.
 """
 
 from __future__ import annotations
@@ -45,42 +43,46 @@ def evaluate_policy(
 ) -> list[dict[str, Any]]:
     """Runs one episode per seed under the policy's mean.
 
-    A run that diverges stops where it is: its lists go on with the last value, so that all seeds'
-    lists are as long as each other. The last bits of a row depend on the number of rows that are
-    trained together.
+    A run that diverges stops. Its lists repeat the last value, so that the lists of all seeds have
+    the same length. The last bits of a row depend on the number of rows that train together.
 
     Args:
-        policy: positions from observations; None leaves the panel at neutral.
+        policy: function from observations to positions. None: the panel stays at neutral.
         env_id: a registered id of a training loop.
-        env_kwargs: its keyword arguments.
+        env_kwargs: keyword arguments of the env.
         seeds: one per run.
-        curve: give the lists, too.
-        heldout_curve: evaluate on the validation slice after each decision, too.
-        max_rows: runs trained together; bounds the memory.
-        on_progress: called after each decision with the runs' worth of work done since the last
-            call.
+        curve: add the lists to the result.
+        heldout_curve: also evaluate on the validation slice after each decision.
+        max_rows: largest number of runs that train together. It bounds the memory.
+        on_progress: called after each decision with the work since the last call [runs].
 
     Returns:
-        One dictionary per seed, K decisions: `seed`, `corpus` (sha256), the score at the end under
-            the plant's key
-        (`bpb`, held-out bits per byte, of a pretraining run), with what the plant reports beside it
-        (of a post-training run `pass`, `hack`...), `train_loss` (mean over the last window; None if
-        the run never took a step), `probe_loss`, both in the plant's unit, `divergence_reason` (or
-        None); with `curve`, `steps` (K + 1) [steps] and `probe_curve` (K + 1), both before the
-        first decision and after each, `train_curve` (K), `panel` (name -> (K) values in force);
-        with `heldout_curve`, the score's key and `_curve` (K + 1).
+        One dictionary per seed, with K decisions.
+
+        - `seed`, `corpus` (sha256) and `divergence_reason` (or None).
+        - The score at the end under the plant's key (`bpb`, held-out bits per byte, for a
+          pretraining run), and the plant's other reported numbers (`pass`, `hack`... for a
+          post-training run).
+        - `train_loss` (mean over the last window, None if the run never took a step) and
+          `probe_loss`, both in the plant's unit.
+        - With `curve`: `steps` (K + 1) [steps] and `probe_curve` (K + 1), both before the first
+          decision and after each, `train_curve` (K), and `panel` (name -> (K) values in force).
+        - With `heldout_curve`: the score's key and `_curve` (K + 1).
 
     Raises:
-        ValueError: no seeds, max_rows below 1, grouped seeds, an id that is no training loop, or a
-            policy of another number of cells.
+        ValueError: there are no seeds, max_rows is below 1, seeds are grouped, the id is no
+            training loop, or the policy has another number of cells.
     """
     if not isinstance(seeds, Sequence) or not seeds or max_rows < 1:
         raise ValueError(
-            f"seeds {seeds!r}, max_rows {max_rows}; expected a list of at least one, and max_rows >= 1"
+            "seeds must be a list of at least one seed, and max_rows must be >= 1; "
+            f"got seeds {seeds!r} and max_rows {max_rows}"
         )
+
     check_independent(env_kwargs)
     rows: list[dict[str, Any]] = []
     env: TrainLoopVectorEnv | None = None
+
     for first in range(0, len(seeds), max_rows):
         chunk = [int(seed) for seed in seeds[first : first + max_rows]]
         if env is None or env.num_envs != len(chunk):
@@ -88,14 +90,16 @@ def evaluate_policy(
         rows += run_episodes(
             policy, env, chunk, curve=curve, heldout_curve=heldout_curve, on_progress=on_progress
         )
+
     return rows
 
 
 def check_independent(env_kwargs: Mapping[str, Any]) -> None:
-    """Refuses arguments of an env that make one run of all seeds."""
+    """Checks that the arguments of an env give every seed a separate run."""
     if env_kwargs.get("seed_mode", "independent") != "independent":
         raise ValueError(
-            f"seed_mode {env_kwargs['seed_mode']!r}; expected 'independent', or all seeds would be one run"
+            f"seed_mode must be 'independent'; got {env_kwargs['seed_mode']!r}; "
+            "otherwise all seeds would be one run"
         )
 
 
@@ -107,11 +111,14 @@ def _make(
             "policy must have `action_size`, the number of cells, and `act_mean(observations)`, "
             f"(N, F) -> positions (N, A) in [-1, 1]; got {type(policy).__name__}"
         )
+
     env = make_population(env_id, num_rows, env_kwargs)
     if policy is not None and policy.action_size != len(env.action_names):
         raise ValueError(
-            f"a policy of {policy.action_size} cells; {env_id} has {list(env.action_names)}"
+            f"policy must have the {len(env.action_names)} cells of {env_id}, "
+            f"{list(env.action_names)}; got {policy.action_size} cells"
         )
+
     return env
 
 
@@ -124,7 +131,7 @@ def run_episodes(
     heldout_curve: bool = False,
     on_progress: Callable[[float], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Runs one episode in every row of an env, one seed each; see `evaluate_policy`."""
+    """Runs one episode in every row of an env, one seed each. See `evaluate_policy`."""
     observations, infos = env.reset(seed=seeds)
     corpus = env.plant.corpus_digest
     neutral = np.zeros((len(seeds), len(env.action_names)), dtype=np.float32)
@@ -133,6 +140,7 @@ def run_episodes(
     train: list[NDArray[np.float64]] = []
     panel: dict[str, list[NDArray[np.float64]]] = {name: [] for name in env.plant.panel.names}
     reasons: list[str | None] = [None] * len(seeds)
+
     for _ in range(env.num_decisions):
         positions = neutral if policy is None else policy.act_mean(observations)
         observations, _, _, _, infos = env.step(positions)
@@ -140,20 +148,21 @@ def run_episodes(
         if "probe_loss" in infos:
             probe.append(infos["probe_loss"])
         train.append(infos["train_loss"])
+
         for name, values in panel.items():
             values.append(infos[f"panel/{name}"])
-        for ended in np.flatnonzero(infos["divergence"]):
-            reasons[ended] = DIVERGENCE_REASONS[infos["divergence"][ended]]
+        for i in np.flatnonzero(infos["divergence"]):
+            reasons[i] = DIVERGENCE_REASONS[infos["divergence"][i]]
+
         if heldout_curve:
             heldout.append(env.evaluate())
         if on_progress is not None:
             on_progress(len(seeds) / env.num_decisions)
-    final, report, score = (
-        heldout[-1] if heldout_curve else env.evaluate(),
-        env.plant.report(),
-        env.plant.score.key,
-    )
+
+    final = heldout[-1] if heldout_curve else env.evaluate()
+    report, score = env.plant.report(), env.plant.score.key
     last_probe = infos["probe_loss"] if "probe_loss" in infos else probe_loss(env)
+
     rows = []
     for i, seed in enumerate(seeds):
         row: dict[str, Any] = {"seed": seed, "corpus": corpus, score: float(final[i])}
@@ -165,20 +174,19 @@ def run_episodes(
             if len(probe) == len(steps):
                 row |= {"probe_curve": [float(p[i]) for p in probe]}
             row |= {"train_curve": [float(t[i]) for t in train]}
-            row |= {
-                "panel": {name: [float(v[i]) for v in values] for name, values in panel.items()}
-            }
+            in_force = {name: [float(v[i]) for v in values] for name, values in panel.items()}
+            row |= {"panel": in_force}
         if heldout_curve:
             row[f"{score}_curve"] = [float(b[i]) for b in heldout]
         rows.append(row)
+
     return rows
 
 
 def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
-    """The probe loss of an env that does not measure it by itself, (N,) [nats per token]; for a
-    run's end.
+    """Measures the probe loss of an env without it, at a run's end, (N,) [nats per token].
 
-    Tuning goes by it, since the validation slice is for reporting.
+    Tuning uses this loss, because the validation slice is for reporting.
     """
     tiers = env.plant.tiers
     env.plant.measure(tiers | {"probe"})
@@ -189,30 +197,30 @@ def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to deploy, on what, on which seeds, and where to write."""
+    """Configuration of an evaluation."""
 
-    policy: Path | None = (
-        None  # folder of a saved policy or of a training run; None: the panel stays at neutral
-    )
+    # folder of a saved policy or of a training run; None: the panel stays at neutral
+    policy: Path | None = None
     env: str = "TrainLoop-JEL-v0"  # a registered id
-    env_kwargs: tuple[str, ...] = ()  # key=value, of the env
+    env_kwargs: tuple[str, ...] = ()  # arguments of the env, key=value
     seeds: int = 10  # number of runs
-    first_seed: int = 1000  # the seeds count on from it
-    max_rows: int = 10  # runs trained together
-    heldout_curve: bool = False  # the held-out score after each decision, too
+    first_seed: int = 1000  # the first of consecutive seeds
+    max_rows: int = 10  # largest number of runs that train together
+    heldout_curve: bool = False  # also evaluate the held-out score after each decision
     threads: int = 1  # torch threads
     out: Path | None = None  # result file
 
     def __post_init__(self) -> None:
-        """Refuses counts below 1, and negative seeds."""
+        """Checks counts and seeds."""
         check_counts(self, "seeds", "max_rows", "threads")
         check_counts(self, "first_seed", least=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program."""
+    """Evaluates a policy, prints a table and writes the result."""
     config = configuration(EvaluateConfig, "train_agents.evaluate", __doc__, arguments)
     torch.set_num_threads(config.threads)
+
     with refusals():
         if config.out is not None:
             check_file("out", config.out)
@@ -224,9 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config.policy is not None:
             check_columns(config.policy, env.observation_names, env.action_names)
         if policy is not None:
-            policy.act_mean(
-                np.zeros((1, len(env.observation_names)), dtype=np.float32)
-            )  # it may refuse their number
+            # The policy may refuse the number of features.
+            policy.act_mean(np.zeros((1, len(env.observation_names)), dtype=np.float32))
+
     if config.policy is not None and (trained := _trained_on(config.policy)) not in (
         None,
         (config.env, env_kwargs),
@@ -236,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 *trained, config.env, env_kwargs
             )
         )
+
     score = env.plant.score
     with progress(config.seeds, "evaluating") as advance:
         rows = evaluate_policy(
@@ -247,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             max_rows=config.max_rows,
             on_progress=advance,
         )
+
     _print_table(rows, score)
     if config.out is not None:
         write_result(config.out, "evaluation", asdict(config) | {"env_kwargs": env_kwargs}, rows)
@@ -254,16 +264,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _trained_on(policy: Path) -> tuple[str, dict[str, Any]] | None:
-    """Returns id and arguments of the environment that a training run's policy learned in; None outside such a run."""
+    """Returns id and arguments of the environment in which a policy was trained.
+
+    None if the policy is not in the folder of a training run.
+    """
     try:
         trained = read_configuration(policy_folder(policy).parent)
-    except ValueError:  # a policy that was moved or copied, or a run of an earlier version: there is nothing to compare
+    except ValueError:  # a moved or copied policy, or a run of an earlier version
         return None
     return trained["env"], trained["env_kwargs"]
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], score: Score) -> None:
-    """Mean, 95 % interval and range of each quantity over the seeds."""
+    """Prints mean, 95 % interval and range of each quantity over the seeds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -276,11 +289,13 @@ def _print_table(rows: Sequence[Mapping[str, Any]], score: Score) -> None:
         for key, value in rows[0].items()
         if isinstance(value, float)
     }
+
     labels |= {
         score.key: score.label,
         "train_loss": f"last train loss [{score.loss_unit}]",
         "probe_loss": f"probe loss [{score.loss_unit}]",
     }
+
     for key, label in labels.items():
         values = [row[key] for row in rows if row[key] is not None and np.isfinite(row[key])]
         mean, interval = (f"{np.mean(values):.4f}", "-") if values else ("-", "-")
@@ -288,6 +303,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], score: Score) -> None:
             _, low, high = mean_interval(values)
             interval = f"[{low:.4f}, {high:.4f}]"
         table.add_row(label.replace("[", r"\["), mean, interval.replace("[", r"\["), _range(values))
+
     Console().print(table)
 
 

@@ -1,8 +1,8 @@
-"""Figures of results, as PNG files: arrays in, a file out, and no state of pyplot's.
+"""Figures of results: functions from arrays to PNG files, without pyplot's global state.
 
-Colors are Okabe and Ito's, which the color-blind can tell apart, and line styles differ, too;
-layers are colored in their order. Legends stand outside the data. The figures stand together, past
-the usual length of a module, because they share one look.
+The colors are Okabe and Ito's, which color-blind readers can distinguish. Line styles also differ.
+Layers have colors in their order. Legends are outside the data. The module is longer than usual,
+because all figures share one style.
 
 References:
     Okabe & Ito, "Color Universal Design" (2008).
@@ -33,11 +33,10 @@ BAND = {"alpha": 0.18, "linewidth": 0}
 def training_dynamics(
     path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str
 ) -> None:
-    """Loss over the steps of a run, the mean over seeds in a band of its 95 % interval (JEL, figure
-    2).
+    """Draws losses over a run's steps, as means over seeds with 95 % intervals (JEL, figure 2).
 
-    The y axis ends where the curves come to be told apart: the untrained model's loss, the first
-    point of all, is left out of its limits.
+    The limits of the y axis ignore the first point of each curve, the untrained model's loss, so
+    that the curves can be distinguished.
 
     Args:
         path: PNG file.
@@ -46,8 +45,9 @@ def training_dynamics(
     """
     figure, axes = canvas(8.0, 4.2)
     lowest, highest = [], []
+
     for number, (label, curve) in enumerate(curves.items()):
-        x, values = _checked(label, curve)
+        x, values = _curve_arrays(label, curve)
         mean = values.mean(0)
         axes.plot(x, mean, label=label, **style_of(number))
         if len(values) > 1:
@@ -57,6 +57,7 @@ def training_dynamics(
             axes.fill_between(x, mean - half, mean + half, color=color_of(number), **BAND)
         lowest.append(mean.min())
         highest.append(mean[1:].max() if len(mean) > 2 else mean.max())
+
     if curves and max(highest) > min(lowest):
         margin = 0.05 * (max(highest) - min(lowest))
         axes.set_ylim(min(lowest) - margin, max(highest) + margin)
@@ -75,17 +76,17 @@ def controller_actions(
     names: Sequence[str],
     schedules: Sequence[ArrayLike] = (),
 ) -> None:
-    """Multipliers over the steps of a run, a panel per cell (JEL, figure 3).
+    """Draws multipliers over the steps of a run, with a panel per cell (JEL, figure 3).
 
     Args:
         path: PNG file.
-        steps: step of each decision (K,), or those and the end of the run (K + 1,); without the
-            end, the last window is drawn as long as the one before it.
-        low: 25th percentile of the multipliers that were tried in meta-training, (K, A).
-        median: their median, (K, A).
-        high: 75th percentile, (K, A).
-        names: of the cells, A.
-        schedules: what trained controllers do, (K, A) each.
+        steps: step of each decision (K,), or also the end of the run (K + 1,). Without the end, the
+            last window is drawn as long as the one before it.
+        low: 25th percentile of the multipliers in meta-training, (K, A).
+        median: median of these multipliers, (K, A).
+        high: 75th percentile of these multipliers, (K, A).
+        names: names of the A cells.
+        schedules: multipliers of trained controllers, (K, A) each.
     """
     bands = [np.asarray(values, dtype=np.float64) for values in (low, median, high)]
     overlays = [np.asarray(values, dtype=np.float64) for values in schedules]
@@ -97,8 +98,9 @@ def controller_actions(
     ):
         shapes = [values.shape for values in [*bands, *overlays]]
         raise ValueError(
-            f"multipliers of shapes {shapes}; expected (K, {len(names)}) each, for {list(names)}"
+            f"multipliers must have shape (K, {len(names)}), for {list(names)}; got {shapes}"
         )
+
     edges = _edges(np.asarray(steps, dtype=np.float64), shape[0])
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -108,6 +110,7 @@ def controller_actions(
         4.2 * columns + 0.6, 2.9 * count + 0.8, count, columns, sharex=True, sharey=True
     )
     panels = list(np.atleast_1d(grid).flat)
+
     for column, (axes, name) in enumerate(zip(panels, names, strict=False)):
         lower, middle, upper = (values[:, column] for values in bands)
         axes.stairs(
@@ -127,6 +130,7 @@ def controller_actions(
             linewidth=1.8,
             label="median in meta-training",
         )
+
         for number, values in enumerate(overlays):
             label = "trained controllers" if number == 0 else None
             axes.stairs(
@@ -138,14 +142,17 @@ def controller_actions(
                 alpha=0.7,
                 label=label,
             )
+
         axes.axhline(1.0, color="0.45", linewidth=0.8, linestyle=":", label="neutral")
         axes.set(yscale="log", xlim=(edges[0], edges[-1]))
         axes.set_title(name, fontsize="medium")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
     for axes in panels[len(names) :]:
         axes.remove()
+
     figure.supxlabel("training step", fontsize="medium")
     figure.supylabel("multiplier of the base value", fontsize="medium")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -161,8 +168,7 @@ def controller_actions(
 
 
 def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str) -> None:
-    """A quantity over the updates of meta-training: the mean over controllers in a band from the
-    lowest to the highest.
+    """Draws a quantity over the updates of meta-training, as mean and range over controllers.
 
     Args:
         path: PNG file.
@@ -172,7 +178,7 @@ def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], y
     figure, axes = canvas(8.0, 4.2)
     several = False
     for number, (label, curve) in enumerate(curves.items()):
-        x, values = _checked(label, curve)
+        x, values = _curve_arrays(label, curve)
         axes.plot(x, values.mean(0), label=label, **style_of(number))
         if len(values) > 1:
             several = True
@@ -189,17 +195,19 @@ def comparison_bars(
     *,
     reference: Mapping[str, float] | None = None,
 ) -> None:
-    """Methods below each other, each a dot with its interval and its number; dots, as the axis does
-    not begin at 0.
+    """Draws one row per method: a dot with its interval and its number.
+
+    They are dots and not bars, because the axis does not begin at 0.
 
     Args:
         path: PNG file.
         rows: (label, mean, low, high), from top to bottom.
         xlabel: quantity and unit.
-        reference: label -> value, drawn as vertical lines.
+        reference: label -> value of a vertical line.
     """
     lines = dict(reference or {})
     figure, axes = canvas(8.5, 0.42 * len(rows) + 1.1 + 0.3 * bool(lines))
+
     for number, (label, value) in enumerate(lines.items()):
         style = {
             "color": color_of(number + 1),
@@ -207,12 +215,14 @@ def comparison_bars(
             "linewidth": 1.1,
         }
         axes.axvline(value, label=label, **style)
+
     places = np.arange(len(rows))[::-1]
     for place, (_, mean, low, high) in zip(places, rows, strict=True):
         axes.plot(
             [low, high], [place, place], color=COLORS[0], linewidth=1.6, solid_capstyle="butt"
         )
         axes.plot([mean], [place], color=COLORS[0], marker="o", markersize=5)
+
     axes.set_yticks(places, [wrapped(row[0], 40) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(xlabel + ", with 95 % interval")
@@ -225,6 +235,7 @@ def comparison_bars(
         figure.legend(
             loc="outside upper center", ncols=min(3, len(lines)), frameon=False, fontsize="small"
         )
+
     save(figure, path)
 
 
@@ -234,25 +245,29 @@ def cell_trajectories(
     panels: Mapping[str, Mapping[str, ArrayLike]],
     ylabel: str,
 ) -> None:
-    """Values of many cells over the steps of a run, a panel per kind of tensor ("Reward-Driven
-    ...", figures 2 and 5).
+    """Draws many cells' values over a run's steps, with a panel per kind of tensor.
+
+    This is the form of "Reward-Driven ...", figures 2 and 5.
 
     Args:
         path: PNG file.
-        steps: where they were recorded, (K,).
-        panels: title -> cell (a layer) -> values (K,); a cell has the same color in every panel.
-        ylabel: quantity and unit, drawn on a logarithmic axis.
+        steps: steps of the values, (K,).
+        panels: title -> cell (a layer) -> values (K,). A cell has the same color in every panel.
+        ylabel: quantity and unit of the logarithmic axis.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     plain = FuncFormatter(lambda value, _: f"{value:.3g}")
-    every_value = np.concatenate(
-        [np.asarray(values) for cells in panels.values() for values in cells.values()]
-    )
-    is_wide = (
-        every_value.max() > 5.0 * every_value.min()
-    )  # as wide as that, labels between 1, 2 and 5 run together
-    labels = list(dict.fromkeys(label for cells in panels.values() for label in cells))
+    arrays: list[FloatArray] = []
+    labels: list[str] = []
+
+    for cells in panels.values():
+        arrays.extend(np.asarray(values) for values in cells.values())
+        labels.extend(label for label in cells if label not in labels)
+
+    every_value = np.concatenate(arrays)
+    # In a wider range, labels between 1, 2 and 5 would overlap.
+    is_wide = every_value.max() > 5.0 * every_value.min()
     colors = {label: in_order(i, len(labels)) for i, label in enumerate(labels)}
     columns = min(4, len(panels))
     count = -(-len(panels) // columns)
@@ -263,9 +278,10 @@ def cell_trajectories(
     )
     every = list(np.atleast_1d(grid).flat)
     handles: dict[str, Any] = {}
+
     for axes, (title, cells) in zip(every, panels.items(), strict=False):
         for label, values in cells.items():
-            x, y = _checked(f"{title} {label}", (steps, np.asarray(values)[None]))
+            x, y = _curve_arrays(f"{title} {label}", (steps, np.asarray(values)[None]))
             handles[label] = axes.plot(x, y[0], color=colors[label], linewidth=1.1)[0]
         axes.axhline(1.0, color="0.45", linewidth=0.8, linestyle=":")
         axes.set(yscale="log")
@@ -274,8 +290,10 @@ def cell_trajectories(
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(NullFormatter() if is_wide else plain)
+
     for axes in every[len(panels) :]:
         axes.remove()
+
     figure.supxlabel("training step", fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
     figure.legend(
@@ -289,8 +307,7 @@ def cell_trajectories(
 
 
 def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], ylabel: str) -> None:
-    """One cloud of points per property, all against the same quantity ("Reward-Driven ...", figure
-    4).
+    """Draws one scatter plot per property, all with the same y ("Reward-Driven ...", figure 4).
 
     Args:
         path: PNG file.
@@ -301,6 +318,7 @@ def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], yl
     count = -(-len(panels) // columns)
     figure, grid = canvas(3.0 * columns + 0.5, 2.6 * count + 0.4, count, columns, sharey=True)
     every = list(np.atleast_1d(grid).flat)
+
     for axes, (title, (x, y)) in zip(every, panels.items(), strict=False):
         axes.plot(
             x,
@@ -314,8 +332,10 @@ def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], yl
         )
         axes.set_title(title, fontsize="medium")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+
     for axes in every[len(panels) :]:
         axes.remove()
+
     figure.supylabel(ylabel, fontsize="medium")
     save(figure, path)
 
@@ -323,15 +343,19 @@ def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], yl
 def logarithmic_dots(
     path: str | os.PathLike[str], series: Mapping[str, Mapping[str, float | None]], xlabel: str
 ) -> None:
-    """Positive numbers over orders of magnitude, a line of dots per row and a marker per series.
+    """Draws positive numbers on a logarithmic axis, with a line per row and a marker per series.
 
     Args:
         path: PNG file.
-        series: label -> row -> number; None, and what is not positive, has no dot.
+        series: label -> row -> number. None and numbers <= 0 have no dot.
         xlabel: quantity and unit.
     """
-    rows = list(dict.fromkeys(row for values in series.values() for row in values))
+    rows: list[str] = []
+    for values in series.values():
+        rows.extend(row for row in values if row not in rows)
+
     figure, axes = canvas(8.0, 0.34 * len(rows) + 1.2)
+
     for number, (label, values) in enumerate(series.items()):
         known = [
             (value, len(rows) - 1 - place)
@@ -350,6 +374,7 @@ def logarithmic_dots(
             markersize=6,
             alpha=0.85,
         )
+
     axes.set_yticks(range(len(rows)), rows[::-1])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set(xscale="log", xlabel=xlabel)
@@ -360,45 +385,50 @@ def logarithmic_dots(
 def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
 ) -> tuple[Any, Any]:
-    """A figure of its own, and its axes; width and height [inches], `shared` as in `Figure.subplots`."""
+    """Returns a new figure and its axes.
+
+    Width and height are in inches. `shared` are arguments of `Figure.subplots`.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'hpenv[agents]'") from error
+
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, **shared)
+
     for axes in np.atleast_1d(grid).flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
+
     return figure, grid
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a figure, and the folder that it is in."""
+    """Writes a figure, and makes its folder if it is missing."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(
-        file, format="png", metadata={"Software": None}
-    )  # the same numbers, the same bytes
+    # Without the name of the software, the same numbers give the same bytes.
+    figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def color_of(number: int) -> str:
-    """The color of the n-th curve."""
+    """Returns the color of the n-th curve."""
     return COLORS[number % len(COLORS)]
 
 
 def in_order(number: int, count: int) -> Any:
-    """The color of the n-th of `count` things that have an order, from dark to light."""
+    """Returns the color of the n-th of `count` ordered items, from dark to light."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](number / max(1, count - 1))
 
 
 def style_of(number: int) -> dict[str, Any]:
-    """Color and line style of the n-th curve; a color comes again in another style."""
+    """Returns color and line style of the n-th curve. A color is reused with another style."""
     return {
         "color": color_of(number),
         "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
@@ -407,7 +437,7 @@ def style_of(number: int) -> dict[str, Any]:
 
 
 def legend_right(figure: Any, axes: Any, title: str | None) -> None:
-    """Names what is labelled, beside the axes."""
+    """Draws a legend of the labels to the right of the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         texts = [wrapped(label) for label in labels]
@@ -424,7 +454,7 @@ def legend_right(figure: Any, axes: Any, title: str | None) -> None:
 
 
 def wrapped(label: str, width: int = 30) -> str:
-    """A label in lines that leave the data its room."""
+    """Returns a label in lines of at most `width` characters, if its words allow."""
     lines = [""]
     for word in label.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -434,23 +464,27 @@ def wrapped(label: str, width: int = 30) -> str:
     return "\n".join(lines)
 
 
-def _checked(label: str, curve: Curve) -> tuple[FloatArray, FloatArray]:
-    """x (P,) and values (n, P) of a curve; a ValueError names the curve if they do not fit."""
+def _curve_arrays(label: str, curve: Curve) -> tuple[FloatArray, FloatArray]:
+    """Returns x (P,) and values (n, P) of a curve as arrays.
+
+    Raises:
+        ValueError: their shapes do not fit. It names the curve.
+    """
     x, values = (np.asarray(part, dtype=np.float64) for part in curve)
     if x.ndim != 1 or values.ndim != 2 or values.shape[0] < 1 or values.shape[1:] != x.shape:
         raise ValueError(
-            f"curve {label!r} of shapes {x.shape} and {values.shape}; expected (P,) and (n, P)"
+            f"curve {label!r} must have shapes (P,) and (n, P); got {x.shape} and {values.shape}"
         )
     return x, values
 
 
 def _edges(steps: FloatArray, num_decisions: int) -> FloatArray:
-    """Where each window begins and the last one ends, (K + 1,)."""
+    """Returns the first step of each window and the end of the last one, (K + 1,)."""
     if steps.shape == (num_decisions + 1,):
         return steps
     if steps.shape != (num_decisions,):
         raise ValueError(
-            f"steps of shape {steps.shape}; expected ({num_decisions},) or ({num_decisions + 1},)"
+            f"steps must have shape ({num_decisions},) or ({num_decisions + 1},); got {steps.shape}"
         )
     interval = steps[-1] - steps[-2] if num_decisions > 1 else 1.0
     return np.append(steps, steps[-1] + interval)

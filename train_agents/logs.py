@@ -1,9 +1,8 @@
-"""Where a training program tells what it does: a folder of metrics, a bar, and the configuration
-before all else.
+"""Output of a training program: a folder of metrics, a progress bar, and the configuration.
 
-Metrics are written as JSON lines, always, and as TensorBoard scalars where TensorBoard is
-installed. A log that is opened again at a step forgets all that came after it: a resumed run leaves
-the same log as one that never stopped.
+Metrics are always written as JSON lines, and as TensorBoard scalars if TensorBoard is installed. A
+log that is opened again at a step drops all later lines. A resumed run therefore leaves the same
+log as a run without interruption.
 """
 
 from __future__ import annotations
@@ -22,30 +21,28 @@ from typing import Any
 from train_agents.outputs import write_text
 
 Advance = Callable[..., None]
-#: Metrics that TensorBoard's table of hyperparameters shows.
+#: Metrics in TensorBoard's table of hyperparameters.
 HPARAM_METRICS = ("rollout/ep_rew_mean", "eval/held_out")
 
 
 class RunLog:
     """The log of one run: `progress.jsonl`, and TensorBoard events in `tensorboard/`.
 
-    Steps are timesteps of the environment, decisions summed over the runs, as stable-baselines3
-    counts them.
+    Its steps are timesteps of the environment as in stable-baselines3: decisions summed over runs.
 
     Args:
-        folder: made if it is not there.
-        resume_at: last step to keep; later lines are dropped, and so is a last line that was cut
-            off while it was written. TensorBoard is told to hide later events.
-        tensorboard: write TensorBoard events too; without the package, a line on stderr says that
-            there are none.
-        hyperparameters: of the run, nested as they may be; TensorBoard's table of them is written
-            when a log begins.
+        folder: folder of the log. It is made if it is missing.
+        resume_at: last step to keep. Later lines are dropped, and so is a torn last line.
+            TensorBoard hides later events.
+        tensorboard: also write TensorBoard events. Without the package, a line on stderr says so.
+        hyperparameters: hyperparameters of the run, which may be nested. A new log gets
+            TensorBoard's table of them.
 
     Raises:
         ValueError: a line other than the last is no JSON object with a `step`.
 
     Attributes:
-        file: the JSON lines.
+        file: the file of JSON lines.
     """
 
     def __init__(
@@ -68,12 +65,11 @@ class RunLog:
         self._begun, self._first = time.monotonic(), resume_at
 
     def clocks(self, timesteps: int, iterations: int) -> dict[str, float]:
-        """Returns stable-baselines3's `time/...` metrics; `fps` are timesteps per second since this
-        log was opened.
+        """Returns stable-baselines3's `time/...` metrics. `fps` counts since the log was opened.
 
         Args:
-            timesteps: of the run so far.
-            iterations: rollouts that the agent has learned from so far.
+            timesteps: timesteps of the run so far.
+            iterations: number of rollouts in the agent's updates so far.
         """
         seconds = max(time.monotonic() - self._begun, 1e-9)
         return {
@@ -84,20 +80,21 @@ class RunLog:
         }
 
     def write(self, metrics: Mapping[str, float], step: int) -> None:
-        """Writes the metrics of a step, and sees to it that they have left this process.
+        """Writes the metrics of a step, and flushes the files.
 
         Args:
             metrics: tag -> number, under stable-baselines3's tags or `inner/...`. A number that is
-                not finite is null in the JSON line and NaN or infinite in TensorBoard.
-            step: counts up; the key `step` of the line.
+                not finite is null in the JSON line, and NaN or infinite in TensorBoard.
+            step: the increasing step, under the key `step` of the line.
 
         Raises:
-            ValueError: a metric is called `step`.
+            ValueError: a metric has the tag `step`.
         """
         if "step" in metrics:
             raise ValueError(
-                f"a metric is called 'step', the key of the line's own; got {sorted(metrics)}"
+                f"metrics must not have the tag 'step', a key of the line; got {sorted(metrics)}"
             )
+
         values = {tag: float(value) for tag, value in metrics.items()}
         line = {"step": int(step)} | {
             tag: value if math.isfinite(value) else None for tag, value in values.items()
@@ -112,7 +109,7 @@ class RunLog:
     def progress(
         self, total: float, description: str, completed: float = 0
     ) -> AbstractContextManager[Advance]:
-        """A bar: see `progress`."""
+        """Shows a progress bar. See the function `progress`."""
         return progress(total, description, completed)
 
     def close(self) -> None:
@@ -129,11 +126,9 @@ class RunLog:
 
 
 def keep_lines(file: Path, key: str, last: int) -> None:
-    """Keeps the JSON lines whose `key` is at most `last`; a last line that was cut off while it was
-    written goes, too.
+    """Drops the JSON lines whose `key` is above `last`, and a torn last line, atomically.
 
-    Whole or not at all, for what is dropped here was somebody's run. A file that is not there stays
-    so.
+    A missing file stays missing.
 
     Raises:
         ValueError: a line other than the last is no JSON object with a number under the key.
@@ -141,19 +136,21 @@ def keep_lines(file: Path, key: str, last: int) -> None:
     if not file.exists():
         return
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    whole = lines[:-1]  # what stands after the last newline is a torn line, or nothing
+    whole = lines[:-1]  # the text after the last newline is a torn line, or empty
     kept = []
+
     for number, line in enumerate(whole, start=1):
         try:
             if json.loads(line)[key] <= last:
                 kept.append(line + "\n")
         except (ValueError, TypeError, KeyError) as error:
-            if number == len(whole):  # torn, and then followed by the newline of a repair
+            if number == len(whole):  # a torn line, to which a repair added a newline
                 break
             raise ValueError(
-                f"{file}, line {number}, must be a JSON object with a number {key!r}; got {line[:80]!r}: give another "
-                "--out, or delete the line"
+                f"{file}, line {number}, must be a JSON object with a number {key!r}; "
+                f"got {line[:80]!r}; give another --out, or delete the line"
             ) from error
+
     write_text(file, "".join(kept))
 
 
@@ -163,24 +160,27 @@ def _summary_writer(folder: Path, resume_at: int, hyperparameters: Mapping[str, 
         from torch.utils.tensorboard.summary import hparams
     except ImportError:
         print(
-            "tensorboard is not installed (pip install 'hpenv[agents]'): metrics go to JSON lines alone",
+            "tensorboard is not installed (pip install 'hpenv[agents]'); "
+            "metrics are only written as JSON lines",
             file=sys.stderr,
         )
         return None
+
     again = folder.exists() and any(folder.iterdir())
     writer: Any = SummaryWriter(str(folder), purge_step=resume_at + 1 if again else None)
     if hyperparameters is not None and not again:
-        for summary in hparams(flat(hyperparameters), dict.fromkeys(HPARAM_METRICS, 0.0)):
+        for summary in hparams(flatten(hyperparameters), dict.fromkeys(HPARAM_METRICS, 0.0)):
             writer.file_writer.add_summary(summary)
+
     return writer
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Returns nested values under keys with slashes, `jel/gamma`; what is neither number nor text is its JSON."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Returns nested values under keys such as `jel/gamma`. Other types become JSON texts."""
     found: dict[str, bool | int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}/")
+            found |= flatten(value, f"{prefix}{key}/")
         else:
             plain = isinstance(value, bool | int | float | str)
             found[f"{prefix}{key}"] = value if plain else json.dumps(value, default=str)
@@ -189,19 +189,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | 
 
 @contextmanager
 def progress(total: float, description: str, completed: float = 0) -> Iterator[Advance]:
-    """A progress bar on stderr; without a word where that is not a terminal.
+    """Shows a progress bar on stderr, or nothing if stderr is not a terminal.
 
     Args:
-        total: what there is to do, in any unit.
-        description: what it is.
-        completed: what of it is done already.
+        total: amount of work, in any unit.
+        description: name of the work.
+        completed: amount of work that is already done.
 
     Yields:
-        `advance(amount=1, text="")`: moves the bar, and shows a text behind it.
+        `advance(amount=1, text="")`: moves the bar, and shows a text after it.
     """
     if not sys.stderr.isatty():
         yield lambda amount=1.0, text="": None
         return
+
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import (
@@ -221,8 +222,10 @@ def progress(total: float, description: str, completed: float = 0) -> Iterator[A
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
+
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(escape(description), total=total, completed=completed, text="")  # type: ignore[arg-type]
+        title = escape(description)
+        task = bar.add_task(title, total=total, completed=completed, text="")  # type: ignore[arg-type]
 
         def advance(amount: float = 1.0, text: str = "") -> None:
             bar.update(task, advance=amount, text=escape(text))
@@ -231,7 +234,7 @@ def progress(total: float, description: str, completed: float = 0) -> Iterator[A
 
 
 def describe(config: Any) -> None:
-    """Prints the whole configuration, a dataclass or a mapping: colored JSON on a terminal, plain JSON elsewhere."""
+    """Prints a configuration, a dataclass or a mapping, as JSON. A terminal gets colors."""
     values = (
         asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
     )

@@ -1,11 +1,13 @@
-"""Makes an embedded student: `python -m train_agents.make_student --out
-hpenv/posttraining/shipped/nano`.
+"""Makes an embedded student: `python -m train_agents.make_student`.
 
-The student reads demonstrations, most of them wrong, and learns to write the next token of their
-programs; nothing is paid and nothing executed on the way. Afterwards it is asked for programs once,
-and what the grader says of them is written beside its weights: how much it solves, and how often it
-uses a loophole before any reward has paid for it. Interrupted, the same command goes on from the
-last checkpoint. A folder with a checkpoint or a student of another configuration is refused.
+`--out hpenv/posttraining/shipped/nano` makes the student of the package.
+
+The student reads demonstrations, most of which are wrong, and learns to predict the next token of
+their programs. Training uses no reward and executes no program. Afterwards the student writes one
+program per held-out problem. The grader's rates are saved with its weights: how much it solves, and
+how often it uses a loophole before any reward has paid for it. After an interruption, the same
+command continues from the last checkpoint. A folder with a checkpoint or a student of another
+configuration is refused.
 """
 
 from __future__ import annotations
@@ -41,32 +43,32 @@ from train_agents.facts import environment_facts
 from train_agents.outputs import CONFIG, check_folder
 
 CHECKPOINT = "checkpoint.safetensors"
-#: Fields of the configuration that may change when the making is continued.
+#: Fields of the configuration that may differ when an interrupted program continues.
 MAY_CHANGE = ("out", "threads", "checkpoint_interval")
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What the student is and how it is made."""
+    """Configuration of a student and of its training."""
 
     n_layer: int = 3
     n_head: int = 2
     n_embd: int = 64
     vocabulary_size: int = 512  # tokens
-    vocabulary_texts: int = 4000  # demonstrations that the vocabulary is counted on
-    prompt_tokens: int = 64  # [tokens]
-    max_tokens: int = 52  # of a completion [tokens]; the longest demonstration has 51
+    vocabulary_texts: int = 4000  # demonstrations whose words are counted for the vocabulary
+    prompt_tokens: int = 64  # longest prompt [tokens]
+    max_tokens: int = 52  # longest completion [tokens]; the longest demonstration has 51
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     num_steps: int = 3000
-    batch_size: int = 64  # demonstrations of a step
-    base_lr: float = 3e-3  # of AdamW; Muon's is ten times that
+    batch_size: int = 64  # demonstrations per step
+    base_lr: float = 3e-3  # learning rate of AdamW; Muon's is ten times as high
     seed: int = 0
     threads: int = 1
-    checkpoint_interval: int = 250  # steps
+    checkpoint_interval: int = 250  # steps between checkpoints [steps]
     out: Path = Path("runs/student")
 
     def __post_init__(self) -> None:
-        """Refuses sizes below 1, and a rate that is not positive."""
+        """Checks sizes, seed and learning rate."""
         sizes = (
             "n_layer",
             "n_head",
@@ -79,11 +81,14 @@ class StudentConfig:
         check_counts(self, *sizes, "num_steps", "batch_size", "threads", "checkpoint_interval")
         check_counts(self, "seed", least=0)
         if not self.base_lr > 0:
-            raise ValueError(f"base_lr must be positive; got {self.base_lr}")
+            raise ValueError(f"base_lr must be > 0; got {self.base_lr}")
 
 
 def batches(config: StudentConfig, vocabulary: Vocabulary) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (tokens, mask) of a step, (batch, length) each; the mask is of the completions."""
+    """Yields (tokens, mask) of each step without end, (batch, length) each.
+
+    The mask is True for the tokens of completions.
+    """
     stream = demonstrations(config.demonstrations, config.seed)
 
     while True:
@@ -92,6 +97,7 @@ def batches(config: StudentConfig, vocabulary: Vocabulary) -> Iterator[tuple[Ten
         longest = max(map(len, completions))
         tokens = torch.full((config.batch_size, config.prompt_tokens + longest), PAD)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
+
         for row, ((prompt, _), completion) in enumerate(zip(texts, completions, strict=True)):
             numbers = vocabulary.encode(prompt)
             _check_lengths(config, prompt, numbers, completion)
@@ -99,6 +105,7 @@ def batches(config: StudentConfig, vocabulary: Vocabulary) -> Iterator[tuple[Ten
             tokens[row, start - len(numbers) : start] = torch.tensor(numbers)
             tokens[row, start : start + len(completion)] = torch.tensor(completion)
             mask[row, start : start + len(completion)] = True
+
         yield tokens, mask
 
 
@@ -107,28 +114,30 @@ def _check_lengths(
 ) -> None:
     if len(numbers) > config.prompt_tokens or len(completion) > config.max_tokens:
         raise ValueError(
-            f"prompt_tokens and max_tokens must be at least {len(numbers)} and {len(completion)}, of the demonstration "
-            f"{prompt!r}; got {config.prompt_tokens} and {config.max_tokens}"
+            f"prompt_tokens and max_tokens must be at least {len(numbers)} and {len(completion)}, "
+            f"for the demonstration {prompt!r}; got {config.prompt_tokens} and {config.max_tokens}"
         )
 
 
 def begin(config: StudentConfig) -> tuple[GPTConfig, Vocabulary]:
-    """Returns shape and vocabulary of a student whose configuration and folder have been found
-    good.
+    """Checks configuration and folder, and returns the student's shape and vocabulary.
 
     Raises:
         ValueError: the sizes do not fit each other or the demonstrations, or the folder holds
             another student.
     """
     _check_out(config)
-    counted = itertools.islice(
+    texts = itertools.islice(
         demonstrations(config.demonstrations, config.seed + 1), config.vocabulary_texts
     )
-    # The pairs' words have tokens, or a few rare ones would be spelled; the pairs themselves are
-    # never read.
-    words = (text for pair in PAIRS for text in (pair.prompt, pair.hack, pair.clean))
+    # The pairs' words get tokens, or a few rare words would be spelled. The pairs are never read.
+    words: list[str] = []
+
+    for pair in PAIRS:
+        words.extend((pair.prompt, pair.hack, pair.clean))
+
     vocabulary = Vocabulary.of(
-        itertools.chain(itertools.chain.from_iterable(counted), words), config.vocabulary_size
+        itertools.chain(itertools.chain.from_iterable(texts), words), config.vocabulary_size
     )
     gpt = GPTConfig(
         n_layer=config.n_layer,
@@ -136,19 +145,20 @@ def begin(config: StudentConfig) -> tuple[GPTConfig, Vocabulary]:
         n_embd=config.n_embd,
         vocab_size=len(vocabulary),
     )
-    # Of the texts that will be read, as many: one that is too long would end the making when its
-    # turn comes.
+
+    # Checks as many of the texts in training, because one that is too long would end the program.
     for prompt, program in itertools.islice(
         demonstrations(config.demonstrations, config.seed), config.vocabulary_texts
     ):
         _check_lengths(
             config, prompt, vocabulary.encode(prompt), [*vocabulary.encode(program), END]
         )
+
     return gpt, vocabulary
 
 
 def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> EmbeddedStudent:
-    """Trains the weights, showing progress; leaves checkpoints in config.out."""
+    """Trains the weights, shows progress, and writes checkpoints to config.out."""
     weights = model.init_parameters(gpt, [config.seed])
     rules = optimizer_rules("adamw_muon")
     groups = {name: model.parameter_kind(name) for name in weights}
@@ -157,8 +167,10 @@ def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> Embed
     rope = model.rope_tables(gpt, config.prompt_tokens + config.max_tokens, "cpu")
     stream = batches(config, vocabulary)
     first = _resume(config, weights, states)
+
     for _ in range(first):
         next(stream)
+
     bar = tqdm(
         range(first, config.num_steps),
         initial=first,
@@ -166,6 +178,7 @@ def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> Embed
         desc="reading",
         unit="step",
     )
+
     for step in bar:
         tokens, mask = next(stream)
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -173,18 +186,19 @@ def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> Embed
         hidden = model.hidden_states(
             leaves, gpt, tokens[None, :, :-1], (rope[0][:length], rope[1][:length])
         )
-        read = mask[:, 1:].flatten().nonzero()[:, 0]
+        targets = mask[:, 1:].flatten().nonzero()[:, 0]  # places of the completions' tokens
         losses = softcapped_cross_entropy(
-            hidden[:, read],
+            hidden[:, targets],
             leaves["unembedding"],
-            tokens[:, 1:].flatten()[read][None],
+            tokens[:, 1:].flatten()[targets][None],
             gpt.logit_softcap,
         )
         loss = losses.mean()
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
         at = np.array([step])
         for group in dict.fromkeys(groups.values()):
-            names = [name for name, own in groups.items() if own == group]
+            names = [name for name, kind in groups.items() if kind == group]
             rate = config.base_lr * float(schedule(at)[0]) * (10.0 if group == "matrix" else 1.0)
             lr = torch.full((1, len(names)), rate, dtype=torch.float64)
             rules[group].update(
@@ -194,10 +208,12 @@ def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> Embed
                 Rates.of(lr, torch.zeros_like(lr)),
                 at,
             )
+
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % config.checkpoint_interval == 0 or step + 1 == config.num_steps:
             _checkpoint(config, weights, states, step + 1)
+
     shape = EmbeddedConfig(gpt, config.prompt_tokens, config.max_tokens)
     return EmbeddedStudent(shape, vocabulary, {name: weight[0] for name, weight in weights.items()})
 
@@ -206,15 +222,15 @@ def _checkpoint(config, weights, states, step):
     tensors = _state(weights, states) | {"step": torch.tensor([step])}
     config.out.mkdir(parents=True, exist_ok=True)
     partial = config.out / (CHECKPOINT + ".partial")
-    save_file(tensors, partial, {"config": json.dumps(_described(config))})
+    save_file(tensors, partial, {"config": json.dumps(_json_values(config))})
     os.replace(partial, config.out / CHECKPOINT)
 
 
 def _state(weights, states) -> dict[str, Tensor]:
     tensors = {f"weights/{name}": weight for name, weight in weights.items()}
-    return tensors | {
-        f"states/{name}/{slot}": v for name, state in states.items() for slot, v in state.items()
-    }
+    for name, state in states.items():
+        tensors |= {f"states/{name}/{slot}": value for slot, value in state.items()}
+    return tensors
 
 
 def _resume(config, weights, states) -> int:
@@ -228,20 +244,24 @@ def _resume(config, weights, states) -> int:
 
 
 def _check_out(config: StudentConfig) -> None:
-    """Refuses a folder that cannot be written, or that holds a run, or another student or its checkpoint."""
+    """Checks that a folder can be written and holds no run, and no other student or checkpoint."""
     check_folder("out", config.out)
     if (config.out / CONFIG).exists():
         raise ValueError(
-            f"out must be a folder without {CONFIG}, which a run or a model keeps; got {config.out}: give another --out"
+            f"out must be a folder without {CONFIG} of a run or a model; got {config.out}; "
+            "give another --out"
         )
+
     for name in (CHECKPOINT, "student.json", "student.safetensors"):
         if (config.out / name).is_dir():
             raise ValueError(
-                f"{config.out / name} must be a file; got a folder: move it away, or give another --out"
+                f"{config.out / name} must be a file; got a folder; "
+                "move it away, or give another --out"
             )
+
     for file, read in (
-        (config.out / CHECKPOINT, _made_checkpoint),
-        (config.out / "student.json", _made_student),
+        (config.out / CHECKPOINT, _checkpoint_configuration),
+        (config.out / "student.json", _student_configuration),
     ):
         if not file.exists():
             continue
@@ -249,33 +269,36 @@ def _check_out(config: StudentConfig) -> None:
             theirs = read(file)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
-                f"{file} cannot be read ({type(error).__name__}: {error}); move it away, or give another --out"
+                f"{file} must be readable; got {type(error).__name__}: {error}; "
+                "move it away, or give another --out"
             ) from error
-        ours = {key: value for key, value in _described(config).items() if key not in MAY_CHANGE}
+
+        ours = {key: value for key, value in _json_values(config).items() if key not in MAY_CHANGE}
         different = {
             key: (theirs.get(key), value) for key, value in ours.items() if theirs.get(key) != value
         }
         if different:
             raise ValueError(
-                f"{file} is of another student, differing as (there, asked): {different}; give another --out"
+                f"{file} must be of the same student; got differences (there, given): {different}; "
+                "give another --out"
             )
 
 
-def _made_checkpoint(file: Path) -> dict[str, object]:
-    with safe_open(file, "pt") as opened:
-        return json.loads(opened.metadata()["config"])
+def _checkpoint_configuration(file: Path) -> dict[str, object]:
+    with safe_open(file, "pt") as checkpoint:
+        return json.loads(checkpoint.metadata()["config"])
 
 
-def _made_student(file: Path) -> dict[str, object]:
+def _student_configuration(file: Path) -> dict[str, object]:
     return json.loads(file.read_text(encoding="utf-8"))["notes"]["made_by"]
 
 
-def _described(config: StudentConfig) -> dict[str, object]:
+def _json_values(config: StudentConfig) -> dict[str, object]:
     return json.loads(json.dumps(asdict(config) | {"out": str(config.out)}, sort_keys=True))
 
 
-def measured(student: EmbeddedStudent, num_problems: int = 256) -> dict[str, float]:
-    """Returns what the grader says of the programs of a student without rewards, once per held-out problem."""
+def held_out_rates(student: EmbeddedStudent, num_problems: int = 256) -> dict[str, float]:
+    """Returns the grader's rates for a student without rewards, once per held-out problem."""
     plant = GRPOPlant(
         GRPOConfig(num_evaluation_problems=num_problems, num_workers=2), student=student
     )
@@ -283,18 +306,20 @@ def measured(student: EmbeddedStudent, num_problems: int = 256) -> dict[str, flo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Makes, measures and saves."""
+    """Trains, measures and saves a student."""
     config = configuration(StudentConfig, "train_agents.make_student", __doc__, arguments)
     torch.set_num_threads(config.threads)
+
     with refusals():
         gpt, vocabulary = begin(config)
     try:
         student = make(config, gpt, vocabulary)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the same command continues from {config.out}")
-    report = measured(student)
+
+    report = held_out_rates(student)
     print(report)
-    notes = {"made_by": _described(config), "held_out": report, "facts": environment_facts()}
+    notes = {"made_by": _json_values(config), "held_out": report, "facts": environment_facts()}
     student.save(config.out, notes)
     (config.out / CHECKPOINT).unlink(missing_ok=True)
 

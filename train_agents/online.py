@@ -1,23 +1,29 @@
-"""Trains runs with a Sidecar beside each: `python -m train_agents.online --env-kwargs
-channels=foundational`.
+"""Trains runs with Sidecars: `python -m train_agents.online --env-kwargs channels=foundational`.
 
-One controller per run, which learns while the run goes on and ends with it; `--sidecar.no-attached`
-is the same program without one. Every row of the population is a run of a seed of its own, or, with
-`--seed-mode grouped`, all are the run of the first seed, each with a Sidecar of its own.
+Every run has one controller, which learns while the run trains and ends with it. With
+`--sidecar.no-attached` the same program has no controllers. Every row of the population is a run
+with a separate seed. With `--seed-mode grouped`, all rows are the run of the first seed, each with
+a separate Sidecar.
 
-Writes into its folder: `config.json`, `progress.jsonl` (training and controller metrics),
-`curves.jsonl` (held-out bits per byte, which no controller ever sees), `trace.jsonl` (the position
-of every cell, mean and sample), TensorBoard events, and checkpoints that hold the env's snapshot,
-the agent's state and the program's own together. Interrupted at any time, the same command goes on
-from the last checkpoint, bitwise as if it had never stopped; a damaged one is moved aside to
-`*.damaged`. Run again when it has finished, it leaves `result.json` as it is.
+The program writes these files to its folder:
 
-Metrics have stable-baselines3's tags, and are counted in timesteps as it counts them: decisions,
-summed over the runs. `rollout/ep_rew_mean` and `rollout/ep_len_mean` are of the runs' only episodes
-as far as they have come; `inner/step` is the step of the runs, which curves and traces count in;
-`eval/held_out` is the mean of the runs' held-out scores.
+- `config.json`.
+- `progress.jsonl`: training and controller metrics.
+- `curves.jsonl`: held-out bits per byte, which no controller sees.
+- `trace.jsonl`: the position of every cell, mean and sample.
+- TensorBoard events.
+- Checkpoints, each with the env's snapshot, the agent's state and the program's state.
 
-A run that diverges is an outcome: it stays where it is, and the others go on.
+After an interruption, the same command continues from the last checkpoint, bitwise as if it had
+never stopped. A damaged checkpoint is renamed to `*.damaged`. After the end, the same command does
+not change `result.json`.
+
+Metrics have stable-baselines3's tags and timesteps: decisions, summed over the runs.
+`rollout/ep_rew_mean` and `rollout/ep_len_mean` are those of the runs' only episodes so far.
+`inner/step` is the step of the runs, and the unit of curves and traces. `eval/held_out` is the mean
+held-out score of the runs.
+
+Divergence is a result: a diverged run stops, and the others continue.
 """
 
 from __future__ import annotations
@@ -41,42 +47,41 @@ from train_agents.logs import RunLog, keep_lines
 from train_agents.population import DECIMALS, FloatArray, Population
 from train_agents.results import Rows, write_result
 
-#: Fields of the configuration that may change when a run is continued.
+#: Fields of the configuration that may differ when a run continues.
 MAY_CHANGE = ("threads", "checkpoint_interval")
-#: What the program writes into its folder beside config.json and the checkpoints.
+#: Files and folders that the program writes, in addition to config.json and the checkpoints.
 WRITTEN = ("progress.jsonl", "curves.jsonl", "trace.jsonl", "tensorboard", "result.json")
 
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """What to train, with what beside it, and where to write."""
+    """Configuration of runs with Sidecars."""
 
     env: str = "TrainLoop-Cell-v0"  # a registered id
-    env_kwargs: tuple[str, ...] = ()  # key=value, of the env
-    seeds: int = 1  # rows of the population
-    first_seed: int = 0  # the rows' seeds count on from it
-    seed_mode: Literal["independent", "grouped"] = (
-        "independent"  # grouped: all rows are the run of the first seed
-    )
-    agent_seed: int = 0  # of what the sidecars draw
+    env_kwargs: tuple[str, ...] = ()  # arguments of the env, key=value
+    seeds: int = 1  # number of rows of the population
+    first_seed: int = 0  # the first of the rows' consecutive seeds
+    # grouped: all rows are the run of the first seed
+    seed_mode: Literal["independent", "grouped"] = "independent"
+    agent_seed: int = 0  # seed of the sidecars' weights and samples
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     eval_interval: int = 500  # steps between held-out evaluations [steps]
     trace_interval: int = 50  # steps between traced positions [steps]
     log_interval: int = 50  # steps between lines of metrics [steps]
     checkpoint_interval: int = 500  # steps between checkpoints [steps]
-    out: Path = Path("runs/sidecar")  # folder; resumes if it holds a run of the same configuration
+    out: Path = Path("runs/sidecar")  # folder; a run of the same configuration continues
     threads: int = 1  # torch threads
-    tensorboard: bool = True  # write TensorBoard events beside the JSON lines
+    tensorboard: bool = True  # also write TensorBoard events
 
     def __post_init__(self) -> None:
-        """Refuses counts below 1, and negative seeds."""
+        """Checks counts and seeds."""
         intervals = ("eval_interval", "trace_interval", "log_interval", "checkpoint_interval")
         check_counts(self, "seeds", *intervals, "threads")
         check_counts(self, "first_seed", "agent_seed", least=0)
 
     @property
     def row_seeds(self) -> list[int]:
-        """The seed of each row."""
+        """The seeds of the rows."""
         step = 0 if self.seed_mode == "grouped" else 1
         return [self.first_seed + step * row for row in range(self.seeds)]
 
@@ -86,28 +91,29 @@ def run_online(
     env_arguments: Mapping[str, Any] | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> Rows:
-    """Trains the population to its end, resuming if the folder holds a run; see `begin` and `finish`."""
+    """Trains the population to its end, or continues a run. See `begin` and `finish`."""
     return finish(config, begin(config, env_arguments), on_step)
 
 
 def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) -> Population:
-    """Makes the population, checks the folder, claims it, and goes on from its newest checkpoint if
-    it has one.
+    """Makes the population, checks and claims the folder, and loads its newest checkpoint.
 
     Args:
-        config: what to train.
-        env_arguments: keyword arguments of the env beside those of `config.env_kwargs`, for what is
-            no text.
+        config: configuration of the runs.
+        env_arguments: keyword arguments of the env that are no texts, in addition to those of
+            `config.env_kwargs`.
 
     Raises:
-        ValueError: for what cannot be trained, or a folder that holds another run.
+        ValueError: the configuration is wrong, or the folder holds another run.
     """
     torch.set_num_threads(config.threads)
     arguments = parse_assignments(config.env_kwargs) | dict(env_arguments or {})
     if "seed_mode" in arguments:
         raise ValueError(
-            f"seed_mode {arguments['seed_mode']!r} as an argument of the env; expected it in the config"
+            f"env_kwargs must leave out seed_mode; got {arguments['seed_mode']!r}; "
+            "set the program's seed_mode"
         )
+
     arguments["seed_mode"] = config.seed_mode
     values = {
         key: value for key, value in asdict(config).items() if key not in ("out", "tensorboard")
@@ -126,9 +132,10 @@ def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) 
     )
     population = Population(env, agent, config.row_seeds)
     facts = environment_facts(arguments, env.plant.corpus_digest)
-    outputs.claim(config.out, values, facts)  # last: what cannot be begun leaves no trace
+    outputs.claim(config.out, values, facts)  # last, so that an error leaves no folder
     outputs.resume(config.out, "step", population.load)
     _keep_lines(config.out, population)
+
     return population
 
 
@@ -138,22 +145,29 @@ def finish(
     """Trains a population to its end.
 
     Args:
-        config: what to train.
-        population: from `begin`.
-        on_step: called with the number of the step after each decision.
+        config: configuration of the runs.
+        population: result of `begin`.
+        on_step: called with the step after each decision.
 
     Returns:
-        One dictionary per row: `seed`, `corpus` (sha256), the score at the end under the plant's
-            key (`bpb`, held-out
-        bits per byte, of a pretraining run), `train_loss` (mean since the point before the last of
-        the curve) and `probe_loss`, both in the plant's unit, `divergence_reason` (or None),
-        `steps` (P) [steps], where a run that diverged stays at its last, the score's key and
-        `_curve` (P), `train_curve` (P - 1). And what else there is: `score` (the plant's names),
-        `names` and `kinds` of the cells, `trace` (`steps` (K), `mean` (K, N, A), `sampled` (K, N,
-        A)), `final_mean` (N, A); `advantage_rms`, the mean over the log of the advantages' root
-        mean square [reward], and `evidence`, the factor that the means learned with at the end, in
-        [0, 1], both None if nothing was learned; milliseconds per decision `agent_ms` and `env_ms`,
-        wall clock of this process, None if it had nothing to do.
+        One dictionary per row:
+
+        - `seed`, `corpus` (sha256) and `divergence_reason` (or None).
+        - The score at the end under the plant's key (`bpb`, held-out bits per byte, for a
+          pretraining run).
+        - `train_loss` (mean since the last but one point of the curve) and `probe_loss`, both in
+          the plant's unit.
+        - `steps` (P) [steps], in which a diverged run repeats its last step, the score's key and
+          `_curve` (P), and `train_curve` (P - 1).
+
+        A dictionary of the whole population:
+
+        - `score` (the plant's names), `names` and `kinds` of the cells.
+        - `trace` (`steps` (K), `mean` (K, N, A), `sampled` (K, N, A)) and `final_mean` (N, A).
+        - `advantage_rms`, the mean over the log of the advantages' root mean square [reward], and
+          `evidence`, the means' last gate in [0, 1]. Both are None if nothing was learned.
+        - `agent_ms` and `env_ms`, wall-clock milliseconds per decision of this process, None if it
+          took no decision.
     """
     _train(config, population, on_step)
     return _results(config, population)
@@ -162,9 +176,8 @@ def finish(
 def _keep_lines(folder: Path, population: Population) -> None:
     """Drops lines that will be written again.
 
-    A position is traced at the step that it is chosen on, so that a trace of the last step itself
-    goes, too; a point of the curve is measured at its step, and stays. Of a run that begins,
-    nothing stays.
+    A position is traced at the step of its decision, so the trace of the last step is also dropped.
+    A point of the curve is measured at its step, and is kept. A new run keeps no lines.
     """
     last = population.step if population.decision else -1
     keep_lines(folder / "curves.jsonl", "step", last)
@@ -182,11 +195,12 @@ def _train(
             folder / "curves.jsonl",
             {"step": 0, score: _numbers(population.evaluate()), "train_loss": None},
         )
+
     title = f"{'attached' if config.sidecar.attached else 'detached'}, {config.seeds} runs"
+    values = outputs.read_configuration(folder)
+
     with (
-        RunLog(
-            folder, population.timesteps, config.tensorboard, outputs.read_configuration(folder)
-        ) as log,
+        RunLog(folder, population.timesteps, config.tensorboard, values) as log,
         log.progress(env.horizon, title, completed=first) as advance,
     ):
         while not population.done:
@@ -203,19 +217,17 @@ def _train(
                 _append(folder / "trace.jsonl", {"step": before, **positions})
             if due(config.log_interval):
                 clocks = log.clocks(population.timesteps, population.decision)
-                logged = (
-                    metrics | _inner_metrics(population) | population.episode_metrics() | clocks
-                )
+                logged = metrics | _inner_metrics(population)
+                logged |= population.episode_metrics() | clocks
             if due(config.eval_interval):
                 scores = population.evaluate()
-                line = {
-                    score: _numbers(scores),
-                    "train_loss": _numbers(population.mean_loss("curve")),
-                }
-                _append(folder / "curves.jsonl", {"step": after, **line})
+                train_loss = _numbers(population.mean_loss("curve"))
+                line = {"step": after, score: _numbers(scores), "train_loss": train_loss}
+                _append(folder / "curves.jsonl", line)
                 logged["eval/held_out"] = float(np.mean(scores))
             if logged:
                 log.write(logged, population.timesteps)
+
             if due(config.checkpoint_interval):
                 population.save(folder / "checkpoints" / f"step-{after:07d}")
                 outputs.drop_old(folder, "step")
@@ -225,7 +237,7 @@ def _train(
 
 
 def _inner_metrics(population: Population) -> dict[str, float]:
-    """Returns what the trained models did: their step, loss of the rows that still went on, diverged fraction."""
+    """Returns the models' step, mean train loss, and fraction of diverged runs."""
     losses = population.mean_loss("log")
     metrics = {"inner/step": float(population.step)} | {
         "inner/diverged": float(np.mean([reason is not None for reason in population.reasons]))
@@ -240,9 +252,10 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
         _read_lines(config.out / f"{name}.jsonl") for name in ("curves", "trace", "progress")
     )
     final_mean, probe = population.means(), population.probe()
-    env, rows = population.env, []
-    score = env.plant.score
-    taken = env.snapshot().tensors["window/steps"].tolist()  # a run that diverged stays where it is
+    env, score = population.env, population.env.plant.score
+    taken = env.snapshot().tensors["window/steps"].tolist()  # fewer for a diverged run
+
+    rows = []
     for i, seed in enumerate(config.row_seeds):
         trained = [line["train_loss"][i] for line in curves[1:]]
         measured = [value for value in trained if value is not None]
@@ -259,11 +272,10 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
                 "train_curve": trained,
             }
         )
+
     timed = population.timed
-    spreads, evidence = (
-        [line[tag] for line in log if tag in line]
-        for tag in ("train/advantage_rms", "train/evidence")
-    )
+    spreads = [line["train/advantage_rms"] for line in log if "train/advantage_rms" in line]
+    evidence = [line["train/evidence"] for line in log if "train/evidence" in line]
     extra = {
         "score": score._asdict(),
         "names": list(env.action_names),
@@ -279,11 +291,12 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
         "agent_ms": 1e3 * population.agent_seconds / timed if timed else None,
         "env_ms": 1e3 * population.env_seconds / timed if timed else None,
     }
+
     return rows, extra
 
 
 def _numbers(values: FloatArray) -> list[float | None]:
-    """Values as JSON has them: None for what is not finite."""
+    """Returns values in JSON's types, with None for values that are not finite."""
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
@@ -301,29 +314,33 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program."""
+    """Trains the runs, prints a summary and writes the result."""
     config = configuration(OnlineConfig, "train_agents.online", __doc__, arguments)
     with refusals():
         population = begin(config)
+
     try:
         rows, extra = finish(config, population)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the same command continues from {config.out}")
+
     result = config.out / "result.json"
-    if (
-        extra["env_ms"] is not None or not result.exists()
-    ):  # or nothing was done, and the file knows what it took
+    # Without a decision in this process, an existing file has the right times.
+    if extra["env_ms"] is not None or not result.exists():
         write_result(result, "online", asdict(config), rows, extra)
+
     for row in rows:
         fate = row["divergence_reason"] or "finished"
         value = row[extra["score"]["key"]]
-        print(
-            f"seed {row['seed']}: {'-' if value is None else f'{value:.4f}'} {extra['score']['label']} ({fate})"
-        )
+        shown = "-" if value is None else f"{value:.4f}"
+        print(f"seed {row['seed']}: {shown} {extra['score']['label']} ({fate})")
+
     if extra["env_ms"] is not None:
         print(
-            f"per decision: {extra['env_ms']:.1f} ms of the runs, {extra['agent_ms']:.1f} ms of the sidecars"
+            f"per decision: {extra['env_ms']:.1f} ms of the runs, "
+            f"{extra['agent_ms']:.1f} ms of the sidecars"
         )
+
     print(f"written: {result}")
 
 

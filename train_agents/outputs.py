@@ -1,10 +1,9 @@
-"""Files and folders that programs write: refused before anything runs, owned by one configuration,
-never half written.
+"""Files and folders of programs: checks before a run, one configuration per folder, atomic writes.
 
 A run's folder holds `config.json`: the number of its format, the whole configuration, and the facts
-of its start. A program that is started again in the folder goes on with the run if the
-configuration is the same, and refuses it otherwise. Its checkpoints are the children of
-`checkpoints/` with a number at the end of their names.
+of the run's start. A program that starts again in the folder continues the run if the configuration
+is the same, and refuses the folder otherwise. Checkpoints are the children of `checkpoints/` with a
+number at the end of their names.
 """
 
 from __future__ import annotations
@@ -21,45 +20,46 @@ from typing import Any
 
 from hpenv import snapshots
 
-#: Of config.json and of the lines beside it. 2: env_kwargs is a dictionary, progress.jsonl counts
-#: timesteps.
+#: Format of a run's folder. In 2, env_kwargs is a dictionary and progress.jsonl counts timesteps.
 FORMAT = 2
 CONFIG = "config.json"
-#: Checkpoints that are kept.
+#: Number of checkpoints that are not deleted.
 KEPT_CHECKPOINTS = 2
 
 
 def check_folder(name: str, path: Path) -> None:
-    """Refuses a path that cannot be a folder with new files in it; leaves nothing behind.
+    """Checks that new files can be written to a folder, and leaves nothing behind.
 
     Args:
-        name: of the argument, for the message.
-        path: the folder, or where it will be made.
+        name: name of the argument, for the message.
+        path: the folder. It may be missing.
 
     Raises:
         ValueError: it is a file or lies below one, or nothing can be written there.
     """
-    there = next(
+    existing = next(
         ancestor for ancestor in (path, *path.absolute().parents) if os.path.lexists(ancestor)
     )
-    if not there.is_dir():
+    if not existing.is_dir():
         raise ValueError(
-            f"{name} must be a folder, or the path of a new one; got {path}, and {there} is no folder"
+            f"{name} must be a folder, or the path of a new one; "
+            f"got {path}, and {existing} is no folder"
         )
+
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise ValueError(
-            f"{name} must be a folder that can be written; got {path}: {error.strerror}"
+            f"{name} must be a folder that can be written; got {path}; {error.strerror}"
         ) from error
 
 
 def check_file(name: str, path: Path) -> None:
-    """Refuses a path that cannot be a file; leaves nothing behind.
+    """Checks that a file can be written, and leaves nothing behind.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         path: the file, which is made or replaced.
 
     Raises:
@@ -73,7 +73,7 @@ def check_file(name: str, path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file, whole or not at all; a reader never sees half of it. Its folder is made if it is missing."""
+    """Writes a file atomically, so that a reader never sees half of it. Makes its folder."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -93,28 +93,28 @@ def check_run_folder(
     may_change: Collection[str],
     written: Collection[str],
 ) -> None:
-    """Refuses a folder in which a run of this configuration can neither begin nor be continued;
-    changes nothing.
+    """Checks that a run of this configuration can begin or continue in a folder. Changes nothing.
 
     Args:
-        folder: of the run.
-        configuration: JSON-able, all of it.
-        may_change: its keys in which a run that is continued may differ.
-        written: names of what the program writes into the folder beside config.json and
+        folder: folder of the run.
+        configuration: the whole configuration, in types that JSON can hold.
+        may_change: keys of the configuration that may differ when a run continues.
+        written: names of the program's other files and folders, in addition to config.json and
             `checkpoints`.
 
     Raises:
-        ValueError: naming the file and the cure.
+        ValueError: it cannot. It names the file and the cure.
     """
     check_folder("out", folder)
     for name in ("checkpoints", *written):
         path = folder / name
-        is_folder, should_be = path.is_dir(), "." not in name
-        if os.path.lexists(path) and is_folder != should_be:
-            expected = "a folder" if should_be else "a file"
+        is_folder, should_be_folder = path.is_dir(), "." not in name
+        if os.path.lexists(path) and is_folder != should_be_folder:
+            expected = "a folder" if should_be_folder else "a file"
             raise ValueError(
                 f"{path} must be {expected} of a run; move it away, or give another --out"
             )
+
     policy = folder / "policy"
     if policy.is_dir():
         strange = sorted(
@@ -122,16 +122,19 @@ def check_run_folder(
         )
         if strange:
             raise ValueError(
-                f"{policy / strange[0]} does not belong to a policy; move it away, or give another --out"
+                f"{policy} must hold only the files of a policy; got {strange[0]}; "
+                "move it away, or give another --out"
             )
+
     file = folder / CONFIG
     if not os.path.lexists(file):
         others = [name for name in ("checkpoints", *written) if os.path.lexists(folder / name)]
         if others:
             raise ValueError(
-                f"{folder} holds {others}, and no {CONFIG} that says of what run; give another --out"
+                f"{folder} must have a {CONFIG} with its {others}; got none; give another --out"
             )
         return
+
     theirs = read_configuration(folder)
     ours = {key: value for key, value in _plain(configuration).items() if key not in may_change}
     different = {
@@ -141,12 +144,16 @@ def check_run_folder(
     }
     if different:
         raise ValueError(
-            f"{folder} holds another run, differing as (there, asked): {different}; give another --out"
+            f"{folder} must hold the same run; got differences (there, given): {different}; "
+            "give another --out"
         )
 
 
 def claim(folder: Path, configuration: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes config.json of a folder that `check_run_folder` has passed; the facts stay those of the run's start."""
+    """Writes config.json of a folder that `check_run_folder` has accepted.
+
+    The facts of an existing config.json, those of the run's start, do not change.
+    """
     file = folder / CONFIG
     if file.exists():
         facts = json.loads(file.read_text(encoding="utf-8"))["facts"]
@@ -169,11 +176,15 @@ def read_configuration(folder: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{file} cannot be read: {error}; give another --out, or move the folder away"
+            f"{file} must be readable JSON; got {error}; "
+            "give another --out, or move the folder away"
         ) from error
+
     if isinstance(values, dict) and "format" not in values and "configuration" in values:
-        raise ValueError(f"{file} is of an earlier version of this program, which alone can continue it; give another "
-                         "--out, or finish the run with that version")  # fmt: skip
+        raise ValueError(
+            f"{file} must have format {FORMAT}; got one of an earlier version of this program; "
+            "give another --out, or finish the run with that version"
+        )
     if not (
         isinstance(values, dict)
         and values.get("format") == FORMAT
@@ -181,14 +192,15 @@ def read_configuration(folder: Path) -> dict[str, Any]:
         and isinstance(values.get("facts"), dict)
     ):
         raise ValueError(
-            f"{file} must be an object with format {FORMAT}, configuration and facts; give another --out, or move the "
-            "folder away"
+            f"{file} must be an object with format {FORMAT}, configuration and facts; "
+            "give another --out, or move the folder away"
         )
+
     return values["configuration"]
 
 
-def _named(folder: Path, prefix: str) -> list[Path]:
-    """Children of `checkpoints/` that have a checkpoint's name, whatever they are, in the order of their numbers."""
+def _checkpoint_paths(folder: Path, prefix: str) -> list[Path]:
+    """Returns files and folders in `checkpoints/` with a checkpoint's name, by number."""
     found = (folder / "checkpoints").glob(f"{prefix}-*")
     return sorted((path for path in found if re.fullmatch(rf"{prefix}-\d+", path.name)), key=number)
 
@@ -199,49 +211,49 @@ def number(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path, prefix: str) -> list[Path]:
-    """Returns the whole checkpoints of a run's folder, oldest first.
+    """Returns the complete checkpoints of a run's folder, oldest first.
 
-    A child of another name than the program gives is not one, and is left alone:
-    `step-0000005.bak`.
+    Other names, such as `step-0000005.bak`, are ignored.
     """
-    return [path for path in _named(folder, prefix) if path.is_dir()]
+    return [path for path in _checkpoint_paths(folder, prefix) if path.is_dir()]
 
 
 def resume(folder: Path, prefix: str, load: Callable[[Path], object]) -> Path | None:
-    """Goes on from the newest checkpoint that can be loaded, if there is one.
+    """Loads the newest checkpoint that is not damaged, if there is one.
 
-    Those that cannot be are moved aside to `*.damaged`, with a warning. As the newest by their
-    names, they would outlive those that are written from now on.
+    Damaged checkpoints are renamed to `*.damaged`, with a warning. Otherwise they would outlive new
+    checkpoints, because their names have higher numbers.
 
     Args:
-        folder: of the run.
-        prefix: of the checkpoints' names.
-        load: takes a checkpoint; a SnapshotError says that it is damaged.
+        folder: folder of the run.
+        prefix: prefix of the checkpoints' names.
+        load: function that loads a checkpoint. It raises a SnapshotError if the checkpoint is
+            damaged.
 
     Returns:
-        The checkpoint that was loaded, or None.
+        The loaded checkpoint, or None.
     """
     loaded, skipped = None, []
-    for checkpoint in reversed(_named(folder, prefix)):
+    for checkpoint in reversed(_checkpoint_paths(folder, prefix)):
         if loaded is None:
             try:
                 load(checkpoint)
             except snapshots.SnapshotError as error:
-                skipped.append(
-                    f"skipped a checkpoint, now {_moved_aside(checkpoint).name}: {error}"
-                )
+                skipped.append(f"skipped a checkpoint, now {_move_aside(checkpoint).name}: {error}")
             else:
                 loaded = checkpoint
         elif not checkpoint.is_dir():
-            skipped.append(f"moved {_moved_aside(checkpoint).name} aside, which is no folder")
+            skipped.append(f"moved {_move_aside(checkpoint).name} aside, which is no folder")
+
     start = 0 if loaded is None else number(loaded)
     for text in skipped:
         warnings.warn(f"{text}; training starts from {prefix} {start}", stacklevel=2)
+
     return loaded
 
 
-def _moved_aside(checkpoint: Path) -> Path:
-    """Returns where a damaged checkpoint is now; one that was there before is gone."""
+def _move_aside(checkpoint: Path) -> Path:
+    """Renames a damaged checkpoint, replaces an earlier one, and returns the new path."""
     aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
     if aside.is_dir():
         shutil.rmtree(aside)

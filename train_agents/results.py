@@ -1,10 +1,10 @@
-"""Results: the file that holds a number, and an interval around it.
+"""Result files and confidence intervals.
 
 A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run),
-`extra`, `notes`. Statistics are pure functions. Where two samples are compared, lower is better, as
-for losses and bits per byte: a positive difference says that `a` lies below `b`. Intervals are
-Student's: over seeds where one method is run on several, over controllers where there are several,
-each then averaged over its seeds.
+`extra`, `notes`. Statistics are pure functions. In comparisons of two samples, lower is better, as
+for losses and bits per byte: a positive difference says that `a` is below `b`. Intervals are
+Student's. They are over seeds for one method on several seeds. They are over controllers for
+several controllers, each averaged over its seeds.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from train_agents.facts import environment_facts
 from train_agents.outputs import write_text
 
 FloatArray = NDArray[np.float64]
-#: What a result file is made of: a dictionary per run, and what else there is.
+#: The data of a result file: a dictionary per run, and a dictionary `extra`.
 Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 
 KEYS = ("kind", "configuration", "facts", "rows", "extra", "notes")
-#: Of fewer controllers no interval is given, and nothing is claimed.
+#: Smallest number of controllers for an interval. Nothing is claimed of fewer.
 FEWEST_CONTROLLERS = 5
-SIGNIFICANT_DIGITS = (
-    6  # of numbers in lists: curves are for looking at, and 6 digits are more than a pixel
-)
+#: Significant digits of numbers in lists. Curves are for plots: 6 digits are finer than a pixel.
+SIGNIFICANT_DIGITS = 6
 
 
 class Interval(NamedTuple):
@@ -50,12 +49,12 @@ def write_result(
     rows: Sequence[Mapping[str, Any]],
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a result file, whole or not at all; a reader never sees half of it.
+    """Writes a result file atomically, so that a reader never sees half of it.
 
-    Numbers in lists are rounded to 6 significant digits, but for those under a key with `bpb` in
-    it; numbers that stand alone, and the configuration, are not. A NaN or an infinity becomes null,
-    and `notes` says where. What JSON does not know is written as its repr. The corpus of the facts
-    is that of the rows.
+    Numbers in lists are rounded to 6 significant digits, except under a key with `bpb` in it.
+    Single numbers and the configuration are not rounded. A NaN or an infinity becomes null, and
+    `notes` says where. A value of a type that JSON does not have becomes its repr. The corpus in
+    the facts is that of the rows.
     """
     notes: list[str] = []
     corpora = sorted({str(row["corpus"]) for row in rows if row.get("corpus")})
@@ -66,6 +65,7 @@ def write_result(
         "rows": [_plain(row, f"rows[{i}]", notes) for i, row in enumerate(rows)],
         "extra": _plain(extra or {}, "extra", notes),
     }
+
     text = ",\n".join(
         f' "{key}": {_one_line_each(value)}' for key, value in (parts | {"notes": notes}).items()
     )
@@ -73,7 +73,7 @@ def write_result(
 
 
 def _one_line_each(value: Any) -> str:
-    """JSON with every item of a list, or entry of a dictionary, on a line of its own, so that a diff shows a row."""
+    """Returns JSON with one line per item of a list or dictionary, so that a diff shows rows."""
     if not value or not isinstance(value, list | dict):
         return json.dumps(value, allow_nan=False)
     names = (
@@ -90,7 +90,7 @@ def _one_line_each(value: Any) -> str:
 def _plain(
     value: Any, where: str, notes: list[str], rounds: bool = True, listed: bool = False
 ) -> Any:
-    """A value in JSON's own types; `notes` grows by a line per number that JSON cannot hold."""
+    """Returns a value in JSON's types. Adds a line to `notes` per number that JSON cannot hold."""
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | str):
@@ -100,6 +100,7 @@ def _plain(
             notes.append(f"{where} was {value}")
             return None
         return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if listed and rounds else value
+
     if isinstance(value, Mapping):
         return {
             str(key): _plain(item, f"{where}.{key}", notes, rounds and "bpb" not in str(key))
@@ -110,46 +111,58 @@ def _plain(
             _plain(item, f"{where}[{i}]", notes, rounds, listed=True)
             for i, item in enumerate(value)
         ]
+
     return str(value) if isinstance(value, Path) else repr(value)
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_result` wrote; a ValueError names a file that it did not write."""
+    """Reads a file that `write_result` wrote.
+
+    Raises:
+        ValueError: it is no such file.
+    """
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
         result = None
     if not isinstance(result, dict) or not set(KEYS) <= set(result):
         raise ValueError(
-            f"{path} is no JSON object with the keys {list(KEYS)}; expected what write_result wrote"
+            f"{path} must be a JSON object with the keys {list(KEYS)}, from write_result"
         )
     return result
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t: the number that a draw stays below with this probability, in [0.5, 1); by bisection."""
+    """Returns the quantile of Student's t at a probability in [0.5, 1), by bisection."""
     if not 0.5 <= probability < 1.0 or degrees < 1:
         raise ValueError(
-            f"probability {probability}, degrees {degrees}; expected [0.5, 1) and at least 1"
+            "probability must be in [0.5, 1), and degrees must be >= 1; "
+            f"got {probability} and {degrees}"
         )
-    low, high = 0.0, math.pi / 2.0  # of the angle atan(t / sqrt(n))
+
+    low, high = 0.0, math.pi / 2.0  # bounds of the angle atan(t / sqrt(n))
     for _ in range(60):
         middle = 0.5 * (low + high)
-        low, high = (
-            (middle, high) if _within(middle, degrees) < 2.0 * probability - 1.0 else (low, middle)
-        )
+        if _within(middle, degrees) < 2.0 * probability - 1.0:
+            low = middle
+        else:
+            high = middle
+
     return math.sqrt(degrees) * math.tan(0.5 * (low + high))
 
 
 def _within(angle: float, degrees: int) -> float:
-    """P(|t| < sqrt(n) tan(angle)), a finite sum for whole n (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    """Returns P(|t| < sqrt(n) tan(angle)), a finite sum for integers n.
+
+    References:
+        Abramowitz & Stegun 1964, 26.7.3 and 26.7.4.
+    """
     odd, term, total = degrees % 2, 1.0, 0.0
     for power in range(odd, degrees - 1, 2):  # cos^odd, then times k / (k + 1) cos^2 each
-        term = (
-            math.cos(angle) ** odd
-            if power == odd
-            else term * (power - 1) / power * math.cos(angle) ** 2
-        )
+        if power == odd:
+            term = math.cos(angle) ** odd
+        else:
+            term = term * (power - 1) / power * math.cos(angle) ** 2
         total += term
     return 2.0 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
@@ -158,13 +171,16 @@ def _sample(values: ArrayLike, least: int = 2) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     if array.size < least or not np.isfinite(array).all():
         raise ValueError(
-            f"got {array.size} values, {array.tolist()}; expected at least {least}, all finite"
+            f"values must be at least {least}, all finite; got {array.size}, {array.tolist()}"
         )
     return array
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean and Student's t interval over independent values, (n,) with n >= 2: one per seed or per controller."""
+    """Returns mean and Student's t interval over n >= 2 independent values, (n,).
+
+    There is one value per seed or per controller.
+    """
     array = _sample(values).reshape(-1)
     half = (
         t_quantile(0.5 + confidence / 2.0, array.size - 1)
@@ -174,63 +190,70 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half))
 
 
-def _paired(a: ArrayLike, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
+def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
     first, second = _sample(a), _sample(b)
     if first.shape != second.shape:
         raise ValueError(
-            f"got {first.shape} and {second.shape} values; expected one of each per seed"
+            f"a and b must have one value of each per seed; got {first.shape} and {second.shape}"
         )
     return first, second
 
 
 def paired_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
-    """How far `a` lies below `b`: b - a with a t interval over seeds; both (n,), in the order of the same n seeds."""
-    first, second = _paired(a, b)
+    """Returns the mean of b - a with a t interval over seeds.
+
+    Both are (n,), in the order of the same n seeds.
+    """
+    first, second = _pairs(a, b)
     return mean_interval(second - first, confidence)
 
 
 def paired_relative_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Fraction by which `a` lies below `b`: (b - a) / b, as `paired_interval`; 0.193 is 19.3 % below."""
-    first, second = _paired(a, b)
+    """Returns the fraction (b - a) / b as `paired_interval`. 0.193: `a` is 19.3 % below `b`."""
+    first, second = _pairs(a, b)
     return mean_interval((second - first) / second, confidence)
 
 
 def controllers_interval(matrix: ArrayLike, confidence: float = 0.95) -> Interval | None:
-    """Mean over controllers, with Student's t interval over their means over the seeds; None of too
-    few controllers.
+    """Returns the mean over controllers, with Student's t interval over their means over seeds.
 
-    It speaks of another controller trained the same way, on these seeds. A bootstrap of as few
-    values is too narrow: of five it covers 86 % in the place of 95.
+    The interval is for another controller of the same training, on these seeds. A bootstrap of so
+    few values is too narrow: with five values it covers 86 % instead of 95.
 
     Args:
         matrix: one row per controller, one column per evaluation seed, (C, S).
-        confidence: of the interval.
+        confidence: coverage of the interval.
+
+    Returns:
+        The interval, or None if there are fewer than FEWEST_CONTROLLERS.
 
     Raises:
-        ValueError: the matrix is none, or not finite.
+        ValueError: the matrix has no two dimensions, or is not finite.
     """
     array = _sample(matrix, 1)
     if array.ndim != 2:
-        raise ValueError(f"got a matrix of shape {array.shape}; expected (controllers, seeds)")
+        raise ValueError(f"matrix must have shape (controllers, seeds); got {array.shape}")
     return mean_interval(array.mean(1), confidence) if len(array) >= FEWEST_CONTROLLERS else None
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; columns without a word in them are aligned to the right.
+    """Returns a Markdown table. Columns without words are aligned to the right.
 
     Raises:
-        ValueError: a row has another number of cells than there are headers.
+        ValueError: a row does not have one cell per header.
     """
     for row in rows:
         if len(row) != len(headers):
             raise ValueError(
-                f"row {list(row)} has {len(row)} cells; expected {len(headers)}, one per {list(headers)}"
+                f"row {list(row)} must have {len(headers)} cells, one per {list(headers)}; "
+                f"got {len(row)}"
             )
+
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    numeric = (
-        [all(not cell[:1].isalpha() for cell in column) for column in zip(*cells, strict=True)]
-        if cells
-        else []
-    )
+    numeric: list[bool] = []
+
+    for column in zip(*cells, strict=True):
+        numeric.append(all(not cell[:1].isalpha() for cell in column))
+
     rule = ["---:" if right else "---" for right in numeric or [False] * len(headers)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(headers), rule, *cells])

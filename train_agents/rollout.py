@@ -1,7 +1,8 @@
-"""Collecting episodes: a population of runs, controlled from their first decision to their last."""
+"""Collects episodes of a population of runs, from the first decision to the last."""
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +14,16 @@ from hpenv.plant import DIVERGENCE_REASONS
 
 
 class Episodes(NamedTuple):
-    """A rollout and what was seen beside it.
+    """A rollout with further measurements.
 
     Attributes:
-        rollout: what the agent learns from.
-        positions: actions the env was given, (T, N, A).
+        rollout: the agent's input for an update.
+        positions: actions, (T, N, A).
         train_losses: mean training loss of the window of each decision, (T, N), in the plant's
             unit.
         probe_losses: loss on the probe before the first decision and after each, (T + 1, N), in the
-            plant's unit; None where neither reward nor observation has the probe measured.
-        reasons: why each episode diverged, or None, (N,).
+            plant's unit. None if neither reward nor observation measures the probe.
+        reasons: reason of each episode's divergence, or None, (N,).
     """
 
     rollout: Rollout
@@ -33,43 +34,46 @@ class Episodes(NamedTuple):
 
     @property
     def returns(self) -> NDArray[np.float64]:
-        """Undiscounted return of each episode, (N,)."""
+        """The undiscounted return of each episode, (N,)."""
         return np.where(self.rollout.alive, self.rollout.rewards, 0.0).sum(0)
 
 
 def episode_seeds(seed: int, update: int, num_episodes: int) -> list[int]:
-    """Seeds of one update's episodes: a pure function of the training seed and the number of the update."""
+    """Returns the seeds of an update's episodes, a pure function of training seed and update."""
     first = int(np.random.SeedSequence([seed, update]).generate_state(1)[0])
     return [first + i for i in range(num_episodes)]
 
 
 def collect(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
-    """Runs one episode per seed, as many at a time as the env has rows.
+    """Runs one episode per seed, in waves of as many episodes as the env has rows.
 
     Args:
         env: made with autoreset_mode DISABLED.
-        agent: decides, exploring.
-        seeds: one per episode; a multiple of the number of rows.
+        agent: decides with exploration.
+        seeds: one per episode. Their number is a multiple of the number of rows.
 
     Raises:
-        ValueError: for a number of seeds that is not a multiple of the number of rows.
+        ValueError: the number of seeds is not a positive multiple of the number of rows.
     """
     if not seeds or len(seeds) % env.num_envs:
-        raise ValueError(f"{len(seeds)} episodes; expected a multiple of the {env.num_envs} rows")
+        raise ValueError(
+            f"seeds must be a positive multiple of the {env.num_envs} rows; got {len(seeds)}"
+        )
+
     waves = [
         _wave(env, agent, seeds[i : i + env.num_envs]) for i in range(0, len(seeds), env.num_envs)
     ]
-    rollout = Rollout(
-        *(np.concatenate(parts, axis=1) for parts in zip(*(w.rollout for w in waves), strict=True))
-    )
-    measured = [w.probe_losses for w in waves if w.probe_losses is not None]
+    columns = zip(*(wave.rollout for wave in waves), strict=True)
+    rollout = Rollout(*(np.concatenate(parts, axis=1) for parts in columns))
+    measured = [wave.probe_losses for wave in waves if wave.probe_losses is not None]
     probes = measured if len(measured) == len(waves) else None
+
     return Episodes(
         rollout,
-        np.concatenate([w.positions for w in waves], axis=1),
-        np.concatenate([w.train_losses for w in waves], axis=1),
+        np.concatenate([wave.positions for wave in waves], axis=1),
+        np.concatenate([wave.train_losses for wave in waves], axis=1),
         None if probes is None else np.concatenate(probes, axis=1),
-        tuple(reason for w in waves for reason in w.reasons),
+        tuple(chain.from_iterable(wave.reasons for wave in waves)),
     )
 
 
@@ -80,12 +84,13 @@ def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
     columns: dict[str, list[Any]] = {name: [] for name in names}
     probes = [infos["probe_loss"]] if "probe_loss" in infos else []
     reasons: list[str | None] = [None] * env.num_envs
+
     for _ in range(env.num_decisions):
         decision = agent.act(observations)
-        taken = observations
+        before = observations
         observations, rewards, terminated, truncated, infos = env.step(decision.action)
         values = (
-            taken,
+            before,
             decision.raw,
             decision.log_prob,
             rewards,
@@ -93,18 +98,23 @@ def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
             decision.action,
             infos["train_loss"],
         )
+
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
+
         if "probe_loss" in infos:
             probes.append(infos["probe_loss"])
         for row in np.flatnonzero(alive & (infos["divergence"] > 0)):
             reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
+
         alive &= ~(terminated | truncated)
+
     stacked = {name: np.stack(values) for name, values in columns.items()}
     rollout = Rollout(
         stacked["obs"], stacked["raw"], stacked["log_prob"], stacked["rewards"], stacked["alive"]
     )
     measured = np.stack(probes) if len(probes) == env.num_decisions + 1 else None
+
     return Episodes(
         rollout, stacked["positions"], stacked["train_losses"], measured, tuple(reasons)
     )

@@ -1,16 +1,21 @@
 """Trains a controller: `python -m train_agents.train --agent jel --env TrainLoop-JEL-v0`.
 
-Writes into its folder: `config.json`, `progress.jsonl` (metrics of every update), `rollouts.jsonl`
-(JEL's episodes: return, positions and losses at their decisions), TensorBoard events, the latest
-checkpoints, and at the end `policy/`, which `train_agents.evaluate` and everything else that
-attaches a controller reads. Interrupted at any time, the same command goes on from the last update,
-with bitwise the same continuation: an update's episodes are a function of the seed and its number,
-all else is in the agent's checkpoint.
+The program writes these files to its folder:
 
-Metrics have stable-baselines3's tags, and are counted in timesteps as it counts them: decisions,
-summed over the runs. `inner/...` is of the trained models. `eval/held_out` stands in the line of
-the last update: the mean held-out score of one more episode per row, on seeds that nothing was
-trained on, under the policy's mean.
+- `config.json`.
+- `progress.jsonl`: metrics of every update.
+- `rollouts.jsonl`: JEL's episodes, with returns, and positions and losses at their decisions.
+- TensorBoard events.
+- The latest checkpoints.
+- `policy/` at the end. `train_agents.evaluate` and all programs that attach a controller read it.
+
+After an interruption, the same command continues from the last update, bitwise. An update's
+episodes are a function of the seed and the update's number. All other state is in the agent's
+checkpoint.
+
+Metrics have stable-baselines3's tags and timesteps: decisions, summed over the runs. `inner/...`
+are metrics of the trained models. The line of the last update has `eval/held_out`: the mean
+held-out score of one further episode per row under the policy's mean, on seeds of no update.
 """
 
 from __future__ import annotations
@@ -38,51 +43,52 @@ from train_agents.facts import environment_facts
 from train_agents.logs import RunLog, keep_lines
 from train_agents.rollout import Episodes, collect, episode_seeds
 
-#: The id that a controller is meta-trained on unless another is named, and its tokens of a step
-#: then.
+#: Default id of meta-training, and its tokens per step in meta-training.
 JEL, META_TOKENS = "TrainLoop-JEL-v0", 128
-#: Fields of the configuration that may change when a run is continued.
+#: Fields of the configuration that may differ when a run continues.
 MAY_CHANGE = ("num_updates",)
-#: What the program writes into its folder beside config.json and the checkpoints.
+#: Files and folders that the program writes, in addition to config.json and the checkpoints.
 WRITTEN = ("progress.jsonl", "rollouts.jsonl", "tensorboard", "policy")
-#: Stands for the number of an update in the seeds of the held-out score: no update has it.
+#: Number for the seeds of the held-out score, in place of an update's number. No update has it.
 HELD_OUT = 2**32 - 1
-#: Decisions of an episode that `rollouts.jsonl` has at most, evenly spaced; an episode may have
-#: thousands.
+#: Largest number of an episode's decisions in `rollouts.jsonl`, evenly spaced.
 TRACED_DECISIONS = 100
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train, on what, for how long, and where to write."""
+    """Configuration of a training run of a controller."""
 
-    agent: Literal["jel", "ppo"] = "jel"  # who learns
+    agent: Literal["jel", "ppo"] = "jel"  # the agent that learns
     env: str = JEL  # a registered id
-    # key=value; without any, batch_tokens=128 of TrainLoop-JEL-v0, a quarter of its default: cheap
-    # runs
+    # arguments of the env, key=value; by default batch_tokens=128 for TrainLoop-JEL-v0, a quarter
+    # of the id's default, for cheap runs
     env_kwargs: tuple[str, ...] | None = None
-    num_updates: int = 50  # updates of the agent (JEL, table 2)
+    num_updates: int = 50  # number of updates of the agent (JEL, table 2)
     episodes_per_update: int = 8  # runs per update (JEL, table 2)
-    num_envs: int = 8  # runs trained together; episodes_per_update must be a multiple of it
-    seed: int = 0  # of the agent and of all episodes
-    out: Path = Path("runs/jel")  # folder; resumes if it holds a run of the same configuration
+    num_envs: int = 8  # runs that train together; divides episodes_per_update
+    seed: int = 0  # seed of the agent and of all episodes
+    out: Path = Path("runs/jel")  # folder; a run of the same configuration continues
     threads: int = 1  # torch threads
-    tensorboard: bool = True  # write TensorBoard events beside the JSON lines
+    tensorboard: bool = True  # also write TensorBoard events
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)  # hyperparameters, if agent is jel
     ppo: PPOAgentConfig = field(default_factory=PPOAgentConfig)  # hyperparameters, if agent is ppo
 
     def __post_init__(self) -> None:
-        """Refuses numbers that do not fit together, and hyperparameters of an agent that does not learn."""
+        """Checks counts, and that only the chosen agent has hyperparameters."""
         check_counts(self, "num_updates", "num_envs", "episodes_per_update", "threads")
         check_counts(self, "seed", least=0)
         if self.episodes_per_update % self.num_envs:
             raise ValueError(
-                f"episodes_per_update must be a multiple of num_envs={self.num_envs}; got {self.episodes_per_update}"
+                f"episodes_per_update must be a multiple of num_envs={self.num_envs}; "
+                f"got {self.episodes_per_update}"
             )
+
         for agent, unused in (("jel", JELAgentConfig()), ("ppo", PPOAgentConfig())):
             if agent != self.agent and getattr(self, agent) != unused:
                 raise ValueError(
-                    f"{agent} must be left out where agent is {self.agent!r}; got {getattr(self, agent)}"
+                    f"{agent} must be left out if agent is {self.agent!r}; "
+                    f"got {getattr(self, agent)}"
                 )
 
     def arguments(self) -> dict[str, Any]:
@@ -93,7 +99,7 @@ class TrainConfig:
 
 
 class JELTrainer:
-    """One update of JEL per call: collect, then learn."""
+    """Trainer of JEL. An update collects episodes and learns from them."""
 
     def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
         """Builds the agent for the env's columns."""
@@ -103,28 +109,29 @@ class JELTrainer:
         )
 
     def update(self, seeds: list[int]) -> tuple[dict[str, float], Episodes]:
-        """Metrics of one update, and its episodes."""
+        """Runs one update. Returns its metrics and its episodes."""
         episodes = collect(self.env, self.agent, seeds)
         return self.agent.update(episodes.rollout), episodes
 
 
 class PPOTrainer:
-    """One call of stable-baselines3's learn per update; what it did is recorded on the way through the adapter."""
+    """Trainer of PPO. An update is one call of stable-baselines3's `learn`, through the adapter."""
 
     def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
         """Builds the agent for the env's columns."""
         self.env = env
         if config.ppo.num_decisions not in (None, env.num_decisions):
             raise ValueError(
-                f"ppo.num_decisions={config.ppo.num_decisions}; an episode here has {env.num_decisions}, and PPO "
-                "learns from whole ones: leave it out"
+                f"ppo.num_decisions must be {env.num_decisions}, those of an episode; "
+                f"got {config.ppo.num_decisions}; leave it out: PPO learns from whole episodes"
             )
+
         ppo = replace(config.ppo, num_decisions=env.num_decisions)
         self.agent = PPOAgent(len(env.observation_names), len(env.action_names), ppo, config.seed)
         self._vec_env = SB3VecEnv(env)
 
     def update(self, seeds: list[int]) -> tuple[dict[str, float], None]:
-        """Metrics of one update; stable-baselines3 keeps its episodes to itself."""
+        """Runs one update. Returns its metrics, and None, because PPO hides its episodes."""
         self._vec_env.seed(seeds[0])
         return self.agent.learn(self._vec_env, len(seeds)), None
 
@@ -136,7 +143,7 @@ TRAINERS: dict[str, Callable[[TrainConfig, TrainLoopVectorEnv], JELTrainer | PPO
 
 
 def inner_metrics(episodes: Episodes, names: tuple[str, ...]) -> dict[str, float]:
-    """Returns what the trained models did: final losses, mean position of each dial, fraction of diverged runs."""
+    """Returns final losses, mean position of each cell, and fraction of diverged runs."""
     alive = episodes.rollout.alive[..., None]
     means = np.where(alive, episodes.positions, 0.0).sum((0, 1)) / alive.sum((0, 1))
     metrics = {
@@ -165,41 +172,43 @@ def _rollout_line(update: int, episodes: Episodes) -> dict[str, Any]:
 
 
 class Training:
-    """A run of the program, begun or continued, whose configuration and folder have been found good."""
+    """A new or continued run of the program, whose configuration and folder have been checked."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Makes env and agent, checks the folder, claims it, and goes on from its newest checkpoint
-        if it has one.
+        """Makes env and agent, checks and claims the folder, and loads its newest checkpoint.
 
         Raises:
-            ValueError: for what cannot be trained, or a folder that holds another run.
+            ValueError: the configuration is wrong, or the folder holds another run.
         """
         torch.set_num_threads(config.threads)
         self.config, folder = config, config.out
-        values = _described(config)
+        values = _json_values(config)
         outputs.check_run_folder(folder, values, MAY_CHANGE, WRITTEN)
         done = max(map(outputs.number, outputs.checkpoints(folder, "update")), default=0)
         if done > config.num_updates:
             raise ValueError(
-                f"num_updates must be at least the {done} that {folder} has; got {config.num_updates}"
+                f"num_updates must be at least the {done} of {folder}; got {config.num_updates}"
             )
+
         self.env = make_population(config.env, config.num_envs, config.arguments())
         self.trainer = TRAINERS[config.agent](config, self.env)
         facts = environment_facts(config.arguments(), self.env.plant.corpus_digest)
-        outputs.claim(folder, values, facts)  # last: what cannot be begun leaves no trace
+        outputs.claim(folder, values, facts)  # last, so that an error leaves no folder
+
         resumed = outputs.resume(folder, "update", self.trainer.agent.load)
         self.first = 0 if resumed is None else outputs.number(resumed)
         keep_lines(folder / "rollouts.jsonl", "update", self.first - 1)
         self.log = RunLog(folder, self.timesteps(self.first), config.tensorboard, values)
 
     def timesteps(self, num_updates: int) -> int:
-        """Returns the timesteps of so many updates, the decisions of all episodes."""
+        """Returns the timesteps of a number of updates: the decisions of all episodes."""
         return num_updates * self.config.episodes_per_update * self.env.num_decisions
 
     def run(self) -> dict[str, float]:
-        """Trains to the last update and saves the policy; returns the metrics of the last update."""
+        """Trains to the last update, saves the policy, and returns the last update's metrics."""
         config, folder, metrics = self.config, self.config.out, dict[str, float]()
         title = f"{config.agent} seed {config.seed}"
+
         with (
             self.log as log,
             log.progress(config.num_updates, title, completed=self.first) as advance,
@@ -212,6 +221,7 @@ class Training:
                     metrics = metrics | inner_metrics(episodes, self.env.action_names)
                     with open(folder / "rollouts.jsonl", "a", encoding="utf-8") as file:
                         file.write(json.dumps(_rollout_line(update, episodes)) + "\n")
+
                 metrics = log.clocks(self.timesteps(done), done) | metrics
                 if done == config.num_updates:
                     metrics["eval/held_out"] = self.held_out()
@@ -219,42 +229,40 @@ class Training:
                 self.trainer.agent.save(folder / "checkpoints" / f"update-{done:06d}")
                 outputs.drop_old(folder, "update")
                 advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
-        env = self.env
-        save_policy(
-            self.trainer.agent.policy, folder / "policy", env.observation_names, env.action_names
-        )
+
+        names = (self.env.observation_names, self.env.action_names)
+        save_policy(self.trainer.agent.policy, folder / "policy", *names)
         return metrics
 
     def held_out(self) -> float:
-        """Returns the mean held-out score of an episode per row, under the policy's mean, on seeds of no update."""
-        key, seeds = (
-            self.env.plant.score.key,
-            episode_seeds(self.config.seed, HELD_OUT, self.config.num_envs),
-        )
-        return float(
-            np.mean([row[key] for row in run_episodes(self.trainer.agent.policy, self.env, seeds)])
-        )
+        """Returns the mean held-out score of one episode per row under the policy's mean.
+
+        No update has these seeds.
+        """
+        key = self.env.plant.score.key
+        seeds = episode_seeds(self.config.seed, HELD_OUT, self.config.num_envs)
+        rows = run_episodes(self.trainer.agent.policy, self.env, seeds)
+        return float(np.mean([row[key] for row in rows]))
 
 
-def _described(config: TrainConfig) -> dict[str, Any]:
-    """Returns the configuration as it stands in config.json: without the other agents' options, out and tensorboard."""
+def _json_values(config: TrainConfig) -> dict[str, Any]:
+    """Returns the configuration in config.json: no other agent's options, out or tensorboard."""
     left_out = {"out", "tensorboard", *TRAINERS} - {config.agent}
     values = {key: value for key, value in asdict(config).items() if key not in left_out}
     return values | {"env_kwargs": config.arguments()}
 
 
 def train(config: TrainConfig) -> dict[str, float]:
-    """Trains to the last update, resuming if the folder holds a run; returns the metrics of the
-    last update.
+    """Trains a controller, or continues a run. Returns the metrics of the last update.
 
     Raises:
-        ValueError: for what cannot be trained, or a folder that holds another run.
+        ValueError: the configuration is wrong, or the folder holds another run.
     """
     return Training(config).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program."""
+    """Trains a controller and prints the folder of its policy."""
     config = configuration(TrainConfig, "train_agents.train", __doc__, arguments)
     with refusals():
         training = Training(config)
