@@ -66,7 +66,9 @@ def test_the_checkpoint_of_another_configuration_is_refused_and_kept(stopped, ca
     for more in (("--seed", "1"), ("--base-lr", "0.1"), ("--demonstrations.error-fraction", "0.2")):
         with pytest.raises(SystemExit, match="2"):
             made(stopped, *more)
-        assert "must be of the same student; got differences (there, given)" in capsys.readouterr().err
+        assert (
+            "must be of the same student; got differences (there, given)" in capsys.readouterr().err
+        )
     assert (stopped / CHECKPOINT).read_bytes() == before and len(list(stopped.iterdir())) == 1
 
 
@@ -101,10 +103,7 @@ def test_the_folder_of_a_run_or_of_another_model_is_refused_and_kept(tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         made(tmp_path)
     err = capsys.readouterr().err
-    assert (
-        f"out must be a folder without config.json of a run or a model; got {tmp_path}"
-        in err
-    )
+    assert f"out must be a folder without config.json of a run or a model; got {tmp_path}" in err
     assert err.count("\n") == 1 and [child.name for child in tmp_path.iterdir()] == ["config.json"]
 
 
