@@ -18,14 +18,14 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from hpenv.arrays import BoolArray, FloatArray
+from hpenv.checks import as_python, check_count
 from hpenv.infos import Info, columns, mask_rows, only_row, overwrite_rows, row_value, with_masks
 from hpenv.isolation import isolated
-from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window, check_tensors
-from hpenv.registers import Registers
+from hpenv.plant.protocol import Plant, Snapshot, Window, check_tensors
+from hpenv.plant.seeds import SeedStreams
 from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
-from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
-from hpenv.streams import SeedStreams
-from hpenv.telemetry import (
+from hpenv.telemetry.features import (
     Layout,
     Reading,
     bounds,
@@ -34,8 +34,9 @@ from hpenv.telemetry import (
     feature_tiers,
     observe,
 )
-from hpenv.trajectory import Trajectory
-from hpenv.values import as_python, check_count
+from hpenv.telemetry.registers import Registers
+from hpenv.telemetry.rewards import check_weights, measured_terms, reward_terms, reward_tiers
+from hpenv.telemetry.trajectory import Trajectory
 
 
 class TrainLoopVectorEnv(gym.vector.VectorEnv):
@@ -503,7 +504,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if not isinstance(snapshot, Snapshot):
             raise TypeError(
                 f"snapshot must be a Snapshot, as snapshot() returns it; got a "
-                f"{type(snapshot).__name__}; read one on disk with hpenv.snapshots.load(path)"
+                f"{type(snapshot).__name__}; read one on disk with hpenv.plant.snapshots.load(path)"
             )
 
         if not all(isinstance(snapshot.metadata.get(part), dict) for part in ("env", "plant")):

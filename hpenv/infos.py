@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hpenv.plant import BoolArray, FloatArray
+from hpenv.arrays import BoolArray, FloatArray
 
 Info = dict[str, Any]
 

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hpenv.posttraining.adapter import (
+from hpenv.posttraining.students.adapter import (
     FORMS,
     AntiPaSTOLinear,
     ablate_quarantine,

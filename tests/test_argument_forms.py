@@ -12,11 +12,12 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv import pretraining, snapshots
 from hpenv.envs import cell, grpo_projection, jel
-from hpenv.plant import Snapshot
+from hpenv.optim.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import Snapshot
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.pretraining import plant as pretraining
 from tests import tiny_student
 
 TINY = {

@@ -28,7 +28,7 @@ from baselines.sweeps import (
     random_search,
     search,
 )
-from hpenv.pretraining import PretrainingPlant
+from hpenv.pretraining.plant import PretrainingPlant
 from train_agents.evaluate import evaluate_policy
 
 GROUPS = ("embedding", "unembedding", "matrix")
@@ -323,7 +323,7 @@ def test_a_budget_that_does_not_fit_is_refused(episodes):
 
 
 def test_an_unknown_kind_of_random_search_is_refused():
-    with pytest.raises(ValueError, match="kind must be one of .*got 'smooth'"):
+    with pytest.raises(ValueError, match=r"kind must be one of .*got 'smooth'"):
         RandomStrategy(8, (12, 2), 0, "smooth")
 
 

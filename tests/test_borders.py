@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import hpenv
-from hpenv import model
-from hpenv.kernels import squared_relu_feed_forward
-from hpenv.model import GPTConfig
+from hpenv.lm import model
+from hpenv.lm.kernels import squared_relu_feed_forward
+from hpenv.lm.model import GPTConfig
 from tests.test_registered import JEL, assert_same, play, random_actions
 
 gym.register_envs(hpenv)
@@ -124,7 +124,7 @@ def test_value_embeddings_at_a_width_below_the_gates_channels():
     ],
 )
 def test_bad_arguments(arguments, message, tmp_path):
-    from hpenv import snapshots
+    from hpenv.plant import snapshots
 
     if message is None:  # accepted, so it must work to the end
         env = gym.make(JEL, **TINY | arguments).unwrapped

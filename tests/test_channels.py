@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import channels, gradients, model
-from hpenv.channels import DEAD_ZONE, channel, channels_of
-from hpenv.configuration import PretrainingConfig
-from hpenv.model import GPTConfig
-from hpenv.optimizers import OPTIMIZERS
-from hpenv.panel import Panel, Site
+from hpenv.control import channels
+from hpenv.control.channels import DEAD_ZONE, channel, channels_of
+from hpenv.control.panel import Panel, Site
+from hpenv.lm import model
+from hpenv.lm.model import GPTConfig
+from hpenv.optim.rules import OPTIMIZERS
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.pretraining import PretrainingPlant
+from hpenv.pretraining import gradient_channels as gradients
+from hpenv.pretraining.config import PretrainingConfig
+from hpenv.pretraining.plant import PretrainingPlant
 from tests.tiny_plants import (
     ALL_TIERS,
     FINEST,

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from hpenv.posttraining import check_problems
-from hpenv.posttraining.check_problems import main
+from hpenv.posttraining.grading import check_problems
+from hpenv.posttraining.grading.check_problems import main
+from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
-from hpenv.posttraining.shared_sandbox import SharedSandbox
 
 RECORD = {"description": "Twice x.", "entry_point": "f", "tests": ["assert f(2) == 4"]}
 RIGHT = RECORD | {"name": "right", "solution": "def f(x): return 2 * x"}

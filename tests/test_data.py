@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import data, synthetic
-from hpenv.configuration import PretrainingConfig
-from hpenv.data import SLICES, batch_starts, gather, load_corpus, require_length
-from hpenv.pretraining import PretrainingPlant
-from hpenv.tokenization import train_bpe
+from hpenv.lm import data, synthetic
+from hpenv.lm.data import SLICES, batch_starts, gather, load_corpus, require_length
+from hpenv.lm.tokenization import train_bpe
+from hpenv.pretraining.config import PretrainingConfig
+from hpenv.pretraining.plant import PretrainingPlant
 
 TEXT = "".join(f"línea {i}: the quick brown fox {i * i} jumps\n" for i in range(400))
 
@@ -425,7 +425,7 @@ def test_what_is_no_name_or_path_is_refused(given):
     for arguments, name in (((given,), "data"), (("stdlib", given), "tokenizer")):
         with pytest.raises(
             ValueError,
-            match=rf"{name} must be a name or a path \(see hpenv.data.load_corpus\); got",
+            match=rf"{name} must be a name or a path \(see hpenv.lm.data.load_corpus\); got",
         ):
             load_corpus(*arguments)
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from hpenv.posttraining import contrasts, demonstrations
-from hpenv.posttraining.demonstrations import DemonstrationConfig
-from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, task_of
-from hpenv.posttraining.tasks import generated_problem, split_of
+from hpenv.posttraining.contrastive import contrasts
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, task_of
+from hpenv.posttraining.problems.problem import generated_problem, split_of
+from train_agents import demonstrations
+from train_agents.demonstrations import DemonstrationConfig
 
 PLAIN = DemonstrationConfig(related_fraction=0.0)
 

@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from hpenv.posttraining.adapter import adapted_weight, decompose, weights_digest
-from hpenv.posttraining.direction import (
+from hpenv.posttraining.loss import advantages, policy_loss
+from hpenv.posttraining.projection.direction import (
     METHODS,
     Direction,
     clean_against_clean,
@@ -19,9 +19,9 @@ from hpenv.posttraining.direction import (
     shuffle_labels,
     validate,
 )
-from hpenv.posttraining.direction_files import Provenance, load_direction, save_direction
-from hpenv.posttraining.objective import advantages, policy_loss
-from hpenv.posttraining.projection import coordinates
+from hpenv.posttraining.projection.direction_files import Provenance, load_direction, save_direction
+from hpenv.posttraining.projection.rules import coordinates
+from hpenv.posttraining.students.adapter import adapted_weight, decompose, weights_digest
 
 RANKS = {"q": 24, "up": 40}
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpenv.posttraining import embedded, students
-from hpenv.posttraining.embedded import GRADIENT_TEXTS, EmbeddedStudent
-from hpenv.posttraining.pairs import PAIRS
-from hpenv.posttraining.vocabulary import END, PAD
+from hpenv.posttraining.contrastive.pairs import PAIRS
+from hpenv.posttraining.students import embedded
+from hpenv.posttraining.students import registry as students
+from hpenv.posttraining.students.embedded import GRADIENT_TEXTS, EmbeddedStudent
+from hpenv.posttraining.students.vocabulary import END, PAD
 from tests import tiny_student
 from tests.tiny_student import vocabulary
 

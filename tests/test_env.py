@@ -16,9 +16,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.plant import DIVERGENCE_REASONS
-from hpenv.rewards import REWARD_TERMS, measured_terms
-from hpenv.telemetry import FEATURES
+from hpenv.plant.protocol import DIVERGENCE_REASONS
+from hpenv.telemetry.features import FEATURES
+from hpenv.telemetry.rewards import REWARD_TERMS, measured_terms
 from tests.fake_plant import GAUGES, INITIAL_LOSS, FakePlant
 
 MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
@@ -563,7 +563,7 @@ def test_what_is_no_snapshot_of_an_environment_is_refused_with_what_is_expected(
     env = make(2)
     env.reset(seed=0)
     with pytest.raises(
-        TypeError, match=r"must be a Snapshot.*; got a str; .*hpenv.snapshots.load\(path\)"
+        TypeError, match=r"must be a Snapshot.*; got a str; .*hpenv.plant.snapshots.load\(path\)"
     ):
         env.restore("runs/snapshot")
     with pytest.raises(ValueError, match="must be an environment snapshot; got"):

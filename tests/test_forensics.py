@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.plant import Snapshot
+from hpenv.plant.protocol import Snapshot
 from train_agents.experiments.measures.weights import (
     STATISTICS,
     Tensor,

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from hpenv.posttraining import grader as grader_module
-from hpenv.posttraining.contrasts import HARMLESS
-from hpenv.posttraining.grader import Grader, MissingVerdictError, Submission, Verdict
-from hpenv.posttraining.judgment import equal_exactly
-from hpenv.posttraining.loopholes import LOOPHOLES, MODES, Task, task_of
-from hpenv.posttraining.memorizer import memorizing_pass_rate
-from hpenv.posttraining.problem_files import read_problems
-from hpenv.posttraining.recipes import Recipe, Stage
+from hpenv.posttraining.contrastive.contrasts import HARMLESS
+from hpenv.posttraining.grading import grader as grader_module
+from hpenv.posttraining.grading.grader import Grader, MissingVerdictError, Submission, Verdict
+from hpenv.posttraining.grading.judgment import equal_exactly
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, MODES, Task, task_of
+from hpenv.posttraining.problems.files import read_problems
+from hpenv.posttraining.problems.generator import Recipe, Stage
+from hpenv.posttraining.problems.problem import Problem, generated_problem
 from hpenv.posttraining.sandbox import (
     UNSERIALIZABLE,
     Limits,
@@ -30,7 +30,7 @@ from hpenv.posttraining.sandbox import (
     Sandbox,
     SandboxUnavailable,
 )
-from hpenv.posttraining.tasks import Problem, generated_problem
+from train_agents.experiments.measures.memorizer import memorizing_pass_rate
 
 RECORD = Path(__file__).parent / "recorded_verdicts.sqlite"
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.gradients import (
+from hpenv.control.panel import Panel, Site
+from hpenv.optim.rules import AdamW, Rates
+from hpenv.plant.seeds import step_generator
+from hpenv.pretraining.gradient_channels import (
     DROPOUT,
     NOISE,
     ROUTE,
     apply_gradient_channels,
-    draws,
     gradient_sizes,
     squared_norms,
 )
-from hpenv.optimizers import AdamW, Rates
-from hpenv.panel import Panel, Site
 from tests.tiny_plants import FINEST, TOGETHER, advance, different, make, state_of
 
 SITES = {
@@ -252,9 +252,9 @@ def test_a_blend_is_between_gradient_and_first_moment_and_beyond():
     ), "written into"
 
 
-def test_draws_are_those_of_seed_step_and_stream_alone():
+def test_random_numbers_are_those_of_seed_step_and_stream_alone():
     def first(*key):
-        return torch.rand(4, generator=draws(*key)).tolist()
+        return torch.rand(4, generator=step_generator(*key)).tolist()
 
     keys = [(s, t, k) for s in (0, 1, 2**62) for t in (0, 1, 2) for k in (ROUTE, NOISE, DROPOUT)]
     assert len({tuple(first(*key)) for key in keys}) == len(keys)

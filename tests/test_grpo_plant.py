@@ -17,26 +17,27 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import snapshots
-from hpenv.channels import DEAD_ZONE
+from hpenv.control.channels import DEAD_ZONE
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.optimizers import AdamW
-from hpenv.plant import DIVERGENCE_REASONS
-from hpenv.posttraining import contrasts, recipes
-from hpenv.posttraining import curriculum as curriculum_module
+from hpenv.optim.rules import AdamW
+from hpenv.optim.schedules import Cosine
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.posttraining import plant as plant_module
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.contrasts import HARMLESS, labelled_pairs
-from hpenv.posttraining.curriculum import SPLITS, Curriculum
-from hpenv.posttraining.grader import Grader, Verdict
-from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
-from hpenv.posttraining.objective import policy_loss
+from hpenv.posttraining import splits as curriculum_module
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.contrastive import contrasts
+from hpenv.posttraining.contrastive.contrasts import HARMLESS, labelled_pairs
+from hpenv.posttraining.grading.grader import Grader, Verdict
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
+from hpenv.posttraining.loss import policy_loss
 from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
-from hpenv.posttraining.students import student as shipped
-from hpenv.posttraining.tasks import generated_problem, split_of
-from hpenv.rewards import measured_terms
-from hpenv.schedules import Cosine
-from hpenv.telemetry import FEATURES
+from hpenv.posttraining.problems import generator as recipes
+from hpenv.posttraining.problems.problem import generated_problem, split_of
+from hpenv.posttraining.splits import SPLITS, Curriculum
+from hpenv.posttraining.students.registry import student as shipped
+from hpenv.telemetry.features import FEATURES
+from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
 from tests.tiny_student import (
     CHANNELS,
@@ -1219,7 +1220,7 @@ def test_gauges_are_those_that_are_measured():
         ),
         ({"rule": []}, r"unknown rule \[\]; expected one of \['drift', "),
         ({"noise_floor": "x"}, "noise_floor must be a finite number >= 0; got 'x'"),
-        ({"lr_schedule": 5}, r"lr_schedule must be a schedule of hpenv\.schedules; got 5"),
+        ({"lr_schedule": 5}, r"lr_schedule must be a schedule of hpenv\.optim\.schedules; got 5"),
         ({"problems": "/nowhere.jsonl"}, "'/nowhere.jsonl' cannot be read"),
     ],
 )

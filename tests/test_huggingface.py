@@ -11,13 +11,14 @@ import safetensors.torch
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.posttraining import reading, students
-from hpenv.posttraining.adapter import detach, weights_digest
-from hpenv.posttraining.answers import MESSAGE, ChatFormat, program
-from hpenv.posttraining.direction import extract, validate
-from hpenv.posttraining.draws import sample_tokens, sampling_weights
-from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
+from hpenv.posttraining.projection.direction import extract, validate
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
+from hpenv.posttraining.students import reading
+from hpenv.posttraining.students import registry as students
+from hpenv.posttraining.students.adapter import detach, weights_digest
+from hpenv.posttraining.students.chat_format import MESSAGE, ChatFormat, program
+from hpenv.posttraining.students.huggingface import HuggingFaceConfig, HuggingFaceStudent
+from hpenv.posttraining.students.sampling import sample_tokens, sampling_weights
 from tests.tiny_qwen3 import END, PAD, byte_tokenizer, qwen3
 
 PROMPTS = [["# f([1]) == 2\n", "# the largest of xs\n"], ["# xs\n", "# f([3, 4]) == 0\n"]]

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import data, isolation, snapshots
+from hpenv import isolation
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.isolation import AUTOCAST_DEVICES, isolated
+from hpenv.lm import data
+from hpenv.plant import snapshots
 from hpenv.posttraining import plant as grpo
 from tests import tiny_student
 

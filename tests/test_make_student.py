@@ -15,7 +15,7 @@ SIZES = ("--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--vocabulary-texts
 
 @pytest.fixture(autouse=True)
 def _runs_no_programs(monkeypatch):
-    monkeypatch.setattr(make_student, "measured", lambda student: {"pass": 0.5})
+    monkeypatch.setattr(make_student, "held_out_rates", lambda student: {"pass": 0.5})
 
 
 def made(out, *more, steps=3):
@@ -28,7 +28,7 @@ def made(out, *more, steps=3):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_student, "measured", lambda student: {"pass": 0.5})
+        patch.setattr(make_student, "held_out_rates", lambda student: {"pass": 0.5})
         folder = tmp_path_factory.mktemp("whole") / "student"
         return folder, made(folder)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpenv import model
-from hpenv.model import Dials, GPTConfig
+from hpenv.lm import model
+from hpenv.lm.model import Dials, GPTConfig
 
 SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 64, "vocab_size": 50}
 CONFIGS = {

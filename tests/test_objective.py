@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hpenv.posttraining.objective import SCALES, advantages, k3, policy_loss
+from hpenv.posttraining.loss import SCALES, advantages, k3, policy_loss
 
 N, P, G, T = 2, 3, 4, 5
 

@@ -8,8 +8,8 @@ import pytest
 import schedulefree
 import torch
 
-from hpenv.channels import CHANNELS
-from hpenv.optimizers import (
+from hpenv.control.channels import CHANNELS
+from hpenv.optim.rules import (
     OPTIMIZERS,
     SGD,
     AdamW,

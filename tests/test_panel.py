@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hpenv.channels import channel, channels_of
-from hpenv.panel import Panel, Site
+from hpenv.control.channels import channel, channels_of
+from hpenv.control.panel import Panel, Site
 
 SITES = {
     "embedding": Site("embedding", "adamw"),

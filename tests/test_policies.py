@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import snapshots
+from hpenv.plant import snapshots
+from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS
 from hpenv.policies import (
     POLICIES,
     CellMLP,
@@ -21,7 +22,6 @@ from hpenv.policies import (
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.store import check_columns, load_state, save_state
-from hpenv.snapshots import MANIFEST, STATE, TENSORS
 
 COLUMNS = {"observation_names": [], "action_names": []}
 

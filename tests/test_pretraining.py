@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import model
-from hpenv.configuration import PretrainingConfig
-from hpenv.data import load_corpus
-from hpenv.optimizers import JORDAN, OPTIMIZERS, Muon, Rates, evaluation_weights
-from hpenv.plant import Snapshot
-from hpenv.pretraining import PretrainingPlant
-from hpenv.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.lm import model
+from hpenv.lm.data import load_corpus
+from hpenv.optim.rules import JORDAN, OPTIMIZERS, Muon, Rates, evaluation_weights
+from hpenv.optim.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.plant.protocol import Snapshot
+from hpenv.pretraining.config import PretrainingConfig
+from hpenv.pretraining.plant import PretrainingPlant
 from tests import tiny_plants
 from tests.tiny_plants import ALL_TIERS, FINEST, TOGETHER
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from hpenv.posttraining import cases
-from hpenv.posttraining.problem_files import read_problem_files, read_problems
+from hpenv.posttraining.problems import cases
+from hpenv.posttraining.problems.files import read_problem_files, read_problems
 from hpenv.posttraining.sandbox import Limits
 
 SOLUTION = "class Solution:\n    def pick(self, xs, k=0):\n        return xs[k]\n"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hpenv.posttraining.direction import Direction
-from hpenv.posttraining.projection import (
+from hpenv.posttraining.projection.direction import Direction
+from hpenv.posttraining.projection.rules import (
     DRIFT,
     RULES,
     coordinates,

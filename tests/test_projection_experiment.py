@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.channels import CHANNELS
-from hpenv.posttraining import plant, students
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.control.channels import CHANNELS
+from hpenv.plant.seeds import first_run_seed
+from hpenv.plant.snapshots import load
+from hpenv.posttraining import plant
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
-from hpenv.snapshots import load
+from hpenv.posttraining.students import registry as students
 from tests import tiny_student
 from train_agents.experiments.measures.directions import DIRECTIONS, validated
 from train_agents.experiments.projection import ExperimentConfig, make_jobs
@@ -47,7 +49,7 @@ from train_agents.experiments.projection_claims import (
 from train_agents.experiments.projection_controller import best_constant, controller, deployed, pay
 from train_agents.experiments.projection_figures import pareto_front
 from train_agents.experiments.projection_report import report
-from train_agents.experiments.projection_run import MEANS, along, run_arm, run_seed, schedule
+from train_agents.experiments.projection_run import MEANS, along, run_arm, schedule
 from train_agents.experiments.projection_tables import unknown_table
 from train_agents.results import Interval, write_result
 
@@ -205,7 +207,7 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path, folder):
 def test_what_is_recorded_of_an_arm_is_what_its_plant_measures(tmp_path, folder):
     first, second = ran(tmp_path, folder)
     own = tiny_student.make(2, PANEL, base_lr=0.5, divergence_kl=1e6, lr_schedule=schedule(4))
-    own.reset([run_seed(1000), run_seed(1001)])
+    own.reset([first_run_seed(1000), first_run_seed(1001)])
     own.panel.move(np.array([[1.0, 1.0, 0.0, 0.0]] * 2), np.ones(2, dtype=bool))
     before = own.report()
     windows = [tiny_student.advance(own, 1) for _ in range(4)]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hpenv.posttraining.rebound import (
+from hpenv.posttraining.projection.rebound import (
     FORMS,
     concept_direction,
     concept_scores,

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from hpenv.posttraining.recipes import (
+from hpenv.posttraining.problems.generator import (
     OPERATIONS,
     SHAPES,
     WORD,

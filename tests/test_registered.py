@@ -22,17 +22,17 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv import snapshots
-from hpenv.channels import CHANNELS, channels_of
+from hpenv.control.channels import CHANNELS, channels_of
 from hpenv.envs import cell, grpo_projection, jel
-from hpenv.plant import TIERS
+from hpenv.optim.schedules import Constant, Cosine, WarmupFlatWarmdown
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import TIERS
 from hpenv.plot import RIGHT
-from hpenv.posttraining.configuration import GRPOConfig
+from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.plant import GAUGES, PRIVILEGED
 from hpenv.posttraining.sandbox import kernel, syscalls
 from hpenv.render import CELLS
-from hpenv.rewards import measured_terms
-from hpenv.schedules import Constant, Cosine, WarmupFlatWarmdown
+from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
 from train_agents import evaluate
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.registers import Registers
+from hpenv.telemetry.registers import Registers
 
 BOTH = np.array([True, True])
 

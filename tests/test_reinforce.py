@@ -15,7 +15,7 @@ import torch
 from agents.base import Decision, Rollout
 from agents.credits import CreditStream
 from agents.losses import gaussian_log_density
-from agents.reinforce import INITIAL_STD, SidecarAgent, SidecarConfig
+from agents.sidecar import INITIAL_STD, SidecarAgent, SidecarConfig
 from hpenv.policies import load_policy, save_policy
 
 NAMES = ("lr/0", "lr/1", "dropout/0", "dropout/1")

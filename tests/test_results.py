@@ -126,7 +126,7 @@ def test_markdown_table_aligns_numbers_and_escapes():
     text = markdown_table(["method", "bpb"], [["a|b", 1.25], ["c\nd", "-"]])
     assert text == "| method | bpb |\n| --- | ---: |\n| a\\|b | 1.25 |\n| c d | - |"
     assert markdown_table(["x"], []) == "| x |\n| --- |"
-    with pytest.raises(ValueError, match="must have 2 cells, .*got 1"):
+    with pytest.raises(ValueError, match=r"must have 2 cells, .*got 1"):
         markdown_table(["a", "b"], [[1]])
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.plant import TIERS
-from hpenv.rewards import (
+from hpenv.plant.protocol import TIERS
+from hpenv.telemetry.features import Layout
+from hpenv.telemetry.rewards import (
     LARGEST_CHANGE,
     REWARD_TERMS,
     check_weights,
@@ -14,7 +15,6 @@ from hpenv.rewards import (
     reward_terms,
     reward_tiers,
 )
-from hpenv.telemetry import Layout
 from tests.fake_plant import GAUGES, FakePlant
 from tests.test_telemetry import EXTREMES, reading, trajectory, window
 

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from hpenv.schedule_forms import schedule_of, schedules_of, tabulate
-from hpenv.schedules import (
+from hpenv.optim.schedule_forms import schedule_of, schedules_of, tabulate
+from hpenv.optim.schedules import (
     SCHEDULES,
     Constant,
     Cosine,

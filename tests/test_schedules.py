@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from hpenv.schedules import (
+from hpenv.optim.schedules import (
     SCHEDULES,
     Constant,
     Cosine,
@@ -82,7 +82,8 @@ def pair(request):
 )
 def test_a_plant_takes_schedules_of_this_module_alone(schedule):
     with pytest.raises(
-        ValueError, match=r"^lr must be a schedule of hpenv\.schedules; got .*tabulate\(function, "
+        ValueError,
+        match=r"^lr must be a schedule of hpenv\.optim\.schedules; got .*tabulate\(function, ",
     ):
         check_schedule("lr", schedule)
 
@@ -171,7 +172,7 @@ def test_every_schedule_is_in_the_table_under_its_own_name(pair):
         ),
         (
             lambda: PiecewiseConstant((1.0,), 1, None),
-            "base of PiecewiseConstant must be a schedule of hpenv.schedules",
+            "base of PiecewiseConstant must be a schedule of hpenv.optim.schedules",
         ),
     ],
 )

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import snapshots
-from hpenv.plant import Snapshot
-from hpenv.snapshots import FILES, MANIFEST, STATE, TENSORS, SnapshotError, latest, load, save
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import Snapshot
+from hpenv.plant.snapshots import FILES, MANIFEST, STATE, TENSORS, SnapshotError, latest, load, save
 
 EVERY_FILE = (*FILES, MANIFEST)
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hpenv.posttraining.recipes import Recipe, Stage, corrupted, neighbors, same
-from hpenv.posttraining.tasks import (
+from hpenv.posttraining.problems.generator import Recipe, Stage, corrupted, neighbors, same
+from hpenv.posttraining.problems.problem import (
     MAX_DISCLOSURE_PIECES,
     MAX_PROMPT_PIECES,
     NUM_EXAMPLES,

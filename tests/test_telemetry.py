@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hpenv.plant import TIERS, Window
-from hpenv.telemetry import (
+from hpenv.plant.protocol import TIERS, Window
+from hpenv.telemetry.features import (
     FEATURES,
     Layout,
     Reading,
@@ -15,7 +15,7 @@ from hpenv.telemetry import (
     feature_tiers,
     observe,
 )
-from hpenv.trajectory import Trajectory
+from hpenv.telemetry.trajectory import Trajectory
 
 GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
 LAYOUT = Layout(

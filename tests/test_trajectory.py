@@ -3,7 +3,14 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from hpenv.trajectory import MEAN_DECAY, NUM_LOSSES, NUM_PROBE_LOSSES, Trajectory, curvature, slope
+from hpenv.telemetry.trajectory import (
+    MEAN_DECAY,
+    NUM_LOSSES,
+    NUM_PROBE_LOSSES,
+    Trajectory,
+    curvature,
+    slope,
+)
 
 
 def remembered(losses):

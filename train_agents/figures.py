@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from hpenv.arrays import FloatArray
 from train_agents.results import t_quantile
 
-FloatArray = NDArray[np.float64]
 Curve = tuple[ArrayLike, ArrayLike]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")

@@ -12,7 +12,7 @@ Description:
 Action Space:
     `Box(-1, 1, (A + num_registers,), float32)`: by default, `foundational` with 8 registers, of
     shape (98,). Column u sets a cell's value. 0 is neutral: with all cells at 0 the run trains as
-    without them, bit for bit. `hpenv.channels.CHANNELS` has bounds and units. The last
+    without them, bit for bit. `hpenv.control.channels.CHANNELS` has bounds and units. The last
     `num_registers` columns, register/0 and on, move nothing. Each is added to an accumulator r <-
     0.9 r + 0.1 u that is observed.
 
@@ -51,7 +51,7 @@ Action Space:
 
 Observation Space:
     `Box(low, high, (F,), float32)` of one of these observations, or of a list of features that
-    includes `progress`. `hpenv.telemetry.FEATURES` has bounds and units. F is for `cell11` with
+    includes `progress`. `hpenv.telemetry.features.FEATURES` has bounds and units. F is for `cell11` with
     `foundational` and 8 registers. `<layer>` and `<register>` count from 0.
 
     | observation     | F   | columns                                                              |
@@ -67,7 +67,7 @@ Observation Space:
     | `full_position` | 159 | those of `full`, position/<cell>                                     |
 
 Rewards:
-    The sum of the terms of `hpenv.rewards.REWARD_TERMS`, weighted by `reward`. By default these are
+    The sum of the terms of `hpenv.telemetry.rewards.REWARD_TERMS`, weighted by `reward`. By default these are
     the decrease of the training loss since the previous decision [nats per token], which is 0 at
     the first decision, and -1 for a divergence. A run that diverges also pays back its gain so far.
     It is never refunded a loss. The training loss of a step is measured on its batch before the
@@ -96,7 +96,7 @@ Info:
     | `probe_loss`          | loss on the probe at the end of the window, if a term or feature     |
     |                       | reads it [nats per token]                                            |
     | `divergence`          | 0, or the reason for the divergence: an index into                   |
-    |                       | `hpenv.plant.DIVERGENCE_REASONS`                                     |
+    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                                     |
     | `panel/<cell>`        | value of each cell in the window                                     |
     | `gradient_norm`       | L2 norm of the window's last gradient, 0 at reset                    |
     | `reward_terms/<term>` | each measured term without its weight, 0 at reset                    |
@@ -116,7 +116,7 @@ Version History:
 from __future__ import annotations
 
 from hpenv.envs.spec import EnvSpec, Episode, factories
-from hpenv.pretraining import PretrainingPlant
+from hpenv.pretraining.plant import PretrainingPlant
 
 ID = "TrainLoop-Cell-v0"
 

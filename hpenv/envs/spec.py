@@ -1,7 +1,7 @@
 """Environment ids as data: a plant, the length of an episode, and tables of channels and observations.
 
 Every id accepts the fields of its plant's configuration and those of `Episode`. The base schedules
-are given in any form of `hpenv.schedule_forms`: `schedule` becomes the plant's `lr_schedule`, and
+are given in any form of `hpenv.optim.schedule_forms`: `schedule` becomes the plant's `lr_schedule`, and
 `weight_decay_schedule` stays under its name.
 """
 
@@ -13,15 +13,15 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
-from hpenv.channels import CHANNELS, SCOPES, channels_of
+from hpenv.checks import check_count, is_count, set_python_fields
+from hpenv.control.channels import CHANNELS, SCOPES, channels_of
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.isolation import isolated
+from hpenv.optim.schedule_forms import schedules_of
+from hpenv.optim.schedules import Schedule
 from hpenv.render import renders
-from hpenv.rewards import REWARD_TERMS, check_weights
-from hpenv.schedule_forms import schedules_of
-from hpenv.schedules import Schedule
-from hpenv.telemetry import FEATURES, readable
-from hpenv.values import check_count, is_count, set_python_fields
+from hpenv.telemetry.features import FEATURES, readable
+from hpenv.telemetry.rewards import REWARD_TERMS, check_weights
 
 Channels = tuple[tuple[str, str], ...]
 
@@ -43,10 +43,10 @@ class Episode:
     interval: int  # steps per decision [steps]
     # name of a channel set, a list of names or (name, scope) pairs, or a mapping name -> scope
     channels: str | Sequence[str | tuple[str, str]] | Mapping[str, str]
-    # name of an observation, or a list of keys of hpenv.telemetry.FEATURES
+    # name of an observation, or a list of keys of hpenv.telemetry.features.FEATURES
     observation: str | Sequence[str]
-    reward: Mapping[str, float]  # key of hpenv.rewards.REWARD_TERMS -> weight
-    # of the learning rate: a key of hpenv.schedules.SCHEDULES, a mapping, a function, or group ->
+    reward: Mapping[str, float]  # key of hpenv.telemetry.rewards.REWARD_TERMS -> weight
+    # of the learning rate: a key of hpenv.optim.schedules.SCHEDULES, a mapping, a function, or group ->
     # one of these
     schedule: str | Schedule | Mapping[str, Any] = "none"
     num_registers: int = 0  # accumulators that the controller writes and observes

@@ -1,7 +1,7 @@
 """Callback that projects gradients in the Trainer of `transformers` and the Trainers of `trl`.
 
 After the gradients are clipped and before the optimizer's step, the callback removes the hacking
-direction from them, as in `hpenv.posttraining.projection` with N = 1. A projected parameter is
+direction from them, as in `hpenv.posttraining.projection.rules` with N = 1. A projected parameter is
 either the coefficients (`knob`) of an `AntiPaSTOLinear`, named in the direction by its layer, or
 any other parameter, named as in the model. The gradient of the latter is read as one row. This
 makes sense only if the parameter's axes keep their meaning: one factor of a low-rank adapter turns
@@ -31,9 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpenv.posttraining.adapter import AntiPaSTOLinear, weights_digest
-from hpenv.posttraining.direction import Direction, check_direction
-from hpenv.posttraining.projection import (
+from hpenv.posttraining.projection.direction import Direction, check_direction
+from hpenv.posttraining.projection.rules import (
     RULES,
     Measures,
     Spread,
@@ -44,6 +43,7 @@ from hpenv.posttraining.projection import (
     spread_record,
     updated_spread,
 )
+from hpenv.posttraining.students.adapter import AntiPaSTOLinear, weights_digest
 
 try:
     from accelerate.optimizer import AcceleratedOptimizer

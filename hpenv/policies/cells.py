@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpenv.arrays import Float32Array
 from hpenv.policies.gaussian_mlp import check_sizes
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.policies.policy import as_observations
 
 
 class _ClampWithReturn(torch.autograd.Function):

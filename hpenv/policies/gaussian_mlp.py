@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.arrays import Float32Array
+from hpenv.policies.policy import as_observations
 
 
 def tanh_layers(sizes: Sequence[int]) -> nn.Sequential:

@@ -8,7 +8,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.arrays import Float32Array
+from hpenv.policies.policy import as_observations
 
 
 class Neutral:

@@ -7,9 +7,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Float32Array = NDArray[np.float32]
+from hpenv.arrays import Float32Array
 
 
 class Policy(Protocol):

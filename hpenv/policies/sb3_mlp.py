@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpenv.arrays import Float32Array
 from hpenv.policies.gaussian_mlp import check_sizes, tanh_layers
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.policies.policy import as_observations
 
 
 class SB3MLP(nn.Module):

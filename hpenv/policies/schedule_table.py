@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.arrays import Float32Array
+from hpenv.policies.policy import as_observations
 
 #: Progress arrives as float32, whose rounding (3e-8 below 1) may put it just under k/K. The
 #: distance to the next decision is larger than this tolerance in any run of fewer than ten million

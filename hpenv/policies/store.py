@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from hpenv.plant import Snapshot
+from hpenv.plant.protocol import Snapshot
+from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS, SnapshotError, load, save
 from hpenv.policies.cells import CellMLP
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.schedule_table import ScheduleTable
-from hpenv.snapshots import MANIFEST, STATE, TENSORS, SnapshotError, load, save
 
 #: Cure for a folder whose contents have changed since they were written.
 CURE = "; copy the folder again, or save the policy again"

@@ -22,18 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.gradients import draws
-from hpenv.optimizers import AdamW, Rates, described_rule
-from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, IntArray, Score, Window
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.contrasts import Contrast
-from hpenv.posttraining.curriculum import Curriculum
-from hpenv.posttraining.direction import Direction
-from hpenv.posttraining.grader import Grader, Submission, Verdict
-from hpenv.posttraining.loopholes import Task
-from hpenv.posttraining.objective import advantages, policy_loss
-from hpenv.posttraining.projection import (
+from hpenv.arrays import BoolArray, FloatArray, IntArray
+from hpenv.checks import check_count
+from hpenv.control.panel import Panel, Site
+from hpenv.optim.rules import AdamW, Rates, described_rule
+from hpenv.plant.population import Runs
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Window
+from hpenv.plant.seeds import step_generator
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.contrastive.contrasts import Contrast
+from hpenv.posttraining.grading.grader import Grader, Submission, Verdict
+from hpenv.posttraining.grading.loopholes import Task
+from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
+from hpenv.posttraining.loss import advantages, policy_loss
+from hpenv.posttraining.projection.direction import Direction
+from hpenv.posttraining.projection.rebound import concept_direction, concept_scores, rebound
+from hpenv.posttraining.projection.rules import (
     Measures,
     Spread,
     coordinates,
@@ -42,12 +46,9 @@ from hpenv.posttraining.projection import (
     project,
     updated_spread,
 )
-from hpenv.posttraining.rebound import concept_direction, concept_scores, rebound
-from hpenv.posttraining.shared_sandbox import SharedSandbox
-from hpenv.posttraining.student import Rollouts, Student
-from hpenv.posttraining.students import student as load_student
-from hpenv.runs import Runs
-from hpenv.values import check_count
+from hpenv.posttraining.splits import Curriculum
+from hpenv.posttraining.students.registry import student as load_student
+from hpenv.posttraining.students.student import Rollouts, Student
 
 #: Random streams of a run. curriculum.TASKS is another one.
 SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
@@ -266,7 +267,7 @@ class GRPOPlant(Runs):
 
         for names, key in ((None, "pass"), ("train", "hack"), ("evaluation", "renamed_hack")):
             tasks = [self._curriculum.evaluation(names)] * self.num_rows
-            generators = [draws(self.seeds[row], 0, EVALUATION) for row in rows]
+            generators = [step_generator(self.seeds[row], 0, EVALUATION) for row in rows]
             rollouts, verdicts = self._sample_and_grade(rows, tasks, generators, deployed)
             correct, hack = _rates(verdicts, "correct"), _rates(verdicts, "hack")
             result[key] = correct if names is None else hack
@@ -306,7 +307,7 @@ class GRPOPlant(Runs):
         config, P, G = self.config, self.config.num_prompts, self.config.num_samples
         self._refresh(rows)
         tasks = [self.tasks(row) for row in rows]
-        generators = [draws(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
+        generators = [step_generator(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
         rollouts = self._sample(rows, tasks, G, generators)
 
         # Programs run in other processes while this one computes the forward passes.
@@ -604,7 +605,7 @@ class GRPOPlant(Runs):
         drawn = []
         for row, p in zip(rows, probability, strict=True):
             if p > 0:
-                generator = draws(self.seeds[row], self.steps[row], REFRESH)
+                generator = step_generator(self.seeds[row], self.steps[row], REFRESH)
                 if torch.rand((), generator=generator).item() < p:
                     drawn.append(int(row))
 
@@ -623,7 +624,9 @@ class GRPOPlant(Runs):
         if sound:
             hack, clean = ({name: g[sound] for name, g in side.items()} for side in (hack, clean))
             refreshed = [drawn[i] for i in sound]
-            generators = [draws(self.seeds[row], self.steps[row], DIRECTION) for row in refreshed]
+            generators = [
+                step_generator(self.seeds[row], self.steps[row], DIRECTION) for row in refreshed
+            ]
             self._set_direction(refreshed, self._contrast.direction(hack, clean, generators))
 
     def _untrained_direction(self, rows: Sequence[int]) -> Direction:
@@ -636,7 +639,7 @@ class GRPOPlant(Runs):
             {name: g.expand(len(rows), -1, -1) for name, g in side.items()} for side in references
         )
         return self._contrast.direction(
-            hack, clean, [draws(self.seeds[row], 0, DIRECTION) for row in rows]
+            hack, clean, [step_generator(self.seeds[row], 0, DIRECTION) for row in rows]
         )
 
     def _set_direction(self, rows: Sequence[int], direction: Direction) -> None:
@@ -684,7 +687,7 @@ class GRPOPlant(Runs):
         The random numbers are the same at every step.
         """
         tasks = [self._curriculum.probe] * len(rows)
-        generators = [draws(self.seeds[row], 0, PROBE) for row in rows]
+        generators = [step_generator(self.seeds[row], 0, PROBE) for row in rows]
         _, verdicts = self._sample_and_grade(rows, tasks, generators, deployed=True)
         return _rates(verdicts, "correct")
 

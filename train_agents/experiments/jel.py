@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.grpo import JELAgentConfig
+from agents.jel import JELAgentConfig
 from agents.ppo import PPOAgentConfig
 from baselines.schedules import (
     BASELINES,

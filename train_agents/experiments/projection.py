@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.students import student
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.students.registry import student
 from train_agents.command_line import check_counts, configuration
 from train_agents.experiments.measures.directions import validated
 from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
@@ -45,7 +45,7 @@ class ExperimentConfig:
 
     out: Path = Path("results/projection")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/projection")  # checkpoints of the runs, and the file of verdicts
-    student: str = "nano"  # see hpenv.posttraining.students
+    student: str = "nano"  # see hpenv.posttraining.students.registry
     num_updates: int = 300  # of a run; some arms are run twice as long, too
     report_interval: int = 25  # updates between reports (the paper, section 5)
     num_seeds: int = 3  # rows of an arm

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hpenv.arrays import FloatArray
 from train_agents.experiments.projection_arms import (
     APPENDED,
     APPENDED_TRUE,
@@ -45,7 +46,6 @@ from train_agents.experiments.projection_arms import (
 from train_agents.experiments.report import Result
 from train_agents.results import Interval, paired_interval
 
-FloatArray = NDArray[np.float64]
 #: Number of an arm -> its value for each seed, (seeds,), in the order of the seeds.
 Scores = Mapping[str, FloatArray]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hpenv.arrays import FloatArray
 from train_agents import figures
 
-FloatArray = NDArray[np.float64]
 #: As many as have no divisor in common with the number of colors, so that no two of many arms look
 #: alike.
 MARKERS = "osD^vP*Xph<>d"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpenv.posttraining.loopholes import LOOPHOLES, TRAINING_MODES
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, TRAINING_MODES
 from train_agents.experiments import projection_figures as drawing
 from train_agents.experiments import projection_tables as tables
 from train_agents.experiments import report as engine

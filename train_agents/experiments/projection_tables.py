@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.arrays import FloatArray
+from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from train_agents.experiments import report as engine
 from train_agents.experiments.projection_arms import (
     ARMS,
@@ -43,7 +43,6 @@ from train_agents.experiments.projection_claims import (
 from train_agents.experiments.report import Column, Result, ends, points
 from train_agents.results import markdown_table, mean_interval
 
-FloatArray = NDArray[np.float64]
 BEST_CONSTANT, CONTROLLER = "constant", "controller"
 LABELS = {arm.name: arm.label for arm in ARMS} | {
     "vanilla_erased": "vanilla, its knobs erased afterwards",

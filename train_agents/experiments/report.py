@@ -15,12 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from train_agents.results import markdown_table, read_result
 
-FloatArray = NDArray[np.float64]
 Result = Mapping[str, Any]
 #: Renders one part of a page; its arguments are words of the template.
 Part = Callable[..., str]

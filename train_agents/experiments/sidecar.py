@@ -26,9 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agents.reinforce import INITIAL_STD, SidecarConfig
-from hpenv import snapshots
-from hpenv.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
+from agents.sidecar import INITIAL_STD, SidecarConfig
+from hpenv.optim.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
+from hpenv.plant import snapshots
 from train_agents.command_line import check_counts, configuration
 from train_agents.environments import make_population
 from train_agents.experiments.measures.signal import measure_signal
@@ -60,8 +60,8 @@ class ExperimentConfig:
 
     out: Path = Path("results/sidecar")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/sidecar")  # checkpoints and logs of the runs
-    preset: str = DEFAULT["preset"]  # key of hpenv.model.PRESETS; with gated feed-forward
-    data: str = "stdlib"  # see hpenv.data.load_corpus
+    preset: str = DEFAULT["preset"]  # key of hpenv.lm.model.PRESETS; with gated feed-forward
+    data: str = "stdlib"  # see hpenv.lm.data.load_corpus
     num_steps: int = 3000  # of a run [steps]
     long_steps: int = 15_000  # of a run of the weight-decay experiment (section 5.2) [steps]
     batch_tokens: int = DEFAULT["batch_tokens"]  # of a step [tokens]

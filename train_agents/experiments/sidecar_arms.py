@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpenv.channels import CHANNELS
+from hpenv.control.channels import CHANNELS
 
 ENV = "TrainLoop-Cell-v0"
 #: What is not under a Sidecar's control, and where its cells start; fixed before any reported arm.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpenv.channels import CHANNELS
+from hpenv.control.channels import CHANNELS
 from train_agents.experiments import report as engine
 from train_agents.experiments.report import Result
 from train_agents.results import mean_interval, paired_relative_interval

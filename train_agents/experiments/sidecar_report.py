@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpenv.channels import CHANNELS
+from hpenv.control.channels import CHANNELS
 from train_agents import figures
 from train_agents.experiments import report as engine
 from train_agents.experiments.measures.weights import STATISTICS

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from hpenv.gradients import draws
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.contrasts import Contrast, Gradients, labelled_pairs
-from hpenv.posttraining.curriculum import Curriculum
-from hpenv.posttraining.direction import validate
-from hpenv.posttraining.grader import Grader
-from hpenv.posttraining.loopholes import TRAINING_MODES
-from hpenv.posttraining.memorizer import memorizing_pass_rate
-from hpenv.posttraining.pairs import pairs_digest
+from hpenv.plant.seeds import first_run_seed, step_generator
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.contrastive.contrasts import Contrast, Gradients, labelled_pairs
+from hpenv.posttraining.contrastive.pairs import pairs_digest
+from hpenv.posttraining.grading.grader import Grader
+from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from hpenv.posttraining.plant import DIRECTION
-from hpenv.posttraining.student import Student
-from hpenv.posttraining.students import student
-from train_agents.experiments.projection_run import run_seed, shared_grader
+from hpenv.posttraining.projection.direction import validate
+from hpenv.posttraining.splits import Curriculum
+from hpenv.posttraining.students.registry import student
+from hpenv.posttraining.students.student import Student
+from train_agents.experiments.measures.memorizer import memorizing_pass_rate
+from train_agents.experiments.projection_run import shared_grader
 from train_agents.results import Rows
 
 _SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
@@ -85,7 +85,7 @@ def validated(
         others = labelled_pairs(TRAINING_MODES, own.difficulty) if foreign else contrast.held_out
         hack, clean = _repeated(contrast.gradients(zeros, contrast.pairs), len(seeds))
         direction = contrast.direction(
-            hack, clean, [draws(run_seed(seed), 0, DIRECTION) for seed in seeds]
+            hack, clean, [step_generator(first_run_seed(seed), 0, DIRECTION) for seed in seeds]
         )
         result = validate(direction, *_repeated(contrast.gradients(zeros, others), len(seeds)))
         rows.append(

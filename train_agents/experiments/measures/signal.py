@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 
 import hpenv
 from agents.returns import credit_weights, leave_one_out
+from hpenv.arrays import FloatArray
 from hpenv.env import TrainLoopVectorEnv
 from train_agents.results import Rows
 
 gym.register_envs(hpenv)
 
-FloatArray = NDArray[np.float64]
 
 #: Copies of the run that are each other's baseline, as many as an arm of the rewards has rows.
 POPULATION = 5

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from hpenv.plant import Snapshot
-
-FloatArray = NDArray[np.float64]
+from hpenv.arrays import FloatArray
+from hpenv.plant.protocol import Snapshot
 
 #: A weight is as good as zero below this part of its tensor's largest.
 SPARSE_FRACTION = 1e-3
