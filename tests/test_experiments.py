@@ -129,7 +129,7 @@ def test_results_can_be_reported_if_there_are_any_and_all_are_results(tmp_path):
     write_result(tmp_path / "a.json", "a", {}, [])
     check_results(tmp_path)
     (tmp_path / "b.json").write_text("")
-    with pytest.raises(ValueError, match=r"b\.json is no JSON object"):
+    with pytest.raises(ValueError, match=r"b\.json must be a JSON object"):
         check_results(tmp_path)
 
 

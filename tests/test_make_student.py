@@ -1,4 +1,4 @@
-"""Making a student: continued bitwise, never in the folder of another one, and with the facts of its making."""
+"""Tests of making a student: resume, folders of other students, and recorded facts."""
 
 import json
 
@@ -15,7 +15,7 @@ SIZES = ("--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--vocabulary-texts
 
 @pytest.fixture(autouse=True)
 def _runs_no_programs(monkeypatch):
-    monkeypatch.setattr(make_student, "measured", lambda student: {"pass": 0.5})
+    monkeypatch.setattr(make_student, "held_out_rates", lambda student: {"pass": 0.5})
 
 
 def made(out, *more, steps=3):
@@ -28,14 +28,14 @@ def made(out, *more, steps=3):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_student, "measured", lambda student: {"pass": 0.5})
+        patch.setattr(make_student, "held_out_rates", lambda student: {"pass": 0.5})
         folder = tmp_path_factory.mktemp("whole") / "student"
         return folder, made(folder)
 
 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """The folder of a student whose making stopped after the second step."""
+    """The folder of a student whose training stopped after the second step."""
     checkpoint = make_student._checkpoint
 
     def last(*arguments):
@@ -66,7 +66,9 @@ def test_the_checkpoint_of_another_configuration_is_refused_and_kept(stopped, ca
     for more in (("--seed", "1"), ("--base-lr", "0.1"), ("--demonstrations.error-fraction", "0.2")):
         with pytest.raises(SystemExit, match="2"):
             made(stopped, *more)
-        assert "must be of the same student; got differences (there, given)" in capsys.readouterr().err
+        assert (
+            "must be of the same student; got differences (there, given)" in capsys.readouterr().err
+        )
     assert (stopped / CHECKPOINT).read_bytes() == before and len(list(stopped.iterdir())) == 1
 
 
@@ -101,10 +103,7 @@ def test_the_folder_of_a_run_or_of_another_model_is_refused_and_kept(tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         made(tmp_path)
     err = capsys.readouterr().err
-    assert (
-        f"out must be a folder without config.json of a run or a model; got {tmp_path}"
-        in err
-    )
+    assert f"out must be a folder without config.json of a run or a model; got {tmp_path}" in err
     assert err.count("\n") == 1 and [child.name for child in tmp_path.iterdir()] == ["config.json"]
 
 

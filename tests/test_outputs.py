@@ -1,4 +1,4 @@
-"""Files and folders that programs write: what is refused before anything runs, and what is passed over."""
+"""Tests of files and folders of programs: refusals before anything runs, and ignored files."""
 
 import json
 import os
@@ -139,7 +139,9 @@ def test_what_stands_where_the_program_writes_is_refused_and_what_does_not_is_le
         (tmp_path / name).rmdir() if make == "mkdir" else (tmp_path / name).unlink()
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"policy must hold only the files of a policy; got mine\.txt"):
+    with pytest.raises(
+        ValueError, match=r"policy must hold only the files of a policy; got mine\.txt"
+    ):
         check(tmp_path)
 
 
