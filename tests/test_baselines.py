@@ -1,4 +1,4 @@
-"""Baselines are what they say at every step; searches find what can be found, and go on where they stopped."""
+"""Tests of baselines (exact at every step) and of searches (find the optimum, resume)."""
 
 import itertools
 import json
@@ -63,7 +63,7 @@ def tuned():
 
 
 def expected_of(name):
-    """(base rate per group, schedule per group) of the learning rate, and base decay and its schedule, written out."""
+    """Returns base rates and schedules per group of learning rate and weight decay, written out."""
     table = {
         "constant": (*UNIFORM, flat),
         "constant_warmdown": (*UNIFORM, warmdown),
@@ -107,7 +107,7 @@ ALL = configurations([*BASELINES, *SWEEPS], T)
 
 @pytest.fixture
 def used(monkeypatch):
-    """Every rate that an optimizer is given: (tensor's name, row, step) -> (rate, decay)."""
+    """Returns every rate that an optimizer gets: (tensor's name, row, step) -> (rate, decay)."""
     record = {}
     update = PretrainingPlant._update
 
@@ -128,7 +128,7 @@ def test_a_baseline_is_its_closed_form_at_every_step_in_every_group(name, tiny, 
     small = tiny | {
         "batch_tokens": 16,
         "eval_tokens": 64,
-    }  # the rates are what is looked at, not the runs
+    }  # the test looks at the rates, not at the runs
     rows = evaluate_policy(None, ENV, small | ALL[name], [3])
     groups = {tensor: tensor if tensor in GROUPS else "matrix" for tensor, _, _ in used}
     assert set(groups.values()) == set(GROUPS)
@@ -224,7 +224,7 @@ def test_the_hand_tuned_rates_are_the_best_point_of_their_search_on_seeds_that_n
 
 
 class Target:
-    """Evaluator whose optimum is known: the return is minus the squared distance from a schedule."""
+    """An evaluator with a known optimum: the return is minus the squared distance to a schedule."""
 
     num_rows, shape = 8, (12, 2)
     goal = np.random.default_rng(5).uniform(-0.8, 0.8, (12, 2))
@@ -310,7 +310,7 @@ def test_a_search_is_a_function_of_its_seed_and_leaves_the_global_generator_alon
     )
 
 
-#: Still three decisions, on top of the fixture `tiny`.
+#: Changes of the fixture `tiny`, which keep its three decisions.
 SMALLER = {"batch_tokens": 16, "eval_tokens": 64, "num_steps": 6, "interval": 2}
 
 
@@ -328,7 +328,7 @@ def test_an_unknown_kind_of_random_search_is_refused():
 
 
 def test_what_a_search_found_is_what_was_played(tiny):
-    """The table, deployed as a policy on the seed of its one run, comes to the loss that the search saw."""
+    """The table as a policy, on the seed of its one run, reaches the loss of the search."""
     tiny |= SMALLER
     found, history = random_search(tiny, 6, 0, num_envs=2)
     assert found.positions.shape == (3, 2)
@@ -361,7 +361,7 @@ def test_a_run_that_diverges_is_worth_less_than_nothing(tiny):
 
 
 def bowl(point):
-    """Best at a = 8, b = 0.5."""
+    """Returns a score with its minimum at a = 8, b = 0.5."""
     return abs(math.log2(point["a"]) - 3) + abs(math.log2(point["b"]) + 1)
 
 

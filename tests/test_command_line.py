@@ -1,4 +1,4 @@
-"""Mistakes on a command line: one line on stderr, exit code 2, nothing has run. Defects keep their traceback."""
+"""Tests of mistakes on a command line: one line on stderr, exit code 2, and nothing has run."""
 
 import json
 import runpy
@@ -18,7 +18,7 @@ JEL, SIDECAR, PROJECTION = (
 )
 EXPERIMENTS, PROBLEMS = (JEL, SIDECAR, PROJECTION), "hpenv.posttraining.grading.check_problems"
 
-#: Module, arguments, and what the line says. `file` and `folder` are there; `absent` is not.
+#: Module, arguments, and text of the line. `file` and `folder` exist, `absent` does not.
 MISTAKES = [
     *(
         (module, ["--env", "TrainLoop-JLE-v0"], "got 'TrainLoop-JLE-v0'")
@@ -100,7 +100,7 @@ MISTAKES = [
         "must hold job files of the same names",
     ),
 ]
-#: Refused by the parser of the command line, in a box of its own.
+#: Refused by the parser of the command line, which prints a box.
 NUMBERS = [
     *((module, ["--seed", "-1"], "seed must be at least 0") for module in (TRAIN, STUDENT)),
     *(
@@ -124,7 +124,10 @@ NUMBERS = [
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs a module as `python -m` does; its exit code, stdout and stderr. A run that is refused leaves nothing."""
+    """Runs a module as `python -m` does. Returns its exit code, stdout and stderr.
+
+    A refused run leaves no files.
+    """
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "readme").write_text("x")
     (tmp_path / "file").write_text("x\n")

@@ -20,7 +20,7 @@ def push(credits, *rewards, alive=None):
 
 
 def test_credits_by_hand():
-    # delay 1, horizon 2, gamma 1/2: reward 1 + reward 2 / 2; the immediate cell has reward 0 beside
+    # delay 1, horizon 2, gamma 1/2: reward 1 + reward 2 / 2; the immediate cell also has reward 0
     # them, twice
     credits = stream(immediate=(False, True), delay=1, horizon=2, gamma=0.5)
     assert push(credits, 7.0) is None
@@ -70,7 +70,7 @@ def test_the_own_baseline_is_that_of_the_moment_of_the_decision():
         2.0,
         (2.0 + 2 * 8.0) / 3,
         (2.0 + 2 * 8.0 - 4 * 1.0) / 7,
-    ]  # the newest weighs twice the one before
+    ]  # the newest weighs twice as much as the one before
     assert np.allclose([now.baseline.item() for now in found[3:]], baselines)
 
 
@@ -131,7 +131,7 @@ def test_restored_it_continues_identically():
 
 @pytest.mark.parametrize(("delay", "horizon"), [(1, 1), (0, 4), (1, 16)])
 def test_the_baseline_of_a_decision_holds_nothing_that_the_decision_did(delay, horizon):
-    """Rewards are the draws themselves, each answering its own decision: what comes later must not take it back."""
+    """Each reward is the sample of its decision. Later rewards must not cancel its effect."""
     credits = stream(
         num_rows=400, immediate=(True,), delay=delay, horizon=horizon, baseline_decay=0.5
     )
@@ -166,7 +166,7 @@ def test_noise_seldom_passes_the_gate_and_a_signal_does():
         noise = generator.normal(size=(2000, 2)) * 1e-3
         evidence.push(noise + np.array([0.0, 2e-4]), np.ones(2000, dtype=bool))
     passed = (evidence.gates(2.0) > 0).mean(axis=0)
-    assert 0.03 < passed[0] < 0.06 and passed[1] > 0.99  # 4.6 % of normal draws lie beyond 2
+    assert 0.03 < passed[0] < 0.06 and passed[1] > 0.99  # 4.6 % of normal samples are beyond 2
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])

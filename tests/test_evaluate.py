@@ -1,4 +1,4 @@
-"""Deploying a controller: what a row holds, what it equals when the env is driven by hand, and the program."""
+"""Tests of evaluating a policy: contents of a row, the same by hand, and the program."""
 
 import json
 import math
@@ -211,8 +211,8 @@ def test_a_policy_is_not_evaluated_on_columns_that_it_was_not_made_for(tmp_path,
         main([*arguments, *assignments, "observation=momentum"])
     told = capsys.readouterr().err
     assert (
-        "for the observation_names ['progress', 'gradient_norm']; the environment has ['progress', 'momentum"
-        in told
+        "for the observation_names ['progress', 'gradient_norm']; "
+        "the environment has ['progress', 'momentum" in told
     )
     main([*arguments, *assignments, "observation=gradient"])
 

@@ -23,7 +23,7 @@ def weights(agent: JELAgent) -> torch.Tensor:
 
 
 def fixed_rollout(agent: JELAgent, T: int = 12, N: int = 8, seed: int = 0) -> Rollout:
-    """Decisions of this agent with rewards drawn from elsewhere."""
+    """Returns decisions of this agent with random rewards."""
     generator = np.random.default_rng(seed)
     observations = np.repeat(np.arange(T)[:, None, None] / T, N, axis=1).astype(np.float32)
     decisions = [agent.act(obs) for obs in observations]
@@ -128,7 +128,7 @@ def test_equal_returns_teach_nothing():
 
 
 def test_a_constant_added_to_a_decisions_rewards_changes_nothing():
-    # The group baseline takes out whatever all runs share, here 2^k so that no rounding is involved
+    # The group baseline removes whatever all runs share, here 2^k so that no rounding is involved
     # in the means of 8.
     agent, twin = JELAgent(1, 2, SMALL, seed=1), JELAgent(1, 2, SMALL, seed=1)
     rollout = fixed_rollout(agent)

@@ -1,4 +1,4 @@
-"""The log of a run: lines, TensorBoard's tags, resume, and silence where nobody looks."""
+"""Tests of a run's log: lines, TensorBoard's tags, resume, and no output without a terminal."""
 
 import builtins
 import json

@@ -1,4 +1,4 @@
-"""Making a student: continued bitwise, never in the folder of another one, and with the facts of its making."""
+"""Tests of making a student: resume, folders of other students, and recorded facts."""
 
 import json
 
@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """The folder of a student whose making stopped after the second step."""
+    """The folder of a student whose training stopped after the second step."""
     checkpoint = make_student._checkpoint
 
     def last(*arguments):

@@ -1,4 +1,4 @@
-"""Online training: a Sidecar beside each run, resumed bitwise, detached as if there were none, and losses of runs."""
+"""Tests of online training: bitwise resume, detached Sidecars, and losses of runs."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ ENV = {
     "preset": "nano", "data": "synthetic", "num_steps": 11, "batch_tokens": 32, "sequence_length": 16,
     "eval_tokens": 256, "num_registers": 2,
 }  # fmt: skip
-#: Another pace each, so that no two fall together by chance.
+#: Different intervals, so that no two coincide by chance.
 PACES = {"eval_interval": 4, "trace_interval": 3, "log_interval": 2, "checkpoint_interval": 5}
 
 
@@ -48,7 +48,7 @@ def progress(folder):
 
 
 def logs(folder):
-    """Lines of the logs, without what clocks say."""
+    """Returns the lines of the logs without clocks."""
     found = {name: (folder / name).read_text() for name in ("curves.jsonl", "trace.jsonl")}
     clocks = ("time/fps", "time/time_elapsed")
     return found | {
@@ -244,7 +244,7 @@ def test_the_probe_is_measured_with_the_dials_at_the_means_and_leaves_the_panel(
     sampled = env.plant.panel.positions.copy()
     found = population.probe()
     assert np.array_equal(env.plant.panel.positions, sampled)
-    assert not np.array_equal(found, probe_loss(env))  # the dials at their last samples
+    assert not np.array_equal(found, probe_loss(env))  # the channels at their last samples
     env.plant.panel.move(population.means()[:, : sampled.shape[1]], np.ones(2, dtype=bool))
     assert np.array_equal(found, probe_loss(env))
 
@@ -275,7 +275,7 @@ def test_a_run_that_diverges_is_an_outcome_and_the_others_go_on(tmp_path, monkey
     assert rows[0]["bpb"] is None and np.isfinite(rows[1]["bpb"])
     assert rows[1]["steps"] == [0, 4, 8, 11] and rows[1]["train_curve"][-1] is not None
     assert rows[0]["train_curve"][-1] is None  # it had ended before
-    assert rows[0]["steps"] == [0, 4, 5, 5]  # and stays where it was
+    assert rows[0]["steps"] == [0, 4, 5, 5]  # and does not move
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, whole):

@@ -1,4 +1,4 @@
-"""Files and folders that programs write: what is refused before anything runs, and what is passed over."""
+"""Tests of files and folders of programs: refusals before anything runs, and ignored files."""
 
 import json
 import os

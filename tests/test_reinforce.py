@@ -1,6 +1,6 @@
-"""The Sidecar: its policy, its credit and what it learns.
+"""Tests of the Sidecar: its policy, its credit and its learning.
 
-Past the usual length, because a module's tests stand in one file.
+The module is longer than usual, because a module's tests are in one file.
 """
 
 import copy
@@ -22,7 +22,7 @@ NAMES = ("lr/0", "lr/1", "dropout/0", "dropout/1")
 KINDS = ("scale", "scale", "scale", "scale")
 IMMEDIATE = (False, False, True, True)
 TARGETS = np.array([0.4, 0.4, -0.3, -0.3])
-# Mechanics are tested with the gate open, learning with the gate as it is by default.
+# Tests of mechanics have the gate open. Tests of learning have the default gate.
 SMALL = SidecarConfig(hidden_size=8, replay_size=4, evidence=0.0)
 # A higher rate and wider noise: a bandit's reward is clearer than a loss, and the test is to be
 # short.
@@ -36,7 +36,7 @@ def make(
 
 
 def observations(decision: int, num_rows: int = 2) -> np.ndarray:
-    """Different for every decision and row, and the same whatever the number of rows."""
+    """Returns observations that differ by decision and row, but do not depend on num_rows."""
     return np.stack(
         [np.sin([decision + row, 0.3 * decision, 1.0 + row]) for row in range(num_rows)]
     ).astype(np.float32)
@@ -45,7 +45,7 @@ def observations(decision: int, num_rows: int = 2) -> np.ndarray:
 def one(
     obs: np.ndarray, decision: Decision, rewards: np.ndarray, alive: np.ndarray | None = None
 ) -> Rollout:
-    """A rollout of a single decision."""
+    """Returns a rollout of a single decision."""
     alive = np.ones(len(obs), dtype=bool) if alive is None else np.asarray(alive)
     return Rollout(
         obs[None],
@@ -57,7 +57,7 @@ def one(
 
 
 def train(agent, num_decisions, start=0, rewards=None, alive=None, num_rows=2):
-    """Online, with rewards drawn from elsewhere; all decisions and metrics."""
+    """Trains online with random rewards. Returns all decisions and metrics."""
     trace = []
     for t in range(start, start + num_decisions):
         obs = observations(t, num_rows)
@@ -68,7 +68,10 @@ def train(agent, num_decisions, start=0, rewards=None, alive=None, num_rows=2):
 
 
 def play(agent, num_decisions, delay=0, noise=0.02, num_rows=8, targets=TARGETS, sharpness=1.0):
-    """Online on a bandit: reward -sum (u - target)^2 of the decision `delay` back, plus noise; metrics of the last."""
+    """Trains online on a bandit. Returns the metrics of the last update.
+
+    The reward is -sum (u - target)^2 of the decision `delay` back, plus noise.
+    """
     generator = np.random.default_rng(0)
     costs = deque(np.zeros((delay, num_rows)))
     obs = np.full((num_rows, 3), 0.5, dtype=np.float32)
@@ -83,7 +86,7 @@ def play(agent, num_decisions, delay=0, noise=0.02, num_rows=8, targets=TARGETS,
 
 
 def numbers(agent: SidecarAgent, row=slice(None)) -> list[torch.Tensor]:
-    """Weights, evidence and means of credits of a row or of all."""
+    """Returns weights, evidence and means of credits of one row or of all rows."""
     means = [
         array
         for name, array in agent._credits.arrays().items()
@@ -135,7 +138,7 @@ def test_a_reward_that_answers_one_decision_later_is_learned_from_with_delay_1_a
 
 
 def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
-    # A loss that each cell's own square adds to, at its own step and no other; reward: its fall.
+    # A loss to which each cell adds its square, only at the decision's step. The reward is its fall.
     # Nothing lasts.
     def final(immediate):
         config = dataclasses.replace(
@@ -159,7 +162,7 @@ def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
 
 def test_rewards_of_pure_noise_leave_the_cells_where_they_are():
     def wander(evidence):
-        """Mean distance from neutral, (rows,), and standard deviations over those of the start, (rows, cells)."""
+        """Returns mean distances from neutral (rows,) and relative deviations (rows, cells)."""
         generator, kinds = np.random.default_rng(0), ("scale",) * 100
         config = SidecarConfig(evidence=evidence)
         agent = SidecarAgent(4, 20, kinds, (True, False) * 50, config)
@@ -182,7 +185,7 @@ def test_the_cell_that_matters_passes_the_gate_and_the_others_stay_within_their_
     names, matters = tuple(f"lr/{cell}" for cell in range(40)), np.arange(40) == 3
 
     def final(evidence):
-        """Means of the cells, (rows, cells), and their standard deviations over those of the start."""
+        """Returns the means of the cells and their relative standard deviations, (rows, cells)."""
         config = dataclasses.replace(FAST, learning_rate=0.1, delay=0, evidence=evidence)
         agent = make(config, 4, ("scale",) * 40, (False,) * 40, names)
         generator, obs = np.random.default_rng(0), np.full((4, 3), 0.5, dtype=np.float32)
@@ -269,13 +272,14 @@ def test_deterministic_decisions_are_the_policys_and_draw_nothing():
 
 
 def natural_step(policy, rate, replay, gates) -> list[torch.Tensor]:
-    """By hand: what a step adds to each parameter (in order), gradients of means and log deviations
-    written out.
+    """Computes by hand the change of each parameter in a step, in order.
+
+    The gradients of means and log deviations are written out.
 
     Args:
-        replay: per decision what it was taken on (N, 1, F), raw (N, 1, M) and the weight of each
+        replay: per decision its observation (N, 1, F), raw (N, 1, M) and the weight of each
             cell, (N, 1, M).
-        gates: of means and of log deviations, (N, 1, M) each.
+        gates: gates of means and of log deviations, (N, 1, M) each.
     """
     weights = [parameter for name, parameter in policy.named_parameters() if name != "log_std"]
     steps = [torch.zeros_like(parameter) for parameter in policy.parameters()]
@@ -296,7 +300,7 @@ def natural_step(policy, rate, replay, gates) -> list[torch.Tensor]:
 
 
 def off_zero(policy) -> None:
-    """Moves the head off the 0 it starts at, so that the layers below it learn too."""
+    """Moves the head away from its initial 0, so that the layers below it also learn."""
     with torch.no_grad():
         policy.head_weight += 0.1 * torch.sin(torch.arange(policy.head_weight.numel())).view_as(
             policy.head_weight
@@ -579,7 +583,7 @@ def test_evidence_baselines_and_open_credits_are_saved_bitwise_and_decide_what_f
     for forget in (
         "evidence",
         "baselines",
-    ):  # what is lost shows in the very next step, or it need not be saved
+    ):  # lost state shows in the next step, or need not be saved
         forgetful = make(config, seed=3)
         forgetful.load(tmp_path / "agent")
         if forget == "evidence":

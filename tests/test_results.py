@@ -1,4 +1,4 @@
-"""Intervals by hand and against tables, result files that are whole or absent, and the figures' arguments."""
+"""Tests of intervals (by hand, against tables), atomic result files, and figures' arguments."""
 
 import importlib.metadata
 import json
@@ -89,7 +89,7 @@ def test_samples_that_do_not_pair_are_refused():
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_the_interval_over_seeds_covers_what_it_says(seeds):
-    """10,000 experiments: the standard error of the part is 0.22 points."""
+    """With 10,000 experiments, the standard error of the fraction is 0.22 points."""
     values = np.random.default_rng(seeds).normal(1.0, 0.3, (10_000, seeds))
     covered = [low <= 1.0 <= high for _, low, high in map(mean_interval, values)]
     assert 0.94 <= np.mean(covered) <= 0.96
@@ -98,7 +98,10 @@ def test_the_interval_over_seeds_covers_what_it_says(seeds):
 @pytest.mark.parametrize("seeds", [5, 10])
 @pytest.mark.parametrize("controllers", [5, 8])
 def test_the_interval_over_controllers_covers_what_it_says(controllers, seeds):
-    """10,000 experiments. Seeds are easy or hard for all controllers; the truth is a new controller's mean on them."""
+    """Seeds are easy or hard for all controllers, in 10,000 experiments.
+
+    The true value is a new controller's mean on these seeds.
+    """
     random = np.random.default_rng([controllers, seeds])
     shape = (10_000, controllers, seeds)
     shared = random.normal(0.0, 0.3, (10_000, 1, seeds))

@@ -1,7 +1,6 @@
-"""The contract of every agent's folder: a fresh process goes on from it bitwise, and one with other
-fields is refused.
+"""Tests of every agent's folder: a new process continues from it bitwise; other fields are refused.
 
-One process for all agents, because starting it costs more than all that it does.
+All agents share one process, because its start costs more than its work.
 """
 
 import subprocess
@@ -21,7 +20,7 @@ from tests import test_grpo, test_ppo, test_reinforce
 
 
 class Case(NamedTuple):
-    """An agent by its seed, and one of its updates by its number."""
+    """Functions that make an agent from a seed, and run its update of a number."""
 
     make: Callable[[int], Any]
     update: Callable[[Any, int], object]
@@ -51,7 +50,7 @@ def continue_all(before: str, after: str) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders of the agents after one update, and of the same after another one in a fresh process."""
+    """Folders of the agents after one update, and after another one in a new process."""
     before, after = (tmp_path_factory.mktemp(name) for name in ("before", "after"))
     for name, case in CASES.items():
         agent = case.make(1)
@@ -88,7 +87,7 @@ def test_loaded_in_a_fresh_process_it_continues_bitwise(name, folders, tmp_path)
 
 
 def one_of_a_kind(tensors):
-    """Names of tensors, one for each beginning before the first dot."""
+    """Returns names of tensors, one for each prefix before the first dot."""
     return {name.partition(".")[0]: name for name in tensors}.values()
 
 

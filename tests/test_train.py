@@ -1,4 +1,4 @@
-"""Training a controller: resume, refusals, every agent on every id by one flag, what the log and config.json say."""
+"""Tests of training: resume, refusals, every agent on every id, the log and config.json."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ TINY = (
 )
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
 CELL, JEL, PROJECTION = "TrainLoop-Cell-v0", "TrainLoop-JEL-v0", "TrainLoop-GRPOProjection-v0"
-#: What differs from one process to the next, and what only the last line of a training has.
+#: Keys that differ between processes, and keys of only the last line of a training.
 CLOCKS = ("time/fps", "time/time_elapsed")
 LAST = "eval/held_out"
 AGENTS = sorted(TRAINERS)
@@ -48,7 +48,7 @@ def lines(folder: Path, name: str = "progress.jsonl") -> list[dict]:
 
 
 def repeatable(folder: Path) -> list[dict]:
-    """Lines of the log without clocks, and without what only the last line of each training has."""
+    """Returns the log's lines without clocks and without keys of the last line only."""
     left_out = (*CLOCKS, LAST)
     return [
         {key: value for key, value in line.items() if key not in left_out} for line in lines(folder)
@@ -207,7 +207,7 @@ def test_episodes_hold_what_happened_and_telescope(tmp_path):
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    """Arguments of every id under which an episode takes a fraction of a second."""
+    """Returns arguments of every id with which an episode takes a fraction of a second."""
     folder = tmp_path_factory.mktemp("students") / "tiny"
     tiny_student.student(3, seed=5, end=6.0).save(folder, {})
     projection = tiny_student.TINY | {"num_samples": 2, "num_steps": 2, "student": str(folder)}

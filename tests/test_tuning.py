@@ -1,4 +1,4 @@
-"""The searches of the tuned baselines, on bowls whose optimum is known; that of a real run at a tiny size."""
+"""Tests of the searches of the tuned baselines, on bowls with a known optimum and on tiny runs."""
 
 import json
 import math
@@ -36,13 +36,13 @@ def test_a_search_that_ends_at_the_edge_of_what_it_tried_is_refused():
 
 
 def test_values_tried_elsewhere_say_nothing_of_a_points_sides():
-    """Lower and higher values of `a` were tried, but at another `b`."""
+    """Lower and higher values of `a` were tried, but with another `b`."""
     points = [{"a": 1.0, "b": 1.0}, {"a": 0.5, "b": 2.0}, {"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 0.5},
               {"a": 1.0, "b": 2.0}]  # fmt: skip
     table = [{"point": point} for point in points]
     assert neighbors(points[0], table, []) == {"b": [0.5, 2.0]}
     assert neighbors({"a": 1.2, "b": 1.8}, table, []) == {}
-    # Within the box of a center with all its neighbors, those count; at its rim or outside of it
+    # Inside the box of a center with all neighbors, those count. At its rim or outside of it,
     # they do not.
     table.append({"point": {"a": 1.0, "b": 4.0}})
     center = ({"a": 1.0, "b": 2.0}, 2.0)
@@ -55,7 +55,7 @@ def test_values_tried_elsewhere_say_nothing_of_a_points_sides():
     ({"a": 4.0, "b": 1.0, "c": 1.0, "d": 0.25}, 0.015),
 ])  # fmt: skip
 def test_a_noisy_search_of_the_size_in_use_ends_inside(optimum, curvature):
-    """Curvature and noise [nats] are of the size of those in hand_tuned.json."""
+    """Curvature and noise [nats] have the size of those in hand_tuned.json."""
     for seed in range(100):
         noise = np.random.default_rng(seed)
 
@@ -78,7 +78,10 @@ def test_a_flat_direction_ends_inside_too():
 
 
 def test_a_flat_tail_is_not_followed_beyond_the_tolerance():
-    """A decay that helps ever less on its way to 0: without a tolerance the search follows it to its last point."""
+    """A decay towards 0 helps less and less.
+
+    Without a tolerance, the search follows it to its last point.
+    """
 
     def score(point):
         return bowl({"lr": point["lr"]}, {"lr": 0.5}) + 0.01 * point["decay"]
@@ -109,7 +112,7 @@ def test_a_search_goes_on_from_its_log(tmp_path):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_tuned_baseline_is_as_good_as_its_start_on_the_tuning_seeds(name):
-    """Of real runs of six steps; so few points rarely end inside, and are refused if they do not."""
+    """The runs have six steps. Searches of so few points rarely end inside, and are then refused."""
     kwargs = {
         "num_steps": 6,
         "interval": 3,
