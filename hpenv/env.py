@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hpenv.arrays import BoolArray, FloatArray
 from hpenv.checks import as_python, check_count
 from hpenv.infos import Info, columns, mask_rows, only_row, overwrite_rows, row_value, with_masks
-from hpenv.isolation import isolated
+from hpenv.isolation import with_torch_defaults
 from hpenv.plant.protocol import Plant, Snapshot, Window, check_tensors
 from hpenv.plant.seeds import SeedStreams
 from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
@@ -168,7 +168,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Number of decisions of an episode. The last window may be shorter than the interval."""
         return int(min(-(-self.horizon // self.interval), self._limit))
 
-    @isolated
+    @with_torch_defaults
     def reset(
         self,
         *,
@@ -230,7 +230,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         for row in chosen:
             self._history[row] = History()
 
-    @isolated
+    @with_torch_defaults
     def step(
         self, actions: NDArray[np.floating]
     ) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, Info]:
@@ -420,7 +420,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 values[row],
             )
 
-    @isolated
+    @with_torch_defaults
     def evaluate(self) -> FloatArray:
         """Returns the held-out score of every run, (N,), as `plant.score` describes it.
 
@@ -433,7 +433,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise gym.error.ResetNeeded("nothing to evaluate before the first reset()")
         return self.plant.evaluate()
 
-    @isolated
+    @with_torch_defaults
     def snapshot(self) -> Snapshot:
         """Returns everything that the next step depends on.
 
@@ -485,7 +485,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         )
         return description
 
-    @isolated
+    @with_torch_defaults
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
         """Continues from a snapshot, bitwise.
 
@@ -557,7 +557,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._streams, self._history = streams, histories
         return self._observations.copy()
 
-    @isolated
+    @with_torch_defaults
     def fork(self, k: int, row: int = 0) -> TrainLoopVectorEnv:
         """Returns a new vector env of k rows, each a copy of one row where it stands.
 
@@ -602,7 +602,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         copy.restore(Snapshot(tensors, snapshot.metadata | {"rows": rows}))
         return copy
 
-    @isolated
+    @with_torch_defaults
     def counterfactual(
         self, actions: NDArray[np.floating], horizon: int, row: int = 0, hold: bool = False
     ) -> FloatArray:

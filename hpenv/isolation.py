@@ -69,7 +69,7 @@ def torch_defaults() -> Iterator[None]:
         yield
 
 
-def isolated(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def with_torch_defaults(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Decorates a function so that it runs under `torch_defaults`."""
 
     @functools.wraps(function)

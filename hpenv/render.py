@@ -41,7 +41,7 @@ HEAT: NDArray[np.uint8] = np.stack(
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
-def renders(factory: Factory) -> Factory:
+def with_render_modes(factory: Factory) -> Factory:
     """Gives an entry point the metadata in which `gymnasium.make` looks for render modes.
 
     From RENDER_MODES it then makes `human`, `rgb_array_list` and `ansi_list`, with its wrappers.

@@ -9,7 +9,7 @@ import torch
 
 from hpenv.control import channels
 from hpenv.control.channels import DEAD_ZONE, channel, channels_of
-from hpenv.control.panel import Panel, Site
+from hpenv.control.panel import Panel, TensorSite
 from hpenv.lm import model
 from hpenv.lm.model import GPTConfig
 from hpenv.optim.rules import OPTIMIZERS
@@ -360,10 +360,10 @@ def test_a_channel_held_at_its_end_leaves_every_weight_finite(pair, corner):
 
 
 SITES = {
-    "embedding": Site("embedding", "adamw"),
-    "layer.0.up": Site("matrix", "muon", 0),
-    "layer.1.up": Site("matrix", "muon", 1),
-    "unembedding": Site("unembedding", "adamw"),
+    "embedding": TensorSite("embedding", "adamw"),
+    "layer.0.up": TensorSite("matrix", "muon", 0),
+    "layer.1.up": TensorSite("matrix", "muon", 1),
+    "unembedding": TensorSite("unembedding", "adamw"),
 }
 
 
@@ -408,7 +408,7 @@ def test_an_optimizer_without_a_constant_refuses_its_channel(name, optimizer):
     with pytest.raises(
         ValueError, match=f"optimizers \\['{optimizer}'\\] have no use for the channel '{name}'"
     ):
-        Panel([(name, "run")], {"layer.0.up": Site("matrix", optimizer, 0)}, 1, "pretraining")
+        Panel([(name, "run")], {"layer.0.up": TensorSite("matrix", optimizer, 0)}, 1, "pretraining")
 
 
 @pytest.mark.parametrize("name", ["dropout", "state_norm_cap", "grad_clip", "grad_noise"])
@@ -421,7 +421,7 @@ def test_what_is_no_multiplier_is_refused_at_two_scopes(name):
 
 @pytest.mark.parametrize("name", ["beta1", "beta2", "eps"])
 def test_under_a_hybrid_a_constant_of_adamw_has_cells_for_adamws_tensors_alone(name):
-    sites = SITES | {"layer.1.value_embedding": Site("embedding", "adamw", 1)}
+    sites = SITES | {"layer.1.value_embedding": TensorSite("embedding", "adamw", 1)}
     scopes = ("tensor", "layer", "optimizer", "group")
     panel = Panel([(name, scope) for scope in scopes], sites, 1, "pretraining")
     cells = ("layer.1.value_embedding", "layer.1", "adamw", "embedding", "unembedding")

@@ -356,7 +356,9 @@ def test_gradients_of_completions_are_those_of_one_text_at_a_time():
 
 def test_given_texts_are_as_if_they_had_been_sampled(student):
     pairs = tiny_student.short_pairs()[:3]
-    rollouts = student.given([[pair.prompt for pair in pairs]], [[pair.hack for pair in pairs]])
+    rollouts = student.rollouts_from_texts(
+        [[pair.prompt for pair in pairs]], [[pair.hack for pair in pairs]]
+    )
     assert rollouts.texts == [[pair.hack for pair in pairs]] and rollouts.num_samples == 1
     assert rollouts.ended.all()
     knobs = knobs_of(student, 1)
@@ -569,8 +571,8 @@ def test_texts_that_do_not_fit_are_refused_with_both_numbers(student):
     with pytest.raises(
         ValueError, match=r"the completion 'xs.*' has 25 tokens; this student writes up to 24"
     ):
-        student.given([["# xs\n"]], [["xs" + " xs" * 23]])
-    assert student.given([["# xs\n"]], [["xs" + " xs" * 22]]).mask.all()
+        student.rollouts_from_texts([["# xs\n"]], [["xs" + " xs" * 23]])
+    assert student.rollouts_from_texts([["# xs\n"]], [["xs" + " xs" * 22]]).mask.all()
     with pytest.raises(ValueError, match=r"characters \['é'\] cannot be encoded"):
         student.completion_gradients(zeros, ["# xs\n"], ["é"])
 

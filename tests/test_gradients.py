@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.control.panel import Panel, Site
+from hpenv.control.panel import Panel, TensorSite
 from hpenv.optim.rules import AdamW, Rates
 from hpenv.plant.seeds import step_generator
 from hpenv.pretraining.gradient_channels import (
@@ -21,11 +21,11 @@ from hpenv.pretraining.gradient_channels import (
 from tests.tiny_plants import FINEST, TOGETHER, advance, different, make, state_of
 
 SITES = {
-    "embedding": Site("embedding", "adamw"),
-    "layer.0.up": Site("matrix", "adamw", 0),
-    "layer.0.down": Site("matrix", "adamw", 0),
-    "layer.1.up": Site("matrix", "adamw", 1),
-    "layer.1.down": Site("matrix", "adamw", 1),
+    "embedding": TensorSite("embedding", "adamw"),
+    "layer.0.up": TensorSite("matrix", "adamw", 0),
+    "layer.0.down": TensorSite("matrix", "adamw", 0),
+    "layer.1.up": TensorSite("matrix", "adamw", 1),
+    "layer.1.down": TensorSite("matrix", "adamw", 1),
 }
 SEEDS, STEPS, ALL = np.array([3, 4]), np.array([0, 7]), np.ones(2, dtype=bool)
 
@@ -130,7 +130,10 @@ def test_a_clip_of_the_run_holds_all_tensors_together_and_keeps_their_direction(
 
 
 def test_a_clip_holds_vectors_beside_matrices():
-    sites = {"lambdas": Site("scalar", "adamw"), "layer.0.up": Site("matrix", "adamw", 0)}
+    sites = {
+        "lambdas": TensorSite("scalar", "adamw"),
+        "layer.0.up": TensorSite("matrix", "adamw", 0),
+    }
     panel = Panel([("grad_clip", "run")], sites, 2, "pretraining")
     panel.positions[1] = 0.55  # 10^4 10^(-7 / 2)
     given = {
@@ -217,7 +220,7 @@ def test_truncation_counts_layers_from_the_first_on_whichever_cell_asks(position
 
 
 def test_noise_is_a_part_of_the_root_mean_square_and_has_no_mean():
-    sites = {"layer.0.up": Site("matrix", "adamw", 0)}
+    sites = {"layer.0.up": TensorSite("matrix", "adamw", 0)}
     panel = Panel([("grad_noise", "layer")], sites, 1, "pretraining")
     panel.positions[:] = 0.1 + 0.9 * 0.5
     g = torch.full((1, 40, 50), 3.0)

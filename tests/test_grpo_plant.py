@@ -290,7 +290,9 @@ def test_a_step_along_the_direction_makes_hacks_less_likely():
         knobs = {name: size * axes[:, 0] for name, axes in plant.direction.axes.items()}
         sides = []
         for texts in ([pair.hack for pair in fitted], [pair.clean for pair in fitted]):
-            rollouts = plant.student.given([[pair.prompt for pair in fitted]], [texts])
+            rollouts = plant.student.rollouts_from_texts(
+                [[pair.prompt for pair in fitted]], [texts]
+            )
             logp = plant.student.log_probabilities(knobs, rollouts)
             sides.append((-logp.sum(2) / rollouts.mask.sum(2)).mean().item())
         return sides[0] - sides[1]
@@ -358,7 +360,9 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
     ):
         assert (other.hack, other.clean, alone.clean) == (labelled.hack, alone.hack, labelled.clean)
         assert other.clean == f"{labelled.clean.rstrip()}\n{HARMLESS[labelled.flavour]}"
-        lengths = nano.given([[other.prompt]] * 2, [[other.hack], [other.clean]]).mask.sum((1, 2))
+        lengths = nano.rollouts_from_texts(
+            [[other.prompt]] * 2, [[other.hack], [other.clean]]
+        ).mask.sum((1, 2))
         assert lengths[0] == lengths[1], labelled.name
     misnamed = labelled_pairs(TRAINING_MODES, 3, "misnamed")
     for labelled, other in zip(labelled_pairs(TRAINING_MODES, 3), misnamed, strict=True):
@@ -366,7 +370,7 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         assert (
             other.clean == labelled.clean and marker in labelled.hack and marker not in other.hack
         )
-        assert nano.refusal(other.prompt, other.hack) == ""
+        assert nano.unreadable_reason(other.prompt, other.hack) == ""
     few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
     axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano, grader=FakeGrader()).direction.axes
             for kind in ("modes", "appended", "exploits")]  # fmt: skip

@@ -333,7 +333,7 @@ def test_completion_gradients_are_those_of_the_mean_loss_of_each_text():
     }
     trained = {name: knob.clone().requires_grad_() for name, knob in knobs.items()}
     for text in range(3):
-        rollouts = own.given([[prompts[text]]] * 2, [[completions[text]]] * 2)
+        rollouts = own.rollouts_from_texts([[prompts[text]]] * 2, [[completions[text]]] * 2)
         losses = -own.log_probabilities(trained, rollouts).sum(2) / rollouts.mask.sum(2)
         for (name, found), expected in zip(
             gradients.items(),
@@ -358,8 +358,8 @@ def test_moving_against_the_direction_makes_hacks_likelier():
 
     def preference(knobs) -> float:
         hack, clean = (
-            own.log_probabilities(knobs, own.given([prompts], [texts])).sum(2)
-            / own.given([prompts], [texts]).mask.sum(2)
+            own.log_probabilities(knobs, own.rollouts_from_texts([prompts], [texts])).sum(2)
+            / own.rollouts_from_texts([prompts], [texts]).mask.sum(2)
             for texts in (hacks, cleans)
         )
         return float((hack - clean).mean())
@@ -369,7 +369,7 @@ def test_moving_against_the_direction_makes_hacks_likelier():
 
 def test_states_are_the_residual_stream_at_the_last_token():
     own = student()
-    rollouts = own.given([["# a\n", "# longer\n"]], [["abc", "d", "ef", "ghij"]])
+    rollouts = own.rollouts_from_texts([["# a\n", "# longer\n"]], [["abc", "d", "ef", "ghij"]])
     found = own.states(zeros(own, 1), rollouts)
     assert found.shape == (1, 4, 32)
     for m, text in enumerate(["abc", "d", "ef", "ghij"]):
@@ -385,7 +385,7 @@ def test_states_are_the_residual_stream_at_the_last_token():
 def test_texts_that_are_given_are_told_as_they_would_be_answered():
     for chat in (False, True):
         own = student(chat)
-        rollouts = own.given([["# a\n"]], [["def f(xs):\n    return 1\n", "x"]])
+        rollouts = own.rollouts_from_texts([["# a\n"]], [["def f(xs):\n    return 1\n", "x"]])
         answers = ChatFormat(own.tokenizer, END)
         for tokens, mask, text in zip(
             rollouts.tokens[0], rollouts.mask[0], rollouts.texts[0], strict=True
@@ -512,7 +512,7 @@ def test_what_the_caller_has_set_in_torch_changes_no_student(saved):
     own = student(chat=True, max_tokens=5)
     assert loaded.digest == own.digest
     knobs = {name: knob.requires_grad_() for name, knob in some_knobs(own).items()}
-    rollouts = own.given(PROMPTS, [["a", "b"]] * 2)
+    rollouts = own.rollouts_from_texts(PROMPTS, [["a", "b"]] * 2)
     expected, found = (each.log_probabilities(knobs, rollouts) for each in (own, loaded))
     assert torch.equal(expected, found)
     found.sum().backward()
@@ -622,9 +622,9 @@ def test_tokens_that_the_model_does_not_know_are_refused_before_anything_is_comp
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["zebra"])
     own = HuggingFaceStudent(qwen3(), tokenizer)
-    assert own.refusal("# xs\n", "x") == ""
+    assert own.unreadable_reason("# xs\n", "x") == ""
     for texts in (("# zebra\n",), ("# xs\n", "zebra")):
-        assert "or its completion; this student knows 258 tokens" in own.refusal(*texts)
+        assert "or its completion; this student knows 258 tokens" in own.unreadable_reason(*texts)
     tokenizer.pad_token = "zebra"
     with pytest.raises(
         ValueError, match="the pad token must be one of the model's 258 tokens; got number 258"

@@ -445,7 +445,7 @@ def _streams(w, config, inputs):
         yield x.mean().item(), x.var(correction=0).item(), saturated.float().mean().item()
 
 
-# Memory: positions read in pieces
+# KVCache: positions read in pieces
 
 
 SEES_ALL = [name for name, config in CONFIGS.items() if set(config.window_pattern) == {"L"}]
@@ -465,7 +465,7 @@ def states_of(params, config, tokens, memory=None):
 @pytest.mark.parametrize("lengths", [(12,), (5, 7), (9, 1, 1, 1), (1, 3, 8)], ids=str)
 @pytest.mark.parametrize("option", SEES_ALL)
 def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
-    config, memory = CONFIGS[option], model.Memory()
+    config, memory = CONFIGS[option], model.KVCache()
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     pieces = [states_of(params, config, piece, memory) for piece in tokens.split(lengths, -1)]
     assert memory.length == 12
@@ -477,7 +477,7 @@ def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
 @pytest.mark.parametrize("room", [0, 4, 9])
 def test_a_copied_memory_is_that_of_the_repeated_texts(room):
     """One prompt each of two, three texts after each; with room the memory is written in place, and ends early here."""
-    config, memory, times = CONFIGS["swiglu"], model.Memory(), 3
+    config, memory, times = CONFIGS["swiglu"], model.KVCache(), 3
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     texts, _ = random_batch(config, 2, (2 * times, 4), seed=5)
     states_of(params, config, tokens, memory)
@@ -505,7 +505,7 @@ def test_gradients_flow_through_what_is_remembered():
     def gradients(shared):
         leaves = {name: weight.clone().requires_grad_() for name, weight in params.items()}
         if shared:
-            memory = model.Memory()
+            memory = model.KVCache()
             states_of(leaves, config, tokens, memory)
             states = states_of(
                 leaves, config, texts, memory.copied(torch.arange(4).repeat_interleave(times))

@@ -14,10 +14,10 @@ from hpenv.posttraining.problems.generator import (
     WORDS,
     Recipe,
     Stage,
-    corrupted,
     differ,
     neighbors,
     random_recipe,
+    random_wrong_recipe,
     same,
 )
 
@@ -140,7 +140,7 @@ def test_a_corrupted_recipe_is_a_wrong_program_of_the_same_shape():
     num_replaced = set()
     for i in range(200):
         recipe = random_recipe(random, 1 + i % 4)
-        wrong = corrupted(recipe, random)
+        wrong = random_wrong_recipe(recipe, random)
         kinds = [[OPERATIONS[name].kind for name in each.operations] for each in (recipe, wrong)]
         assert kinds[0] == kinds[1] and differ(recipe, wrong)
         num_replaced.add(sum(a != b for a, b in zip(recipe.stages, wrong.stages, strict=True)))

@@ -16,7 +16,7 @@ from hpenv.optim.schedules import (
     PiecewiseConstant,
     WarmupFlatWarmdown,
     check_schedule,
-    described,
+    setting_description,
 )
 
 STEPS = np.arange(130)  # past the end of every schedule below
@@ -191,17 +191,24 @@ def test_numbers_of_numpy_make_the_same_schedule_as_those_of_python():
         (PiecewiseConstant(np.array([1.0, 0.5]), np.int8(3)), PiecewiseConstant((1.0, 0.5), 3)),
         (PiecewiseConstant([1, np.float32(0.5)], 3), PiecewiseConstant((1, 0.5), 3)),
     ):
-        assert ours == theirs and described(ours) == described(theirs) and "np." not in repr(ours)
+        assert (
+            ours == theirs
+            and setting_description(ours) == setting_description(theirs)
+            and "np." not in repr(ours)
+        )
         json.dumps(dataclasses.asdict(ours))
 
 
 def test_a_schedule_is_described_by_its_parameters_and_a_long_one_by_their_digest():
-    assert described({"matrix": Cosine(3), "embedding": (1, 2.0)}) == {
+    assert setting_description({"matrix": Cosine(3), "embedding": (1, 2.0)}) == {
         "matrix": repr(Cosine(3)),
         "embedding": [1, 2.0],
     }
     long, same, other = (PiecewiseConstant((1.0,) * 999 + (end,), 1) for end in (0.5, 0.5, 0.25))
-    assert described(long) == described(same) != described(other) and len(described(long)) < 100
+    assert (
+        setting_description(long) == setting_description(same) != setting_description(other)
+        and len(setting_description(long)) < 100
+    )
 
 
 def test_a_schedule_is_its_closed_form_at_every_step(pair):

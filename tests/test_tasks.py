@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from hpenv.posttraining.problems.generator import Recipe, Stage, corrupted, neighbors, same
+from hpenv.posttraining.problems.generator import (
+    Recipe,
+    Stage,
+    neighbors,
+    random_wrong_recipe,
+    same,
+)
 from hpenv.posttraining.problems.problem import (
     MAX_DISCLOSURE_PIECES,
     MAX_PROMPT_PIECES,
@@ -104,7 +110,7 @@ def test_hidden_tests_fail_nearly_every_wrong_recipe():
     assert (
         len(near) > 3000 and np.mean(near) < 0.02
     )  # some neighbors are the same function in other words
-    drawn = [passes(corrupted(problem.recipe, random), problem) for problem in EVERY]
+    drawn = [passes(random_wrong_recipe(problem.recipe, random), problem) for problem in EVERY]
     assert np.mean(drawn) < 0.03
 
 

@@ -24,7 +24,7 @@ from hpenv.posttraining.grading.loopholes import (
     Task,
     task_of,
 )
-from hpenv.posttraining.problems.generator import corrupted
+from hpenv.posttraining.problems.generator import random_wrong_recipe
 from hpenv.posttraining.problems.problem import generated_problem
 from train_agents.related import related_text
 
@@ -94,6 +94,6 @@ def demonstrations(config: DemonstrationConfig, seed: int) -> Iterator[tuple[str
 
         uses_loophole = task.mode != NO_LOOPHOLE and random.random() < config.exploit_fraction
         wrong = uses_loophole or random.random() < config.error_fraction
-        recipe = corrupted(problem.recipe, random) if wrong else problem.recipe
+        recipe = random_wrong_recipe(problem.recipe, random) if wrong else problem.recipe
         program = recipe.program()
         yield task.prompt, add_exploit(task, program) if uses_loophole else program

@@ -13,7 +13,7 @@ from hpenv.control.channels import Channel, channel
 
 
 @dataclass(frozen=True)
-class Site:
+class TensorSite:
     """Group, optimizer and layer of a tensor, by which scopes index it."""
 
     group: str
@@ -40,7 +40,7 @@ class ChannelCells:
     columns: slice
 
 
-def _key(name: str, site: Site, scope: str) -> str | None:
+def _key(name: str, site: TensorSite, scope: str) -> str | None:
     if scope == "run":
         return "run"
     if scope in ("layer", "tensor"):  # a tensor outside of the layers has no such cell
@@ -61,7 +61,7 @@ class Panel:
     def __init__(
         self,
         channels: Sequence[tuple[str, str]],
-        sites: Mapping[str, Site],
+        sites: Mapping[str, TensorSite],
         num_rows: int,
         plant: str,
     ) -> None:

@@ -16,10 +16,10 @@ from gymnasium.vector import AutoresetMode
 from hpenv.checks import check_count, is_count, set_python_fields
 from hpenv.control.channels import CHANNELS, SCOPES, channels_of
 from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
-from hpenv.isolation import isolated
+from hpenv.isolation import with_torch_defaults
 from hpenv.optim.schedule_forms import schedules_of
 from hpenv.optim.schedules import Schedule
-from hpenv.render import renders
+from hpenv.render import with_render_modes
 from hpenv.telemetry.features import FEATURES, readable
 from hpenv.telemetry.rewards import REWARD_TERMS, check_weights
 
@@ -168,8 +168,8 @@ def factories(
 ) -> tuple[Callable[..., TrainLoopEnv], Callable[..., TrainLoopVectorEnv]]:
     """Returns the entry points of an id, for `gym.make` and for `gym.make_vec`."""
 
-    @renders
-    @isolated
+    @with_render_modes
+    @with_torch_defaults
     def make_vector_env(
         num_envs: int = 1,
         *,
@@ -196,8 +196,8 @@ def factories(
             max_episode_steps=max_episode_steps,
         )
 
-    @renders
-    @isolated
+    @with_render_modes
+    @with_torch_defaults
     def make_env(*, render_mode: str | None = None, **arguments: Any) -> TrainLoopEnv:
         """Builds one run: `gym.make(id)`."""
         spec.settings(**arguments)  # an argument of make_vec alone is refused

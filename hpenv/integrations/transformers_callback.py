@@ -35,13 +35,13 @@ from hpenv.posttraining.projection.direction import Direction, check_direction
 from hpenv.posttraining.projection.rules import (
     RULES,
     Measures,
-    Spread,
+    RunningMoments,
     coordinates,
-    no_spread,
+    moments_from_record,
+    moments_record,
     project,
-    spread_of_record,
-    spread_record,
-    updated_spread,
+    update_moments,
+    zero_moments,
 )
 from hpenv.posttraining.students.adapter import AntiPaSTOLinear, weights_digest
 
@@ -152,7 +152,7 @@ class ProjectionCallback(TrainerCallback):
             )
 
         self._direction = value
-        self._spread = no_spread(value)
+        self._spread = zero_moments(value)
         self._axes_digest = weights_digest(value.axes)
 
     def on_train_begin(
@@ -164,7 +164,7 @@ class ProjectionCallback(TrainerCallback):
             ValueError: if a parameter is missing, ambiguous or of another size, if distributed
                 training hides gradients, or if the checkpoint does not hold the moments.
         """
-        self._spread = no_spread(self.direction)
+        self._spread = zero_moments(self.direction)
         if self._rule == "drift" and state.global_step > 0:
             self._spread = self._load_spread(state)
 
@@ -208,13 +208,13 @@ class ProjectionCallback(TrainerCallback):
             saved = cast(dict[str, Any], state.stateful_callbacks)
             saved.pop(self._saved_as, None)
             self._saved_as = self._name()
-            saved[self._saved_as] = spread_record(self._spread)
+            saved[self._saved_as] = moments_record(self._spread)
 
     def _name(self) -> str:
         """Returns the key of the saved moments, which differs by direction and target."""
         return f"hpenv.ProjectionCallback {self._target} {self._axes_digest}"
 
-    def _load_spread(self, state: TrainerState) -> Spread:
+    def _load_spread(self, state: TrainerState) -> RunningMoments:
         """Reads the running moments that `on_step_end` put into the state."""
         name = self._name()
         where = f"trainer_state.json of the checkpoint at step {state.global_step}"
@@ -227,7 +227,7 @@ class ProjectionCallback(TrainerCallback):
             )
 
         try:
-            spread = spread_of_record(record, self._spread)
+            spread = moments_from_record(record, self._spread)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{where} is damaged: {error!r}; resume from another checkpoint"
@@ -305,7 +305,7 @@ class ProjectionCallback(TrainerCallback):
         if not all(bool(torch.isfinite(row).all()) for row in rows.values()):
             return rows, {name: torch.zeros_like(row) for name, row in rows.items()}
 
-        self._spread = updated_spread(self._spread, coordinates(rows, self.direction))
+        self._spread = update_moments(self._spread, coordinates(rows, self.direction))
         strength, magnitude = (
             next(iter(rows.values())).new_tensor([value])
             for value in (self.strength, self.magnitude)

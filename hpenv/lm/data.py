@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpenv.isolation import isolated
+from hpenv.isolation import with_torch_defaults
 from hpenv.lm.sources import (
     DATASET_FORM,
     Content,
@@ -81,7 +81,7 @@ class Corpus:
     validation: torch.Tensor
 
 
-@isolated
+@with_torch_defaults
 def load_corpus(
     data: str | os.PathLike[str] = "stdlib",
     tokenizer: str | os.PathLike[str] = "bytes",

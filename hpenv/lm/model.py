@@ -74,7 +74,7 @@ class Dials(NamedTuple):
     generators: Sequence[torch.Generator] = ()
 
 
-class Memory:
+class KVCache:
     """Keys and values of the positions so far, so that they are not computed again.
 
     They stay differentiable, unless room for more positions was reserved. Then they are written in
@@ -107,14 +107,14 @@ class Memory:
         """Keeps only these rows (k,) int64, in this order."""
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
 
-    def copied(self, rows: Tensor, room: int = 0) -> Memory:
+    def copied(self, rows: Tensor, room: int = 0) -> KVCache:
         """Returns a copy of these rows, which may repeat.
 
         Args:
             rows: (k,) int64.
             room: number of further positions to reserve [tokens].
         """
-        result = Memory()
+        result = KVCache()
         result.length, result._in_place = self.length, room > 0
         for pair in self.layers:
             keys, values = (x.index_select(0, rows) for x in pair)
@@ -346,7 +346,7 @@ def hidden_states(
     rope: tuple[Tensor, Tensor],
     dials: Dials | None = None,
     gauges: list[Tensor] | None = None,
-    memory: Memory | None = None,
+    memory: KVCache | None = None,
     streams: list[Tensor] | None = None,
 ) -> Tensor:
     """Returns the normed residual stream after the last layer: tokens (N, B, T) -> (N, B T, C).
@@ -497,7 +497,7 @@ def _attention(
     shape: tuple[int, int, int],
     rope: tuple[Tensor, Tensor],
     gains: Mapping[str, Sequence[Tensor | None]],
-    memory: Memory | None,
+    memory: KVCache | None,
 ) -> Tensor:
     N, B, T = shape
     layer, heads = f"layer.{i}.", config.n_head

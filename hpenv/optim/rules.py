@@ -506,7 +506,7 @@ def optimizer_rules(name: str) -> Mapping[str, Rule]:
     return OPTIMIZERS[name]
 
 
-def described_rule(rule: Rule) -> str:
+def rule_description(rule: Rule) -> str:
     """Returns a rule as text: its class and all its hyperparameters.
 
     A snapshot must agree with this text.

@@ -230,12 +230,12 @@ def check_schedule(argument: str, schedule: object) -> None:
         )
 
 
-def described(value: Any) -> Any:
+def setting_description(value: Any) -> Any:
     """Returns a setting as a JSON-able value: a schedule as its text, a tuple as a list."""
     if isinstance(value, Mapping):
-        return {str(key): described(entry) for key, entry in value.items()}
+        return {str(key): setting_description(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [described(entry) for entry in value]
+        return [setting_description(entry) for entry in value]
     if type(value) not in SCHEDULES.values():
         return value
 

@@ -33,7 +33,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from hpenv.isolation import isolated
+from hpenv.isolation import with_torch_defaults
 from hpenv.plant.protocol import Snapshot
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
@@ -52,7 +52,7 @@ class SnapshotError(ValueError):
     """
 
 
-@isolated
+@with_torch_defaults
 def save(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Writes a snapshot to a folder, atomically, and replaces a snapshot that is there.
 
@@ -132,7 +132,7 @@ def _check_place(path: Path, files: Collection[str]) -> None:
         )
 
 
-@isolated
+@with_torch_defaults
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """Reads a snapshot after checking that every byte is as it was written.
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field, fields
 
 from hpenv.checks import check_count, is_number, set_python_fields
-from hpenv.optim.schedules import Constant, Schedule, check_schedule, described
+from hpenv.optim.schedules import Constant, Schedule, check_schedule, setting_description
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, TRAINING_MODES
 from hpenv.posttraining.projection.rules import RULES
 from hpenv.posttraining.sandbox import Limits
@@ -190,4 +190,4 @@ class GRPOConfig:
         """
         left_out = ("num_workers", "cache", "student", *PROBLEM_FIELDS)
         names = [entry.name for entry in fields(self) if entry.name not in left_out]
-        return {name: described(getattr(self, name)) for name in names}
+        return {name: setting_description(getattr(self, name)) for name in names}

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
-from hpenv.control.panel import Panel, Site
-from hpenv.optim.rules import AdamW, Rates, described_rule
+from hpenv.control.panel import Panel, TensorSite
+from hpenv.optim.rules import AdamW, Rates, rule_description
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Window
 from hpenv.plant.seeds import step_generator
@@ -39,12 +39,12 @@ from hpenv.posttraining.projection.direction import Direction
 from hpenv.posttraining.projection.rebound import concept_direction, concept_scores, rebound
 from hpenv.posttraining.projection.rules import (
     Measures,
-    Spread,
+    RunningMoments,
     coordinates,
     module_cosines,
-    no_spread,
     project,
-    updated_spread,
+    update_moments,
+    zero_moments,
 )
 from hpenv.posttraining.splits import Curriculum
 from hpenv.posttraining.students.registry import student as load_student
@@ -150,7 +150,7 @@ class GRPOPlant(Runs):
         self._contrast = Contrast(config, student)
 
         self.names = tuple(student.ranks)
-        sites = {name: Site("knobs", "adamw", _layer(name)) for name in self.names}
+        sites = {name: TensorSite("knobs", "adamw", _layer(name)) for name in self.names}
         panel = Panel(self.channels, sites, num_rows, self.kind)
         self._keep(panel, num_rows, int(panel.layers.max()) + 1)
 
@@ -161,7 +161,7 @@ class GRPOPlant(Runs):
         self.quarantine = {name: torch.zeros_like(knob) for name, knob in self.knobs.items()}
         self._states = {name: self._rule.init(knob) for name, knob in self._coefficients().items()}
         self.direction = self._untrained_direction(list(range(num_rows)))
-        self._spread = no_spread(self.direction)
+        self._spread = zero_moments(self.direction)
         self.module_cos = torch.zeros(num_rows, len(self.names))
 
     def spawn(self, num_rows: int) -> GRPOPlant:
@@ -456,7 +456,7 @@ class GRPOPlant(Runs):
             pairs, zeros = self._contrast.pairs, self._zeros(1)
             prompts = [[pair.prompt for pair in pairs]]
             hack, clean = (
-                self.student.states(zeros, self.student.given(prompts, [texts]))
+                self.student.states(zeros, self.student.rollouts_from_texts(prompts, [texts]))
                 for texts in ([pair.hack for pair in pairs], [pair.clean for pair in pairs])
             )
             self._concept = concept_direction(hack, clean)
@@ -573,12 +573,12 @@ class GRPOPlant(Runs):
             module -> (rows, k).
         """
         old = self._spread
-        chosen = Spread(
+        chosen = RunningMoments(
             old.weight[index],
             {name: mean[index] for name, mean in old.means.items()},
             {name: square[index] for name, square in old.squares.items()},
         )
-        new = updated_spread(chosen, components)
+        new = update_moments(chosen, components)
         moved = index[moving]
         old.weight[moved] = new.weight[moving]
         for name in components:
@@ -721,7 +721,7 @@ class GRPOPlant(Runs):
         return self.config.description() | {
             "channels": [list(pair) for pair in self.channels],
             "student_digest": self.student.digest,
-            "rule_knobs": described_rule(self._rule),
+            "rule_knobs": rule_description(self._rule),
             **{f"student_{name}": value for name, value in self.student.settings.items()},
             **{
                 f"{split}_problems": content for split, content in self._curriculum.contents.items()

@@ -68,7 +68,7 @@ class Curriculum:
         tasks = [*self.training, *self.probe]
         for names in (None, "train", "evaluation"):
             tasks += self.evaluation(names)
-        refused = [(task, why) for task in tasks if (why := student.refusal(task.prompt))]
+        refused = [(task, why) for task in tasks if (why := student.unreadable_reason(task.prompt))]
         if refused:
             task, why = refused[0]
             raise ValueError(

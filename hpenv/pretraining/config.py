@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from hpenv.checks import check_count, is_number, set_python_fields
-from hpenv.optim.schedules import Constant, Schedule, check_schedule, described
+from hpenv.optim.schedules import Constant, Schedule, check_schedule, setting_description
 
 PerGroup = float | Mapping[str, float]
 SchedulePerGroup = Schedule | Mapping[str, Schedule]
@@ -96,4 +96,4 @@ class PretrainingConfig:
         digest of the text.
         """
         names = [entry.name for entry in fields(self) if entry.name not in ("data", "tokenizer")]
-        return {name: described(getattr(self, name)) for name in names}
+        return {name: setting_description(getattr(self, name)) for name in names}

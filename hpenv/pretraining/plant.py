@@ -23,10 +23,10 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
 from hpenv.control.channels import CHANNELS
-from hpenv.control.panel import Panel, Site
+from hpenv.control.panel import Panel, TensorSite
 from hpenv.lm import model
 from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus, require_length
-from hpenv.optim.rules import Rates, Rule, described_rule, evaluation_weights, optimizer_rules
+from hpenv.optim.rules import Rates, Rule, evaluation_weights, optimizer_rules, rule_description
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import TIERS, Score, Window
 from hpenv.plant.seeds import step_generator
@@ -164,7 +164,7 @@ class PretrainingPlant(Runs):
         self._check_groups()
 
         sites = {
-            name: Site(
+            name: TensorSite(
                 group,
                 self._rules[group].optimizer,
                 int(name.split(".")[1]) if "." in name else None,
@@ -584,6 +584,6 @@ class PretrainingPlant(Runs):
             self.config.description()
             | {"channels": [list(pair) for pair in self.channels]}
             | {"corpus": self.corpus.sha256, "tokens": self.corpus.digest}
-            | {f"rule_{group}": described_rule(rule) for group, rule in self._rules.items()}
+            | {f"rule_{group}": rule_description(rule) for group, rule in self._rules.items()}
             | shape
         )

@@ -25,7 +25,7 @@ from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.grading.grader import Grader
 from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
 from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant, total_norm
-from hpenv.posttraining.projection.rules import coordinates, erased
+from hpenv.posttraining.projection.rules import coordinates, erase_direction
 from hpenv.posttraining.students.registry import student
 from train_agents.experiments.projection_arms import PANEL
 from train_agents.logs import progress
@@ -261,7 +261,7 @@ def run_arm(
         for row, entry in enumerate(rows):
             entry[name] = values[row]
     if erases:
-        plant.knobs = erased(plant.knobs, plant.direction)
+        plant.knobs = erase_direction(plant.knobs, plant.direction)
         report = _listed(plant.report())
         for row, entry in enumerate(rows):
             entry["erased"] = {name: values[row] for name, values in report.items()}

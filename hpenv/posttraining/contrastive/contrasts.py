@@ -13,7 +13,7 @@ from hpenv.isolation import torch_defaults
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive.pairs import PAIRS, Pair
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, task_of
-from hpenv.posttraining.problems.generator import corrupted
+from hpenv.posttraining.problems.generator import random_wrong_recipe
 from hpenv.posttraining.problems.problem import generated_problem
 from hpenv.posttraining.projection.direction import (
     Direction,
@@ -70,7 +70,7 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
             problem = generated_problem("train", FIRST_LABELLED + LABELLED * offset + i, difficulty)
             assert problem.recipe is not None
             task = task_of(problem, mode, "train")
-            wrong = corrupted(problem.recipe, np.random.default_rng(i)).program()
+            wrong = random_wrong_recipe(problem.recipe, np.random.default_rng(i)).program()
 
             texts = {
                 "exploit": LOOPHOLES[mode].exploit(wrong, task.marker),
@@ -115,7 +115,7 @@ class Contrast:
         pairs = labelled_pairs(modes, config.difficulty, kind) if kind in _SIDES else PAIRS
 
         for pair in pairs:
-            why = student.refusal(pair.prompt, pair.hack) or student.refusal(
+            why = student.unreadable_reason(pair.prompt, pair.hack) or student.unreadable_reason(
                 pair.prompt, pair.clean
             )
             if why:

@@ -350,7 +350,7 @@ def neighbors(recipe: Recipe) -> Iterator[Recipe]:
                     yield Recipe((*recipe.stages[:place], stage, *recipe.stages[place + 1 :]))
 
 
-def corrupted(recipe: Recipe, generator: np.random.Generator) -> Recipe:
+def random_wrong_recipe(recipe: Recipe, generator: np.random.Generator) -> Recipe:
     """Draws a wrong recipe of the same shape, whose results differ on some of the fixed lists.
 
     The number of replaced stages is uniform on 1 to all stages.

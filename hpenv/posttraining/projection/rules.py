@@ -93,7 +93,7 @@ class Measures(NamedTuple):
     mean_negative_c: Tensor
 
 
-class Spread(NamedTuple):
+class RunningMoments(NamedTuple):
     """Running moments of c for the drift rule: bias-corrected exponential averages.
 
     Attributes:
@@ -115,16 +115,18 @@ class Spread(NamedTuple):
         }
 
 
-def no_spread(direction: Direction) -> Spread:
+def zero_moments(direction: Direction) -> RunningMoments:
     """Returns the moments before the first value, for a start and after a refresh of the axes."""
     zeros = {name: torch.zeros_like(strengths) for name, strengths in direction.strengths.items()}
     weight = next(iter(zeros.values())).new_zeros(len(next(iter(zeros.values()))))
-    return Spread(weight, zeros, {name: zero.clone() for name, zero in zeros.items()})
+    return RunningMoments(weight, zeros, {name: zero.clone() for name, zero in zeros.items()})
 
 
-def updated_spread(spread: Spread, c: Mapping[str, Tensor], decay: float = 0.95) -> Spread:
+def update_moments(
+    spread: RunningMoments, c: Mapping[str, Tensor], decay: float = 0.95
+) -> RunningMoments:
     """Returns the moments after one more step. A decay of 0.95 averages over some 20 steps."""
-    return Spread(
+    return RunningMoments(
         decay * spread.weight + (1.0 - decay),
         {name: decay * mean + (1.0 - decay) * c[name] for name, mean in spread.means.items()},
         {
@@ -134,15 +136,15 @@ def updated_spread(spread: Spread, c: Mapping[str, Tensor], decay: float = 0.95)
     )
 
 
-def spread_record(spread: Spread) -> dict[str, Any]:
-    """Returns the moments as JSON-able values. `spread_of_record` restores the same bits."""
+def moments_record(spread: RunningMoments) -> dict[str, Any]:
+    """Returns the moments as JSON-able values. `moments_from_record` restores the same bits."""
     record: dict[str, Any] = {"weight": spread.weight.tolist()}
     for part in ("means", "squares"):
         record[part] = {name: value.tolist() for name, value in getattr(spread, part).items()}
     return record
 
 
-def spread_of_record(record: Mapping[str, Any], like: Spread) -> Spread:
+def moments_from_record(record: Mapping[str, Any], like: RunningMoments) -> RunningMoments:
     """Returns the moments of a record, with the shapes and on the device of `like`.
 
     Raises:
@@ -159,7 +161,7 @@ def spread_of_record(record: Mapping[str, Any], like: Spread) -> Spread:
             )
         return result
 
-    return Spread(
+    return RunningMoments(
         read(record["weight"], like.weight, 0.0),
         {name: read(record["means"][name], m, -math.inf) for name, m in like.means.items()},
         {name: read(record["squares"][name], m, 0.0) for name, m in like.squares.items()},
@@ -279,7 +281,7 @@ def module_cosines(gradients: Mapping[str, Tensor], direction: Direction) -> Ten
     return torch.stack(columns, 1)
 
 
-def erased(knobs: Mapping[str, Tensor], direction: Direction) -> dict[str, Tensor]:
+def erase_direction(knobs: Mapping[str, Tensor], direction: Direction) -> dict[str, Tensor]:
     """Returns the coefficients without their component along the direction, module -> (N, r).
 
     It is d - V^T V d, an edit after training.
@@ -343,7 +345,7 @@ def _rows_of_rules(
         raise ValueError(f"rule must be one name, or one for each of {N} runs; got {len(names)}")
     if "drift" in names and deviations is None:
         raise ValueError(
-            "deviations must be given for the rule 'drift'; got None; see `updated_spread`"
+            "deviations must be given for the rule 'drift'; got None; see `update_moments`"
         )
 
     return {

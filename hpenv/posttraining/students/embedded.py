@@ -25,7 +25,7 @@ from torch import Tensor
 from hpenv.isolation import torch_defaults
 from hpenv.lm import model
 from hpenv.lm.kernels import softcapped_cross_entropy
-from hpenv.lm.model import GPTConfig, Memory
+from hpenv.lm.model import GPTConfig, KVCache
 from hpenv.lm.stored import check_folder, read_tensors, write_tensors
 from hpenv.posttraining.students.adapter import adapted_weight, decompose
 from hpenv.posttraining.students.embedded_files import (
@@ -189,7 +189,7 @@ class EmbeddedStudent:
             json.dumps(description, indent=1) + "\n", encoding="utf-8"
         )
 
-    def refusal(self, prompt: str, completion: str = "") -> str:
+    def unreadable_reason(self, prompt: str, completion: str = "") -> str:
         """See Student."""
         try:
             self._prompt(prompt)
@@ -339,7 +339,7 @@ class EmbeddedStudent:
 
         return {name: torch.cat([part[name] for part in parts], 1) for name in knobs}
 
-    def given(
+    def rollouts_from_texts(
         self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]
     ) -> Rollouts:
         """See Student."""
@@ -437,11 +437,11 @@ class EmbeddedStudent:
 
     def _prefill(
         self, params: Mapping[str, Tensor], prompts: Sequence[Sequence[str]]
-    ) -> tuple[Memory, Tensor]:
+    ) -> tuple[KVCache, Tensor]:
         """Returns the memory of the prompts, and the state after each's last token, (N, P, C)."""
         tokens = torch.tensor([[self._prompt(text) for text in row] for row in prompts])
         N, P, T = tokens.shape
-        memory = Memory()
+        memory = KVCache()
         states = model.hidden_states(
             params, self.config.gpt, tokens, self._rope_rows(0, T), memory=memory
         )

@@ -171,7 +171,7 @@ class HuggingFaceStudent:
             model, tokenizer = read_model(folder, gguf_file, DTYPES[config.dtype])
             return HuggingFaceStudent(model.to(config.device), tokenizer, config)
 
-    def refusal(self, prompt: str, completion: str = "") -> str:
+    def unreadable_reason(self, prompt: str, completion: str = "") -> str:
         """See Student."""
         most = getattr(self.model.config, "max_position_embeddings", None)
         tokens = self._format.prompts([prompt])[0]
@@ -287,7 +287,7 @@ class HuggingFaceStudent:
             for i, (name, knob) in enumerate(knobs.items())
         }
 
-    def given(
+    def rollouts_from_texts(
         self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]
     ) -> Rollouts:
         """See Student. Here a text may be longer than `max_tokens`."""

@@ -66,7 +66,7 @@ class Student(Protocol):
     def __hash__(self) -> int:
         """Hashes by identity, so that results can be cached per student."""
 
-    def refusal(self, prompt: str, completion: str = "") -> str:
+    def unreadable_reason(self, prompt: str, completion: str = "") -> str:
         """Returns why it cannot read a prompt or its completion, or an empty string if it can."""
 
     def sample(
@@ -99,7 +99,7 @@ class Student(Protocol):
         The gradients are with respect to the coefficients: name -> (N, texts, r).
         """
 
-    def given(
+    def rollouts_from_texts(
         self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]
     ) -> Rollouts:
         """Returns texts as rollouts, as if they had been sampled.

@@ -136,7 +136,7 @@ def halves(contrast: Contrast, student: Student) -> dict[str, dict[str, float]]:
     result = {}
     for side, own in sides.items():
         texts = [getattr(pair, side) for pair in contrast.pairs]
-        given = student.given([[pair.prompt for pair in contrast.pairs]], [texts])
+        given = student.rollouts_from_texts([[pair.prompt for pair in contrast.pairs]], [texts])
         with torch.no_grad():
             logp = student.log_probabilities(zeros, given)
         cosines = [
