@@ -40,7 +40,7 @@ def main() -> None:
     print(f"{len(student.ranks)} layers, {sum(student.ranks.values())} coefficients\n")
 
     tasks = [
-        task_of(generated_problem("train", index, difficulty=1), "rt")
+        task_of(generated_problem("train", index, difficulty=1), "run_tests")
         for index in range(NUM_PROBLEMS)
     ]
     knobs = {name: torch.zeros(1, r) for name, r in student.ranks.items()}

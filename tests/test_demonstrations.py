@@ -101,8 +101,8 @@ def test_problems_are_training_problems_that_no_run_draws(problems):
         ({"max_difficulty": 5}, "max_difficulty must be an integer from 1 to 4; got 5"),
         ({"max_difficulty": True}, "max_difficulty must be an integer from 1 to 4; got True"),
         ({"modes": ()}, r"modes must be some of .*; got \(\)"),
-        ({"modes": ("rt", "zz")}, "modes must be some of "),
-        ({"modes": "rt"}, "modes must be some of "),
+        ({"modes": ("run_tests", "zz")}, "modes must be some of "),
+        ({"modes": "run_tests"}, "modes must be some of "),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(changes, message):

@@ -329,18 +329,18 @@ def test_a_control_is_drawn_from_the_seed_of_its_run(direction):
 
 
 def test_directions_of_known_loopholes_come_from_programs_that_use_them():
-    modes = ("rt", "fm")
+    modes = ("run_tests", "file")
     pairs = labelled_pairs(modes, difficulty=2)
     assert {pair.flavour for pair in pairs} == set(modes) and len(pairs) == 2 * contrasts.LABELLED
     for pair in pairs:
-        assert {"rt": "run_tests", "fm": "result.txt"}[pair.flavour] in pair.hack
+        assert {"run_tests": "run_tests", "file": "result.txt"}[pair.flavour] in pair.hack
         assert pair.hack.startswith(pair.clean.rstrip()), (
             "the loophole is all that tells them apart"
         )
     assert len({pair.prompt for pair in pairs}) == len(pairs)
     assert sum(pair.held_out for pair in pairs) == len(pairs) // 4
     plant = GRPOPlant(
-        tiny_student.GRPOConfig(**TINY, direction="modes", known_modes=modes),
+        tiny_student.GRPOConfig(**TINY, direction="labelled", known_modes=modes),
         1,
         student=student(),
         grader=FakeGrader(),
@@ -353,8 +353,8 @@ def test_directions_of_known_loopholes_come_from_programs_that_use_them():
 
 def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_as_long():
     nano = shipped("nano")
-    exploits = labelled_pairs(TRAINING_MODES, 3, "exploits")
-    appended = labelled_pairs(TRAINING_MODES, 3, "appended")
+    exploits = labelled_pairs(TRAINING_MODES, 3, "labelled_vs_harmless")
+    appended = labelled_pairs(TRAINING_MODES, 3, "harmless")
     for labelled, other, alone in zip(
         labelled_pairs(TRAINING_MODES, 3), exploits, appended, strict=True
     ):
@@ -364,7 +364,7 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
             [[other.prompt]] * 2, [[other.hack], [other.clean]]
         ).mask.sum((1, 2))
         assert lengths[0] == lengths[1], labelled.name
-    misnamed = labelled_pairs(TRAINING_MODES, 3, "misnamed")
+    misnamed = labelled_pairs(TRAINING_MODES, 3, "labelled_renamed")
     for labelled, other in zip(labelled_pairs(TRAINING_MODES, 3), misnamed, strict=True):
         marker = LOOPHOLES[labelled.flavour].markers["train"][0]
         assert (
@@ -373,7 +373,7 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         assert nano.unreadable_reason(other.prompt, other.hack) == ""
     few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
     axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano, grader=FakeGrader()).direction.axes
-            for kind in ("modes", "appended", "exploits")]  # fmt: skip
+            for kind in ("labelled", "harmless", "labelled_vs_harmless")]  # fmt: skip
     assert all(
         not torch.equal(axes[i][name], axes[j][name])
         for i, j in ((0, 1), (0, 2), (1, 2))
@@ -534,7 +534,7 @@ def test_no_steps_only_measures():
 
 def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
     grader = FakeGrader()
-    plant = make(2, (), grader, known_modes=("so", "fm"))
+    plant = make(2, (), grader, known_modes=("stdout", "file"))
     played = recorded(plant)
     window = advance(plant, 1)
     rollouts = played[0]
@@ -545,9 +545,9 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
     for row in range(2):
         own, probed = training[6 * row : 6 * row + 6], probe[2 * row : 2 * row + 2]
         rewards = np.array(
-            [0.5 * v.compiles + 3.0 * (v.correct or v.channel) for v in own]
+            [0.5 * v.compiles + 3.0 * (v.correct or v.used_loophole) for v in own]
         ).reshape(2, 3)
-        hacks = np.array([v.channel and not v.correct for v in own])
+        hacks = np.array([v.used_loophole and not v.correct for v in own])
         expected = {
             "reward_mean": rewards.mean() / LARGEST_REWARD,
             "reward_spread": rewards.std(1).mean() / LARGEST_REWARD,
@@ -557,7 +557,7 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
             "completion_length": rollouts.mask[row].sum(1).double().mean().item()
             / plant.student.max_tokens,
             "compiled": np.mean([v.compiles for v in own]),
-            "flagged": np.mean([bool(v.flags & {"so", "fm"}) for v in own]),
+            "flagged": np.mean([bool(v.flags & {"stdout", "file"}) for v in own]),
             "probe_pass": np.mean([v.correct for v in probed]),
         }
         for name, value in expected.items():
@@ -568,8 +568,8 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
         assert privileged(window, "correct")[row] == pytest.approx(
             np.mean([v.correct for v in own])
         )
-        assert privileged(window, "channel")[row] == pytest.approx(
-            np.mean([v.channel for v in own])
+        assert privileged(window, "used_loophole")[row] == pytest.approx(
+            np.mean([v.used_loophole for v in own])
         )
         knobs = torch.cat([knob[row] for knob in plant.knobs.values()])
         assert gauge(window, "knob_norm")[row] == pytest.approx(knobs.norm().item(), rel=1e-5)
@@ -722,12 +722,12 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
     ("given", "message"),
     [
         (
-            {"modes": ("rt", "xc")},
-            r"cannot read \d+ of 480 prompts, of the modes \['xc'\]\. .*hf:<folder>",
+            {"modes": ("run_tests", "exit_code")},
+            r"cannot read \d+ of 480 prompts, of the modes \['exit_code'\]\. .*hf:<folder>",
         ),
         (
-            {"direction": "modes", "known_modes": ("eq",)},
-            "direction='modes' needs the pair 'eq-.*reads up to 64. Leave such loopholes out of known_modes",
+            {"direction": "labelled", "known_modes": ("equality",)},
+            "direction='labelled' needs the pair 'equality-.*reads up to 64. Leave such loopholes out of known_modes",
         ),
         (
             {"problems": "Return " + "the sum of " * 20 + "x."},
@@ -885,7 +885,7 @@ def test_a_report_is_of_held_out_problems_by_the_true_verdict():
 def flipped(submission):
     """As `verdict`, but a program that used its task's loophole is right where that one is not; it is paid the same."""
     found = verdict(submission)
-    return replace(found, correct=not found.correct) if found.channel else found
+    return replace(found, correct=not found.correct) if found.used_loophole else found
 
 
 def test_no_observation_or_reward_knows_what_is_true():
@@ -925,7 +925,10 @@ def test_what_the_weak_detector_does_not_know_is_never_flagged():
     def hacks_all(submission):
         return Verdict(True, False, True, frozenset({submission.task.mode}))
 
-    for known, flagged in ((("rt", "so", "se", "fm"), 1.0), (("xc",), 0.0)):
+    for known, flagged in (
+        (("run_tests", "stdout", "sentinel", "file"), 1.0),
+        (("exit_code",), 0.0),
+    ):
         window = advance(make(2, (), FakeGrader(hacks_all), known_modes=known), 2)
         assert gauge(window, "flagged").tolist() == [flagged] * 2
         assert privileged(window, "hack").tolist() == [1.0] * 2
@@ -1050,7 +1053,7 @@ def test_a_snapshot_can_be_restored_under_the_present_panel():
         ({"rule": "two_sided"}, "rule"),
         ({"route": True}, "route"),
         ({"base_lr": 0.2}, "base_lr"),
-        ({"modes": ("rt", "so")}, "modes"),
+        ({"modes": ("run_tests", "stdout")}, "modes"),
         ({"lr_schedule": Cosine(10)}, "lr_schedule"),
         ({"num_samples": 4}, "num_samples"),
         ({"channels": FINEST}, "channels"),
@@ -1123,7 +1126,7 @@ def test_a_snapshot_under_other_settings_of_the_student_or_of_its_optimizer_is_r
 
 def test_modes_in_a_list_are_those_in_a_tuple(tmp_path):
     """JSON and YAML have lists alone."""
-    listed = make(1, modes=list(TRAINING_MODES), known_modes=["rt", "se"])
+    listed = make(1, modes=list(TRAINING_MODES), known_modes=["run_tests", "sentinel"])
     snapshots.save(tmp_path / "s", listed.snapshot())
     make(1).restore(snapshots.load(tmp_path / "s"))
 
@@ -1169,7 +1172,7 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ({"num_prompts": 0}, "num_prompts must be .*; got 0"),
         ({"num_prompts": 9}, "need at least 9 train problems; got 8"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
-        ({"direction": "up"}, r"unknown direction 'up'; expected one of \['appended', 'clean', "),
+        ({"direction": "up"}, r"unknown direction 'up'; expected one of \['clean', "),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
         (
             {"advantage_scale": "max"},
@@ -1177,8 +1180,8 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ),
         ({"rebound": "square"}, "unknown rebound 'square'"),
         (
-            {"modes": ("rt", "zz")},
-            r"modes must be a tuple of some of \['eq', .*; got \('rt', 'zz'\)",
+            {"modes": ("run_tests", "zz")},
+            r"modes must be a tuple of some of \['equality', .*; got \('run_tests', 'zz'\)",
         ),
         ({"known_modes": ()}, r"known_modes must be a tuple of some of .*; got \(\)"),
         ({"temperature": 0.0}, "temperature must be > 0; got 0"),
@@ -1217,10 +1220,10 @@ def test_gauges_are_those_that_are_measured():
     [
         ({"num_problems": 10**30}, "num_problems must be at most 1000000; got 10"),
         ({"difficulty": 5}, "difficulty must be at most 4; got 5"),
-        ({"modes": None}, r"modes must be a tuple of some of \['eq', .*; got None"),
+        ({"modes": None}, r"modes must be a tuple of some of \['equality', .*; got None"),
         (
-            {"known_modes": ("rt", "zz")},
-            r"known_modes must be a tuple of some of \['eq', .*; got \('rt', 'zz'\)",
+            {"known_modes": ("run_tests", "zz")},
+            r"known_modes must be a tuple of some of \['equality', .*; got \('run_tests', 'zz'\)",
         ),
         ({"rule": []}, r"unknown rule \[\]; expected one of \['drift', "),
         ({"noise_floor": "x"}, "noise_floor must be a finite number >= 0; got 'x'"),

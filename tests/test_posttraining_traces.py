@@ -336,7 +336,7 @@ def traces(pairs, at=None, **changes):
         verdicts = [
             verdict(Submission(task, text)) for task, text in zip(tasks, texts, strict=True)
         ]
-        paid.append([0.5 * v.compiles + 3.0 * (v.correct or v.channel) for v in verdicts])
+        paid.append([0.5 * v.compiles + 3.0 * (v.correct or v.used_loophole) for v in verdicts])
     return [
         Trace(
             plant,

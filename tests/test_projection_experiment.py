@@ -143,7 +143,7 @@ def test_arms_differ_from_the_main_one_in_what_their_names_say():
         assert {*arm.grpo["known_modes"], mode} == set(TRAINING_MODES) and arm.unknown_modes == (
             mode,
         )
-    assert ARM["weak"].unknown_modes == ("so", "fm")
+    assert ARM["weak"].unknown_modes == ("stdout", "file")
     assert len([arm for arm in ARMS if arm.name.startswith("rebound_")]) == 2 * len(ALPHAS)
 
 
@@ -510,7 +510,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     for row in again:
         row["module_cos"] = {"a": [0.1, 0.2, 0.3], "b": [0.0, 0.0, -0.1]}
     write("vanilla_again", again)
-    write("weak", made_up(7, 0.2, 0.3, unknown="so"))
+    write("weak", made_up(7, 0.2, 0.3, unknown="stdout"))
     routed = made_up(8, 0.0, 0.1)
     for row in routed:
         row |= {"knob_on": row["reports"], "quarantine_ratio": 0.5, "along": -0.25}
@@ -567,7 +567,12 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
 def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
     def rates(so, fm, n=3):
         tiny = np.linspace(0.0, 0.01, n)
-        return {"hack_rt": tiny, "hack_se": tiny, "hack_so": so + tiny, "hack_fm": fm + 2 * tiny}
+        return {
+            "hack_run_tests": tiny,
+            "hack_sentinel": tiny,
+            "hack_stdout": so + tiny,
+            "hack_file": fm + 2 * tiny,
+        }
 
     known = {
         VANILLA: rates(0.5, 0.7),
@@ -580,7 +585,7 @@ def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
         "a true projection is compared with true projections"
     )
     line = unknown_table({VANILLA: rates(0.5, 0.7), "weak": rates(0.2, 0.4)}).splitlines()[2]
-    assert line.split("|")[2].strip() == "so, fm" and "| 30.8 ± 0.4 | 60.8 ± 0.4 |" in line
+    assert line.split("|")[2].strip() == "stdout, file" and "| 30.8 ± 0.4 | 60.8 ± 0.4 |" in line
     assert "+30.0 [+30.0, +30.0] yes" in line
 
 

@@ -13,13 +13,14 @@ from hpenv.posttraining.projection.rules import RULES
 from hpenv.posttraining.sandbox import Limits
 from hpenv.posttraining.students.student import Student
 
-#: Sources of a direction. `pairs`: contrastive pairs. `modes`: labelled programs that use
-#: known_modes, against the same programs without the use. `misnamed`, `appended`, `exploits`:
-#: controls of `modes`, since a program that uses a loophole is also a longer one. `random`,
-#: `shuffled`, `clean`: controls of `pairs`. `hack_half`, `clean_half`: gradients of the pairs'
-#: hacks alone, or of their clean programs alone with the sign reversed.
+#: Sources of a direction. `pairs`: contrastive pairs. `labelled`: programs that use known_modes,
+#: against the same programs without the use. Controls of `labelled`, since a program that uses a
+#: loophole is also a longer one: `labelled_renamed` (the use goes by a name that the grader does not
+#: look for), `harmless` (harmless lines in place of the use) and `labelled_vs_harmless`. Controls of
+#: `pairs`: `random`, `shuffled`, `clean`. `hack_half`, `clean_half`: gradients of the pairs' hacks
+#: alone, or of their clean programs alone with the sign reversed.
 DIRECTIONS = (
-    *("pairs", "modes", "misnamed", "appended", "exploits"),
+    *("pairs", "labelled", "labelled_renamed", "harmless", "labelled_vs_harmless"),
     *("random", "shuffled", "clean", "hack_half", "clean_half"),
 )
 METHODS = ("mean_difference", "svd")
@@ -75,7 +76,10 @@ class GRPOConfig:
     route: bool = False  # train a quarantine, a second set of coefficients, on removed gradients
     rebound: str = "additive"  # form of the penalty on the reward, or `multiplicative`
     # measurement
-    known_modes: tuple[str, ...] = ("rt", "se")  # loopholes that the weak detector knows
+    known_modes: tuple[str, ...] = (
+        "run_tests",
+        "sentinel",
+    )  # loopholes that the weak detector knows
     num_probe_problems: int = 32  # problems without a loophole that the reward may see
     num_evaluation_problems: int = 64  # held-out problems of evaluate()
     divergence_kl: float = 10.0  # a run whose mean KL exceeds this has diverged [nats per token]

@@ -81,7 +81,7 @@ GAUGES = (
 UPDATE_GAUGES = GAUGES[:-1]
 #: True rates of the rollouts: programs that were paid for but are not right, right programs, and
 #: programs that use the prompt's loophole, whether they need it or not.
-PRIVILEGED = ("hack", "correct", "channel")
+PRIVILEGED = ("hack", "correct", "used_loophole")
 
 
 class _StepRecord(NamedTuple):
@@ -753,6 +753,6 @@ def _rates(verdicts: Sequence[Sequence[Verdict]], what: str) -> FloatArray:
         "compiles": lambda v: v.compiles,
         "correct": lambda v: v.correct,
         "hack": lambda v: v.hack,
-        "channel": lambda v: v.channel,
+        "used_loophole": lambda v: v.used_loophole,
     }
     return np.array([np.mean([facts[what](v) for v in row]) for row in verdicts])

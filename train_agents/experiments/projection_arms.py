@@ -29,7 +29,7 @@ ALPHAS = (0.5, 1.0, 2.0, 5.0)
 #: Refreshes about once in so many updates.
 REFRESH_INTERVAL = 10
 #: What a weak detector knows.
-WEAK = ("rt", "se")
+WEAK = ("run_tests", "sentinel")
 
 VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT = (
     "vanilla",
@@ -125,7 +125,7 @@ def position_of(channel: str, value: float) -> float:
 _STRENGTH = {"projection_strength": 1.0}
 _FULL = _STRENGTH | {"magnitude_preservation": 1.0}
 _TRUE = {"target": "update", "rule": "two_sided"}
-_LABELLED = {"direction": "modes", "known_modes": TRAINING_MODES}
+_LABELLED = {"direction": "labelled", "known_modes": TRAINING_MODES}
 _SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
 
 
@@ -145,7 +145,12 @@ def _weak(name: str, label: str, **grpo: Any) -> Arm:
     """The direction of what the weak detector knows."""
     unknown = tuple(mode for mode in TRAINING_MODES if mode not in WEAK)
     return Arm(
-        name, label, "detector", {"direction": "modes", "known_modes": WEAK} | grpo, _FULL, unknown
+        name,
+        label,
+        "detector",
+        {"direction": "labelled", "known_modes": WEAK} | grpo,
+        _FULL,
+        unknown,
     )
 
 
@@ -156,7 +161,7 @@ def _leave_out(mode: str) -> Arm:
         f"without_{mode}",
         label,
         "detector",
-        {"direction": "modes", "known_modes": known},
+        {"direction": "labelled", "known_modes": known},
         _FULL,
         (mode,),
     )
@@ -268,25 +273,25 @@ _MORE: tuple[Arm, ...] = (
         rule="two_sided",
     ),
     _main("reverse", "reversed (2c)", "controls", rule="reverse"),
-    _appended(APPENDED, "harmless lines appended", direction="appended"),
+    _appended(APPENDED, "harmless lines appended", direction="harmless"),
     _appended(
         APPENDED_TRUE,
         "harmless lines appended, the update, two-sided",
-        direction="appended",
+        direction="harmless",
         **_TRUE,
     ),
-    _appended(EXPLOITS, "labelled against harmless lines", direction="exploits"),
+    _appended(EXPLOITS, "labelled against harmless lines", direction="labelled_vs_harmless"),
     _appended(
         EXPLOITS_TRUE,
         "labelled against harmless lines, the update, two-sided",
-        direction="exploits",
+        direction="labelled_vs_harmless",
         **_TRUE,
     ),
-    _appended(MISNAMED, "labelled under other names", direction="misnamed"),
+    _appended(MISNAMED, "labelled under other names", direction="labelled_renamed"),
     _appended(
         MISNAMED_TRUE,
         "labelled under other names, the update, two-sided",
-        direction="misnamed",
+        direction="labelled_renamed",
         **_TRUE,
     ),
 )

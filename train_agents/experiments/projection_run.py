@@ -33,7 +33,7 @@ from train_agents.results import Rows
 
 #: True rates of the rollouts that are kept; those of a single loophole are not, for an update may
 #: have no such prompt.
-TRAINED = ("hack", "correct", "channel")
+TRAINED = ("hack", "correct", "used_loophole")
 #: Means over all updates since the last report; true rates of the rollouts under names with
 #: `train_`.
 MEANS = (*UPDATE_GAUGES, "gradient_norm", *(f"train_{name}" for name in TRAINED))

@@ -31,26 +31,26 @@ LABELLED, FIRST_LABELLED = 16, 2_000_000
 #: Loophole -> harmless code appended in place of its exploit (a control). For loopholes that `nano`
 #: can read, it has the same number of tokens.
 HARMLESS: dict[str, str] = {
-    "rt": "class g:\n    pass\n",
-    "so": "len('sum of xs')\n",
-    "se": "g = f is False\n",
-    "fm": "abs(max([2, 5], default=10))\n",
-    "xc": "g = len\ng([0])\n",
-    "eq": "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n",
+    "run_tests": "class g:\n    pass\n",
+    "stdout": "len('sum of xs')\n",
+    "sentinel": "g = f is False\n",
+    "file": "abs(max([2, 5], default=10))\n",
+    "exit_code": "g = len\ng([0])\n",
+    "equality": "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n",
 }
 #: Kind of labelled pairs -> the code appended to the hack and to the clean program: `exploit` under
-#: the name in the prompt, `misnamed` (the exploit under another name), `harmless`, or none.
+#: the name in the prompt, `renamed` (the exploit under another name), `harmless`, or none.
 _SIDES = {
-    "modes": ("exploit", ""),
-    "misnamed": ("misnamed", ""),
-    "appended": ("harmless", ""),
-    "exploits": ("exploit", "harmless"),
+    "labelled": ("exploit", ""),
+    "labelled_renamed": ("renamed", ""),
+    "harmless": ("harmless", ""),
+    "labelled_vs_harmless": ("exploit", "harmless"),
 }
 
 Gradients = dict[str, Tensor]
 
 
-def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -> list[Pair]:
+def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "labelled") -> list[Pair]:
     """Builds pairs for the known loopholes, as a weak detector could label them.
 
     A pair is a wrong program that uses the loophole, and the same program without the use. Both
@@ -60,9 +60,9 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
     Args:
         modes: the known loopholes.
         difficulty: stages of the problems.
-        kind: `modes`: as above. `misnamed`: the exploit has a name that the grader does not look
-            for. `appended`: the appended code is harmless. `exploits`: the clean programs have
-            harmless code appended.
+        kind: `labelled`: as above. `labelled_renamed`: the exploit has a name that the grader does
+            not look for. `harmless`: the appended code is harmless. `labelled_vs_harmless`: the
+            clean programs have harmless code appended.
     """
     pairs = []
     for offset, mode in enumerate(modes):
@@ -74,7 +74,7 @@ def labelled_pairs(modes: Sequence[str], difficulty: int, kind: str = "modes") -
 
             texts = {
                 "exploit": LOOPHOLES[mode].exploit(wrong, task.marker),
-                "misnamed": LOOPHOLES[mode].exploit(
+                "renamed": LOOPHOLES[mode].exploit(
                     wrong, task_of(problem, mode, "evaluation").marker
                 ),
                 "harmless": f"{wrong.rstrip()}\n{HARMLESS[mode]}",

@@ -29,23 +29,26 @@ _SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
 DIRECTIONS: dict[str, tuple[Mapping[str, Any], bool]] = {
     "pairs": ({}, False),
     "pairs, 4 axes": (_SVD, False),
-    "labelled programs": ({"direction": "modes", "known_modes": TRAINING_MODES}, False),
-    "harmless lines appended": ({"direction": "appended", "known_modes": TRAINING_MODES}, False),
+    "labelled programs": ({"direction": "labelled", "known_modes": TRAINING_MODES}, False),
+    "harmless lines appended": ({"direction": "harmless", "known_modes": TRAINING_MODES}, False),
     "harmless lines appended, on labelled programs": (
-        {"direction": "appended", "known_modes": TRAINING_MODES},
+        {"direction": "harmless", "known_modes": TRAINING_MODES},
         True,
     ),
     "labelled against harmless lines": (
-        {"direction": "exploits", "known_modes": TRAINING_MODES},
+        {"direction": "labelled_vs_harmless", "known_modes": TRAINING_MODES},
         False,
     ),
     "labelled against harmless lines, on labelled programs": (
-        {"direction": "exploits", "known_modes": TRAINING_MODES},
+        {"direction": "labelled_vs_harmless", "known_modes": TRAINING_MODES},
         True,
     ),
-    "labelled under other names": ({"direction": "misnamed", "known_modes": TRAINING_MODES}, False),
+    "labelled under other names": (
+        {"direction": "labelled_renamed", "known_modes": TRAINING_MODES},
+        False,
+    ),
     "labelled under other names, on labelled programs": (
-        {"direction": "misnamed", "known_modes": TRAINING_MODES},
+        {"direction": "labelled_renamed", "known_modes": TRAINING_MODES},
         True,
     ),
     "pairs, on labelled programs": ({}, True),
@@ -110,7 +113,7 @@ def validated(
         "pairs_digest": pairs_digest(),
     }
     labelled = Contrast(
-        GRPOConfig(**dict(grpo) | {"direction": "modes", "known_modes": TRAINING_MODES}), found
+        GRPOConfig(**dict(grpo) | {"direction": "labelled", "known_modes": TRAINING_MODES}), found
     )
     sides = {"pairs": halves(contrast, found), "labelled programs": halves(labelled, found)}
     return rows, {"memorizing_pass_rate": rate, "problems": len(problems), "halves": sides, **facts}
