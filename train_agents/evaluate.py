@@ -151,8 +151,8 @@ def run_episodes(
 
         for name, values in panel.items():
             values.append(infos[f"panel/{name}"])
-        for i in np.flatnonzero(infos["divergence"]):
-            reasons[i] = DIVERGENCE_REASONS[infos["divergence"][i]]
+        for index in np.flatnonzero(infos["divergence"]):
+            reasons[index] = DIVERGENCE_REASONS[infos["divergence"][index]]
 
         if heldout_curve:
             heldout.append(env.evaluate())
