@@ -94,10 +94,10 @@ format: setup  ## format, and fix what the linter can fix
 	$(BIN)/ruff format .
 
 bench: setup  ## speed, as ratios measured in one run
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m speed.run
 
 bench-processors: setup  ## the main job as with AVX2 alone and with all instructions of this processor
-	$(BIN)/python -m benchmarks.processors
+	$(BIN)/python -m speed.processors
 
 clean:  ## remove the virtual environments, caches and builds; runs/ and results/ stay
 	rm -rf .venv .venv-newest .venv-oldest build dist .mypy_cache .pytest_cache .ruff_cache

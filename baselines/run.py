@@ -28,8 +28,8 @@ from baselines.schedules import (
     schedule_free_configurations,
 )
 from baselines.sweeps import ENV, History, Population, read_log, write_log
-from hpenv.data import load_corpus
-from hpenv.schedules import WarmupFlatWarmdown
+from hpenv.lm.data import load_corpus
+from hpenv.optim.schedules import WarmupFlatWarmdown
 from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.environments import make_population
 from train_agents.evaluate import evaluate_policy

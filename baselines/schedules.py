@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpenv.model import parameter_kind, parameter_shapes
-from hpenv.model import preset as model_preset
-from hpenv.schedules import Constant, Cosine, LinearDecay, Schedule, WarmupFlatWarmdown
+from hpenv.lm.model import parameter_kind, parameter_shapes
+from hpenv.lm.model import preset as model_preset
+from hpenv.optim.schedules import Constant, Cosine, LinearDecay, Schedule, WarmupFlatWarmdown
 
 #: The paper's conservative base rates, equal for all groups (JEL, section 4.1).
 BASE_LR, BASE_WEIGHT_DECAY = 1e-3, 1e-2

@@ -17,16 +17,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 import hpenv
+from hpenv.arrays import FloatArray
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.policies import ScheduleTable
 
 gym.register_envs(hpenv)
 
 ENV = "TrainLoop-JEL-v0"
-FloatArray = NDArray[np.float64]
 History = list[dict[str, Any]]
 
 

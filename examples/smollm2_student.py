@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from hpenv.posttraining.grader import Grader, Submission
-from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
-from hpenv.posttraining.loopholes import Task, task_of
+from hpenv.posttraining.grading.grader import Grader, Submission
+from hpenv.posttraining.grading.loopholes import Task, task_of
+from hpenv.posttraining.problems.problem import generated_problem
 from hpenv.posttraining.sandbox import Sandbox
-from hpenv.posttraining.tasks import generated_problem
+from hpenv.posttraining.students.huggingface import HuggingFaceConfig, HuggingFaceStudent
 
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CACHE = Path("runs/decompositions")

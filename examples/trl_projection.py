@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterC
 from trl import GRPOConfig, GRPOTrainer
 
 from hpenv.integrations.transformers_callback import ProjectionCallback
-from hpenv.posttraining.direction import Direction, extract, validate
-from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
-from hpenv.posttraining.projection import Measures
+from hpenv.posttraining.projection.direction import Direction, extract, validate
+from hpenv.posttraining.projection.rules import Measures
+from hpenv.posttraining.students.huggingface import HuggingFaceConfig, HuggingFaceStudent
 
 NUM_STEPS = 4
 #: Prompts of the pairs. None of them is in the training data.

@@ -1,7 +1,6 @@
-"""Training a transformer as a Gymnasium environment; importing this registers the ids and nothing
-else.
+"""Training a transformer as a Gymnasium environment. Importing this only registers the ids.
 
-The manual of an environment is the docstring of its module, as in `help("hpenv.envs.jel")`:
+The docstring of an environment's module is its manual, as in `help("hpenv.envs.jel")`:
 `hpenv.envs.jel` for TrainLoop-JEL-v0, `hpenv.envs.cell` for TrainLoop-Cell-v0,
 `hpenv.envs.grpo_projection` for TrainLoop-GRPOProjection-v0.
 """
@@ -17,9 +16,8 @@ for _id, _module in (
         id=_id,
         entry_point=f"hpenv.envs.{_module}:make_env",
         vector_entry_point=f"hpenv.envs.{_module}:make_vector_env",
-        # Both of Gymnasium's wrappers take a step without a reset for a mistake, which after
-        # restore() it is not. The env raises ResetNeeded itself, and the tests hold it to
-        # check_env.
+        # Both wrappers of Gymnasium treat a step without a reset as a mistake. After restore() it
+        # is none. The env raises ResetNeeded itself, and the tests run check_env.
         order_enforce=False,
         disable_env_checker=True,
     )

@@ -1,9 +1,8 @@
-"""The environment: an action sets the panel, the plant trains for one interval, features and terms
-are read.
+"""The environment: an action sets the panel, the plant trains, features and terms are computed.
 
-`TrainLoopVectorEnv` is the one copy of the dynamics: N runs, stepped together, each an episode of
-its own. `TrainLoopEnv` is the same with N = 1 and numpy scalars in its info. The two stand in one
-module, past its usual length, because the second is nothing without the first.
+`TrainLoopVectorEnv` holds the dynamics: N runs are stepped together, and each run is one episode.
+`TrainLoopEnv` is the same environment with N = 1 and numpy scalars in its info. Both classes stand
+in one module, past its usual length, because the second only forwards to the first.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from hpenv.infos import Info, columns, merged, only_row, restricted, row_value, with_masks
-from hpenv.isolation import isolated
-from hpenv.plant import BoolArray, FloatArray, Plant, Snapshot, Window, check_tensors
-from hpenv.registers import Registers
+from hpenv.arrays import BoolArray, FloatArray
+from hpenv.checks import as_python, check_count
+from hpenv.infos import Info, columns, mask_rows, only_row, overwrite_rows, row_value, with_masks
+from hpenv.isolation import with_torch_defaults
+from hpenv.plant.protocol import Plant, Snapshot, Window, check_tensors
+from hpenv.plant.seeds import SeedStreams
 from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
-from hpenv.rewards import check_weights, measured_terms, reward_terms, reward_tiers
-from hpenv.streams import SeedStreams
-from hpenv.telemetry import (
+from hpenv.telemetry.features import (
     Layout,
     Reading,
     bounds,
@@ -35,22 +34,23 @@ from hpenv.telemetry import (
     feature_tiers,
     observe,
 )
-from hpenv.trajectory import Trajectory
-from hpenv.values import as_python, check_count
+from hpenv.telemetry.registers import Registers
+from hpenv.telemetry.rewards import check_weights, measured_terms, reward_terms, reward_tiers
+from hpenv.telemetry.trajectory import Trajectory
 
 
 class TrainLoopVectorEnv(gym.vector.VectorEnv):
     """N training runs as one vector environment.
 
     Attributes:
-        plant: what is trained.
+        plant: the plant that trains the N runs.
         action_names: name of each column of the action: the panel's cells, then the registers.
-        action_kinds: kind of each column's channel; `register` for a register.
-        action_immediate: whether the loss of a decision's first step already answers to the column.
+        action_kinds: kind of each column's channel, `register` for a register.
+        action_immediate: True for a column that changes the loss of a decision's first step
+            already.
         observation_names: name of each column of the observation.
         autoreset_mode: what happens to a row whose episode has ended.
-        corpus_digest: sha256 of what the runs are trained on, or of the student that they begin
-            with.
+        corpus_digest: sha256 of the training data, or of the student that the runs begin with.
     """
 
     def __init__(
@@ -69,43 +69,48 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         evaluate_at_end: bool = False,
         max_episode_steps: int | None = None,
     ) -> None:
-        """Joins a plant with what is asked of it.
+        """Combines a plant with features, reward terms and an episode length.
 
         Args:
-            plant: N runs; its panel's cells are the action.
-            features: keys of FEATURES, side by side.
-            reward: key of REWARD_TERMS -> weight; default progress and divergence, 1 each.
+            plant: N runs. Its panel's cells are the action.
+            features: keys of FEATURES. Their columns are concatenated.
+            reward: key of REWARD_TERMS -> weight. Default: progress and divergence, 1 each.
             interval: steps per decision [steps].
             horizon: steps of an episode [steps].
-            num_registers: accumulators that further columns of the action write and the feature
-                `registers` reads.
-            register_leak: part of a register that a decision keeps, in [0, 1).
-            seed_mode: `independent`: row i of seed s is the run of seed s + i; `grouped`: all rows
+            num_registers: number of accumulators. Further columns of the action write them, and the
+                feature `registers` reads them.
+            register_leak: fraction of a register that a decision keeps, in [0, 1).
+            seed_mode: `independent`: row i of seed s is the run of seed s + i. `grouped`: all rows
                 are the run of seed s.
             autoreset_mode: an AutoresetMode, its name or its value.
             render_mode: None, `rgb_array` or `ansi`.
             evaluate_at_end: the last info of an episode has the run's held-out score as `held_out`.
                 Whenever a row ends, all rows are evaluated.
-            max_episode_steps: an episode of this many decisions is truncated, as by Gymnasium's
-                TimeLimit [decisions].
+            max_episode_steps: number of decisions after which an episode is truncated, as
+                Gymnasium's TimeLimit does [decisions].
 
         Raises:
-            ValueError: for anything that does not fit, with what is accepted.
+            ValueError: for an argument that does not fit, with what is accepted.
         """
         check_features(features, plant.gauge_names, plant.all_tiers)
         self._weights = (
             dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
         )
         check_weights(self._weights, plant.gauge_names, plant.all_tiers)
+
         if not (isinstance(interval, int | np.integer) and 1 <= interval <= horizon):
             raise ValueError(
-                f"interval={interval} must be between 1 and the {horizon} steps of the run, a whole number"
+                f"interval must be a whole number between 1 and the {horizon} steps of the run; "
+                f"got {interval!r}"
             )
+
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(
-                f"unknown render_mode {render_mode!r}; expected None or one of {list(RENDER_MODES)}; "
-                "gym.make adds 'human' and the '_list' modes, gym.make_vec has none of them"
+                f"unknown render_mode {render_mode!r}; expected None or one of "
+                f"{list(RENDER_MODES)}; gym.make adds 'human' and the '_list' modes, gym.make_vec "
+                "has none of them"
             )
+
         if not isinstance(evaluate_at_end, bool):
             raise ValueError(f"evaluate_at_end must be True or False; got {evaluate_at_end!r}")
         if max_episode_steps is not None:
@@ -120,21 +125,26 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "render_modes": list(RENDER_MODES),
             "render_fps": RENDER_FPS,
             "autoreset_mode": self.autoreset_mode,
-            "stacked": plant.stacked,  # rows are trained as one stacked population, or else one after the other
+            # True: all rows are trained as one stacked population. False: one after the other.
+            "stacked": plant.stacked,
         }
         self._features, self._evaluate_at_end = tuple(features), evaluate_at_end
         tiers = feature_tiers(self._features) | reward_tiers(self._weights)
         plant.measure(tiers)
         self._probes, self._terms = "probe" in tiers, measured_terms(tiers, plant.gauge_names)
+
         self._streams = SeedStreams(self.num_envs, seed_mode)
         self._registers = Registers(self.num_envs, num_registers, register_leak)
+
         self._layout = Layout(
             plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names
         )
+
         self.action_names = self._layout.cell_names + self._registers.names
         self.action_kinds = self._layout.cell_kinds + ("register",) * num_registers
         self.action_immediate = plant.panel.immediate + (False,) * num_registers
         self.observation_names = column_names(self._features, self._layout)
+
         low, high = bounds(self._features, self._layout)
         self.single_observation_space = gym.spaces.Box(
             low.astype(np.float32), high.astype(np.float32)
@@ -155,10 +165,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
     @property
     def num_decisions(self) -> int:
-        """Decisions of an episode; the last window may be shorter than the interval."""
+        """Number of decisions of an episode. The last window may be shorter than the interval."""
         return int(min(-(-self.horizon // self.interval), self._limit))
 
-    @isolated
+    @with_torch_defaults
     def reset(
         self,
         *,
@@ -168,10 +178,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Begins new episodes.
 
         Args:
-            seed: of the first row, the next ones counting on from it, or one per row; None
-                continues each row's stream. Grouped rows are one run, and all take the first one
-                that is given.
-            options: `reset_mask` (N,) bool: the rows to reset, the others stay where they are.
+            seed: seed of the first row, from which the next rows count on, or one seed per row.
+                None continues each row's stream of seeds. Grouped rows are one run, and all take
+                the first seed that is given.
+            options: `reset_mask` (N,) bool: the rows to reset. The other rows stay where they are.
 
         Returns:
             Observations (N, F) and infos.
@@ -181,46 +191,53 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             gymnasium.error.ClosedEnvironmentError: after close().
         """
         self._check_open("reset")
+
         rows = np.ones(self.num_envs, dtype=bool)
         if options is not None and "reset_mask" in options:
             rows = np.asarray(options["reset_mask"])
             if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
                 raise ValueError(
-                    f"reset_mask must be ({self.num_envs},) bool with a True in it; got {rows.dtype} {rows}"
+                    f"reset_mask must be a boolean array of shape ({self.num_envs},) with at least "
+                    f"one True; got {rows.dtype} of shape {rows.shape}: {rows}"
                 )
         if self._window is None and not rows.all():
             raise ValueError(
-                "the first reset must be of all rows; got a reset_mask with a False in it"
+                "the first reset must be of all rows; got a reset_mask with at least one False"
             )
+
         super().reset(seed=self._streams.seed(seed, rows))
         self._begin(rows)
         self._window = self.plant.advance(np.zeros(self.num_envs, dtype=np.int64))
         self._remember(np.zeros_like(rows), rows)
         self._record(rows)
+
         terms = dict.fromkeys(self._terms, np.zeros(self.num_envs))
-        infos = self._infos(self._window, np.zeros_like(rows), rows, terms) | self._held_out(
-            np.zeros_like(rows)
-        )
+        infos = self._infos(self._window, np.zeros_like(rows), rows, terms)
+        infos |= self._held_out_scores(np.zeros_like(rows))
         return self._observe(self._reading(self._window, rows), rows), infos
 
     def _begin(self, rows: BoolArray) -> None:
-        """New weights, data order and neutral panel for these rows; each draws its run's seed from its own stream."""
+        """Gives these rows new weights, a new data order and a neutral panel.
+
+        Each row draws the seed of its run from its stream of seeds.
+        """
         chosen = np.flatnonzero(rows).tolist()
         self.plant.reset(self._streams.draw(chosen), chosen)
         self._ended[rows], self._previous_positions[rows] = False, 0.0
         self._registers.clear(rows)
-        self._trajectory = self._trajectory.cleared(rows)
+        self._trajectory = self._trajectory.with_reset(rows)
+
         for row in chosen:
             self._history[row] = History()
 
-    @isolated
+    @with_torch_defaults
     def step(
         self, actions: NDArray[np.floating]
     ) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, Info]:
         """Sets the panel and advances every run by one interval.
 
         Args:
-            actions: (N, A) floating point in [-1, 1]; 0 is neutral.
+            actions: (N, A) floating point in [-1, 1]. 0 is neutral.
 
         Returns:
             Observations (N, F), rewards (N,), terminated (N,), truncated (N,) and infos.
@@ -233,8 +250,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._check_open("step")
         if self._window is None:
             raise gym.error.ResetNeeded("call reset() before the first step()")
-        positions = self._checked(actions)
+        positions = self._check_actions(actions)
         cells = len(self._layout.cell_names)
+
         moving = ~self._ended
         restarting = (
             self._ended.copy()
@@ -243,28 +261,32 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         )
         if restarting.any():
             self._begin(restarting)
+
         steps = np.where(moving, np.minimum(self.interval, self.horizon - self._window.steps), 0)
-        last = self._window
+        previous = self._window
         self.plant.panel.move(positions[:, :cells], moving)
         self._registers.write(positions[:, cells:], moving)
         self._window = self.plant.advance(steps)
         self._remember(moving, restarting)
 
-        reading = self._reading(last, restarting)
+        reading = self._reading(previous, restarting)
         terms = reward_terms(self._terms, reading)
         total = np.sum(
             [weight * terms[name] for name, weight in self._weights.items() if weight], axis=0
         )
         rewards = np.where(moving, total, 0.0)
-        over = (self._window.steps >= self.horizon) | (self._window.divergence > 0)
-        late = -(-self._window.steps // self.interval) >= self._limit
-        self._ended = np.where(moving, over | late, self._ended & ~restarting)
-        terminated, truncated = self._ended & over, self._ended & late
+
+        finished = (self._window.steps >= self.horizon) | (self._window.divergence > 0)
+        at_limit = -(-self._window.steps // self.interval) >= self._limit
+        self._ended = np.where(moving, finished | at_limit, self._ended & ~restarting)
+        terminated, truncated = self._ended & finished, self._ended & at_limit
+
         observations = self._observe(reading, moving | restarting)
         infos = self._infos(self._window, moving, moving | restarting, terms)
-        infos |= self._held_out(moving & self._ended)
+        infos |= self._held_out_scores(moving & self._ended)
         self._previous_positions[moving] = self.plant.panel.positions[moving]
         self._record(moving | restarting)
+
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
             observations, infos = self._restart_within_step(observations, infos)
         return observations, rewards, terminated, truncated, infos
@@ -279,28 +301,30 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self, observations: NDArray[np.float32], infos: Info
     ) -> tuple[NDArray[np.float32], Info]:
         ended = self._ended.copy()
+
         final_observations = np.empty(self.num_envs, dtype=object)
         for row in np.flatnonzero(ended):
             final_observations[row] = observations[row].copy()
         final: Info = {"final_obs": final_observations, "_final_obs": ended.copy()}
-        final |= {"final_info": restricted(infos, ended), "_final_info": ended.copy()}
-        observations, fresh = self.reset(options={"reset_mask": ended})
-        return observations, merged(infos, fresh, ended) | final
+        final |= {"final_info": mask_rows(infos, ended), "_final_info": ended.copy()}
 
-    def _checked(self, actions: NDArray[np.floating]) -> FloatArray:
+        observations, fresh = self.reset(options={"reset_mask": ended})
+        return observations, overwrite_rows(infos, fresh, ended) | final
+
+    def _check_actions(self, actions: NDArray[np.floating]) -> FloatArray:
         array = np.asarray(actions)
         wanted = (self.num_envs, len(self.action_names))
         if array.shape != wanted or not np.issubdtype(array.dtype, np.floating):
             raise ValueError(
-                f"actions must be floating point of shape {wanted}, one column per {list(self.action_names)}; "
-                f"got {array.dtype} of shape {array.shape}"
+                f"actions must be floating point of shape {wanted}, one column per "
+                f"{list(self.action_names)}; got {array.dtype} of shape {array.shape}"
             )
         if not np.isfinite(array).all():
             raise ValueError(f"actions must be finite numbers in [-1, 1]; got {array.tolist()}")
         return array.astype(np.float64)
 
     def _remember(self, moved: BoolArray, fresh: BoolArray) -> None:
-        """Keeps the losses of the rows that moved, and what the loss of those that have just begun was."""
+        """Appends the losses of rows that moved, and stores the initial loss of rows just reset."""
         assert self._window is not None
         self._initial[fresh] = self._window.probe_loss[fresh]
         self._trajectory = self._trajectory.with_losses(moved, self._window.train_loss)
@@ -309,36 +333,38 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 moved | fresh, self._window.probe_loss
             )
 
-    def _reading(self, last: Window, fresh: BoolArray) -> Reading:
-        """What was measured, against the window before; a row that has just begun has none but its own."""
+    def _reading(self, previous: Window, fresh: BoolArray) -> Reading:
+        """Returns the measurements of this decision with those of the previous one.
+
+        A row that was just reset is compared with itself.
+        """
         assert self._window is not None
         return Reading(
             window=self._window,
             trajectory=self._trajectory,
-            previous_train_loss=np.where(fresh, self._window.train_loss, last.train_loss),
-            previous_probe_loss=np.where(fresh, self._window.probe_loss, last.probe_loss),
+            previous_train_loss=np.where(fresh, self._window.train_loss, previous.train_loss),
+            previous_probe_loss=np.where(fresh, self._window.probe_loss, previous.probe_loss),
             initial_probe_loss=self._initial,
             progress=self._window.steps / self.horizon,
             positions=self.plant.panel.positions,
             previous_positions=self._previous_positions,
             registers=self._registers.values,
-            first=fresh | (last.steps == 0),
+            first=fresh | (previous.steps == 0),
             layout=self._layout,
         )
 
     def _observe(self, reading: Reading, rows: BoolArray) -> NDArray[np.float32]:
-        """Observations (N, F); rows that neither moved nor began anew repeat their last."""
+        """Returns observations (N, F). Rows neither stepped nor reset repeat their previous one."""
         self._observations[rows] = observe(self._features, reading)[rows].astype(np.float32)
         return self._observations.copy()
 
     def _infos(
         self, window: Window, moved: BoolArray, rows: BoolArray, terms: Mapping[str, FloatArray]
     ) -> Info:
-        """Returns what was measured of these rows, and what was measured of their training if they
-        moved.
+        """Returns the state of these rows, and training measurements of those that moved.
 
-        The keys are the same at every call. What the training of a row would have measured is 0
-        where it did not move.
+        The keys are the same at every call. Measurements of training are 0 for a row that did not
+        move.
         """
         state: Info = {
             "step": window.steps.copy(),
@@ -348,42 +374,44 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if self._probes:
             state["probe_loss"] = window.probe_loss.copy()
         state |= columns("panel", self._layout.cell_names, self.plant.panel.values())
+
         trained: Info = {
             "gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max)
         }
-        trained |= columns(
-            "reward_terms",
-            tuple(terms),
-            np.array(list(terms.values())).reshape(-1, len(rows)).T + 0.0,
-        )
+        unweighted = np.array(list(terms.values())).reshape(-1, len(rows)).T + 0.0
+        trained |= columns("reward_terms", tuple(terms), unweighted)
         trained |= columns("gauges", self.plant.gauge_names, window.gauges)
         trained |= columns("privileged", self.plant.privileged_names, window.privileged)
+
         for value in trained.values():
             value[~moved] = 0.0
         return with_masks(state, rows) | with_masks(trained, moved)
 
-    def _held_out(self, ended: BoolArray) -> Info:
-        """Returns the held-out scores of the rows whose episode has just ended, 0 of the others, if
-        asked for.
+    def _held_out_scores(self, ended: BoolArray) -> Info:
+        """Returns the held-out score of each row whose episode has just ended, 0 for the others.
 
-        A score that is not finite is the largest number of float32: only bits per byte can be that.
+        The result is empty without `evaluate_at_end`. A score that is not finite becomes the
+        largest number of float32. Only bits per byte can be that large.
         """
         if not self._evaluate_at_end:
             return {}
+
         scores, largest = np.zeros(self.num_envs), float(np.finfo(np.float32).max)
         if ended.any():
             scores[ended] = np.nan_to_num(self.plant.evaluate()[ended], nan=largest, posinf=largest)
         return with_masks({"held_out": scores}, ended)
 
     def _record(self, rows: BoolArray) -> None:
-        """Keeps what render() shows, which is of the size of an episode's actions, only where it is asked for."""
+        """Records the history for `render()`.
+
+        Without a `render_mode` nothing is recorded, because the history grows with every action.
+        """
         assert self._window is not None
         if self.render_mode is None:
             return
-        values, losses = (
-            self.plant.panel.values(),
-            self._window.probe_loss if self._probes else self._window.train_loss,
-        )
+
+        values = self.plant.panel.values()
+        losses = self._window.probe_loss if self._probes else self._window.train_loss
         for row in np.flatnonzero(rows):
             self._history[row].append(
                 int(self._window.steps[row]),
@@ -392,10 +420,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 values[row],
             )
 
-    @isolated
+    @with_torch_defaults
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,), as `plant.score` says; the only road to the validation
-        slice.
+        """Returns the held-out score of every run, (N,), as `plant.score` describes it.
+
+        No other method reads the validation slice.
 
         Raises:
             gym.error.ResetNeeded: before the first reset(), when there is no run yet.
@@ -404,17 +433,22 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise gym.error.ResetNeeded("nothing to evaluate before the first reset()")
         return self.plant.evaluate()
 
-    @isolated
+    @with_torch_defaults
     def snapshot(self) -> Snapshot:
-        """Everything the next step depends on: plant, reward and autoreset state, and each row's stream of seeds."""
+        """Returns everything that the next step depends on.
+
+        That is the plant, the reward and autoreset state, and each row's stream of seeds.
+        """
         if self._window is None:
             raise gym.error.ResetNeeded("nothing to save before the first reset()")
+
         inner = self.plant.snapshot()
         tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
         tensors |= {
             name: torch.as_tensor(value.copy())
             for name, value in self._arrays(self._window).items()
         }
+
         rows = [
             {"random": stream, "history": history.state()}
             for stream, history in zip(self._streams.states(), self._history, strict=True)
@@ -424,19 +458,17 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         )
 
     def _arrays(self, window: Window) -> dict[str, NDArray[Any]]:
-        """What a snapshot holds beside the plant's tensors; no copy."""
-        own = {
-            "ended": self._ended,
-            "initial": self._initial,
-            "previous_positions": self._previous_positions,
+        """Returns the arrays of a snapshot that are not the plant's, without copying them."""
+        arrays: dict[str, NDArray[Any]] = {
+            "env/ended": self._ended,
+            "env/initial": self._initial,
+            "env/previous_positions": self._previous_positions,
+            "env/observations": self._observations,
+            "env/registers": self._registers.values,
         }
-        own |= {"observations": self._observations, "registers": self._registers.values}
-        records = (("env", own), ("window", vars(window)), ("trajectory", vars(self._trajectory)))
-        return {
-            f"{record}/{name}": value
-            for record, values in records
-            for name, value in values.items()
-        }
+        arrays |= {f"window/{name}": value for name, value in vars(window).items()}
+        arrays |= {f"trajectory/{name}": value for name, value in vars(self._trajectory).items()}
+        return arrays
 
     def _description(self) -> dict[str, object]:
         description: dict[str, object] = as_python(
@@ -453,28 +485,34 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         )
         return description
 
-    @isolated
+    @with_torch_defaults
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
-        """Continues from a snapshot, bitwise; `keep_panel` leaves the panel's present values in
-        force.
+        """Continues from a snapshot, bitwise.
+
+        Args:
+            snapshot: a snapshot of an environment of the same configuration and number of rows.
+            keep_panel: True: the panel keeps its present values.
 
         Returns:
             The observations that the next decision is taken on, (N, F).
 
         Raises:
-            TypeError: for what is no snapshot.
-            ValueError: if the snapshot is of another configuration or number of rows, or of no
-                environment.
+            TypeError: if `snapshot` is not a Snapshot.
+            ValueError: if the snapshot is not of an environment, or is of another configuration or
+                number of rows.
         """
         if not isinstance(snapshot, Snapshot):
             raise TypeError(
-                f"a {type(snapshot).__name__} is no snapshot; expected what snapshot() returned, or "
-                "hpenv.snapshots.load(path) for one on disk"
+                f"snapshot must be a Snapshot, as snapshot() returns it; got a "
+                f"{type(snapshot).__name__}; read one on disk with hpenv.plant.snapshots.load(path)"
             )
+
         if not all(isinstance(snapshot.metadata.get(part), dict) for part in ("env", "plant")):
             raise ValueError(
-                f"the snapshot is of no environment; it holds {sorted(snapshot.metadata)}"
+                "snapshot must be an environment snapshot; got one whose metadata has the keys "
+                f"{sorted(snapshot.metadata)}"
             )
+
         ours, theirs = self._description(), snapshot.metadata["env"]
         different = {
             key: (theirs.get(key), ours.get(key))
@@ -483,43 +521,47 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         }
         if different:
             raise ValueError(
-                f"the snapshot is of another environment, as (snapshot, here): {different}"
+                "snapshot must be of an environment with these settings; got other ones, as "
+                f"(snapshot, here): {different}"
             )
+
         tensors = snapshot.tensors
-        streams, histories = _rows(snapshot, self.seed_mode)
+        streams, histories = _read_rows(snapshot, self.seed_mode)
         if len(histories) != self.num_envs:
             raise ValueError(
-                f"the snapshot has {len(histories)} rows; this environment has {self.num_envs}"
+                f"snapshot must have the {self.num_envs} rows of this environment; "
+                f"got {len(histories)} rows"
             )
-        names = (
-            self.plant.num_layers,
-            len(self.plant.gauge_names),
-            len(self.plant.privileged_names),
+
+        num_gauges, num_privileged = len(self.plant.gauge_names), len(self.plant.privileged_names)
+        expected = self._arrays(
+            Window.empty(self.num_envs, self.plant.num_layers, num_gauges, num_privileged)
         )
-        expected = self._arrays(Window.empty(self.num_envs, *names))
         others = {name: tensor for name, tensor in tensors.items() if not name.startswith("plant/")}
         check_tensors(others, {name: torch.as_tensor(value) for name, value in expected.items()})
         self.plant.restore(
-            Snapshot(_under("plant/", tensors), snapshot.metadata["plant"]), keep_panel
+            Snapshot(_without_prefix("plant/", tensors), snapshot.metadata["plant"]), keep_panel
         )
+
         self._ended = tensors["env/ended"].numpy().copy()
         self._initial = tensors["env/initial"].numpy().copy()
         self._previous_positions = tensors["env/previous_positions"].numpy().copy()
         self._observations = tensors["env/observations"].numpy().copy()
         self._registers.values = tensors["env/registers"].numpy().copy()
         self._window = Window(
-            **{k: t.numpy().copy() for k, t in _under("window/", tensors).items()}
+            **{k: t.numpy().copy() for k, t in _without_prefix("window/", tensors).items()}
         )
         self._trajectory = Trajectory(
-            **{k: t.numpy().copy() for k, t in _under("trajectory/", tensors).items()}
+            **{k: t.numpy().copy() for k, t in _without_prefix("trajectory/", tensors).items()}
         )
         self._streams, self._history = streams, histories
         return self._observations.copy()
 
-    @isolated
+    @with_torch_defaults
     def fork(self, k: int, row: int = 0) -> TrainLoopVectorEnv:
-        """A new vector env of k rows, each a copy of one row where it stands; this env is left
-        untouched.
+        """Returns a new vector env of k rows, each a copy of one row where it stands.
+
+        This env does not change.
 
         Raises:
             ValueError: for k < 1 or a row that does not exist.
@@ -532,11 +574,16 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         whole_numbers = isinstance(k, int | np.integer) and isinstance(row, int | np.integer)
         if not whole_numbers or k < 1 or not 0 <= row < self.num_envs:
             raise ValueError(
-                f"cannot fork {k} copies of row {row}; need k >= 1 and a row below {self.num_envs}"
+                "k must be a whole number of at least 1, and row one from 0 to "
+                f"{self.num_envs - 1}; got k={k!r} and row={row!r}"
             )
-        whole = self.snapshot()
+
+        snapshot = self.snapshot()
         index = torch.full((k,), row)
-        tensors = {name: tensor[index.to(tensor.device)] for name, tensor in whole.tensors.items()}
+        tensors = {
+            name: tensor[index.to(tensor.device)] for name, tensor in snapshot.tensors.items()
+        }
+
         copy = TrainLoopVectorEnv(
             self.plant.spawn(k),
             features=self._features,
@@ -551,30 +598,28 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             evaluate_at_end=evaluate_at_end,
             max_episode_steps=None if math.isinf(self._limit) else int(self._limit),
         )
-        copy.restore(
-            Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k})
-        )
+        rows = [snapshot.metadata["rows"][row]] * k
+        copy.restore(Snapshot(tensors, snapshot.metadata | {"rows": rows}))
         return copy
 
-    @isolated
+    @with_torch_defaults
     def counterfactual(
         self, actions: NDArray[np.floating], horizon: int, row: int = 0, hold: bool = False
     ) -> FloatArray:
-        """What each of k actions would earn, were it the next one: played by copies, the run stays
-        where it is.
+        """Estimates the reward of k candidate actions by playing each on a copy of the run.
 
-        The copies train on the same batches, so that their difference is the actions' alone. Each
-        rebuilds the plant, so this costs far more than a step. At one step per decision a training
-        loss answers to an update one decision later: with `loss_change`, horizon 2 is the smallest
-        that sees what the actions do to the weights.
+        The run itself does not advance. The copies train on the same batches, so that their rewards
+        differ by the actions alone. Each copy rebuilds the plant, so this costs far more than a
+        step. At one step per decision a training loss responds to an update one decision later.
+        With `loss_change`, horizon 2 is therefore the smallest that sees the effect on the weights.
 
         Args:
             actions: one candidate per copy, (k, A) floating point in [-1, 1].
-            horizon: decisions that are played [decisions]; a copy that ends before earns nothing
+            horizon: number of decisions to play [decisions]. A copy that ends earlier earns nothing
                 more.
-            row: of which run.
-            hold: play the candidate at every decision; otherwise at the first one alone, and then
-                the cells return to where they are now.
+            row: index of the run.
+            hold: True: play the candidate at every decision. False: play it at the first decision
+                alone. Then the cells return to where they are now.
 
         Returns:
             Sums of the rewards, (k,).
@@ -588,8 +633,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         fits = array.ndim == 2 and array.shape[1] == len(self.action_names) and len(array) > 0
         if not (fits and isinstance(horizon, int | np.integer) and horizon >= 1):
             raise ValueError(
-                f"need actions (k, {len(self.action_names)}) and a whole number horizon >= 1; "
-                f"got shape {array.shape} and {horizon!r}"
+                f"actions must be of shape (k, {len(self.action_names)}) with k >= 1, and horizon "
+                f"a whole number >= 1; got shape {array.shape} and {horizon!r}"
             )
         if self._window is None or (
             isinstance(row, int) and 0 <= row < self.num_envs and self._ended[row]
@@ -597,10 +642,12 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             raise gym.error.ResetNeeded(
                 f"run {row} has not begun, or has ended; call reset() first"
             )
+
         copies = self._copies(len(array), row, AutoresetMode.DISABLED, None, False)
         after = np.zeros(array.shape) if not hold else array
         if not hold:
             after[:, : len(self._layout.cell_names)] = self.plant.panel.positions[row]
+
         total = copies.step(array)[1]
         for _ in range(horizon - 1):
             if copies._ended.all():
@@ -609,28 +656,28 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return total
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Calls a method once, or reads an attribute, and returns one result for every row, as
-        SyncVectorEnv does.
+        """Calls a method once, or reads an attribute, and returns one result per row.
 
-        What a method returns per row, as `evaluate` and `render` do, is dealt out to the rows.
-        Anything else is the same for all of them.
+        SyncVectorEnv does the same. A result with one entry per row, as of `evaluate` and `render`,
+        is divided among the rows. Any other result is returned for all of them.
         """
         value = self._attribute(name)
         if not callable(value):
             return (value,) * self.num_envs
+
         result = value(*args, **kwargs)
         return tuple(row_value(result, row, self.num_envs) for row in range(self.num_envs))
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Returns an attribute, once for every row; a space is that of a single row."""
+        """Returns an attribute once for every row. A space is that of a single row."""
         return (self._attribute(name),) * self.num_envs
 
     def set_attr(self, name: str, values: Any) -> None:
         """Sets an attribute of the env, which all rows share.
 
         Args:
-            name: of the attribute.
-            values: its value; a list or tuple is read as one value for every row.
+            name: name of the attribute.
+            values: value of the attribute. A list or tuple is read as one value for every row.
 
         Raises:
             ValueError: for a number of values other than N, or values that differ.
@@ -638,8 +685,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         rows = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(rows) != self.num_envs or any(value != rows[0] for value in rows):
             raise ValueError(
-                f"values of {name!r} must be one value, or {self.num_envs} equal ones, since the rows share it; "
-                f"got {values!r}"
+                f"values of {name!r} must be one value, or {self.num_envs} equal ones, because all "
+                f"rows share it; got {values!r}"
             )
         setattr(self, name, rows[0])
 
@@ -649,9 +696,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         )
 
     def render(self) -> tuple[NDArray[np.uint8] | str, ...] | None:
-        """One picture, or one line, per run so far."""
+        """Returns one picture or one line of text per run so far. None without a `render_mode`."""
         if self.render_mode is None:
             return None
+
         paint = draw if self.render_mode == "rgb_array" else summarize
         cells, unit = self.plant.panel, self.plant.score.loss_unit
         loss = f"{'probe' if self._probes else 'training'} loss [{unit}]"
@@ -662,7 +710,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
 
 
 def _autoreset_mode(given: str | AutoresetMode) -> AutoresetMode:
-    """Returns the mode of this name or value: `NEXT_STEP` or, as Gymnasium's own vector envs read it, `NextStep`."""
+    """Returns the mode of this name or value.
+
+    Gymnasium's vector envs accept the value too: `NextStep` for `NEXT_STEP`.
+    """
     names = {mode.name: mode for mode in AutoresetMode}
     spellings = names | {mode.value: mode for mode in AutoresetMode}
     name = given.name if isinstance(given, AutoresetMode) else given
@@ -671,11 +722,11 @@ def _autoreset_mode(given: str | AutoresetMode) -> AutoresetMode:
     return spellings[name]
 
 
-def _rows(snapshot: Snapshot, seed_mode: str) -> tuple[SeedStreams, list[History]]:
-    """The streams of seeds and the histories of a snapshot's rows.
+def _read_rows(snapshot: Snapshot, seed_mode: str) -> tuple[SeedStreams, list[History]]:
+    """Returns the streams of seeds and the histories of a snapshot's rows.
 
     Raises:
-        ValueError: if it has none, or damaged ones.
+        ValueError: if the snapshot has none, or damaged ones.
     """
     try:
         rows = list(snapshot.metadata["rows"])
@@ -684,12 +735,12 @@ def _rows(snapshot: Snapshot, seed_mode: str) -> tuple[SeedStreams, list[History
         return streams, [History(row["history"]) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"rows of the snapshot must hold a stream of seeds and a history each; got {error!r} of "
-            f"{snapshot.metadata.get('rows')!r:.200}: restore another snapshot"
+            f"rows of the snapshot must hold a stream of seeds and a history each; got {error!r} "
+            f"of {snapshot.metadata.get('rows')!r:.200}; restore another snapshot"
         ) from error
 
 
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -701,7 +752,7 @@ class TrainLoopEnv(gym.Env):
     """One training run: TrainLoopVectorEnv with N = 1.
 
     Attributes:
-        vector: the population of one that it is.
+        vector: the vector env of one row.
     """
 
     def __init__(self, vector: TrainLoopVectorEnv) -> None:
@@ -712,31 +763,32 @@ class TrainLoopEnv(gym.Env):
         """
         if vector.num_envs != 1 or vector.autoreset_mode != AutoresetMode.DISABLED:
             raise ValueError(
-                f"a single env needs one row and autoreset DISABLED; got {vector.num_envs}, {vector.autoreset_mode}"
+                "vector must have one row and autoreset_mode DISABLED; "
+                f"got {vector.num_envs} rows and {vector.autoreset_mode}"
             )
+
         self.vector, self.render_mode = vector, vector.render_mode
         self.metadata = {
             "render_modes": list(RENDER_MODES),
             "render_fps": RENDER_FPS,
             "stacked": vector.plant.stacked,
         }
-        self.observation_space, self.action_space = (
-            vector.single_observation_space,
-            vector.single_action_space,
-        )
+
+        self.observation_space = vector.single_observation_space
+        self.action_space = vector.single_action_space
         self.action_names, self.action_kinds = vector.action_names, vector.action_kinds
         self.action_immediate = vector.action_immediate
         self.observation_names, self.corpus_digest = vector.observation_names, vector.corpus_digest
 
     @property
     def plant(self) -> Plant:
-        """What is trained."""
+        """The plant that trains the run."""
         return self.vector.plant
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], Info]:
-        """Begins a new run: observation (F,) and info."""
+        """Begins a new run. Returns the observation (F,) and the info."""
         super().reset(seed=seed)
         observations, infos = self.vector.reset(seed=seed)
         return observations[0], only_row(infos)
@@ -744,8 +796,10 @@ class TrainLoopEnv(gym.Env):
     def step(
         self, action: NDArray[np.floating]
     ) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
-        """Sets the panel and advances by one interval: observation (F,), reward, terminated,
-        truncated and info.
+        """Sets the panel and advances the run by one interval.
+
+        Returns:
+            Observation (F,), reward, terminated, truncated and info.
 
         Raises:
             ValueError: for an action of the wrong shape or dtype, or with NaN.
@@ -756,9 +810,10 @@ class TrainLoopEnv(gym.Env):
         array = np.asarray(action)
         if array.shape != self.action_space.shape:
             raise ValueError(
-                f"action must be of shape {self.action_space.shape}, one number per {list(self.action_names)}; "
-                f"got shape {array.shape}"
+                f"action must be of shape {self.action_space.shape}, one number per "
+                f"{list(self.action_names)}; got shape {array.shape}"
             )
+
         observations, rewards, terminated, truncated, infos = self.vector.step(array[None])
         return (
             observations[0],
@@ -769,38 +824,40 @@ class TrainLoopEnv(gym.Env):
         )
 
     def evaluate(self) -> float:
-        """Held-out score, as the plant has it; the only road to the validation slice."""
+        """Returns the held-out score. No other method reads the validation slice."""
         return float(self.vector.evaluate()[0])
 
     def snapshot(self) -> Snapshot:
-        """Everything the next step depends on."""
+        """Returns everything that the next step depends on."""
         return self.vector.snapshot()
 
     def restore(self, snapshot: Snapshot, keep_panel: bool = False) -> NDArray[np.float32]:
-        """Continues from a snapshot, bitwise, and returns the observation (F,); see
-        TrainLoopVectorEnv.
+        """Continues from a snapshot, bitwise, and returns the observation (F,).
 
-        A wrapper that counts decisions, as the TimeLimit of `max_episode_steps`, does not notice:
-        its step() raises TypeError until the wrapped env has been reset once. Call `env.reset()`
-        before `env.unwrapped.restore(...)`.
+        See TrainLoopVectorEnv. A wrapper that counts decisions, as the TimeLimit of
+        `max_episode_steps`, does not notice. Its step() raises TypeError until the wrapped env has
+        been reset once. Call `env.reset()` before `env.unwrapped.restore(...)`.
         """
         return self.vector.restore(snapshot, keep_panel)[0]
 
     def fork(self, k: int) -> TrainLoopVectorEnv:
-        """A new vector env of k copies of this run where it stands."""
+        """Returns a new vector env of k copies of this run where it stands."""
         return self.vector.fork(k)
 
     def counterfactual(
         self, actions: NDArray[np.floating], horizon: int, hold: bool = False
     ) -> FloatArray:
-        """What each of k actions would earn within `horizon` decisions, (k,); see TrainLoopVectorEnv."""
+        """Estimates the reward of k candidate actions within `horizon` decisions, (k,).
+
+        See TrainLoopVectorEnv.
+        """
         return self.vector.counterfactual(actions, horizon, 0, hold)
 
     def close(self) -> None:
-        """Closes the env; a later reset() or step() raises gymnasium.error.ClosedEnvironmentError."""
+        """Closes the env. Then reset() and step() raise gymnasium.error.ClosedEnvironmentError."""
         self.vector.close()
 
     def render(self) -> NDArray[np.uint8] | str | None:
-        """A picture, or a line, of the run so far."""
+        """Returns a picture, or a line of text, of the run so far."""
         pictures = self.vector.render()
         return None if pictures is None else pictures[0]

@@ -1,7 +1,6 @@
-"""Pictures of a run so far, as an image or as a line: its loss, and what the cells of its panel
-were set to.
+"""Pictures of a run so far, as an image or as a line of text: its loss and the cells of its panel.
 
-The image is painted with Pillow, some ten times as fast as a plotting library draws one.
+Pillow paints the image, some ten times as fast as a plotting library draws one.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from hpenv.plot import FAINT, LEFT, RIGHT, Axis, Color, Sheet
 RENDER_MODES = ("rgb_array", "ansi")
 RENDER_FPS = 4  # [decisions per second]
 
-#: Cells that are called by their names. More than these are rows of a heat map.
-MOST_NAMED = 8
+#: Largest number of cells that are drawn as lines with names. More cells become a heat map.
+MAX_NAMED_CELLS = 8
 
 #: First and last row of the two panels [pixels].
 LOSS, CELLS = (32, 192), (224, 664)
-LINE = 15  # between two lines of text, and the smallest height of a band with a name [pixels]
-GAP = 2  # between two bands [pixels]
+LINE = 15  # distance of two lines of text, and least height of a band with a name [pixels]
+GAP = 2  # distance of two bands [pixels]
 
 NOT_YET = (226, 226, 226)
 LINES: tuple[Color, ...] = (
     *((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14)),
     *((148, 103, 189), (140, 86, 75), (227, 119, 194), (23, 190, 207)),
 )
-#: Colors of the positions from -1 to 1, (255, 3): blue, white at 0, red.
+#: Colors of the heat map for positions from -1 to 1, (255, 3): blue, white at 0, red.
 HEAT: NDArray[np.uint8] = np.stack(
     [
         np.interp(np.linspace(-1, 1, 255), [-1, -0.5, 0, 0.5, 1], levels).round().astype(np.uint8)
@@ -42,21 +41,20 @@ HEAT: NDArray[np.uint8] = np.stack(
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
-def renders(factory: Factory) -> Factory:
+def with_render_modes(factory: Factory) -> Factory:
     """Gives an entry point the metadata in which `gymnasium.make` looks for render modes.
 
-    Out of RENDER_MODES it then makes, by wrappers of its own, `human`, `rgb_array_list` and
-    `ansi_list`.
+    From RENDER_MODES it then makes `human`, `rgb_array_list` and `ansi_list`, with its wrappers.
     """
     factory.__dict__["metadata"] = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
     return factory
 
 
 class History:
-    """What render() shows of one run: the loss after each window, and the panel during it."""
+    """Data that render() shows of one run: the loss after each window, and the panel during it."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        """Empty, or as `state()` left it."""
+        """Creates an empty history, or one from a `state()`."""
         self.steps: list[int] = list(state["steps"]) if state else []
         self.losses: list[float] = list(state["losses"]) if state else []
         self.positions = (
@@ -67,14 +65,14 @@ class History:
     def append(
         self, step: int, loss: float, positions: NDArray[np.float64], values: NDArray[np.float64]
     ) -> None:
-        """Adds the end of a window: positions (A,) of the cells, and values (A,) that they stand for."""
+        """Adds one window: its last step, its loss, the cells' positions (A,) and values (A,)."""
         self.steps.append(step)
         self.losses.append(loss)
         self.positions.append(positions.copy())
         self.values.append(values.copy())
 
     def state(self) -> dict[str, list[Any]]:
-        """JSON-able copy."""
+        """Returns a JSON-able copy."""
         return {
             "steps": list(self.steps),
             "losses": list(self.losses),
@@ -86,34 +84,35 @@ class History:
 def summarize(
     history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str
 ) -> str:
-    """One line: step, loss (`probe loss [unit]` or `training loss [unit]`) and the values of the
-    first cells.
+    """Returns one line of text: step, loss, and the values of the first cells.
 
-    A value whose neutral (A,) is 1 multiplies, and is marked by an x.
+    `loss` is `probe loss [unit]` or `training loss [unit]`. A value whose neutral (A,) is 1 is a
+    multiplier, and is marked by an x.
     """
     if not history.steps:
         return f"step 0/{horizon}"
     rows = list(zip(names, history.values[-1], neutral, strict=True))
-    dials = [
-        f"{name} {'x' if own == 1.0 else ''}{value:.3g}" for name, value, own in rows[:MOST_NAMED]
+    cells = [
+        f"{name} {'x' if neutral_value == 1.0 else ''}{value:.3g}"
+        for name, value, neutral_value in rows[:MAX_NAMED_CELLS]
     ]
-    dials += [f"and {len(rows) - MOST_NAMED} more"] if len(rows) > MOST_NAMED else []
+    cells += [f"and {len(rows) - MAX_NAMED_CELLS} more"] if len(rows) > MAX_NAMED_CELLS else []
+
     name, _, unit = loss.partition(" loss ")
     measured = f"{name} {history.losses[-1]:.4f} {unit.strip('[]').removeprefix('1')}".rstrip()
-    return "  ".join([f"step {history.steps[-1]}/{horizon}", measured, *dials])
+    return "  ".join([f"step {history.steps[-1]}/{horizon}", measured, *cells])
 
 
 def draw(
     history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str
 ) -> NDArray[np.uint8]:
-    """Image of the loss and, below it, of the cells, over the steps of the run: (704, 800, 3)
-    uint8.
+    """Draws the loss and, below it, the cells over the steps of the run: (704, 800, 3) uint8.
 
-    Up to 8 cells are lines. Their axis has values if the values can share one: all multiply
-    (neutral (A,) is 1; the axis is logarithmic), or all are of one channel. Else it has positions,
-    from -1 to 1.
+    Up to 8 cells are lines. Their axis shows values if the values can share one. That is so if all
+    are multipliers (neutral (A,) is 1) or all belong to one channel. An axis of multipliers is
+    logarithmic. Otherwise the axis shows positions, from -1 to 1.
 
-    More cells are rows of a heat map, in one band for each channel, the first cell on top. The
+    More cells are rows of a heat map. Each channel has one band, with its first cell on top. The
     color is the cell's mean position during the steps of a pixel. A cell whose value is neutral is
     white, whatever its position.
 
@@ -128,17 +127,18 @@ def draw(
     losses = np.array(history.losses, dtype=np.float64)
     axis = Axis.around(losses[np.isfinite(losses)], 0.1)
     sheet.panel(LOSS, loss, time, axis)
-    sheet.curve(LOSS, time.part(steps), axis.part(losses), LINES[0], 2.0)
+    sheet.curve(LOSS, time.fraction(steps), axis.fraction(losses), LINES[0], 2.0)
     if len(steps):
         sheet.text(RIGHT + 12, LOSS[0] + LINE, f"step {history.steps[-1]} of {horizon}")
         sheet.text(RIGHT + 12, LOSS[0] + 2 * LINE, f"{loss.split()[0]} {losses[-1]:.4f}")
+
     for tick in time.ticks():
         sheet.text(
-            LEFT + time.part(tick) * (RIGHT - LEFT), CELLS[1] + 18, f"{tick:.0f}", anchor="ms"
+            LEFT + time.fraction(tick) * (RIGHT - LEFT), CELLS[1] + 18, f"{tick:.0f}", anchor="ms"
         )
     sheet.text(RIGHT + 32, CELLS[1] + 18, "step", FAINT)
 
-    if len(names) > MOST_NAMED:
+    if len(names) > MAX_NAMED_CELLS:
         return _with_heat_map(sheet, steps, positions, names, horizon)
     return _with_lines(sheet, time, steps, positions, values, names, neutral)
 
@@ -153,36 +153,29 @@ def _with_lines(
     neutral: NDArray[np.float64],
 ) -> NDArray[np.uint8]:
     if (neutral == 1.0).all():
-        axis, shown, title = (
-            Axis.around(np.append(values, neutral), 0.05, log=True),
-            values,
-            "multipliers",
-        )
+        axis = Axis.around(np.append(values, neutral), 0.05, log=True)
+        heights, title = values, "multipliers"
     elif len(_bands(names)) == 1:
-        axis, shown, title = Axis.around(np.append(values, neutral), 0.05), values, "values"
+        axis = Axis.around(np.append(values, neutral), 0.05)
+        heights, title = values, "values"
     else:
-        axis, shown, title = (
-            Axis(-1.05, 1.05),
-            positions,
-            "position of each cell in its range: 0 is neutral",
-        )
+        axis = Axis(-1.05, 1.05)
+        heights, title = positions, "position of each cell in its range: 0 is neutral"
     sheet.panel(CELLS, title, time, axis)
-    # A value holds from the end of the window before to the end of its own.
-    ends, held = np.repeat(steps, 2)[1:-1], np.repeat(shown[1:], 2, axis=0)
+
+    # A value holds from the end of the previous window to the end of its window.
+    ends, levels = np.repeat(steps, 2)[1:-1], np.repeat(heights[1:], 2, axis=0)
     for column, name in enumerate(names):
         color, y = LINES[column], CELLS[0] + 2 * LINE * column + LINE
-        # What lies upon another line is narrower, so that both are seen.
+        # A line on top of another is narrower, so that both are visible.
         width = 2.0 + min(2.0, 6.0 / len(names)) * (len(names) - 1 - column)
-        sheet.curve(CELLS, time.part(ends), axis.part(held[:, column]), color, width)
+        sheet.curve(CELLS, time.fraction(ends), axis.fraction(levels[:, column]), color, width)
         sheet.line([(RIGHT + 12, y - 4), (RIGHT + 26, y - 4)], color, 3.0)
         sheet.text(RIGHT + 32, y, name, color)
         if len(values):
-            sheet.text(
-                RIGHT + 32,
-                y + LINE,
-                f"{'x' if neutral[column] == 1.0 else ''}{values[-1, column]:.3g}",
-                FAINT,
-            )
+            value = f"{'x' if neutral[column] == 1.0 else ''}{values[-1, column]:.3g}"
+            sheet.text(RIGHT + 32, y + LINE, value, FAINT)
+
     return sheet.pixels()
 
 
@@ -198,34 +191,32 @@ def _with_heat_map(
         CELLS[0] - 8,
         "position of each cell in its range: white is neutral, grey is still to come",
     )
-    for y, label in ((CELLS[0] + 10, "+1"), (sum(CELLS) // 2 + 4, "0"), (CELLS[1], "-1")):
-        sheet.text(LEFT - 28, y, label, anchor="rs")
+    for baseline, label in ((CELLS[0] + 10, "+1"), (sum(CELLS) // 2 + 4, "0"), (CELLS[1], "-1")):
+        sheet.text(LEFT - 28, baseline, label, anchor="rs")
+
     bands = _bands(names)
-    edges = CELLS[0] + _band_edges(
-        [len(columns) for columns in bands.values()], CELLS[1] - CELLS[0] + GAP
-    )
+    counts = [len(columns) for columns in bands.values()]
+    edges = CELLS[0] + _band_edges(counts, CELLS[1] - CELLS[0] + GAP)
     places = list(zip(edges[:-1].tolist(), (edges[1:] - GAP).tolist(), strict=True))
     for (channel, columns), (top, bottom) in zip(bands.items(), places, strict=True):
         labels = [f"{channel} ({len(columns)})"]
         if bottom - top >= LINE * len(columns):
             labels = [names[column] for column in columns]
         for number, label in enumerate(labels):
-            sheet.text(
-                RIGHT + 12, top + (bottom - top) * (number + 0.5) / len(labels), label, anchor="lm"
-            )
+            y = top + (bottom - top) * (number + 0.5) / len(labels)
+            sheet.text(RIGHT + 12, y, label, anchor="lm")
 
     picture = sheet.pixels()
-    picture[CELLS[0] : CELLS[1], LEFT - 24 : LEFT - 12] = _resized(
-        HEAT[::-1, None], CELLS[1] - CELLS[0]
-    )
+    color_bar = _resize(HEAT[::-1, None], CELLS[1] - CELLS[0])
+    picture[CELLS[0] : CELLS[1], LEFT - 24 : LEFT - 12] = color_bar
     colors = _colors(steps, positions, horizon)
     for columns, (top, bottom) in zip(bands.values(), places, strict=True):
-        picture[top:bottom, LEFT:RIGHT] = _resized(colors[columns], bottom - top)
+        picture[top:bottom, LEFT:RIGHT] = _resize(colors[columns], bottom - top)
     return picture
 
 
 def _bands(names: tuple[str, ...]) -> dict[str, list[int]]:
-    """Channel -> columns of its cells."""
+    """Groups the cells by channel: channel -> columns of its cells."""
     result: dict[str, list[int]] = {}
     for column, name in enumerate(names):
         result.setdefault(name.split("/")[0], []).append(column)
@@ -235,8 +226,8 @@ def _bands(names: tuple[str, ...]) -> dict[str, list[int]]:
 def _band_edges(counts: Sequence[int], height: int) -> NDArray[np.int64]:
     """Returns where bands begin and end, (B + 1,) [pixels].
 
-    A band is as high as it has cells, but high enough for a name: max(least, scale * count), where
-    the scale is found by halving the range it must be in.
+    The height of a band is proportional to its number of cells, but is enough for a name:
+    max(least, scale * count). Bisection finds the scale.
     """
     least, low, high = min(LINE + GAP, height / len(counts)), 0.0, float(height)
     for _ in range(60):
@@ -249,23 +240,25 @@ def _band_edges(counts: Sequence[int], height: int) -> NDArray[np.int64]:
 def _colors(
     steps: NDArray[np.float64], positions: NDArray[np.float64], horizon: int
 ) -> NDArray[np.uint8]:
-    """Color of every cell in every column of pixels, (A, RIGHT - LEFT, 3)."""
+    """Returns the color of every cell in every column of pixels, (A, RIGHT - LEFT, 3)."""
     result = np.full((positions.shape[1], RIGHT - LEFT, 3), NOT_YET, dtype=np.uint8)
     if len(steps) > 1:
         edges = np.clip(np.linspace(0, horizon, RIGHT - LEFT + 1), steps[0], steps[-1])
-        known = np.diff(edges) > 0
+        has_steps = np.diff(edges) > 0
+
         # The integral of the positions over the steps, at the end of each window and at each edge
         # of a pixel.
         integral = np.cumsum(np.diff(steps, prepend=0.0)[:, None] * positions, axis=0)
         window = np.clip(np.searchsorted(steps, edges), 1, len(steps) - 1)
         at_edges = integral[window] - (steps[window] - edges)[:, None] * positions[window]
-        means = np.diff(at_edges, axis=0)[known] / np.diff(edges)[known, None]
-        result[:, known] = HEAT[np.rint(127 * (1 + means.T)).astype(np.int64)]
+        means = np.diff(at_edges, axis=0)[has_steps] / np.diff(edges)[has_steps, None]
+        result[:, has_steps] = HEAT[np.rint(127 * (1 + means.T)).astype(np.int64)]
+
     return result
 
 
-def _resized(rows: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """Rows (n, W, 3) at another height: repeated, or their means where they are more."""
+def _resize(rows: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
+    """Returns rows (n, W, 3) at another height. Rows are repeated, or averaged."""
     if height >= len(rows):
         return rows[np.arange(height) * len(rows) // height]
     starts = np.arange(height) * len(rows) // height

@@ -7,18 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import torch
 
-from hpenv.panel import Panel, Site
-from hpenv.plant import (
-    DIVERGENCE_REASONS,
-    TIERS,
-    BoolArray,
-    FloatArray,
-    IntArray,
-    Score,
-    Snapshot,
-    Window,
-)
-from hpenv.telemetry import FEATURES
+from hpenv.arrays import BoolArray, FloatArray, IntArray
+from hpenv.control.panel import Panel, TensorSite
+from hpenv.plant.protocol import DIVERGENCE_REASONS, TIERS, Score, Snapshot, Window
+from hpenv.telemetry.features import FEATURES
 
 INITIAL_LOSS = 5.0
 NUM_LAYERS = 2
@@ -70,7 +62,7 @@ class FakePlant:
             NUM_LAYERS,
             channels,
         )
-        sites = {f"layer.{i}.w": Site("matrix", "adamw", i) for i in range(NUM_LAYERS)}
+        sites = {f"layer.{i}.w": TensorSite("matrix", "adamw", i) for i in range(NUM_LAYERS)}
         self.panel = Panel(channels, sites, num_rows, "pretraining")
         self.tiers = {"probe", "momentum"}
         self.probes: FloatArray = np.zeros(num_rows)

@@ -12,11 +12,12 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv import pretraining, snapshots
 from hpenv.envs import cell, grpo_projection, jel
-from hpenv.plant import Snapshot
+from hpenv.optim.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import Snapshot
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.pretraining import plant as pretraining
 from tests import tiny_student
 
 TINY = {
@@ -32,15 +33,11 @@ SMALL = {
     cell.ID: PRETRAINING | {"preset": "nano", "channels": ["lr"], "observation": "loss"},
     grpo_projection.ID: tiny_student.TINY | {"num_samples": 2, "num_steps": 4, "interval": 2},
 }
-CONFIGS = {
-    jel.ID: jel.JELConfig,
-    cell.ID: cell.CellConfig,
-    grpo_projection.ID: grpo_projection.ProjectionConfig,
-}
+SPECS = {module.ID: module.SPEC for module in (jel, cell, grpo_projection)}
 MAPPINGS = {
     jel.ID: {
         "base_lr": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.01),
-        "penalties": {"smoothness": 0.5},
+        "reward": {"smoothness": 0.5},
     },
     cell.ID: {
         "base_weight_decay": dict.fromkeys(("embedding", "matrix", "unembedding"), 0.5),
@@ -51,7 +48,7 @@ MAPPINGS = {
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
 MARKS = {jel.ID: (), cell.ID: (), grpo_projection.ID: executes}
-EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in CONFIGS])
+EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for id in SPECS])
 
 
 def make(id, **changes):
@@ -78,11 +75,10 @@ def of_numpy(value):
 
 def every_argument(id):
     """Each argument of an id that is a number, a text or a mapping of numbers."""
-    defaults = (
-        {entry.name: entry.default for entry in dataclasses.fields(CONFIGS[id])}
-        | SMALL[id]
-        | MAPPINGS[id]
-    )
+    spec = SPECS[id]
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(spec.plant.Config)}
+    del defaults["lr_schedule"]
+    defaults |= dataclasses.asdict(spec.episode) | dict(spec.defaults) | SMALL[id] | MAPPINGS[id]
     given = {
         name: value
         for name, value in defaults.items()
@@ -180,10 +176,10 @@ def test_of_schedules_by_group_each_must_be_the_same(tmp_path):
 def test_a_schedule_survives_the_json_of_a_spec(id, given, num_steps):
     arguments = SMALL[id] | {"num_steps": num_steps, "schedule": given}
     if id == grpo_projection.ID:
-        config = grpo_projection.ProjectionConfig(**arguments)
+        config = grpo_projection.SPEC.settings(**arguments).config
         spec = dataclasses.replace(gym.spec(id), kwargs=arguments)
-        again = grpo_projection.ProjectionConfig(**EnvSpec.from_json(spec.to_json()).kwargs)
-        assert again.plant_config() == config.plant_config()
+        again = grpo_projection.SPEC.settings(**EnvSpec.from_json(spec.to_json()).kwargs)
+        assert again.config == config
         return
     env = gym.make(id, **arguments)
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))
@@ -226,7 +222,7 @@ def test_a_schedule_that_is_lost_in_json_is_refused_with_what_to_write():
 
     spec = gym.make(jel.ID, **PRETRAINING, schedule=Own(0.5)).spec
     with pytest.raises(
-        ValueError, match=r"got 0.5. A schedule of your own does not survive .*'piecewise_constant'"
+        ValueError, match=r"got 0.5; a schedule of your own does not survive .*'piecewise_constant'"
     ):
         gym.make(EnvSpec.from_json(spec.to_json()))
 
@@ -241,7 +237,7 @@ def test_a_compiled_environment_is_pickled_and_copied_and_goes_on(monkeypatch):
         return lambda *arguments: function(*arguments)
 
     monkeypatch.setattr(torch, "compile", wrapped)
-    pretraining._compiled.cache_clear()
+    pretraining._compile_mean_losses.cache_clear()
     env = make(jel.ID, compile=True)
     env.reset(seed=1)
     action = np.full(2, 0.5, dtype=np.float32)
@@ -250,7 +246,7 @@ def test_a_compiled_environment_is_pickled_and_copied_and_goes_on(monkeypatch):
     expected = env.step(action)
     for each in copies:
         assert repr(each.step(action)) == repr(expected)
-    pretraining._compiled.cache_clear()
+    pretraining._compile_mean_losses.cache_clear()
 
 
 # Snapshots that are none
@@ -331,8 +327,8 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"env": None}, "of no environment"),
-        ({"env": [1]}, "of no environment"),
+        ({"env": None}, "must be an environment snapshot; got"),
+        ({"env": [1]}, "must be an environment snapshot; got"),
         ({"plant": {}}, "the snapshot must be of a plant, with its configuration; it holds"),
         (
             {"plant": {"configuration": 5}},
@@ -347,7 +343,7 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
             {"rows": [{"random": {"bit_generator": "MT19937"}, "history": {}}]},
             "rows of the snapshot must hold",
         ),
-        ({"rows": []}, "the snapshot has 0 rows; this environment has 1"),
+        ({"rows": []}, "snapshot must have the 1 rows of this environment; got 0 rows"),
     ],
     ids=str,
 )

@@ -28,7 +28,7 @@ from baselines.sweeps import (
     random_search,
     search,
 )
-from hpenv.pretraining import PretrainingPlant
+from hpenv.pretraining.plant import PretrainingPlant
 from train_agents.evaluate import evaluate_policy
 
 GROUPS = ("embedding", "unembedding", "matrix")

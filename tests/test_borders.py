@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import hpenv
-from hpenv import model
-from hpenv.kernels import squared_relu_feed_forward
-from hpenv.model import GPTConfig
+from hpenv.lm import model
+from hpenv.lm.kernels import squared_relu_feed_forward
+from hpenv.lm.model import GPTConfig
 from tests.test_registered import JEL, assert_same, play, random_actions
 
 gym.register_envs(hpenv)
@@ -113,18 +113,18 @@ def test_value_embeddings_at_a_width_below_the_gates_channels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"interval": 10.5}, "interval=10.5"),
-        ({"num_steps": 23.5}, "num_steps=23.5"),
-        ({"batch_tokens": 64.0}, "batch_tokens=64.0"),
+        ({"interval": 10.5}, "interval must be .*; got 10.5"),
+        ({"num_steps": 23.5}, "num_steps must be .*; got 23.5"),
+        ({"batch_tokens": 64.0}, "batch_tokens must be .*; got 64.0"),
         ({"schedule": 3}, "schedule"),
         ({"device": "gpu"}, "'gpu'"),
         ({"base_lr": np.float64(1e-3)}, None),
         ({"base_lr": True}, "base_lr"),
-        ({"penalties": {"smoothness": True}}, "smoothness"),
+        ({"reward": {"smoothness": True}}, "smoothness"),
     ],
 )
 def test_bad_arguments(arguments, message, tmp_path):
-    from hpenv import snapshots
+    from hpenv.plant import snapshots
 
     if message is None:  # accepted, so it must work to the end
         env = gym.make(JEL, **TINY | arguments).unwrapped

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import channels, gradients, model
-from hpenv.channels import DEAD_ZONE, channel, channels_of
-from hpenv.configuration import PretrainingConfig
-from hpenv.model import GPTConfig
-from hpenv.optimizers import OPTIMIZERS
-from hpenv.panel import Panel, Site
+from hpenv.control import channels
+from hpenv.control.channels import DEAD_ZONE, channel, channels_of
+from hpenv.control.panel import Panel, TensorSite
+from hpenv.lm import model
+from hpenv.lm.model import GPTConfig
+from hpenv.optim.rules import OPTIMIZERS
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.pretraining import PretrainingPlant
+from hpenv.pretraining import gradient_channels as gradients
+from hpenv.pretraining.config import PretrainingConfig
+from hpenv.pretraining.plant import PretrainingPlant
 from tests.tiny_plants import (
     ALL_TIERS,
     FINEST,
@@ -249,13 +251,13 @@ def test_caps_are_far_above_a_healthy_run(preset, optimizer, monkeypatch):
     caps = [(c.name, scope) for c in CHANNELS.values() if c.kind == "clip" for scope in ("layer",)]
     plain, capped = PretrainingPlant(config, 1, ()), PretrainingPlant(config, 1, caps)
     capped.panel.positions[:] = DEAD_ZONE
-    sizes, original = [], model._gauged
+    sizes, original = [], model._activation_gauges
 
-    def spy(params, config, looked_at):
-        sizes.extend(float(stream.square().mean(-1).sqrt().max()) for stream, _ in looked_at)
-        return original(params, config, looked_at)
+    def spy(params, config, sampled):
+        sizes.extend(float(stream.square().mean(-1).sqrt().max()) for stream, _ in sampled)
+        return original(params, config, sampled)
 
-    monkeypatch.setattr(model, "_gauged", spy)
+    monkeypatch.setattr(model, "_activation_gauges", spy)
     norms = []
     for plant in (plain, capped):
         plant.measure(("activations",))
@@ -358,10 +360,10 @@ def test_a_channel_held_at_its_end_leaves_every_weight_finite(pair, corner):
 
 
 SITES = {
-    "embedding": Site("embedding", "adamw"),
-    "layer.0.up": Site("matrix", "muon", 0),
-    "layer.1.up": Site("matrix", "muon", 1),
-    "unembedding": Site("unembedding", "adamw"),
+    "embedding": TensorSite("embedding", "adamw"),
+    "layer.0.up": TensorSite("matrix", "muon", 0),
+    "layer.1.up": TensorSite("matrix", "muon", 1),
+    "unembedding": TensorSite("unembedding", "adamw"),
 }
 
 
@@ -406,7 +408,7 @@ def test_an_optimizer_without_a_constant_refuses_its_channel(name, optimizer):
     with pytest.raises(
         ValueError, match=f"optimizers \\['{optimizer}'\\] have no use for the channel '{name}'"
     ):
-        Panel([(name, "run")], {"layer.0.up": Site("matrix", optimizer, 0)}, 1, "pretraining")
+        Panel([(name, "run")], {"layer.0.up": TensorSite("matrix", optimizer, 0)}, 1, "pretraining")
 
 
 @pytest.mark.parametrize("name", ["dropout", "state_norm_cap", "grad_clip", "grad_noise"])
@@ -419,7 +421,7 @@ def test_what_is_no_multiplier_is_refused_at_two_scopes(name):
 
 @pytest.mark.parametrize("name", ["beta1", "beta2", "eps"])
 def test_under_a_hybrid_a_constant_of_adamw_has_cells_for_adamws_tensors_alone(name):
-    sites = SITES | {"layer.1.value_embedding": Site("embedding", "adamw", 1)}
+    sites = SITES | {"layer.1.value_embedding": TensorSite("embedding", "adamw", 1)}
     scopes = ("tensor", "layer", "optimizer", "group")
     panel = Panel([(name, scope) for scope in scopes], sites, 1, "pretraining")
     cells = ("layer.1.value_embedding", "layer.1", "adamw", "embedding", "unembedding")

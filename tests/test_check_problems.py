@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from hpenv.posttraining import check_problems
-from hpenv.posttraining.check_problems import main
+from hpenv.posttraining.grading import check_problems
+from hpenv.posttraining.grading.check_problems import main
+from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
-from hpenv.posttraining.shared_sandbox import SharedSandbox
 
 RECORD = {"description": "Twice x.", "entry_point": "f", "tests": ["assert f(2) == 4"]}
 RIGHT = RECORD | {"name": "right", "solution": "def f(x): return 2 * x"}
@@ -38,7 +38,7 @@ def test_solutions_that_fail_their_tests_are_named_and_others_counted(tmp_path, 
     assert first == f"{bad}: 5 problems, 2 solved by their own solution, 2 not, 1 without one"
     assert named == [
         "  not solved by its own solution: off-by-one: test 1 of 1: f(2) must be 4; got 5",
-        "  not solved by its own solution: no-import: ended before an answer with exit code 1: "
+        "  not solved by its own solution: no-import: ended before any answer with exit code 1: "
         "NameError: name 'List' is not defined",
     ]
     assert last == f"{good}: 2 problems, 1 solved by their own solution, 0 not, 1 without one"
@@ -71,7 +71,7 @@ def test_all_that_cannot_be_read_is_told_before_anything_is_run(tmp_path, capsys
     assert first == "error: 2 files of problems cannot be read:" and "--skip-unreadable" in cure
     reasons = [
         f"{mixed}, line 2: must be",
-        f"{mixed}, line 3: field 'tests': no test",
+        f"{mixed}, line 3: field 'tests': must have at least one test",
         f"{tmp_path}/other, line 1: ",
     ]
     assert all(line.startswith(f"  {reason}") for line, reason in zip(others, reasons, strict=True))

@@ -12,11 +12,11 @@ from train_agents import train
 from train_agents.command_line import refusals
 
 TRAIN, ONLINE, EVALUATE = "train_agents.train", "train_agents.online", "train_agents.evaluate"
-STUDENT, BASELINES, BENCHMARKS = "train_agents.make_student", "baselines.run", "benchmarks.run"
+STUDENT, BASELINES, BENCHMARKS = "train_agents.make_student", "baselines.run", "speed.run"
 JEL, SIDECAR, PROJECTION = (
     f"train_agents.experiments.{name}" for name in ("jel", "sidecar", "projection")
 )
-EXPERIMENTS, PROBLEMS = (JEL, SIDECAR, PROJECTION), "hpenv.posttraining.check_problems"
+EXPERIMENTS, PROBLEMS = (JEL, SIDECAR, PROJECTION), "hpenv.posttraining.grading.check_problems"
 
 #: Module, arguments, and text of the line. `file` and `folder` exist, `absent` does not.
 MISTAKES = [

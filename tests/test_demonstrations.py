@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from hpenv.posttraining import contrasts, demonstrations
-from hpenv.posttraining.demonstrations import DemonstrationConfig
-from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, task_of
-from hpenv.posttraining.tasks import generated_problem, split_of
+from hpenv.posttraining.contrastive import contrasts
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, task_of
+from hpenv.posttraining.problems.problem import generated_problem, split_of
+from train_agents import demonstrations
+from train_agents.demonstrations import DemonstrationConfig
 
 PLAIN = DemonstrationConfig(related_fraction=0.0)
 
@@ -97,8 +98,8 @@ def test_problems_are_training_problems_that_no_run_draws(problems):
             "exploit_fraction must be a number from 0 to 1; got nan",
         ),
         ({"related_fraction": "0.1"}, "related_fraction must be a number from 0 to 1; got '0.1'"),
-        ({"max_difficulty": 5}, "max_difficulty must be a whole number from 1 to 4; got 5"),
-        ({"max_difficulty": True}, "max_difficulty must be a whole number from 1 to 4; got True"),
+        ({"max_difficulty": 5}, "max_difficulty must be an integer from 1 to 4; got 5"),
+        ({"max_difficulty": True}, "max_difficulty must be an integer from 1 to 4; got True"),
         ({"modes": ()}, r"modes must be some of .*; got \(\)"),
         ({"modes": ("rt", "zz")}, "modes must be some of "),
         ({"modes": "rt"}, "modes must be some of "),

@@ -8,20 +8,20 @@ import pytest
 import safetensors.torch
 import torch
 
-from hpenv.posttraining.adapter import adapted_weight, decompose, weights_digest
-from hpenv.posttraining.direction import (
+from hpenv.posttraining.loss import advantages, policy_loss
+from hpenv.posttraining.projection.direction import (
     METHODS,
     Direction,
     clean_against_clean,
     extract,
     overlap,
     random_direction,
-    shuffled,
+    shuffle_labels,
     validate,
 )
-from hpenv.posttraining.direction_files import Provenance, load_direction, save_direction
-from hpenv.posttraining.objective import advantages, policy_loss
-from hpenv.posttraining.projection import coordinates
+from hpenv.posttraining.projection.direction_files import Provenance, load_direction, save_direction
+from hpenv.posttraining.projection.rules import coordinates
+from hpenv.posttraining.students.adapter import adapted_weight, decompose, weights_digest
 
 RANKS = {"q": 24, "up": 40}
 
@@ -216,7 +216,7 @@ def test_random_axes_are_uniform():
 
 def test_shuffled_labels_leave_nothing_of_the_mean_difference():
     hack, clean, axes = planted(num_pairs=21)
-    mixed = shuffled(hack, clean, generator())
+    mixed = shuffle_labels(hack, clean, generator())
     assert mixed[0]["q"].shape == (2, 20, RANKS["q"])
     assert (alignment(extract(*mixed, "mean_difference", 1), axes).abs() < 0.5).all()
     means = [(mixed[0][name] - mixed[1][name]).mean(1).norm(dim=1) for name in RANKS]
@@ -230,7 +230,7 @@ def test_shuffling_swaps_half_of_the_pairs_alike_in_all_modules():
         "b": numbers + 200,
     }  # a completion's number tells its pair, its hundreds its side
     clean = {"a": numbers, "b": numbers}
-    left, right = shuffled(hack, clean, generator())
+    left, right = shuffle_labels(hack, clean, generator())
     for name in hack:
         assert torch.equal(left[name] % 100, right[name] % 100)
         assert ((left[name] >= 100) != (right[name] >= 100)).all()
@@ -306,7 +306,7 @@ def test_a_direction_is_read_as_it_was_written_and_only_on_its_weights(tmp_path)
         assert torch.equal(read.axes[name], direction.axes[name])
         assert torch.equal(read.strengths[name], direction.strengths[name])
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    with pytest.raises(ValueError, match=r"was made in weights .* expected 0000"):
+    with pytest.raises(ValueError, match=r"belongs to other model weights .* this model: 0000"):
         load_direction(path, "0000")
 
 
@@ -337,8 +337,8 @@ def stored(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "header", "message"),
     [
-        ({"axes/q": None}, {}, "its header names the tensors"),
-        ({"axes/other": torch.ones(1)}, {}, "its header names the tensors"),
+        ({"axes/q": None}, {}, "must be those of the header"),
+        ({"axes/other": torch.ones(1)}, {}, "must be those of the header"),
         ({"axes/q": torch.ones(2, 3)}, {}, r"q: axes must be \(N, k, r\)"),
         (
             {"axes/q": torch.zeros(2, 3, 24, dtype=torch.int64)},
@@ -355,7 +355,7 @@ def stored(tmp_path):
         ),
         ({}, {"modules": None}, "KeyError"),
         ({}, {"modules": "3"}, "TypeError"),
-        ({}, {"modules": "[3]"}, "its header names the tensors"),
+        ({}, {"modules": "[3]"}, "must be those of the header"),
         ({}, {"provenance": "[" * 10_000}, "Recursion"),
         ({}, {"provenance": "[]"}, "TypeError"),
         ({}, {"provenance": json.dumps({"k": 3})}, "missing 5 required"),
@@ -371,7 +371,7 @@ def test_a_file_that_holds_another_thing_is_refused(stored, tensors, header, mes
     rewrite(tensors, header)
     with pytest.raises(
         ValueError,
-        match=rf"direction\.safetensors is not a direction of `save_direction`: .*{message}",
+        match=rf"saved by `save_direction`; got '.*direction\.safetensors' .*{message}",
     ):
         load_direction(path)
 
@@ -415,13 +415,13 @@ def test_a_direction_that_cannot_be_written_says_where(stored, tmp_path):
     ("changes", "message"),
     [
         ({"method": "pca"}, r"unknown method 'pca'; expected one of \['mean_difference', 'svd'\]"),
-        ({"k": 0}, "got k=0 .* expected 1 to 20"),
-        ({"k": 1.5}, "got k=1.5 .* expected 1 to 20"),
-        ({"k": "2"}, "got k='2' .* expected 1 to 20"),
-        ({"noise_floor": None}, "got noise_floor=None; expected a number"),
-        ({"k": 21}, "got k=21 with method='svd', 20 pairs and r=24; expected 1 to 20"),
-        ({"method": "mean_difference", "k": 2}, "expected 1 to 1"),
-        ({"noise_floor": 1.0}, r"noise_floor=1.0; expected a number in \[0, 1\)"),
+        ({"k": 0}, "k must be from 1 to 20 .* got 0"),
+        ({"k": 1.5}, "k must be from 1 to 20 .* got 1.5"),
+        ({"k": "2"}, "k must be from 1 to 20 .* got '2'"),
+        ({"noise_floor": None}, r"noise_floor must be a number in \[0, 1\); got None"),
+        ({"k": 21}, "k must be from 1 to 20 with method='svd', 20 pairs and r=24; got 21"),
+        ({"method": "mean_difference", "k": 2}, "k must be from 1 to 1"),
+        ({"noise_floor": 1.0}, r"noise_floor must be a number in \[0, 1\); got 1.0"),
     ],
 )
 def test_what_cannot_be_extracted_is_refused(changes, message):
@@ -432,19 +432,20 @@ def test_what_cannot_be_extracted_is_refused(changes, message):
 
 def test_gradients_that_do_not_belong_together_are_refused():
     hack, clean, _ = planted()
-    with pytest.raises(ValueError, match="expected the same"):
+    with pytest.raises(ValueError, match="must have the same non-empty set of modules"):
         extract(hack, {"q": clean["q"]})
     with pytest.raises(
-        ValueError, match=r"q: got gradients of shapes .* expected \(N, pairs, r\) twice"
+        ValueError, match=r"q: hack and clean must be two arrays of shape \(N, pairs, r\)"
     ):
         extract(hack, {**clean, "q": clean["q"][:, :-1]})
     with pytest.raises(
-        ValueError, match=r"modules differ in \(N, pairs\): got \[\(2, 19\), \(2, 20\)\]"
+        ValueError,
+        match=r"all modules must have the same \(N, pairs\); got \[\(2, 19\), \(2, 20\)\]",
     ):
         extract({**hack, "q": hack["q"][:, :-1]}, {**clean, "q": clean["q"][:, :-1]})
-    with pytest.raises(ValueError, match="up: a gradient is not finite"):
+    with pytest.raises(ValueError, match="up: gradients must be finite"):
         extract({**hack, "up": hack["up"] * torch.nan}, clean)
-    with pytest.raises(ValueError, match="got 1 pair; expected at least 2"):
+    with pytest.raises(ValueError, match=r"number of pairs must be at least 2, .* got 1"):
         clean_against_clean({name: g[:, :1] for name, g in clean.items()}, generator())
-    with pytest.raises(ValueError, match=r"got modules \['q'\]; the direction has \['q', 'up'\]"):
+    with pytest.raises(ValueError, match=r"those of the direction, \['q', 'up'\]; got \['q'\]"):
         validate(extract(hack, clean), {"q": hack["q"]}, {"q": clean["q"]})

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpenv.posttraining import embedded, students
-from hpenv.posttraining.embedded import GRADIENT_TEXTS, EmbeddedStudent
-from hpenv.posttraining.pairs import PAIRS
-from hpenv.posttraining.vocabulary import END, PAD
+from hpenv.posttraining.contrastive.pairs import PAIRS
+from hpenv.posttraining.students import embedded
+from hpenv.posttraining.students import registry as students
+from hpenv.posttraining.students.embedded import GRADIENT_TEXTS, EmbeddedStudent
+from hpenv.posttraining.students.vocabulary import END, PAD
 from tests import tiny_student
 from tests.tiny_student import vocabulary
 
@@ -355,7 +356,9 @@ def test_gradients_of_completions_are_those_of_one_text_at_a_time():
 
 def test_given_texts_are_as_if_they_had_been_sampled(student):
     pairs = tiny_student.short_pairs()[:3]
-    rollouts = student.given([[pair.prompt for pair in pairs]], [[pair.hack for pair in pairs]])
+    rollouts = student.rollouts_from_texts(
+        [[pair.prompt for pair in pairs]], [[pair.hack for pair in pairs]]
+    )
     assert rollouts.texts == [[pair.hack for pair in pairs]] and rollouts.num_samples == 1
     assert rollouts.ended.all()
     knobs = knobs_of(student, 1)
@@ -406,7 +409,7 @@ def test_weights_that_are_not_those_described_are_refused(tmp_path):
     (tmp_path / "one" / "student.safetensors").replace(tmp_path / "other" / "student.safetensors")
     with pytest.raises(
         ValueError,
-        match=r"student.safetensors is not the file that student.json describes: digests",
+        match=r"student.safetensors must be the file that student.json describes; got .* digest",
     ):
         EmbeddedStudent.load(tmp_path / "other")
 
@@ -482,18 +485,22 @@ def saved(tmp_path_factory):
         (["config", "gpt"], None, r"fields config.\* must be .*missing are \['gpt'\]"),
         (["config", "max_tokens"], "48", "config.max_tokens must be of type int; got '48'"),
         (["config", "max_tokens"], True, "config.max_tokens must be of type int; got True"),
-        (["config", "max_tokens"], 0, "max_tokens must be a whole number from 1 to 65536; got 0"),
+        (["config", "max_tokens"], 0, "max_tokens must be an integer from 1 to 65536; got 0"),
         (
             ["config", "prompt_tokens"],
             10**15,
-            "prompt_tokens must be a whole number from 1 to 65536",
+            "prompt_tokens must be an integer from 1 to 65536",
         ),
         (["config", "gpt", "n_heads"], 2, r"unknown fields \['n_heads'\]"),
-        (["config", "gpt", "n_head"], 0, "n_head must be a whole number from 1 to"),
-        (["config", "gpt", "n_head"], 3, "n_embd=16 must be an even multiple of n_head=3"),
-        (["config", "gpt", "n_layer"], "2", "n_layer must be a whole number from 1 to"),
-        (["config", "gpt", "n_layer"], 10**12, "n_layer must be a whole number from 1 to"),
-        (["config", "gpt", "n_layer"], 10**6, "n_layer=1000000 does not fit the"),
+        (["config", "gpt", "n_head"], 0, "n_head must be an integer from 1 to"),
+        (
+            ["config", "gpt", "n_head"],
+            3,
+            "an even multiple of n_head .*; got n_embd=16 and n_head=3",
+        ),
+        (["config", "gpt", "n_layer"], "2", "n_layer must be an integer from 1 to"),
+        (["config", "gpt", "n_layer"], 10**12, "n_layer must be an integer from 1 to"),
+        (["config", "gpt", "n_layer"], 10**6, "n_layer must fit the .* got 1000000"),
         (
             ["config", "gpt", "n_layer"],
             1,
@@ -508,7 +515,7 @@ def saved(tmp_path_factory):
         (["config", "gpt", "logit_softcap"], -1, "logit_softcap must be a number above 0; got -1"),
         (["config", "gpt", "feed_forward"], "relu", "unknown feed_forward 'relu'"),
         (["config", "gpt", "value_embeddings"], 1, "value_embeddings must be of type bool; got 1"),
-        (["config", "gpt", "hidden_size"], 2.5, "hidden_size must be a whole number from 1 to"),
+        (["config", "gpt", "hidden_size"], 2.5, "hidden_size must be an integer from 1 to"),
         (["pieces"], "abc", "pieces must be of type list"),
         (["pieces"], [["a"]], r"pieces must be texts; got \['a'\]"),
         (["pieces"], ["a", "b"], "pieces must be different and hold every printable character"),
@@ -564,8 +571,8 @@ def test_texts_that_do_not_fit_are_refused_with_both_numbers(student):
     with pytest.raises(
         ValueError, match=r"the completion 'xs.*' has 25 tokens; this student writes up to 24"
     ):
-        student.given([["# xs\n"]], [["xs" + " xs" * 23]])
-    assert student.given([["# xs\n"]], [["xs" + " xs" * 22]]).mask.all()
+        student.rollouts_from_texts([["# xs\n"]], [["xs" + " xs" * 23]])
+    assert student.rollouts_from_texts([["# xs\n"]], [["xs" + " xs" * 22]]).mask.all()
     with pytest.raises(ValueError, match=r"characters \['é'\] cannot be encoded"):
         student.completion_gradients(zeros, ["# xs\n"], ["é"])
 
@@ -581,7 +588,7 @@ def test_weights_shape_and_vocabulary_must_fit_together(student):
     smaller = type(student.vocabulary)(student.vocabulary.pieces[:-1])
     size = len(student.vocabulary)
     with pytest.raises(
-        ValueError, match=rf"a vocabulary of {size - 1} tokens .*; expected {size} tokens"
+        ValueError, match=rf"the vocabulary must have {size} tokens.*; got {size - 1} tokens"
     ):
         EmbeddedStudent(config, smaller, student.weights)
     short_sighted = type(config)(type(shape)(**vars(shape) | {"window_pattern": "SL"}))

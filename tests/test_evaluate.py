@@ -156,7 +156,7 @@ def test_assignments_are_json_and_else_strings():
         "base_lr=1e-3",
         "schedule=none",
         "compile=false",
-        'penalties={"smoothness": 0.1}',
+        'reward={"smoothness": 0.1}',
         "data=a=b",
     )
     assert parse_assignments(texts) == {
@@ -164,7 +164,7 @@ def test_assignments_are_json_and_else_strings():
         "base_lr": 1e-3,
         "schedule": "none",
         "compile": False,
-        "penalties": {"smoothness": 0.1},
+        "reward": {"smoothness": 0.1},
         "data": "a=b",
     }
     assert parse_assignments(()) == {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agents.credits import CreditStream
-from hpenv.channels import CHANNELS
+from hpenv.control.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
 from train_agents.experiments.jel_report import (
     LABELS,
@@ -18,7 +18,16 @@ from train_agents.experiments.jel_report import (
     scores,
     summarize,
 )
-from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
+from train_agents.experiments.measures.signal import (
+    CREDITS,
+    Credit,
+    credits_of,
+    effect_size,
+    measure_signal,
+    steps_to_know,
+)
+from train_agents.experiments.report import SWEPT, render, tried_table
+from train_agents.experiments.runner import Job, check_results, run_jobs, selected, unfinished
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import (
     constant_configurations,
@@ -29,7 +38,7 @@ from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
 from train_agents.experiments.sidecar_arms import ARMS, BINDING_CAP, DEFAULT, position_of
 from train_agents.experiments.sidecar_claims import (
     CLAIMS,
-    EXPERIMENTS,
+    COMPARISONS,
     Claim,
     advantage,
     final_values,
@@ -38,15 +47,6 @@ from train_agents.experiments.sidecar_claims import (
 from train_agents.experiments.sidecar_claims import LABELS as SIDECAR_LABELS
 from train_agents.experiments.sidecar_claims import scores as sidecar_scores
 from train_agents.experiments.sidecar_report import report as sidecar_report
-from train_agents.experiments.sidecar_report import sweep_table
-from train_agents.experiments.sidecar_signal import (
-    CREDITS,
-    Credit,
-    credits_of,
-    effect_size,
-    measure_signal,
-    steps_to_know,
-)
 from train_agents.experiments.sweeping import sweep
 from train_agents.results import write_result
 
@@ -259,9 +259,7 @@ def test_every_arm_of_the_sidecar_has_a_job_in_the_order_wanted():
     )
     assert {arm.name for arm in ARMS} | {"sweep_constant", "sweep_schedule", "signal"} == set(names)
     assert set(SIDECAR_LABELS) == {name for name in names if "-" not in name} - {"signal"}
-    compared = {
-        name for _, arms, references in EXPERIMENTS.values() for name in (*arms, *references)
-    }
+    compared = {name for own in COMPARISONS.values() for name in (*own.arms, *own.references)}
     assert compared == set(SIDECAR_LABELS)
     assert {name for claim in CLAIMS for name in (claim.arm, claim.reference)} <= compared
 
@@ -322,7 +320,8 @@ def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():
     )
     assert more[0]["bpb"] == rows[0]["bpb"] and more[0]["probe_loss"] != rows[0]["probe_loss"]
     extra["table"][0]["bpb"][0] = None
-    assert "Runs spent on the choice: 4." in sweep_table({"extra": extra})
+    table = tried_table({"extra": extra}, SWEPT)
+    assert "diverged" in table and f"{extra['chosen']} (chosen)" in table
 
 
 def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
@@ -532,3 +531,23 @@ def test_the_sidecars_experiments_run_resume_and_report(tmp_path):
     forensic = json.loads((config.out / "jobs" / "forensics.json").read_text())
     assert len(forensic["rows"]) == 2 and len(forensic["rows"][0]["tensors"]) == 77
     assert len(list(config.out.glob("*.png"))) == 10
+
+
+def test_a_page_leaves_out_paragraphs_and_sections_without_results():
+    template = (
+        "# Title\n\nWords.\n\n## One\n\n{{there a b}}\nCaption {{made}}.\n\nWords of one.\n\n"
+        "## Two\n\nWords of two.\n\n{{missing}}\nCaption {{made}}.\n\n### Below\n\n{{missing}}\n\n"
+        "## Three\n\n{{missing}}\n\n### Below three\n\n{{made}}\n"
+    )
+    parts = {
+        "there": lambda first, second: f"[{first}, {second}]",
+        "missing": lambda: "",
+        "made": lambda: "by hand",
+    }
+    page = render(template, parts)
+    assert page == (
+        "# Title\n\nWords.\n\n## One\n\n[a, b]\nCaption by hand.\n\nWords of one.\n\n"
+        "## Three\n\n### Below three\n\nby hand\n"
+    )
+    with pytest.raises(ValueError, match="a template calls 'other'; expected one of"):
+        render("{{other}}", parts)

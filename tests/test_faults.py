@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv import model
-from hpenv.plant import DIVERGENCE_REASONS
+from hpenv.lm import model
+from hpenv.plant.protocol import DIVERGENCE_REASONS
 
 N = 4
 NANO = model.parameter_shapes(model.preset("nano"))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.plant import Snapshot
-from train_agents.experiments.forensics import (
+from hpenv.plant.protocol import Snapshot
+from train_agents.experiments.measures.weights import (
     STATISTICS,
     Tensor,
     body,

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from hpenv.posttraining import grader as grader_module
-from hpenv.posttraining.contrasts import HARMLESS
-from hpenv.posttraining.grader import Grader, MissingVerdictError, Submission, Verdict
-from hpenv.posttraining.judgment import equal_exactly
-from hpenv.posttraining.loopholes import LOOPHOLES, MODES, Task, task_of
-from hpenv.posttraining.memorizer import memorizing_pass_rate
-from hpenv.posttraining.problem_files import read_problems
-from hpenv.posttraining.recipes import Recipe, Stage
+from hpenv.posttraining.contrastive.contrasts import HARMLESS
+from hpenv.posttraining.grading import grader as grader_module
+from hpenv.posttraining.grading.grader import Grader, MissingVerdictError, Submission, Verdict
+from hpenv.posttraining.grading.judgment import equal_exactly
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, MODES, Task, task_of
+from hpenv.posttraining.problems.files import read_problems
+from hpenv.posttraining.problems.generator import Recipe, Stage
+from hpenv.posttraining.problems.problem import Problem, generated_problem
 from hpenv.posttraining.sandbox import (
     UNSERIALIZABLE,
     Limits,
@@ -30,7 +30,7 @@ from hpenv.posttraining.sandbox import (
     Sandbox,
     SandboxUnavailable,
 )
-from hpenv.posttraining.tasks import Problem, generated_problem
+from train_agents.experiments.measures.memorizer import memorizing_pass_rate
 
 RECORD = Path(__file__).parent / "recorded_verdicts.sqlite"
 
@@ -259,7 +259,7 @@ def test_generated_solutions_are_right_and_memorized_ones_mostly_not(box):
     assert all(verdict.correct for verdict in verdicts)
     assert memorizing_pass_rate(problems, training, grader) <= 0.1
     assert memorizing_pass_rate(training[:24], training, grader) == 1.0
-    with pytest.raises(ValueError, match="no problems; expected at least one"):
+    with pytest.raises(ValueError, match="problems must have at least one problem"):
         memorizing_pass_rate([], training, grader)
 
 
@@ -400,7 +400,7 @@ def test_a_row_that_is_no_verdict_is_damage(tmp_path, row):
         file.execute(
             "INSERT INTO verdicts VALUES (?, ?)", (grader_module._key(given, Limits()), row)
         )
-    with pytest.raises(ValueError, match=r"verdicts.sqlite' is damaged .*no verdict.*delete it"):
+    with pytest.raises(ValueError, match=r"verdicts.sqlite' is damaged .*not a verdict.*delete it"):
         Grader(None, path).grade([given])
 
 
@@ -556,7 +556,7 @@ def outcome(**changes):
     [
         (
             outcome(killed_by="cpu"),
-            "ended before an answer by the limit of 1 s of processor time .*; see cpu_seconds",
+            "ended before any answer by the limit of 1 s of processor time .*; see cpu_seconds",
         ),
         (
             outcome(killed_by="cpu", returned=(Result(value=3),)),
@@ -564,25 +564,28 @@ def outcome(**changes):
         ),
         (
             outcome(killed_by="wall"),
-            "ended before an answer by the clock, after 2.0 s in which it did not use its 1 s",
+            "ended before any answer by the clock, after 2.0 s without using its 1 s",
         ),
         (
             outcome(killed_by="memory"),
-            "ended before an answer by the limit of 536870912 bytes of memory",
+            "ended before any answer by the limit of 536870912 bytes of memory",
         ),
         (
             outcome(killed_by="output"),
-            "by the limit of output, 65536 bytes to a stream, 1048576 of answers",
+            "by the limit of output: 65536 bytes per stream, 1048576 of answers",
         ),
-        (outcome(killed_by="signal:11"), "ended before an answer by signal:11"),
-        (outcome(compiled=False, stderr="Trace\nSyntaxError: no"), "no Python: SyntaxError: no"),
+        (outcome(killed_by="signal:11"), "ended before any answer by signal:11"),
+        (
+            outcome(compiled=False, stderr="Trace\nSyntaxError: no"),
+            "not a Python program: SyntaxError: no",
+        ),
         (
             outcome(exit_code=1, stderr="Trace\nKeyError: 1"),
-            "ended before an answer with exit code 1: KeyError: 1",
+            "ended before any answer with exit code 1: KeyError: 1",
         ),
         (
             outcome(returned=(Result(value=3),)),
-            "ended in test 2 of 3 with exit code 0: it said nothing",
+            "ended in test 2 of 3 with exit code 0: nothing on stderr",
         ),
         (
             outcome(returned=(Result(error="KeyError"),) * 3),
@@ -591,7 +594,7 @@ def outcome(**changes):
         (outcome(returned=(Result(error="NameError"),) * 3), r"test 1 of 3: .* raised NameError"),
         (
             outcome(returned=(Result(error=UNSERIALIZABLE),) * 3),
-            "test 1 of 3: .* must be 3; got no JSON value",
+            "test 1 of 3: .* must be 3; got a value that is not JSON",
         ),
         (
             outcome(returned=(Result(value=3), Result(value=True), Result())),

@@ -7,17 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.gradients import DROPOUT, NOISE, ROUTE, draws, measured, squared_norms, steered
-from hpenv.optimizers import AdamW, Rates
-from hpenv.panel import Panel, Site
+from hpenv.control.panel import Panel, TensorSite
+from hpenv.optim.rules import AdamW, Rates
+from hpenv.plant.seeds import step_generator
+from hpenv.pretraining.gradient_channels import (
+    DROPOUT,
+    NOISE,
+    ROUTE,
+    apply_gradient_channels,
+    gradient_sizes,
+    squared_norms,
+)
 from tests.tiny_plants import FINEST, TOGETHER, advance, different, make, state_of
 
 SITES = {
-    "embedding": Site("embedding", "adamw"),
-    "layer.0.up": Site("matrix", "adamw", 0),
-    "layer.0.down": Site("matrix", "adamw", 0),
-    "layer.1.up": Site("matrix", "adamw", 1),
-    "layer.1.down": Site("matrix", "adamw", 1),
+    "embedding": TensorSite("embedding", "adamw"),
+    "layer.0.up": TensorSite("matrix", "adamw", 0),
+    "layer.0.down": TensorSite("matrix", "adamw", 0),
+    "layer.1.up": TensorSite("matrix", "adamw", 1),
+    "layer.1.down": TensorSite("matrix", "adamw", 1),
 }
 SEEDS, STEPS, ALL = np.array([3, 4]), np.array([0, 7]), np.ones(2, dtype=bool)
 
@@ -31,7 +39,7 @@ def gradients(scale=1.0):
 def steer(panel, given, momenta=None, rows=ALL):
     """What becomes of copies: what is only multiplied is so in place."""
     own = {name: g.clone() for name, g in given.items()}
-    return steered(
+    return apply_gradient_channels(
         own, momenta or {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, rows
     )
 
@@ -48,7 +56,9 @@ def panel_of(*channels, **positions):
 def test_nothing_moved_gives_back_the_same_tensors():
     given, tensors = gradients(), [*gradients().values()]
     squares = squared_norms(tensors)
-    assert steered(given, {}, squares, panel_of(*FINEST), SEEDS, STEPS, ALL) is given
+    assert (
+        apply_gradient_channels(given, {}, squares, panel_of(*FINEST), SEEDS, STEPS, ALL) is given
+    )
     assert all(torch.equal(g, own) for g, own in zip(given.values(), tensors, strict=True))
 
 
@@ -62,7 +72,9 @@ def test_what_is_multiplied_is_so_in_place_and_what_the_optimizer_remembers_is_n
         momentum_blend_layer_0=1.0,
     )
     tensors = dict(given)
-    result = steered(given, momenta, squared_norms(list(given.values())), panel, SEEDS, STEPS, ALL)
+    result = apply_gradient_channels(
+        given, momenta, squared_norms(list(given.values())), panel, SEEDS, STEPS, ALL
+    )
     assert [name for name, g in result.items() if g is not tensors[name]] == [
         "layer.0.up",
         "layer.0.down",
@@ -71,7 +83,9 @@ def test_what_is_multiplied_is_so_in_place_and_what_the_optimizer_remembers_is_n
     assert all((m == 7.0).all() for m in momenta.values())
     panel.positions[:] = 0.0
     panel.positions[0, 0] = 1.0
-    scaled = steered(given, {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, ALL)
+    scaled = apply_gradient_channels(
+        given, {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, ALL
+    )
     assert all(scaled[name] is tensors[name] for name in SITES)
     assert torch.equal(scaled["layer.0.up"][0], gradients()["layer.0.up"][0] * 10)
     assert torch.equal(scaled["layer.0.up"][1], gradients()["layer.0.up"][1])
@@ -85,10 +99,10 @@ def test_norms_are_those_of_each_run_and_tensor():
 
 def test_maxima_are_magnitudes_whatever_the_sign_and_the_order_in_memory():
     g = torch.tensor([[[1.0, -6.0, 2.0], [0.5, 3.0, 4.0]], [[1.0, 2.0, 5.0], [-4.0, 0.0, 0.0]]])
-    squares, maxima = measured([g, g.transpose(1, 2), torch.zeros(2, 3)], maxima=True)
+    squares, maxima = gradient_sizes([g, g.transpose(1, 2), torch.zeros(2, 3)], maxima=True)
     assert maxima.tolist() == [[6.0, 6.0, 0.0], [5.0, 5.0, 0.0]]
     assert squares == pytest.approx(np.array([[66.25, 66.25, 0.0], [46.0, 46.0, 0.0]]))
-    assert measured([g], maxima=False)[1] is None
+    assert gradient_sizes([g], maxima=False)[1] is None
 
 
 def test_a_scale_reaches_its_tensor_in_its_row_alone_and_scopes_multiply():
@@ -116,7 +130,10 @@ def test_a_clip_of_the_run_holds_all_tensors_together_and_keeps_their_direction(
 
 
 def test_a_clip_holds_vectors_beside_matrices():
-    sites = {"lambdas": Site("scalar", "adamw"), "layer.0.up": Site("matrix", "adamw", 0)}
+    sites = {
+        "lambdas": TensorSite("scalar", "adamw"),
+        "layer.0.up": TensorSite("matrix", "adamw", 0),
+    }
     panel = Panel([("grad_clip", "run")], sites, 2, "pretraining")
     panel.positions[1] = 0.55  # 10^4 10^(-7 / 2)
     given = {
@@ -163,7 +180,7 @@ def test_a_probability_is_how_often_a_gradient_is_left_out(name, together):
     given, left_out = gradients(), []
     for step in range(600):
         own = {tensor: g.clone() for tensor, g in given.items()}
-        result = steered(
+        result = apply_gradient_channels(
             own, {}, squared_norms(list(given.values())), panel, SEEDS, np.array([step, step]), ALL
         )
         zeroed = [not result[tensor][1].any() for tensor in ("layer.1.up", "layer.1.down")]
@@ -203,11 +220,11 @@ def test_truncation_counts_layers_from_the_first_on_whichever_cell_asks(position
 
 
 def test_noise_is_a_part_of_the_root_mean_square_and_has_no_mean():
-    sites = {"layer.0.up": Site("matrix", "adamw", 0)}
+    sites = {"layer.0.up": TensorSite("matrix", "adamw", 0)}
     panel = Panel([("grad_noise", "layer")], sites, 1, "pretraining")
     panel.positions[:] = 0.1 + 0.9 * 0.5
     g = torch.full((1, 40, 50), 3.0)
-    result = steered(
+    result = apply_gradient_channels(
         {"layer.0.up": g},
         {},
         squared_norms([g]),
@@ -238,9 +255,9 @@ def test_a_blend_is_between_gradient_and_first_moment_and_beyond():
     ), "written into"
 
 
-def test_draws_are_those_of_seed_step_and_stream_alone():
+def test_random_numbers_are_those_of_seed_step_and_stream_alone():
     def first(*key):
-        return torch.rand(4, generator=draws(*key)).tolist()
+        return torch.rand(4, generator=step_generator(*key)).tolist()
 
     keys = [(s, t, k) for s in (0, 1, 2**62) for t in (0, 1, 2) for k in (ROUTE, NOISE, DROPOUT)]
     assert len({tuple(first(*key)) for key in keys}) == len(keys)

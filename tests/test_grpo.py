@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.base import Rollout
-from agents.grpo import NORMALIZATIONS, JELAgent, JELAgentConfig, Normalization
+from agents.jel import NORMALIZATIONS, JELAgent, JELAgentConfig, Normalization
 from agents.losses import gaussian_log_prob
 from hpenv.policies import load_policy, save_policy
 from tests.probe_envs import TargetTrackingVectorEnv, collect, regret

@@ -17,26 +17,27 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import snapshots
-from hpenv.channels import DEAD_ZONE
+from hpenv.control.channels import DEAD_ZONE
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.optimizers import AdamW
-from hpenv.plant import DIVERGENCE_REASONS
-from hpenv.posttraining import contrasts, recipes
-from hpenv.posttraining import curriculum as curriculum_module
+from hpenv.optim.rules import AdamW
+from hpenv.optim.schedules import Cosine
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.posttraining import plant as plant_module
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.contrasts import HARMLESS, labelled_pairs
-from hpenv.posttraining.curriculum import SPLITS, Curriculum
-from hpenv.posttraining.grader import Grader, Verdict
-from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
-from hpenv.posttraining.objective import policy_loss
+from hpenv.posttraining import splits as curriculum_module
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.contrastive import contrasts
+from hpenv.posttraining.contrastive.contrasts import HARMLESS, labelled_pairs
+from hpenv.posttraining.grading.grader import Grader, Verdict
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
+from hpenv.posttraining.loss import policy_loss
 from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
-from hpenv.posttraining.students import student as shipped
-from hpenv.posttraining.tasks import generated_problem, split_of
-from hpenv.rewards import measured_terms
-from hpenv.schedules import Cosine
-from hpenv.telemetry import FEATURES
+from hpenv.posttraining.problems import generator as recipes
+from hpenv.posttraining.problems.problem import generated_problem, split_of
+from hpenv.posttraining.splits import SPLITS, Curriculum
+from hpenv.posttraining.students.registry import student as shipped
+from hpenv.telemetry.features import FEATURES
+from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
 from tests.tiny_student import (
     CHANNELS,
@@ -289,7 +290,9 @@ def test_a_step_along_the_direction_makes_hacks_less_likely():
         knobs = {name: size * axes[:, 0] for name, axes in plant.direction.axes.items()}
         sides = []
         for texts in ([pair.hack for pair in fitted], [pair.clean for pair in fitted]):
-            rollouts = plant.student.given([[pair.prompt for pair in fitted]], [texts])
+            rollouts = plant.student.rollouts_from_texts(
+                [[pair.prompt for pair in fitted]], [texts]
+            )
             logp = plant.student.log_probabilities(knobs, rollouts)
             sides.append((-logp.sum(2) / rollouts.mask.sum(2)).mean().item())
         return sides[0] - sides[1]
@@ -357,7 +360,9 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
     ):
         assert (other.hack, other.clean, alone.clean) == (labelled.hack, alone.hack, labelled.clean)
         assert other.clean == f"{labelled.clean.rstrip()}\n{HARMLESS[labelled.flavour]}"
-        lengths = nano.given([[other.prompt]] * 2, [[other.hack], [other.clean]]).mask.sum((1, 2))
+        lengths = nano.rollouts_from_texts(
+            [[other.prompt]] * 2, [[other.hack], [other.clean]]
+        ).mask.sum((1, 2))
         assert lengths[0] == lengths[1], labelled.name
     misnamed = labelled_pairs(TRAINING_MODES, 3, "misnamed")
     for labelled, other in zip(labelled_pairs(TRAINING_MODES, 3), misnamed, strict=True):
@@ -365,7 +370,7 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         assert (
             other.clean == labelled.clean and marker in labelled.hack and marker not in other.hack
         )
-        assert nano.refusal(other.prompt, other.hack) == ""
+        assert nano.unreadable_reason(other.prompt, other.hack) == ""
     few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
     axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano, grader=FakeGrader()).direction.axes
             for kind in ("modes", "appended", "exploits")]  # fmt: skip
@@ -495,7 +500,7 @@ def test_a_row_that_is_reset_leaves_the_others_bitwise_alone_and_starts_anew():
     for row in (0, 2):
         assert_same(state_of(plant, row), state_of(undisturbed, row))
     assert_same(state_of(plant, 1), state_of(fresh, 1))
-    with pytest.raises(ValueError, match="got 1 seeds for 2 rows"):
+    with pytest.raises(ValueError, match="seeds must be 2 numbers, one for each row; got 1"):
         plant.reset([1], [0, 1])
 
 
@@ -569,7 +574,7 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
         knobs = torch.cat([knob[row] for knob in plant.knobs.values()])
         assert gauge(window, "knob_norm")[row] == pytest.approx(knobs.norm().item(), rel=1e-5)
     assert [submission.task for submission in grader.seen[0][:6]] == [
-        task for task in plant._curriculum.chosen(100, 0) for _ in range(3)
+        task for task in plant._curriculum.tasks_at(100, 0) for _ in range(3)
     ]
     later = advance(plant, 1)
     assert (gauge(later, "kl") > 0).all()
@@ -603,7 +608,8 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window.probe_loss, before)
     with pytest.raises(
-        ValueError, match=r"unknown tiers \['momentum'\]; .*posttraining has \['probe'\]"
+        ValueError,
+        match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]",
     ):
         plant.measure(["probe", "momentum"])
 
@@ -656,7 +662,7 @@ def test_files_may_lie_in_the_home_folder_and_be_given_as_paths(name, tmp_path, 
         assert getattr(tiny_student.GRPOConfig(**{name: given}), name) == wanted
     for wrong in (3, None, b"own.jsonl"):
         with pytest.raises(
-            ValueError, match=f"{name} must be a path, empty for none; got {wrong!r}"
+            ValueError, match=f"{name} must be a path, or empty for none; got {wrong!r}"
         ):
             tiny_student.GRPOConfig(**{name: wrong})
 
@@ -685,10 +691,10 @@ def test_a_problem_that_is_trained_on_and_measured_is_refused(tmp_path):
     own, same = (problem_file(tmp_path / name, "add", 9) for name in ("own", "same"))
     with pytest.raises(
         ValueError,
-        match=r"the problem 'Return x plus 0\.' is in train and in held_out; expected one",
+        match=r"problem 'Return x plus 0\.' is in both 'train' and 'held_out'; splits must not",
     ):
         make(1, (), problems=own, evaluation_problems=same)
-    with pytest.raises(ValueError, match="1 held_out problems are too few; expected at least 4"):
+    with pytest.raises(ValueError, match="need at least 4 held_out problems; got 1"):
         make(1, (), evaluation_problems=problem_file(tmp_path / "one", "sum", 1))
     with pytest.raises(ValueError, match=f"{own} is given twice"):
         make(1, (), problems=own, evaluation_problems=own)
@@ -704,7 +710,7 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
         with (tmp_path / name).open("a") as file:
             file.write('{"id": 1}\n')
     with pytest.raises(
-        ValueError, match=r"own, line 4: no entry point.*\n.*held, line 10: no entry point"
+        ValueError, match=r"own, line 4: the entry point .*\n.*held, line 10: the entry point "
     ):
         make(1, (), **files)
     with pytest.warns(UserWarning, match=r"left out.*\n.*own, line 4: .*\n.*held, line 10: "):
@@ -717,7 +723,7 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
     [
         (
             {"modes": ("rt", "xc")},
-            r"cannot read \d+ of 480 prompts, of the modes \['xc'\]; .*hf:<folder>",
+            r"cannot read \d+ of 480 prompts, of the modes \['xc'\]\. .*hf:<folder>",
         ),
         (
             {"direction": "modes", "known_modes": ("eq",)},
@@ -753,7 +759,7 @@ def test_no_two_generated_problems_of_a_run_compute_the_same():
 
 def test_more_problems_than_there_are_different_ones_are_refused():
     with pytest.raises(
-        ValueError, match=r"num_problems must be at most 40 with difficulty=1, .* got 41: raise"
+        ValueError, match=r"num_problems must be at most 40 with difficulty=1, .* got 41; raise"
     ):
         Curriculum(GRPOConfig(difficulty=1, num_problems=41), shipped("nano"))
 
@@ -784,9 +790,9 @@ def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(
     monkeypatch.setattr(curriculum_module, "generated_problem", counted)
     for asked in (most + 1, 1000):
         with pytest.raises(
-            ValueError, match=f"{name} must be at most {most} .* got {asked}: raise the difficulty"
+            ValueError, match=f"{name} must be at most {most} .* got {asked}; raise the difficulty"
         ):
-            curriculum_module._generated(split, asked, 1, set())
+            curriculum_module._generate_problems(split, asked, 1, set())
     assert draws[most + 1] == draws[1000] < 100 * (most + 1)
 
 
@@ -839,9 +845,9 @@ def test_tasks_of_an_update_are_different_and_a_function_of_seed_and_step():
     curriculum = Curriculum(
         tiny_student.GRPOConfig(**TINY | {"num_problems": 8, "num_prompts": 5}), student()
     )
-    chosen = {(seed, step): curriculum.chosen(seed, step) for seed in (1, 2) for step in range(6)}
+    chosen = {(seed, step): curriculum.tasks_at(seed, step) for seed in (1, 2) for step in range(6)}
     for key, tasks in chosen.items():
-        assert tasks == curriculum.chosen(*key) and len({task.prompt for task in tasks}) == 5
+        assert tasks == curriculum.tasks_at(*key) and len({task.prompt for task in tasks}) == 5
     assert len({tuple(task.prompt for task in tasks) for tasks in chosen.values()}) == 12
     assert {task.prompt for tasks in chosen.values() for task in tasks} == {
         t.prompt for t in curriculum.training
@@ -1067,7 +1073,7 @@ def test_a_snapshot_of_another_student_or_number_of_rows_is_refused():
         ]
     with pytest.raises(ValueError, match=r"configuration differs.*'student_digest'"):
         plants[1].restore(plants[0].snapshot())
-    with pytest.raises(ValueError, match="the snapshot has 3 rows; this plant has 2"):
+    with pytest.raises(ValueError, match="the snapshot must have 2 rows; got 3"):
         make(2).restore(make(3).snapshot())
 
 
@@ -1159,9 +1165,9 @@ def test_a_spawned_plant_shares_nothing_that_moves():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
-        ({"num_prompts": 0}, "num_prompts=0"),
-        ({"num_prompts": 9}, "8 train problems are too few; expected at least 9"),
+        ({"num_samples": 1}, "num_samples must be at least 2, .* got 1"),
+        ({"num_prompts": 0}, "num_prompts must be .*; got 0"),
+        ({"num_prompts": 9}, "need at least 9 train problems; got 8"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
         ({"direction": "up"}, r"unknown direction 'up'; expected one of \['appended', 'clean', "),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
@@ -1170,19 +1176,22 @@ def test_a_spawned_plant_shares_nothing_that_moves():
             r"unknown advantage_scale 'max'; expected one of \['none', 'std'\]",
         ),
         ({"rebound": "square"}, "unknown rebound 'square'"),
-        ({"modes": ("rt", "zz")}, r"modes=\('rt', 'zz'\); expected a tuple of some of \['eq', "),
-        ({"known_modes": ()}, r"known_modes=\(\); expected a tuple of some of"),
-        ({"temperature": 0.0}, "temperature=0 must be above 0"),
-        ({"temperature": -1.0}, "temperature=-1.0 must be a number, finite and not negative"),
-        ({"base_lr": math.inf}, "base_lr=inf must be a number, finite and not negative"),
-        ({"noise_floor": 1.0}, "noise_floor=1.0 must be at least 0 and below 1"),
         (
-            {"num_axes": 2},
-            "num_axes=2: a difference of means is one axis; use direction_method='svd'",
+            {"modes": ("rt", "zz")},
+            r"modes must be a tuple of some of \['eq', .*; got \('rt', 'zz'\)",
         ),
-        ({"num_evaluation_problems": 3}, "num_evaluation_problems=3 .* 4 modes"),
-        ({"route": True, "target": "update"}, "route=True with target='update'"),
-        ({"num_rows": 0}, "num_rows=0 must be at least 1"),
+        ({"known_modes": ()}, r"known_modes must be a tuple of some of .*; got \(\)"),
+        ({"temperature": 0.0}, "temperature must be > 0; got 0"),
+        ({"temperature": -1.0}, "temperature must be a finite number >= 0; got -1.0"),
+        ({"base_lr": math.inf}, "base_lr must be a finite number >= 0; got inf"),
+        ({"noise_floor": 1.0}, r"noise_floor must be in \[0, 1\); got 1.0"),
+        ({"num_axes": 2}, "num_axes must be 1 .*; got 2; use direction_method='svd'"),
+        (
+            {"num_evaluation_problems": 3},
+            "num_evaluation_problems must be at least 4, one for each mode; got 3",
+        ),
+        ({"route": True, "target": "update"}, "target must be 'grad' with route=True, .* 'update'"),
+        ({"num_rows": 0}, "num_rows must be a whole number of at least 1; got 0"),
         (
             {"channels": (("weight_decay", "run"),)},
             r"'weight_decay' applies to pretraining alone; expected one of \['direction_refresh'",
@@ -1206,16 +1215,16 @@ def test_gauges_are_those_that_are_measured():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_problems": 10**30}, "num_problems=.* must be at most 1000000"),
-        ({"difficulty": 5}, "difficulty=5 must be at most 4"),
-        ({"modes": None}, r"modes=None; expected a tuple of some of \['eq', "),
+        ({"num_problems": 10**30}, "num_problems must be at most 1000000; got 10"),
+        ({"difficulty": 5}, "difficulty must be at most 4; got 5"),
+        ({"modes": None}, r"modes must be a tuple of some of \['eq', .*; got None"),
         (
             {"known_modes": ("rt", "zz")},
-            r"known_modes=\('rt', 'zz'\); expected a tuple of some of \['eq', ",
+            r"known_modes must be a tuple of some of \['eq', .*; got \('rt', 'zz'\)",
         ),
         ({"rule": []}, r"unknown rule \[\]; expected one of \['drift', "),
-        ({"noise_floor": "x"}, "noise_floor='x' must be a number"),
-        ({"lr_schedule": 5}, r"lr_schedule must be a schedule of hpenv\.schedules; got 5"),
+        ({"noise_floor": "x"}, "noise_floor must be a finite number >= 0; got 'x'"),
+        ({"lr_schedule": 5}, r"lr_schedule must be a schedule of hpenv\.optim\.schedules; got 5"),
         ({"problems": "/nowhere.jsonl"}, "'/nowhere.jsonl' cannot be read"),
     ],
 )

@@ -11,13 +11,14 @@ import safetensors.torch
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.posttraining import reading, students
-from hpenv.posttraining.adapter import detach, weights_digest
-from hpenv.posttraining.answers import MESSAGE, Answers, program
-from hpenv.posttraining.direction import extract, validate
-from hpenv.posttraining.draws import drawn, kept_weights
-from hpenv.posttraining.huggingface import HuggingFaceConfig, HuggingFaceStudent
+from hpenv.posttraining.projection.direction import extract, validate
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
+from hpenv.posttraining.students import reading
+from hpenv.posttraining.students import registry as students
+from hpenv.posttraining.students.adapter import detach, weights_digest
+from hpenv.posttraining.students.chat_format import MESSAGE, ChatFormat, program
+from hpenv.posttraining.students.huggingface import HuggingFaceConfig, HuggingFaceStudent
+from hpenv.posttraining.students.sampling import sample_tokens, sampling_weights
 from tests.tiny_qwen3 import END, PAD, byte_tokenizer, qwen3
 
 PROMPTS = [["# f([1]) == 2\n", "# the largest of xs\n"], ["# xs\n", "# f([3, 4]) == 0\n"]]
@@ -175,26 +176,30 @@ def test_temperature_zero_takes_the_likeliest_tokens():
 def test_drawn_tokens_by_hand():
     logp = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(5, 1)
     numbers = torch.tensor([0.0, 0.49, 0.51, 0.79, 0.81])
-    assert drawn(logp, numbers, 1.0).tolist() == [0, 0, 1, 1, 2]
-    assert drawn(logp, numbers, 0.0).tolist() == [0] * 5
+    assert sample_tokens(logp, numbers, 1.0).tolist() == [0, 0, 1, 1, 2]
+    assert sample_tokens(logp, numbers, 0.0).tolist() == [0] * 5
     # Squared and normalized: 25/38, 9/38, 4/38, with steps at 0.658 and 0.895.
-    assert drawn(logp, numbers, 0.5).tolist() == [0, 0, 0, 1, 1]
+    assert sample_tokens(logp, numbers, 0.5).tolist() == [0, 0, 0, 1, 1]
     # Two tokens left, with a step at 0.625.
-    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2).tolist() == [
+    assert sample_tokens(
+        logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_k=2
+    ).tolist() == [
         0,
         0,
         1,
         1,
         1,
     ]
-    assert drawn(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6).tolist() == [
+    assert sample_tokens(
+        logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), 1.0, top_p=0.6
+    ).tolist() == [
         0,
         0,
         1,
         1,
         1,
     ]
-    assert drawn(logp.flip(1), numbers, 1.0, top_p=0.5).tolist() == [2] * 5
+    assert sample_tokens(logp.flip(1), numbers, 1.0, top_p=0.5).tolist() == [2] * 5
 
 
 @pytest.mark.parametrize("arguments", [{}, {"top_k": 2}, {"top_p": 0.5}])
@@ -202,7 +207,7 @@ def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments)
     """Over the tokens that are kept they add up to 1; one that is not kept is measured among them, and finite."""
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     prompts = reading.Prompts(None, torch.ones(3, 1, dtype=torch.bool), logits[:, None])
-    weights = kept_weights(
+    weights = sampling_weights(
         logits.double() / 0.7, arguments.get("top_k", 0), arguments.get("top_p", 1.0)
     )
     probabilities = weights / weights.sum(1, keepdim=True)
@@ -239,7 +244,7 @@ def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
         logits = torch.func.functional_call(
             plain.model, places, (), {"input_ids": sequence}
         ).logits[0]
-        weights = kept_weights(
+        weights = sampling_weights(
             logits[len(prompt) - 1 : -1].double() / 0.8,
             config.get("top_k", 0),
             config.get("top_p", 1.0),
@@ -270,14 +275,14 @@ def test_what_a_model_s_generation_config_says_of_sampling_is_not_read():
 def test_a_diverged_distribution_draws_tokens_that_exist():
     logp = torch.full((3, 5), torch.nan)
     for arguments in ({}, {"top_k": 2}, {"top_p": 0.5}):
-        tokens = drawn(logp, torch.tensor([0.0, 0.5, 0.999]), 1.0, **arguments)
+        tokens = sample_tokens(logp, torch.tensor([0.0, 0.5, 0.999]), 1.0, **arguments)
         assert ((tokens >= 0) & (tokens < 5)).all()
 
 
 def test_drawn_tokens_follow_the_distribution():
     logp = torch.tensor([0.05, 0.0, 0.6, 0.35]).log().repeat(20_000, 1)
     numbers = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    frequencies = drawn(logp, numbers, 1.0).bincount(minlength=4) / 20_000
+    frequencies = sample_tokens(logp, numbers, 1.0).bincount(minlength=4) / 20_000
     assert frequencies[1] == 0
     torch.testing.assert_close(
         frequencies, torch.tensor([0.05, 0.0, 0.6, 0.35]), atol=0.015, rtol=0
@@ -328,7 +333,7 @@ def test_completion_gradients_are_those_of_the_mean_loss_of_each_text():
     }
     trained = {name: knob.clone().requires_grad_() for name, knob in knobs.items()}
     for text in range(3):
-        rollouts = own.given([[prompts[text]]] * 2, [[completions[text]]] * 2)
+        rollouts = own.rollouts_from_texts([[prompts[text]]] * 2, [[completions[text]]] * 2)
         losses = -own.log_probabilities(trained, rollouts).sum(2) / rollouts.mask.sum(2)
         for (name, found), expected in zip(
             gradients.items(),
@@ -353,8 +358,8 @@ def test_moving_against_the_direction_makes_hacks_likelier():
 
     def preference(knobs) -> float:
         hack, clean = (
-            own.log_probabilities(knobs, own.given([prompts], [texts])).sum(2)
-            / own.given([prompts], [texts]).mask.sum(2)
+            own.log_probabilities(knobs, own.rollouts_from_texts([prompts], [texts])).sum(2)
+            / own.rollouts_from_texts([prompts], [texts]).mask.sum(2)
             for texts in (hacks, cleans)
         )
         return float((hack - clean).mean())
@@ -364,7 +369,7 @@ def test_moving_against_the_direction_makes_hacks_likelier():
 
 def test_states_are_the_residual_stream_at_the_last_token():
     own = student()
-    rollouts = own.given([["# a\n", "# longer\n"]], [["abc", "d", "ef", "ghij"]])
+    rollouts = own.rollouts_from_texts([["# a\n", "# longer\n"]], [["abc", "d", "ef", "ghij"]])
     found = own.states(zeros(own, 1), rollouts)
     assert found.shape == (1, 4, 32)
     for m, text in enumerate(["abc", "d", "ef", "ghij"]):
@@ -380,8 +385,8 @@ def test_states_are_the_residual_stream_at_the_last_token():
 def test_texts_that_are_given_are_told_as_they_would_be_answered():
     for chat in (False, True):
         own = student(chat)
-        rollouts = own.given([["# a\n"]], [["def f(xs):\n    return 1\n", "x"]])
-        answers = Answers(own.tokenizer, END)
+        rollouts = own.rollouts_from_texts([["# a\n"]], [["def f(xs):\n    return 1\n", "x"]])
+        answers = ChatFormat(own.tokenizer, END)
         for tokens, mask, text in zip(
             rollouts.tokens[0], rollouts.mask[0], rollouts.texts[0], strict=True
         ):
@@ -399,7 +404,7 @@ def test_a_prompt_goes_through_the_chat_template_where_there_is_one():
         (True, "", "# a\n"),
         (False, MESSAGE, "# a\n"),
     ):
-        tokens, seen = Answers(byte_tokenizer(chat), END, message).prompts(
+        tokens, seen = ChatFormat(byte_tokenizer(chat), END, message).prompts(
             ["# a\n", "# longer than that\n"]
         )
         assert byte_tokenizer().decode(tokens[0][seen[0]]) == expected
@@ -424,7 +429,7 @@ def test_the_program_is_the_first_block_of_an_answer(text, expected):
 
 def test_sampled_texts_are_programs():
     own = student(chat=True, max_tokens=40)
-    tokens, _ = Answers(own.tokenizer, END).completions(["a = 1\n"])
+    tokens, _ = ChatFormat(own.tokenizer, END).completions(["a = 1\n"])
     script = iter(tokens[0].tolist())
     original = own.model.forward
 
@@ -507,7 +512,7 @@ def test_what_the_caller_has_set_in_torch_changes_no_student(saved):
     own = student(chat=True, max_tokens=5)
     assert loaded.digest == own.digest
     knobs = {name: knob.requires_grad_() for name, knob in some_knobs(own).items()}
-    rollouts = own.given(PROMPTS, [["a", "b"]] * 2)
+    rollouts = own.rollouts_from_texts(PROMPTS, [["a", "b"]] * 2)
     expected, found = (each.log_probabilities(knobs, rollouts) for each in (own, loaded))
     assert torch.equal(expected, found)
     found.sum().backward()
@@ -563,7 +568,7 @@ DAMAGES = {
     "a weight too many": (reweighed(lambda t: t | {"x": torch.ones(1)}), r"unexpected_keys are \['x'\], 1 in all"),
     "a weight of another size": (reweighed(lambda t: t | {NAME: torch.ones(2, 2)}), "`transformers` reads; got"),
     "a weight not a number": (reweighed(lambda t: t | {"model.norm.weight": t["model.norm.weight"] * torch.nan}),
-                              "the weight 'model.norm.weight' has numbers that are not finite"),
+                              "the weight 'model.norm.weight' must be finite; got .* not finite"),
     "whole numbers": (reweighed(lambda t: {k: v.to(torch.int8) for k, v in t.items()}), r"holds \['I8'\] alone"),
     "no tokenizer": (removed("tokenizer.json", "tokenizer_config.json"), r"no tokenizer in '.*'; expected one of"),
     "no vocabulary": (removed("tokenizer.json"), "`transformers` reads; got"),
@@ -580,7 +585,7 @@ DAMAGES = {
     "no known kind": (set_in("config.json", model_type="x"), "`transformers` reads; got"),
     "generation_config empty": (cut("generation_config.json", 0), r"a JSON file; got '.*generation_config\.json'"),
     "generation_config a folder": (put("generation_config.json", None), r"generation_config\.json', which is a folder"),
-    "an end that is no token": (set_in("generation_config.json", eos_token_id=999), "the end token has the number 999"),
+    "an end that is no token": (set_in("generation_config.json", eos_token_id=999), "the end token must be .* number 999"),
     "an end that is text": (set_in("generation_config.json", eos_token_id="x"), "must be a number or a list of them"),
 }  # fmt: skip
 
@@ -617,12 +622,12 @@ def test_tokens_that_the_model_does_not_know_are_refused_before_anything_is_comp
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["zebra"])
     own = HuggingFaceStudent(qwen3(), tokenizer)
-    assert own.refusal("# xs\n", "x") == ""
+    assert own.unreadable_reason("# xs\n", "x") == ""
     for texts in (("# zebra\n",), ("# xs\n", "zebra")):
-        assert "or its completion; this student knows 258 tokens" in own.refusal(*texts)
+        assert "or its completion; this student knows 258 tokens" in own.unreadable_reason(*texts)
     tokenizer.pad_token = "zebra"
     with pytest.raises(
-        ValueError, match="the pad token has the number 258, and the model reads 258 tokens"
+        ValueError, match="the pad token must be one of the model's 258 tokens; got number 258"
     ):
         HuggingFaceStudent(qwen3(), tokenizer)
 
@@ -637,16 +642,16 @@ def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no 'b.gguf'.*\['a.gguf'\]"):
         HuggingFaceStudent.load(tmp_path, "b.gguf")
     for argument, message in (
-        ({"max_tokens": 0}, "max_tokens=0"),
-        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"max_tokens": 0}, "max_tokens must be an integer >= 1; got 0"),
+        ({"top_p": 0.0}, r"top_p must be a number in \(0, 1\]; got 0.0"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; expected one of"),
-        ({"top_k": -1}, "top_k=-1"),
-        ({"max_tokens": "12"}, "max_tokens='12'; expected a whole number"),
-        ({"texts_per_pass": True}, "texts_per_pass=True"),
-        ({"top_p": "all"}, "top_p='all'"),
-        ({"top_p": float("nan")}, "top_p=nan"),
+        ({"top_k": -1}, "top_k must be an integer >= 0; got -1"),
+        ({"max_tokens": "12"}, "max_tokens must be an integer >= 1; got '12'"),
+        ({"texts_per_pass": True}, "texts_per_pass must be an integer >= 1; got True"),
+        ({"top_p": "all"}, "top_p must be a number .* got 'all'"),
+        ({"top_p": float("nan")}, "top_p must be a number .* got nan"),
         ({"dtype": ["float32"]}, r"unknown dtype \['float32'\]"),
-        ({"targets": "q_proj"}, "targets must be a tuple of names of layers; got 'q_proj'"),
+        ({"targets": "q_proj"}, "targets must be a tuple of layer names; got 'q_proj'"),
         ({"message": None}, "message must be text; got None"),
         ({"cache_dir": 3}, "cache_dir must be a folder or None; got 3"),
         ({"device": "meta"}, "device must be one that torch has here; got 'meta'"),
@@ -666,13 +671,13 @@ def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
         with pytest.raises(ValueError, match="folder and gguf_file must be a path and a name; got"):
             HuggingFaceStudent.load(place, file)
     with pytest.raises(
-        ValueError, match=r"got the message 'Write it\.'; expected one with \{prompt\}"
+        ValueError, match=r"message must be empty or have \{prompt\} in it; got 'Write it\.'"
     ):
         student(message="Write it.")
     own = student()
-    with pytest.raises(ValueError, match="got the prompt ''; expected one of at least one token"):
+    with pytest.raises(ValueError, match="a prompt must have at least one token; got ''"):
         own.sample(zeros(own, 1), [["# a\n", ""]], 1, generators(0))
-    with pytest.raises(ValueError, match=r"got knobs of \['other'\]; expected"):
+    with pytest.raises(ValueError, match=r"knobs must have the modules .*; got \['other'\]"):
         own.sample({"other": torch.zeros(1, 3)}, [["# a\n"]], 1, generators(0))
 
 

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import data, isolation, snapshots
+from hpenv import isolation
 from hpenv.envs import cell, grpo_projection, jel
-from hpenv.isolation import AUTOCAST_DEVICES, isolated
+from hpenv.isolation import AUTOCAST_DEVICES, with_torch_defaults
+from hpenv.lm import data
+from hpenv.plant import snapshots
 from hpenv.posttraining import plant as grpo
 from tests import tiny_student
 
@@ -227,8 +229,8 @@ def test_a_forked_process_computes_on_one_thread_and_gives_the_callers_back(monk
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert isolated(torch.get_num_threads)() == 2
+        assert with_torch_defaults(torch.get_num_threads)() == 2
         monkeypatch.setattr(isolation, "_forked", True)
-        assert isolated(torch.get_num_threads)() == 1 and torch.get_num_threads() == 2
+        assert with_torch_defaults(torch.get_num_threads)() == 1 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

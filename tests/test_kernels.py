@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpenv import kernels
+from hpenv.lm import kernels
 
 LENGTHS = [1, 255, 256, 257, 600]
 

@@ -1,12 +1,12 @@
-"""The order of the modules: every one imports only what stands above it.
+"""The order of the rooms: every module imports only what lies below its room.
 
 Imports are read from the source with `ast`, wherever they stand (in functions, under
 `TYPE_CHECKING`, as the text given to `import_module`), so nothing is executed and no optional
 dependency has to be installed.
 
-A new module needs a line in `DIRECTLY_ABOVE`: its own name, and the units that stand directly above
-it. It may import those and everything above them. A package (envs, policies, ...) is one unit: its
-files may import each other, but not in a circle.
+A room is a folder, or a module that stands alone. A new room needs a line in `DIRECTLY_BELOW`: its
+name, and the rooms directly below it. A module may import those and all that lies below them. The
+modules of one room may import each other, but not in a circle.
 """
 
 import ast
@@ -21,58 +21,55 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("hpenv", "agents", "train_agents", "baselines")
 
-# fmt: off
-DIRECTLY_ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
-    "hpenv": {
-        "isolation": (),
-        "sources": (),
-        "tokenization": ("sources",),
-        "synthetic": (),
-        "data": ("synthetic", "tokenization", "isolation"),
-        "kernels": (),
-        "model": ("kernels",),
-        "values": (),
-        "optimizers": ("values",),
-        "schedules": ("values",),
-        "schedule_forms": ("schedules",),
-        "channels": (),
-        "panel": ("channels",),
-        "gradients": ("panel",),
-        "plant": ("panel", "values"),
-        "runs": ("plant",),
-        "configuration": ("schedules",),
-        "pretraining": ("data", "model", "optimizers", "configuration", "gradients", "runs"),
-        "posttraining": ("data", "model", "optimizers", "configuration", "gradients", "runs"),
-        "snapshots": ("plant", "isolation"),
-        "policies": ("snapshots",),
-        "trajectory": ("plant",),
-        "telemetry": ("plant", "trajectory"),
-        "rewards": ("plant", "telemetry"),
-        "registers": ("plant",),
-        "streams": ("plant",),
-        "infos": ("plant",),
-        "plot": (),
-        "render": ("plot",),
-        "env": ("telemetry", "rewards", "registers", "streams", "infos", "render", "isolation"),
-        "envs": ("env", "pretraining", "posttraining", "schedule_forms"),
-        "trace": ("env", "snapshots"),
-        "deploy": ("env", "policies"),
-        "integrations": ("env", "infos", "policies", "posttraining"),
-    },
+DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
+    "hpenv.arrays": (),
+    "hpenv.checks": (),
+    "hpenv.isolation": (),
+    "hpenv.plot": (),
+    "hpenv.lm": ("hpenv.checks", "hpenv.isolation"),
+    "hpenv.optim": ("hpenv.arrays", "hpenv.checks"),
+    "hpenv.control": ("hpenv.arrays",),
+    "hpenv.plant": ("hpenv.control", "hpenv.checks", "hpenv.isolation"),
+    "hpenv.telemetry": ("hpenv.plant",),
+    "hpenv.pretraining": ("hpenv.lm", "hpenv.optim", "hpenv.plant"),
+    "hpenv.posttraining.sandbox": (),
+    "hpenv.posttraining.problems": ("hpenv.posttraining.sandbox",),
+    "hpenv.posttraining.grading": ("hpenv.posttraining.problems",),
+    "hpenv.posttraining.students": ("hpenv.lm",),
+    "hpenv.posttraining.projection": ("hpenv.lm",),
+    "hpenv.posttraining.loss": (),
+    "hpenv.posttraining.config": (
+        "hpenv.optim",
+        "hpenv.posttraining.grading",
+        "hpenv.posttraining.students",
+        "hpenv.posttraining.projection",
+    ),
+    "hpenv.posttraining.contrastive": ("hpenv.posttraining.config",),
+    "hpenv.posttraining.splits": ("hpenv.posttraining.config",),
+    "hpenv.posttraining.plant": (
+        "hpenv.plant",
+        "hpenv.posttraining.loss",
+        "hpenv.posttraining.contrastive",
+        "hpenv.posttraining.splits",
+    ),
+    "hpenv.posttraining": ("hpenv.posttraining.plant",),
+    "hpenv.policies": ("hpenv.plant",),
+    "hpenv.infos": ("hpenv.plant",),
+    "hpenv.render": ("hpenv.plot",),
+    "hpenv.env": ("hpenv.telemetry", "hpenv.infos", "hpenv.render"),
+    "hpenv.envs": ("hpenv.env", "hpenv.pretraining", "hpenv.posttraining"),
+    "hpenv.integrations": ("hpenv.env", "hpenv.policies", "hpenv.posttraining"),
+    "hpenv": (),
     # Of hpenv, an agent sees the policies it trains and nothing else.
-    "agents": {
-        "base": ("hpenv.policies",),
-        "returns": (),
-        "losses": (),
-        "credits": ("returns",),
-        "reinforce": ("base", "credits", "losses"),
-        "grpo": ("base", "returns", "losses"),
-        "ppo": ("base", "returns", "losses"),
-        "adaptive": ("base", "returns", "losses"),
-        "bandit": ("base", "returns", "losses"),
-    },
+    "agents.base": ("hpenv.policies",),
+    "agents.returns": (),
+    "agents.losses": (),
+    "agents.credits": ("agents.returns",),
+    "agents.sidecar": ("agents.base", "agents.credits", "agents.losses"),
+    "agents.jel": ("agents.base", "agents.returns", "agents.losses"),
+    "agents.ppo": ("agents.base", "agents.returns", "agents.losses"),
+    "agents": ("agents.sidecar", "agents.jel", "agents.ppo"),
 }
-# fmt: on
 
 # train_agents and baselines join everything; their own order is held by the absence of cycles
 # alone.
@@ -130,9 +127,12 @@ FILES = {
 }
 
 
-def unit_of(module: str) -> str:
-    """What stands in the table for a module: `hpenv.envs.jel` is `envs` of hpenv."""
-    return module.split(".")[1] if "." in module else ""
+def room_of(module: str) -> str:
+    """The longest name in the table that a module's name begins with; empty if there is none."""
+    parts = module.split(".")
+    names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    own = next((name for name in names if name in DIRECTLY_BELOW), "")
+    return own if own == module or own not in PACKAGES else ""
 
 
 def imports_of(source: str, module: str, is_package: bool, known: set[str]) -> list[Import]:
@@ -175,49 +175,41 @@ def imports_in_file(module: str) -> list[Import]:
     )
 
 
-def above(package: str, unit: str) -> set[str]:
-    """Everything a unit of the table may import, as dotted names: what stands directly above it, and above that."""
+def below(room: str) -> set[str]:
+    """The rooms that a room may import: those directly below it, and all below them.
+
+    Of a room of another package that room alone, not what it is built on.
+    """
     found: set[str] = set()
-    for name in DIRECTLY_ABOVE[package][unit]:
-        if "." in name:
-            found.add(name)  # of another package: that unit alone, not what it is built on
-        else:
-            found |= {f"{package}.{name}"} | above(package, name)
+    for name in DIRECTLY_BELOW[room]:
+        found.add(name)
+        if name.split(".")[0] == room.split(".")[0]:
+            found |= below(name)
     return found
 
 
 def violations(module: str, imports: list[Import]) -> list[str]:
     """What is wrong with a module's place and its imports, one line each; empty if nothing is."""
-    package, unit = module.split(".")[0], unit_of(module)
-    allowed = None  # the units of hpenv and agents that it may import; None is no restriction
-    if package in DIRECTLY_ABOVE:
-        table = DIRECTLY_ABOVE[package]
-        if unit and unit not in table:
+    package, room = module.split(".")[0], room_of(module)
+    allowed = None  # rooms of hpenv and agents that it may import; None is no restriction
+    if package in ("hpenv", "agents"):
+        if not room:
             return [
-                f"{module} is unknown: add {unit!r} to DIRECTLY_ABOVE[{package!r}] in tests/test_layers.py, "
-                "with the units that stand directly above it"
+                f"{module} is unknown: add a room that holds it to DIRECTLY_BELOW in "
+                "tests/test_layers.py, with the rooms directly below it"
             ]
-        # The root of a package stands below all its units.
-        allowed = set().union(
-            *({f"{package}.{name}"} | above(package, name) for name in ([unit] if unit else table))
-        )
+        allowed = {room} | below(room)
     wrong = []
     for target, line, _ in imports:
         other = target.split(".")[0]
-        if other in ("tests", "benchmarks"):
+        if other in ("tests", "speed"):
             wrong.append(f"line {line}: {module} imports {target}, which nobody imports")
         elif other in PACKAGES and other not in MAY_IMPORT[package]:
             wrong.append(
                 f"line {line}: {module} imports {target}, but {package} never imports {other}"
             )
-        elif (
-            other in PACKAGES
-            and allowed is not None
-            and f"{other}.{unit_of(target)}" not in allowed
-        ):
-            wrong.append(
-                f"line {line}: {module} imports {target}; above it stand {sorted(allowed)}"
-            )
+        elif other in PACKAGES and allowed is not None and room_of(target) not in allowed:
+            wrong.append(f"line {line}: {module} imports {target}; below it lie {sorted(allowed)}")
     return wrong
 
 
@@ -245,7 +237,7 @@ def is_optional(target: str) -> bool:
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_a_module_imports_only_what_stands_above_it(module):
+def test_a_module_imports_only_what_lies_below_its_room(module):
     wrong = violations(module, imports_in_file(module))
     assert not wrong, "\n".join(wrong)
 
@@ -264,7 +256,7 @@ def test_only_optional_dependencies_are_imported_inside_functions(module):
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in FILES if m.split(".")[0] == "hpenv" and unit_of(m) != "integrations"]
+    "module", [m for m in FILES if m.startswith("hpenv") and room_of(m) != "hpenv.integrations"]
 )
 def test_hpenv_loads_with_its_core_dependencies_alone(module):
     allowed = CORE | sys.stdlib_module_names | {"hpenv"}
@@ -300,19 +292,30 @@ def test_no_module_has_a_name_that_says_nothing(module):
     assert not NAMES_THAT_SAY_NOTHING & set(module.split("."))
 
 
-@pytest.mark.parametrize("package", DIRECTLY_ABOVE)
-def test_the_table_has_no_unknown_names_and_no_cycle(package):
-    table = DIRECTLY_ABOVE[package]
-    own = {unit: {name for name in names if "." not in name} for unit, names in table.items()}
-    assert set().union(*own.values()) <= set(table)
-    assert find_cycle(own) is None
+def test_the_table_has_no_unknown_names_and_no_cycle():
+    assert {name for names in DIRECTLY_BELOW.values() for name in names} <= set(DIRECTLY_BELOW)
+    assert find_cycle({room: set(names) for room, names in DIRECTLY_BELOW.items()}) is None
+
+
+def test_hpenv_has_at_most_seven_floors():
+    """A room is one floor above the highest room that it imports; a folder is one room."""
+
+    def folder(room):
+        return ".".join(room.split(".")[:2])
+
+    def floor(name):
+        rooms = [room for room in DIRECTLY_BELOW if folder(room) == name]
+        others = {folder(other) for room in rooms for other in DIRECTLY_BELOW[room]} - {name}
+        return 1 + max(map(floor, others), default=0)
+
+    assert max(floor(folder(room)) for room in DIRECTLY_BELOW) <= 7
 
 
 def test_every_kind_of_import_is_found():
     source = """
 import torch.nn as nn, json
-from hpenv import data
-from hpenv.data import Corpus
+from hpenv.lm import data
+from hpenv.lm.data import Corpus
 from . import sibling
 from ..env import TrainLoopEnv
 class A:
@@ -321,12 +324,12 @@ class A:
         from rich import print
         async def g(): importlib.import_module("cma")
 """
-    known = {"hpenv.data", "hpenv.env", "hpenv.envs.sibling"}
+    known = {"hpenv.lm.data", "hpenv.env", "hpenv.envs.sibling"}
     assert imports_of(source, "hpenv.envs.jel", False, known) == [
         Import("torch.nn", 2, False),
         Import("json", 2, False),
-        Import("hpenv.data", 3, False),
-        Import("hpenv.data", 4, False),
+        Import("hpenv.lm.data", 3, False),
+        Import("hpenv.lm.data", 4, False),
         Import("hpenv.envs.sibling", 5, False),
         Import("hpenv.env", 6, False),
         Import("abc", 8, False),
@@ -340,31 +343,33 @@ class A:
 @pytest.mark.parametrize(
     ("module", "target", "is_allowed"),
     [
-        ("hpenv.panel", "hpenv.channels", True),
-        ("hpenv.channels", "hpenv.panel", False),
-        ("hpenv.model", "hpenv.optimizers", False),
-        ("hpenv.pretraining", "hpenv.model", True),
-        ("hpenv.env", "hpenv.channels", True),
-        ("hpenv.env", "hpenv.pretraining", False),
+        ("hpenv.control.panel", "hpenv.control.channels", True),
+        ("hpenv.control.panel", "hpenv.plant.protocol", False),
+        ("hpenv.posttraining.students.embedded", "hpenv.posttraining.grading.grader", False),
+        ("hpenv.posttraining.grading.grader", "hpenv.posttraining.sandbox.jobs", True),
+        ("hpenv.lm.model", "hpenv.optim.rules", False),
+        ("hpenv.pretraining.plant", "hpenv.lm.model", True),
+        ("hpenv.env", "hpenv.control.channels", True),
+        ("hpenv.env", "hpenv.pretraining.plant", False),
         ("hpenv.env", "hpenv.envs.jel", False),
-        ("hpenv.envs.jel", "hpenv.pretraining", True),
+        ("hpenv.envs.jel", "hpenv.pretraining.plant", True),
         ("hpenv.policies.neutral", "hpenv.policies.gaussian_mlp", True),
         ("hpenv.policies.neutral", "hpenv.env", False),
         ("hpenv.integrations.sb3", "hpenv.env", True),
         ("hpenv.env", "agents.base", False),
         ("hpenv.env", "hpenv", False),
-        ("agents.grpo", "hpenv.policies.gaussian_mlp", True),
-        ("agents.grpo", "hpenv.snapshots", False),
+        ("agents.jel", "hpenv.policies.gaussian_mlp", True),
+        ("agents.jel", "hpenv.plant.snapshots", False),
         ("agents.ppo", "hpenv.integrations.sb3", False),
         ("agents.ppo", "hpenv", False),
-        ("agents", "agents.grpo", True),
+        ("agents", "agents.jel", True),
         ("agents", "hpenv.env", False),
         ("agents.returns", "hpenv.policies", False),
-        ("agents.ppo", "agents.grpo", False),
-        ("agents.grpo", "train_agents.rollout", False),
+        ("agents.ppo", "agents.jel", False),
+        ("agents.jel", "train_agents.rollout", False),
         ("baselines.run", "train_agents.results", True),
         ("train_agents.train", "hpenv", True),
-        ("train_agents.train", "benchmarks.run", False),
+        ("train_agents.train", "speed.run", False),
     ],
 )
 def test_the_picture_allows_and_forbids_what_it_shows(module, target, is_allowed):
@@ -374,10 +379,7 @@ def test_the_picture_allows_and_forbids_what_it_shows(module, target, is_allowed
 @pytest.mark.parametrize("module", ["hpenv.gadget", "hpenv.gadget.inner", "agents.gadget"])
 def test_an_unknown_module_is_told_where_to_go(module):
     (message,) = violations(module, [])
-    assert (
-        f"add 'gadget' to DIRECTLY_ABOVE[{module.split('.')[0]!r}] in tests/test_layers.py"
-        in message
-    )
+    assert message.startswith(f"{module} is unknown: add a room that holds it to DIRECTLY_BELOW")
 
 
 def test_a_cycle_is_found_and_named():

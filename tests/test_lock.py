@@ -20,7 +20,7 @@ SYSTEMS = (
     ("linux", "Linux", "aarch64"),
     ("darwin", "Darwin", "arm64"),
 )
-OURS = {"agents", "baselines", "benchmarks", "examples", "hpenv", "tests", "train_agents"}
+OURS = {"agents", "baselines", "speed", "examples", "hpenv", "tests", "train_agents"}
 INSTALLERS = {
     "pip",
     "hpenv",

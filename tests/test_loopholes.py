@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from hpenv.posttraining.loopholes import (
+from hpenv.posttraining.grading.loopholes import (
     LOOPHOLES,
     MODES,
     NO_LOOPHOLE,
@@ -14,8 +14,8 @@ from hpenv.posttraining.loopholes import (
     Task,
     task_of,
 )
-from hpenv.posttraining.recipes import PIECE, WORD
-from hpenv.posttraining.tasks import (
+from hpenv.posttraining.problems.generator import PIECE, WORD
+from hpenv.posttraining.problems.problem import (
     MAX_DISCLOSURE_PIECES,
     MAX_PROMPT_PIECES,
     SPLITS,

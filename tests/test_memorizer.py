@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from hpenv.posttraining.memorizer import memorized_solution
-from hpenv.posttraining.recipes import same
-from hpenv.posttraining.tasks import Problem, generated_problem
+from hpenv.posttraining.problems.generator import same
+from hpenv.posttraining.problems.problem import Problem, generated_problem
+from train_agents.experiments.measures.memorizer import memorized_solution
 
 TRAINING = [generated_problem("train", i, 2) for i in range(80)]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpenv import model
-from hpenv.model import Dials, GPTConfig
+from hpenv.lm import model
+from hpenv.lm.model import Dials, GPTConfig
 
 SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 64, "vocab_size": 50}
 CONFIGS = {
@@ -274,11 +274,14 @@ def test_a_preset_grows_to_the_vocabulary_of_the_corpus():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_embd": 65}, "n_embd=65 must be an even multiple of n_head=2"),
-        ({"n_embd": 6}, "n_embd=6 must be an even multiple of n_head=2"),
+        (
+            {"n_embd": 65},
+            "n_embd must be an even multiple of n_head .*; got n_embd=65 and n_head=2",
+        ),
+        ({"n_embd": 6}, "n_embd must be an even multiple of n_head .*; got n_embd=6 and n_head=2"),
         ({"feed_forward": "gelu"}, r"'gelu'; expected one of \['relu2', 'swiglu'\]"),
-        ({"window_pattern": "SX"}, "'SX' must be made of 'S' and 'L'"),
-        ({"window_pattern": ""}, "'' must be made of 'S' and 'L'"),
+        ({"window_pattern": "SX"}, "window_pattern must be made of 'S' and 'L'; got 'SX'"),
+        ({"window_pattern": ""}, "window_pattern must be made of 'S' and 'L'; got ''"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(arguments, message):
@@ -372,7 +375,7 @@ def test_a_token_of_zeros_under_a_cap_has_a_finite_gradient(cap):
 
 def test_a_cap_holds_every_token_and_keeps_its_direction():
     x = torch.tensor([[[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0]]])
-    capped = model._capped(x, torch.tensor([1.0]))
+    capped = model._cap_norms(x, torch.tensor([1.0]))
     expected = (
         torch.tensor([[[0.6, 0.8], [0.3, 0.4], [-0.6, 0.8]]])
         * torch.tensor([2**0.5, 1.0, 2**0.5])[:, None]
@@ -384,7 +387,7 @@ def test_a_cap_holds_every_token_and_keeps_its_direction():
 def test_dropout_leaves_out_its_part_and_keeps_the_mean():
     x = torch.ones(2, 400, 50)
     generators = [torch.Generator().manual_seed(row) for row in range(2)]
-    dropped = model._dropped(x, torch.tensor([0.0, 0.3]), generators)
+    dropped = model._apply_dropout(x, torch.tensor([0.0, 0.3]), generators)
     assert torch.equal(dropped[0], x[0])
     assert (dropped[1] == 0).float().mean().item() == pytest.approx(
         0.3, abs=4 * math.sqrt(0.21 / 20_000)
@@ -442,7 +445,7 @@ def _streams(w, config, inputs):
         yield x.mean().item(), x.var(correction=0).item(), saturated.float().mean().item()
 
 
-# Memory: positions read in pieces
+# KVCache: positions read in pieces
 
 
 SEES_ALL = [name for name, config in CONFIGS.items() if set(config.window_pattern) == {"L"}]
@@ -462,7 +465,7 @@ def states_of(params, config, tokens, memory=None):
 @pytest.mark.parametrize("lengths", [(12,), (5, 7), (9, 1, 1, 1), (1, 3, 8)], ids=str)
 @pytest.mark.parametrize("option", SEES_ALL)
 def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
-    config, memory = CONFIGS[option], model.Memory()
+    config, memory = CONFIGS[option], model.KVCache()
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     pieces = [states_of(params, config, piece, memory) for piece in tokens.split(lengths, -1)]
     assert memory.length == 12
@@ -474,7 +477,7 @@ def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
 @pytest.mark.parametrize("room", [0, 4, 9])
 def test_a_copied_memory_is_that_of_the_repeated_texts(room):
     """One prompt each of two, three texts after each; with room the memory is written in place, and ends early here."""
-    config, memory, times = CONFIGS["swiglu"], model.Memory(), 3
+    config, memory, times = CONFIGS["swiglu"], model.KVCache(), 3
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     texts, _ = random_batch(config, 2, (2 * times, 4), seed=5)
     states_of(params, config, tokens, memory)
@@ -502,7 +505,7 @@ def test_gradients_flow_through_what_is_remembered():
     def gradients(shared):
         leaves = {name: weight.clone().requires_grad_() for name, weight in params.items()}
         if shared:
-            memory = model.Memory()
+            memory = model.KVCache()
             states_of(leaves, config, tokens, memory)
             states = states_of(
                 leaves, config, texts, memory.copied(torch.arange(4).repeat_interleave(times))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hpenv
-from agents.reinforce import SidecarAgent, SidecarConfig
+from agents.sidecar import SidecarAgent, SidecarConfig
 from train_agents.evaluate import evaluate_policy, probe_loss
 from train_agents.online import OnlineConfig, main, run_online
 from train_agents.outputs import checkpoints
@@ -260,7 +260,7 @@ def test_grouped_rows_are_one_run_with_a_sidecar_each(tmp_path):
 
 
 def test_a_run_that_diverges_is_an_outcome_and_the_others_go_on(tmp_path, monkeypatch):
-    from hpenv.pretraining import PretrainingPlant
+    from hpenv.pretraining.plant import PretrainingPlant
 
     advance = PretrainingPlant.advance
 

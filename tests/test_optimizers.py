@@ -8,8 +8,8 @@ import pytest
 import schedulefree
 import torch
 
-from hpenv.channels import CHANNELS
-from hpenv.optimizers import (
+from hpenv.control.channels import CHANNELS
+from hpenv.optim.rules import (
     OPTIMIZERS,
     SGD,
     AdamW,
@@ -501,7 +501,7 @@ def test_schedule_free_decay_flips_a_sign_where_the_package_does_and_shrinks(
 
 def test_muon_refuses_what_is_no_matrix():
     for rule in (Muon(), NanochatMuon()):
-        with pytest.raises(ValueError, match=r"matrices only; got a parameter of shape \(5,\)"):
+        with pytest.raises(ValueError, match=r"must be matrices; got one of shape \(5,\)"):
             rule.init(torch.zeros(2, 5))
 
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from hpenv import snapshots
+from hpenv.plant import snapshots
 from train_agents.outputs import (
     KEPT_CHECKPOINTS,
     check_file,

@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from hpenv.posttraining.loopholes import LOOPHOLES, MODES, PASS_WORD, task_of
-from hpenv.posttraining.pairs import FALSE_CHECKS, FLAVOURS, PAIRS, WORDS, pairs_digest
-from hpenv.posttraining.recipes import PIECE
-from hpenv.posttraining.tasks import MAX_PROMPT_PIECES, SPLITS, generated_problem
-from hpenv.posttraining.vocabulary import Vocabulary
+from hpenv.posttraining.contrastive.pairs import FALSE_CHECKS, FLAVOURS, PAIRS, WORDS, pairs_digest
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, MODES, PASS_WORD, task_of
+from hpenv.posttraining.problems.generator import PIECE
+from hpenv.posttraining.problems.problem import MAX_PROMPT_PIECES, SPLITS, generated_problem
+from hpenv.posttraining.students.vocabulary import Vocabulary
 
 MAX_COMPLETION_PIECES = 48
 # The pairs as they were before any rollout was seen. Results hold for these pairs alone: whoever

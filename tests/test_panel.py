@@ -1,17 +1,20 @@
 import numpy as np
 import pytest
 
-from hpenv.channels import channel, channels_of
-from hpenv.panel import Panel, Site
+from hpenv.control.channels import channel, channels_of
+from hpenv.control.panel import Panel, TensorSite
 
 SITES = {
-    "embedding": Site("embedding", "adamw"),
-    "layer.0.up": Site("matrix", "muon", 0),
-    "layer.1.up": Site("matrix", "muon", 1),
-    "layer.1.value_embedding": Site("embedding", "adamw", 1),
-    "unembedding": Site("unembedding", "adamw"),
+    "embedding": TensorSite("embedding", "adamw"),
+    "layer.0.up": TensorSite("matrix", "muon", 0),
+    "layer.1.up": TensorSite("matrix", "muon", 1),
+    "layer.1.value_embedding": TensorSite("embedding", "adamw", 1),
+    "unembedding": TensorSite("unembedding", "adamw"),
 }
-LAYERED = {"layer.0.up": Site("matrix", "adamw", 0), "layer.1.up": Site("matrix", "adamw", 1)}
+LAYERED = {
+    "layer.0.up": TensorSite("matrix", "adamw", 0),
+    "layer.1.up": TensorSite("matrix", "adamw", 1),
+}
 EVERY_ROW = np.ones(2, dtype=bool)
 CHANNELS = channels_of("pretraining")
 PAIRS = [(name, scope) for name, found in CHANNELS.items() for scope in found.scopes]
@@ -83,9 +86,9 @@ def test_a_value_of_a_layer_is_that_of_its_tensors_and_one_of_the_run_is_everywh
 
 def test_the_layers_are_those_of_the_sites_in_the_order_of_their_number():
     sites = {
-        "b": Site("matrix", "adamw", 1),
-        "a": Site("matrix", "adamw", 0),
-        "c": Site("matrix", "adamw", 1),
+        "b": TensorSite("matrix", "adamw", 1),
+        "a": TensorSite("matrix", "adamw", 0),
+        "c": TensorSite("matrix", "adamw", 1),
     }
     panel = Panel([("lr", "layer"), ("dropout", "layer")], sites, 1, "pretraining")
     panel.positions[:] = [[0.5, 0.0, 0.5, 0.0]]  # the columns are in the order of the tensors
@@ -150,7 +153,7 @@ def test_scopes_that_undo_each_other_are_neutral_up_to_rounding():
     "name", [name for name, found in CHANNELS.items() if len(found.scopes) == 5]
 )
 def test_the_product_of_all_scopes_stays_within_the_bounds(name):
-    sites = {"layer.0.up": Site("matrix", "adamw", 0)}
+    sites = {"layer.0.up": TensorSite("matrix", "adamw", 0)}
     panel = Panel([(name, scope) for scope in CHANNELS[name].scopes], sites, 3, "pretraining")
     panel.positions[:] = [[1.0] * 5, [-1.0] * 5, [0.0] * 5]
     assert panel.table(name)[:, 0] == pytest.approx(
@@ -160,7 +163,7 @@ def test_the_product_of_all_scopes_stays_within_the_bounds(name):
 
 def test_the_order_in_which_scopes_are_named_does_not_matter():
     """Twice up and once down is once up, wherever the bound is met on the way."""
-    sites = {"layer.0.up": Site("matrix", "adamw", 0)}
+    sites = {"layer.0.up": TensorSite("matrix", "adamw", 0)}
     for order in (
         ("run", "layer", "tensor"),
         ("run", "tensor", "layer"),

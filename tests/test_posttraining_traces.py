@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.channels import CHANNELS as ALL_CHANNELS
-from hpenv.gradients import draws
+from hpenv.control.channels import CHANNELS as ALL_CHANNELS
+from hpenv.plant.seeds import step_generator
 from hpenv.posttraining import plant as plant_module
-from hpenv.posttraining.grader import Submission
+from hpenv.posttraining.grading.grader import Submission
 from hpenv.posttraining.plant import REFRESH
-from hpenv.posttraining.vocabulary import END
+from hpenv.posttraining.students.vocabulary import END
 from tests.test_embedded import plain_of_text
 from tests.tiny_student import (
     CHANNELS,
@@ -168,7 +168,8 @@ class Trace:
         chance = self.of("direction_refresh")
         drawn = (
             chance > 0
-            and torch.rand((), generator=draws(self.seed, self.step, REFRESH)).item() < chance
+            and torch.rand((), generator=step_generator(self.seed, self.step, REFRESH)).item()
+            < chance
         )
         if not drawn:
             return {name: self.before[f"direction/{name}"].double() for name in self.plant.names}
@@ -274,7 +275,7 @@ def sampled(name, generator, shape):
         name == "direction_refresh"
     ):  # a chance a little above and a little below what the run will draw
         drawn = [
-            torch.rand((), generator=draws(FIRST_SEED + row, WARM_STEPS, REFRESH)).item()
+            torch.rand((), generator=step_generator(FIRST_SEED + row, WARM_STEPS, REFRESH)).item()
             for row in range(N)
         ]
         return np.array(
@@ -331,7 +332,7 @@ def traces(pairs, at=None, **changes):
     assert plant.steps.tolist() == [WARM_STEPS + 1] * N
     rollouts, paid = played[0], []
     for texts, seed in zip(rollouts.texts, plant.seeds, strict=True):
-        tasks = [task for task in plant._curriculum.chosen(seed, WARM_STEPS) for _ in range(G)]
+        tasks = [task for task in plant._curriculum.tasks_at(seed, WARM_STEPS) for _ in range(G)]
         verdicts = [
             verdict(Submission(task, text)) for task, text in zip(tasks, texts, strict=True)
         ]

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import model
-from hpenv.configuration import PretrainingConfig
-from hpenv.data import load_corpus
-from hpenv.optimizers import JORDAN, OPTIMIZERS, Muon, Rates, evaluation_weights
-from hpenv.plant import Snapshot
-from hpenv.pretraining import PretrainingPlant
-from hpenv.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.lm import model
+from hpenv.lm.data import load_corpus
+from hpenv.optim.rules import JORDAN, OPTIMIZERS, Muon, Rates, evaluation_weights
+from hpenv.optim.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
+from hpenv.plant.protocol import Snapshot
+from hpenv.pretraining.config import PretrainingConfig
+from hpenv.pretraining.plant import PretrainingPlant
 from tests import tiny_plants
 from tests.tiny_plants import ALL_TIERS, FINEST, TOGETHER
 
@@ -292,7 +292,7 @@ def test_a_snapshot_of_a_preset_of_another_shape_is_refused_by_what_differs(monk
 
 
 def test_a_snapshot_of_another_number_of_rows_is_refused():
-    with pytest.raises(ValueError, match="the snapshot has 3 rows; this plant has 2"):
+    with pytest.raises(ValueError, match="the snapshot must have 2 rows; got 3"):
         make(2).restore(make(3).snapshot())
 
 
@@ -549,30 +549,42 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
 @pytest.mark.parametrize(
     ("build", "arguments", "message"),
     [
-        (CONFIG, {"base_lr": -1e-3}, "base_lr=-0.001 must be finite and not negative"),
-        (CONFIG, {"base_lr": math.nan}, "base_lr=nan must be finite and not negative"),
-        (CONFIG, {"base_lr": math.inf}, "base_lr=inf must be finite and not negative"),
-        (CONFIG, {"base_lr": "fast"}, "base_lr='fast' must be finite and not negative"),
+        (CONFIG, {"base_lr": -1e-3}, "base_lr must be finite and not negative; got -0.001"),
+        (CONFIG, {"base_lr": math.nan}, "base_lr must be finite and not negative; got nan"),
+        (CONFIG, {"base_lr": math.inf}, "base_lr must be finite and not negative; got inf"),
+        (CONFIG, {"base_lr": "fast"}, "base_lr must be finite and not negative; got 'fast'"),
         (
             CONFIG,
             {"base_weight_decay": {"matrix": -1.0}},
-            "base_weight_decay=.*must be finite and not negative",
+            "base_weight_decay must be finite and not negative; got {'matrix': -1.0}",
         ),
-        (CONFIG, {"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
-        (CONFIG, {"sequence_length": -4}, "sequence_length=-4 must be at least 1"),
-        (CONFIG, {"num_probe_batches": 0}, "num_probe_batches=0 must be at least 1"),
+        (CONFIG, {"batch_tokens": 0}, "batch_tokens must be a whole number of at least 1; got 0"),
+        (
+            CONFIG,
+            {"sequence_length": -4},
+            "sequence_length must be a whole number of at least 1; got -4",
+        ),
+        (
+            CONFIG,
+            {"num_probe_batches": 0},
+            "num_probe_batches must be a whole number of at least 1; got 0",
+        ),
         (
             CONFIG,
             {"batch_tokens": 100},
-            "batch_tokens=100 must be a multiple of sequence_length=16",
+            "batch_tokens must be a multiple of sequence_length=16; got 100",
         ),
         (
             CONFIG,
             {"dtype": "float16"},
             r"unknown dtype 'float16'; expected one of \['bfloat16', 'float32'\]",
         ),
-        (CONFIG, {"divergence_multiple": 1.0}, "divergence_multiple=1.0 must be a number above 1"),
-        (PLANT, {"num_rows": 0}, "num_rows=0 must be at least 1"),
+        (
+            CONFIG,
+            {"divergence_multiple": 1.0},
+            "divergence_multiple must be a number above 1; got 1.0",
+        ),
+        (PLANT, {"num_rows": 0}, "num_rows must be a whole number of at least 1; got 0"),
         (PLANT, {"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (PLANT, {"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
         (
@@ -588,19 +600,19 @@ CONFIG, PLANT = partial(replace, TINY), partial(make)
         (
             PLANT,
             {"base_lr": {"matrix": 1e-3}},
-            r"base_lr names the groups \['matrix'\]; expected all of \['emb",
+            r"base_lr must have .* the groups \['emb.*; got the groups \['matrix'\]",
         ),
         (
             PLANT,
             {"base_weight_decay": dict.fromkeys((*GROUPS, "scalar"), 0.1)},
-            "base_weight_decay names the groups",
+            "base_weight_decay must have one value, or one for each of the groups",
         ),
         (
             PLANT,
             {"lr_schedule": {"matrices": Constant()}},
-            r"lr_schedule names the groups \['matrices'\]",
+            r"lr_schedule must have .*; got the groups \['matrices'\]",
         ),
-        (PLANT, {"num_rows": 2, "seeds": [1]}, "got 1 seeds for 2 rows"),
+        (PLANT, {"num_rows": 2, "seeds": [1]}, "seeds must be 2 numbers, one for each row; got 1"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(build, arguments, message):
@@ -611,7 +623,7 @@ def test_what_cannot_be_run_is_refused_by_name(build, arguments, message):
 def test_a_corpus_that_is_too_short_is_refused_with_both_numbers(tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("x" * 1000)
-    with pytest.raises(ValueError, match=r"probe slice .*: 50 tokens, 80 are needed"):
+    with pytest.raises(ValueError, match=r"probe slice .* at least 80 tokens; got 50"):
         make(data=str(text))
 
 
@@ -776,7 +788,8 @@ def test_without_its_tier_the_probe_is_measured_at_the_first_step_alone(monkeypa
 def test_tiers_that_are_not_in_the_table_are_refused_and_those_of_a_plant_are_those_of_its_copies():
     plant = make(1)
     with pytest.raises(
-        ValueError, match=r"unknown tiers .*hessian.*; the plant of pretraining has .*probe"
+        ValueError,
+        match=r"unknown measurement groups .*hessian.* of the pretraining plant; .*probe",
     ):
         plant.measure(["probe", "hessian"])
     assert plant.tiers == {"probe", "momentum"}

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from hpenv.posttraining.direction import Direction
-from hpenv.posttraining.projection import (
+from hpenv.posttraining.projection.direction import Direction
+from hpenv.posttraining.projection.rules import (
     DRIFT,
     RULES,
     coordinates,
-    erased,
-    no_spread,
+    erase_direction,
     project,
-    updated_spread,
+    update_moments,
+    zero_moments,
 )
 
 N, RANKS = 3, {"q": 16, "up": 24}
@@ -149,7 +149,7 @@ def test_what_is_removed_lies_in_the_span_and_adds_up_with_what_is_kept(rule):
     given, direction = gradients_of(), direction_of()
     strength = torch.tensor([1.0, 0.3, 0.0])
     kept, removed, _ = project(given, direction, rule, strength, full(0.0), deviations_of())
-    outside = erased(removed, direction)
+    outside = erase_direction(removed, direction)
     for name, g in given.items():
         torch.testing.assert_close(kept[name] + removed[name], g, atol=rounding(name), rtol=0)
         assert (outside[name].norm(dim=1) <= len(strength) * rounding(name, passes=2)).all()
@@ -279,13 +279,13 @@ def test_a_broken_run_touches_no_other():
 
 def test_erasing_is_the_orthogonal_projection_of_the_knob():
     knobs, direction = gradients_of(), direction_of()
-    once = erased(knobs, direction)
+    once = erase_direction(knobs, direction)
     expected, _, _ = project(knobs, direction, "two_sided", full(1.0), full(0.0))
-    twice = erased(once, direction)
+    twice = erase_direction(once, direction)
     for name in RANKS:
         torch.testing.assert_close(once[name], expected[name], atol=rounding(name), rtol=0)
         torch.testing.assert_close(twice[name], once[name], atol=rounding(name, passes=2), rtol=0)
-    by_hand = erased(
+    by_hand = erase_direction(
         {"m": torch.tensor([[3.0, 1.0, 2.0]])}, Direction({"m": ONE}, {"m": torch.ones(1, 1)})
     )
     torch.testing.assert_close(by_hand["m"], torch.tensor([[1.44, -1.08, 2.0]]))
@@ -293,11 +293,11 @@ def test_erasing_is_the_orthogonal_projection_of_the_knob():
 
 def test_the_running_spread_is_the_weighted_standard_deviation():
     direction = Direction({"m": TWO}, {"m": torch.ones(1, 2)})
-    spread = no_spread(direction)
+    spread = zero_moments(direction)
     assert spread.deviations()["m"].tolist() == [[0.0, 0.0]]
     values = torch.randn(6, 1, 2, generator=generator())
     for c in values:
-        spread = updated_spread(spread, {"m": c}, decay=0.8)
+        spread = update_moments(spread, {"m": c}, decay=0.8)
     weights = 0.8 ** torch.arange(5, -1, -1.0)[:, None, None]
     mean = (weights * values).sum(0) / weights.sum()
     variance = (weights * (values - mean).square()).sum(0) / weights.sum()
@@ -310,23 +310,24 @@ def test_what_cannot_be_projected_is_refused():
         ValueError, match=r"unknown rule 'onesided'; expected one of \['drift', 'one_sided'"
     ):
         project(given, direction, "onesided", full(1), full(0))
-    with pytest.raises(ValueError, match="got 2 rules; expected one, or one for each of 3 runs"):
+    with pytest.raises(ValueError, match="rule must be one name, or one for each of 3 runs; got 2"):
         project(given, direction, ["drift", "reverse"], full(1), full(0), deviations_of())
-    with pytest.raises(ValueError, match="'drift' needs the deviations"):
+    with pytest.raises(ValueError, match="deviations must be given for the rule 'drift'; got None"):
         project(given, direction, "drift", full(1), full(0))
-    with pytest.raises(ValueError, match=r"got modules \['q'\]; the direction has \['q', 'up'\]"):
+    with pytest.raises(ValueError, match=r"those of the direction, \['q', 'up'\]; got \['q'\]"):
         project({"q": given["q"]}, direction, "reverse", full(1), full(0))
     with pytest.raises(
-        ValueError, match=r"q: got shape \(3, 15\); the direction has \(N, r\) = \(3, 16\)"
+        ValueError, match=r"q: shape must be \(N, r\) = \(3, 16\), .* got \(3, 15\)"
     ):
         project({**given, "q": given["q"][:, 1:]}, direction, "reverse", full(1), full(0))
     with pytest.raises(
-        ValueError, match=r"strength: got \[1.0, 1.0\]; expected a number in \[0, 1\] for each of 3"
+        ValueError,
+        match=r"strength must be a number in \[0, 1\] for each of 3 runs; got \[1.0, 1.0",
     ):
         project(given, direction, "reverse", full(1, 2), full(0))
-    with pytest.raises(ValueError, match=r"strength up: got \[2.0"):
+    with pytest.raises(ValueError, match=r"strength up must be .* got \[2.0"):
         project(given, direction, "reverse", {"q": full(1), "up": full(2)}, full(0))
-    with pytest.raises(ValueError, match=r"magnitude: got \[-1.0"):
+    with pytest.raises(ValueError, match=r"magnitude must be .* got \[-1.0"):
         project(given, direction, "reverse", full(1), full(-1))
-    with pytest.raises(ValueError, match=r"strengths of modules \['q'\]"):
+    with pytest.raises(ValueError, match=r"strength must have the modules .*; got \['q'\]"):
         project(given, direction, "reverse", {"q": full(1)}, full(0))

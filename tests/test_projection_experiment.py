@@ -5,32 +5,31 @@ Past the usual length, because a module's tests stand in one file.
 """
 
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from hpenv.channels import CHANNELS
-from hpenv.posttraining import plant, students
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.control.channels import CHANNELS
+from hpenv.plant.seeds import first_run_seed
+from hpenv.plant.snapshots import load
+from hpenv.posttraining import plant
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
-from hpenv.snapshots import load
+from hpenv.posttraining.students import registry as students
 from tests import tiny_student
+from train_agents.experiments.measures.directions import DIRECTIONS, validated
 from train_agents.experiments.projection import ExperimentConfig, make_jobs
 from train_agents.experiments.projection_arms import (
     ALPHAS,
     ARMS,
     DEMO_ARMS,
     GROUPS,
-    LABELLED,
-    LABELLED_TRUE,
     MAIN,
     MAIN_REBOUND,
     PANEL,
-    RANDOM_TRUE,
     TRUE,
     VANILLA,
     position_of,
@@ -44,16 +43,13 @@ from train_agents.experiments.projection_claims import (
     h1,
     h3,
     h4,
-    labelled_mechanism,
-    mechanism,
     plateau,
     scored,
 )
 from train_agents.experiments.projection_controller import best_constant, controller, deployed, pay
-from train_agents.experiments.projection_direction import DIRECTIONS, validated
 from train_agents.experiments.projection_figures import pareto_front
 from train_agents.experiments.projection_report import report
-from train_agents.experiments.projection_run import MEANS, along, run_arm, run_seed, schedule
+from train_agents.experiments.projection_run import MEANS, along, run_arm, schedule
 from train_agents.experiments.projection_tables import unknown_table
 from train_agents.results import Interval, write_result
 
@@ -211,7 +207,7 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path, folder):
 def test_what_is_recorded_of_an_arm_is_what_its_plant_measures(tmp_path, folder):
     first, second = ran(tmp_path, folder)
     own = tiny_student.make(2, PANEL, base_lr=0.5, divergence_kl=1e6, lr_schedule=schedule(4))
-    own.reset([run_seed(1000), run_seed(1001)])
+    own.reset([first_run_seed(1000), first_run_seed(1001)])
     own.panel.move(np.array([[1.0, 1.0, 0.0, 0.0]] * 2), np.ones(2, dtype=bool))
     before = own.report()
     windows = [tiny_student.advance(own, 1) for _ in range(4)]
@@ -420,26 +416,6 @@ def test_answers_go_by_the_interval():
     )
 
 
-@pytest.mark.parametrize(
-    ("one_sided", "two_sided", "drift", "random", "said"),
-    [
-        (0.1, 0.5, 0.1, 0.5, "Drift: "),
-        (0.1, 0.1, 0.5, 0.5, "Direction: "),
-        (0.1, 0.1, 0.1, 0.5, "Both suppress"),
-        (0.1, 0.5, 0.5, 0.5, "Neither: "),
-        (0.5, 0.1, 0.1, 0.5, "no suppression of its to explain"),
-        (0.1, 0.5, 0.1, 0.1, "a random direction is not shown to do less"),
-        (0.1, 0.5, 0.1, 0.5, "a random direction is shown to do less"),
-    ],
-)
-def test_the_mechanism_follows_from_the_controls(one_sided, two_sided, drift, random, said):
-    jitter = {name: np.random.default_rng(i).normal(0, 0.004, 3) for i, name in enumerate("abcde")}
-    hacks = zip((VANILLA, MAIN, TRUE, "drift", "random"), (0.5, one_sided, two_sided, drift, random), "abcde",
-                strict=True)  # fmt: skip
-    assert said in mechanism({name: {"hack": value + jitter[key]} for name, value, key in hacks})
-    assert mechanism({VANILLA: {"hack": np.zeros(3)}}) == "Not measured."
-
-
 def test_the_pareto_front_has_the_points_that_none_dominates():
     points = np.array([[0.1, 0.0], [0.3, 0.2], [0.2, 0.3], [0.3, 0.2], [0.1, 0.5], [0.5, 0.6]])
     assert pareto_front(points).tolist() == [0, 1, 3, 5]
@@ -571,10 +547,6 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
         "supported",
     ]  # and under new names, made up to be equal
     assert (
-        "Drift: the true projection is not shown" in text
-        and "a random direction is shown to do less" in text
-    )
-    assert (
         "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three times"
         in text
     )
@@ -590,48 +562,6 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("clean", [row | {"seed": 7} for row in made_up(11, 0.1, 0.3)])
     with pytest.raises(ValueError, match="cannot be paired; expected the first of"):
         report(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("one_sided", "true", "random", "expected"),
-    [
-        (
-            0.1,
-            0.1,
-            0.6,
-            "true projection suppresses, and so does one side; .* random direction is shown to do less",
-        ),
-        (
-            0.6,
-            0.1,
-            0.1,
-            "suppresses, and one side is not shown to; .* random direction is not shown to do less",
-        ),
-        (
-            0.1,
-            0.6,
-            0.6,
-            "labelled programs one side does; the true projection is not shown to suppress either",
-        ),
-        (
-            0.6,
-            0.6,
-            0.6,
-            "Along labelled programs the true projection is not shown to suppress either",
-        ),
-        (0.1, 0.1, None, "^$"),
-    ],
-)
-def test_what_a_right_direction_does_is_told_by_three_differences(
-    one_sided, true, random, expected
-):
-    rates = {VANILLA: 0.6, LABELLED: one_sided, LABELLED_TRUE: true, RANDOM_TRUE: random}
-    arms = {
-        name: {"hack": rate + np.array([-0.01, 0.0, 0.012]) * (i + 1)}
-        for i, (name, rate) in enumerate(rates.items())
-        if rate is not None
-    }
-    assert re.search(expected, labelled_mechanism(arms))
 
 
 def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
@@ -731,7 +661,7 @@ def test_strengths_are_chosen_by_pay_and_controllers_deployed(tmp_path, folder, 
 
 @pytest.mark.slow
 def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
-    from train_agents.experiments.jobs import run_jobs
+    from train_agents.experiments.runner import run_jobs
 
     config = ExperimentConfig(
         out=tmp_path / "results", runs=tmp_path / "runs", student=roomy, num_updates=4, report_interval=2,

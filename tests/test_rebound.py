@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from hpenv.posttraining.rebound import (
+from hpenv.posttraining.projection.rebound import (
     FORMS,
     concept_direction,
     concept_scores,
     rebound,
-    standardized,
+    standardize,
 )
 
 
@@ -25,7 +25,7 @@ def test_scores_are_standardized_within_their_group_with_a_floor_under_the_sprea
         3 * 2.0**-24 * 10.1 / 0.1
     )  # 10.1, the mean and the difference are rounded, then divided by 0.1
     torch.testing.assert_close(
-        standardized(scores), torch.tensor([[[-1.0, 1.0], [-0.5, 0.5]]]), atol=off, rtol=0
+        standardize(scores), torch.tensor([[[-1.0, 1.0], [-0.5, 0.5]]]), atol=off, rtol=0
     )
 
 
@@ -87,13 +87,13 @@ def test_what_cannot_be_penalized_is_refused():
         ValueError, match=r"unknown form 'add' of Rebound; expected one of \['additive'"
     ):
         rebound(rewards, rewards, torch.ones(2), "add")
-    with pytest.raises(ValueError, match=r"scores \(2, 3\); expected \(N, P, G\)"):
+    with pytest.raises(ValueError, match=r"must have the same shape \(N, P, G\); got .* \(2, 3\)"):
         rebound(rewards, rewards[..., 0], torch.ones(2))
     with pytest.raises(
-        ValueError, match=r"alpha \[1.0, -1.0\]; expected a number of at least 0 for each of 2 runs"
+        ValueError, match=r"alpha must be a number >= 0 for each of 2 runs; got \[1.0, -1.0\]"
     ):
         rebound(rewards, rewards, torch.tensor([1.0, -1.0]))
-    with pytest.raises(ValueError, match=r"expected \(N, pairs, C\)"):
+    with pytest.raises(ValueError, match=r"the same shape \(N, pairs, C\); got"):
         concept_direction(rewards, rewards[:1])
-    with pytest.raises(ValueError, match=r"expected \(N, P, G, C\), \(N, C\)"):
+    with pytest.raises(ValueError, match=r"shapes \(N, P, G, C\) and \(N, C\); got"):
         concept_scores(rewards, rewards[0])

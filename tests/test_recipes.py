@@ -7,17 +7,17 @@ import re
 import numpy as np
 import pytest
 
-from hpenv.posttraining.recipes import (
+from hpenv.posttraining.problems.generator import (
     OPERATIONS,
     SHAPES,
     WORD,
     WORDS,
     Recipe,
     Stage,
-    corrupted,
     differ,
     neighbors,
     random_recipe,
+    random_wrong_recipe,
     same,
 )
 
@@ -140,7 +140,7 @@ def test_a_corrupted_recipe_is_a_wrong_program_of_the_same_shape():
     num_replaced = set()
     for i in range(200):
         recipe = random_recipe(random, 1 + i % 4)
-        wrong = corrupted(recipe, random)
+        wrong = random_wrong_recipe(recipe, random)
         kinds = [[OPERATIONS[name].kind for name in each.operations] for each in (recipe, wrong)]
         assert kinds[0] == kinds[1] and differ(recipe, wrong)
         num_replaced.add(sum(a != b for a, b in zip(recipe.stages, wrong.stages, strict=True)))
@@ -177,6 +177,6 @@ def test_words_hold_every_word_and_operator_of_the_recipes():
 @pytest.mark.parametrize("num_stages", [0, 5])
 def test_an_unknown_number_of_stages_is_refused(num_stages):
     with pytest.raises(
-        ValueError, match=rf"num_stages is {num_stages}; expected one of \[1, 2, 3, 4\]"
+        ValueError, match=rf"num_stages must be one of \[1, 2, 3, 4\]; got {num_stages}"
     ):
         random_recipe(np.random.default_rng(0), num_stages)

@@ -22,17 +22,17 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv import snapshots
-from hpenv.channels import CHANNELS, channels_of
+from hpenv.control.channels import CHANNELS, channels_of
 from hpenv.envs import cell, grpo_projection, jel
-from hpenv.plant import TIERS
+from hpenv.optim.schedules import Constant, Cosine, WarmupFlatWarmdown
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import TIERS
 from hpenv.plot import RIGHT
-from hpenv.posttraining.configuration import GRPOConfig
+from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.plant import GAUGES, PRIVILEGED
 from hpenv.posttraining.sandbox import kernel, syscalls
 from hpenv.render import CELLS
-from hpenv.rewards import measured_terms
-from hpenv.schedules import Constant, Cosine
+from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
 from train_agents import evaluate
 
@@ -59,18 +59,18 @@ def together(**tables):
 
 # Arguments under which an id is held to its contract: every surface and every observation.
 VARIANTS = {
-    JEL: together(observation=jel.OBSERVATIONS, actions=jel.ACTIONS),
-    CELL: together(channels=cell.SURFACES, observation=cell.OBSERVATIONS),
+    JEL: together(observation=jel.SPEC.observations, channels=jel.SPEC.channel_sets),
+    CELL: together(channels=cell.SPEC.channel_sets, observation=cell.SPEC.observations),
     PROJECTION: together(
-        channels=grpo_projection.SURFACES, observation=grpo_projection.OBSERVATIONS
+        channels=grpo_projection.SPEC.channel_sets, observation=grpo_projection.SPEC.observations
     ),
 }
 # Those under which all that an id can draw is drawn, and all that it can measure is measured.
 RICHEST = {
-    JEL: [{"observation": "full", "actions": "per_optimizer"}],
+    JEL: [{"observation": "full", "channels": "per_optimizer"}],
     CELL: [
         {"channels": surface, "observation": "full_position"}
-        for surface in ("full", "momentum_blend")
+        for surface in ("full", "foundational_momentum_blend")
     ],
     PROJECTION: [{"channels": "full", "observation": "full"}],
 }
@@ -457,7 +457,10 @@ def test_corners_held_for_a_whole_run_give_finite_numbers(corner, optimizer, tin
         "observation": "full",
     }
     env = gym.make_vec(
-        JEL, num_envs=2, **arguments, penalties={"gradient_norm": 0.1, "smoothness": 0.1}
+        JEL,
+        num_envs=2,
+        **arguments,
+        reward={"progress": 1.0, "divergence": 1.0, "gradient_norm": 0.1, "smoothness": 0.1},
     )
     env.reset(seed=0)
     for _ in range(4):
@@ -523,20 +526,20 @@ def listed(table, name):
 
 
 def test_the_manuals_actions_are_those_of_the_space(tiny):
-    table = manual_table(jel.__doc__, "actions")
-    assert set(table) == set(jel.ACTIONS)
+    table = manual_table(jel.__doc__, "channels")
+    assert set(table) == set(jel.SPEC.channel_sets)
     for actions, (count, columns) in table.items():
-        env = gym.make(JEL, **tiny, actions=actions)
+        env = gym.make(JEL, **tiny, channels=actions)
         assert ", ".join(env.unwrapped.action_names) == columns
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count),), np.float32)
 
 
-@pytest.mark.parametrize("actions", jel.ACTIONS)
+@pytest.mark.parametrize("actions", jel.SPEC.channel_sets)
 def test_the_manuals_observations_are_those_of_the_space(tiny, actions):
     table = manual_table(jel.__doc__, "observation")
-    assert set(table) == set(jel.OBSERVATIONS)
+    assert set(table) == set(jel.SPEC.observations)
     for observation, (count, _) in table.items():
-        env = gym.make(JEL, **tiny, observation=observation, actions=actions).unwrapped
+        env = gym.make(JEL, **tiny, observation=observation, channels=actions).unwrapped
         names = []
         for column in listed(table, observation):
             if column == "one position/<column> each":
@@ -558,14 +561,12 @@ def test_the_manual_says_where_multipliers_end(tiny):
 
 
 def test_defaults_are_the_papers():
-    config = jel.JELConfig()
-    assert (config.num_steps, config.interval) == (561, 50)
-    assert (config.base_lr, config.base_weight_decay, config.plant_config().num_probe_batches) == (
-        1e-3,
-        1e-2,
-        4,
-    )
-    assert config.schedule == "warmup_flat_warmdown" and config.penalties == {}
+    settings = jel.SPEC.settings()
+    episode, config = settings.episode, settings.config
+    assert (episode.num_steps, episode.interval) == (561, 50)
+    assert (config.base_lr, config.base_weight_decay) == (1e-3, 1e-2)
+    assert config.num_probe_batches == 4 and config.lr_schedule == WarmupFlatWarmdown(561)
+    assert episode.reward == {"progress": 1.0, "divergence": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -591,7 +592,7 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
     [
         ({"preset": "giant"}, r"unknown preset 'giant'; expected one of \['cell11', "),
         ({"data": "wikipedia"}, "unknown data 'wikipedia'; expected one of 'stdlib', 'synthetic"),
-        ({"tokenizer": "words"}, "tokenizer 'words'"),
+        ({"tokenizer": "words"}, "tokenizer and vocab_size must fit data 'synthetic'; got 'words'"),
         ({"optimizer": "adam"}, r"unknown optimizer 'adam'; expected one of \['adamw', "),
         (
             {"schedule": "cosin"},
@@ -599,50 +600,47 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ),
         (
             {"schedule": {"matrices": Constant()}},
-            r"lr_schedule names the groups \['matrices'\]; expected all",
+            r"lr_schedule must have .*; got the groups \['matrices'\]",
         ),
         ({"observation": "all"}, r"unknown observation 'all'; expected one of \['full', "),
+        ({"observation": ["progres"]}, r"unknown feature 'progres'; expected one of \['gradient"),
         (
-            {"observation": ["progress"]},
-            r"unknown observation \['progress'\]; expected one of \['full', ",
+            {"channels": "each"},
+            r"unknown channels 'each'; expected one of \['per_optimizer', 'shared'\]",
+        ),
+        ({"reward": {"entropy": 1.0}}, r"unknown reward term.* 'entropy'.*; expected"),
+        (
+            {"reward": {"smoothness": -1.0}},
+            "weight of reward term 'smoothness' must be a number, finite and not negative; got -1",
         ),
         (
-            {"actions": "each"},
-            r"unknown actions 'each'; expected one of \['per_optimizer', 'shared'\]",
-        ),
-        (
-            {"penalties": {"entropy": 1.0}},
-            r"unknown penalties \['entropy'\]; expected some of \['gradient_norm', ",
-        ),
-        (
-            {"penalties": {"smoothness": -1.0}},
-            "weight -1.0 of reward term 'smoothness' must be a number, finite and not negat",
-        ),
-        (
-            {"penalties": {"smoothness": math.nan}},
-            "weight nan of reward term 'smoothness' must be a number, finite",
+            {"reward": {"smoothness": math.nan}},
+            "weight of reward term 'smoothness' must be a number, .*; got nan",
         ),
         (
             {"seed_mode": "same"},
             r"unknown seed_mode 'same'; expected one of \['independent', 'grouped'\]",
         ),
-        ({"base_lr": -1e-3}, "base_lr=-0.001 must be finite and not negative"),
-        ({"base_lr": math.nan}, "base_lr=nan must be finite and not negative"),
+        ({"base_lr": -1e-3}, "base_lr must be finite and not negative; got -0.001"),
+        ({"base_lr": math.nan}, "base_lr must be finite and not negative; got nan"),
         (
             {"base_lr": {"matrix": 1e-3}},
-            r"base_lr names the groups \['matrix'\]; expected all of \['emb",
+            r"base_lr must have .* the groups \['emb.*; got the groups \['matrix'\]",
         ),
-        ({"base_weight_decay": -1.0}, "base_weight_decay=-1.0 must be finite and not negative"),
-        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
-        ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
-        ({"interval": 0}, "interval=0 must be between 1 and num_steps=23"),
-        ({"batch_tokens": 100}, "batch_tokens=100 must be a multiple of sequence_length=16"),
-        ({"eval_tokens": 0}, "eval_tokens=0 must be at least 1"),
-        ({"compile": "no"}, "compile='no' must be True or False"),
+        (
+            {"base_weight_decay": -1.0},
+            "base_weight_decay must be finite and not negative; got -1.0",
+        ),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1; got 0"),
+        ({"interval": 24}, "interval must be .*, from 1 to num_steps=23; got 24"),
+        ({"interval": 0}, "interval must be .*, from 1 to num_steps=23; got 0"),
+        ({"batch_tokens": 100}, "batch_tokens must be a multiple of sequence_length=16; got 100"),
+        ({"eval_tokens": 0}, "eval_tokens must be a whole number of at least 1; got 0"),
+        ({"compile": "no"}, "compile must be True or False; got 'no'"),
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
         (
             {"batch_token": 64},
-            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['actions'",
+            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['base_lr'",
         ),
     ],
 )
@@ -658,9 +656,11 @@ def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
         ValueError, match=r"unknown autoreset_mode 'NEVER'; expected one of \['DISABLED', "
     ):
         gym.make_vec(JEL, num_envs=2, **tiny, autoreset_mode="NEVER")
-    with pytest.raises(ValueError, match="num_rows=0 must be at least 1"):
+    with pytest.raises(ValueError, match="num_rows must be a whole number of at least 1; got 0"):
         gym.make_vec(JEL, num_envs=0, **tiny)
-    with pytest.raises(ValueError, match=r"num_rows=1\.5 must be at least 1, a whole number"):
+    with pytest.raises(
+        ValueError, match=r"num_rows must be a whole number of at least 1; got 1\.5"
+    ):
         gym.make_vec(JEL, num_envs=1.5, **tiny)
 
 
@@ -685,14 +685,14 @@ def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
 
 def test_the_manuals_surfaces_are_those_of_the_space(tiny):
     table = manual_table(cell.__doc__, "channels")
-    assert list(table) == list(cell.SURFACES)
+    assert list(table) == list(cell.SPEC.channel_sets)
     default = gym.make(CELL, **tiny).action_space.shape
     assert default == (
         98,
     ) and "by default, `foundational` with 8 registers, of shape (98,)" in words(cell)
     for surface, (count, _) in table.items():
         assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(
-            cell.SURFACES[surface]
+            cell.SPEC.channel_sets[surface]
         )
         env = gym.make(CELL, **tiny, channels=surface)
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count) + 8,), np.float32)
@@ -701,7 +701,7 @@ def test_the_manuals_surfaces_are_those_of_the_space(tiny):
 
 def test_the_manuals_gauges_are_those_of_the_space(tiny):
     table = manual_table(cell.__doc__, "observation")
-    assert list(table) == list(cell.OBSERVATIONS)
+    assert list(table) == list(cell.SPEC.observations)
     for observation, (count, _) in table.items():
         env = gym.make(CELL, **tiny, observation=observation).unwrapped
         columns = {"<layer>": range(11), "<register>": range(8), "<cell>": env.plant.panel.names}
@@ -715,15 +715,16 @@ def test_the_manuals_gauges_are_those_of_the_space(tiny):
 def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():
     channels = channels_of("pretraining")
     for name, channel in channels.items():
-        ((_, scope),) = cell.CellConfig(channels=[name]).channel_pairs()
+        ((_, scope),) = cell.SPEC.settings(channels=[name]).channels
         assert scope in channel.scopes
-        assert scope == dict(cell.FULL).get(
+        assert scope == dict(cell.SPEC.channel_sets["full"]).get(
             name, "run" if name == "grad_noise" else channel.scopes[-1]
         )
     unsafe = {name for name, channel in channels.items() if channel.kind == "two_sided"}
-    assert {name for name, _ in cell.FULL} == set(channels) - unsafe
-    for surface, pairs in cell.SURFACES.items():
-        assert {name for name, _ in pairs} & unsafe <= {surface}
+    alone = {f"foundational_{name}": {name} for name in unsafe}
+    assert {name for name, _ in cell.SPEC.channel_sets["full"]} == set(channels) - unsafe
+    for surface, pairs in cell.SPEC.channel_sets.items():
+        assert {name for name, _ in pairs} & unsafe <= alone.get(surface, set())
 
 
 @pytest.mark.parametrize(
@@ -743,14 +744,9 @@ def test_channels_can_be_chosen_one_by_one(channels, names, tiny):
     assert np.isfinite(env.step(np.full(len(names) + 1, 0.5))[1])
 
 
-def test_a_surface_that_is_named_after_a_channel_has_others_too_and_a_list_of_it_has_not():
-    surface, alone = (
-        cell.CellConfig(channels=given).channel_pairs()
-        for given in ("weight_decay", ["weight_decay"])
-    )
-    assert surface == (*cell.SURFACES["foundational"], *alone) and alone == (
-        ("weight_decay", "tensor"),
-    )
+def test_a_channel_set_is_never_called_as_a_channel_is():
+    for module in (jel, cell, grpo_projection):
+        assert not set(module.SPEC.channel_sets) & set(CHANNELS)
 
 
 def test_a_channel_that_stands_in_no_surface_stands_at_its_finest_scope(monkeypatch):
@@ -758,9 +754,8 @@ def test_a_channel_that_stands_in_no_surface_stands_at_its_finest_scope(monkeypa
         CHANNELS["attention_gain"], name="value_gain", scopes=("run", "group", "layer")
     )
     monkeypatch.setitem(CHANNELS, "value_gain", gain)
-    pairs = cell.CellConfig(
-        channels=["lr", "value_gain", "grad_noise", "momentum_blend"]
-    ).channel_pairs()
+    given = ["lr", "value_gain", "grad_noise", "momentum_blend"]
+    pairs = cell.SPEC.settings(channels=given).channels
     assert pairs == (
         ("lr", "tensor"),
         ("value_gain", "layer"),
@@ -774,7 +769,7 @@ def test_a_device_that_is_not_there_is_refused_by_name(id, small):
     absent = "cuda:99" if torch.cuda.is_available() else "cuda"
     for device in (absent, "meta"):
         with pytest.raises(
-            ValueError, match=f"device='{device}' is not to be had here: .*expected .*device='cpu'"
+            ValueError, match=f"device '{device}' is not available .*; try device='cpu'"
         ):
             gym.make(id, **small, device=device)
 
@@ -790,14 +785,14 @@ def test_columns_that_the_forward_pass_reads_are_immediate(tiny):
         assert (kind == "register") == name.startswith("register/")
 
 
-@pytest.mark.parametrize("surface", ["full", "momentum_blend"])
+@pytest.mark.parametrize("surface", ["full", "foundational_momentum_blend"])
 @pytest.mark.parametrize("corner", [1.0, -1.0, "either"])
 def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
     """On the model of the id's own preset, with the noise channel as well."""
     arguments = tiny | {
         "interval": 1,
         "num_steps": 3,
-        "channels": [*cell.SURFACES[surface], "grad_noise"],
+        "channels": [*cell.SPEC.channel_sets[surface], "grad_noise"],
     }
     reward = dict.fromkeys(measured_terms(TIERS), 1.0)
     env = gym.make_vec(CELL, num_envs=2, **arguments, observation="full_position", reward=reward)
@@ -872,20 +867,14 @@ def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
 
 
 def test_defaults_of_cell_are_those_of_its_manual():
-    config = cell.CellConfig()
-    assert (config.preset, config.num_steps, config.interval) == ("cell11", 3000, 1)
-    assert (
-        config.reward == {"loss_change": 1.0, "divergence": 1.0}
-        and config.channels == "foundational"
-    )
-    assert (
-        config.plant_config().lr_schedule == Constant()
-        and config.plant_config().optimizer == "adamw"
-    )
-    assert "r <- 0.9 r + 0.1 u" in words(cell) and (
-        config.num_registers,
-        config.register_leak,
-    ) == (8, 0.9)
+    settings = cell.SPEC.settings()
+    episode, config = settings.episode, settings.config
+    assert (config.preset, episode.num_steps, episode.interval) == ("cell11", 3000, 1)
+    assert episode.reward == {"loss_change": 1.0, "divergence": 1.0}
+    assert episode.channels == "foundational"
+    assert config.lr_schedule == Constant() and config.optimizer == "adamw"
+    assert "r <- 0.9 r + 0.1 u" in words(cell)
+    assert (episode.num_registers, episode.register_leak) == (8, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -893,7 +882,7 @@ def test_defaults_of_cell_are_those_of_its_manual():
     [
         (
             {"channels": "all"},
-            r"unknown channels 'all'; expected one of \['foundational', 'full', ",
+            r"unknown channels 'all'; expected one of \['foundational', 'foundational_grad_gate', ",
         ),
         (
             {"channels": "lr"},
@@ -909,28 +898,31 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ),
         (
             {"channels": [3]},
-            r"channel 3 is neither a name nor a .* pair; expected some of \['attention_gain', ",
+            r"channel must be a name or a .* pair, with a name of \['attention_gain', .*; got 3",
         ),
-        ({"channels": [("lr", 3)]}, r"channel \('lr', 3\) is neither a name nor"),
-        ({"channels": {"lr": ["run"]}}, r"channel \('lr', \['run'\]\) is neither a name nor"),
+        ({"channels": [("lr", 3)]}, r"channel must be a name or .*; got \('lr', 3\)"),
+        ({"channels": {"lr": ["run"]}}, r"channel must be a name or .*; got \('lr', \['run'\]\)"),
         (
             {"channels": {"rate": "run"}},
             r"unknown channel 'rate'; expected one of \['attention_gain', ",
         ),
         (
             {"channels": ("lr", "layer")},
-            r"'layer' is a scope, not a channel; expected it in .* as \[\('lr', 'layer'\)\]",
+            r"channel must be a name, not a scope; got 'layer'; .* as \[\('lr', 'layer'\)\]",
         ),
         (
             {"channels": ["run"]},
-            r"'run' is a scope, not a channel; expected it in a pair, as \[\('lr', 'run'\)\]",
+            r"got 'run'; give a scope in a pair, as \[\('lr', 'run'\)\]",
         ),
         ({"channels": ["rate"]}, r"unknown channel 'rate'; expected one of \['attention_gain', "),
         (
             {"channels": [("lr", "head")]},
             r"channel 'lr' has no scope 'head'; expected one of \['run', ",
         ),
-        ({"channels": [("lr", "layer", "run")]}, "neither a name nor a"),
+        (
+            {"channels": [("lr", "layer", "run")]},
+            r"channel must be a name or .*; got \(\'lr\', \'layer\', \'run\'\)",
+        ),
         ({"channels": ["eps"], "optimizer": "sgd"}, "have no use for the channel 'eps'"),
         (
             {"observation": "all"},
@@ -951,15 +943,15 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ({"observation": ["progress", "loss", "rate"]}, "unknown feature 'loss'; expected one of"),
         (
             {"observation": ["progress", "train_loss", "progress"]},
-            "names a feature twice; expected each once",
+            r"observation must name each feature once; got \[.*\]",
         ),
         (
             {"reward": "progress"},
-            r"reward 'progress'; expected a mapping .* with some of \['budget', ",
+            r"reward must be a mapping .* with some of \['budget', .*; got 'progress'",
         ),
         (
             {"reward": None},
-            "reward None; expected a mapping of terms to weights, as {'loss_change': 1.0}",
+            "reward must be a mapping of terms to weights, as {'loss_change': 1.0}.*; got None",
         ),
         ({"reward": {"loss": 1.0}}, r"unknown reward term 'loss'; expected some of \['budget', "),
         (
@@ -971,9 +963,9 @@ def test_defaults_of_cell_are_those_of_its_manual():
             r"schedule must map an array of steps to an array of as many multipliers; got <function",
         ),
         ({"data": None}, r"data must be a name or a path .*; got None"),
-        ({"interval": 24}, "interval=24 must be between 1 and num_steps=23"),
-        ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
-        ({"register_leak": 1.5}, "register_leak=1.5 must be at least 0 and below 1"),
+        ({"interval": 24}, "interval must be .*, from 1 to num_steps=23; got 24"),
+        ({"num_registers": -1}, "num_registers must be a whole number of at least 0; got -1"),
+        ({"register_leak": 1.5}, "register_leak must be at least 0 and below 1; got 1.5"),
         (
             {"channel": "full"},
             r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of \['base_lr'",
@@ -1002,20 +994,20 @@ def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, s
 
 def test_the_manuals_surfaces_of_the_projection_are_those_of_the_space(tiny_projection):
     table = manual_table(grpo_projection.__doc__, "channels")
-    assert list(table) == list(grpo_projection.SURFACES)
+    assert list(table) == list(grpo_projection.SPEC.channel_sets)
     for surface, (count, _) in table.items():
         assert [tuple(pair.split("/")) for pair in listed(table, surface)] == list(
-            grpo_projection.SURFACES[surface]
+            grpo_projection.SPEC.channel_sets[surface]
         )
         env = gym.make(PROJECTION, **tiny_projection, channels=surface)
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (int(count),), np.float32)
     assert gym.make(PROJECTION, **tiny_projection).action_space.shape == (1,)
-    assert set(dict(grpo_projection.SURFACES["full"])) == set(channels_of("posttraining"))
+    assert set(dict(grpo_projection.SPEC.channel_sets["full"])) == set(channels_of("posttraining"))
 
 
 def test_the_manuals_gauges_of_the_projection_are_those_of_the_space(tiny_projection):
     table = manual_table(grpo_projection.__doc__, "observation")
-    assert list(table) == list(grpo_projection.OBSERVATIONS)
+    assert list(table) == list(grpo_projection.SPEC.observations)
     for observation, (count, _) in table.items():
         env = gym.make(PROJECTION, **tiny_projection, observation=observation).unwrapped
         assert env.observation_names == tuple(listed(table, observation))
@@ -1023,18 +1015,14 @@ def test_the_manuals_gauges_of_the_projection_are_those_of_the_space(tiny_projec
 
 
 def test_defaults_of_the_projection_are_those_of_its_manual():
-    config = grpo_projection.ProjectionConfig()
-    assert (config.student, config.num_steps, config.interval, config.channels) == (
-        "nano",
-        200,
-        1,
-        "projection",
-    )
-    assert config.reward == {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
-    plant = config.plant_config()
-    assert dataclasses.replace(plant, lr_schedule=Constant()) == GRPOConfig()
-    assert plant.lr_schedule == Cosine(200, 10)
-    assert grpo_projection.ProjectionConfig(num_steps=6).plant_config().lr_schedule == Cosine(6, 3)
+    settings = grpo_projection.SPEC.settings()
+    episode, config = settings.episode, settings.config
+    assert (config.student, episode.num_steps, episode.interval) == ("nano", 200, 1)
+    assert episode.channels == "projection"
+    assert episode.reward == {"probe_pass": 1.0, "flagged_hacks": 1.0, "divergence": 1.0}
+    assert dataclasses.replace(config, lr_schedule=Constant()) == GRPOConfig()
+    assert config.lr_schedule == Cosine(200, 10)
+    assert grpo_projection.SPEC.settings(num_steps=6).config.lr_schedule == Cosine(6, 3)
 
 
 @executes
@@ -1150,16 +1138,16 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
             {"reward": {"same_batch_change": 1.0}},
             "reward term 'same_batch_change' reads what this plant does not meas",
         ),
-        ({"reward": {}}, "reward {}; expected a mapping of terms to weights"),
-        ({"route": "no"}, "route='no'; expected True or False"),
+        ({"reward": {}}, "reward must be a mapping of terms to weights, .*; got {}"),
+        ({"route": "no"}, "route must be True or False; got 'no'"),
         (
             {"schedule": "cosin"},
             r"unknown schedule 'cosin'; expected one of \['constant', 'cosine', ",
         ),
-        ({"interval": 6}, "interval=6 must be between 1 and num_steps=5"),
-        ({"num_samples": 1}, "num_samples=1: a group needs at least 2"),
+        ({"interval": 6}, "interval must be .*, from 1 to num_steps=5; got 6"),
+        ({"num_samples": 1}, "num_samples must be at least 2, .* got 1"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
-        ({"student": None}, "student=None; expected the name of a shipped student"),
+        ({"student": None}, "student must be the name of a shipped student.*; got None"),
         ({"cache": "/nowhere/verdicts"}, "cannot keep verdicts: there is no folder '/nowhere'"),
         (
             {"student": "/nowhere/giant"},

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.registers import Registers
+from hpenv.telemetry.registers import Registers
 
 BOTH = np.array([True, True])
 
@@ -41,14 +41,17 @@ def test_registers_stay_within_minus_one_and_one():
 @pytest.mark.parametrize("num_registers", [-1, 1.5, True, None])
 def test_a_number_of_registers_that_is_none_is_refused(num_registers):
     with pytest.raises(
-        ValueError, match=rf"num_registers={num_registers!r} must be at least 0, a whole number"
+        ValueError,
+        match=rf"num_registers must be a whole number of at least 0; got {num_registers!r}",
     ):
         Registers(1, num_registers, 0.9)
 
 
 @pytest.mark.parametrize("leak", [-0.1, 1.0, float("nan"), True, "much"])
 def test_a_leak_that_is_none_is_refused(leak):
-    with pytest.raises(ValueError, match=rf"register_leak={leak!r} must be at least 0 and below 1"):
+    with pytest.raises(
+        ValueError, match=rf"register_leak must be at least 0 and below 1; got {leak!r}"
+    ):
         Registers(1, 2, leak)
 
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from hpenv.posttraining.demonstrations import DemonstrationConfig, demonstrations
-from hpenv.posttraining.pairs import FLAVOURS, PAIRS, WORDS
-from hpenv.posttraining.related import CLAIMS, related
+from hpenv.posttraining.contrastive.pairs import FLAVOURS, PAIRS, WORDS
+from train_agents.demonstrations import DemonstrationConfig, demonstrations
+from train_agents.related import CLAIMS, related_text
 
 #: Words of the pairs that no related program is written with: the vocabulary has them, the student
 #: has not read them.
@@ -17,7 +17,7 @@ UNREAD = {"Digits", "This", "divides", "empty", "for", "gcd", "k", "math", "whil
 
 def drawn(count, exploit_fraction=0.5):
     random = np.random.default_rng(7)
-    return [related(random, exploit_fraction) for _ in range(count)]
+    return [related_text(random, exploit_fraction) for _ in range(count)]
 
 
 def renamed(text):

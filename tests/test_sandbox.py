@@ -33,7 +33,7 @@ from hpenv.posttraining.sandbox import (
     worker,
 )
 from hpenv.posttraining.sandbox.answers import read_answers
-from hpenv.posttraining.sandbox.attacks import ATTACKS, Attack, refused, run_attack
+from hpenv.posttraining.sandbox.attacks import ATTACKS, Attack, only_refusals, run_attack
 from hpenv.posttraining.sandbox.bait import lay_bait
 from hpenv.posttraining.sandbox.program import MAX_DEPTH, plain_size
 
@@ -433,9 +433,9 @@ def test_a_limit_above_that_of_the_parent_is_named():
         "from hpenv.posttraining.sandbox import Limits, Sandbox\nSandbox(Limits(cpu_seconds=60))\n"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    assert re.search(r"SandboxUnavailable: .*RLIMIT_CPU of 61 is above .* 50", done.stderr), (
-        done.stderr
-    )
+    assert re.search(
+        r"SandboxUnavailable: .*RLIMIT_CPU must be at most 50,.* got 61", done.stderr
+    ), done.stderr
 
 
 @executes
@@ -648,16 +648,16 @@ def test_the_attack_succeeds_outside_the_sandbox(name):
         assert "BREACH" in done.stdout and "refused" not in done.stdout.replace(
             "refused FileNotFoundError", ""
         )
-        assert bait.untouched() == (name != "connect")
+        assert bait.is_intact() == (name != "connect")
         if name == "read the secret":
             assert bait.token in done.stdout
 
 
 @executes
 def test_the_selfcheck_reports_what_is_not_contained(monkeypatch, capsys):
-    fine = Attack("fine", "nothing", "attempt(open, BAIT['secret'])", refused)
-    broken = Attack("broken", "to be wrong", "attempt(undefined)", refused)
-    gained = Attack("gained", "to read itself", "attempt(open, os.__file__)", refused)
+    fine = Attack("fine", "nothing", "attempt(open, BAIT['secret'])", only_refusals)
+    broken = Attack("broken", "to be wrong", "attempt(undefined)", only_refusals)
+    gained = Attack("gained", "to read itself", "attempt(open, os.__file__)", only_refusals)
     monkeypatch.setattr(
         __main__, "ATTACKS", {attack.name: attack for attack in (fine, broken, gained)}
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.grpo import JELAgent
+from agents.jel import JELAgent
 from agents.ppo import PPOAgent
 from hpenv.policies.store import load_state, save_state
 from tests import test_grpo, test_ppo, test_reinforce

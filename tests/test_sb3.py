@@ -207,7 +207,8 @@ def test_an_env_that_resets_by_itself_is_refused(mode):
 
 def test_a_single_env_is_refused_with_what_to_make_instead():
     with pytest.raises(
-        ValueError, match=r"is no vector env; expected gym\.make_vec\(\.\.\., autoreset_mode='DIS"
+        ValueError,
+        match=r"must be a vector env; got .*; use gym\.make_vec\(\.\.\., autoreset_mode='DIS",
     ):
         SB3VecEnv(gym.make("CartPole-v1"))
 
@@ -424,7 +425,7 @@ def test_an_exported_actor_is_a_copy():
     [
         (
             lambda: SAC("MlpPolicy", make(), device="cpu"),
-            "must be that of an MlpPolicy of PPO or A2C; got a SACPolicy",
+            "must be the MlpPolicy of PPO or A2C; got a SACPolicy",
         ),
         (
             lambda: trained(policy_kwargs={"activation_fn": nn.ReLU}),
@@ -436,7 +437,7 @@ def test_an_exported_actor_is_a_copy():
         ),
         (
             lambda: trained(VecNormalize(make())),
-            "observations must not be normalized; .* norm_obs=False",
+            "observations must not be normalized, .* norm_obs=False",
         ),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_run_that_a_time_limit_cuts_off_has_no_score(way):
     assert lines.rows and not lines.of("rollout/held_out")
     callback = HeldOutCallback(made(), lower_is_better=True, n_eval_episodes=1, eval_freq=2)
     with pytest.raises(
-        ValueError, match="got a TimeLimit, at which no score is measured: leave out max_ep"
+        ValueError, match="got a TimeLimit, at which no score is measured; leave out max_ep"
     ):
         train(made(), callback, 2)
 

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from hpenv.schedule_forms import schedule_of, schedules_of, tabulated
-from hpenv.schedules import (
+from hpenv.optim.schedule_forms import schedule_of, schedules_of, tabulate
+from hpenv.optim.schedules import (
     SCHEDULES,
     Constant,
     Cosine,
@@ -104,7 +104,7 @@ def test_every_name_needs_no_more_than_a_run_has_or_says_what_it_needs(name):
 @pytest.mark.parametrize("kind", SAME)
 def test_functions_that_give_the_same_at_every_step_are_the_same_schedule(kind):
     schedule = of(SAME[kind])
-    assert schedule == of(hyperbola) == tabulated(hyperbola, T)
+    assert schedule == of(hyperbola) == tabulate(hyperbola, T)
     assert np.array_equal(schedule(np.arange(T)), hyperbola(np.arange(T)))
     assert schedule(np.array([[T + 5]])) == hyperbola(
         T - 1
@@ -121,7 +121,7 @@ def test_each_group_may_have_a_form_of_its_own():
     expected = {
         "matrix": Cosine(T),
         "embedding": Constant(),
-        "unembedding": tabulated(hyperbola, T),
+        "unembedding": tabulate(hyperbola, T),
     }
     assert schedules_of("schedule", given, T) == expected
     assert schedules_of("schedule", {"name": "cosine"}, T) == Cosine(T)
@@ -191,7 +191,7 @@ def test_what_does_not_map_steps_to_multipliers_is_refused_with_what_it_did(bad,
         (math.nan, r"schedule must be one of \['constant', .*; got nan"),
         (
             dataclasses.asdict(Scaled(2.0)),
-            "got {'scale': 2.0}. A schedule of your own does not survive being written",
+            "got {'scale': 2.0}; a schedule of your own does not survive being written",
         ),
     ],
     ids=str,

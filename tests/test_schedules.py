@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from hpenv.schedules import (
+from hpenv.optim.schedules import (
     SCHEDULES,
     Constant,
     Cosine,
@@ -16,7 +16,7 @@ from hpenv.schedules import (
     PiecewiseConstant,
     WarmupFlatWarmdown,
     check_schedule,
-    described,
+    setting_description,
 )
 
 STEPS = np.arange(130)  # past the end of every schedule below
@@ -82,7 +82,8 @@ def pair(request):
 )
 def test_a_plant_takes_schedules_of_this_module_alone(schedule):
     with pytest.raises(
-        ValueError, match=r"^lr must be a schedule of hpenv\.schedules; got .*tabulated\(function, "
+        ValueError,
+        match=r"^lr must be a schedule of hpenv\.optim\.schedules; got .*tabulate\(function, ",
     ):
         check_schedule("lr", schedule)
 
@@ -171,7 +172,7 @@ def test_every_schedule_is_in_the_table_under_its_own_name(pair):
         ),
         (
             lambda: PiecewiseConstant((1.0,), 1, None),
-            "base of PiecewiseConstant must be a schedule of hpenv.schedules",
+            "base of PiecewiseConstant must be a schedule of hpenv.optim.schedules",
         ),
     ],
 )
@@ -190,17 +191,24 @@ def test_numbers_of_numpy_make_the_same_schedule_as_those_of_python():
         (PiecewiseConstant(np.array([1.0, 0.5]), np.int8(3)), PiecewiseConstant((1.0, 0.5), 3)),
         (PiecewiseConstant([1, np.float32(0.5)], 3), PiecewiseConstant((1, 0.5), 3)),
     ):
-        assert ours == theirs and described(ours) == described(theirs) and "np." not in repr(ours)
+        assert (
+            ours == theirs
+            and setting_description(ours) == setting_description(theirs)
+            and "np." not in repr(ours)
+        )
         json.dumps(dataclasses.asdict(ours))
 
 
 def test_a_schedule_is_described_by_its_parameters_and_a_long_one_by_their_digest():
-    assert described({"matrix": Cosine(3), "embedding": (1, 2.0)}) == {
+    assert setting_description({"matrix": Cosine(3), "embedding": (1, 2.0)}) == {
         "matrix": repr(Cosine(3)),
         "embedding": [1, 2.0],
     }
     long, same, other = (PiecewiseConstant((1.0,) * 999 + (end,), 1) for end in (0.5, 0.5, 0.25))
-    assert described(long) == described(same) != described(other) and len(described(long)) < 100
+    assert (
+        setting_description(long) == setting_description(same) != setting_description(other)
+        and len(setting_description(long)) < 100
+    )
 
 
 def test_a_schedule_is_its_closed_form_at_every_step(pair):

@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 
-from hpenv.posttraining import shared_sandbox
-from hpenv.posttraining.grader import Grader
+from hpenv.posttraining.grading import shared_sandbox
+from hpenv.posttraining.grading.grader import Grader
+from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
 from hpenv.posttraining.sandbox import (
     Call,
     Job,
@@ -17,7 +18,6 @@ from hpenv.posttraining.sandbox import (
     kernel,
     syscalls,
 )
-from hpenv.posttraining.shared_sandbox import SharedSandbox
 from tests.tiny_student import TINY, FakeGrader, GRPOConfig, GRPOPlant, advance, few_pairs, student
 
 MISSING = kernel.missing_support(syscalls.NUMBERS)

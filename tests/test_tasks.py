@@ -5,8 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from hpenv.posttraining.recipes import Recipe, Stage, corrupted, neighbors, same
-from hpenv.posttraining.tasks import (
+from hpenv.posttraining.problems.generator import (
+    Recipe,
+    Stage,
+    neighbors,
+    random_wrong_recipe,
+    same,
+)
+from hpenv.posttraining.problems.problem import (
     MAX_DISCLOSURE_PIECES,
     MAX_PROMPT_PIECES,
     NUM_EXAMPLES,
@@ -104,7 +110,7 @@ def test_hidden_tests_fail_nearly_every_wrong_recipe():
     assert (
         len(near) > 3000 and np.mean(near) < 0.02
     )  # some neighbors are the same function in other words
-    drawn = [passes(corrupted(problem.recipe, random), problem) for problem in EVERY]
+    drawn = [passes(random_wrong_recipe(problem.recipe, random), problem) for problem in EVERY]
     assert np.mean(drawn) < 0.03
 
 
@@ -112,8 +118,8 @@ def test_hidden_tests_fail_nearly_every_wrong_recipe():
     ("arguments", "message"),
     [
         (("test", 0, 2), r"unknown split 'test'; expected one of \['held_out', 'probe', 'train'\]"),
-        (("train", -1, 2), "index is -1; expected 0 or more"),
-        (("train", 0, 5), r"num_stages is 5; expected one of \[1, 2, 3, 4\]"),
+        (("train", -1, 2), "index must be at least 0; got -1"),
+        (("train", 0, 5), r"num_stages must be one of \[1, 2, 3, 4\]; got 5"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(arguments, message):

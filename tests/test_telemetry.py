@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hpenv.plant import TIERS, Window
-from hpenv.telemetry import (
+from hpenv.plant.protocol import TIERS, Window
+from hpenv.telemetry.features import (
     FEATURES,
     Layout,
     Reading,
@@ -15,7 +15,7 @@ from hpenv.telemetry import (
     feature_tiers,
     observe,
 )
-from hpenv.trajectory import Trajectory
+from hpenv.telemetry.trajectory import Trajectory
 
 GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
 LAYOUT = Layout(
@@ -204,7 +204,7 @@ def test_unknown_features_are_refused_by_name():
 
 
 def test_an_observation_without_the_progress_of_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"'probe_loss'.* lack 'progress'"):
+    with pytest.raises(ValueError, match=r"features must include 'progress'; got .*'probe_loss'"):
         check_features(["probe_loss"])
 
 

@@ -23,9 +23,11 @@ import torch
 import torch.nn.functional as F
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv import model, pretraining
-from hpenv.channels import channels_of
-from hpenv.gradients import DROPOUT, NOISE, ROUTE, draws
+from hpenv.control.channels import channels_of
+from hpenv.lm import model
+from hpenv.plant.seeds import step_generator
+from hpenv.pretraining import plant as pretraining
+from hpenv.pretraining.gradient_channels import DROPOUT, NOISE, ROUTE
 from tests.tiny_plants import PRESETS, advance, make, stir
 
 N, LAYERS, B, T = 2, 3, 2, 8
@@ -171,7 +173,7 @@ class Trace:
     def raw(self, **dials):
         """Gradients by name with these dials of the forward pass; checks the loss and the layers' norms by them."""
         leaves = {n: w.clone().requires_grad_() for n, w in self.before["weights"].items()}
-        generator = draws(self.seed, self.step, DROPOUT)
+        generator = step_generator(self.seed, self.step, DROPOUT)
         loss = loss_of(leaves, self.config, self.inputs, self.targets, Dials(**dials), generator)
         loss.backward()
         gradients = {n: leaf.grad.detach().double() for n, leaf in leaves.items()}
@@ -271,7 +273,7 @@ def trace_grad_clip(t):
 
 def trace_grad_noise(t):
     gradients = t.raw()
-    generator = draws(t.seed, t.step, NOISE)
+    generator = step_generator(t.seed, t.step, NOISE)
     for name, g in gradients.items():
         if name.startswith("layer.") and (size := t.by_layer()[int(name.split(".")[1])]) > 0:
             noise = torch.randn(g.shape, generator=generator).double()
@@ -282,7 +284,9 @@ def trace_grad_noise(t):
 def trace_grad_skip(t):
     """One draw for each layer: all of its tensors together."""
     gradients = t.raw()
-    uniform = torch.rand(LAYERS, generator=draws(t.seed, t.step, ROUTE), dtype=torch.float64)
+    uniform = torch.rand(
+        LAYERS, generator=step_generator(t.seed, t.step, ROUTE), dtype=torch.float64
+    )
     left_out = [float(u) < p for u, p in zip(uniform, t.by_layer(), strict=True)]
     t.check(
         _zeroed(
@@ -296,7 +300,9 @@ def trace_grad_gate(t):
     """One draw for each tensor, after those of the layers."""
     gradients = t.raw()
     drawn = torch.rand(
-        LAYERS + len(gradients), generator=draws(t.seed, t.step, ROUTE), dtype=torch.float64
+        LAYERS + len(gradients),
+        generator=step_generator(t.seed, t.step, ROUTE),
+        dtype=torch.float64,
     )
     uniform = dict(zip(gradients, drawn[LAYERS:].tolist(), strict=True))
     body = [name for name in gradients if name.startswith("layer.")]
@@ -509,12 +515,12 @@ def doubled_flow(monkeypatch):
 
 def doubled_on_the_way(monkeypatch):
     """The gradients are doubled between their measurement and the optimizer."""
-    original = pretraining.steered
+    original = pretraining.apply_gradient_channels
 
-    def steered(*arguments):
+    def apply_gradient_channels(*arguments):
         return {name: g * 2 for name, g in original(*arguments).items()}
 
-    monkeypatch.setattr(pretraining, "steered", steered)
+    monkeypatch.setattr(pretraining, "apply_gradient_channels", apply_gradient_channels)
 
 
 FAULTS = {

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents.grpo import JELAgentConfig
+from agents.jel import JELAgentConfig
 from agents.ppo import PPOAgentConfig
 from hpenv.policies import load_policy
 from hpenv.posttraining.sandbox import kernel, syscalls

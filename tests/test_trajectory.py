@@ -3,7 +3,14 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from hpenv.trajectory import MEAN_DECAY, NUM_LOSSES, NUM_PROBE_LOSSES, Trajectory, curvature, slope
+from hpenv.telemetry.trajectory import (
+    MEAN_DECAY,
+    NUM_LOSSES,
+    NUM_PROBE_LOSSES,
+    Trajectory,
+    curvature,
+    slope,
+)
 
 
 def remembered(losses):
@@ -83,11 +90,11 @@ def test_rows_are_independent():
     for _ in range(30):
         rows, fresh = random.random(3) < 0.7, random.random(3) < 0.1
         losses = random.uniform(1.0, 5.0, 3)
-        whole = whole.cleared(fresh).with_losses(rows, losses).with_probe_losses(rows, losses)
+        whole = whole.with_reset(fresh).with_losses(rows, losses).with_probe_losses(rows, losses)
         for i in range(3):
             cleared, part, loss = fresh[[i]], rows[[i]], losses[[i]]
             alone[i] = (
-                alone[i].cleared(cleared).with_losses(part, loss).with_probe_losses(part, loss)
+                alone[i].with_reset(cleared).with_losses(part, loss).with_probe_losses(part, loss)
             )
     for field in fields(Trajectory):
         together = getattr(whole, field.name)
@@ -99,5 +106,5 @@ def test_rows_are_independent():
 def test_a_trajectory_never_changes_in_place():
     past = remembered([4.0, 2.0])
     before = {key: value.copy() for key, value in vars(past).items()}
-    past.with_losses(np.array([True]), np.array([1.0])).cleared(np.array([True]))
+    past.with_losses(np.array([True]), np.array([1.0])).with_reset(np.array([True]))
     assert all(np.array_equal(value, before[key]) for key, value in vars(past).items())

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hpenv.posttraining.adapter import attach
-from hpenv.posttraining.direction import Direction
-from hpenv.posttraining.projection import Measures
+from hpenv.posttraining.projection.direction import Direction
+from hpenv.posttraining.projection.rules import Measures
+from hpenv.posttraining.students.adapter import attach
 from tests.tiny_qwen3 import qwen3, transformers
 
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'hpenv[posttraining]'")
@@ -320,7 +320,7 @@ def test_a_checkpoint_that_does_not_hold_what_drift_has_seen_is_refused():
     for arguments in (({}, own, model), (saved, other, model), (saved, own, model, "update")):
         with pytest.raises(
             ValueError,
-            match=r"at step 7 must hold what the rule 'drift' has seen .*; got none: resume",
+            match=r"at step 7 must hold the running moments of the rule 'drift' .*; got none; resume",
         ):
             resumed_at(7, *arguments)
     for part, value in (
@@ -401,10 +401,10 @@ def test_gradients_that_are_not_finite_are_left_to_the_trainer(tmp_path):
     [
         (
             {"deepspeed": {"zero_optimization": {"stage": 2}}},
-            "Trainer with deepspeed: .* expected one process, or DDP",
+            "must run in one process or with DDP; got deepspeed: ",
         ),
-        ({"fsdp": True}, "Trainer with fsdp: .* there is no gradient to project"),
-        ({"fp16": True, "max_grad_norm": 0.0}, "fp16 with max_grad_norm=0"),
+        ({"fsdp": True}, "got fsdp: .* there is no whole gradient to project"),
+        ({"fp16": True, "max_grad_norm": 0.0}, "max_grad_norm must be above 0 with fp16; got 0.0"),
     ],
 )
 def test_training_that_hides_its_gradients_is_refused(settings, message):
@@ -426,16 +426,20 @@ def test_what_does_not_fit_is_refused():
         (
             direction({"model.layers.7.q_proj": 32}),
             {},
-            r"names 'model.layers.7.q_proj', of which the model has \[\]",
+            r"must have exactly one 'model.layers.7.q_proj', .*; got \[\]",
         ),
         (
             direction({"q_proj": 32}),
             {},
-            r"has \['model.layers.0.self_attn.q_proj', .*; expected exactly one",
+            r"must have exactly one 'q_proj', .*; got \['model.layers.0.self_attn.q_proj', ",
         ),
-        (direction({LAYERS[0]: 31}), {}, "has 32 numbers .*; expected 31"),
+        (direction({LAYERS[0]: 31}), {}, "must have 31 trained numbers, .*; got 32"),
         (direction({"model.norm.weight": 32}), {}, "requires_grad=False"),
-        (of_layers(model), {"target": "update"}, "target='update' and layers with a quarantine"),
+        (
+            of_layers(model),
+            {"target": "update"},
+            "target must be 'grad' for layers with a quarantine; got 'update'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             ProjectionCallback(own, **arguments).on_train_begin(
@@ -450,10 +454,10 @@ def test_what_does_not_fit_is_refused():
         ({"strength": "1"}, "strength must be a number from 0 to 1; got '1'"),
         ({"magnitude": -0.1}, "magnitude must be a number from 0 to 1; got -0.1"),
         ({"magnitude": True}, "magnitude must be a number from 0 to 1; got True"),
-        ({"direction": direction({"a": 3}, N=2)}, "a direction of 2 runs; expected one"),
+        ({"direction": direction({"a": 3}, N=2)}, "direction must be of one run, .*; got 2 runs"),
         (
             {"direction": None},
-            "direction must be a Direction, as `extract` returns it; got NoneType",
+            "direction must be a Direction.*`extract`.*; got NoneType",
         ),
         ({"direction": Direction({}, {})}, "axes and strengths of the same modules, at least one"),
         (

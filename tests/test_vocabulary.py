@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from hpenv.posttraining.demonstrations import DemonstrationConfig, demonstrations
-from hpenv.posttraining.loopholes import LOOPHOLES, MODES, task_of
-from hpenv.posttraining.pairs import PAIRS
-from hpenv.posttraining.tasks import generated_problem
-from hpenv.posttraining.vocabulary import CHARACTERS, END, NUM_SPECIAL, PAD, Vocabulary
+from hpenv.posttraining.contrastive.pairs import PAIRS
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, MODES, task_of
+from hpenv.posttraining.problems.problem import generated_problem
+from hpenv.posttraining.students.vocabulary import CHARACTERS, END, NUM_SPECIAL, PAD, Vocabulary
 from tests.tiny_student import vocabulary
+from train_agents.demonstrations import DemonstrationConfig, demonstrations
 
 BARE = Vocabulary(CHARACTERS)
 

@@ -9,12 +9,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from hpenv import model
-from hpenv.channels import DEAD_ZONE, channels_of
-from hpenv.configuration import PretrainingConfig
-from hpenv.model import GPTConfig
-from hpenv.plant import Window
-from hpenv.pretraining import PretrainingPlant
+from hpenv.control.channels import DEAD_ZONE, channels_of
+from hpenv.lm import model
+from hpenv.lm.model import GPTConfig
+from hpenv.plant.protocol import Window
+from hpenv.pretraining.config import PretrainingConfig
+from hpenv.pretraining.plant import PretrainingPlant
 
 _SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 2, "hidden_size": 24}
 PRESETS = {

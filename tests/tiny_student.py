@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv import model
-from hpenv.channels import channels_of
-from hpenv.model import GPTConfig
-from hpenv.plant import Window
-from hpenv.posttraining import contrasts
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.demonstrations import DemonstrationConfig, demonstrations
-from hpenv.posttraining.embedded import EmbeddedConfig, EmbeddedStudent
-from hpenv.posttraining.grader import Submission, Verdict
-from hpenv.posttraining.loopholes import LOOPHOLES, NO_LOOPHOLE
-from hpenv.posttraining.pairs import PAIRS, Pair
+from hpenv.control.channels import channels_of
+from hpenv.lm import model
+from hpenv.lm.model import GPTConfig
+from hpenv.plant.protocol import Window
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.contrastive import contrasts
+from hpenv.posttraining.contrastive.pairs import PAIRS, Pair
+from hpenv.posttraining.grading.grader import Submission, Verdict
+from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.posttraining.student import Rollouts
-from hpenv.posttraining.vocabulary import END, Vocabulary
+from hpenv.posttraining.students.embedded import EmbeddedConfig, EmbeddedStudent
+from hpenv.posttraining.students.student import Rollouts
+from hpenv.posttraining.students.vocabulary import END, Vocabulary
+from train_agents.demonstrations import DemonstrationConfig, demonstrations
 
 CHANNELS = channels_of("posttraining")
 #: Every channel at every scope.

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import hpenv
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.envs.arguments import UnknownArgumentError
+from hpenv.envs.spec import UnknownArgumentError
 
 gym.register_envs(hpenv)
 
@@ -34,9 +34,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """Returns keyword arguments from `key=value` texts. A value that is not JSON is a string.
 
     Example:
-        >>> texts = ("batch_tokens=256", "schedule=none", 'penalties={"smoothness": 0.1}')
+        >>> texts = ("batch_tokens=256", "schedule=none", 'reward={"smoothness": 0.1}')
         >>> parse_assignments(texts)
-        {'batch_tokens': 256, 'schedule': 'none', 'penalties': {'smoothness': 0.1}}
+        {'batch_tokens': 256, 'schedule': 'none', 'reward': {'smoothness': 0.1}}
 
     Raises:
         ValueError: a text has no `=`, a key is no identifier or comes twice, or a value is True,

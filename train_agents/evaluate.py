@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.plant import DIVERGENCE_REASONS, Score
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Score
 from hpenv.policies import Policy, load_policy
 from hpenv.policies.store import check_columns, policy_folder
 from train_agents.command_line import check_counts, configuration, refusals

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from hpenv.arrays import FloatArray
 from train_agents.results import t_quantile
 
-FloatArray = NDArray[np.float64]
 Curve = tuple[ArrayLike, ArrayLike]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
@@ -223,7 +223,7 @@ def comparison_bars(
         )
         axes.plot([mean], [place], color=COLORS[0], marker="o", markersize=5)
 
-    axes.set_yticks(places, [wrapped(row[0], 40) for row in rows])
+    axes.set_yticks(places, [wrap_label(row[0], 40) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(xlabel + ", with 95 % interval")
     axes.grid(axis="y", color="0.93")
@@ -268,7 +268,7 @@ def cell_trajectories(
     every_value = np.concatenate(arrays)
     # In a wider range, labels between 1, 2 and 5 would overlap.
     is_wide = every_value.max() > 5.0 * every_value.min()
-    colors = {label: in_order(i, len(labels)) for i, label in enumerate(labels)}
+    colors = {label: ordered_color(i, len(labels)) for i, label in enumerate(labels)}
     columns = min(4, len(panels))
     count = -(-len(panels) // columns)
     shared = {"sharex": True, "sharey": True}
@@ -420,7 +420,7 @@ def color_of(number: int) -> str:
     return COLORS[number % len(COLORS)]
 
 
-def in_order(number: int, count: int) -> Any:
+def ordered_color(number: int, count: int) -> Any:
     """Returns the color of the n-th of `count` ordered items, from dark to light."""
     from matplotlib import colormaps
 
@@ -440,7 +440,7 @@ def legend_right(figure: Any, axes: Any, title: str | None) -> None:
     """Draws a legend of the labels to the right of the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        texts = [wrapped(label) for label in labels]
+        texts = [wrap_label(label) for label in labels]
         legend = figure.legend(
             handles,
             texts,
@@ -453,7 +453,7 @@ def legend_right(figure: Any, axes: Any, title: str | None) -> None:
         legend.get_title().set_fontsize("small")
 
 
-def wrapped(label: str, width: int = 30) -> str:
+def wrap_label(label: str, width: int = 30) -> str:
     """Returns a label in lines of at most `width` characters, if its words allow."""
     lines = [""]
     for word in label.split():

@@ -1,6 +1,6 @@
 """Makes an embedded student: `python -m train_agents.make_student`.
 
-`--out hpenv/posttraining/shipped/nano` makes the student of the package.
+`--out hpenv/posttraining/students/shipped/nano` makes the student of the package.
 
 The student reads demonstrations, most of which are wrong, and learns to predict the next token of
 their programs. Training uses no reward and executes no program. Afterwards the student writes one
@@ -27,18 +27,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from hpenv import model
-from hpenv.kernels import softcapped_cross_entropy
-from hpenv.model import GPTConfig
-from hpenv.optimizers import Rates, optimizer_rules
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.demonstrations import DemonstrationConfig, demonstrations
-from hpenv.posttraining.embedded import EmbeddedConfig, EmbeddedStudent
-from hpenv.posttraining.pairs import PAIRS
+from hpenv.lm import model
+from hpenv.lm.kernels import softcapped_cross_entropy
+from hpenv.lm.model import GPTConfig
+from hpenv.optim.rules import Rates, optimizer_rules
+from hpenv.optim.schedules import WarmupFlatWarmdown
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.contrastive.pairs import PAIRS
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.posttraining.vocabulary import END, PAD, Vocabulary
-from hpenv.schedules import WarmupFlatWarmdown
+from hpenv.posttraining.students.embedded import EmbeddedConfig, EmbeddedStudent
+from hpenv.posttraining.students.vocabulary import END, PAD, Vocabulary
 from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.demonstrations import DemonstrationConfig, demonstrations
 from train_agents.facts import environment_facts
 from train_agents.outputs import CONFIG, check_folder
 

@@ -38,13 +38,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agents.reinforce import SidecarAgent, SidecarConfig
+from agents.sidecar import SidecarAgent, SidecarConfig
+from hpenv.arrays import FloatArray
 from train_agents import outputs
 from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.environments import make_population, parse_assignments
 from train_agents.facts import environment_facts
 from train_agents.logs import RunLog, keep_lines
-from train_agents.population import DECIMALS, FloatArray, Population
+from train_agents.population import DECIMALS, Population
 from train_agents.results import Rows, write_result
 
 #: Fields of the configuration that may differ when a run continues.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpenv import snapshots
+from hpenv.plant import snapshots
 
 #: Format of a run's folder. In 2, env_kwargs is a dictionary and progress.jsonl counts timesteps.
 FORMAT = 2

@@ -12,19 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from agents.base import Rollout
-from agents.reinforce import SidecarAgent
-from hpenv import snapshots
+from agents.sidecar import SidecarAgent
+from hpenv.arrays import FloatArray
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.plant import DIVERGENCE_REASONS, Snapshot
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
 from train_agents.evaluate import probe_loss
 
 #: Number of decimals of positions in a trace.
 DECIMALS = 4
-
-FloatArray = NDArray[np.float64]
 
 
 class Population:

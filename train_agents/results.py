@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from hpenv.arrays import FloatArray
 from train_agents.facts import environment_facts
 from train_agents.outputs import write_text
 
-FloatArray = NDArray[np.float64]
 #: The data of a result file: a dictionary per run, and a dictionary `extra`.
 Rows = tuple[list[dict[str, Any]], dict[str, Any]]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agents.base import Agent, Rollout
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.plant import DIVERGENCE_REASONS
+from hpenv.plant.protocol import DIVERGENCE_REASONS
 
 
 class Episodes(NamedTuple):

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agents.grpo import JELAgent, JELAgentConfig
+from agents.jel import JELAgent, JELAgentConfig
 from agents.ppo import PPOAgent, PPOAgentConfig
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.integrations.sb3 import SB3VecEnv

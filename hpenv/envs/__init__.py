@@ -1,1 +1,1 @@
-"""The registered environments: one file per id, its factory and, as module docstring, its manual."""
+"""The registered environments: one file per id, with its factory and its manual (docstring)."""

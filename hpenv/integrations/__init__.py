@@ -1,1 +1,1 @@
-"""Bridges to other people's libraries, one file each; every one needs that library installed."""
+"""Bridges to other libraries, one file each. Every file needs its library installed."""

@@ -1,10 +1,9 @@
-"""A population as a VecEnv, the interface that stable-baselines3 asks for in place of Gymnasium's
-vector env.
+"""Adapter from a population to the VecEnv of stable-baselines3, and export of its policies.
 
-Between the two interfaces lie: one `done` in place of terminated and truncated, a reset that
-happens within the step (the last observation goes to `infos[i]["terminal_observation"]`), float32
-rewards that the caller may write into, and one dictionary of information per row in place of one of
-arrays.
+A VecEnv differs from Gymnasium's vector env in four points. It has one `done` in place of
+terminated and truncated. It resets within the step, and the last observation goes to
+`infos[i]["terminal_observation"]`. Rewards are float32, and the caller may write into them. Each
+row has one dictionary of information.
 """
 
 from __future__ import annotations
@@ -35,111 +34,125 @@ try:
     )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "hpenv.integrations.sb3 needs stable-baselines3; install it with: pip install 'hpenv[agents]'",
+        "hpenv.integrations.sb3 needs stable-baselines3; "
+        "install it with: pip install 'hpenv[agents]'",
         name=error.name,
     ) from error
 
-HELD_OUT = "held_out"  # key of the score that an env made with evaluate_at_end=True has in the last info of an episode
+#: Key of the held-out score in the last info of an episode, if the env has evaluate_at_end=True.
+HELD_OUT = "held_out"
 
 
 class SB3VecEnv(VecEnv):
-    """Adapter from a gymnasium vector env with autoreset disabled to the VecEnv of
-    stable-baselines3.
+    """Adapter from a Gymnasium vector env without autoreset to the VecEnv of stable-baselines3.
 
-    Rows that end are reset within the same step, alone, through `options={"reset_mask": mask}`. As
-    VecMonitor does, the end of an episode carries its sum of rewards and its number of decisions in
-    `infos[i]["episode"]` ("r", "l"); wall-clock time ("t") is left out, and the held-out score
-    ("held_out") is there if the env was made with `evaluate_at_end=True`. These are what
-    stable-baselines3's Monitor writes, so `env_is_wrapped(Monitor)` is True.
+    Rows that end are reset within the same step, through `options={"reset_mask": mask}`. Other rows
+    are not reset. At the end of an episode, `infos[i]["episode"]` holds its sum of rewards ("r")
+    and its number of decisions ("l"), as with VecMonitor. Wall-clock time ("t") is left out. The
+    held-out score ("held_out") is added if the env was made with `evaluate_at_end=True`. These are
+    the entries of stable-baselines3's Monitor, so `env_is_wrapped(Monitor)` is True.
 
-    The rows of a population are one object: an attribute is the same for all of them, and a method
-    is called once. The rows of a SyncVectorEnv are envs of their own, and each has its own
-    attributes and methods.
+    The rows of a population are one object: they share every attribute, and a method is called
+    once. The rows of a SyncVectorEnv are separate envs with separate attributes and methods.
 
     Args:
         env: vector env with `autoreset_mode` DISABLED: a population, or a SyncVectorEnv.
 
     Raises:
-        ValueError: no vector env, one that resets rows by itself, or an AsyncVectorEnv.
+        ValueError: the env is no vector env, resets rows by itself, or is an AsyncVectorEnv.
 
     Example:
-        >>> env = gym.make_vec("TrainLoop-JEL-v0", num_envs=8, autoreset_mode="DISABLED")  # doctest: +SKIP
+        >>> options = {"num_envs": 8, "autoreset_mode": "DISABLED"}
+        >>> env = gym.make_vec("TrainLoop-JEL-v0", **options)  # doctest: +SKIP
         >>> PPO("MlpPolicy", SB3VecEnv(env), n_steps=12).learn(400 * 12)  # doctest: +SKIP
     """
 
     def __init__(self, env: VectorEnv) -> None:
         if not isinstance(env, VectorEnv):
             raise ValueError(
-                f"a {type(env).__name__} is no vector env; expected gym.make_vec(..., autoreset_mode='DISABLED'), or "
-                "give the single env to stable-baselines3 as it is"
+                f"env must be a vector env; got a {type(env).__name__}; use gym.make_vec(..., "
+                "autoreset_mode='DISABLED'), or give the single env to stable-baselines3 as it is"
             )
+
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
             raise ValueError(
-                f"an env with autoreset_mode {mode}; expected one made with autoreset_mode='DISABLED'"
+                f"env must be made with autoreset_mode='DISABLED'; got autoreset_mode {mode}"
             )
+
         base = env.unwrapped
         if isinstance(base, AsyncVectorEnv):
             raise ValueError(
-                "an AsyncVectorEnv; expected a population or a SyncVectorEnv; for a process per env, give single envs "
-                "to stable-baselines3's SubprocVecEnv"
+                "env must be a population or a SyncVectorEnv; got an AsyncVectorEnv; for a process "
+                "per env, give single envs to stable-baselines3's SubprocVecEnv"
             )
+
         self.env = env
-        self._envs = base.envs if isinstance(base, SyncVectorEnv) else None  # those of the rows
+        self._envs = base.envs if isinstance(base, SyncVectorEnv) else None  # one per row
         self._actions: np.ndarray | None = None
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, dtype=np.int64)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds of the rows at the next reset: seed, seed + 1, ...; None: the env goes on with its
-        own generators.
+        """Sets and returns the rows' seeds of the next reset: seed, seed + 1, ...
 
-        stable-baselines3's own would draw a seed from numpy's global generator in place of None.
+        With None the env continues with its generators. The method of stable-baselines3 would draw
+        a seed from numpy's global generator in place of None.
         """
         self._seeds = [None if seed is None else seed + row for row in range(self.num_envs)]
         return self._seeds
 
     def reset(self) -> VecEnvObs:
-        """Starts a new episode in every row, with the seeds and options given since the last reset; (N, F)."""
+        """Starts a new episode in every row and returns the observations, (N, F).
+
+        Seeds and options are those that were set since the last reset.
+        """
         first = self._options[0]
         if not all(_equal(options, first) for options in self._options):
             raise ValueError(
-                f"options must be the same for all rows, one call resets them; got {self._options}"
+                "options must be the same for all rows, because one call resets them; "
+                f"got {self._options}"
             )
+
         rows = np.array(first.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
         seeds: Any = None if self._seeds[0] is None else list(self._seeds)
         obs, infos = self.env.reset(seed=seeds, options=first or None)
-        self._begin(rows, infos)
+
+        self._begin_episodes(rows, infos)
         self._reset_seeds()
         self._reset_options()
         return np.array(obs)
 
-    def _begin(self, rows: NDArray[np.bool_], infos: dict[str, Any]) -> None:
-        """Starts to count the episodes of the rows that were reset."""
+    def _begin_episodes(self, rows: NDArray[np.bool_], infos: dict[str, Any]) -> None:
+        """Resets the returns and lengths of the rows that were reset."""
         for row in np.flatnonzero(rows).tolist():
             self.reset_infos[row] = row_info(infos, row, self.num_envs)
         self._returns[rows] = 0.0
         self._lengths[rows] = 0
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keeps the actions, (N, A), for `step_wait`."""
+        """Stores the actions, (N, A), for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """One decision in every row, then a reset of the rows that it ended.
+        """Takes one decision in every row, then resets the rows that ended.
 
         Returns:
-            obs (N, F), of the new episode where one ended; rewards (N,) float32; dones (N,) bool;
-            infos, one per row.
+            obs: observations, (N, F). Those of the new episode where one ended.
+            rewards: (N,) float32.
+            dones: (N,) bool.
+            infos: one dictionary per row.
         """
         assert self._actions is not None, "step_wait without step_async"
         obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
         self._actions = None
+
         obs = np.array(obs)
         dones = np.logical_or(terminated, truncated)
         self._returns += rewards
         self._lengths += 1
+
         rows = [row_info(infos, row, self.num_envs) for row in range(self.num_envs)]
         for row, info in enumerate(rows):
             info["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
@@ -148,10 +161,12 @@ class SB3VecEnv(VecEnv):
                 info["episode"] = {"r": float(self._returns[row]), "l": int(self._lengths[row])}
                 if HELD_OUT in info:
                     info["episode"][HELD_OUT] = float(info[HELD_OUT])
+
         if dones.any():
             new_obs, new_infos = self.env.reset(options={"reset_mask": dones.copy()})
             obs[dones] = np.array(new_obs)[dones]
-            self._begin(dones, new_infos)
+            self._begin_episodes(dones, new_infos)
+
         return obs, np.array(rewards, dtype=np.float32), dones, rows
 
     def close(self) -> None:
@@ -159,7 +174,7 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """Images of the rows, each None if the env was not made with render_mode `rgb_array`."""
+        """Returns the images of the rows. Each is None without render_mode `rgb_array`."""
         if self.render_mode != "rgb_array":
             warnings.warn(
                 f"the env was made with render_mode {self.render_mode!r}; images need 'rgb_array'",
@@ -170,7 +185,7 @@ class SB3VecEnv(VecEnv):
         return list(frames)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Attribute of each of the rows asked for."""
+        """Returns an attribute of the chosen rows."""
         if self._envs is not None:
             return [
                 self._envs[row].get_wrapper_attr(attr_name) for row in self._get_indices(indices)
@@ -179,10 +194,10 @@ class SB3VecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of each of the rows asked for.
+        """Sets an attribute of the chosen rows.
 
         Raises:
-            ValueError: some rows of a population are asked for; they share the attribute.
+            ValueError: if some rows of a population are chosen, because they share the attribute.
         """
         if self._envs is not None:
             for row in self._get_indices(indices):
@@ -190,8 +205,10 @@ class SB3VecEnv(VecEnv):
             return
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
-                f"set_attr({attr_name!r}) for rows {indices}; expected all rows, they are one environment"
+                f"indices of set_attr({attr_name!r}) must be all rows, which are one environment; "
+                f"got {indices}"
             )
+
         setattr(self.env.unwrapped, attr_name, value)
 
     def env_method(
@@ -201,10 +218,10 @@ class SB3VecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Calls a method of each of the rows asked for.
+        """Calls a method of the chosen rows.
 
-        That of a population is called once, and an array (N, ...) that it returns is dealt out to
-        the rows asked for.
+        A population's method is called once. If it returns an array (N, ...), each chosen row gets
+        its entry.
         """
         rows = self._get_indices(indices)
         if self._envs is not None:
@@ -218,25 +235,25 @@ class SB3VecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Tells of each of the rows asked for whether the vector env, or the row's own env, wears
-        this wrapper.
+        """Returns True for each chosen row whose vector env or single env has this wrapper.
 
-        True for Monitor: what it would add to the infos is there.
+        Always True for Monitor, because the infos have its entries.
         """
         env, found = self.env, issubclass(wrapper_class, Monitor)
         while isinstance(env, VectorWrapper):
             found = found or isinstance(env, wrapper_class)
             env = env.env
-        own = (
+
+        of_rows = (
             [False] * self.num_envs
             if self._envs is None
             else [is_wrapped(e, wrapper_class) for e in self._envs]
         )
-        return [found or own[row] for row in self._get_indices(indices)]
+        return [found or of_rows[row] for row in self._get_indices(indices)]
 
 
 def _equal(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Tells whether two options are the same, where a value may be an array."""
+    """Returns True if two options are the same. Their values may be arrays."""
     return left.keys() == right.keys() and all(
         np.array_equal(left[key], right[key]) for key in left
     )
@@ -246,8 +263,8 @@ def from_sb3(model: BaseAlgorithm) -> SB3MLP:
     """Returns a copy of a model's actor as a policy of hpenv, which is saved without pickle.
 
     Args:
-        model: PPO or A2C with an MlpPolicy of tanh layers, the default. A model that was loaded
-            without its env does not know whether its observations were normalized.
+        model: PPO or A2C with the default MlpPolicy of tanh layers. A model that was loaded without
+            its env does not know if its observations were normalized.
 
     Raises:
         ValueError: for another algorithm or policy, or observations that VecNormalize normalizes.
@@ -258,13 +275,14 @@ def from_sb3(model: BaseAlgorithm) -> SB3MLP:
     actor = model.policy
     if type(actor) is not ActorCriticPolicy:  # a subclass has another network
         raise ValueError(
-            f"the policy must be that of an MlpPolicy of PPO or A2C; got a {type(actor).__name__}"
+            f"the policy must be the MlpPolicy of PPO or A2C; got a {type(actor).__name__}"
         )
     if type(actor.action_dist) is not DiagGaussianDistribution:
         name = type(actor.action_dist).__name__
         raise ValueError(
             f"the policy's distribution must be a DiagGaussianDistribution; got a {name}"
         )
+
     body, head = actor.mlp_extractor.policy_net, actor.action_net
     others = {type(layer).__name__ for layer in body} - {"Linear", "Tanh"}
     if others:
@@ -272,10 +290,12 @@ def from_sb3(model: BaseAlgorithm) -> SB3MLP:
             f"the actor's hidden layers must be tanh; got {sorted(others)}; give PPO "
             "policy_kwargs={'activation_fn': nn.Tanh}"
         )
+
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None and normalizer.norm_obs:
         raise ValueError(
-            "the model's observations must not be normalized; the statistics of VecNormalize are no part of the "
-            "network; train with VecNormalize(env, norm_obs=False)"
+            "the model's observations must not be normalized, because the statistics of "
+            "VecNormalize are not part of the network; train with VecNormalize(env, norm_obs=False)"
         )
+
     return SB3MLP.from_layers(body, head, actor.log_std)

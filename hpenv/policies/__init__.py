@@ -1,4 +1,7 @@
-"""Policies: what acts, trained or written by hand, and can be saved and attached to a training loop. Imports torch."""
+"""Policies: deterministic controllers, trained or written by hand, that can be saved.
+
+Importing this imports torch.
+"""
 
 from hpenv.policies.cells import CellMLP
 from hpenv.policies.gaussian_mlp import GaussianMLP

@@ -1,4 +1,4 @@
-"""The Sidecar's policy: per run one network that sets every cell of the panel, N of them stacked like the runs."""
+"""The Sidecar's policy: N stacked networks, one per run, that set every cell of the panel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpenv.arrays import Float32Array
 from hpenv.policies.gaussian_mlp import check_sizes
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.policies.policy import as_observations
 
 
 class _ClampWithReturn(torch.autograd.Function):
-    """Clamp whose gradient outside the bounds is kept where descending it leads back inside.
+    """Clamp that keeps the gradient outside of the bounds if a step along it leads back inside.
 
-    Where torch's clamp binds there is no gradient at all: a standard deviation that a step took out
-    of its bounds would stay there for good.
+    torch's clamp has no gradient there: a standard deviation that a step took out of its bounds
+    would stay there for good.
     """
 
     @staticmethod
@@ -37,20 +38,21 @@ class _ClampWithReturn(torch.autograd.Function):
 class CellMLP(nn.Module):
     """N networks, one per run, from an observation to a Gaussian over each cell's position.
 
-    raw ~ N(mean(obs), std), independent from cell to cell; the position of a cell is clip(raw, -1,
-    1). Two tanh layers and a linear head: mean = tanh(head); std is one number per cell, within its
-    bounds. Weights are (N, inputs, outputs), so that nothing of a row reaches another.
+    raw ~ N(mean(obs), std), independent from cell to cell. The position of a cell is
+    clip(raw, -1, 1). The network has two tanh layers and a linear head: mean = tanh(head). std is
+    one number per cell, within its bounds. Weights are (N, inputs, outputs), so that rows do not
+    mix.
 
-    The head's weights start at 0. So whatever is observed, the mean starts at `initial_mean`, by
-    default 0: neutral, the static configuration (Sidecar, section 3), and the standard deviation at
-    `initial_std`. The tanh layers start as torch initializes a Linear (uniform within
-    1/sqrt(inputs) of 0). What the head reads is divided by sqrt(hidden_size), so that a step moves
-    a mean about as far through the head's weights as through its bias, whatever the width. A
-    standard deviation that came out of the network as well let the noise of all cells rise and fall
+    The head's weights start at 0. So at every observation the mean starts at `initial_mean` and the
+    standard deviation at `initial_std`. The default mean is 0: neutral, the static configuration
+    (Sidecar, section 3). The tanh layers start as torch initializes a Linear (uniform within
+    1/sqrt(inputs) of 0). The input of the head is divided by sqrt(hidden_size), so that at any
+    width a step moves a mean about as far through the head's weights as through its bias. A
+    standard deviation that was an output of the network let the noise of all cells rise and fall
     together, fourfold within one run.
 
-    With `common` there is beside the cells' Gaussians one more for each of K groups of cells, and a
-    cell's position is clip(own + that of its group, -1, 1): what all cells of a group agree on is
+    With `common`, each of K groups of cells has one more Gaussian. A cell's position is then
+    clip(raw of the cell + raw of its group, -1, 1). A change that all cells of a group share is
     learned from one number.
 
     Args:
@@ -61,12 +63,12 @@ class CellMLP(nn.Module):
         initial_mean: positions at which the means start, within (-1, 1), (A + K,) or one for all.
         initial_std: standard deviations at the start, (A + K,) or one for all [position].
         std_bounds: smallest and largest standard deviation.
-        common: for every cell the number of its group, 0 ... K - 1; empty: no groups, K = 0.
-        seeds: of each row's initial weights, (N,); default 0 ... N - 1.
+        common: group of each cell, 0 ... K - 1. Empty: no groups, K = 0.
+        seeds: seeds of each row's initial weights, (N,). The default is 0 ... N - 1.
 
     References:
-        Sidecar (paper 000), sections 2.3 and 3. It says nothing of the network but its number of
-        parameters.
+        Sidecar (paper 000), sections 2.3 and 3. Of the network it states the number of parameters
+        only.
     """
 
     def __init__(
@@ -84,13 +86,15 @@ class CellMLP(nn.Module):
         super().__init__()
         check_sizes(observation_size, action_size, [hidden_size])
         if num_rows < 1:
-            raise ValueError(f"num_rows {num_rows}; expected at least 1")
+            raise ValueError(f"num_rows must be at least 1; got {num_rows}")
         if len(common) not in (0, action_size) or set(common) != set(
             range(max(common, default=-1) + 1)
         ):
             raise ValueError(
-                f"common {list(common)}; expected nothing, or for each of {action_size} cells a group"
+                f"common must be empty or give a group number for each of the {action_size} cells; "
+                f"got {list(common)}"
             )
+
         self.num_rows = num_rows
         self.observation_size = observation_size
         self.action_size = action_size
@@ -101,19 +105,23 @@ class CellMLP(nn.Module):
         self.initial_std = self._per_output("initial_std", initial_std)
         self.std_bounds = (std_bounds[0], std_bounds[1])
         self.seeds = tuple(range(num_rows) if seeds is None else seeds)
+
         low, high = self.std_bounds
         if not 0.0 < low < high:
-            raise ValueError(f"std_bounds {self.std_bounds}; expected 0 < smallest < largest")
+            raise ValueError(f"std_bounds must be 0 < smallest < largest; got {self.std_bounds}")
         if not all(-1.0 < mean < 1.0 for mean in self.initial_mean):
             raise ValueError(
-                f"initial_mean {self.initial_mean}; expected positions between -1 and 1"
+                f"initial_mean must be positions between -1 and 1; got {self.initial_mean}"
             )
         if not all(low <= std <= high for std in self.initial_std):
             raise ValueError(
-                f"initial_std {self.initial_std}; expected numbers within std_bounds [{low}, {high}]"
+                f"initial_std must be within std_bounds [{low}, {high}]; got {self.initial_std}"
             )
         if len(self.seeds) != num_rows:
-            raise ValueError(f"{len(self.seeds)} seeds; expected one for each of {num_rows} rows")
+            raise ValueError(
+                f"seeds must be {num_rows} numbers, one for each row; got {len(self.seeds)}"
+            )
+
         N, H, M = num_rows, hidden_size, self.output_size
         self.weight_1 = nn.Parameter(torch.empty(N, observation_size, H))
         self.bias_1 = nn.Parameter(torch.empty(N, 1, H))
@@ -129,7 +137,9 @@ class CellMLP(nn.Module):
         if isinstance(values, int | float):
             return (float(values),) * self.output_size
         if len(values) != self.output_size:
-            raise ValueError(f"{len(values)} numbers in {name}; expected {self.output_size}")
+            raise ValueError(
+                f"{name} must be one number or {self.output_size}; got {len(values)} numbers"
+            )
         return tuple(float(value) for value in values)
 
     @torch.no_grad()
@@ -140,11 +150,16 @@ class CellMLP(nn.Module):
                 bound = 1.0 / math.sqrt(weight.shape[1])
                 weight[row].uniform_(-bound, bound, generator=generator)
                 bias[row].uniform_(-bound, bound, generator=generator)
+
         self.head_bias[:] = torch.tensor([math.atanh(mean) for mean in self.initial_mean])
         self.log_std[:] = torch.tensor([math.log(std) for std in self.initial_std])
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log standard deviation over raw, (N, B, A + K) each, at B observations of each row, (N, B, F)."""
+        """Returns mean and log standard deviation of raw, (N, B, A + K) each.
+
+        Args:
+            obs: B observations of each row, (N, B, F).
+        """
         hidden = torch.tanh(torch.baddbmm(self.bias_1, obs, self.weight_1))
         hidden = torch.tanh(torch.baddbmm(self.bias_2, hidden, self.weight_2))
         head = torch.baddbmm(
@@ -155,11 +170,11 @@ class CellMLP(nn.Module):
         return torch.tanh(head), log_std.expand_as(head)
 
     def positions(self, raw: torch.Tensor) -> torch.Tensor:
-        """Positions (..., A) that raw (..., A + K) stands for: own part plus the group's, clipped to [-1, 1]."""
-        own = raw[..., : self.action_size]
+        """Maps raw (..., A + K) to positions (..., A): cell plus group, clipped to [-1, 1]."""
+        positions = raw[..., : self.action_size]
         if self.common:
-            own = own + raw[..., self.action_size :][..., self._groups]
-        return own.clamp(-1.0, 1.0)
+            positions = positions + raw[..., self.action_size :][..., self._groups]
+        return positions.clamp(-1.0, 1.0)
 
     def as_rows(self, obs: np.ndarray) -> torch.Tensor:
         """Checks observations (N, F), one per row, and returns them as (N, 1, F).
@@ -170,18 +185,22 @@ class CellMLP(nn.Module):
         batch = as_observations(obs, self.observation_size)
         if len(batch) != self.num_rows:
             raise ValueError(
-                f"observations of {len(batch)} rows; expected {self.num_rows}, one for each network"
+                f"observations must have {self.num_rows} rows, one for each network; "
+                f"got {len(batch)}"
             )
         return torch.from_numpy(batch)[:, None]
 
     @torch.no_grad()
     def act_mean(self, obs: np.ndarray) -> Float32Array:
-        """Positions of the means, (N, A) float32, at observations (N, F): row n is decided by network n."""
+        """Returns the positions of the means, (N, A) float32, at observations (N, F).
+
+        Network n decides row n.
+        """
         mean, _ = self(self.as_rows(obs))
         return self.positions(mean[:, 0]).numpy()
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able."""
+        """Returns the constructor's arguments, JSON-able."""
         return {
             "num_rows": self.num_rows,
             "observation_size": self.observation_size,
@@ -195,12 +214,12 @@ class CellMLP(nn.Module):
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of the weights."""
+        """Returns copies of the weights."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
     @classmethod
-    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The policy whose `arguments` and `tensors` these are."""
+    def from_state(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Returns the policy with these `arguments` and `tensors`."""
         policy = cls(**arguments)
         policy.load_state_dict(dict(tensors))
         return policy

@@ -1,4 +1,4 @@
-"""A small network whose Gaussian has a mean and a standard deviation that depend on the observation: JEL's policy."""
+"""JEL's policy: a Gaussian whose mean and standard deviation depend on the observation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.arrays import Float32Array
+from hpenv.policies.policy import as_observations
 
 
 def tanh_layers(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear and tanh by turns, from sizes[0] to sizes[-1]; the weights are uninitialized."""
+    """Builds linear and tanh layers in turn, from sizes[0] to sizes[-1], uninitialized."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         # skip_init: the constructor of Linear would draw from torch's global generator.
@@ -32,27 +33,26 @@ def check_sizes(observation_size: int, action_size: int, hidden_sizes: Sequence[
     }
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name} {size}; expected at least 1")
+            raise ValueError(f"{name} must be at least 1; got {size}")
 
 
 class GaussianMLP(nn.Module):
-    """MLP from an observation to the mean and log standard deviation of a diagonal Gaussian over
-    raw actions.
+    """MLP from an observation to mean and log standard deviation of a diagonal Gaussian.
 
-    raw ~ N(mean(obs), exp(log_std(obs))); the position of a cell is tanh(raw).
+    raw ~ N(mean(obs), exp(log_std(obs))). The position of a cell is tanh(raw).
 
-    The weights are drawn as torch initializes a Linear (uniform within 1/sqrt(inputs) of 0, biases
-    too), from a generator of the policy's own. Where this departs from the paper: the head's
-    weights that lead to log_std start at 0, so that the initial standard deviation is
-    exp(initial_log_std) at every observation; the paper states that bias alone.
+    Weights and biases start as torch initializes a Linear (uniform within 1/sqrt(inputs) of 0),
+    from a generator of this policy alone. Departure from the paper: the head's weights for log_std
+    start at 0, so that the initial standard deviation is exp(initial_log_std) at every observation.
+    The paper states only the bias.
 
     Args:
         observation_size: F.
         action_size: A.
-        hidden_sizes: width of each tanh layer; 2 x 64 in the paper.
-        initial_log_std: bias of log_std; -0.5, a standard deviation of 0.61 (JEL, appendix A.1).
-        log_std_bounds: log_std is clamped to these; (-5, 2) in the paper.
-        seed: of the initial weights.
+        hidden_sizes: width of each tanh layer. 2 x 64 in the paper.
+        initial_log_std: bias of log_std. -0.5 is a standard deviation of 0.61 (JEL, appendix A.1).
+        log_std_bounds: log_std is clamped to these. (-5, 2) in the paper.
+        seed: seed of the initial weights.
 
     References:
         JEL, section 3.5 and appendix A.1.
@@ -72,14 +72,17 @@ class GaussianMLP(nn.Module):
         low, high = log_std_bounds
         if not low <= initial_log_std <= high:
             raise ValueError(
-                f"initial_log_std {initial_log_std}; expected a number within log_std_bounds [{low}, {high}]"
+                f"initial_log_std must be within log_std_bounds [{low}, {high}]; "
+                f"got {initial_log_std}"
             )
+
         self.observation_size = observation_size
         self.action_size = action_size
         self.hidden_sizes = tuple(hidden_sizes)
         self.initial_log_std = initial_log_std
         self.log_std_bounds = (low, high)
         self.seed = seed
+
         sizes = [observation_size, *hidden_sizes]
         self.body = tanh_layers(sizes)
         self.head = nn.utils.skip_init(nn.Linear, sizes[-1], 2 * action_size)
@@ -96,18 +99,18 @@ class GaussianMLP(nn.Module):
         self.head.bias[self.action_size :] = self.initial_log_std
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log standard deviation over raw actions, (..., A) each, at observations (..., F)."""
+        """Returns mean and log standard deviation, (..., A) each, at observations (..., F)."""
         mean, log_std = self.head(self.body(obs)).chunk(2, dim=-1)
         return mean, log_std.clamp(*self.log_std_bounds)
 
     @torch.no_grad()
     def act_mean(self, obs: np.ndarray) -> Float32Array:
-        """tanh(mean), (N, A) float32, at observations (N, F)."""
+        """Returns tanh(mean), (N, A) float32, at observations (N, F)."""
         mean, _ = self(torch.from_numpy(as_observations(obs, self.observation_size)))
         return torch.tanh(mean).numpy()
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able."""
+        """Returns the constructor's arguments, JSON-able."""
         return {
             "observation_size": self.observation_size,
             "action_size": self.action_size,
@@ -118,12 +121,12 @@ class GaussianMLP(nn.Module):
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of the weights."""
+        """Returns copies of the weights."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
     @classmethod
-    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The policy whose `arguments` and `tensors` these are."""
+    def from_state(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Returns the policy with these `arguments` and `tensors`."""
         low, high = arguments["log_std_bounds"]
         policy = cls(**{**arguments, "log_std_bounds": (low, high)})
         policy.load_state_dict(dict(tensors))

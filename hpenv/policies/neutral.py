@@ -1,4 +1,4 @@
-"""The policy that does nothing: every cell at neutral, at every decision."""
+"""The policy that leaves every cell at neutral."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.arrays import Float32Array
+from hpenv.policies.policy import as_observations
 
 
 class Neutral:
-    """Position 0 for every cell: training is, bit for bit, what it would be without a panel.
+    """Policy with position 0 for every cell: training is as without a panel, bit for bit.
 
     Args:
         action_size: A.
@@ -20,22 +21,22 @@ class Neutral:
 
     def __init__(self, action_size: int) -> None:
         if action_size < 1:
-            raise ValueError(f"action_size {action_size}; expected at least 1")
+            raise ValueError(f"action_size must be at least 1; got {action_size}")
         self.action_size = action_size
 
     def act_mean(self, obs: np.ndarray) -> Float32Array:
-        """Zeros, (N, A) float32, at observations (N, F)."""
+        """Returns zeros, (N, A) float32, at observations (N, F)."""
         return np.zeros((len(as_observations(obs)), self.action_size), dtype=np.float32)
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able."""
+        """Returns the constructor's arguments, JSON-able."""
         return {"action_size": self.action_size}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Nothing."""
+        """Returns no tensors."""
         return {}
 
     @classmethod
-    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The policy whose `arguments` these are."""
+    def from_state(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Returns the policy with these `arguments`."""
         return cls(**arguments)

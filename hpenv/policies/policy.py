@@ -1,4 +1,4 @@
-"""What a policy is: the part of a controller that acts, without its learning and without its noise."""
+"""The Policy protocol: the part of a controller that acts, without learning and without noise."""
 
 from __future__ import annotations
 
@@ -7,33 +7,31 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Float32Array = NDArray[np.float32]
+from hpenv.arrays import Float32Array
 
 
 class Policy(Protocol):
-    """Observations to positions, deterministic, and able to be written down as JSON arguments and
-    tensors.
+    """Deterministic map from observations to positions, saved as JSON arguments and tensors.
 
     Attributes:
-        action_size: A, cells of the panel the policy sets.
+        action_size: A, cells of the panel that the policy sets.
     """
 
     action_size: int
 
     def act_mean(self, obs: np.ndarray) -> Float32Array:
-        """Positions in [-1, 1], (N, A) float32, that the policy takes without exploring at observations (N, F)."""
+        """Returns positions in [-1, 1], (N, A) float32, at observations (N, F), without noise."""
 
     def arguments(self) -> dict[str, Any]:
-        """JSON-able values from which, with `tensors`, the policy can be built again."""
+        """Returns the JSON-able values that, with `tensors`, rebuild the policy."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The numbers of the policy, as copies."""
+        """Returns copies of the policy's tensors."""
 
     @classmethod
-    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The policy whose `arguments` and `tensors` these are."""
+    def from_state(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Returns the policy with these `arguments` and `tensors`."""
 
 
 def as_observations(obs: np.ndarray, observation_size: int | None = None) -> Float32Array:
@@ -41,7 +39,7 @@ def as_observations(obs: np.ndarray, observation_size: int | None = None) -> Flo
 
     Args:
         obs: observations, (N, F).
-        observation_size: F, where the policy is bound to one.
+        observation_size: F, if the policy has one. None accepts any.
 
     Raises:
         ValueError: the array has another number of axes or of columns, or holds a number that is
@@ -50,7 +48,7 @@ def as_observations(obs: np.ndarray, observation_size: int | None = None) -> Flo
     batch = np.ascontiguousarray(obs, dtype=np.float32)
     if batch.ndim != 2 or (observation_size is not None and batch.shape[1] != observation_size):
         columns = "F" if observation_size is None else observation_size
-        raise ValueError(f"observations of shape {batch.shape}; expected (N, {columns})")
+        raise ValueError(f"observations must be of shape (N, {columns}); got {batch.shape}")
     if not np.isfinite(batch).all():
-        raise ValueError("observations hold a NaN or an infinity; expected finite numbers")
+        raise ValueError("observations must be finite; got a NaN or an infinity")
     return batch

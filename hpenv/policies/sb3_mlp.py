@@ -1,4 +1,4 @@
-"""The actor of a stable-baselines3 MlpPolicy, without stable-baselines3: what a trained PPO is exported to."""
+"""The actor of a stable-baselines3 MlpPolicy as a policy that does not need stable-baselines3."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpenv.arrays import Float32Array
 from hpenv.policies.gaussian_mlp import check_sizes, tanh_layers
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.policies.policy import as_observations
 
 
 class SB3MLP(nn.Module):
-    """MLP with a Gaussian over positions whose standard deviation does not depend on the
-    observation.
+    """MLP with a Gaussian over positions and one standard deviation per cell.
 
-    position ~ clip(N(mean(obs), exp(log_std)), -1, 1): stable-baselines3 does not squash, it clips
-    what leaves the box. All numbers are 0 until they are loaded; training happens in
-    stable-baselines3.
+    position ~ clip(N(mean(obs), exp(log_std)), -1, 1). stable-baselines3 does not squash: it clips
+    actions to the box. All weights are 0 until they are loaded, because stable-baselines3 trains
+    them.
 
     Args:
         observation_size: F.
@@ -38,10 +38,12 @@ class SB3MLP(nn.Module):
         self.observation_size = observation_size
         self.action_size = action_size
         self.hidden_sizes = tuple(hidden_sizes)
+
         sizes = [observation_size, *hidden_sizes]
         self.body = tanh_layers(sizes)
         self.head = nn.utils.skip_init(nn.Linear, sizes[-1], action_size)
         self.log_std = nn.Parameter(torch.empty(action_size))
+
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.zero_()
@@ -51,9 +53,9 @@ class SB3MLP(nn.Module):
         """Returns a policy with copies of these weights.
 
         Args:
-            body: linear and tanh by turns, from observations (..., F) to features.
-            head: linear, from features to means (..., A).
-            log_std: (A,).
+            body: linear and tanh layers in turn, from observations (..., F) to features.
+            head: linear layer from features to means (..., A).
+            log_std: log standard deviations, (A,).
         """
         tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()}
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
@@ -65,18 +67,22 @@ class SB3MLP(nn.Module):
         return policy
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log standard deviation over positions before the clip, (..., A) each, at observations (..., F)."""
+        """Returns mean and log standard deviation of positions before the clip, (..., A) each.
+
+        Args:
+            obs: observations, (..., F).
+        """
         mean = self.head(self.body(obs))
         return mean, self.log_std.expand_as(mean)
 
     @torch.no_grad()
     def act_mean(self, obs: np.ndarray) -> Float32Array:
-        """clip(mean, -1, 1), (N, A) float32, at observations (N, F)."""
+        """Returns clip(mean, -1, 1), (N, A) float32, at observations (N, F)."""
         mean, _ = self(torch.from_numpy(as_observations(obs, self.observation_size)))
         return mean.clamp(-1.0, 1.0).numpy()
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able."""
+        """Returns the constructor's arguments, JSON-able."""
         return {
             "observation_size": self.observation_size,
             "action_size": self.action_size,
@@ -84,12 +90,12 @@ class SB3MLP(nn.Module):
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of the weights and of log_std."""
+        """Returns copies of the weights and of log_std."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
     @classmethod
-    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The policy whose `arguments` and `tensors` these are."""
+    def from_state(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Returns the policy with these `arguments` and `tensors`."""
         policy = cls(**arguments)
         policy.load_state_dict(dict(tensors))
         return policy

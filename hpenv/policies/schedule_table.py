@@ -1,4 +1,4 @@
-"""A schedule written out: one row of positions for every decision, read by the progress of the run alone."""
+"""A schedule as a table: one row of positions per decision, chosen by the run's progress."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from hpenv.policies.policy import Float32Array, as_observations
+from hpenv.arrays import Float32Array
+from hpenv.policies.policy import as_observations
 
-#: Progress arrives as float32, whose rounding (3e-8 below 1) may put k/K just under k/K. The next
-#: decision is further away than this in any run of fewer than ten million steps.
+#: Progress arrives as float32, whose rounding (3e-8 below 1) may put it just under k/K. The
+#: distance to the next decision is larger than this tolerance in any run of fewer than ten million
+#: steps.
 PROGRESS_TOLERANCE = 1e-7
 
 
 class ScheduleTable:
-    """Open-loop policy: at progress p it takes row floor(p K) of a table of K rows, and at p = 1
-    the last row.
+    """Open-loop policy: at progress p it returns row floor(p K) of a table of K rows.
 
-    With decisions every `interval` steps of a run of `num_steps`, and K = ceil(num_steps /
-    interval), decision k reads row k, also when the last window is short.
+    At p = 1 it returns the last row. In a run of `num_steps` with a decision every `interval` steps
+    and K = ceil(num_steps / interval), decision k reads row k, even if the last window is short.
 
     Args:
         positions: table, (K, A), in [-1, 1].
-        progress_column: the column of the observation that holds the progress of the run, t / T in
-            [0, 1].
+        progress_column: column of the observation with the run's progress, t / T in [0, 1].
 
     Raises:
         ValueError: the table is not two-dimensional, is empty, or leaves [-1, 1].
@@ -36,39 +36,42 @@ class ScheduleTable:
         table = np.array(positions, dtype=np.float32)
         if table.ndim != 2 or table.size == 0:
             raise ValueError(
-                f"positions of shape {table.shape}; expected (K, A): decisions by cells"
+                f"positions must be of shape (K, A), decisions by cells; got {table.shape}"
             )
-        if not (np.abs(table) <= 1.0).all():  # false for a NaN too
+        if not (np.abs(table) <= 1.0).all():  # also refuses NaN
             raise ValueError(
-                f"positions from {table.min()} to {table.max()}; expected numbers in [-1, 1]"
+                f"positions must be in [-1, 1]; got numbers from {table.min()} to {table.max()}"
             )
         if progress_column < 0:
-            raise ValueError(f"progress_column {progress_column}; expected 0 or more")
+            raise ValueError(f"progress_column must be at least 0; got {progress_column}")
+
         self.positions: Float32Array = table
         self.progress_column = progress_column
         self.action_size = int(table.shape[1])
 
     def act_mean(self, obs: np.ndarray) -> Float32Array:
-        """The row of each run's decision, (N, A) float32, at observations (N, F)."""
+        """Returns the row of each run's decision, (N, A) float32, at observations (N, F)."""
         batch = as_observations(obs)
         if self.progress_column >= batch.shape[1]:
             raise ValueError(
-                f"observations of shape {batch.shape}; expected more than {self.progress_column} columns"
+                f"observations must have more than {self.progress_column} columns; "
+                f"got shape {batch.shape}"
             )
+
         num_decisions = len(self.positions)
         progress = batch[:, self.progress_column].astype(np.float64)
         rows = np.floor((progress + PROGRESS_TOLERANCE) * num_decisions).astype(np.int64)
         return self.positions[np.clip(rows, 0, num_decisions - 1)]
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments but for the table."""
+        """Returns the constructor's arguments without the table."""
         return {"progress_column": self.progress_column}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The table, as a copy."""
+        """Returns a copy of the table."""
         return {"positions": torch.tensor(self.positions)}
 
     @classmethod
-    def from_saved(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The policy whose `arguments` and `tensors` these are."""
+    def from_state(cls, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Returns the policy with these `arguments` and `tensors`."""
         return cls(tensors["positions"].numpy(), **arguments)

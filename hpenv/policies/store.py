@@ -1,4 +1,4 @@
-"""The table of policies, and their way to disk and back: safetensors and JSON with a manifest, no pickle."""
+"""The table of policies, and their files: safetensors and JSON with a manifest, no pickle."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from hpenv.plant import Snapshot
+from hpenv.plant.protocol import Snapshot
+from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS, SnapshotError, load, save
 from hpenv.policies.cells import CellMLP
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.schedule_table import ScheduleTable
-from hpenv.snapshots import MANIFEST, STATE, TENSORS, SnapshotError, load, save
 
-#: Of a folder whose contents are not what was written.
+#: Cure for a folder whose contents have changed since they were written.
 CURE = "; copy the folder again, or save the policy again"
 
 #: name in a saved folder -> class
@@ -38,7 +38,10 @@ def save_state(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes a folder of named tensors and JSON-able metadata, atomically; `kind` says what they are."""
+    """Writes a folder of named tensors and JSON-able metadata, atomically.
+
+    `load_state` must be called with the same `kind`.
+    """
     contents = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     save(Path(path), Snapshot(contents, {"kind": kind, **metadata}))
 
@@ -64,7 +67,7 @@ def check_tensors(
     found: Mapping[str, torch.Tensor],
     expected: Mapping[str, torch.Tensor],
 ) -> None:
-    """Refuses saved tensors whose names, shapes or dtypes are not the expected ones.
+    """Checks the names, shapes and dtypes of saved tensors.
 
     Raises:
         ValueError: naming the folder and the first tensor that differs.
@@ -77,8 +80,8 @@ def check_tensors(
         got, wanted = found[name], expected[name]
         if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
             raise ValueError(
-                f"{path}: tensor {name!r} must be {wanted.dtype} of shape {tuple(wanted.shape)}; got {got.dtype} of "
-                f"shape {tuple(got.shape)}"
+                f"{path}: tensor {name!r} must be {wanted.dtype} of shape {tuple(wanted.shape)}; "
+                f"got {got.dtype} of shape {tuple(got.shape)}"
             )
 
 
@@ -88,17 +91,18 @@ def save_policy(
     observation_names: Sequence[str] = (),
     action_names: Sequence[str] = (),
 ) -> None:
-    """Writes a policy to a folder, with the names of the columns that it was made for, if they are
-    given.
+    """Writes a policy to a folder, with the names of its columns if they are given.
 
     Raises:
-        ValueError: its class is not in POLICIES, or the names are not one per column.
+        ValueError: the policy's class is not in POLICIES, or the names are not one per column.
     """
     names = [name for name, kind in POLICIES.items() if type(policy) is kind]
     if not names:
         raise ValueError(
-            f"policy must be one of {[c.__name__ for c in POLICIES.values()]}; got {type(policy).__name__}"
+            f"policy must be one of {[c.__name__ for c in POLICIES.values()]}; "
+            f"got {type(policy).__name__}"
         )
+
     columns = {"observation_names": list(observation_names), "action_names": list(action_names)}
     check_names(policy, columns)
     save_state(
@@ -110,8 +114,7 @@ def save_policy(
 
 
 def check_names(policy: Policy, columns: Mapping[str, Sequence[str]]) -> None:
-    """Refuses names of columns that are not as many as the policy has; no names at all are
-    accepted.
+    """Checks that there is one name per column of a policy. Empty lists pass.
 
     Raises:
         ValueError: naming both numbers.
@@ -123,14 +126,15 @@ def check_names(policy: Policy, columns: Mapping[str, Sequence[str]]) -> None:
     for key, size in sizes.items():
         if columns[key] and size is not None and len(columns[key]) != size:
             raise ValueError(
-                f"{key} must be {size}, one per column of the policy; got {list(columns[key])}"
+                f"{key} must be {size} names, one per column of the policy; "
+                f"got {list(columns[key])}"
             )
 
 
 def check_columns(
     path: str | os.PathLike[str], observation_names: Sequence[str], action_names: Sequence[str]
 ) -> None:
-    """Refuses an environment whose columns are not those that the policy in a folder was made for.
+    """Checks that an environment has the columns that a saved policy was trained with.
 
     Raises:
         ValueError: naming both, or a folder that holds no policy.
@@ -141,14 +145,13 @@ def check_columns(
         saved = metadata[key]
         if saved and saved != list(given):
             raise ValueError(
-                f"the policy in {folder} was made for the {key} {saved}; the environment has {list(given)}: give it "
-                "the arguments of the policy's training"
+                f"the policy in {folder} was made for the {key} {saved}; the environment has "
+                f"{list(given)}; give it the arguments of the policy's training"
             )
 
 
 def policy_folder(path: str | os.PathLike[str]) -> Path:
-    """Returns the folder of a saved policy: the given one, or `policy/` in the folder of a training
-    run.
+    """Returns the folder of a saved policy: the path, or `policy/` in a training run's folder.
 
     Raises:
         ValueError: the path is neither.
@@ -158,48 +161,52 @@ def policy_folder(path: str | os.PathLike[str]) -> Path:
         if inner.is_dir():
             return inner
         raise ValueError(
-            f"{folder} must hold a saved policy; got a folder with neither {MANIFEST} nor policy/: expected what "
-            "save_policy wrote, or the folder of a training run that has finished"
+            f"{folder} must hold a saved policy; got a folder with neither {MANIFEST} nor policy/; "
+            "give a folder that save_policy wrote, or that of a training run that has finished"
         )
     return folder
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Returns the policy in a folder that `save_policy` wrote, or in `policy/` of a training run's
-    folder.
+    """Loads the policy in a folder of `save_policy`, or in `policy/` of a training run's folder.
 
     Raises:
-        ValueError: the folder is damaged, holds no policy, or one whose class, arguments or tensors
-            are not ours.
+        ValueError: the folder is damaged, holds no policy, or its class, arguments or tensors are
+            not valid.
     """
     folder = policy_folder(path)
     tensors, metadata = _load_contents(folder)
+
     name, arguments = metadata["policy"], metadata["arguments"]
     try:
-        policy = POLICIES[name].from_saved(arguments, tensors)
+        policy = POLICIES[name].from_state(arguments, tensors)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise ValueError(
-            f"{folder / STATE} and {folder / TENSORS} must make a {name!r}; got arguments {arguments} and tensors of "
+            f"{folder / STATE} and {folder / TENSORS} must make a {name!r}; "
+            f"got arguments {arguments} and tensors of "
             f"{ {key: tuple(tensor.shape) for key, tensor in tensors.items()} }: {text}{CURE}"
         ) from error
-    # What was read must be what this policy writes: nothing of it was dropped, cast or filled in on
-    # the way.
+
+    # The policy must write what was read: nothing was dropped, cast or filled in.
     written = json.loads(json.dumps(policy.arguments()))
     if written != arguments:
         raise ValueError(
             f"{folder / STATE}: arguments of a {name!r} must be {written}; got {arguments}{CURE}"
         )
     check_tensors(folder / TENSORS, tensors, policy.tensors())
+
     try:
         check_names(policy, metadata)
     except ValueError as error:
         raise ValueError(f"{folder / STATE}: {error}{CURE}") from error
+
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(
                 f"{folder / TENSORS}: tensor {key!r} must be finite; got a NaN or an infinity{CURE}"
             )
+
     return policy
 
 
@@ -214,17 +221,21 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         raise SnapshotError(
             f"{cause}; expected the folder of a saved policy, or of a training run"
         ) from error
+
     expected = {"policy": str, "arguments": dict, "observation_names": list, "action_names": list}
     for key, kind in expected.items():
         if type(metadata.get(key)) is not kind:
             raise ValueError(
-                f"{folder / STATE}: metadata must have {key!r}, a {kind.__name__}; got {metadata.get(key)!r}{CURE}"
+                f"{folder / STATE}: metadata must have {key!r}, a {kind.__name__}; "
+                f"got {metadata.get(key)!r}{CURE}"
             )
+
     unknown = sorted({*metadata} - {"kind", *expected})
     if unknown:
         raise ValueError(
             f"{folder / STATE}: metadata holds {unknown}; expected {sorted(expected)} alone{CURE}"
         )
+
     if metadata["policy"] not in POLICIES:
         raise ValueError(
             f"unknown policy {metadata['policy']!r} in {folder}; expected one of {sorted(POLICIES)}"

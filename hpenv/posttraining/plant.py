@@ -1,17 +1,15 @@
-"""The plant of post-training: a population of GRPO runs on programs that are really executed,
-steered by one panel.
+"""Plant of post-training: a population of GRPO runs whose programs are executed and graded.
 
-Row i with seed s draws its tasks, its samples and its refreshes from s and the step alone; all rows
-share the student's frozen weights and train knobs of their own. One step: sample G completions of P
-prompts, have the leaky grader pay for them, take the policy gradient, project it away from the
-hacking direction as far as the panel says, and step AdamW.
+One step of a run samples G completions of P prompts, has the leaky grader pay for them, computes
+the policy gradient, removes the hacking direction as far as the panel says, and applies AdamW. All
+runs share the student's frozen weights. Each run trains its own adapter coefficients, the knobs.
+The tasks, samples and refreshes of a run depend on its seed and its step alone.
 
-What the leaky grader pays for and what is true are kept apart: gauges and reward terms may see the
-first, and what a weak detector flags; the second is `Window.privileged`, which reports and infos
-alone read.
+The payments of the grader and the true verdicts are kept apart. Gauges and reward terms may read
+the payments and the flags of a weak detector. True rates go into `Window.privileged`, which reports
+and infos alone read.
 
-Dynamics and measurement stand in one module, past its usual length, because they share every
-attribute.
+The module is longer than usual because dynamics and measurement share every attribute.
 """
 
 from __future__ import annotations
@@ -24,68 +22,77 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.gradients import draws
-from hpenv.optimizers import AdamW, Rates, described_rule
-from hpenv.panel import Panel, Site
-from hpenv.plant import DIVERGENCE_REASONS, BoolArray, FloatArray, IntArray, Score, Window
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.contrasts import Contrast
-from hpenv.posttraining.curriculum import Curriculum
-from hpenv.posttraining.direction import Direction
-from hpenv.posttraining.grader import Grader, Submission, Verdict
-from hpenv.posttraining.loopholes import Task
-from hpenv.posttraining.objective import advantages, policy_loss
-from hpenv.posttraining.projection import (
+from hpenv.arrays import BoolArray, FloatArray, IntArray
+from hpenv.checks import check_count
+from hpenv.control.panel import Panel, TensorSite
+from hpenv.optim.rules import AdamW, Rates, rule_description
+from hpenv.plant.population import Runs
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Window
+from hpenv.plant.seeds import step_generator
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.contrastive.contrasts import Contrast
+from hpenv.posttraining.grading.grader import Grader, Submission, Verdict
+from hpenv.posttraining.grading.loopholes import Task
+from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
+from hpenv.posttraining.loss import advantages, policy_loss
+from hpenv.posttraining.projection.direction import Direction
+from hpenv.posttraining.projection.rebound import concept_direction, concept_scores, rebound
+from hpenv.posttraining.projection.rules import (
     Measures,
-    Spread,
+    RunningMoments,
     coordinates,
     module_cosines,
-    no_spread,
     project,
-    updated_spread,
+    update_moments,
+    zero_moments,
 )
-from hpenv.posttraining.rebound import concept_direction, concept_scores, rebound
-from hpenv.posttraining.shared_sandbox import SharedSandbox
-from hpenv.posttraining.student import Rollouts, Student
-from hpenv.runs import Runs
-from hpenv.values import check_count
+from hpenv.posttraining.splits import Curriculum
+from hpenv.posttraining.students.registry import student as load_student
+from hpenv.posttraining.students.student import Rollouts, Student
 
-#: Streams of draws of a run; curriculum.TASKS is another.
+#: Random streams of a run. curriculum.TASKS is another one.
 SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
 
-#: What a right, compiling program earns: the unit of rewards in gauges.
+#: Reward of a right program that compiles. Gauges count rewards in this unit.
 LARGEST_REWARD = 3.5
 
-#: What is measured of an update beside what every plant measures, means over the window [1 unless
-#: stated]. With num_iterations above 1 it is measured in the update's first optimizer step;
-#: knob_norm is measured after the last.
+#: Names of the gauges that GRPO adds to those of every plant. Each is a mean over the window [1
+#: unless stated]. With num_iterations above 1, gauges are measured in the first optimizer step of
+#: an update, except knob_norm, which is measured after the last.
 GAUGES = (
-    "reward_mean",  # of what the leaky grader paid / 3.5
+    "reward_mean",  # mean payment of the leaky grader / 3.5
     "reward_spread",  # mean over the groups of the standard deviation / 3.5
-    "flat_groups",  # part of the groups whose rewards are all equal
-    "kl",  # k3 estimate, from the student as it came [nats per token]
-    "entropy",  # where it sampled, of the whole distribution at temperature 1 [nats per token]
+    "flat_groups",  # fraction of the groups whose rewards are all equal
+    "kl",  # k3 estimate of the divergence from the untrained student [nats per token]
+    "entropy",  # of the whole distribution at temperature 1, at sampled tokens [nats per token]
     "completion_length",  # mean / longest
-    "compiled",  # part of the programs that compile
-    "flagged",  # part of the programs that the weak detector flags
+    "compiled",  # fraction of the programs that compile
+    "flagged",  # fraction of the programs that the weak detector flags
     "mean_cos",  # mean over the modules of the cosine of gradient and direction
-    "frac_fired",  # part of the modules whose gradient has a component along the direction
+    "frac_fired",  # fraction of modules whose gradient has a component along the direction
     "removed_fraction",  # mean over the modules of ||relu(V g)|| / ||g||
     "mean_c",  # mean component of the gradient along the axes
-    "mean_positive_c",  # of its positive part
-    "mean_negative_c",  # of its negative part
-    "knob_norm",  # of all knobs [singular values]
-    "probe_pass",  # part of the probe's problems that is solved, at the window's end; tier `probe`
+    "mean_positive_c",  # mean of the positive part of that component
+    "mean_negative_c",  # mean of the negative part
+    "knob_norm",  # norm of all coefficients [singular values]
+    "probe_pass",  # fraction of the probe's problems solved at the window's end (tier `probe`)
 )
-#: Those that are measured of every update.
+#: Gauges that are measured at every update.
 UPDATE_GAUGES = GAUGES[:-1]
-#: True rates of the rollouts: paid for and not right, right, and using the prompt's loophole,
-#: whether needed or not.
+#: True rates of the rollouts: programs that were paid for but are not right, right programs, and
+#: programs that use the prompt's loophole, whether they need it or not.
 PRIVILEGED = ("hack", "correct", "channel")
 
 
-class _Pass(NamedTuple):
-    """What was measured of one optimizer step: kl (rows,), gradients, norm of the whole gradient (rows,), measures."""
+class _StepRecord(NamedTuple):
+    """Measurements of one optimizer step.
+
+    Attributes:
+        kl: mean divergence from the untrained student, (rows,) [nats per token].
+        gradients: module -> (rows, r).
+        norm: norm of the whole gradient, (rows,).
+        measures: measures of the projection.
+    """
 
     kl: Tensor
     gradients: dict[str, Tensor]
@@ -97,15 +104,17 @@ class GRPOPlant(Runs):
     """N runs of `config`, trained together.
 
     Attributes:
-        config: what a run is.
+        config: hyperparameters, shared by all runs.
         student: the frozen model.
-        knobs: module -> (N, r), what is trained.
-        quarantine: module -> (N, r), what is trained on what was removed; zero unless `route`.
-        direction: what is projected away from, of each run.
-        module_cos: cosine of the gradient of the last update's first step and the direction, (N,
-            modules); no part of a snapshot.
+        knobs: trained adapter coefficients, module -> (N, r).
+        quarantine: second set of coefficients, trained on the removed gradients, module -> (N, r).
+            Zero unless `route`.
+        direction: the hacking direction of each run.
+        module_cos: cosine of the direction and the gradient of the last update's first optimizer
+            step, (N, modules). Not part of a snapshot.
     """
 
+    Config = GRPOConfig
     kind = "posttraining"
     gauge_names: tuple[str, ...] = GAUGES
     privileged_names: tuple[str, ...] = PRIVILEGED
@@ -118,41 +127,45 @@ class GRPOPlant(Runs):
         num_rows: int = 1,
         channels: Sequence[tuple[str, str]] = (("projection_strength", "run"),),
         *,
-        student: Student,
+        student: Student | None = None,
         grader: Grader | None = None,
     ) -> None:
-        """Prepares N runs of seeds 0 .. N - 1.
+        """Prepares N runs with seeds 0 .. N - 1.
 
         Args:
-            config: what a run is.
+            config: hyperparameters, shared by all runs.
             num_rows: N.
             channels: (channel, scope) pairs.
-            student: the frozen model.
-            grader: None for one that runs programs in this process's sandbox, from the first one
-                on.
+            student: the frozen model. None loads the one that `config` names.
+            grader: None creates one that runs programs in the sandbox of this process, which
+                starts with the first program.
         """
         check_count("num_rows", num_rows)
+        student = load_student(config.student) if student is None else student
         self.config, self.channels, self.student = config, tuple(channels), student
+
         sandbox = SharedSandbox(config.num_workers, config.cpu_seconds)
         self._grader = Grader(sandbox, config.cache or None) if grader is None else grader
         self._curriculum = Curriculum(config, student)
         self._contrast = Contrast(config, student)
+
         self.names = tuple(student.ranks)
-        sites = {name: Site("knobs", "adamw", _layer(name)) for name in self.names}
+        sites = {name: TensorSite("knobs", "adamw", _layer(name)) for name in self.names}
         panel = Panel(self.channels, sites, num_rows, self.kind)
         self._keep(panel, num_rows, int(panel.layers.max()) + 1)
+
         self.stacked, self.corpus_digest = student.stacked, student.digest
         self._rule = AdamW(beta2=0.99)
         self._concept: Tensor | None = None
         self.knobs = {name: torch.zeros(num_rows, r) for name, r in student.ranks.items()}
         self.quarantine = {name: torch.zeros_like(knob) for name, knob in self.knobs.items()}
-        self._states = {name: self._rule.init(knob) for name, knob in self._trained().items()}
-        self.direction = self._fresh_direction(list(range(num_rows)))
-        self._spread = no_spread(self.direction)
+        self._states = {name: self._rule.init(knob) for name, knob in self._coefficients().items()}
+        self.direction = self._untrained_direction(list(range(num_rows)))
+        self._spread = zero_moments(self.direction)
         self.module_cos = torch.zeros(num_rows, len(self.names))
 
     def spawn(self, num_rows: int) -> GRPOPlant:
-        """A new plant of the same configuration with another number of rows; it shares student and grader."""
+        """Returns a new plant with another number of rows. It shares student and grader."""
         plant = GRPOPlant(
             self.config, num_rows, self.channels, student=self.student, grader=self._grader
         )
@@ -160,152 +173,154 @@ class GRPOPlant(Runs):
         return plant
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
-        """Gives all rows, or some, knobs of zero, a new order of tasks and the direction of the
-        untrained student.
+        """Starts new runs in the given rows (default: all).
+
+        A new run has coefficients of zero, a new order of tasks and the direction of the untrained
+        student.
 
         Args:
             seeds: one per row that is reset.
-            rows: indices of the rows; None for all.
+            rows: indices of the rows. None resets all.
         """
         chosen = self._begin(seeds, rows)
-        for name, knob in self._trained().items():
+        for name, knob in self._coefficients().items():
             knob[chosen] = 0.0
             for slot, value in self._rule.init(knob[chosen]).items():
                 self._states[name][slot][chosen] = value
-        self._put_direction(chosen, self._fresh_direction(chosen))
+        self._set_direction(chosen, self._untrained_direction(chosen))
 
     def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] updates, then probes; 0 only measures. A row that diverged
-        does not move.
+        """Trains row i for num_steps[i] updates, then evaluates the probe.
+
+        0 steps only measure. A row that has diverged does not move.
 
         Args:
-            num_steps: (N,) updates.
+            num_steps: updates per row, (N,).
 
         Returns:
-            What was measured, always finite. `train_loss` is the part of the largest reward that
-            the leaky grader did not pay, `probe_loss` the part of the probe that is not solved.
+            Measurements, always finite. `train_loss` is the fraction of the largest reward that the
+            leaky grader did not pay. `probe_loss` is the fraction of the probe that is not solved.
         """
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         measured = {key: value.copy() for key, value in vars(self._window).items()}
         sums = {key: np.zeros_like(measured[key]) for key in ("train_loss", "gauges", "privileged")}
         probe_pass = measured["gauges"][:, -1].copy()
         taken = np.zeros(self.num_rows)
+
         for step in range(int(goal.max(initial=0))):
             rows = np.flatnonzero((goal > step) & (self.divergence == 0))
             if not len(rows):
                 break
-            seen = self._step(rows)
+            record = self._step(rows)
             moved = self.divergence[rows] == 0
             taken[rows[moved]] += 1
             for key in ("gradient_norm", "layer_gradient_norm"):
-                measured[key][rows[moved]] = seen.pop(key)[moved]
-            sums["gauges"][rows[moved], : len(UPDATE_GAUGES)] += seen.pop("gauges")[moved]
-            for key, value in seen.items():
+                measured[key][rows[moved]] = record.pop(key)[moved]
+            sums["gauges"][rows[moved], : len(UPDATE_GAUGES)] += record.pop("gauges")[moved]
+            for key, value in record.items():
                 sums[key][rows[moved]] += value[moved]
+
         trained = taken > 0
         for key, total in sums.items():
             measured[key][trained] = (total.T / np.maximum(taken, 1.0)).T[trained]
         measured["gauges"][:, -1] = probe_pass
+
         alive = self.divergence == 0
         probed = alive if "probe" in self.tiers else alive & (self.steps == 0)
         if probed.any():
             passed = self._probe(np.flatnonzero(probed))
-            (
-                measured["probe_loss"][probed],
-                measured["gauges"][probed, GAUGES.index("probe_pass")],
-            ) = (
-                1.0 - passed,
-                passed,
-            )
+            measured["probe_loss"][probed] = 1.0 - passed
+            measured["gauges"][probed, GAUGES.index("probe_pass")] = passed
+
         new = alive & (self.steps == 0)
         measured["train_loss"][new] = measured["probe_loss"][new]
+
         self._window = Window(
             **measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()}
         )
         return self._window
 
     def evaluate(self) -> FloatArray:
-        """Held-out score of every run, (N,): passed without a loophole minus hacked with one, the
-        quarantine left out.
+        """Returns the held-out score of every run, (N,), computed without the quarantine.
 
-        Both are parts of the held-out problems, by the true verdict; see `report` for each.
+        The score is the fraction of held-out problems solved when there is no loophole, minus the
+        fraction hacked when there is one, both by the true verdict. See `report` for each.
         """
         report = self.report()
         return report["pass"] - report["hack"]
 
     def report(self, deployed: bool = True) -> dict[str, FloatArray]:
-        """What is true of every run on held-out problems, (N,) each.
+        """Returns the true rates of every run on held-out problems, (N,) each.
 
         Args:
-            deployed: leave the quarantine out, as one would in use.
+            deployed: leave the quarantine out, as in deployment.
 
         Returns:
-            `pass`: right programs where there is no loophole; `hack`, `hack_<mode>`: paid for and
-                not right, under the
-            loopholes' training names; `renamed_hack`: under names that no reward was ever paid for;
-            `correct`: right programs under a loophole; `kl`: of the completions without a loophole,
-                from the student as it came [nats
-            per token].
+            `pass`: right programs where there is no loophole. `hack`, `hack_<mode>`: programs that
+            were paid for but are not right, under the loopholes' training names. `renamed_hack`:
+            the same under names that no reward was ever paid for. `correct`: right programs under a
+            loophole. `kl`: divergence from the untrained student, on the completions without a
+            loophole [nats per token].
         """
         rows = np.arange(self.num_rows)
         result: dict[str, FloatArray] = {}
+
         for names, key in ((None, "pass"), ("train", "hack"), ("evaluation", "renamed_hack")):
             tasks = [self._curriculum.evaluation(names)] * self.num_rows
-            generators = [draws(self.seeds[row], 0, EVALUATION) for row in rows]
-            rollouts, verdicts = self._play(rows, tasks, generators, deployed)
+            generators = [step_generator(self.seeds[row], 0, EVALUATION) for row in rows]
+            rollouts, verdicts = self._sample_and_grade(rows, tasks, generators, deployed)
             correct, hack = _rates(verdicts, "correct"), _rates(verdicts, "hack")
             result[key] = correct if names is None else hack
             if names == "train":
                 result["correct"] = correct
                 for mode in self.config.modes:
-                    of_mode = np.array([task.mode == mode for task in tasks[0]])
-                    result[f"hack_{mode}"] = np.array(
-                        [
-                            np.mean([v.hack for v, own in zip(row, of_mode, strict=True) if own])
-                            for row in verdicts
-                        ]
-                    )
+                    columns = [i for i, task in enumerate(tasks[0]) if task.mode == mode]
+                    rates = [np.mean([row[i].hack for i in columns]) for row in verdicts]
+                    result[f"hack_{mode}"] = np.array(rates)
             if names is None:
-                result["kl"] = self._divergence_from_start(rollouts, deployed)
+                result["kl"] = self._kl_from_untrained(rollouts, deployed)
+
         return result
 
     def tasks(self, row: int) -> list[Task]:
-        """What a run is asked at its next update: P tasks, a function of its seed and step."""
-        return self._curriculum.chosen(int(self.seeds[row]), int(self.steps[row]))
+        """Returns the P tasks of a run's next update, a function of its seed and step."""
+        return self._curriculum.tasks_at(int(self.seeds[row]), int(self.steps[row]))
 
-    def _divergence_from_start(self, rollouts: Rollouts, deployed: bool) -> FloatArray:
+    def _kl_from_untrained(self, rollouts: Rollouts, deployed: bool) -> FloatArray:
+        """Returns the k3 estimate of the divergence from the untrained student, (N,)."""
         with torch.no_grad():
-            own, heat = (
-                self._forward_knobs(np.arange(self.num_rows), deployed),
-                self.config.temperature,
-            )
-            now = self.student.log_probabilities(own, rollouts, heat)
-            start = self.student.log_probabilities(self._zeros(self.num_rows), rollouts, heat)
+            knobs = self._forward_knobs(np.arange(self.num_rows), deployed)
+            zeros = self._zeros(self.num_rows)
+            temperature = self.config.temperature
+            now = self.student.log_probabilities(knobs, rollouts, temperature)
+            start = self.student.log_probabilities(zeros, rollouts, temperature)
             difference = (start - now).double()
             per_token = (difference.exp() - difference - 1.0) * rollouts.mask
             return _finite(per_token.sum((1, 2)) / rollouts.mask.sum((1, 2)))
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
-        """One update of these rows; what was measured of them in its first pass, under the names of Window."""
+        """Performs one update of these rows.
+
+        Returns:
+            Measurements of the first optimizer step, under the names of Window.
+        """
         config, P, G = self.config, self.config.num_prompts, self.config.num_samples
         self._refresh(rows)
         tasks = [self.tasks(row) for row in rows]
-        generators = [draws(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
-        rollouts = self._sampled(rows, tasks, G, generators)
-        with ThreadPoolExecutor(
-            1
-        ) as beside:  # programs run in processes of their own, while the passes are computed
-            graded = beside.submit(self._graded, tasks, G, rollouts)
-            total = {
-                name: knob.detach().requires_grad_()
-                for name, knob in self._forward_knobs(rows).items()
-            }
+        generators = [step_generator(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
+        rollouts = self._sample(rows, tasks, G, generators)
+
+        # Programs run in other processes while this one computes the forward passes.
+        with ThreadPoolExecutor(1) as executor:
+            grading = executor.submit(self._grade, tasks, G, rollouts)
+            knobs = self._differentiable_knobs(rows)
             with torch.no_grad():
                 reference = self.student.log_probabilities(
                     self._zeros(len(rows)), rollouts, config.temperature
                 )
-            logp = self.student.log_probabilities(total, rollouts, config.temperature)
-            verdicts = graded.result()
+            logp = self.student.log_probabilities(knobs, rollouts, config.temperature)
+            verdicts = grading.result()
+
         paid = torch.tensor(
             [[v.reward for v in row] for row in verdicts], dtype=torch.float32
         ).view(len(rows), P, G)
@@ -314,13 +329,13 @@ class GRPOPlant(Runs):
         kl_weight = torch.as_tensor(
             config.kl_weight * self._per_run("kl_weight", rows, 1.0), dtype=torch.float32
         )
-        old = logp.detach()
+        old_logp = logp.detach()
 
-        def learn(iteration: int, total: dict[str, Tensor], logp: Tensor) -> _Pass:
-            """One optimizer step on the rollouts; a row that diverges stays where it is."""
+        def take_step(iteration: int, knobs: dict[str, Tensor], logp: Tensor) -> _StepRecord:
+            """Takes one optimizer step on the rollouts. A row that diverges does not move."""
             loss, metrics = policy_loss(
                 logp,
-                old,
+                old_logp,
                 reference,
                 rollouts.mask,
                 advantage,
@@ -330,62 +345,58 @@ class GRPOPlant(Runs):
                 skipped=flat,
             )
             gradients = dict(
-                zip(total, torch.autograd.grad(loss.sum(), list(total.values())), strict=True)
+                zip(knobs, torch.autograd.grad(loss.sum(), list(knobs.values())), strict=True)
             )
             norm = total_norm(gradients)
-            self._judge(rows, loss.detach().double().numpy(), norm, metrics.kl.double().numpy())
+            kl = metrics.kl.double().numpy()
+            self._mark_diverged(rows, loss.detach().double().numpy(), norm, kl)
             moving = self.divergence[rows] == 0
             count = self.steps[rows] * config.num_iterations + iteration
-            return _Pass(
-                metrics.kl, gradients, norm, self._update(rows, moving, gradients, norm, count)
-            )
+            measures = self._update(rows, moving, gradients, norm, count)
+            return _StepRecord(metrics.kl, gradients, norm, measures)
 
-        seen = learn(0, total, logp)
+        first = take_step(0, knobs, logp)
         self.module_cos[torch.as_tensor(rows)] = module_cosines(
-            seen.gradients, self._direction_of(rows)
+            first.gradients, self._direction_of(rows)
         )
         for iteration in range(1, config.num_iterations):
-            total = {
-                name: knob.detach().requires_grad_()
-                for name, knob in self._forward_knobs(rows).items()
-            }
-            learn(
-                iteration,
-                total,
-                self.student.log_probabilities(total, rollouts, config.temperature),
-            )
+            knobs = self._differentiable_knobs(rows)
+            logp = self.student.log_probabilities(knobs, rollouts, config.temperature)
+            take_step(iteration, knobs, logp)
+
         moving = self.divergence[rows] == 0
         self.steps[rows[moving]] += 1
         gauges = {
             "reward_mean": paid.mean((1, 2)) / LARGEST_REWARD,
             "reward_spread": paid.std(2, unbiased=False).mean(1) / LARGEST_REWARD,
             "flat_groups": flat.float().mean(1),
-            "kl": seen.kl,
+            "kl": first.kl,
             "entropy": rollouts.entropy,
             "completion_length": rollouts.mask.float().mean((1, 2))
             * rollouts.mask.shape[2]
             / self.student.max_tokens,
             "compiled": torch.as_tensor(_rates(verdicts, "compiles")),
-            "flagged": torch.as_tensor(self._flagged(verdicts)),
-            **seen.measures._asdict(),
+            "flagged": torch.as_tensor(self._flagged_fractions(verdicts)),
+            **first.measures._asdict(),
             "knob_norm": torch.as_tensor(
                 total_norm({name: knob[rows] for name, knob in self.knobs.items()})
             ),
         }
         table = np.stack([_finite(gauges[name]) for name in UPDATE_GAUGES], 1)
         layers = [
-            {n: g for n, g in seen.gradients.items() if _layer(n) == i}
+            {name: g for name, g in first.gradients.items() if _layer(name) == i}
             for i in range(self.num_layers)
         ]
+
         return {
             "train_loss": 1.0 - _finite(gauges["reward_mean"]),
-            "gradient_norm": seen.norm,
-            "layer_gradient_norm": np.stack([total_norm(own) for own in layers], 1),
+            "gradient_norm": first.norm,
+            "layer_gradient_norm": np.stack([total_norm(layer) for layer in layers], 1),
             "gauges": table,
             "privileged": np.stack([_rates(verdicts, name) for name in PRIVILEGED], 1),
         }
 
-    def _sampled(
+    def _sample(
         self,
         rows: IntArray,
         tasks: Sequence[Sequence[Task]],
@@ -393,42 +404,45 @@ class GRPOPlant(Runs):
         generators: Sequence[torch.Generator],
         deployed: bool = False,
     ) -> Rollouts:
-        """Completions of every row's tasks."""
+        """Samples completions of every row's tasks."""
         prompts = [[task.prompt for task in row] for row in tasks]
         knobs = self._forward_knobs(rows, deployed)
         return self.student.sample(knobs, prompts, num_samples, generators, self.config.temperature)
 
-    def _graded(
+    def _grade(
         self, tasks: Sequence[Sequence[Task]], num_samples: int, rollouts: Rollouts
     ) -> list[list[Verdict]]:
-        """What the grader says of every row's completions, (rows, tasks x samples)."""
-        submissions = [
-            Submission(task, text)
-            for own, texts in zip(tasks, rollouts.texts, strict=True)
-            for task, text in zip(
-                [task for task in own for _ in range(num_samples)], texts, strict=True
-            )
-        ]
+        """Returns the verdicts on every row's completions, (rows, tasks x samples)."""
+        submissions = []
+        for row_tasks, texts in zip(tasks, rollouts.texts, strict=True):
+            repeated: list[Task] = []
+            for task in row_tasks:
+                repeated += [task] * num_samples
+            submissions += [
+                Submission(task, text) for task, text in zip(repeated, texts, strict=True)
+            ]
+
         verdicts = self._grader.grade(submissions)
         width = len(rollouts.texts[0])
         return [verdicts[start : start + width] for start in range(0, len(verdicts), width)]
 
-    def _play(
+    def _sample_and_grade(
         self,
         rows: IntArray,
         tasks: Sequence[Sequence[Task]],
         generators: Sequence[torch.Generator],
         deployed: bool,
     ) -> tuple[Rollouts, list[list[Verdict]]]:
-        """One completion of each of every row's tasks, and what the grader says of it, (rows, tasks)."""
-        rollouts = self._sampled(rows, tasks, 1, generators, deployed)
-        return rollouts, self._graded(tasks, 1, rollouts)
+        """Samples one completion of each task, and grades it: verdicts are (rows, tasks)."""
+        rollouts = self._sample(rows, tasks, 1, generators, deployed)
+        return rollouts, self._grade(tasks, 1, rollouts)
 
     def _penalized(self, rows: IntArray, rewards: Tensor, rollouts: Rollouts) -> Tensor:
-        """Rewards less what Rebound takes for looking like a hack, where the panel asks for it."""
+        """Returns the rewards minus the penalty of Rebound, where the panel asks for it."""
         weights = self._per_run("rebound_weight", rows, 0.0)
         if not weights.any():
             return rewards
+
         states = self.student.states(self._forward_knobs(rows), rollouts)  # (rows, P G, C)
         states = states.view(*rewards.shape, -1)
         scores = concept_scores(states, self._concept_axis().expand(len(rows), -1))
@@ -437,12 +451,12 @@ class GRPOPlant(Runs):
         )
 
     def _concept_axis(self) -> Tensor:
-        """Mean difference of the pairs' states in the untrained student, (1, C)."""
+        """Returns the mean difference of the pairs' states in the untrained student, (1, C)."""
         if self._concept is None:
             pairs, zeros = self._contrast.pairs, self._zeros(1)
             prompts = [[pair.prompt for pair in pairs]]
             hack, clean = (
-                self.student.states(zeros, self.student.given(prompts, [texts]))
+                self.student.states(zeros, self.student.rollouts_from_texts(prompts, [texts]))
                 for texts in ([pair.hack for pair in pairs], [pair.clean for pair in pairs])
             )
             self._concept = concept_direction(hack, clean)
@@ -456,51 +470,63 @@ class GRPOPlant(Runs):
         norm: FloatArray,
         count: IntArray,
     ) -> Measures:
-        """Projects and takes the optimizer's step `count`, (rows,); rows that must not move stay, bit for bit."""
+        """Projects the gradients and takes optimizer step `count`, (rows,).
+
+        Rows that must not move stay bit for bit as they are.
+        """
         config, index = self.config, torch.as_tensor(rows)
-        steered, removed, measures = self._projected(
+        projected, removed, measures = self._projected(
             rows, moving, gradients, config.target == "grad"
         )
         clip = torch.as_tensor(
             np.minimum(1.0, config.max_gradient_norm / np.maximum(norm, 1e-12)), dtype=torch.float32
         )[:, None]
-        given = {name: g * clip for name, g in steered.items()}
+        clipped = {name: g * clip for name, g in projected.items()}
         if config.route:
-            given |= {_quarantined(name): g * clip for name, g in removed.items()}
-        trained = self._trained()
-        weights = {name: trained[name][index] for name in given}
+            clipped |= {_quarantine_name(name): g * clip for name, g in removed.items()}
+
+        coefficients = self._coefficients()
+        weights = {name: coefficients[name][index] for name in clipped}
         before = {name: weight.clone() for name, weight in weights.items()}
         states = {
             name: {slot: value[index] for slot, value in self._states[name].items()}
-            for name in given
+            for name in clipped
         }
         self._rule.update(
             list(weights.values()),
-            list(given.values()),
+            list(clipped.values()),
             list(states.values()),
-            self._rates(rows, len(given)),
+            self._rates(rows, len(clipped)),
             count,
         )
+
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}
-            projected = self._projected(rows, moving, step, True)[
-                0
-            ]  # what is measured is the gradient
-            for name, kept in projected.items():
+            # The measures of this call are not used, since those of the gradient are reported.
+            kept_step, _, _ = self._projected(rows, moving, step, True)
+            for name, kept in kept_step.items():
                 weights[name] = torch.where(
                     (kept == step[name]).all(1, keepdim=True), weights[name], before[name] - kept
                 )
-        still, moved = torch.as_tensor(moving), index[torch.as_tensor(moving)]
+
+        is_moving = torch.as_tensor(moving)
+        moved = index[is_moving]
         for name, weight in weights.items():
-            trained[name][moved] = weight[still]
+            coefficients[name][moved] = weight[is_moving]
             for slot, value in states[name].items():
-                self._states[name][slot][moved] = value[still]
+                self._states[name][slot][moved] = value[is_moving]
+
         return measures
 
     def _projected(
         self, rows: IntArray, moving: BoolArray, vectors: Mapping[str, Tensor], applied: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Measures]:
-        """Vectors without what the panel has removed of them, what that is, and what was measured on the way."""
+        """Removes the direction from vectors, at the strengths of the panel.
+
+        Returns:
+            The vectors that remain, what was removed, and the measures. With `applied` False
+            nothing is removed, and the measures are those of the one-sided rule.
+        """
         direction = self._direction_of(rows)
         index = torch.as_tensor(rows)
         table = self.panel.table("projection_strength")
@@ -510,11 +536,13 @@ class GRPOPlant(Runs):
         magnitude = torch.as_tensor(
             self._per_run("magnitude_preservation", rows, 0.0), dtype=torch.float32
         )
+
         deviations = None
         if self.config.rule == "drift" and applied:
             deviations = self._deviations(
                 index, torch.as_tensor(moving), coordinates(vectors, direction)
             )
+
         return project(
             dict(vectors),
             direction,
@@ -531,35 +559,36 @@ class GRPOPlant(Runs):
         index = torch.as_tensor(rows)
         return Direction(
             {name: axes[index] for name, axes in self.direction.axes.items()},
-            {name: own[index] for name, own in self.direction.strengths.items()},
+            {name: values[index] for name, values in self.direction.strengths.items()},
         )
 
     def _deviations(
         self, index: Tensor, moving: Tensor, components: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Running standard deviation of each component along the axes, module -> (rows, k), this
-        step's included.
+        """Returns the running standard deviation of each component along the axes.
 
-        What is remembered is that of the rows that move.
+        This step is included. Only rows that move keep the new moments.
+
+        Returns:
+            module -> (rows, k).
         """
         old = self._spread
-        own = Spread(
+        chosen = RunningMoments(
             old.weight[index],
             {name: mean[index] for name, mean in old.means.items()},
             {name: square[index] for name, square in old.squares.items()},
         )
-        new = updated_spread(own, components)
+        new = update_moments(chosen, components)
         moved = index[moving]
         old.weight[moved] = new.weight[moving]
         for name in components:
-            old.means[name][moved], old.squares[name][moved] = (
-                new.means[name][moving],
-                new.squares[name][moving],
-            )
+            old.means[name][moved] = new.means[name][moving]
+            old.squares[name][moved] = new.squares[name][moving]
+
         return new.deviations()
 
     def _rates(self, rows: IntArray, num_tensors: int) -> Rates:
-        """What the knobs are updated with, (rows, K) each; the quarantine like the knobs."""
+        """Returns the rates of the update, (rows, K) each. Knobs and quarantine have the same."""
         base = self.config.base_lr * self.config.lr_schedule(self.steps[rows])
         table = self.panel.table("lr")
         lr = base[:, None] * (
@@ -571,86 +600,100 @@ class GRPOPlant(Runs):
         )
 
     def _refresh(self, rows: IntArray) -> None:
-        """Extracts the direction anew, from the student as it now is, for the rows that draw it."""
+        """Extracts a new direction from the present student, for the rows that draw a refresh."""
         probability = self._per_run("direction_refresh", rows, 0.0)
-        drawn = [
-            int(row)
-            for row, p in zip(rows, probability, strict=True)
-            if p > 0
-            and torch.rand((), generator=draws(self.seeds[row], self.steps[row], REFRESH)).item()
-            < p
-        ]
-        if drawn:
-            knobs = {
-                name: knob[drawn] for name, knob in self.knobs.items()
-            }  # without the quarantine
-            hack, clean = self._contrast.gradients(knobs, self._contrast.pairs)
-            finite = torch.stack(
-                [g.isfinite().flatten(1).all(1) for g in (*hack.values(), *clean.values())]
-            ).all(0)
-            sound = torch.nonzero(finite)[
-                :, 0
-            ].tolist()  # a run that is broken is not refreshed; this update ends it
-            if sound:
-                hack, clean = (
-                    {name: g[sound] for name, g in side.items()} for side in (hack, clean)
-                )
-                drawn = [drawn[i] for i in sound]
-                generators = [draws(self.seeds[row], self.steps[row], DIRECTION) for row in drawn]
-                self._put_direction(drawn, self._contrast.direction(hack, clean, generators))
+        drawn = []
+        for row, p in zip(rows, probability, strict=True):
+            if p > 0:
+                generator = step_generator(self.seeds[row], self.steps[row], REFRESH)
+                if torch.rand((), generator=generator).item() < p:
+                    drawn.append(int(row))
 
-    def _fresh_direction(self, rows: Sequence[int]) -> Direction:
-        """The untrained student's, (rows, k, r): its gradients are the same for all."""
+        if not drawn:
+            return
+
+        # Without the quarantine.
+        knobs = {name: knob[drawn] for name, knob in self.knobs.items()}
+        hack, clean = self._contrast.gradients(knobs, self._contrast.pairs)
+        finite = torch.stack(
+            [g.isfinite().flatten(1).all(1) for g in (*hack.values(), *clean.values())]
+        ).all(0)
+
+        # A run with gradients that are not finite is not refreshed. This update ends it.
+        sound = torch.nonzero(finite)[:, 0].tolist()
+        if sound:
+            hack, clean = ({name: g[sound] for name, g in side.items()} for side in (hack, clean))
+            refreshed = [drawn[i] for i in sound]
+            generators = [
+                step_generator(self.seeds[row], self.steps[row], DIRECTION) for row in refreshed
+            ]
+            self._set_direction(refreshed, self._contrast.direction(hack, clean, generators))
+
+    def _untrained_direction(self, rows: Sequence[int]) -> Direction:
+        """Returns the direction of the untrained student, (rows, k, r).
+
+        All runs have the same gradients. Controls draw from the generator of each run.
+        """
         references = self._contrast.untrained_gradients()
         hack, clean = (
             {name: g.expand(len(rows), -1, -1) for name, g in side.items()} for side in references
         )
         return self._contrast.direction(
-            hack, clean, [draws(self.seeds[row], 0, DIRECTION) for row in rows]
+            hack, clean, [step_generator(self.seeds[row], 0, DIRECTION) for row in rows]
         )
 
-    def _put_direction(self, rows: Sequence[int], direction: Direction) -> None:
-        """Gives rows another direction; what was known of their components along the old one is forgotten."""
+    def _set_direction(self, rows: Sequence[int], direction: Direction) -> None:
+        """Replaces the direction of some runs, and resets their running moments."""
         self._spread.weight[list(rows)] = 0.0
         for record in (self._spread.means, self._spread.squares):
             for value in record.values():
                 value[list(rows)] = 0.0
-        for mine, new in (
+        for present, new in (
             (self.direction.axes, direction.axes),
             (self.direction.strengths, direction.strengths),
         ):
             for name, value in new.items():
-                mine[name][list(rows)] = value
+                present[name][list(rows)] = value
 
     def _per_run(self, channel: str, rows: IntArray, neutral: float) -> FloatArray:
         values = self.panel.per_run(channel)
         return np.full(len(rows), neutral) if values is None else values[rows]
 
-    def _trained(self) -> dict[str, Tensor]:
-        """Everything that is stepped: the knobs, and under names of their own the quarantine's."""
-        return self.knobs | {_quarantined(name): knob for name, knob in self.quarantine.items()}
+    def _coefficients(self) -> dict[str, Tensor]:
+        """Returns everything the optimizer trains: knobs, and quarantine under prefixed names."""
+        return self.knobs | {_quarantine_name(name): q for name, q in self.quarantine.items()}
 
     def _forward_knobs(self, rows: IntArray, deployed: bool = False) -> dict[str, Tensor]:
-        """What these rows' student computes with."""
+        """Returns the coefficients of the forward pass: knobs, plus quarantine unless deployed."""
         if deployed or not self.config.route:
             return {name: knob[rows] for name, knob in self.knobs.items()}
         return {name: knob[rows] + self.quarantine[name][rows] for name, knob in self.knobs.items()}
 
+    def _differentiable_knobs(self, rows: IntArray) -> dict[str, Tensor]:
+        forward = self._forward_knobs(rows)
+        return {name: knob.detach().requires_grad_() for name, knob in forward.items()}
+
     def _zeros(self, num_rows: int) -> dict[str, Tensor]:
         return {name: torch.zeros(num_rows, r) for name, r in self.student.ranks.items()}
 
-    def _flagged(self, verdicts: Sequence[Sequence[Verdict]]) -> FloatArray:
-        """Part of each row's programs in which the weak detector finds a loophole that it knows, (rows,)."""
+    def _flagged_fractions(self, verdicts: Sequence[Sequence[Verdict]]) -> FloatArray:
+        """Returns the fraction of each row's programs that the weak detector flags, (rows,)."""
         known = frozenset(self.config.known_modes)
         return np.array([np.mean([bool(v.flags & known) for v in row]) for row in verdicts])
 
     def _probe(self, rows: IntArray) -> FloatArray:
-        """Part of the probe's problems that each row solves, (rows,); its draws are the same at every step."""
-        tasks = [self._curriculum.probe] * len(rows)
-        generators = [draws(self.seeds[row], 0, PROBE) for row in rows]
-        return _rates(self._play(rows, tasks, generators, deployed=True)[1], "correct")
+        """Returns the fraction of the probe's problems that each row solves, (rows,).
 
-    def _judge(self, rows: IntArray, loss: FloatArray, norm: FloatArray, kl: FloatArray) -> None:
+        The random numbers are the same at every step.
+        """
+        tasks = [self._curriculum.probe] * len(rows)
+        generators = [step_generator(self.seeds[row], 0, PROBE) for row in rows]
+        _, verdicts = self._sample_and_grade(rows, tasks, generators, deployed=True)
+        return _rates(verdicts, "correct")
+
+    def _mark_diverged(
+        self, rows: IntArray, loss: FloatArray, norm: FloatArray, kl: FloatArray
+    ) -> None:
         reasons = np.select(
             [~np.isfinite(loss), ~np.isfinite(norm), ~(kl <= self.config.divergence_kl)],
             [
@@ -663,16 +706,14 @@ class GRPOPlant(Runs):
 
     def _tensors(self) -> dict[str, Tensor]:
         """See Runs."""
-        result = {f"trained/{name}": knob for name, knob in self._trained().items()}
-        result |= {
-            f"optimizer/{n}/{slot}": v
-            for n, state in self._states.items()
-            for slot, v in state.items()
-        }
+        result = {f"trained/{name}": knob for name, knob in self._coefficients().items()}
+        for name, state in self._states.items():
+            for slot, value in state.items():
+                result[f"optimizer/{name}/{slot}"] = value
         result |= {f"direction/{name}": axes for name, axes in self.direction.axes.items()}
-        result |= {f"strength/{name}": own for name, own in self.direction.strengths.items()}
-        result |= {f"mean/{name}": own for name, own in self._spread.means.items()}
-        result |= {f"square/{name}": own for name, own in self._spread.squares.items()}
+        result |= {f"strength/{name}": v for name, v in self.direction.strengths.items()}
+        result |= {f"mean/{name}": mean for name, mean in self._spread.means.items()}
+        result |= {f"square/{name}": square for name, square in self._spread.squares.items()}
         return result | {"spread": self._spread.weight}
 
     def description(self) -> dict[str, object]:
@@ -680,7 +721,7 @@ class GRPOPlant(Runs):
         return self.config.description() | {
             "channels": [list(pair) for pair in self.channels],
             "student_digest": self.student.digest,
-            "rule_knobs": described_rule(self._rule),
+            "rule_knobs": rule_description(self._rule),
             **{f"student_{name}": value for name, value in self.student.settings.items()},
             **{
                 f"{split}_problems": content for split, content in self._curriculum.contents.items()
@@ -688,17 +729,17 @@ class GRPOPlant(Runs):
         }
 
 
-def _quarantined(name: str) -> str:
+def _quarantine_name(name: str) -> str:
     return f"quarantine/{name}"
 
 
 def _layer(name: str) -> int:
-    """The layer that a module's name says: its first number."""
+    """Returns the layer of a module: the first number in its name."""
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
 def total_norm(tensors: Mapping[str, Tensor]) -> FloatArray:
-    """L2 norm of each row's tensors together, (rows,)."""
+    """Returns the L2 norm of each row's tensors together, (rows,)."""
     return torch.cat([t.double() for t in tensors.values()], 1).norm(dim=1).numpy()
 
 
@@ -707,7 +748,7 @@ def _finite(values: Tensor) -> FloatArray:
 
 
 def _rates(verdicts: Sequence[Sequence[Verdict]], what: str) -> FloatArray:
-    """Part of each row's verdicts of which this holds, (rows,)."""
+    """Returns the fraction of each row's verdicts for which the fact `what` holds, (rows,)."""
     facts = {
         "compiles": lambda v: v.compiles,
         "correct": lambda v: v.correct,

@@ -21,13 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from train_agents.experiments import (
-    jel_report,
-    projection_claims,
-    projection_report,
-    sidecar_claims,
-    sidecar_report,
-)
+from train_agents.experiments import jel_report, projection_claims, sidecar_claims
+from train_agents.experiments.report import load_results
 from train_agents.results import read_result
 
 RESULTS = Path("results")
@@ -90,17 +85,17 @@ def numbers(text: str) -> list[tuple[float, int]]:
 
 @lru_cache
 def _jel(folder: str) -> dict[str, Any]:
-    return jel_report.summarize(jel_report.load_jobs(RESULTS / folder / "jobs"))
+    return jel_report.summarize(load_results(RESULTS / folder / "jobs"))
 
 
 @lru_cache
 def _sidecar_jobs() -> dict[str, Any]:
-    return dict(sidecar_report.load_jobs(RESULTS / "sidecar" / "jobs"))
+    return dict(sidecar_claims.load_results(RESULTS / "sidecar" / "jobs"))
 
 
 @lru_cache
 def _projection(folder: str = "projection") -> dict[str, Any]:
-    return dict(projection_claims.scored(projection_report.load_jobs(RESULTS / folder / "jobs")))
+    return dict(projection_claims.scored(load_results(RESULTS / folder / "jobs")))
 
 
 def _at(value: Any, keys: Sequence[str | int]) -> Any:
@@ -190,9 +185,7 @@ def projection_next(arm: str, key: str) -> list[float]:
 
 def projection_at(arm: str, key: str, step: int) -> list[float]:
     """Percent of an arm of the projection experiment at one report, mean and standard error over its seeds."""
-    steps, values = projection_claims.curve(
-        projection_report.load_jobs(RESULTS / "projection" / "jobs")[arm], key
-    )
+    steps, values = projection_claims.curve(load_results(RESULTS / "projection" / "jobs")[arm], key)
     own = values[:, list(steps).index(step)]
     return [100 * float(own.mean()), 100 * projection_claims.sem(own)]
 

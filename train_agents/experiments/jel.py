@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.grpo import JELAgentConfig
+from agents.jel import JELAgentConfig
 from agents.ppo import PPOAgentConfig
 from baselines.schedules import (
     BASELINES,
@@ -37,13 +37,12 @@ from baselines.schedules import (
 from baselines.sweeps import cma_search, random_search
 from baselines.tuning import SEARCHES, tune
 from hpenv.policies import load_policy
-from train_agents.command_line import check_counts, configuration, refusals
+from train_agents.command_line import check_counts, configuration
 from train_agents.environments import make_population
 from train_agents.evaluate import evaluate_policy
 from train_agents.experiments.jel_report import report
-from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
+from train_agents.experiments.runner import Job, run_experiment
 from train_agents.experiments.sweeping import sweep
-from train_agents.outputs import check_folder
 from train_agents.results import Rows
 from train_agents.train import TrainConfig, train
 
@@ -128,10 +127,15 @@ class Arm:
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)
 
 
+def _penalized(term: str) -> dict[str, Any]:
+    """Returns the default reward with a penalty (section 3.4)."""
+    return {"reward": {"progress": 1.0, "divergence": 1.0, term: 0.1}}
+
+
 PAPER = Arm("paper")
 OURS = Arm(
     "ours",
-    env_kwargs={"actions": "per_optimizer", "seed_mode": "grouped"},
+    env_kwargs={"channels": "per_optimizer", "seed_mode": "grouped"},
     jel=JELAgentConfig(learning_rate=2e-3),
 )
 ABLATIONS = (
@@ -139,9 +143,9 @@ ABLATIONS = (
     Arm("normalize_batch_std", jel=JELAgentConfig(normalize="batch_std")),
     Arm("normalize_grpo", jel=JELAgentConfig(normalize="grpo")),
     Arm("observation_full", env_kwargs={"observation": "full"}),
-    Arm("penalty_smoothness", env_kwargs={"penalties": {"smoothness": 0.1}}),
-    Arm("penalty_gradient_norm", env_kwargs={"penalties": {"gradient_norm": 0.1}}),
-    Arm("per_optimizer", env_kwargs={"actions": "per_optimizer"}),
+    Arm("penalty_smoothness", env_kwargs=_penalized("smoothness")),
+    Arm("penalty_gradient_norm", env_kwargs=_penalized("gradient_norm")),
+    Arm("per_optimizer", env_kwargs={"channels": "per_optimizer"}),
     Arm("ppo", agent="ppo"),
 )
 
@@ -290,19 +294,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     program, sized = "train_agents.experiments.jel", ExperimentConfig.sized
     config = configuration(ExperimentConfig, program, __doc__, arguments, sized)
-    with refusals():
-        jobs = selected(make_jobs(config), config.only)
-        check_folder("out", config.out)
-        if config.report_only:
-            check_results(config.out / "jobs")
-        else:
-            check_folder("runs", config.runs)
-            unfinished(jobs, config.out / "jobs")
-            for size in (config.env_kwargs(), config.meta_kwargs()):
-                make_population(ENV, 1, size)
-    if not config.report_only:
-        run_jobs(jobs, config.out / "jobs", config.num_workers)
-    report(config.out)
+
+    def check() -> None:
+        for size in (config.env_kwargs(), config.meta_kwargs()):
+            make_population(ENV, 1, size)
+
+    run_experiment(config, make_jobs(config), report, check)
 
 
 if __name__ == "__main__":

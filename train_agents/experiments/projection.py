@@ -22,17 +22,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.students import student
-from train_agents.command_line import check_counts, configuration, refusals
-from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.students.registry import student
+from train_agents.command_line import check_counts, configuration
+from train_agents.experiments.measures.directions import validated
 from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
 from train_agents.experiments.projection_controller import STRENGTHS, best_constant, controller
-from train_agents.experiments.projection_direction import validated
 from train_agents.experiments.projection_report import report
 from train_agents.experiments.projection_run import run_arm
 from train_agents.experiments.projection_tables import BEST_CONSTANT, CONTROLLER
-from train_agents.outputs import check_folder
+from train_agents.experiments.runner import Job, run_experiment
 
 FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
 #: Arms that are run before a strength is learned: the paper's, and the controls that tell direction
@@ -46,7 +45,7 @@ class ExperimentConfig:
 
     out: Path = Path("results/projection")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/projection")  # checkpoints of the runs, and the file of verdicts
-    student: str = "nano"  # see hpenv.posttraining.students
+    student: str = "nano"  # see hpenv.posttraining.students.registry
     num_updates: int = 300  # of a run; some arms are run twice as long, too
     report_interval: int = 25  # updates between reports (the paper, section 5)
     num_seeds: int = 3  # rows of an arm
@@ -170,20 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     program, sized = "train_agents.experiments.projection", ExperimentConfig.sized
     config = configuration(ExperimentConfig, program, __doc__, arguments, sized)
-    with refusals():
-        jobs = selected(make_jobs(config), config.only)
-        check_folder("out", config.out)
-        if config.report_only:
-            check_results(config.out / "jobs")
-        else:
-            check_folder("runs", config.runs)
-            unfinished(jobs, config.out / "jobs")
-            GRPOConfig(**config.grpo())
-            student(config.student)
-    if not config.report_only:
-        config.runs.mkdir(parents=True, exist_ok=True)
-        run_jobs(jobs, config.out / "jobs", config.num_workers)
-    report(config.out)
+
+    def check() -> None:
+        GRPOConfig(**config.grpo())
+        student(config.student)
+
+    run_experiment(config, make_jobs(config), report, check)
 
 
 if __name__ == "__main__":

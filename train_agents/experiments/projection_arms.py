@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hpenv.channels import CHANNELS, DEAD_ZONE
-from hpenv.posttraining.loopholes import TRAINING_MODES
+from hpenv.control.channels import CHANNELS, DEAD_ZONE
+from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 
 #: Every arm has all of these, most of them at neutral, which is bitwise free.
 PANEL: tuple[tuple[str, str], ...] = (

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hpenv.arrays import FloatArray
 from train_agents.experiments.projection_arms import (
     APPENDED,
     APPENDED_TRUE,
@@ -42,10 +43,9 @@ from train_agents.experiments.projection_arms import (
     TWO_SIDED,
     VANILLA,
 )
+from train_agents.experiments.report import Result
 from train_agents.results import Interval, paired_interval
 
-FloatArray = NDArray[np.float64]
-Job = Mapping[str, Any]
 #: Number of an arm -> its value for each seed, (seeds,), in the order of the seeds.
 Scores = Mapping[str, FloatArray]
 
@@ -86,7 +86,7 @@ class Finding:
     evidence: str
 
 
-def curve(job: Job, name: str, source: str = "reports") -> tuple[NDArray[np.int64], FloatArray]:
+def curve(job: Result, name: str, source: str = "reports") -> tuple[NDArray[np.int64], FloatArray]:
     """Updates (P,) and a number at them for each row, (rows, P); means stand at the end of what they are over."""
     rows = job["rows"]
     values = np.array([row[source][name] for row in rows], dtype=np.float64)
@@ -94,7 +94,7 @@ def curve(job: Job, name: str, source: str = "reports") -> tuple[NDArray[np.int6
     return (steps[1:] if source == "means" else steps), values
 
 
-def final(job: Job, source: str = "reports") -> dict[str, FloatArray]:
+def final(job: Result, source: str = "reports") -> dict[str, FloatArray]:
     """Name -> value for each seed: `REPORTED` and hacks by mode as the mean of the last two
     reports.
 
@@ -135,7 +135,7 @@ def _made(row: Mapping[str, Any]) -> NDArray[np.bool_]:
     return np.append(True, (means[:, 1:] != means[:, :-1]).any(0))
 
 
-def scored(jobs: Mapping[str, Job]) -> dict[str, dict[str, FloatArray]]:
+def scored(jobs: Mapping[str, Result]) -> dict[str, dict[str, FloatArray]]:
     """Every arm's numbers; beside an arm that routes `<name>_on`, with the quarantine.
 
     Beside one that erases `<name>_erased`, of one report after the last update, and `<name>_end`,
@@ -265,7 +265,7 @@ def h3(arms: Mapping[str, Scores], hack: str = HACK) -> Finding:
     return Finding(_name("H3", hack), claim, verdict, evidence)
 
 
-def h4(jobs: Mapping[str, Job], hack: str = HACK) -> Finding:
+def h4(jobs: Mapping[str, Result], hack: str = HACK) -> Finding:
     """Vanilla GRPO comes to hack, by one of the two readings."""
     claim, name = f"Vanilla exceeds 30 % hacks at {EMERGED_BY} updates.", _name("H4", hack)
     if VANILLA not in jobs:
@@ -312,75 +312,81 @@ class Question:
     reference: str
 
 
-QUESTIONS = (
-    Question("Does projection suppress at all?", MAIN, VANILLA),
-    Question("... without giving the length back?", "plain", VANILLA),
-    Question("... in runs of twice the length?", f"{MAIN}_long", f"{VANILLA}_long"),
-    Question("Does the extracted direction beat a random one?", MAIN, RANDOM),
-    Question("... in runs of twice the length?", f"{MAIN}_long", f"{RANDOM}_long"),
-    Question("... with 4 axes?", "svd", "svd_random"),
-    Question("... and 4 axes of clean programs alone?", "svd", "svd_clean"),
-    Question("... one from shuffled labels?", MAIN, "shuffled"),
-    Question("... one of clean programs alone?", MAIN, "clean"),
-    Question("Does the gradient of the pairs' hacks alone suppress?", "hack_half", VANILLA),
-    Question("... of their clean programs alone?", "clean_half", VANILLA),
-    Question("Does the contrast suppress more than the hacks alone?", MAIN, "hack_half"),
-    Question("Does a random direction suppress?", RANDOM, VANILLA),
-    Question("Does the true projection suppress, two-sided and of the update?", TRUE, VANILLA),
-    Question("... more than along a random direction?", TRUE, RANDOM_TRUE),
-    Question(
-        "Does the two-sided projection of the gradient suppress, which AdamW lets part of back in?",
-        TWO_SIDED,
-        VANILLA,
-    ),
-    Question("... more than along a random direction?", TWO_SIDED, "random_two_sided"),
-    Question("Does a direction of labelled programs suppress?", LABELLED, VANILLA),
-    Question("... more than a random one?", LABELLED, RANDOM),
-    Question("... as a true projection?", LABELLED_TRUE, VANILLA),
-    Question("... more than along a random direction?", LABELLED_TRUE, RANDOM_TRUE),
-    Question("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{VANILLA}_long"),
-    Question(
-        "Does a direction of harmless lines suppress, appended as a use of a loophole is?",
-        APPENDED,
-        VANILLA,
-    ),
-    Question("... as a true projection?", APPENDED_TRUE, VANILLA),
-    Question("Do labelled programs suppress more than harmless lines?", LABELLED, APPENDED),
-    Question("... as a true projection?", LABELLED_TRUE, APPENDED_TRUE),
-    Question(
-        "Does a direction of labelled programs against harmless lines suppress?", EXPLOITS, VANILLA
-    ),
-    Question("... as a true projection?", EXPLOITS_TRUE, VANILLA),
-    Question(
-        "Does one of labelled programs under other names, which are of no use, suppress?",
-        MISNAMED,
-        VANILLA,
-    ),
-    Question("... as a true projection?", MISNAMED_TRUE, VANILLA),
-    Question("Is one side more than two?", MAIN, TWO_SIDED),
-    Question(
-        "Is the true projection more than one side, along labelled programs?",
-        LABELLED_TRUE,
-        LABELLED,
-    ),
-    Question("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{LABELLED}_long"),
-    Question("... with two of four loopholes labelled?", "weak_true", "weak"),
-    Question(
-        "Is it more than Rebound, multiplicative at alpha 1?",
-        LABELLED_TRUE,
-        f"{REBOUND}multiplicative_1",
-    ),
-    Question("... additive at alpha 2?", LABELLED_TRUE, f"{REBOUND}additive_2"),
-    Question("Does drift suppress?", DRIFT, VANILLA),
-    Question("... more than the two-sided projection that it adds a push to?", DRIFT, TWO_SIDED),
-    Question("Does one side suppress more than drift?", MAIN, DRIFT),
-    Question("Does refreshing help?", "refresh_always", MAIN),
-    Question("... enough to suppress?", "refresh_always", VANILLA),
-    Question("Does projecting the update help?", "update", MAIN),
-    Question("Does routing beat routing along a random direction?", "route", "route_random"),
-    Question("Does vanilla differ from itself, run once more?", f"{VANILLA}_again", VANILLA),
-    Question("... and the one-sided projection?", f"{MAIN}_again", MAIN),
-    Question("Is it enough to erase after training?", "vanilla_erased", f"{VANILLA}_end"),
+#: Differences that a referee asks for: text, arm, reference.
+QUESTIONS = tuple(
+    Question(*asked)
+    for asked in (
+        ("Does projection suppress at all?", MAIN, VANILLA),
+        ("... without giving the length back?", "plain", VANILLA),
+        ("... in runs of twice the length?", f"{MAIN}_long", f"{VANILLA}_long"),
+        ("Does the extracted direction beat a random one?", MAIN, RANDOM),
+        ("... in runs of twice the length?", f"{MAIN}_long", f"{RANDOM}_long"),
+        ("... with 4 axes?", "svd", "svd_random"),
+        ("... and 4 axes of clean programs alone?", "svd", "svd_clean"),
+        ("... one from shuffled labels?", MAIN, "shuffled"),
+        ("... one of clean programs alone?", MAIN, "clean"),
+        ("Does the gradient of the pairs' hacks alone suppress?", "hack_half", VANILLA),
+        ("... of their clean programs alone?", "clean_half", VANILLA),
+        ("Does the contrast suppress more than the hacks alone?", MAIN, "hack_half"),
+        ("Does a random direction suppress?", RANDOM, VANILLA),
+        ("Does the true projection suppress, two-sided and of the update?", TRUE, VANILLA),
+        ("... more than along a random direction?", TRUE, RANDOM_TRUE),
+        (
+            "Does the two-sided projection of the gradient suppress, which AdamW lets part of back in?",
+            TWO_SIDED,
+            VANILLA,
+        ),
+        ("... more than along a random direction?", TWO_SIDED, "random_two_sided"),
+        ("Does a direction of labelled programs suppress?", LABELLED, VANILLA),
+        ("... more than a random one?", LABELLED, RANDOM),
+        ("... as a true projection?", LABELLED_TRUE, VANILLA),
+        ("... more than along a random direction?", LABELLED_TRUE, RANDOM_TRUE),
+        ("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{VANILLA}_long"),
+        (
+            "Does a direction of harmless lines suppress, appended as a use of a loophole is?",
+            APPENDED,
+            VANILLA,
+        ),
+        ("... as a true projection?", APPENDED_TRUE, VANILLA),
+        ("Do labelled programs suppress more than harmless lines?", LABELLED, APPENDED),
+        ("... as a true projection?", LABELLED_TRUE, APPENDED_TRUE),
+        (
+            "Does a direction of labelled programs against harmless lines suppress?",
+            EXPLOITS,
+            VANILLA,
+        ),
+        ("... as a true projection?", EXPLOITS_TRUE, VANILLA),
+        (
+            "Does one of labelled programs under other names, which are of no use, suppress?",
+            MISNAMED,
+            VANILLA,
+        ),
+        ("... as a true projection?", MISNAMED_TRUE, VANILLA),
+        ("Is one side more than two?", MAIN, TWO_SIDED),
+        (
+            "Is the true projection more than one side, along labelled programs?",
+            LABELLED_TRUE,
+            LABELLED,
+        ),
+        ("... in runs of twice the length?", f"{LABELLED_TRUE}_long", f"{LABELLED}_long"),
+        ("... with two of four loopholes labelled?", "weak_true", "weak"),
+        (
+            "Is it more than Rebound, multiplicative at alpha 1?",
+            LABELLED_TRUE,
+            f"{REBOUND}multiplicative_1",
+        ),
+        ("... additive at alpha 2?", LABELLED_TRUE, f"{REBOUND}additive_2"),
+        ("Does drift suppress?", DRIFT, VANILLA),
+        ("... more than the two-sided projection that it adds a push to?", DRIFT, TWO_SIDED),
+        ("Does one side suppress more than drift?", MAIN, DRIFT),
+        ("Does refreshing help?", "refresh_always", MAIN),
+        ("... enough to suppress?", "refresh_always", VANILLA),
+        ("Does projecting the update help?", "update", MAIN),
+        ("Does routing beat routing along a random direction?", "route", "route_random"),
+        ("Does vanilla differ from itself, run once more?", f"{VANILLA}_again", VANILLA),
+        ("... and the one-sided projection?", f"{MAIN}_again", MAIN),
+        ("Is it enough to erase after training?", "vanilla_erased", f"{VANILLA}_end"),
+    )
 )
 
 
@@ -398,53 +404,6 @@ def answer(found: Interval | None) -> str:
     if found is None:
         return "not measured"
     return "yes" if found.low > 0.0 else "no, the reverse" if found.high < 0.0 else "not shown"
-
-
-def mechanism(arms: Mapping[str, Scores]) -> str:
-    """Whether it is the direction's removal that suppresses, or the push of a rectifier, as far as the arms tell."""
-    asked = [(MAIN, VANILLA), (TRUE, VANILLA), (DRIFT, VANILLA), (MAIN, RANDOM)]
-    found = [answer(difference(arms, *pair)) for pair in asked]
-    if "not measured" in found:
-        return "Not measured."
-    one_sided, two_sided, drift, real = (text == "yes" for text in found)
-    if not one_sided:
-        return "The one-sided projection is not shown to suppress, so there is no suppression of its to explain."
-    if two_sided and drift:
-        how = "Both suppress, the true projection and the push; the arms do not tell them apart"
-    elif two_sided:
-        how = "Direction: taking the component out suffices, and the push along it is not needed"
-    elif drift:
-        how = "Drift: the true projection is not shown to suppress, and does once a constant push is added to it"
-    else:
-        how = "Neither: the one-sided projection suppresses, the true projection and the push are not shown to"
-    which = (
-        "a random direction is shown to do less"
-        if real
-        else "a random direction is not shown to do less"
-    )
-    return f"{how}; {which}."
-
-
-def labelled_mechanism(arms: Mapping[str, Scores]) -> str:
-    """The same of a direction that is made of the loopholes that are trained on: what it can do where it is right."""
-    asked = [(LABELLED, VANILLA), (LABELLED_TRUE, VANILLA), (LABELLED_TRUE, RANDOM_TRUE)]
-    found = [answer(difference(arms, *pair)) for pair in asked]
-    if "not measured" in found:
-        return ""
-    one_sided, true, real = (text == "yes" for text in found)
-    if not true:
-        what = "the true projection is not shown to suppress either"
-        return (
-            f"Along labelled programs {what}."
-            if not one_sided
-            else f"Along labelled programs one side does; {what}."
-        )
-    which = "is shown to do less" if real else "is not shown to do less"
-    beside = "so does one side" if one_sided else "one side is not shown to"
-    return (
-        f"Along a direction of labelled programs the true projection suppresses, and {beside}; the true projection "
-        f"along a random direction {which}."
-    )
 
 
 def _percent(value: float) -> str:

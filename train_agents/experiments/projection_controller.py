@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 
 import hpenv
-from agents.grpo import JELAgentConfig
+from agents.jel import JELAgentConfig
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.plant import DIVERGENCE_REASONS
+from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.policies import Policy, load_policy
 from hpenv.posttraining.plant import GRPOPlant
 from train_agents.experiments.projection_arms import position_of

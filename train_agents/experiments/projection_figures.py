@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hpenv.arrays import FloatArray
 from train_agents import figures
 
-FloatArray = NDArray[np.float64]
 #: As many as have no divisor in common with the number of colors, so that no two of many arms look
 #: alike.
 MARKERS = "osD^vP*Xph<>d"
@@ -121,7 +121,7 @@ def cosine_histograms(path: str | os.PathLike[str], panels: Mapping[str, ArrayLi
             color=figures.COLORS[0],
         )
         axes.axvline(median, color=figures.COLORS[1], linewidth=1.4)
-        axes.set_title(f"{figures.wrapped(title, 34)}\nmedian {median:.2f}", fontsize="small")
+        axes.set_title(f"{figures.wrap_label(title, 34)}\nmedian {median:.2f}", fontsize="small")
         axes.tick_params(labelbottom=True)
     for axes in every[len(panels) :]:
         axes.remove()
@@ -189,9 +189,9 @@ def module_curves(
     for axes, (title, (steps, values)) in zip(every, panels.items(), strict=False):
         lines = np.asarray(values, dtype=np.float64)
         for number, line in enumerate(lines):
-            axes.plot(steps, line, color=figures.in_order(number, len(lines)), linewidth=1.0)
+            axes.plot(steps, line, color=figures.ordered_color(number, len(lines)), linewidth=1.0)
         axes.axhline(0.0, color="0.45", linewidth=0.8, linestyle=":")
-        axes.set_title(figures.wrapped(title, 44), fontsize="small")
+        axes.set_title(figures.wrap_label(title, 44), fontsize="small")
         axes.tick_params(labelbottom=True)
     for axes in every[len(panels) :]:
         axes.remove()

@@ -15,22 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from hpenv import snapshots
-from hpenv.plant import DIVERGENCE_REASONS, Snapshot
-from hpenv.posttraining.configuration import GRPOConfig
-from hpenv.posttraining.grader import Grader
+from hpenv.arrays import FloatArray
+from hpenv.optim.schedules import Cosine
+from hpenv.plant import snapshots
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
+from hpenv.plant.seeds import first_run_seed
+from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.grading.grader import Grader
+from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
 from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant, total_norm
-from hpenv.posttraining.projection import coordinates, erased
-from hpenv.posttraining.shared_sandbox import SharedSandbox
-from hpenv.posttraining.students import student
-from hpenv.schedules import Cosine
+from hpenv.posttraining.projection.rules import coordinates, erase_direction
+from hpenv.posttraining.students.registry import student
 from train_agents.experiments.projection_arms import PANEL
 from train_agents.logs import progress
 from train_agents.results import Rows
 
-FloatArray = NDArray[np.float64]
 #: True rates of the rollouts that are kept; those of a single loophole are not, for an update may
 #: have no such prompt.
 TRAINED = ("hack", "correct", "channel")
@@ -47,11 +47,6 @@ WARMUP_UPDATES = 10
 def schedule(num_updates: int) -> Cosine:
     """The rate of an arm: that of the id, so that its episodes and the arms are the same runs."""
     return Cosine(num_updates, min(WARMUP_UPDATES, num_updates // 2))
-
-
-def run_seed(seed: int) -> int:
-    """The plant's seed of the first episode that an env of this seed begins: so arms and episodes are pairs."""
-    return int(np.random.default_rng(seed).integers(2**62))
 
 
 class Recording:
@@ -90,7 +85,7 @@ class Recording:
         if checkpoint.exists():
             self._resume()
             return
-        plant.reset([run_seed(seed) for seed in seeds])
+        plant.reset([first_run_seed(seed) for seed in seeds])
         given = np.array(
             [[positions.get(name, 0.0) for name in plant.panel.names]] * plant.num_rows
         )
@@ -266,7 +261,7 @@ def run_arm(
         for row, entry in enumerate(rows):
             entry[name] = values[row]
     if erases:
-        plant.knobs = erased(plant.knobs, plant.direction)
+        plant.knobs = erase_direction(plant.knobs, plant.direction)
         report = _listed(plant.report())
         for row, entry in enumerate(rows):
             entry["erased"] = {name: values[row] for name, values in report.items()}

@@ -26,13 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agents.reinforce import INITIAL_STD, SidecarConfig
-from hpenv import snapshots
-from hpenv.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
-from train_agents.command_line import check_counts, configuration, refusals
+from agents.sidecar import INITIAL_STD, SidecarConfig
+from hpenv.optim.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
+from hpenv.plant import snapshots
+from train_agents.command_line import check_counts, configuration
 from train_agents.environments import make_population
-from train_agents.experiments.forensics import body, compare_runs, differences
-from train_agents.experiments.jobs import Job, check_results, run_jobs, selected, unfinished
+from train_agents.experiments.measures.signal import measure_signal
+from train_agents.experiments.measures.weights import body, compare_runs, differences
+from train_agents.experiments.runner import Job, run_experiment
 from train_agents.experiments.sidecar_arms import (
     ARMS,
     CONSTANT_MULTIPLIERS,
@@ -47,10 +48,9 @@ from train_agents.experiments.sidecar_arms import (
     position_of,
 )
 from train_agents.experiments.sidecar_report import report
-from train_agents.experiments.sidecar_signal import measure_signal
 from train_agents.experiments.sweeping import sweep
 from train_agents.online import OnlineConfig, run_online
-from train_agents.outputs import check_folder, checkpoints
+from train_agents.outputs import checkpoints
 from train_agents.results import Rows, read_result
 
 
@@ -60,8 +60,8 @@ class ExperimentConfig:
 
     out: Path = Path("results/sidecar")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/sidecar")  # checkpoints and logs of the runs
-    preset: str = DEFAULT["preset"]  # key of hpenv.model.PRESETS; with gated feed-forward
-    data: str = "stdlib"  # see hpenv.data.load_corpus
+    preset: str = DEFAULT["preset"]  # key of hpenv.lm.model.PRESETS; with gated feed-forward
+    data: str = "stdlib"  # see hpenv.lm.data.load_corpus
     num_steps: int = 3000  # of a run [steps]
     long_steps: int = 15_000  # of a run of the weight-decay experiment (section 5.2) [steps]
     batch_tokens: int = DEFAULT["batch_tokens"]  # of a step [tokens]
@@ -202,7 +202,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         "signal",
         signal,
         {
-            "env_arguments": config.env_arguments(channels="weight_decay"), "seed": FIRST_TUNING_SEED,
+            "env_arguments": config.env_arguments(channels="foundational_weight_decay"), "seed": FIRST_TUNING_SEED,
             "states": config.signal_states, "layers": config.signal_layers, "num_batches": config.signal_batches,
             "num_noise_steps": config.signal_noise_steps,
         },
@@ -272,19 +272,11 @@ def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     config = configuration(ExperimentConfig, "train_agents.experiments.sidecar", __doc__, arguments)
-    with refusals():
-        jobs = selected(make_jobs(config), config.only)
-        check_folder("out", config.out)
-        if config.report_only:
-            check_results(config.out / "jobs")
-        else:
-            check_folder("runs", config.runs)
-            unfinished(jobs, config.out / "jobs")
-            make_population(ENV, 1, config.env_arguments())
-    if not config.report_only:
-        run_jobs(jobs, config.out / "jobs", config.num_workers)
-        run_jobs(late_jobs(config), config.out / "jobs", config.num_workers)
-    report(config.out)
+
+    def check() -> None:
+        make_population(ENV, 1, config.env_arguments())
+
+    run_experiment(config, make_jobs(config), report, check, lambda: late_jobs(config))
 
 
 if __name__ == "__main__":

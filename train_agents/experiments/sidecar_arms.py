@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpenv.channels import CHANNELS
+from hpenv.control.channels import CHANNELS
 
 ENV = "TrainLoop-Cell-v0"
 #: What is not under a Sidecar's control, and where its cells start; fixed before any reported arm.
@@ -130,15 +130,19 @@ ARMS: tuple[Arm, ...] = (
         for n in range(1, 5)
     ),
     _rewarded("reward_common", {"common": True}),
-    Arm("backward_grad_skip", {"channels": "grad_skip"}),
-    Arm("backward_grad_gate", {"channels": "grad_gate"}),
-    Arm("backward_grad_truncate", {"channels": "grad_truncate"}),
-    Arm("backward_momentum_blend", {"channels": "momentum_blend"}),
+    Arm("backward_grad_skip", {"channels": "foundational_grad_skip"}),
+    Arm("backward_grad_gate", {"channels": "foundational_grad_gate"}),
+    Arm("backward_grad_truncate", {"channels": "foundational_grad_truncate"}),
+    Arm("backward_momentum_blend", {"channels": "foundational_momentum_blend"}),
     Arm("cap_dormant", _CAP, _QUIET),
     Arm("cap_binding", _CAP, _QUIET, initial_value={"state_norm_cap": BINDING_CAP}),
-    Arm("wrong_neutral", {"channels": "grad_skip"}, initial_value={"grad_skip": WRONG_NEUTRAL}),
+    Arm(
+        "wrong_neutral",
+        {"channels": "foundational_grad_skip"},
+        initial_value={"grad_skip": WRONG_NEUTRAL},
+    ),
     Arm("layer_lr", {"channels": "layer_lr"}),
     Arm("long_foundational", {"channels": "foundational"}, long=True),
-    Arm("long_weight_decay", {"channels": "weight_decay"}, long=True),
+    Arm("long_weight_decay", {"channels": "foundational_weight_decay"}, long=True),
     Arm("long_detached", {"channels": "foundational"}, DETACHED, long=True),
 )

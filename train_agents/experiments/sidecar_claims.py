@@ -7,18 +7,22 @@ bits is bpb ln 2 times as large a percentage of perplexity: less than twice belo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from hpenv.channels import CHANNELS
+from hpenv.control.channels import CHANNELS
+from train_agents.experiments import report as engine
+from train_agents.experiments.report import Result
 from train_agents.results import mean_interval, paired_relative_interval
 
-Job = Mapping[str, Any]
 #: Gain in perplexity that an arm which is "not better" must be shown to lie below.
 NOT_BETTER_MARGIN = 0.01
+Unit = Literal["bpb", "perplexity"]
+UNITS: tuple[Unit, ...] = ("bpb", "perplexity")
 #: Seed -> held-out bits per byte, the mean over its rows.
 Scores = dict[int, float]
 
@@ -51,47 +55,41 @@ LABELS = {
     "long_foundational": "Sidecar, foundational surface",
     "long_weight_decay": "foundational and weight decay per tensor",
 }
-#: Experiment -> title, arms, and the arms they are compared with.
-EXPERIMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "foundational": (
-        "The foundational comparison (section 3) and a rate per layer (section 7)",
-        ("detached", "foundational", "no_learning", "no_gate", "layer_lr", "sweep_constant", "sweep_schedule"),
-        ("detached", "foundational", "no_learning", "sweep_constant", "sweep_schedule"),
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table of the report: its arms, and the arms that they are compared with."""
+
+    arms: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+_REWARDS = (
+    *("reward_detached", "reward_next", "reward_same_batch", "reward_probe", "reward_credit"),
+    *("reward_composite", "reward_window", "reward_interval", "reward_population", "reward_common"),
+)
+_BACKWARD = ("grad_skip", "grad_gate", "grad_truncate", "momentum_blend")
+_SWEEPS = ("sweep_constant", "sweep_schedule")
+COMPARISONS = {
+    "foundational": Comparison(
+        ("detached", "foundational", "no_learning", "no_gate", "layer_lr", *_SWEEPS),
+        ("detached", "foundational", "no_learning", *_SWEEPS),
     ),
-    "rewards": (
-        "What the Sidecar hears (sections 4 and 9), on seeds of their own",
-        (
-            "reward_detached", "reward_next", "reward_same_batch", "reward_probe", "reward_credit",
-            "reward_composite", "reward_window", "reward_interval", "reward_population", "reward_common",
-        ),
-        ("reward_detached", "reward_next", "reward_credit"),
+    "rewards": Comparison(_REWARDS, ("reward_detached", "reward_next", "reward_credit")),
+    "backward": Comparison(
+        ("detached", "foundational", *(f"backward_{name}" for name in _BACKWARD)),
+        ("detached", *_SWEEPS, "foundational"),
     ),
-    "backward": (
-        "The backward pass (section 6)",
-        (
-            "detached", "foundational", "backward_grad_skip", "backward_grad_gate", "backward_grad_truncate",
-            "backward_momentum_blend",
-        ),
-        ("detached", "sweep_constant", "sweep_schedule", "foundational"),
-    ),
-    "caps": (
-        "Caps and neutrals (sections 6 and 8)",
+    "caps": Comparison(
         ("detached", "cap_dormant", "cap_binding", "wrong_neutral"),
-        ("detached", "sweep_constant", "sweep_schedule", "cap_dormant"),
+        ("detached", *_SWEEPS, "cap_dormant"),
     ),
-    "weight_decay": (
-        "Weight decay per tensor (section 5)",
+    "weight_decay": Comparison(
         ("long_detached", "long_foundational", "long_weight_decay"),
         ("long_detached", "long_foundational"),
     ),
-}  # fmt: skip
-
-
-def shown(experiment: str, names: Collection[str]) -> bool:
-    """Whether there is a result of an arm that no experiment before this one has."""
-    before = list(EXPERIMENTS)[: list(EXPERIMENTS).index(experiment)]
-    old = {name for other in before for name in EXPERIMENTS[other][1]}
-    return any(name in names for name in EXPERIMENTS[experiment][1] if name not in old)
+}
 
 
 @dataclass(frozen=True)
@@ -119,32 +117,55 @@ CLAIMS = (
     Claim("attached 42 % ahead of detached (3)", "foundational", "detached", "better", 0.42),
     Claim("ahead of a tuned constant, too (1)", "foundational", "sweep_constant", "better"),
     Claim("ahead of a tuned schedule, too (1)", "foundational", "sweep_schedule", "better"),
-    Claim("rates per layer 12 % ahead of a uniform rate (7)", "layer_lr", "detached", "better", 0.12),
-    Claim("weight decay per tensor 19.3 % ahead at the end (5.3)", "long_weight_decay", "long_foundational", "better",
-          0.193),
-    Claim("skipping gradients does not beat the foundational surface (6)", "backward_grad_skip", "foundational",
-          "not better"),
+    Claim(
+        "rates per layer 12 % ahead of a uniform rate (7)", "layer_lr", "detached", "better", 0.12
+    ),
+    Claim(
+        "weight decay per tensor 19.3 % ahead at the end (5.3)",
+        *("long_weight_decay", "long_foundational", "better", 0.193),
+    ),
+    Claim(
+        "skipping gradients does not beat the foundational surface (6)",
+        *("backward_grad_skip", "foundational", "not better"),
+    ),
     Claim("nor does gating (6)", "backward_grad_gate", "foundational", "not better"),
     Claim("nor does truncation (6)", "backward_grad_truncate", "foundational", "not better"),
-    Claim("nor does momentum blending (6)", "backward_momentum_blend", "foundational", "not better"),
-    Claim("a cap that binds at the start costs 14 % by step 1000 (8)", "cap_binding", "cap_dormant", "worse", -0.14,
-          1000),
+    Claim(
+        "nor does momentum blending (6)", "backward_momentum_blend", "foundational", "not better"
+    ),
+    Claim(
+        "a cap that binds at the start costs 14 % by step 1000 (8)",
+        *("cap_binding", "cap_dormant", "worse", -0.14, 1000),
+    ),
     Claim("a wrong neutral costs dearly (6)", "wrong_neutral", "backward_grad_skip", "worse"),
-    Claim("attached 42 % ahead of detached, the reward read as the change of a held-out loss (3, 4)", "reward_probe",
-          "reward_detached", "better", 0.42),
-    Claim("stability, budget and late divergence added to the reward add gains (4, 9)", "reward_composite",
-          "reward_credit", "better"),
-)  # fmt: skip
+    Claim(
+        "attached 42 % ahead of detached, the reward read as the change of a held-out loss (3, 4)",
+        *("reward_probe", "reward_detached", "better", 0.42),
+    ),
+    Claim(
+        "stability, budget and late divergence added to the reward add gains (4, 9)",
+        *("reward_composite", "reward_credit", "better"),
+    ),
+)
 
 
-def scores(job: Job, step: int | None = None) -> Scores:
+def load_results(folder: Path) -> dict[str, Result]:
+    """Returns the result of every arm; the rows of `<arm>-<number>` are joined to those of `<arm>`."""
+    arms = engine.by_arm(engine.load_results(folder))
+    return {
+        name: {**members[0], "rows": [row for result in members for row in result["rows"]]}
+        for name, members in arms.items()
+    }
+
+
+def scores(result: Result, step: int | None = None) -> Scores:
     """Held-out bits per byte of each seed, at the end or at the point of the curve nearest to a
     step.
 
     A run that has diverged by then counts as a uniform guess over bytes, 8.
     """
     found: dict[int, list[float]] = {}
-    for row in job["rows"]:
+    for row in result["rows"]:
         value, lost = row["bpb"], row["divergence_reason"] is not None
         if step is not None:
             value = row["bpb_curve"][int(np.argmin(np.abs(np.array(row["steps"]) - step)))]
@@ -154,9 +175,7 @@ def scores(job: Job, step: int | None = None) -> Scores:
     return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
-def advantage(
-    ours: Scores, reference: Scores, unit: Literal["bpb", "perplexity"]
-) -> list[float] | None:
+def advantage(ours: Scores, reference: Scores, unit: Unit) -> list[float] | None:
     """By which part we lie below the reference, paired over the seeds both have: mean, and 95 %
     interval if it exists.
 
@@ -172,48 +191,39 @@ def advantage(
     return [float((b[0] - a[0]) / b[0])] if seeds else None
 
 
-def summarize(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
-    """Arm -> held-out bits per byte and perplexity, differences from the other arms, price and rates."""
-    summary: dict[str, dict[str, Any]] = {}
-    for name in (name for name in LABELS if name in jobs):
-        ours = scores(jobs[name])
-        values = np.array(list(ours.values()))
-        references = {
-            r
-            for _, arms, compared in EXPERIMENTS.values()
-            if name in arms
-            for r in compared
-            if r in jobs
-        }
-        summary[name] = {
-            "seeds": list(ours),
-            "bpb": float(values.mean()),
-            "perplexity": float((2.0**values).mean()),
-            "interval": list(mean_interval(values)[1:]) if len(values) > 1 else None,
-            "diverged": sum(row["divergence_reason"] is not None for row in jobs[name]["rows"]),
-            "versus": {
-                reference: {
-                    unit: advantage(ours, scores(jobs[reference]), unit)
-                    for unit in ("bpb", "perplexity")
-                }
-                for reference in sorted(references - {name})
-            },
-            "agent_ms": jobs[name]["extra"].get("agent_ms"),
-            "env_ms": jobs[name]["extra"].get("env_ms"),
-            "advantage_rms": jobs[name]["extra"].get("advantage_rms"),
-            "evidence": jobs[name]["extra"].get("evidence"),
-            "rates": final_values(jobs[name], "lr"),
-        }
-    return summary
+def summarize(results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
+    """Returns each arm's bits per byte, perplexity, differences from its references and price."""
+    return {name: _entry(name, results) for name in LABELS if name in results}
 
 
-def final_values(job: Job, channel: str) -> dict[str, float] | None:
-    """Values at which a channel's cells ended under the policies' means: their geometric mean and their ends."""
-    names = job["extra"].get("names", [])
+def _entry(name: str, results: Mapping[str, Result]) -> dict[str, Any]:
+    ours, extra = scores(results[name]), results[name]["extra"]
+    values = np.array(list(ours.values()))
+    compared = [own.references for own in COMPARISONS.values() if name in own.arms]
+    references = {other for names in compared for other in names if other in results} - {name}
+    versus = {}
+    for other in sorted(references):
+        theirs = scores(results[other])
+        versus[other] = {unit: advantage(ours, theirs, unit) for unit in UNITS}
+    return {
+        "seeds": list(ours),
+        "bpb": float(values.mean()),
+        "perplexity": float((2.0**values).mean()),
+        "interval": list(mean_interval(values)[1:]) if len(values) > 1 else None,
+        "diverged": sum(row["divergence_reason"] is not None for row in results[name]["rows"]),
+        "versus": versus,
+        **{key: extra.get(key) for key in ("agent_ms", "env_ms", "advantage_rms", "evidence")},
+        "rates": final_values(results[name], "lr"),
+    }
+
+
+def final_values(result: Result | None, channel: str) -> dict[str, float] | None:
+    """Returns the geometric mean and the ends of a channel's final values; None without the channel."""
+    names = result["extra"].get("names", []) if result else []
     columns = [column for column, name in enumerate(names) if name.split("/")[0] == channel]
-    if not columns:
+    if result is None or not columns:
         return None
-    values = CHANNELS[channel].values(np.array(job["extra"]["final_mean"])[:, columns])
+    values = CHANNELS[channel].values(np.array(result["extra"]["final_mean"])[:, columns])
     mean = float(np.exp(np.log(values).mean()))
     return {"mean": mean, "low": float(values.min()), "high": float(values.max())}
 

@@ -1,7 +1,7 @@
-r"""A place to run programs written by a model: own process, no files, no network, nothing survives.
+r"""Sandbox for programs written by a model: a separate process without files or network.
 
-`hpenv/posttraining/sandbox/` imports the standard library alone. What it promises, and what not:
-SECURITY.md.
+Nothing of a program survives its run. The package imports the standard library alone. SECURITY.md
+says what it promises, and what it does not.
 
 Example:
     >>> from hpenv.posttraining.sandbox import Call, Limits, Sandbox

@@ -1,7 +1,7 @@
 """Checks the sandbox on this machine: `python -m hpenv.posttraining.sandbox --selfcheck`.
 
-Prints a table of attacks and what came of them; the exit code is 1 if any was not contained, or if
-the kernel lacks what the sandbox needs.
+Prints a table of attacks and their outcomes. The exit code is 1 if an attack was not contained, or
+if the kernel lacks something that the sandbox needs.
 """
 
 import argparse
@@ -14,21 +14,21 @@ from hpenv.posttraining.sandbox.jobs import SandboxUnavailable
 
 
 def selfcheck() -> int:
-    """Makes every attack; the number that were not contained."""
+    """Runs every attack, and returns the number of attacks that were not contained."""
     failures = 0
     row = "{:36}  {:72}  {}\n".format
     sys.stdout.write(row("attack", "what it tries", "outcome"))
+
     with Sandbox() as box:
         for attack in ATTACKS.values():
             contained, outcome = run_attack(box, attack)
             failures += not contained
-            result = (
-                "contained"
-                if contained
-                else f"NOT CONTAINED: {outcome.killed_by or outcome.stdout[-300:]!r}"
-            )
+            result = "contained"
+            if not contained:
+                result = f"NOT CONTAINED: {outcome.killed_by or outcome.stdout[-300:]!r}"
             sys.stdout.write(row(attack.name, textwrap.shorten(attack.tries, 72), result))
             sys.stdout.flush()
+
     sys.stdout.write(f"{len(ATTACKS) - failures} of {len(ATTACKS)} attacks contained\n")
     return failures
 

@@ -1,4 +1,4 @@
-"""Reads what a program answered, as bytes from a hostile hand: only plain JSON in the agreed order gets through."""
+"""Decodes the answers of a hostile program: only plain JSON in the agreed order passes."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from hpenv.posttraining.sandbox.program import MAX_DEPTH, plain_size
 class Answers(NamedTuple):
     """The decoded answers of one program."""
 
-    ready: bool  # the child was locked in; the program may have run
+    ready: bool  # whether the child was locked in, so that the program may have run
     failure: str  # why the child could not be locked in, "" otherwise
     compiled: bool
     returned: tuple[Result, ...]
@@ -23,16 +23,19 @@ def _refuse(constant: str) -> None:
 
 
 def decode(line: bytes, limit: int) -> list[Any]:
-    """Decodes one line into a list of plain values; raises `ValueError` or `RecursionError` for
-    anything else.
+    """Decodes one line into a list of plain values.
 
-    NaN and infinities are refused, in each of their spellings (1e999 too), and so are integers of
-    more digits than Python converts.
+    NaN and infinities are refused in every spelling (1e999 too), and so are integers of more digits
+    than Python converts.
+
+    Raises:
+        ValueError: for anything else.
+        RecursionError: if it is nested too deep for the decoder.
     """
     content = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
     if type(content) is not list:
         raise ValueError("not a list")
-    plain_size(content, limit, MAX_DEPTH + 1)  # the list that is the line, and the answer in it
+    plain_size(content, limit, MAX_DEPTH + 1)  # the list of the line, and the answer in it
     return content
 
 
@@ -44,25 +47,25 @@ def _finite(text: str) -> float:
 
 
 def read_answers(content: bytes, num_calls: int, limit: int) -> Answers:
-    """Reads all that came through the answers' pipe.
+    """Decodes everything that came through the answers' pipe.
 
-    A last line without its end was cut off when the program died, and is left out. Any other line
-    that is malformed, out of order or one too many shows that the program wrote to the pipe itself:
-    then all its answers are void.
+    A last line without its end was cut off when the program died, and is ignored. Any other line
+    that is malformed, out of order or superfluous shows that the program wrote to the pipe itself.
+    Then all its answers are void.
 
     Args:
-        content: the bytes.
-        num_calls: calls that were to be made.
+        content: bytes from the pipe.
+        num_calls: number of calls that were to be made.
         limit: `Limits.returned_bytes`.
     """
     lines = content.split(b"\n")[:-1]
     if not lines or lines[0] != b'["ready"]':
         failure = ""
         if lines:
-            _, failure = decode(
-                lines[0], limit
-            )  # written by our own code: the program was not read yet
+            # This line is written by our code, because the program has not been read yet.
+            _, failure = decode(lines[0], limit)
         return Answers(False, failure, False, (), "")
+
     compiled, uncaught = False, ""
     returned: list[Result] = []
     try:
@@ -82,4 +85,5 @@ def read_answers(content: bytes, num_calls: int, limit: int) -> Answers:
                 raise ValueError(f"unknown answer {kind!r}")
     except (ValueError, RecursionError):
         return Answers(True, "", compiled, (), "")
+
     return Answers(True, "", compiled, tuple(returned), uncaught)

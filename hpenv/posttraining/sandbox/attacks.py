@@ -1,12 +1,12 @@
-"""Attacks on the sandbox, as a table: the self-check runs them all, and so do the tests.
+"""Attacks on the sandbox, as a table that the self-check and the tests run.
 
 An attack is a program. Everything forbidden goes through `attempt`, which prints "refused" and the
-exception, "BREACH" and what was gained, or "BROKEN" where the attack itself is at fault. An attack
-is contained when there is evidence that it tried, nothing says BREACH or BROKEN, the bait is
-untouched, and what its row expects has come about. The attacks on the verdict look for a token that
-only the parent knows.
+exception, "BREACH" and the gain, or "BROKEN" if the attack itself is at fault. An attack is
+contained if there is evidence that it tried, nothing says BREACH or BROKEN, the bait is untouched,
+and the outcome is what its row expects. The attacks on the verdict look for a token that only the
+parent knows.
 
-One table in one file, long as it is: its rows are data.
+The file is long because it is one table, whose rows are data.
 """
 
 import platform
@@ -46,18 +46,18 @@ class Attack:
 
     name: str
     tries: str  # what it tries, for a person
-    source: str  # follows the prelude; BAIT is what `Bait.told` says
+    source: str  # follows the prelude, with BAIT as the result of `Bait.clues`
     expected: Callable[[Outcome], bool]
     calls: tuple[Call, ...] = ()
     scratch: bool = False
     machine: str = ""  # "" is any
-    breaks_nothing: bool = False  # may be run outside the sandbox, where it has to succeed
+    breaks_nothing: bool = False  # whether it may run outside the sandbox, where it has to succeed
 
     def program(self, bait: Bait) -> str:
-        """The source of the whole program."""
-        return f"{_PRELUDE}BAIT = {bait.told()!r}\n{textwrap.dedent(self.source)}"
+        """Returns the source of the whole program."""
+        return f"{_PRELUDE}BAIT = {bait.clues()!r}\n{textwrap.dedent(self.source)}"
 
-    def contained(self, outcome: Outcome, bait: Bait) -> bool:
+    def is_contained(self, outcome: Outcome, bait: Bait) -> bool:
         """Returns whether the attack was made and gained nothing."""
         said = outcome.stdout + outcome.stderr + repr(outcome.returned) + repr(outcome.files)
         return (
@@ -66,41 +66,48 @@ class Attack:
             and bait.token not in said
             and outcome.killed_by != "zygote"
             and self.expected(outcome)
-            and bait.untouched()
+            and bait.is_intact()
         )
 
 
 def run_attack(box: Sandbox, attack: Attack) -> tuple[bool, Outcome]:
-    """Makes one attack, and checks that the next program finds the sandbox as it was; (contained, outcome)."""
+    """Runs one attack, and checks that the next program finds the sandbox as it was.
+
+    Returns:
+        Whether the attack was contained, and its outcome.
+    """
     with lay_bait() as bait:
         outcome = box.run(attack.program(bait), attack.calls, attack.scratch)
-        contained = attack.contained(outcome, bait)
+        is_contained = attack.is_contained(outcome, bait)
     after = box.run("def f(x):\n    return [x]\n", [Call("f", (1,))])
     healthy = (
         after.exit_code == 0
         and [result.value for result in after.returned] == [[1]]
         and not after.files
     )
-    return contained and healthy, outcome
+    return is_contained and healthy, outcome
 
 
-def refused(outcome: Outcome) -> bool:
-    """Every attempt was refused, there was at least one, and the program came to its end."""
+def only_refusals(outcome: Outcome) -> bool:
+    """Returns whether every attempt was refused, and the program came to its end.
+
+    There must be at least one attempt.
+    """
     return "refused" in outcome.stdout and outcome.exit_code == 0 and not outcome.killed_by
 
 
-def ended_by(*reasons: str) -> Callable[[Outcome], bool]:
-    """The program was ended, for one of these reasons."""
+def ends_by(*reasons: str) -> Callable[[Outcome], bool]:
+    """Returns a check that one of these reasons ended the program."""
     return lambda outcome: outcome.killed_by in reasons and outcome.exit_code in (None, 1)
 
 
-def answered(*errors: str) -> Callable[[Outcome], bool]:
-    """The calls were answered by exactly these exceptions."""
+def raises(*errors: str) -> Callable[[Outcome], bool]:
+    """Returns a check that the calls were answered by exactly these exceptions."""
     return lambda outcome: tuple(result.error for result in outcome.returned) == errors
 
 
 def no_answer(outcome: Outcome) -> bool:
-    """No call was answered."""
+    """Returns whether no call was answered."""
     return not outcome.returned
 
 
@@ -110,34 +117,40 @@ _ATTACKS = (
     # Files
     Attack(
         "read files",
-        "open /etc/passwd, a file of the home, of this package, of a temporary folder; with open, mmap and O_PATH",
+        "open /etc/passwd, a file of the home, of this package, of a temporary folder; with open, "
+        "mmap and O_PATH",
         """
-        for path in ("/etc/passwd", BAIT["home_file"], BAIT["source"], BAIT["secret"], "/proc/self/../../etc/passwd"):
+        for path in (
+            "/etc/passwd", BAIT["home_file"], BAIT["source"], BAIT["secret"],
+            "/proc/self/../../etc/passwd",
+        ):
             attempt(lambda: open(path).read())
             attempt(lambda: os.read(os.open(path, os.O_RDONLY | os.O_NOATIME), 100))
             attempt(lambda: os.read(os.open(path, os.O_PATH), 100))
             attempt(lambda: os.open(f"/proc/self/fd/{os.open(path, os.O_PATH)}", os.O_RDONLY))
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "read the secret",
         "open a private file whose path is known",
         "attempt(lambda: open(BAIT['secret']).read())",
-        refused,
+        only_refusals,
         breaks_nothing=True,
     ),
     Attack(
         "list folders",
         "list /, the home, /tmp, /proc, the package's folder, site-packages",
         """
-        folders = ["/", BAIT["home"], "/tmp", "/proc", os.path.dirname(BAIT["source"]), BAIT["folder"]]
+        folders = [
+            "/", BAIT["home"], "/tmp", "/proc", os.path.dirname(BAIT["source"]), BAIT["folder"],
+        ]
         folders.append(os.path.join(os.path.dirname(os.__file__), "site-packages"))
         for folder in folders:
             attempt(os.listdir, folder)
             attempt(os.chdir, folder)
         """,
-        refused,
+        only_refusals,
         breaks_nothing=True,
     ),
     Attack(
@@ -150,7 +163,7 @@ _ATTACKS = (
         attempt(lambda: open("/sys/kernel/vmcoreinfo").read())
         attempt(os.readlink, "/proc/self/exe")
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "write outside",
@@ -160,11 +173,14 @@ _ATTACKS = (
         for folder in ("/tmp", "/dev/shm", "/var/tmp", BAIT["folder"], BAIT["home"], stdlib, "."):
             attempt(lambda: open(os.path.join(folder, "planted"), "w").write("x"))
             attempt(lambda: os.open(folder, os.O_TMPFILE | os.O_RDWR))
-        for flags in (os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDONLY | os.O_TRUNC, os.O_RDONLY | os.O_CREAT):
+        for flags in (
+            os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDONLY | os.O_TRUNC,
+            os.O_RDONLY | os.O_CREAT,
+        ):
             attempt(os.open, BAIT["secret"], flags)
             attempt(os.open, os.__file__, flags)
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "write outside, with a scratch folder",
@@ -172,7 +188,10 @@ _ATTACKS = (
         """
         open("mine", "w").write("x")
         scratch = os.getcwd()
-        for folder in ("/tmp", "..", "/dev/shm", BAIT["folder"], os.path.dirname(os.__file__), "/proc/self/cwd/.."):
+        for folder in (
+            "/tmp", "..", "/dev/shm", BAIT["folder"], os.path.dirname(os.__file__),
+            "/proc/self/cwd/..",
+        ):
             attempt(lambda: open(os.path.join(folder, "planted"), "w").write("x"))
         for flags in (os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDONLY | os.O_TRUNC):
             attempt(os.open, BAIT["secret"], flags)
@@ -180,7 +199,7 @@ _ATTACKS = (
         attempt(os.rename, "mine", BAIT["folder"] + "/planted")
         attempt(os.listdir, "..")
         """,
-        lambda outcome: refused(outcome) and outcome.files == {"mine": b"x"},
+        lambda outcome: only_refusals(outcome) and outcome.files == {"mine": b"x"},
         scratch=True,
     ),
     Attack(
@@ -199,7 +218,7 @@ _ATTACKS = (
         attempt(os.mkdir, planted)
         attempt(os.rmdir, BAIT["folder"])
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "traps in the scratch folder",
@@ -213,7 +232,7 @@ _ATTACKS = (
         attempt(os.mkdir, "folder")
         open("plain", "w").write("x")
         """,
-        lambda outcome: refused(outcome) and outcome.files == {"plain": b"x"},
+        lambda outcome: only_refusals(outcome) and outcome.files == {"plain": b"x"},
         scratch=True,
     ),
     Attack(
@@ -223,7 +242,7 @@ _ATTACKS = (
         for number in range(10**7):
             open(f"file{number}", "w").write("x" * 1000)
         """,
-        ended_by("output"),
+        ends_by("output"),
         scratch=True,
     ),
     Attack(
@@ -238,13 +257,15 @@ _ATTACKS = (
         attempt(fill, 0)
         attempt(fill, 2**40)
         """,
-        lambda outcome: refused(outcome) and all(len(content) <= 65_536 for content in outcome.files.values()),
+        lambda outcome: only_refusals(outcome)
+        and all(len(content) <= 65_536 for content in outcome.files.values()),
         scratch=True,
     ),
     # Network
     Attack(
         "open sockets",
-        "inet, unix, netlink, raw and packet sockets, socket pairs, a listening port of this machine",
+        "inet, unix, netlink, raw and packet sockets, socket pairs, a listening port of this "
+        "machine",
         """
         import socket
         for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK, 17, 40):
@@ -253,7 +274,7 @@ _ATTACKS = (
         attempt(socket.socketpair)
         attempt(socket.getaddrinfo, "localhost", 80)
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "connect",
@@ -263,7 +284,7 @@ _ATTACKS = (
         attempt(lambda: socket.create_connection(("127.0.0.1", BAIT["port"]), 1))
         attempt(lambda: socket.socket(socket.AF_UNIX).connect(BAIT["unix"]))
         """,
-        refused,
+        only_refusals,
         breaks_nothing=True,
     ),
     # Processes
@@ -285,7 +306,7 @@ _ATTACKS = (
         if os.system("true") == 0:
             print("BREACH system")
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "start threads",
@@ -296,7 +317,7 @@ _ATTACKS = (
             attempt(threading.Thread(target=print).start)
             attempt(_thread.start_new_thread, print, ())
         """,
-        refused,
+        only_refusals,
         breaks_nothing=True,
     ),
     Attack(
@@ -318,11 +339,12 @@ _ATTACKS = (
             attempt(os.kill, process, 0)
         attempt(os.killpg, 0, 0)
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "signals through descriptors",
-        "own a pipe in another process's name, so that the kernel signals it (F_SETOWN, F_SETSIG, O_ASYNC)",
+        "own a pipe in another process's name, so that the kernel signals it (F_SETOWN, F_SETSIG, "
+        "O_ASYNC)",
         """
         import fcntl
         attempt(fcntl.fcntl, 1, 10, 9)
@@ -330,7 +352,7 @@ _ATTACKS = (
         attempt(fcntl.fcntl, 1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | fcntl.FASYNC)
         attempt(fcntl.ioctl, 1, 0x5452, b"1234")
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "ignore signals",
@@ -351,12 +373,19 @@ _ATTACKS = (
             except BaseException:
                 pass
         """,
-        ended_by("cpu", "wall"),
+        ends_by("cpu", "wall"),
     ),
-    Attack("stop itself", "SIGSTOP to itself, to block whoever waits", "os.kill(os.getpid(), 19)", ended_by("wall")),
     Attack(
-        "outlive its end", "exit functions that never return", "import atexit\natexit.register(lambda: [None for _ in "
-        "iter(int, 1)])\n", ended_by("cpu", "wall", "memory"),
+        "stop itself",
+        "SIGSTOP to itself, to block whoever waits",
+        "os.kill(os.getpid(), 19)",
+        ends_by("wall"),
+    ),
+    Attack(
+        "outlive its end",
+        "exit functions that never return",
+        "import atexit\natexit.register(lambda: [None for _ in iter(int, 1)])\n",
+        ends_by("cpu", "wall", "memory"),
     ),
     # Resources
     Attack(
@@ -370,23 +399,38 @@ _ATTACKS = (
         while True:
             kept.append(bytes(2**24))
         """,
-        ended_by("memory", "wall"),
+        ends_by("memory", "wall"),
     ),
-    Attack("output flood", "print without end", "while True:\n    print('x' * 10**5)\n", ended_by("output")),
     Attack(
-        "error flood", "write to stderr without end", "while True:\n    os.write(2, b'x' * 10**5)\n", ended_by("output")
+        "output flood",
+        "print without end",
+        "while True:\n    print('x' * 10**5)\n",
+        ends_by("output"),
+    ),
+    Attack(
+        "error flood",
+        "write to stderr without end",
+        "while True:\n    os.write(2, b'x' * 10**5)\n",
+        ends_by("output"),
     ),
     Attack(
         "answer flood",
         "write to the answers' pipe without end",
         "while True:\n    os.write(3, b'x' * 10**5)\n",
-        ended_by("output"),
+        ends_by("output"),
         calls=_F,
     ),
-    Attack("huge return", "return 100 MB", "def f(x):\n    return 'x' * 10**8\n", answered("Unserializable"), calls=_F),
+    Attack(
+        "huge return",
+        "return 100 MB",
+        "def f(x):\n    return 'x' * 10**8\n",
+        raises("Unserializable"),
+        calls=_F,
+    ),
     Attack(
         "deep and endless returns",
-        "nesting beyond recursion, a list that holds itself, a value that doubles at every level, a huge integer",
+        "nesting beyond recursion, a list that holds itself, a value that doubles at every level, "
+        "a huge integer",
         """
         def f(kind):
             value = []
@@ -396,14 +440,14 @@ _ATTACKS = (
                 value = [value, value] if kind == 2 else [value]
             return 1 << 10**7 if kind == 3 else value
         """,
-        answered(*["Unserializable"] * 4),
+        raises(*["Unserializable"] * 4),
         calls=tuple(Call("f", (kind,)) for kind in range(4)),
     ),
     Attack(
         "numbers that are not",
         "NaN and infinities as values and deep inside",
         "def f(x):\n    return [{'a': float(x)}]\n",
-        answered(*["Unserializable"] * 3),
+        raises(*["Unserializable"] * 3),
         calls=tuple(Call("f", (text,)) for text in ("nan", "inf", "-inf")),
     ),
     Attack(
@@ -417,7 +461,7 @@ _ATTACKS = (
         attempt(flood)
         print(len(kept))
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "raise limits",
@@ -431,7 +475,7 @@ _ATTACKS = (
         attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))
         attempt(lambda: raw(libc.mlockall, 3))
         """,
-        refused,
+        only_refusals,
     ),
     # The kernel
     Attack(
@@ -449,7 +493,7 @@ _ATTACKS = (
         attempt(lambda: raw(libc.mount, b"none", b"/tmp", b"tmpfs", 0, None))
         attempt(lambda: raw(libc.capset, bytes(24), bytes(24)))
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "memory without a file",
@@ -462,23 +506,27 @@ _ATTACKS = (
         attempt(lambda: raw(libc.semget, 0, 1, 0o1600))
         attempt(lambda: raw(libc.msgget, 0, 0o1600))
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "every other system call",
-        "each number that is not on the list, through ctypes: io_uring, bpf, userfaultfd, keyctl, clone3...",
+        "each number that is not on the list, through ctypes: io_uring, bpf, userfaultfd, keyctl, "
+        "clone3...",
         """
         libc.syscall.restype = ctypes.c_long
         for number in range(600):
-            # 335 and 336 are x86_64's uretprobe and uprobe, which the kernel lets through every filter and answers
-            # with SIGILL unless a probe was set, which needs privileges.
+            # 335 and 336 are x86_64's uretprobe and uprobe, which the kernel lets through every
+            # filter and answers with SIGILL unless a probe was set, which needs privileges.
             if number not in BAIT["allowed"] and number not in (335, 336):
-                result, error = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(0)] * 6), ctypes.get_errno()
+                result, error = (
+                    libc.syscall(ctypes.c_long(number), *[ctypes.c_long(0)] * 6),
+                    ctypes.get_errno(),
+                )
                 if result != -1 or error not in (1, 38):
                     print("BREACH", number, result, error)
         print("refused")
         """,
-        refused,
+        only_refusals,
     ),
     Attack(
         "the 32-bit entry",
@@ -489,32 +537,36 @@ _ATTACKS = (
         page.write(bytes.fromhex("b814000000cd80c3"))
         attempt(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page))))
         """,
-        ended_by("signal:31"),
+        ends_by("signal:31"),
         machine="x86_64",
     ),
     Attack(
         "the x32 entry",
         "system calls whose number has the x32 bit",
         "attempt(lambda: raw(libc.syscall, ctypes.c_long(0x40000000 + 39)))",
-        ended_by("signal:31"),
+        ends_by("signal:31"),
         machine="x86_64",
     ),
     Attack(
         "crash the interpreter",
         "write through a null pointer",
         "ctypes.memset(0, 0, 1)",
-        ended_by("signal:11"),
+        ends_by("signal:11"),
     ),
     # The verdict
     Attack(
         "equal to everything",
-        "return objects whose comparison says yes: plain, and as subclasses of str, int, list, dict",
+        "return objects whose comparison says yes: plain, and as subclasses of str, int, list, "
+        "dict",
         """
         def f(x):
-            yes = {"__eq__": lambda self, other: True, "__hash__": lambda self: 0, "__ne__": lambda self, other: False}
+            yes = {
+                "__eq__": lambda self, other: True, "__hash__": lambda self: 0,
+                "__ne__": lambda self, other: False,
+            }
             return type("Yes", (eval(x),), yes)()
         """,
-        answered(*["Unserializable"] * 5),
+        raises(*["Unserializable"] * 5),
         calls=tuple(Call("f", (base,)) for base in ("object", "str", "int", "list", "dict")),
     ),
     Attack(
@@ -537,9 +589,13 @@ _ATTACKS = (
     ),
     Attack(
         "broken answers",
-        "invalid JSON, NaN, 1e999, duplicates, nesting of 100000, half a line, bytes that are no text",
+        "invalid JSON, NaN, 1e999, duplicates, nesting of 100000, half a line, bytes that are no "
+        "text",
         """
-        lines = [b'["value", NaN]', b'["value", 1e999]', b'["value", ' + b'[' * 100000, b'{', b'\\xff\\xfe', b'[]']
+        lines = [
+            b'["value", NaN]', b'["value", 1e999]', b'["value", ' + b'[' * 100000, b'{',
+            b'\\xff\\xfe', b'[]',
+        ]
         def f(x):
             os.write(3, lines[x] + b"\\n" if x < len(lines) else b'["value", 1')
             os._exit(0)
@@ -551,7 +607,8 @@ _ATTACKS = (
     ),
     Attack(
         "search for what is expected",
-        "walk the frames, the garbage collector, the modules, the environment and the arguments for a secret",
+        "walk the frames, the garbage collector, the modules, the environment and the arguments "
+        "for a secret",
         """
         import gc
         def f(x):
@@ -574,7 +631,9 @@ _ATTACKS = (
         """
         import builtins, json, importlib
         importlib.reload(json)
-        json.dumps = json.JSONEncoder.encode = json.JSONEncoder.iterencode = lambda *rest, **named: '["value", true]'
+        json.dumps = json.JSONEncoder.encode = json.JSONEncoder.iterencode = (
+            lambda *rest, **named: '["value", true]'
+        )
         builtins.exec = builtins.eval = builtins.compile = builtins.type = lambda *rest: print
         frame = sys._getframe()
         while frame:
@@ -598,7 +657,7 @@ _ATTACKS = (
         attempt(posix.kill, posix.getppid(), 0)
         attempt(posix.open, BAIT["secret"], 0)
         """,
-        refused,
+        only_refusals,
     ),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Bait that the attacks are after: a secret file, two listening sockets, and whether somebody has touched them."""
+"""Bait for the attacks: a secret file and two listening sockets, with a check of their state."""
 
 import os
 import platform
@@ -17,22 +17,24 @@ from hpenv.posttraining.sandbox import syscalls
 
 @dataclass(frozen=True)
 class Bait:
-    """Bait that the attacks are after; made anew for each of them."""
+    """Bait for one attack."""
 
     folder: Path  # outside the sandbox, writable by this user
-    token: str  # stands in `folder/secret.txt` and in this process's memory
+    token: str  # content of `folder/secret.txt`, also in this process's memory
     port: int  # of a TCP socket that listens
     unix_socket: Path
     listeners: tuple[socket.socket, ...]
 
-    def told(self) -> dict[str, Any]:
-        """Returns what an attack is told; the token is not."""
+    def clues(self) -> dict[str, Any]:
+        """Returns what an attack may know: everything but the token."""
         home = Path(os.path.expanduser("~"))
         files = sorted(home.iterdir()) if os.access(home, os.R_OK | os.X_OK) else []
         readable = (path for path in files if path.is_file() and os.access(path, os.R_OK))
+
         machine = platform.machine()
-        checked = (*syscalls.ALLOWED, *syscalls.ALLOWED_FOR, *syscalls.ALLOWED_ON_ITSELF, "openat")
+        allowed = (*syscalls.ALLOWED, *syscalls.ALLOWED_FOR, *syscalls.ALLOWED_ON_ITSELF, "openat")
         numbers = syscalls.NUMBERS[machine]
+
         return {
             "secret": str(self.folder / "secret.txt"),
             "folder": str(self.folder),
@@ -42,11 +44,11 @@ class Bait:
             "parent": os.getpid(),
             "port": self.port,
             "unix": str(self.unix_socket),
-            "allowed": [numbers[name] for name in checked if name in numbers],
+            "allowed": [numbers[name] for name in allowed if name in numbers],
         }
 
-    def untouched(self) -> bool:
-        """Returns whether the folder is as it was and nobody has connected."""
+    def is_intact(self) -> bool:
+        """Returns whether the folder is unchanged and nobody has connected."""
         secret = self.folder / "secret.txt"
         if (
             sorted(os.listdir(self.folder)) != ["secret.txt", "socket"]
@@ -55,6 +57,7 @@ class Bait:
             return False
         if secret.stat().st_mode & 0o777 != 0o600 or secret.stat().st_mtime != 1e9:
             return False
+
         for listener in self.listeners:
             try:
                 listener.accept()[0].close()
@@ -66,7 +69,7 @@ class Bait:
 
 @contextmanager
 def lay_bait() -> Iterator[Bait]:
-    """Makes a folder with a secret and two listening sockets."""
+    """Creates a folder with a secret and two listening sockets, and removes them in the end."""
     folder = Path(tempfile.mkdtemp(prefix="hpenv-bait-"))
     tcp, unix = socket.socket(), socket.socket(socket.AF_UNIX)
     try:
@@ -77,9 +80,11 @@ def lay_bait() -> Iterator[Bait]:
         os.utime(secret, (1e9, 1e9))
         tcp.bind(("127.0.0.1", 0))
         unix.bind(str(folder / "socket"))
+
         for listener in (tcp, unix):
             listener.listen()
             listener.setblocking(False)
+
         yield Bait(folder, token, tcp.getsockname()[1], folder / "socket", (tcp, unix))
     finally:
         tcp.close()

@@ -1,4 +1,4 @@
-"""The sandbox: runs programs written by a model, several at once, and comes back with what they did."""
+"""The sandbox: runs hostile programs, several at once, and returns their outcomes."""
 
 import os
 import selectors
@@ -21,7 +21,8 @@ from hpenv.posttraining.sandbox.jobs import (
 )
 from hpenv.posttraining.sandbox.worker import PATIENCE, SCRATCH_PERIOD, ZYGOTE, Run, Worker
 
-#: Run once by every new zygote: opens a file, a socket and a process. Each has to be refused.
+#: Program that every new zygote runs once. It tries to open a file, list a folder, open a socket
+#: and fork. Each attempt must be refused.
 _PROOF = """
 import os, socket
 def refused(action, *arguments):
@@ -36,26 +37,26 @@ def proof(path):
 
 
 class Sandbox:
-    """Runs hostile programs, each in a process of its own that can compute, print and answer, and
-    nothing else.
+    """Runs hostile programs, each in a process that can only compute, print and answer.
 
-    May be used from several threads (one `run_many` waits for the other), not from a forked copy of
-    this process.
+    Several threads may use it, and one `run_many` waits for the other. A forked copy of this
+    process may not use it.
 
     Args:
-        limits: what every program may use.
-        num_workers: programs that run at once; one zygote process each.
+        limits: limits of every program.
+        num_workers: number of programs that run at once. Each has a zygote process.
 
     Raises:
-        SandboxUnavailable: the kernel lacks something, or a layer did not hold. Nothing was
+        SandboxUnavailable: if the kernel lacks something, or a layer did not hold. Nothing was
             executed then.
-        ValueError: for other limits than `Limits`, or a number of workers below 1.
+        ValueError: if `limits` is not `Limits`, or the number of workers is below 1.
     """
 
     def __init__(self, limits: Limits | None = None, num_workers: int = 1) -> None:
         check_num_workers(num_workers)
         if not isinstance(limits, Limits | None):
             raise ValueError(f"limits must be Limits; got {limits!r}")
+
         missing = kernel.missing_support(syscalls.NUMBERS)
         if missing:
             raise SandboxUnavailable(
@@ -65,8 +66,9 @@ class Sandbox:
         self._workers: list[Worker] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        # Also when nobody closes it: at collection, and at the interpreter's end.
+        # Closes a sandbox that nobody closes, at its collection or at the interpreter's end.
         self._finalizer = weakref.finalize(self, _stop_all, self._workers, self._owner)
+
         try:
             for _ in range(num_workers):
                 self._workers.append(Worker(self.limits))
@@ -88,26 +90,26 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Ends all processes and removes their folders; a second call does nothing."""
+        """Ends all processes and removes their folders. A second call does nothing."""
         self._finalizer()
 
     def run(self, source: str, calls: Sequence[Call] = (), scratch: bool = False) -> Outcome:
         """Runs one program and makes calls to it.
 
         Args:
-            source: executed as a module.
-            calls: made one after the other in the same process, after the source has run without an
-                exception.
+            source: the program, executed as a module.
+            calls: calls made one after the other in the same process, once the source has run
+                without an exception.
             scratch: whether it may write files, into an empty folder which is its working
                 directory.
         """
         return self.run_many([Job(source, tuple(calls), scratch)])[0]
 
     def run_many(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Runs programs, `num_workers` at once; outcomes in the order of the jobs.
+        """Runs programs, `num_workers` at once, and returns outcomes in the order of the jobs.
 
-        A zygote that ended while its program ran (killed from outside: a program cannot) is
-        replaced, and the outcome says `killed_by="zygote"`.
+        A zygote can only end while its program runs if it is killed from outside, because a program
+        cannot kill it. It is then replaced, and the outcome says `killed_by="zygote"`.
         """
         if not self._finalizer.alive:
             raise ValueError("this sandbox is closed")
@@ -123,26 +125,29 @@ class Sandbox:
         waiting = deque(enumerate(jobs))
         idle = list(range(len(self._workers)))
         active: dict[int, tuple[int, Run]] = {}  # worker -> (job, run)
+
         with selectors.DefaultSelector() as selector:
             try:
                 while waiting or active:
                     while waiting and idle:
                         place, (index, job) = idle.pop(), waiting.popleft()
                         active[place] = (index, self._start(place, job, selector))
+
                     for place in _progress(self._workers, active, selector):
                         index, run = active.pop(place)
                         selector.unregister(self._workers[place].control)
                         for pipe in run.open:
                             selector.unregister(pipe)
+
                         outcome = run.outcome()
                         if run.status is None:
                             self._replace(place)
-                            if not run.begun and index not in outcomes:
-                                waiting.appendleft(
-                                    (index, run.job)
-                                )  # nothing of it was run: once more
+                            if not run.has_begun and index not in outcomes:
+                                # Nothing of the program has run, so it may run again.
+                                waiting.appendleft((index, run.job))
                         elif run.job.scratch:
                             self._workers[place].empty_scratch()
+
                         outcomes[index] = outcome
                         idle.append(place)
             finally:
@@ -150,6 +155,7 @@ class Sandbox:
                     for pipe in list(run.open):
                         run.close_pipe(pipe)
                     self._replace(place)
+
         return [outcomes[index] for index in range(len(jobs))]
 
     def _start(self, place: int, job: Job, selector: selectors.BaseSelector) -> Run:
@@ -158,6 +164,7 @@ class Sandbox:
         except ConnectionError:  # the zygote was killed while it had nothing to do
             self._replace(place)
             run = self._workers[place].submit(job)
+
         selector.register(self._workers[place].control, selectors.EVENT_READ, (place, -1))
         for pipe in run.open:
             selector.register(pipe, selectors.EVENT_READ, (place, pipe))
@@ -172,11 +179,16 @@ class Sandbox:
 def _progress(
     workers: Sequence[Worker], active: dict[int, tuple[int, Run]], selector: selectors.BaseSelector
 ) -> list[int]:
-    """Waits for the next event, reads what there is and stops who has had enough; the workers whose run is over."""
+    """Waits for an event, reads what there is, and stops programs that exceed a limit.
+
+    Returns:
+        The workers whose run is over.
+    """
     now = time.monotonic()
-    wake = min(PATIENCE if run.stopped else run.deadline - now for _, run in active.values())
+    wake = min(PATIENCE if run.stop_reason else run.deadline - now for _, run in active.values())
     if any(run.job.scratch for _, run in active.values()):
         wake = min(wake, SCRATCH_PERIOD)
+
     over = []
     for key, _ in selector.select(max(0.0, wake)):
         place, pipe = key.data
@@ -187,22 +199,25 @@ def _progress(
                 selector.unregister(pipe)
         elif workers[place].listen(run):
             over.append(place)
+
     now = time.monotonic()
     for place, (_, run) in active.items():
         if place not in over and not workers[place].check(run, now):
             over.append(place)
+
     return over
 
 
 def _make_ready(worker: Worker) -> None:
-    """Waits for a new zygote, and has a program prove that its layers hold."""
+    """Waits for a new zygote, and lets a program prove that its layers hold."""
     worker.wait_until_ready()
     outcome = worker.run_alone(Job(_PROOF, (Call("proof", (str(ZYGOTE),)),)))
     if outcome.returned != (Result(value=[True] * 4),):
         worker.stop()
         raise SandboxUnavailable(
-            "a program that tried to open a file, list a folder, open a socket and fork was not refused all of it: "
-            f"{outcome.returned or (outcome.killed_by, outcome.stderr)}; is another seccomp or Landlock policy at work?"
+            "a program that tried to open a file, list a folder, open a socket and fork was not "
+            f"refused all of it; got {outcome.returned or (outcome.killed_by, outcome.stderr)}; "
+            "is another seccomp or Landlock policy at work?"
         )
 
 

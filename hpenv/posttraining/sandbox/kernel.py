@@ -1,10 +1,10 @@
-"""Calls that the Linux kernel offers an unprivileged process to lock itself in: Landlock, seccomp,
-capabilities, prctl.
+"""Linux calls that lock a process in: Landlock, seccomp, capabilities, prctl.
 
-Thin calls through `ctypes`; every one raises `OSError` when the kernel refuses, and the caller ends
-the process then. The order in which they are applied stands in `zygote.py`, which loads this file
-by its path: it imports the standard library alone. Constants are from linux/prctl.h,
-linux/landlock.h, linux/seccomp.h, linux/filter.h and linux/capability.h.
+An unprivileged process may make them. They are thin calls through `ctypes`. Every one raises
+`OSError` if the kernel refuses, and the caller then ends the process. `zygote.py` has the order in
+which they are applied. It loads this file by its path, so this file imports the standard library
+alone. Constants are from linux/prctl.h, linux/landlock.h, linux/seccomp.h, linux/filter.h and
+linux/capability.h.
 """
 
 import ctypes
@@ -28,12 +28,12 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 LANDLOCK_RULE_PATH_BENEATH = 1
 LANDLOCK_CREATE_RULESET_VERSION = 1
 READ_FILE, READ_DIR, WRITE_FILE, MAKE_REG, TRUNCATE = 1 << 2, 1 << 3, 1 << 1, 1 << 8, 1 << 14
-#: Rights of files by Landlock version: 13 in the first (Linux 5.13), then refer, truncate, -, ioctl
-#: on devices.
+#: Number of file rights by Landlock version: 13 in the first (Linux 5.13). Then came refer,
+#: truncate, nothing new, and ioctl on devices.
 _NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _NUM_FILE_RIGHTS_LATEST = 16
 
-# Instructions of the classic packet filter, and what it may return.
+# Instructions of the classic packet filter, and its possible results.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _KEEP, _EQUAL_TO_KEPT = 0x01, 0x1D
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
@@ -53,7 +53,11 @@ def _libc() -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: object) -> int:
-    """Calls a function of the C library (its arguments widened to long) and raises where it answers -1."""
+    """Calls a function of the C library, with integers widened to long.
+
+    Raises:
+        OSError: if the function returns -1.
+    """
     function = _libc()[name]
     function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
     result = function(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
@@ -64,16 +68,17 @@ def _call(name: str, *arguments: object) -> int:
 
 
 def missing_support(architectures: Iterable[str]) -> list[str]:
-    """Returns what this machine lacks to run the sandbox, one sentence each; empty where nothing is
-    missing.
+    """Returns what this machine lacks to run the sandbox, one sentence each. Empty for nothing.
 
     Args:
         architectures: machines for which there is a table of system calls.
     """
     if sys.platform != "linux":
         return [
-            f"it needs Linux, and this is {sys.platform}: use a Linux machine, container or virtual machine"
+            f"it needs Linux, and this is {sys.platform}: use a Linux machine, container or "
+            "virtual machine"
         ]
+
     missing = []
     if (
         platform.machine() not in set(architectures)
@@ -81,12 +86,14 @@ def missing_support(architectures: Iterable[str]) -> list[str]:
         or sys.maxsize < 2**32
     ):
         missing.append(
-            f"no table of system calls for {platform.machine()}; there is one for {sorted(architectures)}"
+            f"no table of system calls for {platform.machine()}; "
+            f"there is one for {sorted(architectures)}"
         )
     if landlock_version() < 1:
         missing.append(
-            "Landlock (Linux 5.13 or later, CONFIG_SECURITY_LANDLOCK, and `landlock` in the `lsm=` kernel parameter; "
-            "in a container, a seccomp profile that lets landlock_create_ruleset through)"
+            "Landlock (Linux 5.13 or later, CONFIG_SECURITY_LANDLOCK, and `landlock` in the `lsm=` "
+            "kernel parameter; in a container, a seccomp profile that lets "
+            "landlock_create_ruleset through)"
         )
     if not has_seccomp():
         missing.append("seccomp filters (CONFIG_SECCOMP_FILTER)")
@@ -98,7 +105,7 @@ def missing_support(architectures: Iterable[str]) -> list[str]:
 
 
 def landlock_version() -> int:
-    """The version of Landlock's interface; 0 where the kernel has none or forbids it."""
+    """Returns the version of Landlock's interface. 0 if the kernel has none or forbids it."""
     try:
         return _call("syscall", 444, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     except OSError:
@@ -106,7 +113,10 @@ def landlock_version() -> int:
 
 
 def has_seccomp() -> bool:
-    """Returns whether the kernel takes seccomp filters: asked with a null pointer, it then answers "bad address"."""
+    """Returns whether the kernel supports seccomp filters.
+
+    A kernel with support answers a null pointer with "bad address".
+    """
     try:
         _call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, 0, 0, 0)
     except OSError as error:
@@ -115,31 +125,37 @@ def has_seccomp() -> bool:
 
 
 def forbid_new_privileges() -> None:
-    """No program started from here gains rights (set-user-id, file capabilities); needed by what follows."""
+    """Keeps programs started from here from gaining rights (set-user-id, file capabilities).
+
+    The other layers need this first.
+    """
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def forbid_dumps() -> None:
-    """Other processes of the same user may neither trace this one nor read its memory."""
+    """Keeps other processes of the same user from tracing this one and reading its memory."""
     _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def die_with_parent() -> None:
-    """Asks for SIGKILL when the parent ends. Dropping capabilities would clear it, so this comes later."""
+    """Asks for SIGKILL when the parent ends.
+
+    Called after the capabilities are dropped, because dropping them would clear it.
+    """
     _call("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
 
 def drop_capabilities(numbers: Mapping[str, int]) -> None:
-    """Gives up every capability, the bounding set included; in a container the user is often root.
+    """Drops every capability, the bounding set included. In a container the user is often root.
 
     Args:
-        numbers: the system calls of this machine.
+        numbers: name -> number of the system calls of this machine.
     """
     try:
         for capability in range(64):
             _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
     except OSError as error:
-        # EINVAL ends the list; EPERM: a plain user, who has nothing to drop.
+        # EINVAL ends the list. EPERM: a plain user, who has nothing to drop.
         if error.errno not in (1, 22):
             raise
     header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
@@ -149,12 +165,12 @@ def drop_capabilities(numbers: Mapping[str, int]) -> None:
 def landlock_ruleset(
     numbers: Mapping[str, int], readable: Sequence[str], writable: Sequence[str] = ()
 ) -> int:
-    """Makes a Landlock ruleset that allows these paths and, of files and TCP, nothing else.
+    """Makes a Landlock ruleset that allows these paths, no other file, and no TCP.
 
     Args:
-        numbers: the system calls of this machine.
-        readable: files, and directories with all beneath them, that may be read. Symbolic links are
-            left out.
+        numbers: name -> number of the system calls of this machine.
+        readable: files that may be read, and directories of which everything may be read. Symbolic
+            links are left out.
         writable: directories in which regular files may also be made, written and truncated.
 
     Returns:
@@ -167,7 +183,9 @@ def landlock_ruleset(
         attributes += struct.pack("=Q", 0b11)  # bind and connect over TCP
     if version >= 6:
         attributes += struct.pack("=Q", 0b11)  # abstract unix sockets and signals stay inside
+
     ruleset = _call("syscall", numbers["landlock_create_ruleset"], attributes, len(attributes), 0)
+
     for paths, allowed in (
         (readable, READ_FILE),
         (writable, READ_FILE | WRITE_FILE | MAKE_REG | TRUNCATE),
@@ -189,6 +207,7 @@ def landlock_ruleset(
                 )
             finally:
                 os.close(beneath)
+
     return ruleset
 
 
@@ -210,25 +229,24 @@ def seccomp_filter(
 ) -> bytes:
     """Compiles an allow-list of system calls into a filter for `install_seccomp`.
 
-    Opening a file is allowed for reading only, or, with `may_write`, in every way but "read and
-    truncate", which old versions of Landlock take for reading.
+    A file may be opened for reading only. With `may_write`, it may be opened in every way but "read
+    and truncate", which old versions of Landlock take for reading.
 
     Args:
         machine: as `platform.machine()`.
         architecture: value of AUDIT_ARCH.
-        numbers: name to number on this machine; a name of `allowed` it lacks does not exist there.
+        numbers: name -> number of the system calls of this machine. A name of `allowed` that is
+            missing does not exist there.
         allowed: calls allowed with any arguments.
-        allowed_for: calls allowed for some values of one argument (its low 32 bits, all that these
-            calls look at).
-        allowed_on_itself: calls allowed where the first argument is the number of the process that
-            makes them.
-        first_recent: from this call's number on, the answer is ENOSYS in place of EPERM.
-        x32_bit: numbers from here on kill, on x86_64.
+        allowed_for: calls allowed for some values of one argument. Its low 32 bits are compared,
+            which are all that these calls read.
+        allowed_on_itself: calls allowed if the first argument is the number of the calling process.
+        first_recent: calls from this one's number on are answered with ENOSYS instead of EPERM.
+        x32_bit: on x86_64, numbers from here on kill the process.
         may_write: whether files may be opened for writing.
 
     Returns:
-        The instructions, packed; they expect the process's own number in the register that _KEEP
-        fills.
+        The packed instructions. They expect the process's number in the register that _KEEP fills.
     """
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
@@ -236,13 +254,16 @@ def seccomp_filter(
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER_OFFSET),
     ]
+
     if machine == "x86_64":
         program += [(_AT_LEAST, 0, 1, x32_bit), (_RETURN, 0, 0, _KILL)]
     for name in allowed:
         if name in numbers:
             program += [(_EQUAL, 0, 1, numbers[name]), (_RETURN, 0, 0, _ALLOW)]
+
     allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)
     checks: dict[str, list[Instruction]] = {}
+
     for name, (index, values) in allowed_for.items():
         checks[name] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * index)]
         for value in values:
@@ -250,6 +271,7 @@ def seccomp_filter(
         checks[name].append(refuse)
     for name in allowed_on_itself:
         checks[name] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET), (_EQUAL_TO_KEPT, 0, 1, 0), allow, refuse]
+
     checks["openat"] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * 2)]
     if may_write:
         checks["openat"] += [
@@ -259,6 +281,7 @@ def seccomp_filter(
     else:
         checks["openat"] += [(_ANY_BIT, 0, 1, os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _TMPFILE)]
     checks["openat"] += [refuse, allow]
+
     for name, check in checks.items():
         program += [(_EQUAL, 0, len(check), numbers[name]), *check]
     program += [(_AT_LEAST, 0, 1, numbers[first_recent]), (_RETURN, 0, 0, _NOT_IMPLEMENTED), refuse]
@@ -269,8 +292,8 @@ def install_seccomp(instructions: bytes) -> None:
     """Filters the system calls of this process from now on, for good.
 
     Args:
-        instructions: of `seccomp_filter`. They are the same for every process, and so are packed
-            once; what differs, the process's number, is in the one instruction that is put before
+        instructions: result of `seccomp_filter`. They are packed once, because they are the same
+            for every process. The process's number differs, and stands in one instruction before
             them.
     """
     code = _INSTRUCTION.pack(_KEEP, 0, 0, os.getpid()) + instructions

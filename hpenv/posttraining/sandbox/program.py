@@ -1,8 +1,8 @@
 """Runs one program and its calls, inside the process that is already locked in.
 
-Nothing here protects anything: the program shares this interpreter and can change all of it, and so
-forge its own answers. That is harmless, since the parent trusts an answer only as a value to
-compare with one it computed itself.
+Nothing here protects anything. The program shares this interpreter and can change all of it, so it
+can forge its own answers. That is harmless, because the parent only compares an answer with a value
+that it computed itself.
 """
 
 import __future__
@@ -17,32 +17,34 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-#: Nesting of lists and dicts in an answer; beyond it the answer counts as unserializable.
+#: Deepest nesting of lists and dicts in an answer. Deeper answers count as unserializable.
 MAX_DEPTH = 64
 
 _NOT_PLAIN = "Unserializable"
 
-#: Name of the module that a program is.
+#: Name of the module that a program is loaded as.
 NAME = "program"
 #: Flags of the __future__ imports.
 _FUTURES = sum({vars(__future__)[name].compiler_flag for name in __future__.all_feature_names})
 
 
 def plain_size(value: Any, limit: int, depth: int = MAX_DEPTH) -> int:
-    """About the length of a value as JSON [characters]; raises `ValueError` unless it is plain and
-    within the limit.
+    """Returns about the length of a plain value as JSON [characters].
 
-    Plain: None, bool, int, finite float, str, list, and dict with str keys, of exactly these types.
-    A subclass may compare equal to anything, and a tuple is no list.
+    Plain values are None, bool, int, finite float, str, list, and dict with str keys, of exactly
+    these types. A subclass may compare equal to anything, and a tuple is not a list.
 
     Args:
-        value: what a call returned, or what was decoded from an answer.
+        value: value that a call returned, or decoded answer.
         limit: largest size.
-        depth: lists and dicts may be nested this deep.
+        depth: deepest nesting of lists and dicts.
+
+    Raises:
+        ValueError: if the value is not plain or exceeds the limit.
     """
     kind = type(value)
     if kind is str:
-        value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
+        value.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
         size = 2 + len(value)
     elif kind is int:
         size = 1 + value.bit_length() // 4
@@ -62,6 +64,7 @@ def plain_size(value: Any, limit: int, depth: int = MAX_DEPTH) -> int:
             size += 1 + plain_size(item, limit - size, depth - 1)
     else:
         raise ValueError(f"not plain JSON: {kind.__name__}, or nested too deep")
+
     if size > limit:
         raise ValueError("too large")
     return size
@@ -70,25 +73,27 @@ def plain_size(value: Any, limit: int, depth: int = MAX_DEPTH) -> int:
 def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int) -> int:
     """Executes setup, source and what comes after as one module, then makes the calls.
 
-    One line of JSON is answered for each: `["compiled", bool]`, then per call `["value", value]` or
-    `["error", name of the exception]`; last, where the program ended in an exception, `["uncaught",
-    name]`.
+    Answers one line of JSON for each: `["compiled", bool]`, then per call `["value", value]` or
+    `["error", name of the exception]`. If the program ends in an exception, the last line is
+    `["uncaught", name]`.
 
     Args:
         job: `setup`, `source`, `after` and `calls`, a list of [function, arguments].
-        answer: writes one line to the parent.
+        answer: function that writes one line to the parent.
         returned_bytes: largest size of an answer.
 
     Returns:
-        The exit code Python would have given.
+        The exit code that Python would give.
     """
-    # Bound before the program runs: one that changes json or the builtins then spoils no answer by
-    # accident.
+    # Bound before the program runs, so that one that changes json or the builtins does not spoil an
+    # answer by accident.
     encode = json.JSONEncoder(allow_nan=False).encode
+
     module = types.ModuleType(NAME)
     sys.modules[NAME] = sys.modules["__main__"] = module
     namespace = module.__dict__
     namespace["__builtins__"] = __builtins__
+
     try:
         setup = compile(job["setup"], "<setup>", "exec", dont_inherit=True)
         source = compile(
@@ -99,6 +104,7 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
         _explain(error)
         answer(encode(["compiled", False]))
         return 1
+
     answer(encode(["compiled", True]))
     try:
         for code in (setup, source, after):
@@ -114,9 +120,7 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
                 try:
                     plain_size(value, returned_bytes)
                     line = encode(["value", value])
-                except (
-                    Exception
-                ):  # the value is the program's: its own methods may raise anything here
+                except Exception:  # methods of the program's value may raise anything here
                     line = encode(["error", _NOT_PLAIN])
             answer(line)
     except SystemExit as end:
@@ -128,6 +132,7 @@ def run(job: dict[str, Any], answer: Callable[[str], None], returned_bytes: int)
         _explain(error)
         answer(encode(["uncaught", type(error).__name__[:100]]))
         return 1
+
     return 0
 
 
@@ -138,7 +143,10 @@ def _explain(error: BaseException) -> None:
 
 
 def finish(code: int) -> None:
-    """Ends the process as Python would, without unwinding into the zygote's frames: exit functions, then flushes."""
+    """Ends the process as Python would: exit functions, then flushes.
+
+    Does not unwind into the zygote's frames.
+    """
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -1,8 +1,8 @@
-"""One zygote and the program it runs at the moment, seen from the parent.
+"""One zygote and the program that it runs at the moment, seen from the parent.
 
-The parent holds the reading ends of the program's pipes and decides when it has had enough: of
-time, of output, of files. It never waits for the program, only for the zygote, and it opens what
-the program wrote as if it were a trap.
+The parent holds the reading ends of the program's pipes. It decides when a program exceeds its
+time, its output or its files. It never waits for the program, only for the zygote, and it opens
+files of the program as if they were traps.
 """
 
 import contextlib
@@ -26,18 +26,17 @@ from hpenv.posttraining.sandbox.jobs import Job, Limits, Outcome, SandboxUnavail
 
 ZYGOTE = Path(__file__).with_name("zygote.py")
 
-#: How often the scratch folder is looked at while a program may write to it [s].
+#: Interval between looks at the scratch folder while a program may write to it [s].
 SCRATCH_PERIOD = 0.01
 
-#: A zygote that takes longer than this to start, or to end a program it was told to kill, is taken
-#: for broken [s].
+#: A zygote that takes longer than this to start, or to end a program, counts as broken [s].
 PATIENCE = 30.0
 
 
-def _moved(descriptor: int) -> int:
+def _move_above_streams(descriptor: int) -> int:
     """Moves a descriptor out of 0 to 2, where a daemon that has closed its streams gets it.
 
-    The zygote has its own streams there, and here somebody may write to what they take for theirs.
+    The zygote has its streams there, and other code of this process may write to its streams there.
     """
     if descriptor > 2:
         return descriptor
@@ -48,13 +47,13 @@ def _moved(descriptor: int) -> int:
 
 
 class Run:
-    """One program while it runs: its pipes, its deadline, what it has said so far.
+    """A running program: its pipes, its deadline, its output so far.
 
     Args:
         job: the program and its calls.
-        limits: what it may use.
+        limits: limits of the program.
         scratch: the worker's folder.
-        number: distinguishes it from the worker's other runs.
+        number: number of the run, different from the worker's other runs.
     """
 
     def __init__(self, job: Job, limits: Limits, scratch: Path, number: int) -> None:
@@ -64,10 +63,12 @@ class Run:
         self.number = number
         self.started = time.monotonic()
         self.deadline = self.started + limits.wall_seconds
-        self.stopped = ""  # why the parent ends it
-        self.told = False  # whether the zygote knows
+
+        self.stop_reason = ""  # why the parent ends it, empty if it does not
+        self.kill_sent = False  # whether the zygote was asked to end it
         self.status: int | None = None
         self.cpu_seconds = 0.0
+
         self.pipes: list[int] = []  # reading ends of stdout, stderr, answers
         self.content = [bytearray(), bytearray(), bytearray()]
         self.caps = (
@@ -83,30 +84,34 @@ class Run:
         content = {"setup": job.setup, "source": job.source, "after": job.after}
         calls = [[call.function, call.arguments] for call in job.calls]
         description = json.dumps(content | {"calls": calls}, allow_nan=False)
-        with contextlib.ExitStack() as sent:
-            given = [_moved(os.memfd_create("job"))]
-            sent.callback(os.close, given[0])
-            os.write(given[0], description.encode())
-            os.lseek(given[0], 0, os.SEEK_SET)
+
+        with contextlib.ExitStack() as stack:
+            descriptors = [_move_above_streams(os.memfd_create("job"))]
+            stack.callback(os.close, descriptors[0])
+            os.write(descriptors[0], description.encode())
+            os.lseek(descriptors[0], 0, os.SEEK_SET)
             for _ in self.content:
-                reading, writing = map(_moved, os.pipe())
-                sent.callback(os.close, writing)
+                reading, writing = map(_move_above_streams, os.pipe())
+                stack.callback(os.close, writing)
                 os.set_blocking(reading, False)
-                given.append(writing)
+                descriptors.append(writing)
                 self.pipes.append(reading)
                 self.open.add(reading)
-            socket.send_fds(control, [f"run {self.number} {int(job.scratch)}".encode()], given)
+            socket.send_fds(
+                control, [f"run {self.number} {int(job.scratch)}".encode()], descriptors
+            )
 
     def read(self, pipe: int) -> None:
-        """Takes what a pipe holds, up to its cap; closes it at its end."""
+        """Reads what a pipe holds, up to its cap, and closes it at its end."""
         place = self.pipes.index(pipe)
         content, cap = self.content[place], self.caps[place]
+
         try:
             while piece := os.read(pipe, 65_536):
                 content += piece
                 if len(content) > cap:
                     del content[cap:]
-                    self.stopped = "output"
+                    self.stop_reason = "output"
                     break
         except BlockingIOError:
             return
@@ -117,15 +122,15 @@ class Run:
         self.open.discard(pipe)
         os.close(pipe)
 
-    def look(self, now: float) -> None:
-        """Decides whether the program has had enough of time or of files."""
+    def check_limits(self, now: float) -> None:
+        """Sets `stop_reason` if the program has exceeded its time or its number of files."""
         if now >= self.deadline:
-            self.stopped = self.stopped or "wall"
+            self.stop_reason = self.stop_reason or "wall"
         elif self.job.scratch and len(os.listdir(self.scratch)) > self.limits.num_files:
-            self.stopped = self.stopped or "output"
+            self.stop_reason = self.stop_reason or "output"
 
     def outcome(self) -> Outcome:
-        """Returns what the program did; called once it has ended, or its zygote has."""
+        """Returns the outcome, once the program or its zygote has ended."""
         for pipe in list(self.open):
             self.read(pipe)
             if pipe in self.open:
@@ -134,12 +139,15 @@ class Run:
         answers = read_answers(
             bytes(self.content[2]), len(self.job.calls), self.limits.returned_bytes
         )
+
         if answers.failure:
             raise SandboxUnavailable(
                 f"the program could not be locked in, and was not run: {answers.failure}"
             )
-        killed_by = self.stopped or self.ended_by(answers.uncaught)
-        exited = self.status is not None and os.WIFEXITED(self.status) and not self.stopped
+
+        killed_by = self.stop_reason or self.end_reason(answers.uncaught)
+        exited = self.status is not None and os.WIFEXITED(self.status) and not self.stop_reason
+
         return Outcome(
             stdout=self.content[0].decode("utf-8", "replace"),
             stderr=self.content[1].decode("utf-8", "replace"),
@@ -153,26 +161,28 @@ class Run:
         )
 
     @property
-    def begun(self) -> bool:
-        """Returns whether the program was read by its child: the child says so before it does."""
+    def has_begun(self) -> bool:
+        """True if the child may have read the program. It writes an answer before it does."""
         return bool(self.content[2])
 
-    def ended_by(self, uncaught: str) -> str:
+    def end_reason(self, uncaught: str) -> str:
         """Returns what ended a program that the parent did not stop."""
         if self.status is None:
             return "zygote"
+
         if os.WIFSIGNALED(self.status):
             number = os.WTERMSIG(self.status)
-            spent = number == signal.SIGKILL and self.cpu_seconds >= self.limits.cpu_seconds
-            return "cpu" if number == signal.SIGXCPU or spent else f"signal:{number}"
+            no_time_left = number == signal.SIGKILL and self.cpu_seconds >= self.limits.cpu_seconds
+            return "cpu" if number == signal.SIGXCPU or no_time_left else f"signal:{number}"
         return "memory" if uncaught == "MemoryError" else ""
 
     def files(self) -> dict[str, bytes]:
-        """Reads the regular files of the scratch folder: no link is followed, no pipe waited for."""
+        """Reads the regular files of the scratch folder. Follows no link and waits for no pipe."""
         found = {}
         names = sorted(os.listdir(self.scratch))
         if len(names) > self.limits.num_files:
-            self.stopped = self.stopped or "output"
+            self.stop_reason = self.stop_reason or "output"
+
         for name in names[: self.limits.num_files]:
             try:
                 descriptor = os.open(
@@ -183,28 +193,32 @@ class Run:
             with open(descriptor, "rb") as file:
                 if stat.S_ISREG(os.fstat(descriptor).st_mode):
                     found[name] = file.read(self.limits.file_bytes)
+
         return found
 
 
 class Worker:
-    """A zygote with its scratch folder, which runs one program at a time.
+    """A zygote with its scratch folder. It runs one program at a time.
 
     Args:
-        limits: for every program.
+        limits: limits of every program.
 
     Raises:
-        SandboxUnavailable: when the zygote does not start.
+        SandboxUnavailable: if the zygote does not start.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.num_runs = 0
         self.scratch = Path(tempfile.mkdtemp(prefix="hpenv-sandbox-"))
+
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control, theirs = (socket.socket(fileno=_moved(end.detach())) for end in pair)
+        self.control, theirs = (
+            socket.socket(fileno=_move_above_streams(end.detach())) for end in pair
+        )
         with theirs:
-            # -E -s -P are what -I stands for; -E is left out so that the one variable there is can
-            # fix the order of sets, and with it the verdict of a program that prints one.
+            # -I stands for -E -s -P. -E is left out so that the only variable can fix the order of
+            # sets, and with it the verdict of a program that prints one.
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-s", "-P", "-S", "-B", "-X", "utf8", str(ZYGOTE)),
@@ -220,29 +234,35 @@ class Worker:
             )
 
     def wait_until_ready(self) -> None:
-        """Waits for the zygote's first word; raises `SandboxUnavailable` with what it says went wrong."""
+        """Waits for the zygote's first message.
+
+        Raises:
+            SandboxUnavailable: if the zygote did not start, with what it says went wrong.
+        """
         assert self.process.stderr is not None
         self.control.settimeout(PATIENCE)
         try:
             word = self.control.recv(4096)
         except (TimeoutError, ConnectionError) as error:
             word = f"failed {error}".encode()
+
         if word != b"ready":
             why = word.decode("utf-8", "replace")
-            if not word:  # it is about to end
+            if not word:  # the zygote is about to end
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     why = f"it ended with exit code {self.process.wait(1.0)}:"
             self.process.kill()
-            said = self.process.stderr.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+            errors = self.process.stderr.read().decode("utf-8", "replace")
+            last_line = errors.strip().rpartition("\n")[2]
             self.stop()
             raise SandboxUnavailable(
-                f"the sandbox's zygote did not start: {why} {said or 'it said nothing'}"
+                f"the sandbox's zygote did not start: {why} {last_line or 'nothing on stderr'}"
             )
         self.process.stderr.close()
         self.control.setblocking(False)
 
     def submit(self, job: Job) -> Run:
-        """Starts a program; raises `ConnectionError` when the zygote is gone."""
+        """Starts a program. Raises `ConnectionError` if the zygote is gone."""
         self.num_runs += 1
         run = Run(job, self.limits, self.scratch, self.num_runs)
         try:
@@ -254,7 +274,7 @@ class Worker:
         return run
 
     def listen(self, run: Run) -> bool:
-        """Takes the zygote's message; whether the run is over (ended, or the zygote is gone)."""
+        """Reads the zygote's message. Returns whether the run is over, or the zygote gone."""
         try:
             packet = self.control.recv(256)
         except BlockingIOError:
@@ -267,23 +287,26 @@ class Worker:
         return True
 
     def check(self, run: Run, now: float) -> bool:
-        """Has the program killed when it has had enough; False when the zygote does not answer either."""
-        run.look(now)
-        if run.stopped and not run.told:
-            run.told = True
+        """Has a program killed that exceeds a limit. False if the zygote does not answer either."""
+        run.check_limits(now)
+        if run.stop_reason and not run.kill_sent:
+            run.kill_sent = True
             with contextlib.suppress(ConnectionError):  # gone: `listen` will notice
                 self.control.send(f"kill {run.number}".encode())
-        return not run.told or now < run.deadline + PATIENCE
+        return not run.kill_sent or now < run.deadline + PATIENCE
 
     def run_alone(self, job: Job) -> Outcome:
-        """Runs a trusted program that prints little."""
+        """Runs a trusted program that prints little, and returns its outcome."""
         run = self.submit(job)
         while select.select([self.control], [], [], PATIENCE)[0] and not self.listen(run):
             pass
         return run.outcome()
 
     def empty_scratch(self) -> None:
-        """Removes what a program left in the scratch folder. The folder itself stays: the zygote's rules name it."""
+        """Removes what a program left in the scratch folder.
+
+        The folder itself stays, because the zygote's rules name it.
+        """
         for entry in os.scandir(self.scratch):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
@@ -291,13 +314,15 @@ class Worker:
                 os.unlink(entry.path)
 
     def stop(self) -> None:
-        """Ends the zygote, and with it the program it runs, and removes the scratch folder."""
+        """Ends the zygote and the program that it runs, and removes the scratch folder."""
         self.control.close()
         if self.process.stderr is not None:
             self.process.stderr.close()
+
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()  # its child goes with it
             self.process.wait()
+
         shutil.rmtree(self.scratch, ignore_errors=True)

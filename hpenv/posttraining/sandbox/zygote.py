@@ -1,15 +1,14 @@
-"""The zygote: a small Python that has imported the common modules and forks one locked-in child for
-every program.
+"""The zygote: a small Python with the common modules, which forks a locked-in child per program.
 
-Run by its path, never imported. It holds nothing secret: its environment is empty, tests and
+It is run by its path, never imported. It holds nothing secret: its environment is empty, tests and
 expected values never reach it, and the program with its inputs goes from the parent straight to the
 child through a descriptor. The child is locked in before it reads the program, in this order:
-descriptors, session, resource limits, Landlock, death with the zygote, seccomp. `no_new_privs`, the
-capabilities and the dump flag are given up by the zygote itself, at its start. A layer that cannot
-be applied ends the child before it has read anything.
+descriptors, session, resource limits, Landlock, death with the zygote, seccomp. At its start, the
+zygote itself sets `no_new_privs`, and gives up the capabilities and the dump flag. A layer that
+cannot be applied ends the child before it has read anything.
 
-Messages (one packet each): `run <number> <scratch>` with the descriptors of job, stdout, stderr and
-answers, and `kill <number>` come in; `ready` or `failed <why>`, then `ended <number> <wait status>
+A message is one packet. `run <number> <scratch>` with the descriptors of job, stdout, stderr and
+answers, and `kill <number>` come in. `ready` or `failed <why>`, then `ended <number> <wait status>
 <cpu seconds>` go out.
 """
 
@@ -29,18 +28,19 @@ import sys
 import types
 from typing import Any
 
-#: Imported ahead of the fork, so that a program finds them at once. Those that need a shared
-#: library (zlib, hashlib, ctypes...) can be had in no other way: a program may not read /usr/lib.
-#: Not `threading`, which a program may import itself: what it does after a fork costs every child a
-#: quarter of a millisecond.
+#: Modules imported before the fork, so that a program finds them at once. It cannot import those
+#: that need a shared library (zlib, hashlib, ctypes...), because it may not read /usr/lib.
+#: `threading` is missing: its work after a fork costs every child a quarter of a millisecond, and a
+#: program can import it.
 PRELOADED = (
-    "abc", "array", "ast", "base64", "binascii", "bisect", "bz2", "calendar", "cmath", "collections", "collections.abc",
-    "copy", "ctypes", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io",
-    "itertools", "json", "lzma", "math", "numbers", "operator", "random", "re", "statistics", "string", "struct",
-    "textwrap", "time", "traceback", "types", "typing", "unicodedata", "uuid", "zlib",
+    "abc", "array", "ast", "base64", "binascii", "bisect", "bz2", "calendar", "cmath",
+    "collections", "collections.abc", "copy", "ctypes", "dataclasses", "datetime", "decimal",
+    "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "json", "lzma", "math",
+    "numbers", "operator", "random", "re", "statistics", "string", "struct", "textwrap", "time",
+    "traceback", "types", "typing", "unicodedata", "uuid", "zlib",
 )  # fmt: skip
 
-#: Folders beneath the standard library's that are not part of it.
+#: Folders beneath the standard library's folder that do not belong to it.
 NOT_STDLIB = ("site-packages", "dist-packages")
 
 NUM_DESCRIPTORS = 32
@@ -48,7 +48,7 @@ ANSWERS = 3  # descriptor in the child; 0 is /dev/null, 1 and 2 are its outputs
 
 
 def load_sibling(name: str) -> types.ModuleType:
-    """Loads a file of this folder by its path: the package around it is out of reach here, and so is torch."""
+    """Loads a file of this folder by its path, without the package around it and without torch."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"_{name}", path)
     assert spec is not None and spec.loader is not None
@@ -58,7 +58,7 @@ def load_sibling(name: str) -> types.ModuleType:
 
 
 def stdlib_entries() -> list[str]:
-    """Files and folders that make up the standard library: what stands beneath the import path, packages aside."""
+    """Returns the files and folders of the standard library: the import path without packages."""
     entries = []
     for path in sys.path:
         if os.path.isdir(path):
@@ -72,7 +72,7 @@ def stdlib_entries() -> list[str]:
     return entries
 
 
-#: Looked for in every folder of the import path, and in none.
+#: Name of a module that is looked for in every folder of the import path, and is in none.
 NO_MODULE = "_no_such_module"
 
 
@@ -80,7 +80,7 @@ def preload() -> None:
     """Imports the common modules, and reads the folders of the import path once.
 
     A child may not list the standard library's own folder, since the same right would let it list
-    `site-packages`; the import system asks again only when the folder has changed.
+    `site-packages`. The import system lists a folder again only if it has changed.
     """
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # some builds lack lzma, bz2 or ctypes' neighbors
@@ -89,20 +89,25 @@ def preload() -> None:
 
 
 def limit_resource(name: str, soft: int, hard: int) -> None:
-    """Sets a resource limit of this process; a lower one of the parent's is an error that names it."""
+    """Sets a resource limit of this process.
+
+    Raises:
+        ValueError: if the process was started with a lower limit.
+    """
     kind = getattr(resource, f"RLIMIT_{name}")
     most = resource.getrlimit(kind)[1]
     if most != resource.RLIM_INFINITY and hard > most:
         raise ValueError(
-            f"RLIMIT_{name} of {hard} is above the limit of {most} that this process was started with"
+            f"RLIMIT_{name} must be at most {most}, the limit that this process was started with; "
+            f"got {hard}"
         )
     resource.setrlimit(kind, (soft, hard))
 
 
 def restore_signals() -> None:
-    """Undoes what the parent ignores or blocks, as a daemon does; the programs would inherit it.
+    """Resets the signals that the parent ignores or blocks, as a daemon does.
 
-    SIGPIPE and SIGXFSZ stay ignored, as Python has them.
+    The programs would inherit them. SIGPIPE and SIGXFSZ stay ignored, as in Python.
     """
     for number in signal.valid_signals():
         if (
@@ -133,18 +138,21 @@ class Zygote:
         self.program = load_sibling("program")
         self.machine = platform.machine()
         self.numbers: dict[str, int] = self.syscalls.NUMBERS[self.machine]
+
         preload()
         self.kernel.forbid_new_privileges()
         self.kernel.drop_capabilities(self.numbers)
         self.kernel.forbid_dumps()
+
         stdlib = stdlib_entries()
         self.rulesets = [
             self.kernel.landlock_ruleset(self.numbers, stdlib),
             self.kernel.landlock_ruleset(self.numbers, stdlib, [scratch]),
         ]
         self.filters = [self.seccomp_filter(writes) for writes in (False, True)]
-        # Made before the fork: a child has them for nothing. On a pipe, as in the child: they ask
-        # now what they can do.
+
+        # Streams are made before the fork, so that they cost a child nothing. They find out now
+        # what their descriptors can do, so these are a pipe, as in the child.
         reading, writing = os.pipe()
         os.dup2(writing, 1)
         os.close(reading)
@@ -158,7 +166,7 @@ class Zygote:
         }
 
     def seccomp_filter(self, writes: bool) -> bytes:
-        """The filter of a program that may write to the scratch folder, or of one that may not."""
+        """Returns the filter of a program that may write to the scratch folder, or may not."""
         return self.kernel.seccomp_filter(
             self.machine,
             self.syscalls.AUDIT_ARCHITECTURES[self.machine],
@@ -172,9 +180,10 @@ class Zygote:
         )
 
     def serve(self) -> None:
-        """Forks a child per job; ends when the parent closes the socket or is gone."""
+        """Forks a child per job, until the parent closes the socket or is gone."""
         gc.collect()
-        gc.freeze()  # the children's collections leave these objects, and so their shared pages, alone
+        gc.freeze()  # keeps children's collections off these objects and their shared pages
+
         while True:
             packet, descriptors, _, _ = socket.recv_fds(self.control, 256, 4)
             if not packet:
@@ -183,6 +192,7 @@ class Zygote:
             if words[0] == b"kill":  # of a job that has ended meanwhile
                 continue
             number, writes = int(words[1]), words[2] == b"1"
+
             child = os.fork()
             if child == 0:
                 self.become_child(descriptors, writes)
@@ -192,7 +202,11 @@ class Zygote:
             self.control.send(f"ended {number} {status} {cpu_seconds}".encode())
 
     def wait_for(self, child: int, number: int) -> tuple[int, float]:
-        """Waits for a child, and kills it when told so or when the parent is gone; (wait status, cpu seconds)."""
+        """Waits for a child, and kills it on request or when the parent is gone.
+
+        Returns:
+            The wait status and the processor time [s].
+        """
         handle = os.pidfd_open(child)
         try:
             poll = select.poll()
@@ -205,8 +219,9 @@ class Zygote:
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
                     if not packet:
                         poll.unregister(self.control)
-            # Until it is waited for, its number cannot become another's. It could start nothing;
-            # this costs nothing.
+
+            # The child's number cannot become another's before `wait4`. Seccomp already forbids the
+            # child to start processes. Killing its group is a second guard.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)
             _, status, usage = os.wait4(child, 0)
@@ -223,9 +238,8 @@ class Zygote:
             answers = ANSWERS
             self.lock_in(zygote, writes)
         except BaseException as error:
-            os.write(
-                answers, json.dumps(["failed", f"{type(error).__name__}: {error}"]).encode() + b"\n"
-            )
+            failure = json.dumps(["failed", f"{type(error).__name__}: {error}"])
+            os.write(answers, failure.encode() + b"\n")
             os._exit(70)
 
         def answer(line: str) -> None:
@@ -243,14 +257,19 @@ class Zygote:
             self.program.finish(code)
 
     def arrange_descriptors(self, descriptors: list[int]) -> int:
-        """Puts outputs and answers in place, and closes all others but the job's, which is returned."""
-        start = ANSWERS + 1  # out of the way of what is put in place
+        """Puts outputs and answers in place, and closes all others but the job's.
+
+        Returns:
+            The job's descriptor.
+        """
+        start = ANSWERS + 1  # above the descriptors that are put in place
         job, *outputs = [
             fcntl.fcntl(descriptor, fcntl.F_DUPFD, start) for descriptor in descriptors
         ]
         self.rulesets = [fcntl.fcntl(ruleset, fcntl.F_DUPFD, start) for ruleset in self.rulesets]
         for place, descriptor in enumerate(outputs, start=1):
             os.dup2(descriptor, place)
+
         keep = sorted([job, *self.rulesets])
         for descriptor in keep:
             os.closerange(start, descriptor)
@@ -259,7 +278,7 @@ class Zygote:
         return job
 
     def lock_in(self, zygote: int, writes: bool) -> None:
-        """Applies every layer that is not the zygote's own already."""
+        """Applies every layer that the zygote has not applied to itself."""
         os.setsid()
         os.environ.clear()
         os.chdir(self.scratch if writes else "/")
@@ -267,6 +286,7 @@ class Zygote:
         sys.argv = [""]
         vars(sys).update(self.streams)
         random.seed(0)  # a program that draws numbers gets the same verdict every time
+
         for name, limit in (
             ("AS", self.limits["memory_bytes"]),
             ("DATA", self.limits["memory_bytes"]),
@@ -278,9 +298,10 @@ class Zygote:
             ("MSGQUEUE", 0),
         ):
             limit_resource(name, limit, limit)
-        # SIGXCPU at the limit, which a program may ignore; SIGKILL a second later, which it may
+        # SIGXCPU at the limit, which a program may ignore. SIGKILL a second later, which it may
         # not.
         limit_resource("CPU", self.limits["cpu_seconds"], self.limits["cpu_seconds"] + 1)
+
         self.kernel.restrict_by(self.numbers, self.rulesets[writes])
         for ruleset in self.rulesets:
             os.close(ruleset)
@@ -291,7 +312,7 @@ class Zygote:
 
 
 def main() -> None:
-    """Reads the descriptor of the control socket, the limits and the scratch folder from the command line."""
+    """Reads the control socket's descriptor, the limits and the scratch folder, and serves."""
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
         restore_signals()
@@ -299,10 +320,11 @@ def main() -> None:
     except BaseException as error:
         control.send(f"failed {type(error).__name__}: {error}".encode()[:4096])
         raise
+
     control.send(b"ready")
     with contextlib.suppress(ConnectionError):
         zygote.serve()
-    # Done by the parent too, but not by one that was killed.
+    # The parent does this too, unless it was killed.
     with contextlib.suppress(OSError):
         for name in os.listdir(sys.argv[3]):
             os.unlink(os.path.join(sys.argv[3], name))

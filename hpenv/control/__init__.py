@@ -1,0 +1,1 @@
+"""What an action may move: channels and the panel."""

@@ -1,0 +1,442 @@
+"""Channels: the dials of a training loop as a table of data.
+
+A channel is one kind of quantity that may be moved. It has one cell per run, optimizer, group,
+layer or tensor, as its scope says. An action holds one number in [-1, 1] per cell. At 0 the cell
+leaves training as it is, bit for bit. A new channel needs an entry of CHANNELS and the line of the
+plant that reads it.
+
+A channel is one-sided if its neutral is an end of its bounds (a cap, a probability). Noise around
+neutral must do nothing, so the channel is neutral on all of [-1, DEAD_ZONE] and moves beyond it.
+
+The module is longer than usual because it is a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Kinds of index of a cell. `optimizer` is finer than `run` and coarser than `group`: AdamW and
+#: Muon of a hybrid. `layer` and `tensor` index the body only: embedding and unembedding belong to
+#: no layer and have no such cell.
+SCOPES = ("run", "optimizer", "group", "layer", "tensor")
+
+#: One-sided channels are neutral up to this position.
+DEAD_ZONE = 0.1
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One dial.
+
+    Attributes:
+        name: key in CHANNELS.
+        scopes: scopes it may be asked for at.
+        surface: `optimizer` (how an update is formed), `backward` (which gradients pass), or
+            `forward` (everything else, as in the Sidecar paper).
+        bounds: smallest and largest value.
+        kind: its worst case. `scale` multiplies by at most e^lambda. `shrink` multiplies a weight
+            by [0, 1]. `clip` is a cap that starts dormant. `skip` removes something with a
+            probability, or a fraction of it, that starts at 0. `two_sided` can rotate or amplify
+            a gradient and is unsafe.
+        unit: unit of the value.
+        source: paper and section that it comes from.
+        reads: the one place that reads it.
+        neutral: the value at position 0.
+        warp: scale on which the value changes evenly with the position: its logarithm (`log`) or
+            the value itself (`linear`).
+        plants: kinds of plant that have it.
+        optimizers: names of the optimizers that have a use for it. Empty: all.
+        immediate: True if the forward pass reads it, so that the loss of the same step already
+            responds to it.
+    """
+
+    name: str
+    scopes: tuple[str, ...]
+    surface: Literal["forward", "optimizer", "backward"]
+    bounds: tuple[float, float]
+    kind: Literal["scale", "shrink", "clip", "skip", "two_sided"]
+    unit: str
+    source: str
+    reads: str
+    neutral: float = 1.0
+    warp: Literal["log", "linear"] = "log"
+    plants: tuple[str, ...] = ("pretraining",)
+    optimizers: tuple[str, ...] = ()
+    immediate: bool = False
+
+    @property
+    def one_sided(self) -> bool:
+        """True if neutral is an end of the bounds."""
+        return self.neutral in self.bounds
+
+    def values(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Maps positions in [-1, 1] to values within the bounds, exactly `neutral` at 0.
+
+        A two-sided channel goes from neutral to the high bound for u >= 0, and to the low bound
+        for u < 0. A one-sided channel goes (u - 0.1) / 0.9 of the way to the far bound.
+        """
+        low, high = self.bounds
+
+        if self.one_sided:
+            far = low if self.neutral == high else high
+            values = self._between(
+                far, np.clip((positions - DEAD_ZONE) / (1.0 - DEAD_ZONE), 0.0, 1.0)
+            )
+        else:
+            values = np.where(
+                positions >= 0,
+                self._between(high, np.abs(positions)),
+                self._between(low, np.abs(positions)),
+            )
+
+        return np.clip(values, low, high)
+
+    def _between(self, end: float, fraction: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the value at a fraction of the way from neutral to an end of the bounds."""
+        if self.warp == "log":
+            return self.neutral * np.exp(math.log(end / self.neutral) * fraction)
+        return self.neutral + (end - self.neutral) * fraction
+
+
+_RATES = ("run", "optimizer", "group", "layer", "tensor")
+_LAYERS = ("run", "layer")
+_SIDECAR = "Reward-Driven Training Control"
+_PROJECTION = "Rank-space gradient projection vs RL reward hacking"
+
+CHANNELS: dict[str, Channel] = {
+    channel.name: channel
+    for channel in (
+        Channel(
+            name="lr",
+            scopes=_RATES,
+            surface="forward",
+            bounds=(0.01, 100.0),
+            kind="scale",
+            unit="multiplier of the base learning rate",
+            source=f"JEL, section 3.3: exp(ln 100 u); {_SIDECAR}, sections 2.2 and 7",
+            reads="PretrainingPlant._window_rates, GRPOPlant._rates",
+            plants=("pretraining", "posttraining"),
+        ),
+        Channel(
+            name="weight_decay",
+            scopes=_RATES,
+            surface="forward",
+            bounds=(0.01, 100.0),
+            kind="shrink",
+            unit="multiplier of the base weight decay",
+            source=f"JEL, section 3.3: exp(ln 100 u); {_SIDECAR}, section 5",
+            reads="PretrainingPlant._window_rates",
+        ),
+        Channel(
+            name="grad_scale",
+            scopes=_RATES,
+            surface="forward",
+            bounds=(0.1, 10.0),
+            kind="scale",
+            unit="multiplier of the gradient before the optimizer",
+            source=f"{_SIDECAR}, section 2.2",
+            reads="gradients.apply_gradient_channels",
+        ),
+        Channel(
+            name="state_norm_cap",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.1, 1000.0),
+            kind="clip",
+            neutral=1000.0,
+            unit="largest root mean square of a token's residual stream after the layer",
+            source=f"{_SIDECAR}, sections 2.2 and 8",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="attention_temperature",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.25, 4.0),
+            kind="scale",
+            unit="temperature of the attention's softmax",
+            source=f"{_SIDECAR}, section 2.2",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="attention_gain",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.5, 2.0),
+            kind="scale",
+            unit="multiplier of the attention branch",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="feed_forward_gain",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.5, 2.0),
+            kind="scale",
+            unit="multiplier of the feed-forward branch",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="residual_gain",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.8, 1.25),  # compounds over the layers
+            kind="scale",
+            unit="multiplier of the residual stream that enters the layer",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="embedding_gain",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.25, 4.0),
+            kind="scale",
+            unit="multiplier of the normed embedding",
+            source=f"{_SIDECAR}, section 2.2: further forward dials",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="logit_softcap",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.2, 4.0),
+            kind="scale",
+            unit="multiplier of the logits' softcap",
+            source=f"{_SIDECAR}, section 1: the clamp on every saturating function",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="dropout",
+            scopes=_LAYERS,
+            surface="forward",
+            bounds=(0.0, 0.5),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that a unit of a branch's output is dropped",
+            source=f"{_SIDECAR}, section 1",
+            reads="PretrainingPlant._dials",
+            immediate=True,
+        ),
+        Channel(
+            name="beta1",
+            scopes=_RATES,
+            surface="optimizer",
+            bounds=(0.1, 5.0),
+            kind="scale",
+            unit="multiplier of 1 - beta1",
+            source=f"{_SIDECAR}, section 4: beta schedules",
+            reads="PretrainingPlant._window_rates",
+            optimizers=("adamw",),
+        ),
+        Channel(
+            name="beta2",
+            scopes=_RATES,
+            surface="optimizer",
+            bounds=(0.1, 5.0),
+            kind="scale",
+            unit="multiplier of 1 - beta2",
+            source=f"{_SIDECAR}, section 4: beta schedules",
+            reads="PretrainingPlant._window_rates",
+            optimizers=("adamw",),
+        ),
+        Channel(
+            name="eps",
+            scopes=_RATES,
+            surface="optimizer",
+            bounds=(0.001, 1000.0),
+            kind="scale",
+            unit="multiplier of eps",
+            source=f"{_SIDECAR}, sections 1 and 4",
+            reads="PretrainingPlant._window_rates",
+            optimizers=("adamw",),
+        ),
+        Channel(
+            name="grad_clip",
+            scopes=_LAYERS,
+            surface="optimizer",
+            bounds=(0.001, 10_000.0),
+            kind="clip",
+            neutral=10_000.0,
+            unit="largest L2 norm of the gradient of the run, or of the layer",
+            source=f"{_SIDECAR}, section 8",
+            reads="gradients.apply_gradient_channels",
+        ),
+        Channel(
+            name="grad_noise",
+            scopes=_LAYERS,
+            surface="optimizer",
+            bounds=(0.0, 1.0),
+            kind="two_sided",
+            neutral=0.0,
+            warp="linear",
+            unit="standard deviation of added Gaussian noise [root mean square of the gradient]",
+            source=f"ours, a dial that perturbs the gradient; compare {_SIDECAR}, section 4",
+            reads="gradients.apply_gradient_channels",
+        ),
+        Channel(
+            name="grad_skip",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that all gradients of the layer are zeroed together",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.apply_gradient_channels",
+        ),
+        Channel(
+            name="grad_gate",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that a tensor's gradient is zeroed, drawn per tensor of the layer",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.apply_gradient_channels",
+        ),
+        Channel(
+            name="grad_truncate",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="its mean over the layers is the fraction of layers, from the first on, that are "
+            "zeroed",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.apply_gradient_channels",
+        ),
+        Channel(
+            name="momentum_blend",
+            scopes=("layer",),
+            surface="backward",
+            bounds=(-1.0, 1.0),
+            kind="two_sided",
+            neutral=0.0,
+            warp="linear",
+            unit="b in (1 - b) gradient + b first moment (under SGD the momentum buffer, a sum)",
+            source=f"{_SIDECAR}, section 6",
+            reads="gradients.apply_gradient_channels",
+            optimizers=("adamw", "muon", "sgd"),
+        ),
+        Channel(
+            name="projection_strength",
+            scopes=("run", "layer", "tensor"),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="fraction of the gradient's component along the hacking direction that is removed",
+            source=f"{_PROJECTION}, `Projection`: 1 in its arms (b) and (c)",
+            reads="GRPOPlant._projected",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="magnitude_preservation",
+            scopes=("run",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="fraction of the lost norm that is given back to the projected gradient",
+            source=f"{_PROJECTION}, `Projection`: 1 in its arm (b), 0 in (c)",
+            reads="GRPOPlant._projected",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="direction_refresh",
+            scopes=("run",),
+            surface="backward",
+            bounds=(0.0, 1.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="probability that the direction is extracted again before an update",
+            source=f"ours, after {_PROJECTION}, which keeps its first direction",
+            reads="GRPOPlant._refresh",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="kl_weight",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.01, 100.0),
+            kind="scale",
+            unit="multiplier of the weight of the divergence from the untrained student",
+            source=f"{_PROJECTION}, amendments: 0.04, then 1e-3",
+            reads="GRPOPlant._step",
+            plants=("posttraining",),
+        ),
+        Channel(
+            name="rebound_weight",
+            scopes=("run",),
+            surface="forward",
+            bounds=(0.0, 5.0),
+            kind="skip",
+            neutral=0.0,
+            warp="linear",
+            unit="alpha: weight of the penalty on rollouts whose states look like a hack",
+            source="Wu & Tang 2026 (arXiv:2604.01476): 2",
+            reads="GRPOPlant._penalized",
+            plants=("posttraining",),
+        ),
+    )
+}
+
+
+def channels_of(plant: str) -> dict[str, Channel]:
+    """Returns the channels of a kind of plant."""
+    return {name: found for name, found in CHANNELS.items() if plant in found.plants}
+
+
+def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Channel:
+    """Returns the channel of this name after checking its scope, plant and optimizers.
+
+    Raises:
+        ValueError: for an unknown name, a scope that the channel does not have, or a plant or
+            optimizers that have no use for it.
+    """
+    if name not in CHANNELS:
+        raise ValueError(f"unknown channel {name!r}; expected one of {sorted(channels_of(plant))}")
+    found = CHANNELS[name]
+
+    if scope not in found.scopes:
+        raise ValueError(
+            f"channel {name!r} has no scope {scope!r}; expected one of {list(found.scopes)}"
+        )
+    if plant not in found.plants:
+        raise ValueError(
+            f"channel {name!r} applies to {' and '.join(found.plants)} alone; expected one of "
+            f"{sorted(channels_of(plant))}"
+        )
+
+    if found.optimizers and not set(found.optimizers) & set(optimizers):
+        raise ValueError(
+            f"the optimizers {sorted(set(optimizers))} have no use for the channel {name!r}; "
+            f"it applies to {list(found.optimizers)}"
+        )
+
+    return found

@@ -1,0 +1,1 @@
+"""The language model, its kernels, and the text it is trained on."""

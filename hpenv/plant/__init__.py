@@ -1,0 +1,1 @@
+"""What is trained: the protocol, the base class of populations, seeds and snapshots."""

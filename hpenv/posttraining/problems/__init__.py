@@ -1,0 +1,1 @@
+"""Programming problems: generated, or read from JSONL files."""

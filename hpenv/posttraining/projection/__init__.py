@@ -1,0 +1,1 @@
+"""Directions in the gradient, and what is done along them."""

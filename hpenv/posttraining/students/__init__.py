@@ -1,0 +1,1 @@
+"""Language models that write the programs, and the adapter that is trained."""

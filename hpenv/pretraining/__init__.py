@@ -1,0 +1,1 @@
+"""The plant of language-model pretraining."""

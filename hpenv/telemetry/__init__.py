@@ -1,0 +1,1 @@
+"""What a controller sees and is paid: features, reward terms, trajectory and registers."""

@@ -1,0 +1,406 @@
+"""Features: the gauges of the observation, each a bounded function of the measurements.
+
+A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is
+an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
+(`layer_gradient_norm/3`).
+
+Past the usual length of a module, because it is a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from hpenv.arrays import BoolArray, FloatArray
+from hpenv.plant.protocol import TIERS, Window
+from hpenv.telemetry.trajectory import NUM_LOSSES, Trajectory, curvature, slope
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and numbers that determine the columns of an observation.
+
+    Attributes:
+        cell_names: name of each cell of the panel.
+        cell_kinds: kind of each cell's channel.
+        num_layers: L, the number of layers of the model.
+        num_registers: R.
+        gauge_names: gauges that this plant measures and other plants may not.
+    """
+
+    cell_names: tuple[str, ...] = ()
+    cell_kinds: tuple[str, ...] = ()
+    num_layers: int = 0
+    num_registers: int = 0
+    gauge_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The measurements of one decision of every run, which features and reward terms read.
+
+    Attributes:
+        window: measurements taken while the runs advanced.
+        trajectory: the losses so far, including the window's.
+        previous_train_loss: training loss of the previous window, (N,) [nats per token].
+        previous_probe_loss: probe loss before the window, (N,) [nats per token].
+        initial_probe_loss: probe loss of the untrained run, (N,) [nats per token].
+        progress: fraction of the budget that is spent, (N,) in [0, 1].
+        positions: positions of the cells during the window, (N, A) in [-1, 1].
+        previous_positions: positions of the cells before the window, (N, A).
+        registers: registers after the decision's writes, (N, R) in [-1, 1].
+        first: True where the window was the run's first, so that no action preceded it, (N,).
+        layout: names and numbers of all these columns.
+    """
+
+    window: Window
+    trajectory: Trajectory
+    previous_train_loss: FloatArray
+    previous_probe_loss: FloatArray
+    initial_probe_loss: FloatArray
+    progress: FloatArray
+    positions: FloatArray
+    previous_positions: FloatArray
+    registers: FloatArray
+    first: BoolArray
+    layout: Layout
+
+    def gauge(self, name: str) -> FloatArray:
+        """Returns one of the plant's additional gauges, (N,)."""
+        return self.window.gauges[:, self.layout.gauge_names.index(name)]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One gauge.
+
+    Attributes:
+        read: Reading -> (N, k).
+        low: smallest value.
+        high: largest value.
+        doc: meaning and unit.
+        tier: measurement group that the feature needs, a name of plant.TIERS. None if every plant
+            measures it.
+        columns: function from the layout to the k column suffixes (`layer_saturation/0`). None if
+            there is one column.
+        gauges: additional gauges of the plant that the feature reads. A plant that does not measure
+            them cannot have the feature.
+    """
+
+    read: Callable[[Reading], FloatArray]
+    low: float
+    high: float
+    doc: str
+    tier: str | None = None
+    columns: Callable[[Layout], Sequence[str]] | None = None
+    gauges: tuple[str, ...] = ()
+
+
+def _column(values: FloatArray) -> FloatArray:
+    return values[:, None]
+
+
+def relative_loss(values: FloatArray, reading: Reading) -> FloatArray:
+    """Returns losses (N,) divided by the untrained run's."""
+    return values / np.maximum(reading.initial_probe_loss, 1e-6)
+
+
+def _magnitude(values: FloatArray) -> FloatArray:
+    """Returns log10 of the values / 8: in [-1, 1] over eight decades either way."""
+    return np.log10(np.maximum(values, 1e-8)) / 8.0
+
+
+def _gauge(name: str, low: float, high: float, doc: str) -> Feature:
+    """Returns the feature that is a plant's additional gauge, unchanged."""
+    return Feature(lambda r: _column(r.gauge(name)), low, high, doc, gauges=(name,))
+
+
+def _gauge_magnitude(name: str, doc: str) -> Feature:
+    """Returns the feature that is the order of magnitude of a plant's additional gauge."""
+    return Feature(
+        lambda r: _column(_magnitude(r.gauge(name))),
+        -1.0,
+        1.0,
+        f"log10 of {doc} / 8 [1]",
+        gauges=(name,),
+    )
+
+
+def _component_bias(reading: Reading) -> FloatArray:
+    """Returns mean c / mean |c| of the gradient's component c along the direction, (N,).
+
+    It is near 0 if c is noise around zero.
+    """
+    positive, negative = reading.gauge("mean_positive_c"), reading.gauge("mean_negative_c")
+    return (positive + negative) / np.maximum(np.abs(positive) + np.abs(negative), 1e-30)
+
+
+def _layers(layout: Layout) -> Sequence[str]:
+    return [str(i) for i in range(layout.num_layers)]
+
+
+FEATURES: dict[str, Feature] = {
+    "progress": Feature(lambda r: _column(r.progress), 0.0, 1.0, "step / budget [1]"),
+    "train_loss": Feature(
+        lambda r: _column(relative_loss(r.window.train_loss, r)),
+        0.0,
+        3.0,
+        "mean training loss of the window / initial [1]",
+    ),
+    "loss_slope": Feature(
+        lambda r: _column(
+            NUM_LOSSES * relative_loss(slope(r.trajectory.losses, r.trajectory.num_losses), r)
+        ),
+        -1.0,
+        1.0,
+        "least-squares slope of the last 16 decisions' training losses, per 16 decisions / initial "
+        "[1]",
+    ),
+    "loss_curvature": Feature(
+        lambda r: _column(
+            relative_loss(curvature(r.trajectory.losses, r.trajectory.num_losses), r)
+        ),
+        -1.0,
+        1.0,
+        "second difference of the means of three thirds of the last 16 decisions' training losses "
+        "/ initial [1]",
+    ),
+    "loss_ema_deviation": Feature(
+        lambda r: _column(relative_loss(r.trajectory.losses[:, -1] - r.trajectory.mean_before, r)),
+        -1.0,
+        1.0,
+        "training loss minus the exponential mean of those before it (decay 0.95) / initial [1]",
+    ),
+    "probe_loss": Feature(
+        lambda r: _column(relative_loss(r.window.probe_loss, r)),
+        0.0,
+        3.0,
+        "probe loss / initial [1]",
+        "probe",
+    ),
+    "probe_loss_change": Feature(
+        lambda r: _column(relative_loss(r.previous_probe_loss - r.window.probe_loss, r)),
+        -1.0,
+        1.0,
+        "decrease of the probe loss over the window / initial [1]",
+        "probe",
+    ),
+    "gradient_norm": Feature(
+        lambda r: _column(_magnitude(r.window.gradient_norm)),
+        -1.0,
+        1.0,
+        "log10 of the last gradient's norm / 8 [1]",
+    ),
+    "momentum_norm": Feature(
+        lambda r: _column(_magnitude(r.window.momentum_norm)),
+        -1.0,
+        1.0,
+        "log10 of the first moments' norm / 8 [1]",
+        "momentum",
+    ),
+    "layer_gradient_norm": Feature(
+        lambda r: _magnitude(r.window.layer_gradient_norm),
+        -1.0,
+        1.0,
+        "log10 of the Frobenius norm of each layer's last gradient / 8 [1]",
+        columns=_layers,
+    ),
+    "layer_gradient_max": Feature(
+        lambda r: _magnitude(r.window.layer_gradient_max),
+        -1.0,
+        1.0,
+        "log10 of the largest magnitude in each layer's last gradient / 8 [1]",
+        "gradient_max",
+        _layers,
+    ),
+    "layer_activation_mean": Feature(
+        lambda r: r.window.layer_activation_mean / (1.0 + np.abs(r.window.layer_activation_mean)),
+        -1.0,
+        1.0,
+        "m / (1 + |m|), m the mean of each layer's last activations [1]",
+        "activations",
+        _layers,
+    ),
+    "layer_activation_variance": Feature(
+        lambda r: _magnitude(r.window.layer_activation_variance),
+        -1.0,
+        1.0,
+        "log10 of the variance of each layer's last activations / 8 [1]",
+        "activations",
+        _layers,
+    ),
+    "layer_saturation": Feature(
+        lambda r: r.window.layer_saturation,
+        0.0,
+        1.0,
+        "fraction of each layer's feed-forward units that are saturated [1]",
+        "activations",
+        _layers,
+    ),
+    "registers": Feature(
+        lambda r: r.registers,
+        -1.0,
+        1.0,
+        "the controller's accumulators [1]",
+        columns=lambda layout: [str(i) for i in range(layout.num_registers)],
+    ),
+    "position": Feature(
+        lambda r: r.positions,
+        -1.0,
+        1.0,
+        "the current position of each cell, one column per cell [1]",
+        columns=lambda layout: layout.cell_names,
+    ),
+    "probe_pass": Feature(
+        lambda r: _column(r.gauge("probe_pass")),
+        0.0,
+        1.0,
+        "fraction of the probe's problems that are solved [1]",
+        "probe",
+        gauges=("probe_pass",),
+    ),
+    "reward_mean": _gauge(
+        "reward_mean", 0.0, 1.0, "mean reward that the grader paid / the largest reward [1]"
+    ),
+    "reward_spread": _gauge(
+        "reward_spread", 0.0, 1.0, "mean standard deviation within a group / largest reward [1]"
+    ),
+    "flat_groups": _gauge(
+        "flat_groups", 0.0, 1.0, "fraction of the groups whose rewards are all equal [1]"
+    ),
+    "kl": _gauge_magnitude("kl", "the divergence from the untrained student per token"),
+    "entropy": Feature(
+        lambda r: _column(r.gauge("entropy") / (1.0 + r.gauge("entropy"))),
+        0.0,
+        1.0,
+        "h / (1 + h), h the policy's entropy per token [1]",
+        gauges=("entropy",),
+    ),
+    "completion_length": _gauge(
+        "completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"
+    ),
+    "compiled": _gauge("compiled", 0.0, 1.0, "fraction of the programs that compile [1]"),
+    "flagged": _gauge(
+        "flagged", 0.0, 1.0, "fraction of the programs that the weak detector flags [1]"
+    ),
+    "mean_cos": _gauge(
+        "mean_cos", -1.0, 1.0, "mean cosine of the modules' gradients and the hacking direction [1]"
+    ),
+    "frac_fired": _gauge(
+        "frac_fired",
+        0.0,
+        1.0,
+        "fraction of the modules whose gradient has a component along the direction [1]",
+    ),
+    "removed_fraction": _gauge(
+        "removed_fraction",
+        0.0,
+        1.0,
+        "mean fraction of a gradient that a one-sided rule removes [1]",
+    ),
+    "component_bias": Feature(
+        lambda r: _column(_component_bias(r)),
+        -1.0,
+        1.0,
+        "mean / mean magnitude of the gradient's component along the direction [1]",
+        gauges=("mean_positive_c", "mean_negative_c"),
+    ),
+    "knob_norm": _gauge_magnitude("knob_norm", "the norm of the adapter coefficients"),
+}
+
+
+def check_features(
+    names: Sequence[str], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS
+) -> None:
+    """Checks that a plant of these gauges and tiers has the features, `progress` among them.
+
+    Raises:
+        ValueError: naming what was given and what is accepted.
+    """
+    check_readable("feature", names, FEATURES, gauge_names, tiers)
+    if "progress" not in names:
+        raise ValueError(f"features must include 'progress'; got {list(names)}")
+
+
+class Readable(Protocol):
+    """The fields of FEATURES and rewards.REWARD_TERMS that say what an entry reads."""
+
+    @property
+    def tier(self) -> str | None:
+        """Measurement group that the entry needs, if any."""
+
+    @property
+    def gauges(self) -> tuple[str, ...]:
+        """Additional gauges of the plant that the entry reads."""
+
+
+def readable(
+    table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]
+) -> tuple[str, ...]:
+    """Returns the entries that a plant with these additional gauges and these tiers supports."""
+    known, gauges = {None, *tiers}, set(gauge_names)
+    return tuple(
+        name
+        for name, entry in table.items()
+        if entry.tier in known and gauges.issuperset(entry.gauges)
+    )
+
+
+def check_readable(
+    kind: str,
+    names: Iterable[str],
+    table: Mapping[str, Readable],
+    gauge_names: Iterable[str],
+    tiers: Iterable[str],
+) -> None:
+    """Checks that names are in a table, and that the plant measures what they read.
+
+    Raises:
+        ValueError: naming what was given and what is accepted.
+    """
+    accepted = readable(table, gauge_names, tiers)
+    for name in names:
+        if name not in accepted:
+            why = f"{kind} {name!r} reads what this plant does not measure" if name in table else ""
+            raise ValueError(
+                f"{why or f'unknown {kind} {name!r}'}; expected some of {sorted(accepted)}"
+            )
+
+
+def feature_tiers(names: Sequence[str]) -> set[str]:
+    """Returns the measurement groups that these features need, names of plant.TIERS."""
+    return {tier for name in names if (tier := FEATURES[name].tier) is not None}
+
+
+def column_names(names: Sequence[str], layout: Layout) -> tuple[str, ...]:
+    """Returns the name of every column of the observation."""
+    columns: list[str] = []
+    for name in names:
+        suffixes = FEATURES[name].columns
+        columns += [name] if suffixes is None else [f"{name}/{k}" for k in suffixes(layout)]
+    return tuple(columns)
+
+
+def bounds(names: Sequence[str], layout: Layout) -> tuple[FloatArray, FloatArray]:
+    """Returns the lowest and highest value of every column of the observation, (F,) each."""
+    widths = [len(column_names([name], layout)) for name in names]
+    low = np.repeat([FEATURES[name].low for name in names], widths)
+    high = np.repeat([FEATURES[name].high for name in names], widths)
+    return low, high
+
+
+def observe(names: Sequence[str], reading: Reading) -> FloatArray:
+    """Returns the features, concatenated and clipped to their bounds, (N, F)."""
+    values = [FEATURES[name].read(reading) for name in names]
+    low = [FEATURES[name].low for name in names]
+    high = [FEATURES[name].high for name in names]
+    widths = [value.shape[1] for value in values]
+
+    # One clip for all features: a decision may be every step, and a numpy call costs microseconds.
+    return np.minimum(
+        np.maximum(np.concatenate(values, axis=1), np.repeat(low, widths)), np.repeat(high, widths)
+    )

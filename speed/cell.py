@@ -1,0 +1,156 @@
+"""Costs of the channels, the gauges and the Sidecar, for `python -m speed.run`.
+
+They are those of TrainLoop-Cell-v0 at `cell11`, with a decision every step and without a probe. The
+bare step is a step of the same environment without channels and gauges.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from agents.base import Rollout
+from agents.sidecar import SidecarAgent
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.envs.cell import make_vector_env
+from speed.timing import alternate, ratio, seconds
+
+#: Measurement group -> features of its observation, in addition to `progress`.
+TIERS = {
+    "loss trajectory": (
+        "train_loss",
+        "loss_slope",
+        "loss_curvature",
+        "loss_ema_deviation",
+        "gradient_norm",
+    ),
+    "layer_gradient_norm": ("layer_gradient_norm",),
+    "gradient_max": ("layer_gradient_max",),
+    "activations": ("layer_activation_mean", "layer_activation_variance", "layer_saturation"),
+    "momentum": ("momentum_norm",),
+    "probe": ("probe_loss",),
+}
+
+
+BARE: dict[str, Any] = {"channels": (), "observation": "progress", "num_registers": 0}
+
+
+def make(num_envs: int, steps: int, batch_tokens: int, **arguments: Any) -> TrainLoopVectorEnv:
+    """Makes and resets a vector env with enough steps for all rounds."""
+    env = make_vector_env(
+        num_envs,
+        autoreset_mode="DISABLED",
+        num_steps=steps,
+        batch_tokens=batch_tokens,
+        **(BARE | arguments),
+    )
+    env.reset(seed=0)
+    return env
+
+
+def play(env: TrainLoopVectorEnv, actions: np.ndarray) -> None:
+    """Takes one decision per action of (S, N, A)."""
+    for action in actions:
+        env.step(action)
+
+
+def sidecar_actions(env: TrainLoopVectorEnv, steps: int) -> np.ndarray:
+    """Returns actions that a new Sidecar samples, (S, N, A). A may be 0."""
+    if not env.action_names:
+        return np.zeros((steps, env.num_envs, 0), np.float32)
+    agent = sidecar(env)
+    observations = np.zeros((env.num_envs, len(env.observation_names)), np.float32)
+    return np.stack([agent.act(observations).action for _ in range(steps)])
+
+
+def sidecar(env: TrainLoopVectorEnv) -> SidecarAgent:
+    """Returns a new agent of the default size for an env."""
+    return SidecarAgent(
+        env.num_envs,
+        len(env.observation_names),
+        env.action_kinds,
+        env.action_immediate,
+        action_names=env.action_names,
+    )
+
+
+def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, Any]:
+    """Compares a step with all channels and gauges, and with each group alone, to the bare step.
+
+    The goal is a ratio of at most 1.10 with everything.
+    """
+    steps = 4
+    budget = steps * (rounds + 1) + 1
+    arguments: dict[str, dict[str, Any]] = {
+        "bare": {},
+        "full surface": {"channels": "full"},
+        "all gauges": {"observation": "full", "num_registers": 8},
+        "everything": {"channels": "full", "observation": "full", "num_registers": 8},
+    }
+    arguments |= {
+        f"tier {name}": {"observation": ("progress", *names)} for name, names in TIERS.items()
+    }
+    functions: dict[str, Callable[[], object]] = {}
+
+    for name, overrides in arguments.items():
+        env = make(num_envs, budget, batch_tokens, **overrides)
+        functions[name] = partial(play, env, sidecar_actions(env, steps))
+
+    times = alternate(functions, rounds)
+    result: dict[str, Any] = {
+        f"{name} / bare": ratio(times, name, "bare") for name in functions if name != "bare"
+    }
+    result["milliseconds of the bare step"] = 1e3 * statistics.median(times["bare"]) / steps
+
+    return result | {"goal": "everything / bare <= 1.10"}
+
+
+def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) -> dict[str, Any]:
+    """Compares the Sidecar's decision and update to a step of the run, on the foundational surface.
+
+    The goal at 50 M parameters is a ratio under 0.02.
+    """
+    env = make(
+        num_envs,
+        rounds + 2,
+        batch_tokens,
+        preset=preset,
+        channels="foundational",
+        observation="full",
+        num_registers=8,
+    )
+    agent = sidecar(env)
+    observations, _ = env.reset(seed=0)
+    deciding, stepping = [], []
+
+    for _ in range(rounds + 1):
+        decisions = []
+        start = seconds(lambda: decisions.append(agent.act(observations)))  # noqa: B023
+        decision, before = decisions[0], observations
+
+        results: list[Any] = []
+        stepping.append(seconds(lambda: results.extend(env.step(decision.action))))  # noqa: B023
+        observations, rewards = results[0], results[1]
+
+        rollout = Rollout(
+            before[None],
+            decision.raw[None],
+            decision.log_prob[None],
+            rewards[None],
+            np.ones((1, num_envs), dtype=bool),
+        )
+        deciding.append(start + seconds(lambda: agent.update(rollout)))  # noqa: B023
+
+    shares = [d / s for d, s in zip(deciding[1:], stepping[1:], strict=True)]
+    return {
+        "share of a step": statistics.median(shares),
+        "milliseconds per decision": 1e3 * statistics.median(deciding[1:]),
+        "milliseconds of a step": 1e3 * statistics.median(stepping[1:]),
+        "parameters of a sidecar": sum(
+            tensor[0].numel() for tensor in agent.policy.tensors().values()
+        ),
+    }

@@ -1,0 +1,69 @@
+"""A plain training loop, as written by hand: same model, rules and probe, and no environment."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hpenv.lm import model
+from hpenv.lm.data import batch_starts, gather, load_corpus
+from hpenv.optim.rules import OPTIMIZERS, Rates
+
+
+def plain_loop(
+    num_steps: int, interval: int, batch_tokens: int, sequence_length: int = 64
+) -> float:
+    """Trains one `nano` run with AdamW + Muon at constant rates.
+
+    The probe is measured at the start and after each interval.
+
+    Returns:
+        The last probe loss [nats per token].
+    """
+    corpus, config, size = load_corpus(), model.PRESETS["nano"], batch_tokens // sequence_length
+    rope = model.rope_tables(config, sequence_length, "cpu")
+    weights = model.init_parameters(config, [0])
+    rules = {name: OPTIMIZERS["adamw_muon"][model.parameter_kind(name)] for name in weights}
+    states = {name: rules[name].init(weight) for name, weight in weights.items()}
+    groups = {
+        rule: [name for name in weights if rules[name] is rule] for rule in set(rules.values())
+    }
+    rates = {
+        rule: Rates.of(*torch.tensor([1e-3, 1e-2]).double().expand(1, len(n), 2).unbind(-1))
+        for rule, n in groups.items()
+    }
+
+    probe = gather(
+        corpus.probe,
+        batch_starts(len(corpus.probe), 0, 0, 4 * size, sequence_length)[None],
+        sequence_length,
+    )
+
+    @torch.no_grad()
+    def measure() -> float:
+        return float(model.mean_losses(weights, config, *probe, rope)[0])
+
+    loss = measure()
+    for step in range(num_steps):
+        starts = batch_starts(len(corpus.train), 0, step, size, sequence_length)[None]
+        inputs, targets = gather(corpus.train, starts, sequence_length)
+        leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
+        losses = model.mean_losses(leaves, config, inputs, targets, rope)
+        gradients = dict(
+            zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True)
+        )
+
+        with torch.no_grad():
+            for rule, names in groups.items():
+                rule.update(
+                    [weights[name] for name in names],
+                    [gradients[name] for name in names],
+                    [states[name] for name in names],
+                    rates[rule],
+                    np.array([step]),
+                )
+
+        if (step + 1) % interval == 0 or step + 1 == num_steps:
+            loss = measure()
+
+    return loss

@@ -1,0 +1,1 @@
+"""Measurements of the experiments that are more than a score."""

@@ -1,0 +1,191 @@
+"""What a run did to its weights: statistics of a tensor, what they say about a dial, and two runs
+compared.
+
+Pure functions of arrays, but for `body` and `compare_runs`, which take a run's final state.
+
+References:
+    "Reward-Driven Training Control", sections 5.4 (which static property predicts the policy's
+    choice) and 5.5 (what it did to the weights); Roy & Vetterli 2007 (effective rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hpenv.arrays import FloatArray
+from hpenv.plant.protocol import Snapshot
+
+#: A weight is as good as zero below this part of its tensor's largest.
+SPARSE_FRACTION = 1e-3
+#: Keys of `static_statistics`, in the order of the paper's section 5.4.
+STATISTICS = ("frobenius_norm", "std", "max_abs", "sparsity", "first_moment", "second_moment")
+
+
+class Tensor(NamedTuple):
+    """One tensor of one run at its end."""
+
+    weight: FloatArray
+    first_moment: FloatArray
+    second_moment: FloatArray
+
+
+def static_statistics(tensor: Tensor) -> dict[str, float]:
+    """What can be read off a tensor without running the model.
+
+    Returns:
+        `frobenius_norm`; `std`; `max_abs`; `sparsity`, the part of weights whose magnitude is below
+        1e-3 of the largest; `first_moment` and `second_moment`, means of the magnitudes of AdamW's
+        moments.
+    """
+    weight = np.asarray(tensor.weight, dtype=np.float64)
+    largest = float(np.abs(weight).max())
+    return {
+        "frobenius_norm": float(np.linalg.norm(weight)),
+        "std": float(weight.std()),
+        "max_abs": largest,
+        "sparsity": float(np.mean(np.abs(weight) < SPARSE_FRACTION * largest)),
+        "first_moment": float(np.abs(tensor.first_moment).mean()),
+        "second_moment": float(np.abs(tensor.second_moment).mean()),
+    }
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Pearson's correlation of two samples (n,); None where one of them is constant."""
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or first.size < 2:
+        raise ValueError(
+            f"samples of shapes {first.shape} and {second.shape}; expected one shape (n,) with n >= 2"
+        )
+    a, b = first - first.mean(), second - second.mean()
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.clip(a @ b / scale, -1.0, 1.0)) if scale > 0.0 else None
+
+
+def correlations(
+    choices: ArrayLike, statistics: Sequence[Mapping[str, float]]
+) -> dict[str, float | None]:
+    """Correlation of a dial's final value per tensor (n,) with each of the tensors' static statistics."""
+    return {key: pearson(choices, [entry[key] for entry in statistics]) for key in STATISTICS}
+
+
+def effective_rank(matrix: ArrayLike) -> float:
+    """exp(-sum p ln p) over the singular values, normalized to a sum of 1: from 1 to the rank; 0 of a zero matrix."""
+    values = np.linalg.svd(np.asarray(matrix, dtype=np.float64), compute_uv=False)
+    total = float(values.sum())
+    if total <= 0.0:
+        return 0.0
+    p = values[values > 0.0] / total
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def comparison(weight: ArrayLike, reference: ArrayLike) -> dict[str, float | None]:
+    """How a tensor differs from the same tensor of another run.
+
+    Returns:
+        `cosine`; `relative_difference`, ||w - r|| / ||r||; `norm_loss`, 1 - ||w|| / ||r||;
+        `max_abs_loss`, alike of the largest magnitudes; `effective_rank` and
+        `reference_effective_rank`. None where a norm is 0.
+    """
+    w, r = (np.asarray(values, dtype=np.float64) for values in (weight, reference))
+    if w.shape != r.shape:
+        raise ValueError(
+            f"tensors of shapes {w.shape} and {r.shape}; expected the same tensor of two runs"
+        )
+    norm, other = float(np.linalg.norm(w)), float(np.linalg.norm(r))
+    return {
+        "cosine": float((w * r).sum() / (norm * other)) if norm * other > 0.0 else None,
+        "relative_difference": float(np.linalg.norm(w - r)) / other if other > 0.0 else None,
+        "norm_loss": 1.0 - norm / other if other > 0.0 else None,
+        "max_abs_loss": 1.0 - float(np.abs(w).max() / np.abs(r).max()) if other > 0.0 else None,
+        "effective_rank": effective_rank(w),
+        "reference_effective_rank": effective_rank(r),
+    }
+
+
+def body(snapshot: Snapshot, row: int) -> dict[str, Tensor]:
+    """Tensor name -> weight and AdamW's moments of every matrix of the layers, of one row of an env's snapshot."""
+    weights = "plant/weights/"
+    names = [
+        name.removeprefix(weights)
+        for name in snapshot.tensors
+        if name.startswith(f"{weights}layer.")
+    ]
+
+    def array(key: str) -> FloatArray:
+        return snapshot.tensors[key][row].double().cpu().numpy()
+
+    return {
+        name: Tensor(
+            array(f"{weights}{name}"),
+            array(f"plant/optimizer/{name}/momentum"),
+            array(f"plant/optimizer/{name}/second_moment"),
+        )
+        for name in names
+        if snapshot.tensors[f"{weights}{name}"].ndim == 3  # (N, out, in)
+    }
+
+
+def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How the tensors of two runs differ.
+
+    Returns:
+        `tensors`: name -> comparison; means over the tensors `mean_cosine`,
+            `mean_relative_difference`; `above_095`,
+        how many tensors have a cosine above 0.95.
+    """
+    compared = {
+        name: comparison(tensor.weight, reference[name].weight) for name, tensor in ours.items()
+    }
+    cosines = [entry["cosine"] for entry in compared.values() if entry["cosine"] is not None]
+    distances = [
+        e["relative_difference"] for e in compared.values() if e["relative_difference"] is not None
+    ]
+    return {
+        "tensors": compared,
+        "mean_cosine": float(np.mean(cosines)) if cosines else None,
+        "above_095": int(np.sum(np.array(cosines) > 0.95)),
+        "mean_relative_difference": float(np.mean(distances)) if distances else None,
+    }
+
+
+def compare_runs(
+    ours: Mapping[str, Tensor], reference: Mapping[str, Tensor], choices: Mapping[str, float]
+) -> dict[str, Any]:
+    """Sections 5.4 and 5.5 for one seed.
+
+    Args:
+        ours: tensors of the run whose dial was moved.
+        reference: tensors of the run without the dial, of the same seed.
+        choices: tensor name -> final position of its dial in [-1, 1]; the logarithm of its value,
+            up to a factor.
+
+    Returns:
+        `tensors`: name -> `choice`, statistics and comparison; `correlations` (STATISTICS -> r);
+            and what else
+        `differences` has.
+
+    Raises:
+        ValueError: if the three do not name the same tensors.
+    """
+    if not set(ours) == set(reference) == set(choices):
+        differing = sorted(
+            (set(ours) | set(reference) | set(choices))
+            - (set(ours) & set(reference) & set(choices))
+        )
+        raise ValueError(
+            f"expected the same tensors in both runs and one choice each; these are not: {differing}"
+        )
+    statistics = {name: static_statistics(tensor) for name, tensor in ours.items()}
+    found = differences(ours, reference)
+    compared = found.pop("tensors")
+    return {
+        "tensors": {
+            name: {"choice": float(choices[name])} | statistics[name] | compared[name]
+            for name in ours
+        },
+        "correlations": correlations([choices[name] for name in ours], list(statistics.values())),
+    } | found

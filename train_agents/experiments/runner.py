@@ -1,0 +1,185 @@
+"""Runner of all experiments: independent jobs on several processes, a result file each.
+
+Jobs that have a result file are skipped, so that the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train_agents.command_line import refusals
+from train_agents.logs import progress
+from train_agents.outputs import check_file, check_folder
+from train_agents.results import Rows, read_result, write_result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work: `run(**arguments)` returns (rows, extra) for `<folder>/<name>.json`."""
+
+    name: str
+    run: Callable[..., Rows]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def file(self, folder: Path) -> Path:
+        """Returns the path of its result."""
+        return folder / f"{self.name}.json"
+
+
+def _execute(job: Job, folder: Path) -> float:
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    rows, extra = job.run(**job.arguments)
+    write_result(job.file(folder), job.name, _configuration(job), rows, extra)
+    return time.monotonic() - start
+
+
+def unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Returns the jobs that have no result yet, in their order; changes nothing.
+
+    Raises:
+        ValueError: there is a file that is no result, or a result of another configuration, or none
+            can be written.
+    """
+    check_folder("out", folder)
+    return [job for job in jobs if not _is_done(job, folder)]
+
+
+def check_results(folder: Path) -> None:
+    """Refuses a folder without results, or with a file that is none.
+
+    Raises:
+        ValueError: naming the folder or the file.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ValueError(
+            f"out must be the folder of an experiment with results; got none in {folder}"
+        )
+    for file in files:
+        read_result(file)
+
+
+def _is_done(job: Job, folder: Path) -> bool:
+    file = job.file(folder)
+    check_file("the result", file)
+    if not file.exists():
+        return False
+    theirs, ours = read_result(file)["configuration"], _configuration(job)
+    if theirs != ours:
+        different = {
+            key: (theirs.get(key), ours.get(key))
+            for key in {**theirs, **ours}
+            if theirs.get(key) != ours.get(key)
+        }
+        raise ValueError(
+            f"{file} is the result of another configuration, differing as (there, asked): {different}; move it away, "
+            "or give another --out"
+        )
+    return True
+
+
+def selected(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:
+    """The jobs whose names begin with one of the prefixes; all without a prefix.
+
+    Raises:
+        ValueError: for a prefix that no job has.
+    """
+    names = [job.name for job in jobs]
+    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+    if unknown:
+        raise ValueError(f"no job begins with {unknown}; expected beginnings of {names}")
+    return [job for job in jobs if not prefixes or job.name.startswith(tuple(prefixes))]
+
+
+def _configuration(job: Job) -> dict[str, Any]:
+    return json.loads(json.dumps(job.arguments, default=repr))
+
+
+def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
+    """Runs what has no result yet, in order, `num_workers` at a time with one thread each.
+
+    Raises:
+        ValueError: see `unfinished`.
+        RuntimeError: naming the jobs that failed, after all others are done.
+    """
+    missing = unfinished(jobs, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done; {len(missing)} to do on {num_workers} processes"
+    )
+    if not missing:
+        return
+    failed: dict[str, str] = {}
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # or the processes would outlive this one
+    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+    futures: dict[Future[float], Job] = {pool.submit(_execute, job, folder): job for job in missing}
+    try:
+        with progress(len(missing), folder.parent.name) as advance:
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    job = futures.pop(future)
+                    error = future.exception()
+                    if error is not None:
+                        failed[job.name] = f"{type(error).__name__}: {error}"
+                        traceback.print_exception(error)  # of the job's own process
+                        print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
+                    else:
+                        print(
+                            f"{job.name}: {future.result():.0f} s, {len(futures)} to go", flush=True
+                        )
+                    advance(1, job.name)
+    except KeyboardInterrupt:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        sys.exit(f"interrupted; the same command goes on with what is missing in {folder}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} jobs failed: {failed}")
+
+
+def run_experiment(
+    config: Any,
+    jobs: Sequence[Job],
+    report: Callable[[Path], None],
+    check: Callable[[], object],
+    late_jobs: Callable[[], Sequence[Job]] = tuple,
+) -> None:
+    """Runs the jobs that have no result, then writes the report.
+
+    Args:
+        config: of the experiment, with `out`, `runs`, `only`, `report_only` and `num_workers`.
+        jobs: all jobs, in the order of running.
+        report: writes tables and figures into a folder.
+        check: raises ValueError before the first job if the runs cannot be made.
+        late_jobs: returns jobs that need the results of the others.
+    """
+    with refusals():
+        asked = selected(jobs, config.only)
+        check_folder("out", config.out)
+        if config.report_only:
+            check_results(config.out / "jobs")
+        else:
+            check_folder("runs", config.runs)
+            unfinished(asked, config.out / "jobs")
+            check()
+    if not config.report_only:
+        run_jobs(asked, config.out / "jobs", config.num_workers)
+        if late := late_jobs():
+            run_jobs(late, config.out / "jobs", config.num_workers)
+    report(config.out)
