@@ -84,7 +84,7 @@ def update_price(rounds: int, num_workers: int) -> dict[str, Any]:
     }
 
 
-def run_unsandboxed(source: str, times: int) -> None:
+def run_without_sandbox(source: str, times: int) -> None:
     """Runs a program in new interpreters, without a sandbox and without limits."""
     for _ in range(times):
         subprocess.run(
@@ -104,7 +104,7 @@ def program_price(rounds: int) -> dict[str, Any]:
         times = alternate(
             {
                 "sandbox": lambda: box.run_many([job] * PROGRAMS),
-                "interpreter": partial(run_unsandboxed, PROGRAM, PROGRAMS),
+                "interpreter": partial(run_without_sandbox, PROGRAM, PROGRAMS),
             },
             rounds,
         )

@@ -151,8 +151,8 @@ def run_episodes(
 
         for name, values in panel.items():
             values.append(infos[f"panel/{name}"])
-        for ended in np.flatnonzero(infos["divergence"]):
-            reasons[ended] = DIVERGENCE_REASONS[infos["divergence"][ended]]
+        for index in np.flatnonzero(infos["divergence"]):
+            reasons[index] = DIVERGENCE_REASONS[infos["divergence"][index]]
 
         if heldout_curve:
             heldout.append(env.evaluate())
