@@ -28,15 +28,16 @@ from baselines.schedules import (
     schedule_free_configurations,
 )
 from baselines.sweeps import ENV, History, Population, read_log, write_log
+from hpenv.benchmark.command_line import check_counts, configuration, refusals
+from hpenv.benchmark.environments import make_population
+from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.facts import environment_facts
+from hpenv.benchmark.files import check_file, write_text
+from hpenv.benchmark.progress import progress
+from hpenv.benchmark.results import write_result
+from hpenv.benchmark.statistics import mean_interval
 from hpenv.lm.data import load_corpus
 from hpenv.optim.schedules import WarmupFlatWarmdown
-from train_agents.command_line import check_counts, configuration, refusals
-from train_agents.environments import make_population
-from train_agents.evaluate import evaluate_policy
-from train_agents.facts import environment_facts
-from train_agents.logs import progress
-from train_agents.outputs import check_file, write_text
-from train_agents.results import mean_interval, write_result
 
 #: Factor of one move of tuning.
 FACTOR = 2.0

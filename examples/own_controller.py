@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train_agents.evaluate import evaluate_policy
-from train_agents.results import paired_relative_interval
+from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.statistics import paired_relative_interval
 
 ENV = "TrainLoop-JEL-v0"
 

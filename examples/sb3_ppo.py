@@ -10,9 +10,9 @@ import numpy as np
 from stable_baselines3 import PPO
 
 import hpenv
+from hpenv.benchmark.evaluate import evaluate_policy
 from hpenv.integrations.sb3 import SB3VecEnv, from_sb3
 from hpenv.policies import save_policy
-from train_agents.evaluate import evaluate_policy
 
 gym.register_envs(hpenv)
 ENV = "TrainLoop-JEL-v0"

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 
 from agents.jel import JELAgent
+from hpenv.benchmark.command_line import check_counts, configuration, refusals
+from hpenv.benchmark.facts import environment_facts
+from hpenv.benchmark.files import check_file, write_text
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.jel import make_vector_env
 from hpenv.lm import model
@@ -26,9 +29,6 @@ from speed.operators import newton_schulz_price, operator_shares
 from speed.plain import plain_loop
 from speed.posttraining import program_price, update_price
 from speed.timing import alternate, ratio
-from train_agents.command_line import check_counts, configuration, refusals
-from train_agents.facts import environment_facts
-from train_agents.outputs import check_file, write_text
 
 #: Number of episodes of a meta-training: 50 updates of 8 (JEL, table 2).
 META_EPISODES = 400

@@ -5,9 +5,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import hpenv  # noqa: F401  registers the ids
+from hpenv.benchmark.evaluate import evaluate_policy
 from hpenv.envs import cell, grpo_projection, jel
 from tests import tiny_student
-from train_agents.evaluate import evaluate_policy
 
 MODULES = (jel, cell, grpo_projection)
 

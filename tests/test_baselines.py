@@ -28,8 +28,8 @@ from baselines.sweeps import (
     random_search,
     search,
 )
+from hpenv.benchmark.evaluate import evaluate_policy
 from hpenv.pretraining.plant import PretrainingPlant
-from train_agents.evaluate import evaluate_policy
 
 GROUPS = ("embedding", "unembedding", "matrix")
 T = 23  # steps of the fixture `tiny`

@@ -7,9 +7,9 @@ import sys
 import gymnasium as gym
 import pytest
 
+from hpenv.benchmark.command_line import refusals
 from hpenv.posttraining.sandbox import SandboxUnavailable
 from train_agents import train
-from train_agents.command_line import refusals
 
 TRAIN, ONLINE, EVALUATE = "train_agents.train", "train_agents.online", "train_agents.evaluate"
 STUDENT, BASELINES, BENCHMARKS = "train_agents.make_student", "baselines.run", "speed.run"

@@ -1,7 +1,7 @@
 import pytest
 
+from hpenv.benchmark.results import write_result
 from train_agents.experiments.compare import comparison
-from train_agents.results import write_result
 
 
 def write(folder, name, scores, corpus="text"):

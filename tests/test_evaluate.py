@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import hpenv
+from hpenv.benchmark.environments import parse_assignments
+from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.results import read_result
 from hpenv.policies import Neutral, ScheduleTable, save_policy
-from train_agents.environments import parse_assignments
-from train_agents.evaluate import evaluate_policy, main
+from train_agents.evaluate import main
 from train_agents.outputs import FORMAT
-from train_agents.results import read_result
 
 gym.register_envs(hpenv)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from agents.credits import CreditStream
+from hpenv.benchmark.results import write_result
 from hpenv.control.channels import CHANNELS
 from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
 from train_agents.experiments.jel_report import (
@@ -48,7 +49,6 @@ from train_agents.experiments.sidecar_claims import LABELS as SIDECAR_LABELS
 from train_agents.experiments.sidecar_claims import scores as sidecar_scores
 from train_agents.experiments.sidecar_report import report as sidecar_report
 from train_agents.experiments.sweeping import sweep
-from train_agents.results import write_result
 
 TINY = ExperimentConfig(
     num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from train_agents.logs import RunLog, describe, flatten, progress
+from hpenv.benchmark.progress import describe, progress
+from train_agents.logs import RunLog, flatten
 
 SB3_TAGS = {"train/approx_kl": 0.01, "rollout/ep_rew_mean": 1.5, "inner/probe_loss": 3.25}
 

@@ -12,7 +12,7 @@ import pytest
 
 import hpenv
 from agents.sidecar import SidecarAgent, SidecarConfig
-from train_agents.evaluate import evaluate_policy, probe_loss
+from hpenv.benchmark.evaluate import evaluate_policy, probe_loss
 from train_agents.online import OnlineConfig, main, run_online
 from train_agents.outputs import checkpoints
 from train_agents.population import Population

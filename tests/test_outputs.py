@@ -6,11 +6,10 @@ import warnings
 
 import pytest
 
+from hpenv.benchmark.files import check_file, check_folder, write_text
 from hpenv.plant import snapshots
 from train_agents.outputs import (
     KEPT_CHECKPOINTS,
-    check_file,
-    check_folder,
     check_run_folder,
     checkpoints,
     claim,
@@ -18,7 +17,6 @@ from train_agents.outputs import (
     number,
     read_configuration,
     resume,
-    write_text,
 )
 
 OURS = {"agent": "jel", "env_kwargs": {"num_steps": 8}, "num_updates": 3}
@@ -54,7 +52,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("train_agents.outputs.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("hpenv.benchmark.files.tempfile.TemporaryFile", refuse)
     with pytest.raises(
         ValueError, match=r"out must be a folder that can be written; got .*; Permission denied"
     ):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from hpenv.benchmark.results import write_result
+from hpenv.benchmark.statistics import Interval
 from hpenv.control.channels import CHANNELS
 from hpenv.plant.seeds import first_run_seed
 from hpenv.plant.snapshots import load
@@ -51,7 +53,6 @@ from train_agents.experiments.projection_figures import pareto_front
 from train_agents.experiments.projection_report import report
 from train_agents.experiments.projection_run import MEANS, along, run_arm, schedule
 from train_agents.experiments.projection_tables import unknown_table
-from train_agents.results import Interval, write_result
 
 GRPO = {
     **tiny_student.TINY,

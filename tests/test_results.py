@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from train_agents import facts, figures
-from train_agents.facts import environment_facts
-from train_agents.results import (
+from hpenv.benchmark import facts
+from hpenv.benchmark.facts import environment_facts
+from hpenv.benchmark.results import markdown_table, read_result, write_result
+from hpenv.benchmark.statistics import (
     controllers_interval,
-    markdown_table,
     mean_interval,
     paired_interval,
     paired_relative_interval,
-    read_result,
     t_quantile,
-    write_result,
 )
+from train_agents import figures
 
 
 @pytest.mark.parametrize(

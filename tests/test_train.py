@@ -11,11 +11,11 @@ import pytest
 
 from agents.jel import JELAgentConfig
 from agents.ppo import PPOAgentConfig
+from hpenv.benchmark.environments import make_population
+from hpenv.benchmark.evaluate import evaluate_policy
 from hpenv.policies import load_policy
 from hpenv.posttraining.sandbox import kernel, syscalls
 from tests import tiny_student
-from train_agents.environments import make_population
-from train_agents.evaluate import evaluate_policy
 from train_agents.rollout import collect, episode_seeds
 from train_agents.train import HELD_OUT, TRACED_DECISIONS, TRAINERS, TrainConfig, main, train
 

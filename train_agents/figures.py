@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hpenv.arrays import FloatArray
-from train_agents.results import t_quantile
+from hpenv.benchmark.statistics import t_quantile
 
 Curve = tuple[ArrayLike, ArrayLike]
 

@@ -12,15 +12,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from train_agents.outputs import write_text
+from hpenv.benchmark.files import write_text
+from hpenv.benchmark.progress import Advance, progress
 
-Advance = Callable[..., None]
 #: Metrics in TensorBoard's table of hyperparameters.
 HPARAM_METRICS = ("rollout/ep_rew_mean", "eval/held_out")
 
@@ -185,63 +184,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int
             plain = isinstance(value, bool | int | float | str)
             found[f"{prefix}{key}"] = value if plain else json.dumps(value, default=str)
     return found
-
-
-@contextmanager
-def progress(total: float, description: str, completed: float = 0) -> Iterator[Advance]:
-    """Shows a progress bar on stderr, or nothing if stderr is not a terminal.
-
-    Args:
-        total: amount of work, in any unit.
-        description: name of the work.
-        completed: amount of work that is already done.
-
-    Yields:
-        `advance(amount=1, text="")`: moves the bar, and shows a text after it.
-    """
-    if not sys.stderr.isatty():
-        yield lambda amount=1.0, text="": None
-        return
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        title = escape(description)
-        task = bar.add_task(title, total=total, completed=completed, text="")  # type: ignore[arg-type]
-
-        def advance(amount: float = 1.0, text: str = "") -> None:
-            bar.update(task, advance=amount, text=escape(text))
-
-        yield advance
-
-
-def describe(config: Any) -> None:
-    """Prints a configuration, a dataclass or a mapping, as JSON. A terminal gets colors."""
-    values = (
-        asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
-    )
-    text = json.dumps(values, indent=1, default=str)
-    if not sys.stdout.isatty():
-        print(text, flush=True)
-        return
-    from rich.console import Console
-
-    Console().print_json(text)

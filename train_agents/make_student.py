@@ -27,6 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from hpenv.benchmark.command_line import check_counts, configuration, refusals
+from hpenv.benchmark.facts import environment_facts
+from hpenv.benchmark.files import check_folder
 from hpenv.lm import model
 from hpenv.lm.kernels import softcapped_cross_entropy
 from hpenv.lm.model import GPTConfig
@@ -37,10 +40,8 @@ from hpenv.posttraining.contrastive.pairs import PAIRS
 from hpenv.posttraining.plant import GRPOPlant
 from hpenv.posttraining.students.embedded import EmbeddedConfig, EmbeddedStudent
 from hpenv.posttraining.students.vocabulary import END, PAD, Vocabulary
-from train_agents.command_line import check_counts, configuration, refusals
 from train_agents.demonstrations import DemonstrationConfig, demonstrations
-from train_agents.facts import environment_facts
-from train_agents.outputs import CONFIG, check_folder
+from train_agents.outputs import CONFIG
 
 CHECKPOINT = "checkpoint.safetensors"
 #: Fields of the configuration that may differ when an interrupted program continues.

@@ -40,13 +40,13 @@ import torch
 
 from agents.sidecar import SidecarAgent, SidecarConfig
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.command_line import check_counts, configuration, refusals
+from hpenv.benchmark.environments import make_population, parse_assignments
+from hpenv.benchmark.facts import environment_facts
+from hpenv.benchmark.results import Rows, write_result
 from train_agents import outputs
-from train_agents.command_line import check_counts, configuration, refusals
-from train_agents.environments import make_population, parse_assignments
-from train_agents.facts import environment_facts
 from train_agents.logs import RunLog, keep_lines
 from train_agents.population import DECIMALS, Population
-from train_agents.results import Rows, write_result
 
 #: Fields of the configuration that may differ when a run continues.
 MAY_CHANGE = ("threads", "checkpoint_interval")

@@ -16,10 +16,10 @@ import torch
 from agents.base import Rollout
 from agents.sidecar import SidecarAgent
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.evaluate import probe_loss
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
-from train_agents.evaluate import probe_loss
 
 #: Number of decimals of positions in a trace.
 DECIMALS = 4

@@ -32,14 +32,14 @@ import torch
 
 from agents.jel import JELAgent, JELAgentConfig
 from agents.ppo import PPOAgent, PPOAgentConfig
+from hpenv.benchmark.command_line import check_counts, configuration, refusals
+from hpenv.benchmark.environments import make_population, parse_assignments
+from hpenv.benchmark.evaluate import run_episodes
+from hpenv.benchmark.facts import environment_facts
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.integrations.sb3 import SB3VecEnv
 from hpenv.policies.store import save_policy
 from train_agents import outputs
-from train_agents.command_line import check_counts, configuration, refusals
-from train_agents.environments import make_population, parse_assignments
-from train_agents.evaluate import run_episodes
-from train_agents.facts import environment_facts
 from train_agents.logs import RunLog, keep_lines
 from train_agents.rollout import Episodes, collect, episode_seeds
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from hpenv.benchmark.results import read_result
 from train_agents.experiments import jel_report, projection_claims, sidecar_claims
 from train_agents.experiments.report import load_results
-from train_agents.results import read_result
 
 RESULTS = Path("results")
 TABLE = RESULTS / "CLAIMS.md"

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from train_agents.command_line import refusals
-from train_agents.results import markdown_table, paired_relative_interval, read_result
+from hpenv.benchmark.command_line import refusals
+from hpenv.benchmark.results import markdown_table, read_result
+from hpenv.benchmark.statistics import paired_relative_interval
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,14 @@ from baselines.schedules import (
 )
 from baselines.sweeps import cma_search, random_search
 from baselines.tuning import SEARCHES, tune
+from hpenv.benchmark.command_line import check_counts, configuration
+from hpenv.benchmark.environments import make_population
+from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.results import Rows
 from hpenv.policies import load_policy
-from train_agents.command_line import check_counts, configuration
-from train_agents.environments import make_population
-from train_agents.evaluate import evaluate_policy
 from train_agents.experiments.jel_report import report
 from train_agents.experiments.runner import Job, run_experiment
 from train_agents.experiments.sweeping import sweep
-from train_agents.results import Rows
 from train_agents.train import TrainConfig, train
 
 ENV = "TrainLoop-JEL-v0"

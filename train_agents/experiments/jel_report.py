@@ -9,16 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from hpenv.benchmark.facts import ROOT
+from hpenv.benchmark.results import markdown_table
+from hpenv.benchmark.statistics import controllers_interval, mean_interval, paired_relative_interval
 from train_agents import figures
 from train_agents.experiments import report as engine
 from train_agents.experiments.report import Column, Result, ends, percent
-from train_agents.facts import ROOT
-from train_agents.results import (
-    controllers_interval,
-    markdown_table,
-    mean_interval,
-    paired_relative_interval,
-)
 
 TEMPLATE = ROOT / "results/jel/template.md"
 LABELS = {

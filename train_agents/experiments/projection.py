@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hpenv.benchmark.command_line import check_counts, configuration
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.students.registry import student
-from train_agents.command_line import check_counts, configuration
 from train_agents.experiments.measures.directions import validated
 from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
 from train_agents.experiments.projection_controller import STRENGTHS, best_constant, controller

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.statistics import Interval, paired_interval
 from train_agents.experiments.projection_arms import (
     APPENDED,
     APPENDED_TRUE,
@@ -44,7 +45,6 @@ from train_agents.experiments.projection_arms import (
     VANILLA,
 )
 from train_agents.experiments.report import Result
-from train_agents.results import Interval, paired_interval
 
 #: Number of an arm -> its value for each seed, (seeds,), in the order of the seeds.
 Scores = Mapping[str, FloatArray]

@@ -18,13 +18,13 @@ import numpy as np
 
 import hpenv
 from agents.jel import JELAgentConfig
+from hpenv.benchmark.results import Rows
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.policies import Policy, load_policy
 from hpenv.posttraining.plant import GRPOPlant
 from train_agents.experiments.projection_arms import position_of
 from train_agents.experiments.projection_run import run_arm
-from train_agents.results import Rows
 from train_agents.train import TrainConfig, train
 
 gym.register_envs(hpenv)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpenv.benchmark.facts import ROOT
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, TRAINING_MODES
 from train_agents.experiments import projection_figures as drawing
 from train_agents.experiments import projection_tables as tables
@@ -43,7 +44,6 @@ from train_agents.experiments.projection_claims import (
 )
 from train_agents.experiments.projection_tables import BEST_CONSTANT, CONTROLLER, label, members
 from train_agents.experiments.report import Result
-from train_agents.facts import ROOT
 
 TEMPLATE = ROOT / "results/projection/template.md"
 #: As many as there are colors.

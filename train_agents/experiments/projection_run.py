@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.progress import progress
+from hpenv.benchmark.results import Rows
 from hpenv.optim.schedules import Cosine
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
@@ -28,8 +30,6 @@ from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant, total
 from hpenv.posttraining.projection.rules import coordinates, erase_direction
 from hpenv.posttraining.students.registry import student
 from train_agents.experiments.projection_arms import PANEL
-from train_agents.logs import progress
-from train_agents.results import Rows
 
 #: True rates of the rollouts that are kept; those of a single loophole are not, for an update may
 #: have no such prompt.

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.results import markdown_table
+from hpenv.benchmark.statistics import mean_interval
 from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from train_agents.experiments import report as engine
 from train_agents.experiments.projection_arms import (
@@ -41,7 +43,6 @@ from train_agents.experiments.projection_claims import (
     shared,
 )
 from train_agents.experiments.report import Column, Result, ends, points
-from train_agents.results import markdown_table, mean_interval
 
 BEST_CONSTANT, CONTROLLER = "constant", "controller"
 LABELS = {arm.name: arm.label for arm in ARMS} | {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train_agents.results import markdown_table, read_result
+from hpenv.benchmark.results import markdown_table, read_result
 
 Result = Mapping[str, Any]
 #: Renders one part of a page; its arguments are words of the template.

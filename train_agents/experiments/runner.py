@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from train_agents.command_line import refusals
-from train_agents.logs import progress
-from train_agents.outputs import check_file, check_folder
-from train_agents.results import Rows, read_result, write_result
+from hpenv.benchmark.command_line import refusals
+from hpenv.benchmark.files import check_file, check_folder
+from hpenv.benchmark.progress import progress
+from hpenv.benchmark.results import Rows, read_result, write_result
 
 
 @dataclass(frozen=True)

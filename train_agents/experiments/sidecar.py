@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from agents.sidecar import INITIAL_STD, SidecarConfig
+from hpenv.benchmark.command_line import check_counts, configuration
+from hpenv.benchmark.environments import make_population
+from hpenv.benchmark.results import Rows, read_result
 from hpenv.optim.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
 from hpenv.plant import snapshots
-from train_agents.command_line import check_counts, configuration
-from train_agents.environments import make_population
 from train_agents.experiments.measures.signal import measure_signal
 from train_agents.experiments.measures.weights import body, compare_runs, differences
 from train_agents.experiments.runner import Job, run_experiment
@@ -51,7 +52,6 @@ from train_agents.experiments.sidecar_report import report
 from train_agents.experiments.sweeping import sweep
 from train_agents.online import OnlineConfig, run_online
 from train_agents.outputs import checkpoints
-from train_agents.results import Rows, read_result
 
 
 @dataclass(frozen=True)

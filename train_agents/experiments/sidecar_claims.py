@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hpenv.benchmark.statistics import mean_interval, paired_relative_interval
 from hpenv.control.channels import CHANNELS
 from train_agents.experiments import report as engine
 from train_agents.experiments.report import Result
-from train_agents.results import mean_interval, paired_relative_interval
 
 #: Gain in perplexity that an arm which is "not better" must be shown to lie below.
 NOT_BETTER_MARGIN = 0.01

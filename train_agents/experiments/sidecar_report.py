@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from hpenv.benchmark.facts import ROOT
+from hpenv.benchmark.results import markdown_table
 from hpenv.control.channels import CHANNELS
 from train_agents import figures
 from train_agents.experiments import report as engine
@@ -28,8 +30,6 @@ from train_agents.experiments.sidecar_claims import (
     summarize,
     verdict,
 )
-from train_agents.facts import ROOT
-from train_agents.results import markdown_table
 
 TEMPLATE = ROOT / "results/sidecar/template.md"
 #: Correlations of a tensor's properties with its final weight decay, in the paper (section 5.4).

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from train_agents.evaluate import evaluate_policy
-from train_agents.results import Rows
+from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.results import Rows
 
 
 def sweep(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hpenv.benchmark.results import Rows
 from hpenv.plant.seeds import first_run_seed, step_generator
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive.contrasts import Contrast, Gradients, labelled_pairs
@@ -20,7 +21,6 @@ from hpenv.posttraining.students.registry import student
 from hpenv.posttraining.students.student import Student
 from train_agents.experiments.measures.memorizer import memorizing_pass_rate
 from train_agents.experiments.projection_run import shared_grader
-from train_agents.results import Rows
 
 _SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
 #: Title -> what the direction is made of, and whether it is held against labelled programs of the

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 import hpenv
 from agents.returns import credit_weights, leave_one_out
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.results import Rows
 from hpenv.env import TrainLoopVectorEnv
-from train_agents.results import Rows
 
 gym.register_envs(hpenv)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: Linux's description of the processor.
 CPUINFO = Path("/proc/cpuinfo")
 #: Instruction sets that select kernels, under their Linux names.

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
+from hpenv.benchmark.progress import describe
 from hpenv.posttraining.sandbox import SandboxUnavailable
-from train_agents.logs import describe
 
 Config = TypeVar("Config")
 #: Exit code for mistakes of the user, as in argparse and tyro.

@@ -1,0 +1,1 @@
+"""Scores of controllers: evaluation, statistics, result files."""
