@@ -22,7 +22,8 @@ from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import as_python, check_count
 from hpenv.infos import Info, columns, mask_rows, only_row, overwrite_rows, row_value, with_masks
 from hpenv.isolation import with_torch_defaults
-from hpenv.plant.protocol import Plant, Snapshot, Window, check_tensors
+from hpenv.plant.measurements import Window
+from hpenv.plant.protocol import Plant, Snapshot, check_tensors
 from hpenv.plant.seeds import SeedStreams
 from hpenv.render import RENDER_FPS, RENDER_MODES, History, draw, summarize
 from hpenv.telemetry.features import (
@@ -31,11 +32,11 @@ from hpenv.telemetry.features import (
     bounds,
     check_features,
     column_names,
-    feature_tiers,
+    feature_groups,
     observe,
 )
 from hpenv.telemetry.registers import Registers
-from hpenv.telemetry.rewards import check_weights, measured_terms, reward_terms, reward_tiers
+from hpenv.telemetry.rewards import check_weights, measured_terms, reward_groups, reward_terms
 from hpenv.telemetry.trajectory import Trajectory
 
 
@@ -92,11 +93,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         Raises:
             ValueError: for an argument that does not fit, with what is accepted.
         """
-        check_features(features, plant.gauge_names, plant.all_tiers)
+        check_features(features, plant.measurements)
         self._weights = (
             dict.fromkeys(("progress", "divergence"), 1.0) if reward is None else dict(reward)
         )
-        check_weights(self._weights, plant.gauge_names, plant.all_tiers)
+        check_weights(self._weights, plant.measurements)
 
         if not (isinstance(interval, int | np.integer) and 1 <= interval <= horizon):
             raise ValueError(
@@ -129,16 +130,15 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "stacked": plant.stacked,
         }
         self._features, self._evaluate_at_end = tuple(features), evaluate_at_end
-        tiers = feature_tiers(self._features) | reward_tiers(self._weights)
-        plant.measure(tiers)
-        self._probes, self._terms = "probe" in tiers, measured_terms(tiers, plant.gauge_names)
+        groups = feature_groups(self._features, plant.measurements)
+        groups |= reward_groups(self._weights, plant.measurements)
+        plant.measure(groups)
+        self._probes, self._terms = "probe" in groups, measured_terms(plant.measurements, groups)
 
         self._streams = SeedStreams(self.num_envs, seed_mode)
         self._registers = Registers(self.num_envs, num_registers, register_leak)
 
-        self._layout = Layout(
-            plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers, plant.gauge_names
-        )
+        self._layout = Layout(plant.panel.names, plant.panel.kinds, plant.num_layers, num_registers)
 
         self.action_names = self._layout.cell_names + self._registers.names
         self.action_kinds = self._layout.cell_kinds + ("register",) * num_registers
@@ -333,11 +333,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
     def _remember(self, moved: BoolArray, fresh: BoolArray) -> None:
         """Appends the losses of rows that moved, and stores the initial loss of rows just reset."""
         assert self._window is not None
-        self._initial[fresh] = self._window.probe_loss[fresh]
-        self._trajectory = self._trajectory.with_losses(moved, self._window.train_loss)
+        self._initial[fresh] = self._window["probe_loss"][fresh]
+        self._trajectory = self._trajectory.with_losses(moved, self._window["train_loss"])
         if self._probes:
             self._trajectory = self._trajectory.with_probe_losses(
-                moved | fresh, self._window.probe_loss
+                moved | fresh, self._window["probe_loss"]
             )
 
     def _reading(self, previous: Window, fresh: BoolArray) -> Reading:
@@ -349,8 +349,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return Reading(
             window=self._window,
             trajectory=self._trajectory,
-            previous_train_loss=np.where(fresh, self._window.train_loss, previous.train_loss),
-            previous_probe_loss=np.where(fresh, self._window.probe_loss, previous.probe_loss),
+            previous_train_loss=np.where(fresh, self._window["train_loss"], previous["train_loss"]),
+            previous_probe_loss=np.where(fresh, self._window["probe_loss"], previous["probe_loss"]),
             initial_probe_loss=self._initial,
             progress=self._window.steps / self.horizon,
             positions=self.plant.panel.positions,
@@ -375,20 +375,22 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """
         state: Info = {
             "step": window.steps.copy(),
-            "train_loss": window.train_loss.copy(),
+            "train_loss": window["train_loss"].copy(),
             "divergence": window.divergence.copy(),
         }
         if self._probes:
-            state["probe_loss"] = window.probe_loss.copy()
+            state["probe_loss"] = window["probe_loss"].copy()
         state |= columns("panel", self._layout.cell_names, self.plant.panel.values())
 
         trained: Info = {
-            "gradient_norm": np.minimum(window.gradient_norm, np.finfo(np.float32).max)
+            "gradient_norm": np.minimum(window["gradient_norm"], np.finfo(np.float32).max)
         }
         unweighted = np.array(list(terms.values())).reshape(-1, len(rows)).T + 0.0
         trained |= columns("reward_terms", tuple(terms), unweighted)
-        trained |= columns("gauges", self.plant.gauge_names, window.gauges)
-        trained |= columns("privileged", self.plant.privileged_names, window.privileged)
+        for own in self.plant.measurements:
+            if own.in_info or own.privileged:
+                prefix = "privileged" if own.privileged else "gauges"
+                trained[f"{prefix}/{own.name}"] = window[own.name].copy()
 
         for value in trained.values():
             value[~moved] = 0.0
@@ -418,7 +420,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             return
 
         values = self.plant.panel.values()
-        losses = self._window.probe_loss if self._probes else self._window.train_loss
+        losses = self._window["probe_loss"] if self._probes else self._window["train_loss"]
         for row in np.flatnonzero(rows):
             self._history[row].append(
                 int(self._window.steps[row]),
@@ -473,7 +475,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             "env/observations": self._observations,
             "env/registers": self._registers.values,
         }
-        arrays |= {f"window/{name}": value for name, value in vars(window).items()}
+        arrays |= {f"window/{name}": value for name, value in window.arrays().items()}
         arrays |= {f"trajectory/{name}": value for name, value in vars(self._trajectory).items()}
         return arrays
 
@@ -540,10 +542,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 f"got {len(histories)} rows"
             )
 
-        num_gauges, num_privileged = len(self.plant.gauge_names), len(self.plant.privileged_names)
-        expected = self._arrays(
-            Window.empty(self.num_envs, self.plant.num_layers, num_gauges, num_privileged)
-        )
+        empty = Window.empty(self.num_envs, self.plant.num_layers, self.plant.measurements)
+        expected = self._arrays(empty)
         others = {name: tensor for name, tensor in tensors.items() if not name.startswith("plant/")}
         check_tensors(others, {name: torch.as_tensor(value) for name, value in expected.items()})
         self.plant.restore(
@@ -555,8 +555,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._previous_positions = tensors["env/previous_positions"].numpy().copy()
         self._observations = tensors["env/observations"].numpy().copy()
         self._registers.values = tensors["env/registers"].numpy().copy()
-        self._window = Window(
-            **{k: t.numpy().copy() for k, t in _without_prefix("window/", tensors).items()}
+        self._window = Window.of_arrays(
+            {k: t.numpy().copy() for k, t in _without_prefix("window/", tensors).items()}
         )
         self._trajectory = Trajectory(
             **{k: t.numpy().copy() for k, t in _without_prefix("trajectory/", tensors).items()}

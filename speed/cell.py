@@ -20,7 +20,7 @@ from hpenv.envs.cell import make_vector_env
 from speed.timing import alternate, ratio, seconds
 
 #: Measurement group -> features of its observation, in addition to `progress`.
-TIERS = {
+GROUPS = {
     "loss trajectory": (
         "train_loss",
         "loss_slope",
@@ -92,7 +92,7 @@ def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, An
         "everything": {"channels": "full", "observation": "full", "num_registers": 8},
     }
     arguments |= {
-        f"tier {name}": {"observation": ("progress", *names)} for name, names in TIERS.items()
+        f"tier {name}": {"observation": ("progress", *names)} for name, names in GROUPS.items()
     }
     functions: dict[str, Callable[[], object]] = {}
 

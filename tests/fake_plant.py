@@ -9,13 +9,18 @@ import torch
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel, TensorSite
-from hpenv.plant.protocol import DIVERGENCE_REASONS, TIERS, Score, Snapshot, Window
-from hpenv.telemetry.features import FEATURES
+from hpenv.plant.measurements import Measurement, Window, groups_of
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Snapshot
+from hpenv.posttraining.plant import GAUGES as GRPO_GAUGES
+from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
 
 INITIAL_LOSS = 5.0
 NUM_LAYERS = 2
 CHANNELS = (("lr", "run"), ("weight_decay", "run"))
-GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
+PROBE_PASS = Measurement("probe_pass", "1", "a gauge", group="probe", in_info=True)
+TRUTH = Measurement("truth", "1", "the loss", privileged=True)
+MEASUREMENTS = (*OF_PRETRAINING, *GRPO_GAUGES, PROBE_PASS, TRUTH)
+GROUPS = groups_of(MEASUREMENTS)
 
 
 class FakePlant:
@@ -36,14 +41,12 @@ class FakePlant:
             step per window; otherwise the mean of those before and after.
 
     Attributes:
-        tiers: what is measured.
-        measurements: how often `advance` was called.
+        measured_groups: what is measured.
+        num_measured: how often `advance` was called.
     """
 
     kind = "pretraining"
-    gauge_names = GAUGES
-    privileged_names = ("truth",)
-    all_tiers = TIERS
+    measurements = MEASUREMENTS
     score = Score("bpb", "what is left of the loss", "nats/token")
     stacked = True
 
@@ -64,7 +67,7 @@ class FakePlant:
         )
         sites = {f"layer.{i}.w": TensorSite("matrix", "adamw", i) for i in range(NUM_LAYERS)}
         self.panel = Panel(channels, sites, num_rows, "pretraining")
-        self.tiers = {"probe", "momentum"}
+        self.measured_groups = frozenset({"probe", "momentum"})
         self.probes: FloatArray = np.zeros(num_rows)
         self.losses: FloatArray = np.full(num_rows, INITIAL_LOSS)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
@@ -75,11 +78,11 @@ class FakePlant:
             self.ends[row] = step
         self.arranged: BoolArray = np.zeros(num_rows, dtype=bool)  # the run that diverges has begun
         self.reason = DIVERGENCE_REASONS.index(reason)
-        self.measurements = 0
+        self.num_measured = 0
 
-    def measure(self, tiers: Collection[str]) -> None:
-        assert set(tiers) <= set(TIERS)
-        self.tiers = set(tiers)
+    def measure(self, groups: Collection[str]) -> None:
+        assert set(groups) <= set(GROUPS)
+        self.measured_groups = frozenset(groups)
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         for row, seed in zip(range(self.num_rows) if rows is None else rows, seeds, strict=True):
@@ -92,7 +95,7 @@ class FakePlant:
             self.arranged[row] = True
 
     def advance(self, num_steps: IntArray) -> Window:
-        self.measurements += 1
+        self.num_measured += 1
         before = self.losses.copy()
         taken = np.where(self.divergence > 0, 0, np.minimum(num_steps, self.ends - self.steps))
         table = self.panel.table("lr")
@@ -100,34 +103,28 @@ class FakePlant:
         self.losses = self.losses * np.maximum(1.0 - 0.01 * rates, 0.0) ** taken
         self.steps = self.steps + taken
         self.divergence = np.where(self.steps >= self.ends, self.reason, self.divergence)
-        probed = (self.divergence == 0) & (("probe" in self.tiers) | (self.steps == 0))
+        probed = (self.divergence == 0) & (("probe" in self.measured_groups) | (self.steps == 0))
         self.probes = np.where(probed, self.losses, self.probes)
         layers = self.losses[:, None] / (1.0 + np.arange(NUM_LAYERS))  # (N, L)
-        return Window(
-            steps=self.steps.copy(),
-            train_loss=before if self.before_update else (before + self.losses) / 2,
-            probe_loss=self.probes.copy(),
-            gradient_norm=self.losses / 10,
-            momentum_norm=self._if("momentum", self.losses / 20),
-            divergence=self.divergence.copy(),
-            same_batch_loss=self._if("same_batch", 0.99 * self.losses),
-            layer_gradient_norm=layers / 10,
-            layer_gradient_max=self._if("gradient_max", layers / 100),
-            layer_activation_mean=self._if("activations", layers - 3),
-            layer_activation_variance=self._if("activations", layers),
-            layer_saturation=self._if("activations", layers / 10),
-            gauges=np.stack(
-                [
-                    self._if("probe", self.losses / 20) if name == "probe_pass" else before / 20
-                    for name in GAUGES
-                ],
-                1,
-            ),
-            privileged=self.losses[:, None].copy(),
-        )
+        values = {
+            "train_loss": before if self.before_update else (before + self.losses) / 2,
+            "probe_loss": self.probes.copy(),
+            "gradient_norm": self.losses / 10,
+            "momentum_norm": self._if("momentum", self.losses / 20),
+            "same_batch_loss": self._if("same_batch", 0.99 * self.losses),
+            "layer_gradient_norm": layers / 10,
+            "layer_gradient_max": self._if("gradient_max", layers / 100),
+            "layer_activation_mean": self._if("activations", layers - 3),
+            "layer_activation_variance": self._if("activations", layers),
+            "layer_saturation": self._if("activations", layers / 10),
+            **{own.name: before / 20 for own in GRPO_GAUGES},
+            "probe_pass": self._if("probe", self.losses / 20),
+            "truth": self.losses.copy(),
+        }
+        return Window(self.steps.copy(), self.divergence.copy(), values)
 
-    def _if(self, tier: str, values: FloatArray) -> FloatArray:
-        return values if tier in self.tiers else np.zeros_like(values)
+    def _if(self, group: str, values: FloatArray) -> FloatArray:
+        return values if group in self.measured_groups else np.zeros_like(values)
 
     def evaluate(self) -> FloatArray:
         return self.losses.copy()

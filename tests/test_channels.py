@@ -18,7 +18,7 @@ from hpenv.pretraining import gradient_channels as gradients
 from hpenv.pretraining.config import PretrainingConfig
 from hpenv.pretraining.plant import PretrainingPlant
 from tests.tiny_plants import (
-    ALL_TIERS,
+    ALL_GROUPS,
     FINEST,
     PAIRS,
     PRESETS,
@@ -130,7 +130,7 @@ def test_the_table_is_that_of_the_paper_and_its_further_dials():
 @lru_cache(maxsize=32)
 def bare(preset, optimizer, **arguments):
     """State after each step of two runs without channels."""
-    plant = make(preset=preset, optimizer=optimizer, tiers=ALL_TIERS, **arguments)
+    plant = make(preset=preset, optimizer=optimizer, groups=ALL_GROUPS, **arguments)
     return [state_of(plant) for _ in range(NUM_STEPS) if advance(plant, 1)]
 
 
@@ -139,7 +139,7 @@ def assert_neutral_is_free(pairs, preset, optimizer="adamw", **arguments):
     generator = np.random.default_rng(0)
     expected = bare(preset, optimizer, **arguments)
     beside_itself, beside_another = (
-        make(2, pairs, preset, ALL_TIERS, optimizer=optimizer, **arguments) for _ in range(2)
+        make(2, pairs, preset, ALL_GROUPS, optimizer=optimizer, **arguments) for _ in range(2)
     )
     num_cells = beside_another.panel.positions.shape[1]
     assert num_cells > 0
@@ -262,7 +262,7 @@ def test_caps_are_far_above_a_healthy_run(preset, optimizer, monkeypatch):
     for plant in (plain, capped):
         plant.measure(("activations",))
         for _ in range(4):
-            norms.append(float(advance(plant, 1).gradient_norm[0]))
+            norms.append(float(advance(plant, 1)["gradient_norm"][0]))
     assert len(sizes) == 2 * 4 * HEALTHY[preset].n_layer
     assert 0.1 < max(sizes) < CHANNELS["state_norm_cap"].neutral / 10
     assert 1e-3 < max(norms) < CHANNELS["grad_clip"].neutral / 10
@@ -304,7 +304,7 @@ def torment(plant, num_steps):
         window = advance(plant, 1)
         taken += int((plant.steps - before).sum())
         assert_sound(plant)
-        assert all(np.isfinite(value).all() for value in vars(window).values())
+        assert all(np.isfinite(value).all() for value in window.arrays().values())
         ended = np.flatnonzero(plant.divergence)
         if len(ended):
             plant.reset([seed + i for i in range(len(ended))], ended.tolist())
@@ -317,14 +317,14 @@ HARSH = {"base_lr": 0.02, "base_weight_decay": 0.5}
 
 @pytest.mark.parametrize("preset", ["relu2", "swiglu"])
 def test_a_thousand_random_actions_leave_every_weight_finite(preset):
-    plant = make(25, SAFE, preset, ALL_TIERS, **HARSH)
+    plant = make(25, SAFE, preset, ALL_GROUPS, **HARSH)
     assert torment(plant, 42) > 1000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["relu2", "swiglu"])
 def test_ten_thousand_random_actions_leave_every_weight_finite(preset):
-    plant = make(50, SAFE, preset, ALL_TIERS, **HARSH)
+    plant = make(50, SAFE, preset, ALL_GROUPS, **HARSH)
     assert torment(plant, 210) > 10_000
 
 

@@ -19,7 +19,7 @@ from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.telemetry.features import FEATURES
 from hpenv.telemetry.rewards import REWARD_TERMS, measured_terms
-from tests.fake_plant import GAUGES, INITIAL_LOSS, FakePlant
+from tests.fake_plant import INITIAL_LOSS, MEASUREMENTS, FakePlant
 
 MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
 EVERYTHING = {
@@ -57,7 +57,7 @@ def test_561_steps_are_12_decisions_the_last_of_11_steps_and_13_measurements():
         assert obs[:, 0] == pytest.approx(infos["step"] / 561)
         assert terminated.tolist() == [decision == 11] * 2 and not truncated.any()
     assert seen == [[step] * 2 for step in [*range(50, 551, 50), 561]]
-    assert env.plant.measurements == 13
+    assert env.plant.num_measured == 13
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
     env.reset(seed=0)
     with pytest.raises(ValueError, match=message):
         env.step(action)
-    assert steps(env) == [0, 0] and env.plant.measurements == 1
+    assert steps(env) == [0, 0] and env.plant.num_measured == 1
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_the_info_of_one_run_is_flat_finite_and_has_the_same_keys_always(diverge
         "privileged/truth",
     } < set(keys)
     assert ("probe_loss" in info) == ("progress" in reward)
-    terms = measured_terms({"probe"} if "progress" in reward else set(), GAUGES)
+    terms = measured_terms(MEASUREMENTS, {"probe"} if "progress" in reward else set())
     assert [key for key in keys if key.startswith("reward_terms/")] == [
         f"reward_terms/{term}" for term in terms
     ]
@@ -666,7 +666,7 @@ def test_evaluation_is_the_plants():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "tiers"),
+    ("arguments", "groups"),
     [
         ({"features": ["progress"], "reward": {"divergence": 1.0}}, set()),
         ({}, {"probe"}),
@@ -680,19 +680,17 @@ def test_evaluation_is_the_plants():
     ],
 )
 def test_only_what_is_asked_for_is_measured_and_every_term_that_is_measured_is_reported(
-    arguments, tiers
+    arguments, groups
 ):
     env = make(2, **arguments)
-    assert env.plant.tiers == tiers
+    assert env.plant.measured_groups == groups
     env.reset(seed=0)
     infos = env.step(still(env))[4]
     assert {key for key in infos if key.startswith("reward_terms/")} == {
-        f"reward_terms/{name}"
-        for name, term in REWARD_TERMS.items()
-        if term.tier is None or term.tier in tiers
+        f"reward_terms/{name}" for name in measured_terms(MEASUREMENTS, groups)
     }
-    assert ("probe_loss" in infos) == ("probe" in tiers)
-    assert env.fork(1).plant.tiers == tiers
+    assert ("probe_loss" in infos) == ("probe" in groups)
+    assert env.fork(1).plant.measured_groups == groups
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -260,7 +260,7 @@ def test_another_environment_than_that_of_the_training_is_told(tmp_path, capsys)
 def test_the_measured_groups_are_as_before_when_measuring_fails(monkeypatch):
     env = TrainLoopVectorEnv(FakePlant(1), interval=5, horizon=10, reward={"loss_change": 1.0})
     env.reset(seed=0)
-    before = set(env.plant.tiers)
+    before = set(env.plant.measured_groups)
 
     def fail(num_steps):
         raise RuntimeError
@@ -268,4 +268,4 @@ def test_the_measured_groups_are_as_before_when_measuring_fails(monkeypatch):
     monkeypatch.setattr(env.plant, "advance", fail)
     with pytest.raises(RuntimeError):
         probe_loss(env)
-    assert set(env.plant.tiers) == before
+    assert set(env.plant.measured_groups) == before

@@ -181,7 +181,7 @@ def test_a_probe_that_is_not_finite_or_too_high(value, reason, clean, monkeypatc
 def test_the_observation_of_a_run_that_diverged_holds_the_last_numbers_that_were_finite():
     env = make()
     env.step(ACTIONS[0])
-    probe = env.plant._window.probe_loss[3]
+    probe = env.plant._window["probe_loss"][3]
     env.plant.weights["layer.1.up"][3] = math.nan
     obs, rewards, terminated, _, infos = env.step(ACTIONS[1])
     assert terminated.tolist() == [False, False, False, True]

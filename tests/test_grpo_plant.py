@@ -31,12 +31,18 @@ from hpenv.posttraining.contrastive.contrasts import HARMLESS, labelled_pairs
 from hpenv.posttraining.grading.grader import Grader, Verdict
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
 from hpenv.posttraining.loss import policy_loss
-from hpenv.posttraining.plant import GAUGES, LARGEST_REWARD, PRIVILEGED, UPDATE_GAUGES, GRPOPlant
+from hpenv.posttraining.plant import (
+    GAUGE_NAMES,
+    LARGEST_REWARD,
+    MEASUREMENTS,
+    PRIVILEGED_NAMES,
+    GRPOPlant,
+)
 from hpenv.posttraining.problems import generator as recipes
 from hpenv.posttraining.problems.problem import generated_problem, split_of
 from hpenv.posttraining.splits import SPLITS, Curriculum
 from hpenv.posttraining.students.registry import student as shipped
-from hpenv.telemetry.features import FEATURES
+from hpenv.telemetry.features import FEATURES, readable
 from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
 from tests.tiny_student import (
@@ -67,8 +73,8 @@ def assert_same(left, right, but=()):
 
 
 def assert_same_window(left, right, row=slice(None), other=slice(None)):
-    for name, value in vars(left).items():
-        assert np.array_equal(value[row], vars(right)[name][other]), name
+    for name, value in left.arrays().items():
+        assert np.array_equal(value[row], right.arrays()[name][other]), name
 
 
 def close(left, right, but=()):
@@ -92,11 +98,11 @@ def moved(plant, seed=5):
 
 
 def gauge(window, name):
-    return window.gauges[:, GAUGES.index(name)]
+    return window[name]
 
 
 def privileged(window, name):
-    return window.privileged[:, PRIVILEGED.index(name)]
+    return window[name]
 
 
 # Neutral is free
@@ -435,8 +441,8 @@ def test_a_row_of_a_population_is_the_single_run_of_its_seed():
         single.panel.positions[:] = population.panel.positions[row]
         alone = advance(single, 2)
         close(state_of(single, 0), state_of(population, row), but="window/")
-        for name, value in vars(alone).items():
-            assert vars(window)[name][row] == pytest.approx(value[0], rel=1e-3, abs=1e-4), name
+        for name, value in alone.arrays().items():
+            assert window.arrays()[name][row] == pytest.approx(value[0], rel=1e-3, abs=1e-4), name
 
 
 def test_rows_of_one_seed_are_equal_and_others_are_not():
@@ -457,9 +463,9 @@ def test_what_is_done_to_another_row_is_not_noticed():
     for plant, window in zip(plants[1:], windows[1:], strict=True):
         for row in (0, 1):
             close(state_of(plant, row), state_of(plants[0], row), but="window/")
-            for name, value in vars(window).items():
+            for name, value in window.arrays().items():
                 assert value[row] == pytest.approx(
-                    vars(windows[0])[name][row], rel=1e-3, abs=1e-4
+                    windows[0].arrays()[name][row], rel=1e-3, abs=1e-4
                 ), name
     assert any(
         not torch.equal(k[2], plants[0].knobs[name][2]) for name, k in plants[1].knobs.items()
@@ -508,17 +514,11 @@ def test_advancing_in_pieces_is_advancing_at_once():
     whole, pieces = (moved(make(2, EVERY_CHANNEL)) for _ in range(2))
     at_once = advance(whole, 3)
     windows = [advance(pieces, n) for n in (1, 2)]
-    assert_same(
-        state_of(whole),
-        state_of(pieces),
-        but=("window/train_loss", "window/gauges", "window/privileged"),
-    )
-    for name in ("train_loss", "gauges", "privileged"):
-        first, second = (vars(window)[name] for window in windows)
-        mean = (first + 2 * second) / 3
-        if name == "gauges":  # the probe is measured at the end, all others of every update
-            mean[:, -1] = second[:, -1]
-        assert vars(at_once)[name] == pytest.approx(mean, rel=1e-9, abs=1e-12)
+    means = [own.name for own in MEASUREMENTS if own.over == "mean"]
+    assert_same(state_of(whole), state_of(pieces), but=tuple(f"window/{name}" for name in means))
+    for name in means:
+        first, second = (window[name] for window in windows)
+        assert at_once[name] == pytest.approx((first + 2 * second) / 3, rel=1e-9, abs=1e-12)
 
 
 def test_no_steps_only_measures():
@@ -562,8 +562,8 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
         }
         for name, value in expected.items():
             assert gauge(window, name)[row] == pytest.approx(value, rel=1e-5, abs=1e-9), name
-        assert window.train_loss[row] == pytest.approx(1.0 - expected["reward_mean"])
-        assert window.probe_loss[row] == pytest.approx(1.0 - expected["probe_pass"])
+        assert window["train_loss"][row] == pytest.approx(1.0 - expected["reward_mean"])
+        assert window["probe_loss"][row] == pytest.approx(1.0 - expected["probe_pass"])
         assert privileged(window, "hack")[row] == pytest.approx(hacks.mean())
         assert privileged(window, "correct")[row] == pytest.approx(
             np.mean([v.correct for v in own])
@@ -578,7 +578,7 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
     ]
     later = advance(plant, 1)
     assert (gauge(later, "kl") > 0).all()
-    for name, value in vars(later).items():
+    for name, value in later.arrays().items():
         assert np.isfinite(value).all(), name
 
 
@@ -593,7 +593,9 @@ def test_programs_that_are_all_paid_alike_teach_nothing():
     assert gauge(window, "flat_groups").tolist() == [1.0, 1.0] and gauge(
         window, "reward_spread"
     ).tolist() == [0, 0]
-    assert not any(knob.any() for knob in plant.knobs.values()) and not window.gradient_norm.any()
+    assert (
+        not any(knob.any() for knob in plant.knobs.values()) and not window["gradient_norm"].any()
+    )
     assert not window.divergence.any()
 
 
@@ -604,9 +606,9 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     probes = [seen for seen in grader.seen if seen[0].task.problem.name.startswith("probe")]
     assert len(probes) == 2 and probes[0] == probes[1] and len(probes[0]) == 2
     plant.measure(())
-    before = plant._window.probe_loss.copy()
+    before = plant._window["probe_loss"].copy()
     window = advance(plant, 1)
-    assert len(grader.seen) == 5 and np.array_equal(window.probe_loss, before)
+    assert len(grader.seen) == 5 and np.array_equal(window["probe_loss"], before)
     with pytest.raises(
         ValueError,
         match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]",
@@ -813,13 +815,13 @@ def test_an_update_of_several_steps_is_measured_in_the_first():
     """So gauges and cosines are those of one step; the knobs, measured after the last, are further."""
     once, thrice = make(2, base_lr=0.01), make(2, base_lr=0.01, num_iterations=3)
     expected, window = advance(once, 1), advance(thrice, 1)
-    for name in UPDATE_GAUGES:
+    for name in GAUGE_NAMES:
         assert np.array_equal(gauge(window, name), gauge(expected, name)) == (
             name != "knob_norm"
         ), name
     assert torch.equal(thrice.module_cos, once.module_cos) and once.module_cos.any()
-    for name in ("train_loss", "gradient_norm", "layer_gradient_norm", "privileged"):
-        assert np.array_equal(vars(window)[name], vars(expected)[name]), name
+    for name in ("train_loss", "gradient_norm", "layer_gradient_norm", *PRIVILEGED_NAMES):
+        assert np.array_equal(window[name], expected[name]), name
 
 
 def test_a_run_that_diverges_in_an_update_s_first_step_has_diverged(monkeypatch):
@@ -892,10 +894,9 @@ def test_no_observation_or_reward_knows_what_is_true():
     features = [
         name
         for name in FEATURES
-        if set(FEATURES[name].gauges) <= set(GAUGES) and name != "registers"
+        if name in readable(FEATURES, MEASUREMENTS) and name != "registers"
     ]
-    features = [name for name in features if FEATURES[name].tier in (None, "probe")]
-    reward = dict.fromkeys(measured_terms({"probe"}, GAUGES), 1.0)
+    reward = dict.fromkeys(measured_terms(MEASUREMENTS), 1.0)
     episodes = []
     for judge in (verdict, flipped):
         env = TrainLoopVectorEnv(
@@ -914,7 +915,10 @@ def test_no_observation_or_reward_knows_what_is_true():
         if len(ours) > 2:
             infos = (ours[4], theirs[4])
             truths.append(
-                [{name: own.pop(f"privileged/{name}") for name in PRIVILEGED} for own in infos]
+                [
+                    {name: own.pop(f"privileged/{name}") for name in PRIVILEGED_NAMES}
+                    for own in infos
+                ]
             )
             assert repr(ours[4]) == repr(theirs[4])
     assert any((ours["hack"] != theirs["hack"]).any() for ours, theirs in truths)
@@ -945,7 +949,7 @@ def test_a_knob_that_is_not_a_number_ends_its_run_alone():
     window = advance(plant, 2)
     assert DIVERGENCE_REASONS[window.divergence[1]] == "loss_nonfinite"
     assert window.divergence.tolist()[::2] == [0, 0] and window.steps.tolist() == [3, 1, 3]
-    for name, value in vars(window).items():
+    for name, value in window.arrays().items():
         assert np.isfinite(value).all(), name
     for row, before in zip((0, 2), others, strict=True):
         now = plant.knobs["layer.0.up"][row]
@@ -1157,7 +1161,11 @@ def test_a_spawned_plant_shares_nothing_that_moves():
     before = state_of(plant)
     with few_pairs():
         spawned = plant.spawn(3)
-    assert (spawned.num_rows, spawned.tiers, spawned.student) == (3, frozenset(), plant.student)
+    assert (spawned.num_rows, spawned.measured_groups, spawned.student) == (
+        3,
+        frozenset(),
+        plant.student,
+    )
     advance(spawned, 1)
     assert_same(state_of(plant), before)
 
@@ -1211,8 +1219,9 @@ def test_what_cannot_be_run_is_refused_by_name(changes, message):
 
 
 def test_gauges_are_those_that_are_measured():
-    assert GAUGES == (*UPDATE_GAUGES, "probe_pass") and len(set(GAUGES)) == len(GAUGES)
-    assert set(PRIVILEGED).isdisjoint(GAUGES)
+    names = [own.name for own in MEASUREMENTS]
+    assert len(set(names)) == len(names)
+    assert {own.name for own in MEASUREMENTS if own.privileged} == set(PRIVILEGED_NAMES)
 
 
 @pytest.mark.parametrize(

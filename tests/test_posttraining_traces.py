@@ -352,7 +352,7 @@ def traces(pairs, at=None, **changes):
             torch.tensor(paid[row], dtype=torch.float64).view(P, G),
             {name: tensor[row] for name, tensor in before.items()},
             {name: tensor[row] for name, tensor in after.items()},
-            window.layer_gradient_norm[row],
+            window["layer_gradient_norm"][row],
         )
         for row in range(N)
     ]

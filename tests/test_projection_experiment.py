@@ -222,19 +222,16 @@ def test_what_is_recorded_of_an_arm_is_what_its_plant_measures(tmp_path, folder)
                 after[name][row],
             )
         for name in ("mean_cos", "kl"):
-            column = own.gauge_names.index(name)
-            late = [window.gauges[row, column] for window in windows[2:]]
+            late = [window[name][row] for window in windows[2:]]
             assert entry["means"][name][-1] == pytest.approx(np.mean(late), rel=1e-12)
         modules = [values[-1] for values in entry["module_cos"].values()]
         assert (
             np.mean(modules) == pytest.approx(entry["means"]["mean_cos"][-1], rel=1e-4)
             and np.std(modules) > 0.0
         )
-        hacks = [
-            window.privileged[row, own.privileged_names.index("hack")] for window in windows[:2]
-        ]
+        hacks = [window["hack"][row] for window in windows[:2]]
         assert entry["means"]["train_hack"][0] == pytest.approx(np.mean(hacks), rel=1e-12)
-        assert entry["probe_pass"][-1] == 1.0 - windows[-1].probe_loss[row]
+        assert entry["probe_pass"][-1] == 1.0 - windows[-1]["probe_loss"][row]
     assert first["means"] != second["means"]
 
 

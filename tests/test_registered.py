@@ -26,11 +26,11 @@ from hpenv.control.channels import CHANNELS, channels_of
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.optim.schedules import Constant, Cosine, WarmupFlatWarmdown
 from hpenv.plant import snapshots
-from hpenv.plant.protocol import TIERS
 from hpenv.plot import RIGHT
 from hpenv.posttraining.config import GRPOConfig
-from hpenv.posttraining.plant import GAUGES, PRIVILEGED
+from hpenv.posttraining.plant import GAUGE_NAMES, PRIVILEGED_NAMES
 from hpenv.posttraining.sandbox import kernel, syscalls
+from hpenv.pretraining.plant import MEASUREMENTS
 from hpenv.render import CELLS
 from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
@@ -794,7 +794,7 @@ def test_cells_at_their_corners_give_finite_observations(surface, corner, tiny):
         "num_steps": 3,
         "channels": [*cell.SPEC.channel_sets[surface], "grad_noise"],
     }
-    reward = dict.fromkeys(measured_terms(TIERS), 1.0)
+    reward = dict.fromkeys(measured_terms(MEASUREMENTS), 1.0)
     env = gym.make_vec(CELL, num_envs=2, **arguments, observation="full_position", reward=reward)
     env.reset(seed=0)
     random = np.random.default_rng(1)
@@ -1030,7 +1030,10 @@ def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
     """Gauges are what the grader paid and measured; the rates by the true verdict have a key of their own."""
     env = gym.make(PROJECTION, **tiny_projection, channels="full")
     episode = play(env, random_actions(env), seed=1)
-    for prefix, names in (("gauges", GAUGES), ("privileged", PRIVILEGED)):
+    for prefix, names in (
+        ("gauges", (*GAUGE_NAMES, "probe_pass")),
+        ("privileged", PRIVILEGED_NAMES),
+    ):
         keys = [f"{prefix}/{name}" for name in names]
         assert [key for key in episode[0][4] if key.startswith(prefix)] == keys
         assert [episode[0][4][key] for key in keys] == [0.0] * len(keys)
@@ -1041,7 +1044,7 @@ def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
             == pytest.approx(expected)
             == info["reward_terms/probe_pass"] + info["reward_terms/flagged_hacks"]
         )
-    assert not set(env.unwrapped.observation_names) & set(PRIVILEGED)
+    assert not set(env.unwrapped.observation_names) & set(PRIVILEGED_NAMES)
     assert env.unwrapped.metadata["stacked"] is True
 
 

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.plant.protocol import TIERS
+from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
 from hpenv.telemetry.features import Layout
 from hpenv.telemetry.rewards import (
     LARGEST_CHANGE,
     REWARD_TERMS,
     check_weights,
     measured_terms,
+    reward_groups,
     reward_terms,
-    reward_tiers,
 )
-from tests.fake_plant import GAUGES, FakePlant
+from tests.fake_plant import MEASUREMENTS, FakePlant
 from tests.test_telemetry import EXTREMES, reading, trajectory, window
 
 
@@ -115,24 +115,24 @@ def test_only_cells_that_scale_or_shrink_have_a_budget():
 
 
 def test_terms_name_what_the_plant_must_measure():
-    assert reward_tiers(dict.fromkeys(REWARD_TERMS, 1.0)) == {"probe", "same_batch"} <= set(TIERS)
-    assert reward_tiers({"progress": 0.0, "same_batch_change": 0.1, "stability": 1.0}) == {
-        "same_batch"
-    }
-    tiered = {"progress", "probe_slope", "same_batch_change", "probe_pass"}
-    assert set(REWARD_TERMS) - set(measured_terms((), GAUGES)) == tiered
-    assert set(REWARD_TERMS) - set(measured_terms(("probe", "same_batch"))) == {
+    every = dict.fromkeys(REWARD_TERMS, 1.0)
+    assert reward_groups(every, MEASUREMENTS) == {"probe", "same_batch"}
+    some = {"progress": 0.0, "same_batch_change": 0.1, "stability": 1.0}
+    assert reward_groups(some, MEASUREMENTS) == {"same_batch"}
+    grouped = {"progress", "probe_slope", "same_batch_change", "probe_pass"}
+    assert set(REWARD_TERMS) - set(measured_terms(MEASUREMENTS, ())) == grouped
+    assert set(REWARD_TERMS) - set(measured_terms(OF_PRETRAINING)) == {
         "probe_pass",
         "flagged_hacks",
     }
-    assert set(measured_terms(["probe", "same_batch"], GAUGES)) == set(REWARD_TERMS)
+    assert set(measured_terms(MEASUREMENTS, ["probe", "same_batch"])) == set(REWARD_TERMS)
 
 
 def test_a_term_of_a_gauge_that_the_plant_lacks_is_refused():
     with pytest.raises(
         ValueError, match=r"reward term 'flagged_hacks' reads what this plant does not measure"
     ):
-        check_weights({"flagged_hacks": 1.0}, ["kl"])
+        check_weights({"flagged_hacks": 1.0}, OF_PRETRAINING)
 
 
 def test_an_update_is_answered_after_the_delay_that_the_term_states():
@@ -180,7 +180,7 @@ def test_weight_zero_changes_nothing_and_every_term_is_reported_unweighted(name)
     assert np.array_equal(rewards, again)
     for left, right in zip(terms, reported, strict=True):
         assert all(np.array_equal(left[key], right[key]) for key in left)
-        measured = measured_terms({"probe"}, GAUGES)
+        measured = measured_terms(MEASUREMENTS, {"probe"})
         assert set(left) == set(measured) <= set(right)
 
 
@@ -207,7 +207,7 @@ def test_weights_that_are_not_finite_and_not_negative_are_refused(weight):
         ValueError,
         match=rf"weight of reward term 'smoothness' must be a number, .*; got {weight!r}",
     ):
-        check_weights({"smoothness": weight})
+        check_weights({"smoothness": weight}, OF_PRETRAINING)
 
 
 def test_unknown_terms_are_refused_by_name():
@@ -215,7 +215,7 @@ def test_unknown_terms_are_refused_by_name():
         ValueError,
         match=r"unknown reward term 'progess'; expected some of \['budget', 'divergence', ",
     ):
-        check_weights({"progess": 1.0})
+        check_weights({"progess": 1.0}, OF_PRETRAINING)
 
 
 @pytest.mark.parametrize("term", ["progress", "loss_change"])
@@ -231,4 +231,4 @@ def test_a_divergence_never_pays(term, before):
 
 
 def test_numbers_of_numpy_are_weights():
-    check_weights({"smoothness": np.float32(0.5), "progress": np.int64(1)})
+    check_weights({"smoothness": np.float32(0.5), "progress": np.int64(1)}, OF_PRETRAINING)

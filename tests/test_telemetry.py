@@ -4,7 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hpenv.plant.protocol import TIERS, Window
+from hpenv.plant.measurements import Window, groups_of
+from hpenv.posttraining.plant import MEASUREMENTS as OF_GRPO
+from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
 from hpenv.telemetry.features import (
     FEATURES,
     Layout,
@@ -12,42 +14,35 @@ from hpenv.telemetry.features import (
     bounds,
     check_features,
     column_names,
-    feature_tiers,
+    feature_groups,
     observe,
 )
 from hpenv.telemetry.trajectory import Trajectory
 
-GAUGES = tuple(dict.fromkeys(gauge for feature in FEATURES.values() for gauge in feature.gauges))
-LAYOUT = Layout(
-    ("lr", "weight_decay/adamw"),
-    ("scale", "shrink"),
-    num_layers=3,
-    num_registers=2,
-    gauge_names=GAUGES,
-)
+OWN = {own.name for own in OF_PRETRAINING}
+MEASUREMENTS = (*OF_PRETRAINING, *(own for own in OF_GRPO if own.name not in OWN))
+GAUGES = tuple(own.name for own in OF_GRPO if own.in_info)
+PER_LAYER = tuple(own.name for own in OF_PRETRAINING if own.per == "layer")
+LAYOUT = Layout(("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2)
 ALL = np.array([True, True])
-PER_RUN = ("train_loss", "probe_loss", "gradient_norm", "momentum_norm", "same_batch_loss")
-PER_LAYER = tuple(name for name in Window.__dataclass_fields__ if name.startswith("layer_"))
 
 
 def window(**changes):
     values = {
-        "steps": np.array([50, 100]),
         "train_loss": np.array([5.0, 4.0]),
         "probe_loss": np.array([4.0, 3.0]),
         "gradient_norm": np.array([1.0, 0.01]),
         "momentum_norm": np.array([100.0, 1.0]),
-        "divergence": np.array([0, 0]),
         "same_batch_loss": np.array([4.5, 4.0]),
         "layer_gradient_norm": np.array([[1.0, 0.01, 100.0], [1e4, 1e-4, 0.0]]),
         "layer_gradient_max": np.array([[0.1, 0.001, 10.0], [1e3, 1e-6, 0.0]]),
         "layer_activation_mean": np.array([[1.0, -1.0, 3.0], [0.0, -9.0, 0.25]]),
         "layer_activation_variance": np.array([[1.0, 100.0, 0.01], [1e4, 1e-4, 0.0]]),
         "layer_saturation": np.array([[0.0, 0.5, 1.0], [0.25, 0.75, 0.125]]),
-        "gauges": np.stack([np.array([0.01, 0.02]) * (i + 1) for i in range(len(GAUGES))], axis=1),
-        "privileged": np.array([[1.0], [2.0]]),
     }
-    return Window(**(values | changes))
+    values |= {name: np.array([0.01, 0.02]) * (i + 1) for i, name in enumerate(GAUGES)}
+    values |= {"steps": np.array([50, 100]), "divergence": np.array([0, 0])}
+    return Window.of_arrays(values | changes)
 
 
 def trajectory(losses=((6.0, 5.5, 5.0), (3.0, 5.0, 4.0)), probe_losses=((5.0, 4.0), (3.5, 3.0))):
@@ -97,11 +92,8 @@ def test_every_feature_by_hand():
         # exponential means of those before: 6 - 0.05 * 0.5 and 3 + 0.05 * 2
         "loss_ema_deviation": [[(5.0 - 5.975) / 5.0], [(4.0 - 3.1) / 4.0]],
     }
-    for (
-        name,
-        feature,
-    ) in FEATURES.items():  # a gauge as it is: the i-th is 0.01 (i + 1) and twice that
-        if feature.gauges == (name,) and name not in ("kl", "entropy", "knob_norm"):
+    for name in FEATURES:  # a gauge as it is: the i-th is 0.01 (i + 1) and twice that
+        if name in GAUGES and name not in ("kl", "entropy", "knob_norm"):
             expected[name] = [[0.01 * (GAUGES.index(name) + 1)], [0.02 * (GAUGES.index(name) + 1)]]
     for name in ("kl", "knob_norm"):
         expected[name] = [
@@ -130,7 +122,7 @@ def test_features_are_finite_and_within_bounds_whatever_the_run_does(name, value
             **dict.fromkeys(("train_loss", "probe_loss"), both),
             **dict.fromkeys(("gradient_norm", "momentum_norm"), abs(both)),
             **dict.fromkeys(PER_LAYER, layers) | {"layer_saturation": abs(layers)},
-            gauges=np.tile(abs(both)[:, None], (1, len(GAUGES))),
+            **dict.fromkeys(GAUGES, abs(both)),
         ),
         trajectory=trajectory(np.stack([both, both / 2, -both, both], axis=1)),
         previous_probe_loss=-both,
@@ -148,13 +140,12 @@ def test_features_are_finite_and_within_bounds_whatever_the_run_does(name, value
 @pytest.mark.parametrize("name", FEATURES)
 def test_features_are_not_constant(name):
     values = observe([name], reading())
+    moved = {own: value * 0.9 + 0.02 for own, value in window().values.items()}
+    for number, own in enumerate(GAUGES):
+        moved[own] = window()[GAUGES[-1 - number]] ** 2 * (-1 if own == "mean_negative_c" else 1)
     other = replace(
         reading(),
-        window=window(
-            **{key: vars(window())[key] * 0.9 + 0.02 for key in PER_RUN + PER_LAYER},
-            gauges=window().gauges[:, ::-1] ** 2
-            * np.where([name == "mean_negative_c" for name in GAUGES], -1, 1),
-        ),
+        window=window(**moved),
         trajectory=trajectory(((5.1, 5.0, 4.8), (3.9, 4.0, 4.2))),
         registers=np.array([[0.3, -0.7], [0.1, 0.9]]),
         progress=np.array([0.5, 0.6]),
@@ -172,7 +163,7 @@ def test_a_row_is_read_from_its_own_numbers(name):
             for key, value in vars(reading()).items()
             if isinstance(value, np.ndarray)
         }
-        own = Window(**{key: value[[row]] for key, value in vars(window()).items()})
+        own = Window.of_arrays({key: value[[row]] for key, value in window().arrays().items()})
         past = Trajectory(**{key: value[[row]] for key, value in vars(trajectory()).items()})
         alone = reading(window=own, trajectory=past, **part)
         assert np.array_equal(observe([name], alone)[0], whole[row])
@@ -200,12 +191,12 @@ def test_unknown_features_are_refused_by_name():
     with pytest.raises(
         ValueError, match=r"unknown feature 'loss'; expected some of \['gradient_norm', "
     ):
-        check_features(["progress", "loss"])
+        check_features(["progress", "loss"], OF_PRETRAINING)
 
 
 def test_an_observation_without_the_progress_of_the_run_is_refused():
     with pytest.raises(ValueError, match=r"features must include 'progress'; got .*'probe_loss'"):
-        check_features(["probe_loss"])
+        check_features(["probe_loss"], OF_PRETRAINING)
 
 
 def test_columns_of_layers_and_registers_are_counted():
@@ -223,11 +214,10 @@ def test_a_run_without_losses_shows_none():
 
 
 def test_features_name_what_the_plant_must_measure():
-    assert feature_tiers(FEATURES) == set(TIERS) - {"same_batch"}
-    assert (
-        feature_tiers(
-            ["progress", "train_loss", "gradient_norm", "layer_gradient_norm", "registers"]
-        )
-        == set()
-    )
-    assert feature_tiers(["layer_saturation", "probe_loss"]) == {"activations", "probe"}
+    assert feature_groups(list(FEATURES), MEASUREMENTS) == set(groups_of(MEASUREMENTS)) - {
+        "same_batch"
+    }
+    free = ["progress", "train_loss", "gradient_norm", "layer_gradient_norm", "registers"]
+    assert feature_groups(free, MEASUREMENTS) == set()
+    some = ["layer_saturation", "probe_loss"]
+    assert feature_groups(some, MEASUREMENTS) == {"activations", "probe"}

@@ -418,8 +418,8 @@ def traces(name, architecture, scope=None):
             targets[row],
             _row(before, row),
             _row(after, row),
-            window.layer_gradient_norm[row],
-            float(window.train_loss[row]),
+            window["layer_gradient_norm"][row],
+            float(window["train_loss"][row]),
         )
         for row in range(N)
     ]
@@ -471,7 +471,7 @@ def test_a_gradient_that_is_always_left_out_leaves_the_moments_zero_and_the_weig
     plant.panel.positions[:] = 0.1 + 0.9 * p
     before = {n: w.clone() for n, w in plant.weights.items()}
     window = advance(plant, 3)
-    assert (window.layer_gradient_norm > 0).all(), (
+    assert (window["layer_gradient_norm"] > 0).all(), (
         "what is measured is the gradient before it is steered"
     )
     for n, state in plant.optimizer_state.items():

@@ -38,14 +38,14 @@ TOGETHER = tuple(
 )
 #: Every channel once, at its finest scope.
 FINEST = tuple((name, found.scopes[-1]) for name, found in CHANNELS.items())
-ALL_TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
+ALL_GROUPS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
 
 
 def make(
     num_rows: int = 2,
     channels: Sequence[tuple[str, str]] = (),
     preset: str = "relu2",
-    tiers: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
     stirred: bool = True,
     **changes: Any,
 ) -> PretrainingPlant:
@@ -62,8 +62,8 @@ def make(
         plant = PretrainingPlant(
             PretrainingConfig(preset=preset, **arguments | changes), num_rows, channels
         )
-    if tiers is not None:
-        plant.measure(tiers)
+    if groups is not None:
+        plant.measure(groups)
     plant.reset(list(range(100, 100 + num_rows)))
     if stirred:
         stir(plant)

@@ -183,9 +183,9 @@ def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
 
     Tuning uses this loss, because the validation slice is for reporting.
     """
-    tiers = env.plant.tiers
-    env.plant.measure(tiers | {"probe"})
+    groups = env.plant.measured_groups
+    env.plant.measure(groups | {"probe"})
     try:
-        return env.plant.advance(np.zeros(env.num_envs, dtype=np.int64)).probe_loss
+        return env.plant.advance(np.zeros(env.num_envs, dtype=np.int64))["probe_loss"]
     finally:
-        env.plant.measure(tiers)
+        env.plant.measure(groups)

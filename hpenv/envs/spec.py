@@ -142,12 +142,12 @@ class EnvSpec:
 
         own = {entry.name for entry in fields(Episode)}
         episode = replace(self.episode, **{k: v for k, v in given.items() if k in own})
-        readable_names = readable(FEATURES, self.plant.gauge_names, self.plant.all_tiers)
+        readable_names = readable(FEATURES, self.plant.measurements)
         features = features_of(episode.observation, self.observations, readable_names)
         channels = channels_with_scopes(
             episode.channels, self.channel_sets, self.usual_scopes, self.plant.kind
         )
-        check_weights(episode.reward, self.plant.gauge_names, self.plant.all_tiers)
+        check_weights(episode.reward, self.plant.measurements)
 
         values = dict(self.defaults) | {k: v for k, v in given.items() if k not in own}
         values["lr_schedule"] = self._schedule("schedule", episode.schedule, episode)

@@ -1,7 +1,8 @@
 """Base class of all plants: step counts, seeds, divergence and panel of N runs, and snapshots.
 
-Subclasses call `_keep` in `__init__` once they have a panel. They implement `_tensors` (state to
-save) and `description` (configuration that a snapshot must match).
+Subclasses call `_keep` in `__init__` once they have a panel. They declare `measurements`, and
+implement `_step` (one optimizer step of some rows), `_end_window` (measurements at a window's end),
+`_tensors` (state to save) and `description` (configuration that a snapshot must match).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.arrays import IntArray
+from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import as_python
 from hpenv.control.panel import Panel
-from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot, Window, check_tensors
+from hpenv.plant.measurements import Measurement, Window, groups_of
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot, check_tensors
 
 #: Largest step count of a run.
 MOST_STEPS = 2**53
@@ -34,13 +36,11 @@ class Runs(ABC):
         steps: optimizer steps each run has taken, (N,).
         seeds: seed of each run, (N,). 0 .. N - 1 before the first reset.
         divergence: index into plant.DIVERGENCE_REASONS, (N,).
-        tiers: measurement groups that `advance` measures.
+        measured_groups: measurement groups that `advance` measures.
     """
 
     kind: str
-    gauge_names: tuple[str, ...]
-    privileged_names: tuple[str, ...]
-    all_tiers: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
 
     def _keep(self, panel: Panel, num_rows: int, num_layers: int) -> None:
         """Sets the attributes for N runs before their first step."""
@@ -48,10 +48,8 @@ class Runs(ABC):
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
-        self.tiers = frozenset(self.all_tiers) & {"probe", "momentum"}
-        self._window = Window.empty(
-            num_rows, num_layers, len(self.gauge_names), len(self.privileged_names)
-        )
+        self.measured_groups = frozenset(groups_of(self.measurements)) & {"probe", "momentum"}
+        self._window = Window.empty(num_rows, num_layers, self.measurements)
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
@@ -64,19 +62,113 @@ class Runs(ABC):
     def description(self) -> dict[str, object]:
         """Returns the configuration that a snapshot must match to be restored."""
 
-    def measure(self, tiers: Collection[str]) -> None:
-        """Sets the groups of plant.TIERS that `advance` measures.
+    @abstractmethod
+    def _step(self, rows: IntArray) -> dict[str, FloatArray]:
+        """Takes one optimizer step of these rows.
+
+        It increases `steps` of the rows that move, and sets `divergence` of those that diverge.
+
+        Returns:
+            Name of a measurement -> its value of each of these rows, first axis (rows,).
+        """
+
+    @abstractmethod
+    def _begin_window(self, num_steps: int) -> None:
+        """Prepares for up to this many calls of `_step` under the present panel."""
+
+    @abstractmethod
+    def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
+        """Measures at the end of a window, and marks runs that have diverged.
+
+        Args:
+            rows: rows that are alive.
+            probed: rows whose probe is to be measured, (N,).
+
+        Returns:
+            Name of a measurement -> its value of every row. `probe_loss` belongs to the probed rows
+            alone, the others to all rows that are still alive.
+        """
+
+    def advance(self, num_steps: IntArray) -> Window:
+        """Trains row i for num_steps[i] steps, then measures.
+
+        A row with 0 steps, or that has diverged, is only measured.
+
+        Args:
+            num_steps: (N,) steps.
+
+        Returns:
+            Measurements, always finite. Rows that took no step keep the measurements of their last
+            window. Before the first step the training loss is the probe loss. Rows that have
+            diverged also keep their last probe loss.
+        """
+        goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
+        longest = int(goal.max(initial=0))
+        self._begin_window(longest)
+
+        values = self._kept_values()
+        means = {own.name for own in self.measurements if own.over == "mean"}
+        sums = {name: np.zeros_like(values[name]) for name in means}
+        taken = np.zeros(self.num_rows)
+        for step in range(longest):
+            rows = np.flatnonzero((goal > step) & (self.divergence == 0))
+            if not len(rows):
+                break
+            found = self._step(rows)
+            moved = self.divergence[rows] == 0
+            taken[rows[moved]] += 1
+            for name, value in found.items():
+                if name in means:
+                    sums[name][rows[moved]] += value[moved]
+                else:
+                    values[name][rows[moved]] = value[moved]
+
+        trained = taken > 0
+        for name, total in sums.items():
+            values[name][trained] = (total.T / np.maximum(taken, 1.0)).T[trained]
+        self._measure_end(values)
+        self._window = Window(self.steps.copy(), self.divergence.copy(), values)
+        return self._window
+
+    def _kept_values(self) -> dict[str, FloatArray]:
+        """Returns copies of the last window's values, 0 of groups that are not measured."""
+        kept = {}
+        for own in self.measurements:
+            value = self._window[own.name]
+            is_kept = own.group in (None, "probe") or own.group in self.measured_groups
+            kept[own.name] = value.copy() if is_kept else np.zeros_like(value)
+        return kept
+
+    def _measure_end(self, values: dict[str, FloatArray]) -> None:
+        """Adds the measurements of a window's end to its values."""
+        alive = self.divergence == 0
+        is_new = self.steps == 0
+        probed = alive if "probe" in self.measured_groups else alive & is_new
+        found = self._end_window(np.flatnonzero(alive), probed)
+
+        for name, value in found.items():
+            rows = (probed if self._group(name) == "probe" else alive) & (self.divergence == 0)
+            values[name][rows] = value[rows]
+        untrained = is_new & (self.divergence == 0)
+        values["train_loss"][untrained] = values["probe_loss"][untrained]
+
+    def _group(self, name: str) -> str | None:
+        return next(own.group for own in self.measurements if own.name == name)
+
+    def measure(self, groups: Collection[str]) -> None:
+        """Sets the measurement groups that `advance` measures.
 
         Raises:
             ValueError: for a group that this kind of plant does not have.
         """
-        unknown = sorted(set(tiers) - set(self.all_tiers))
+        known = groups_of(self.measurements)
+        unknown = sorted(set(groups) - set(known))
         if unknown:
             raise ValueError(
                 f"unknown measurement groups {unknown} of the {self.kind} plant; "
-                f"expected some of {list(self.all_tiers)}"
+                f"expected some of {list(known)}"
             )
-        self.tiers = frozenset(tiers)
+        self.measured_groups = frozenset(groups)
 
     def _begin(self, seeds: Sequence[int], rows: Sequence[int] | None) -> list[int]:
         """Resets counters and panel of the given rows (default: all). Returns their indices.
@@ -93,10 +185,10 @@ class Runs(ABC):
         self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
         self.panel.positions[chosen] = 0.0
 
-        cleared = {key: value.copy() for key, value in vars(self._window).items()}
+        cleared = {name: value.copy() for name, value in self._window.arrays().items()}
         for value in cleared.values():
             value[chosen] = 0
-        self._window = Window(**cleared)
+        self._window = Window.of_arrays(cleared)
 
         return chosen
 
@@ -108,7 +200,7 @@ class Runs(ABC):
             "divergence": self.divergence,
             "panel": self.panel.positions,
         }
-        window = {f"window/{key}": value for key, value in vars(self._window).items()}
+        window = {f"window/{name}": value for name, value in self._window.arrays().items()}
         return {f"rows/{key}": value for key, value in rows.items()} | window
 
     def snapshot(self) -> Snapshot:
@@ -144,8 +236,8 @@ class Runs(ABC):
         if not keep_panel:
             self.panel.positions = rows["panel"]
 
-        self._window = Window(
-            **{key: tensors[f"window/{key}"].cpu().numpy().copy() for key in vars(self._window)}
+        self._window = Window.of_arrays(
+            {name: tensors[f"window/{name}"].cpu().numpy().copy() for name in self._window.arrays()}
         )
 
     def _check(self, snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""The protocol of a plant, and the records it returns: Window, Snapshot and Score."""
+"""The protocol of a plant, and its records Snapshot and Score."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 from hpenv.arrays import FloatArray, IntArray
 from hpenv.control.panel import Panel
+from hpenv.plant.measurements import Measurement, Window
 
 #: Reasons for which a run ends before its budget. The empty string: it has not diverged.
 DIVERGENCE_REASONS = (
@@ -20,9 +20,6 @@ DIVERGENCE_REASONS = (
     "loss_above_limit",
     "kl_above_limit",
 )
-
-#: Measurement groups. They cost time, so `advance` measures a group only if asked to.
-TIERS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
 
 
 class Score(NamedTuple):
@@ -76,109 +73,33 @@ def check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torc
             )
 
 
-@dataclass(frozen=True)
-class Window:
-    """Measurements that were taken while every run advanced by its number of steps.
-
-    A row that did not move keeps the numbers of its last window. All values are finite. Unmeasured
-    values are 0, except the probe loss, which keeps its last value. A field that belongs to a
-    measurement group names the group in brackets.
-
-    Attributes:
-        steps: optimizer steps each run has taken, (N,).
-        train_loss: mean training loss over the window's steps, (N,) [nats per token]. Of a
-            post-training run: fraction of the largest reward that was not earned [1].
-        probe_loss: loss on the fixed probe batches at the end of the window, (N,) [nats per token].
-            Of a post-training run: fraction of the probe's problems that are not solved [1].
-            (`probe`)
-        gradient_norm: global L2 norm of the last step's gradient, before the optimizer, (N,).
-        momentum_norm: global L2 norm of the optimizer's first moments at the end of the window,
-            (N,). (`momentum`)
-        divergence: index into DIVERGENCE_REASONS, (N,).
-        same_batch_loss: loss of the window's last batch after the update on that batch, (N,)
-            [nats per token]. (`same_batch`)
-        layer_gradient_norm: L2 norm of the last step's gradient of each layer's matrices, (N, L).
-        layer_gradient_max: largest magnitude of that gradient, (N, L). (`gradient_max`)
-        layer_activation_mean: mean of the residual stream after each layer at the last step,
-            (N, L). (`activations`)
-        layer_activation_variance: variance of the residual stream, (N, L). (`activations`)
-        layer_saturation: fraction of each layer's feed-forward units that are saturated, (N, L) in
-            [0, 1]. (`activations`)
-        gauges: further measurements of this kind of plant, (N, K). The columns are named by
-            `gauge_names`.
-        privileged: true values that no feature and no reward term may read, (N, Q). The columns
-            are named by `privileged_names`.
-    """
-
-    steps: IntArray
-    train_loss: FloatArray
-    probe_loss: FloatArray
-    gradient_norm: FloatArray
-    momentum_norm: FloatArray
-    divergence: IntArray
-    same_batch_loss: FloatArray
-    layer_gradient_norm: FloatArray
-    layer_gradient_max: FloatArray
-    layer_activation_mean: FloatArray
-    layer_activation_variance: FloatArray
-    layer_saturation: FloatArray
-    gauges: FloatArray
-    privileged: FloatArray
-
-    @staticmethod
-    def empty(
-        num_rows: int, num_layers: int, num_gauges: int = 0, num_privileged: int = 0
-    ) -> Window:
-        """Returns the window of runs before any measurement."""
-        per_run, per_layer = np.zeros(num_rows), np.zeros((num_rows, num_layers))
-        counts, gauges = np.zeros(num_rows, dtype=np.int64), np.zeros((num_rows, num_gauges))
-        privileged = np.zeros((num_rows, num_privileged))
-        per_layers = (per_layer, per_layer, per_layer, per_layer, per_layer)
-        return Window(
-            counts,
-            per_run,
-            per_run,
-            per_run,
-            per_run,
-            counts,
-            per_run,
-            *per_layers,
-            gauges,
-            privileged,
-        )
-
-
 class Plant(Protocol):
     """A population of N training runs that a panel steers.
 
     Attributes:
-        kind: name of the plant in channels, features and reward terms.
-        gauge_names: names of the columns of Window.gauges.
-        privileged_names: names of the columns of Window.privileged.
+        kind: name of the plant in channels.
+        measurements: what the plant can measure.
         score: names and units of the plant's score and losses.
         stacked: True if the runs are computed together, False if one after the other.
         panel: current value of every cell of every run, read at every step.
         num_rows: N, runs in the population.
         num_layers: L, layers of the model.
-        all_tiers: groups of TIERS that the plant can measure.
-        tiers: measurement groups that `advance` measures.
+        measured_groups: measurement groups that `advance` measures.
         corpus_digest: sha256 of the text of the runs, or of the student that they begin with.
     """
 
     kind: str
-    gauge_names: tuple[str, ...]
-    privileged_names: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
     score: Score
-    all_tiers: tuple[str, ...]
     stacked: bool
     panel: Panel
     num_rows: int
     num_layers: int
-    tiers: frozenset[str]
+    measured_groups: frozenset[str]
     corpus_digest: str
 
-    def measure(self, tiers: Collection[str]) -> None:
-        """Sets the groups of TIERS that `advance` measures. The default is `probe`, `momentum`."""
+    def measure(self, groups: Collection[str]) -> None:
+        """Sets the groups that `advance` measures. The default is `probe`, `momentum`."""
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         """Starts new runs in the given rows (default: all), with their panel at neutral."""

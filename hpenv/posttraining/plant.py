@@ -6,8 +6,8 @@ runs share the student's frozen weights. Each run trains its own adapter coeffic
 The tasks, samples and refreshes of a run depend on its seed and its step alone.
 
 The payments of the grader and the true verdicts are kept apart. Gauges and reward terms may read
-the payments and the flags of a weak detector. True rates go into `Window.privileged`, which reports
-and infos alone read.
+the payments and the flags of a weak detector. True rates are `privileged` measurements, which
+reports and infos alone read.
 
 The module is longer than usual because dynamics and measurement share every attribute.
 """
@@ -26,8 +26,9 @@ from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
 from hpenv.control.panel import Panel, TensorSite
 from hpenv.optim.rules import AdamW, Rates, rule_description
+from hpenv.plant.measurements import Measurement
 from hpenv.plant.population import Runs
-from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Window
+from hpenv.plant.protocol import DIVERGENCE_REASONS, Score
 from hpenv.plant.seeds import step_generator
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive.contrasts import Contrast
@@ -56,32 +57,57 @@ SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
 #: Reward of a right program that compiles. Gauges count rewards in this unit.
 LARGEST_REWARD = 3.5
 
-#: Names of the gauges that GRPO adds to those of every plant. Each is a mean over the window [1
-#: unless stated]. With num_iterations above 1, gauges are measured in the first optimizer step of
-#: an update, except knob_norm, which is measured after the last.
+
+def _gauge(name: str, doc: str, unit: str = "1") -> Measurement:
+    """Returns a mean over the updates of a window that infos have."""
+    return Measurement(name, unit, doc, over="mean", in_info=True)
+
+
+#: Measurements of the first optimizer step of each update; `knob_norm` after the last.
 GAUGES = (
-    "reward_mean",  # mean payment of the leaky grader / 3.5
-    "reward_spread",  # mean over the groups of the standard deviation / 3.5
-    "flat_groups",  # fraction of the groups whose rewards are all equal
-    "kl",  # k3 estimate of the divergence from the untrained student [nats per token]
-    "entropy",  # of the whole distribution at temperature 1, at sampled tokens [nats per token]
-    "completion_length",  # mean / longest
-    "compiled",  # fraction of the programs that compile
-    "flagged",  # fraction of the programs that the weak detector flags
-    "mean_cos",  # mean over the modules of the cosine of gradient and direction
-    "frac_fired",  # fraction of modules whose gradient has a component along the direction
-    "removed_fraction",  # mean over the modules of ||relu(V g)|| / ||g||
-    "mean_c",  # mean component of the gradient along the axes
-    "mean_positive_c",  # mean of the positive part of that component
-    "mean_negative_c",  # mean of the negative part
-    "knob_norm",  # norm of all coefficients [singular values]
-    "probe_pass",  # fraction of the probe's problems solved at the window's end (tier `probe`)
+    _gauge("reward_mean", "mean payment of the leaky grader / 3.5"),
+    _gauge("reward_spread", "mean over the groups of the standard deviation / 3.5"),
+    _gauge("flat_groups", "fraction of the groups whose rewards are all equal"),
+    _gauge("kl", "k3 estimate of the divergence from the untrained student", "nats/token"),
+    _gauge(
+        "entropy", "of the whole distribution at temperature 1, at sampled tokens", "nats/token"
+    ),
+    _gauge("completion_length", "mean length of a completion / the longest"),
+    _gauge("compiled", "fraction of the programs that compile"),
+    _gauge("flagged", "fraction of the programs that the weak detector flags"),
+    _gauge("mean_cos", "mean over the modules of the cosine of gradient and direction"),
+    _gauge("frac_fired", "fraction of modules whose gradient has a component along the direction"),
+    _gauge("removed_fraction", "mean over the modules of ||relu(V g)|| / ||g||"),
+    _gauge("mean_c", "mean component of the gradient along the axes"),
+    _gauge("mean_positive_c", "mean of the positive part of that component"),
+    _gauge("mean_negative_c", "mean of the negative part"),
+    _gauge("knob_norm", "norm of all coefficients", "singular values"),
 )
-#: Gauges that are measured at every update.
-UPDATE_GAUGES = GAUGES[:-1]
-#: True rates of the rollouts: programs that were paid for but are not right, right programs, and
-#: programs that use the prompt's loophole, whether they need it or not.
-PRIVILEGED = ("hack", "correct", "used_loophole")
+GAUGE_NAMES = tuple(own.name for own in GAUGES)
+#: True rates of the rollouts.
+PRIVILEGED = (
+    Measurement("hack", "1", "programs paid for but not right", over="mean", privileged=True),
+    Measurement("correct", "1", "right programs", over="mean", privileged=True),
+    Measurement(
+        "used_loophole",
+        "1",
+        "programs that use the prompt's loophole, whether they need it or not",
+        over="mean",
+        privileged=True,
+    ),
+)
+PRIVILEGED_NAMES = tuple(own.name for own in PRIVILEGED)
+MEASUREMENTS = (
+    Measurement("train_loss", "1", "fraction of the largest reward not earned", over="mean"),
+    Measurement("probe_loss", "1", "fraction of the probe's problems not solved", group="probe"),
+    Measurement("gradient_norm", "1", "norm of the gradient of all coefficients"),
+    Measurement("layer_gradient_norm", "1", "norm of the layer's gradient", per="layer"),
+    *GAUGES,
+    Measurement(
+        "probe_pass", "1", "fraction of the probe's problems solved", group="probe", in_info=True
+    ),
+    *PRIVILEGED,
+)
 
 
 class _StepRecord(NamedTuple):
@@ -116,10 +142,8 @@ class GRPOPlant(Runs):
 
     Config = GRPOConfig
     kind = "posttraining"
-    gauge_names: tuple[str, ...] = GAUGES
-    privileged_names: tuple[str, ...] = PRIVILEGED
+    measurements = MEASUREMENTS
     score = Score("score", "held-out passes less hacks, higher is better", "1")
-    all_tiers: tuple[str, ...] = ("probe",)
 
     def __init__(
         self,
@@ -169,7 +193,7 @@ class GRPOPlant(Runs):
         plant = GRPOPlant(
             self.config, num_rows, self.channels, student=self.student, grader=self._grader
         )
-        plant.measure(self.tiers)
+        plant.measure(self.measured_groups)
         return plant
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
@@ -189,56 +213,16 @@ class GRPOPlant(Runs):
                 self._states[name][slot][chosen] = value
         self._set_direction(chosen, self._untrained_direction(chosen))
 
-    def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] updates, then evaluates the probe.
+    def _begin_window(self, num_steps: int) -> None:
+        """Needs no preparation. See Runs."""
 
-        0 steps only measure. A row that has diverged does not move.
-
-        Args:
-            num_steps: updates per row, (N,).
-
-        Returns:
-            Measurements, always finite. `train_loss` is the fraction of the largest reward that the
-            leaky grader did not pay. `probe_loss` is the fraction of the probe that is not solved.
-        """
-        goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
-        measured = {key: value.copy() for key, value in vars(self._window).items()}
-        sums = {key: np.zeros_like(measured[key]) for key in ("train_loss", "gauges", "privileged")}
-        probe_pass = measured["gauges"][:, -1].copy()
-        taken = np.zeros(self.num_rows)
-
-        for step in range(int(goal.max(initial=0))):
-            rows = np.flatnonzero((goal > step) & (self.divergence == 0))
-            if not len(rows):
-                break
-            record = self._step(rows)
-            moved = self.divergence[rows] == 0
-            taken[rows[moved]] += 1
-            for key in ("gradient_norm", "layer_gradient_norm"):
-                measured[key][rows[moved]] = record.pop(key)[moved]
-            sums["gauges"][rows[moved], : len(UPDATE_GAUGES)] += record.pop("gauges")[moved]
-            for key, value in record.items():
-                sums[key][rows[moved]] += value[moved]
-
-        trained = taken > 0
-        for key, total in sums.items():
-            measured[key][trained] = (total.T / np.maximum(taken, 1.0)).T[trained]
-        measured["gauges"][:, -1] = probe_pass
-
-        alive = self.divergence == 0
-        probed = alive if "probe" in self.tiers else alive & (self.steps == 0)
-        if probed.any():
-            passed = self._probe(np.flatnonzero(probed))
-            measured["probe_loss"][probed] = 1.0 - passed
-            measured["gauges"][probed, GAUGES.index("probe_pass")] = passed
-
-        new = alive & (self.steps == 0)
-        measured["train_loss"][new] = measured["probe_loss"][new]
-
-        self._window = Window(
-            **measured | {"steps": self.steps.copy(), "divergence": self.divergence.copy()}
-        )
-        return self._window
+    def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
+        """Evaluates the probe. See Runs."""
+        if not probed.any():
+            return {}
+        passed = np.zeros(self.num_rows)
+        passed[probed] = self._probe(np.flatnonzero(probed))
+        return {"probe_pass": passed, "probe_loss": 1.0 - passed}
 
     def evaluate(self) -> FloatArray:
         """Returns the held-out score of every run, (N,), computed without the quarantine.
@@ -299,10 +283,9 @@ class GRPOPlant(Runs):
             return _finite(per_token.sum((1, 2)) / rollouts.mask.sum((1, 2)))
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
-        """Performs one update of these rows.
+        """Performs one update of these rows. See Runs.
 
-        Returns:
-            Measurements of the first optimizer step, under the names of Window.
+        Measurements are of the first optimizer step.
         """
         config, P, G = self.config, self.config.num_prompts, self.config.num_samples
         self._refresh(rows)
@@ -382,18 +365,16 @@ class GRPOPlant(Runs):
                 total_norm({name: knob[rows] for name, knob in self.knobs.items()})
             ),
         }
-        table = np.stack([_finite(gauges[name]) for name in UPDATE_GAUGES], 1)
         layers = [
             {name: g for name, g in first.gradients.items() if _layer(name) == i}
             for i in range(self.num_layers)
         ]
-
-        return {
-            "train_loss": 1.0 - _finite(gauges["reward_mean"]),
+        values = {name: _finite(gauges[name]) for name in GAUGE_NAMES}
+        return values | {
+            "train_loss": 1.0 - values["reward_mean"],
             "gradient_norm": first.norm,
             "layer_gradient_norm": np.stack([total_norm(layer) for layer in layers], 1),
-            "gauges": table,
-            "privileged": np.stack([_rates(verdicts, name) for name in PRIVILEGED], 1),
+            **{name: _rates(verdicts, name) for name in PRIVILEGED_NAMES},
         }
 
     def _sample(

@@ -27,8 +27,9 @@ from hpenv.control.panel import Panel, TensorSite
 from hpenv.lm import model
 from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.optim.rules import Rates, Rule, optimizer_rules, rule_description
+from hpenv.plant.measurements import Measurement
 from hpenv.plant.population import Runs
-from hpenv.plant.protocol import TIERS, Score, Window
+from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import step_generator
 from hpenv.pretraining.config import DTYPES, PretrainingConfig
 from hpenv.pretraining.gradient_channels import (
@@ -51,15 +52,48 @@ LAYER_DIALS = (
 )
 #: A gradient of this norm counts as not finite: scaled by ten, its square would overflow float32.
 LARGEST_NORM = 1e17
-#: Field of Window -> its measurement group.
-TIER_OF = {
-    "momentum_norm": "momentum",
-    "layer_gradient_max": "gradient_max",
-    "layer_activation_mean": "activations",
-    "layer_activation_variance": "activations",
-    "layer_saturation": "activations",
-    "same_batch_loss": "same_batch",
-}
+#: Measurements of a pretraining run. Gradients are those before the optimizer.
+MEASUREMENTS = (
+    Measurement("train_loss", "nats/token", "training loss", over="mean"),
+    Measurement("probe_loss", "nats/token", "loss on the fixed probe batches", group="probe"),
+    Measurement("gradient_norm", "1", "global L2 norm of the gradient"),
+    Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),
+    Measurement(
+        "same_batch_loss",
+        "nats/token",
+        "loss of the last batch after the update on that batch",
+        group="same_batch",
+    ),
+    Measurement("layer_gradient_norm", "1", "L2 norm of the layer's gradient", per="layer"),
+    Measurement(
+        "layer_gradient_max",
+        "1",
+        "largest magnitude of the layer's gradient",
+        per="layer",
+        group="gradient_max",
+    ),
+    Measurement(
+        "layer_activation_mean",
+        "1",
+        "mean of the residual stream after the layer",
+        per="layer",
+        group="activations",
+    ),
+    Measurement(
+        "layer_activation_variance",
+        "1",
+        "variance of the residual stream after the layer",
+        per="layer",
+        group="activations",
+    ),
+    Measurement(
+        "layer_saturation",
+        "1",
+        "fraction of the layer's feed-forward units that are saturated",
+        per="layer",
+        group="activations",
+    ),
+)
 #: Fields of Rates that are multipliers. The others have a base value and a schedule.
 MULTIPLIERS = ("beta1", "beta2", "eps")
 
@@ -121,10 +155,8 @@ class PretrainingPlant(Runs):
 
     Config = PretrainingConfig
     kind = "pretraining"
-    gauge_names: tuple[str, ...] = ()
-    privileged_names: tuple[str, ...] = ()
+    measurements = MEASUREMENTS
     score = Score("bpb", "held-out bits per byte", "nats/token")
-    all_tiers: tuple[str, ...] = TIERS
     stacked = True
 
     def __init__(
@@ -183,6 +215,10 @@ class PretrainingPlant(Runs):
             for group in dict.fromkeys(self._groups.values())
         }
 
+        self._rates: dict[str, tuple[Tensor, ...]] = {}
+        self._window_dials: model.Dials | None = None
+        self._window_step = 0
+
         self._rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
         self._tokens = {
             part: getattr(self.corpus, part).to(self.device)
@@ -198,7 +234,7 @@ class PretrainingPlant(Runs):
     def spawn(self, num_rows: int) -> PretrainingPlant:
         """Returns a new plant of the same configuration with another number of rows."""
         plant = PretrainingPlant(self.config, num_rows, self.channels, self.corpus)
-        plant.measure(self.tiers)
+        plant.measure(self.measured_groups)
         return plant
 
     def _rule(self, name: str) -> Rule:
@@ -230,71 +266,21 @@ class PretrainingPlant(Runs):
             for slot, value in self._rule(name).init(fresh[name]).items():
                 self.optimizer_state[name][slot][index] = value
 
-    def advance(self, num_steps: IntArray) -> Window:
-        """Trains row i for num_steps[i] steps, then measures.
+    def _begin_window(self, num_steps: int) -> None:
+        """Reads the panel. See Runs."""
+        self._rates, self._window_dials = self._window_rates(num_steps), self._dials()
+        self._window_step = 0
 
-        A row with 0 steps, or that has diverged, is only measured.
-
-        Args:
-            num_steps: (N,) steps.
-
-        Returns:
-            Measurements, always finite. Rows that took no step keep the training loss and the norms
-            of their last window. Before the first step the training loss is the probe loss. Rows
-            that have diverged also keep their last probe loss.
-        """
-        goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
-        longest = int(goal.max(initial=0))
-        rates, dials = self._window_rates(longest), self._dials()
-
-        values = {
-            key: value.copy()
-            if key not in TIER_OF or TIER_OF[key] in self.tiers
-            else np.zeros_like(value)
-            for key, value in vars(self._window).items()
-        }
-        losses, taken = np.zeros(self.num_rows), np.zeros(self.num_rows)
-
-        for step in range(longest):
-            active = (goal > step) & (self.divergence == 0)
-            if not active.any():
-                break
-
-            step_rates = {group: Rates(*(r[step] for r in table)) for group, table in rates.items()}
-            step_values = self._step(active, step_rates, dials)
-
-            moved = active & (self.divergence == 0)
-            losses[moved] += step_values.pop("loss")[moved]
-            taken[moved] += 1
-            for key, value in step_values.items():
-                values[key][moved] = value[moved]
-
-        self._finish_window(values)
-
+    def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
+        """Measures probe loss and momentum norm. See Runs."""
         alive = self.divergence == 0
-        untrained = np.where((self.steps == 0) & alive, values["probe_loss"], values["train_loss"])
-        values["train_loss"] = np.where(taken > 0, losses / np.maximum(taken, 1), untrained)
-        self._window = Window(
-            **values | {"steps": self.steps.copy(), "divergence": self.divergence.copy()}
-        )
-        return self._window
-
-    def _finish_window(self, values: dict[str, FloatArray]) -> None:
-        """Measures probe loss and momentum norm at the end of a window.
-
-        Marks the runs that have diverged.
-        """
-        alive = self.divergence == 0
-        probed = alive if "probe" in self.tiers else alive & (self.steps == 0)
-        momentum = self._momentum_norm() if "momentum" in self.tiers else np.zeros(self.num_rows)
+        measures_momentum = "momentum" in self.measured_groups
+        momentum = self._momentum_norm() if measures_momentum else np.zeros(self.num_rows)
         probe = self._probe() if probed.any() else np.zeros(self.num_rows)
 
         self._mark_diverged(probed, probe, momentum)
         self._mark_diverged(alive & (self.divergence == 0), np.zeros(self.num_rows), momentum)
-
-        for key, value, rows in (("probe_loss", probe, probed), ("momentum_norm", momentum, alive)):
-            finite = rows & (self.divergence == 0)
-            values[key][finite] = value[finite]
+        return {"probe_loss": probe, "momentum_norm": momentum}
 
     def _window_rates(self, num_steps: int) -> dict[str, tuple[Tensor, ...]]:
         """Returns the optimizer's rates of the next S steps: group -> fields of `Rates`.
@@ -344,20 +330,24 @@ class PretrainingPlant(Runs):
         multiplier = (schedules[group] if isinstance(schedules, Mapping) else schedules)(steps)
         return float(rates[group] if isinstance(rates, Mapping) else rates) * multiplier
 
-    def _step(
-        self, active: BoolArray, rates: Mapping[str, Rates], dials: model.Dials | None
-    ) -> dict[str, FloatArray]:
-        """Takes one optimizer step in the active rows.
+    def _step(self, rows: IntArray) -> dict[str, FloatArray]:
+        """Takes one optimizer step of these rows. See Runs.
 
         Every measurement comes from this forward and backward pass, except `same_batch_loss`, which
-        needs a second forward pass.
-
-        Returns:
-            Fields of Window, and `loss`, of every row.
+        needs a second forward pass. All rows are computed, and only these rows move.
         """
+        active = np.zeros(self.num_rows, dtype=bool)
+        active[rows] = True
+        dials = self._window_dials
+        rates = {
+            group: Rates(*(field[self._window_step] for field in table))
+            for group, table in self._rates.items()
+        }
+        self._window_step += 1
+
         inputs, targets = self._batch()
         leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
-        gauges: list[Tensor] | None = [] if "activations" in self.tiers else None
+        gauges: list[Tensor] | None = [] if "activations" in self.measured_groups else None
         rope, step_dials = self._cast_rope(), self._with_generators(dials)
 
         with torch.enable_grad():
@@ -366,11 +356,13 @@ class PretrainingPlant(Runs):
             )
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
 
-        squares, maxima = gradient_sizes(gradients, "gradient_max" in self.tiers)
+        squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
         loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
         self._mark_diverged(active, loss, norm)
         moving = active & (self.divergence == 0)
-        values = {"loss": loss, "gradient_norm": norm} | self._layer_gauges(squares, maxima, gauges)
+        values = {"train_loss": loss, "gradient_norm": norm} | self._layer_gauges(
+            squares, maxima, gauges
+        )
 
         if moving.any():
             given = dict(zip(leaves, gradients, strict=True))
@@ -384,12 +376,12 @@ class PretrainingPlant(Runs):
             )
             self._update(given, rates, moving)
 
-        if "same_batch" in self.tiers:
+        if "same_batch" in self.measured_groups:
             after = self._same_batch_loss(inputs, targets, dials)
             values["same_batch_loss"] = np.where(np.isfinite(after), after, loss)
 
         self.steps[moving] += 1
-        return values
+        return {name: value[rows] for name, value in values.items()}
 
     def _with_generators(self, dials: model.Dials | None) -> model.Dials | None:
         """Returns the dials with new generators of this step, if dropout needs them."""

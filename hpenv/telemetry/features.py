@@ -9,14 +9,14 @@ Past the usual length of a module, because it is a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from hpenv.arrays import BoolArray, FloatArray
-from hpenv.plant.protocol import TIERS, Window
+from hpenv.plant.measurements import Measurement, Window, needed_groups, readable_names
 from hpenv.telemetry.trajectory import NUM_LOSSES, Trajectory, curvature, slope
 
 
@@ -29,14 +29,12 @@ class Layout:
         cell_kinds: kind of each cell's channel.
         num_layers: L, the number of layers of the model.
         num_registers: R.
-        gauge_names: gauges that this plant measures and other plants may not.
     """
 
     cell_names: tuple[str, ...] = ()
     cell_kinds: tuple[str, ...] = ()
     num_layers: int = 0
     num_registers: int = 0
-    gauge_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,6 @@ class Reading:
     first: BoolArray
     layout: Layout
 
-    def gauge(self, name: str) -> FloatArray:
-        """Returns one of the plant's additional gauges, (N,)."""
-        return self.window.gauges[:, self.layout.gauge_names.index(name)]
-
 
 @dataclass(frozen=True)
 class Feature:
@@ -83,21 +77,17 @@ class Feature:
         low: smallest value.
         high: largest value.
         doc: meaning and unit.
-        tier: measurement group that the feature needs, a name of plant.TIERS. None if every plant
-            measures it.
+        reads: measurements that the feature reads. A plant without them cannot have the feature.
         columns: function from the layout to the k column suffixes (`layer_saturation/0`). None if
             there is one column.
-        gauges: additional gauges of the plant that the feature reads. A plant that does not measure
-            them cannot have the feature.
     """
 
     read: Callable[[Reading], FloatArray]
     low: float
     high: float
     doc: str
-    tier: str | None = None
+    reads: tuple[str, ...] = ()
     columns: Callable[[Layout], Sequence[str]] | None = None
-    gauges: tuple[str, ...] = ()
 
 
 def _column(values: FloatArray) -> FloatArray:
@@ -116,17 +106,17 @@ def _magnitude(values: FloatArray) -> FloatArray:
 
 def _gauge(name: str, low: float, high: float, doc: str) -> Feature:
     """Returns the feature that is a plant's additional gauge, unchanged."""
-    return Feature(lambda r: _column(r.gauge(name)), low, high, doc, gauges=(name,))
+    return Feature(lambda r: _column(r.window[name]), low, high, doc, reads=(name,))
 
 
 def _gauge_magnitude(name: str, doc: str) -> Feature:
     """Returns the feature that is the order of magnitude of a plant's additional gauge."""
     return Feature(
-        lambda r: _column(_magnitude(r.gauge(name))),
+        lambda r: _column(_magnitude(r.window[name])),
         -1.0,
         1.0,
         f"log10 of {doc} / 8 [1]",
-        gauges=(name,),
+        reads=(name,),
     )
 
 
@@ -135,7 +125,7 @@ def _component_bias(reading: Reading) -> FloatArray:
 
     It is near 0 if c is noise around zero.
     """
-    positive, negative = reading.gauge("mean_positive_c"), reading.gauge("mean_negative_c")
+    positive, negative = reading.window["mean_positive_c"], reading.window["mean_negative_c"]
     return (positive + negative) / np.maximum(np.abs(positive) + np.abs(negative), 1e-30)
 
 
@@ -146,10 +136,11 @@ def _layers(layout: Layout) -> Sequence[str]:
 FEATURES: dict[str, Feature] = {
     "progress": Feature(lambda r: _column(r.progress), 0.0, 1.0, "step / budget [1]"),
     "train_loss": Feature(
-        lambda r: _column(relative_loss(r.window.train_loss, r)),
+        lambda r: _column(relative_loss(r.window["train_loss"], r)),
         0.0,
         3.0,
         "mean training loss of the window / initial [1]",
+        reads=("train_loss",),
     ),
     "loss_slope": Feature(
         lambda r: _column(
@@ -159,6 +150,7 @@ FEATURES: dict[str, Feature] = {
         1.0,
         "least-squares slope of the last 16 decisions' training losses, per 16 decisions / initial "
         "[1]",
+        reads=("train_loss",),
     ),
     "loss_curvature": Feature(
         lambda r: _column(
@@ -168,78 +160,84 @@ FEATURES: dict[str, Feature] = {
         1.0,
         "second difference of the means of three thirds of the last 16 decisions' training losses "
         "/ initial [1]",
+        reads=("train_loss",),
     ),
     "loss_ema_deviation": Feature(
         lambda r: _column(relative_loss(r.trajectory.losses[:, -1] - r.trajectory.mean_before, r)),
         -1.0,
         1.0,
         "training loss minus the exponential mean of those before it (decay 0.95) / initial [1]",
+        reads=("train_loss",),
     ),
     "probe_loss": Feature(
-        lambda r: _column(relative_loss(r.window.probe_loss, r)),
+        lambda r: _column(relative_loss(r.window["probe_loss"], r)),
         0.0,
         3.0,
         "probe loss / initial [1]",
-        "probe",
+        reads=("probe_loss",),
     ),
     "probe_loss_change": Feature(
-        lambda r: _column(relative_loss(r.previous_probe_loss - r.window.probe_loss, r)),
+        lambda r: _column(relative_loss(r.previous_probe_loss - r.window["probe_loss"], r)),
         -1.0,
         1.0,
         "decrease of the probe loss over the window / initial [1]",
-        "probe",
+        reads=("probe_loss",),
     ),
     "gradient_norm": Feature(
-        lambda r: _column(_magnitude(r.window.gradient_norm)),
+        lambda r: _column(_magnitude(r.window["gradient_norm"])),
         -1.0,
         1.0,
         "log10 of the last gradient's norm / 8 [1]",
+        reads=("gradient_norm",),
     ),
     "momentum_norm": Feature(
-        lambda r: _column(_magnitude(r.window.momentum_norm)),
+        lambda r: _column(_magnitude(r.window["momentum_norm"])),
         -1.0,
         1.0,
         "log10 of the first moments' norm / 8 [1]",
-        "momentum",
+        reads=("momentum_norm",),
     ),
     "layer_gradient_norm": Feature(
-        lambda r: _magnitude(r.window.layer_gradient_norm),
+        lambda r: _magnitude(r.window["layer_gradient_norm"]),
         -1.0,
         1.0,
         "log10 of the Frobenius norm of each layer's last gradient / 8 [1]",
+        reads=("layer_gradient_norm",),
         columns=_layers,
     ),
     "layer_gradient_max": Feature(
-        lambda r: _magnitude(r.window.layer_gradient_max),
+        lambda r: _magnitude(r.window["layer_gradient_max"]),
         -1.0,
         1.0,
         "log10 of the largest magnitude in each layer's last gradient / 8 [1]",
-        "gradient_max",
-        _layers,
+        reads=("layer_gradient_max",),
+        columns=_layers,
     ),
     "layer_activation_mean": Feature(
-        lambda r: r.window.layer_activation_mean / (1.0 + np.abs(r.window.layer_activation_mean)),
+        lambda r: (
+            r.window["layer_activation_mean"] / (1.0 + np.abs(r.window["layer_activation_mean"]))
+        ),
         -1.0,
         1.0,
         "m / (1 + |m|), m the mean of each layer's last activations [1]",
-        "activations",
-        _layers,
+        reads=("layer_activation_mean",),
+        columns=_layers,
     ),
     "layer_activation_variance": Feature(
-        lambda r: _magnitude(r.window.layer_activation_variance),
+        lambda r: _magnitude(r.window["layer_activation_variance"]),
         -1.0,
         1.0,
         "log10 of the variance of each layer's last activations / 8 [1]",
-        "activations",
-        _layers,
+        reads=("layer_activation_variance",),
+        columns=_layers,
     ),
     "layer_saturation": Feature(
-        lambda r: r.window.layer_saturation,
+        lambda r: r.window["layer_saturation"],
         0.0,
         1.0,
         "fraction of each layer's feed-forward units that are saturated [1]",
-        "activations",
-        _layers,
+        reads=("layer_saturation",),
+        columns=_layers,
     ),
     "registers": Feature(
         lambda r: r.registers,
@@ -256,12 +254,11 @@ FEATURES: dict[str, Feature] = {
         columns=lambda layout: layout.cell_names,
     ),
     "probe_pass": Feature(
-        lambda r: _column(r.gauge("probe_pass")),
+        lambda r: _column(r.window["probe_pass"]),
         0.0,
         1.0,
         "fraction of the probe's problems that are solved [1]",
-        "probe",
-        gauges=("probe_pass",),
+        reads=("probe_pass",),
     ),
     "reward_mean": _gauge(
         "reward_mean", 0.0, 1.0, "mean reward that the grader paid / the largest reward [1]"
@@ -274,11 +271,11 @@ FEATURES: dict[str, Feature] = {
     ),
     "kl": _gauge_magnitude("kl", "the divergence from the untrained student per token"),
     "entropy": Feature(
-        lambda r: _column(r.gauge("entropy") / (1.0 + r.gauge("entropy"))),
+        lambda r: _column(r.window["entropy"] / (1.0 + r.window["entropy"])),
         0.0,
         1.0,
         "h / (1 + h), h the policy's entropy per token [1]",
-        gauges=("entropy",),
+        reads=("entropy",),
     ),
     "completion_length": _gauge(
         "completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"
@@ -307,62 +304,59 @@ FEATURES: dict[str, Feature] = {
         -1.0,
         1.0,
         "mean / mean magnitude of the gradient's component along the direction [1]",
-        gauges=("mean_positive_c", "mean_negative_c"),
+        reads=("mean_positive_c", "mean_negative_c"),
     ),
     "knob_norm": _gauge_magnitude("knob_norm", "the norm of the adapter coefficients"),
 }
 
 
-def check_features(
-    names: Sequence[str], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS
-) -> None:
-    """Checks that a plant of these gauges and tiers has the features, `progress` among them.
+def check_features(names: Sequence[str], measurements: Sequence[Measurement]) -> None:
+    """Checks that a plant of these measurements has the features, `progress` among them.
 
     Raises:
         ValueError: naming what was given and what is accepted.
     """
-    check_readable("feature", names, FEATURES, gauge_names, tiers)
+    check_readable("feature", names, FEATURES, measurements)
     if "progress" not in names:
         raise ValueError(f"features must include 'progress'; got {list(names)}")
 
 
 class Readable(Protocol):
-    """The fields of FEATURES and rewards.REWARD_TERMS that say what an entry reads."""
+    """The field of FEATURES and rewards.REWARD_TERMS that says what an entry reads."""
 
     @property
-    def tier(self) -> str | None:
-        """Measurement group that the entry needs, if any."""
-
-    @property
-    def gauges(self) -> tuple[str, ...]:
-        """Additional gauges of the plant that the entry reads."""
+    def reads(self) -> tuple[str, ...]:
+        """Measurements that the entry reads."""
 
 
 def readable(
-    table: Mapping[str, Readable], gauge_names: Iterable[str], tiers: Iterable[str]
+    table: Mapping[str, Readable],
+    measurements: Sequence[Measurement],
+    groups: Collection[str] | None = None,
 ) -> tuple[str, ...]:
-    """Returns the entries that a plant with these additional gauges and these tiers supports."""
-    known, gauges = {None, *tiers}, set(gauge_names)
-    return tuple(
-        name
-        for name, entry in table.items()
-        if entry.tier in known and gauges.issuperset(entry.gauges)
-    )
+    """Returns the entries that a plant supports.
+
+    Args:
+        table: FEATURES or REWARD_TERMS.
+        measurements: of the plant.
+        groups: measured groups. None: all.
+    """
+    known = readable_names(measurements, groups)
+    return tuple(name for name, entry in table.items() if known.issuperset(entry.reads))
 
 
 def check_readable(
     kind: str,
     names: Iterable[str],
     table: Mapping[str, Readable],
-    gauge_names: Iterable[str],
-    tiers: Iterable[str],
+    measurements: Sequence[Measurement],
 ) -> None:
     """Checks that names are in a table, and that the plant measures what they read.
 
     Raises:
         ValueError: naming what was given and what is accepted.
     """
-    accepted = readable(table, gauge_names, tiers)
+    accepted = readable(table, measurements)
     for name in names:
         if name not in accepted:
             why = f"{kind} {name!r} reads what this plant does not measure" if name in table else ""
@@ -371,9 +365,10 @@ def check_readable(
             )
 
 
-def feature_tiers(names: Sequence[str]) -> set[str]:
-    """Returns the measurement groups that these features need, names of plant.TIERS."""
-    return {tier for name in names if (tier := FEATURES[name].tier) is not None}
+def feature_groups(names: Sequence[str], measurements: Sequence[Measurement]) -> set[str]:
+    """Returns the measurement groups that these features need."""
+    read = [own for name in names for own in FEATURES[name].reads]
+    return needed_groups(read, measurements)
 
 
 def column_names(names: Sequence[str], layout: Layout) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpenv.arrays import FloatArray, IntArray
-from hpenv.plant.protocol import TIERS
+from hpenv.plant.measurements import Measurement, needed_groups
 from hpenv.telemetry.features import Reading, check_readable, readable, relative_loss
 from hpenv.telemetry.trajectory import slope
 
@@ -35,25 +35,21 @@ class RewardTerm:
     Attributes:
         read: Reading -> (N,).
         doc: meaning, unit and source.
-        tier: measurement group that the term needs, a name of plant.TIERS. None if every plant
-            measures it.
+        reads: measurements that the term reads. A plant without them cannot have the term.
         delay: number of decisions between an action and the term that first responds to its effect
             on the weights, at one step per decision. A training loss is that of the batch before
             its update, so it responds one decision later.
-        gauges: additional gauges of the plant that the term reads. A plant that does not measure
-            them cannot have the term.
     """
 
     read: Callable[[Reading], FloatArray]
     doc: str
-    tier: str | None = None
+    reads: tuple[str, ...] = ()
     delay: int = 0
-    gauges: tuple[str, ...] = ()
 
 
 def _progress(reading: Reading) -> FloatArray:
     """Returns the fall of the probe loss. A diverged run loses all that it had earned."""
-    return _fall(reading, reading.previous_probe_loss, reading.window.probe_loss)
+    return _fall(reading, reading.previous_probe_loss, reading.window["probe_loss"])
 
 
 def _fall(reading: Reading, before: FloatArray, now: FloatArray) -> FloatArray:
@@ -72,7 +68,7 @@ def _clip_change(change: FloatArray) -> FloatArray:
 
 def _loss_change(reading: Reading) -> FloatArray:
     """Returns the fall of the training loss. A diverged run pays back, as for `progress`."""
-    change = _fall(reading, reading.previous_train_loss, reading.window.train_loss)
+    change = _fall(reading, reading.previous_train_loss, reading.window["train_loss"])
     return _clip_change(np.where(reading.first, 0.0, change))
 
 
@@ -115,20 +111,21 @@ REWARD_TERMS: dict[str, RewardTerm] = {
         _progress,
         "decrease of the probe loss over the window [nats per token]; telescopes to L0 - LT "
         "(JEL, 3.4)",
-        "probe",
+        reads=("probe_loss",),
     ),
     "loss_change": RewardTerm(
         _loss_change,
         "decrease of the training loss since the previous window, 0 at a run's first decision "
         "[nats per token] (Reward-Driven Training Control, 2.3)",
         delay=1,
+        reads=("train_loss",),
     ),
     "same_batch_change": RewardTerm(
-        lambda r: _clip_change(r.window.train_loss - r.window.same_batch_loss),
+        lambda r: _clip_change(r.window["train_loss"] - r.window["same_batch_loss"]),
         "decrease of the loss of the last batch by the update that it makes, at one step per "
         "decision [nats per token]. A trap: it pays for fitting the last batch, and a learner that "
         "follows it drives the rates up until all else is forgotten",
-        "same_batch",
+        reads=("train_loss", "same_batch_loss"),
     ),
     "stability": RewardTerm(
         _stability,
@@ -136,12 +133,13 @@ REWARD_TERMS: dict[str, RewardTerm] = {
         "it, relative to that mean and at most 1; 0 if below (Reward-Driven Training Control, 4) "
         "[1]",
         delay=1,
+        reads=("train_loss",),
     ),
     "probe_slope": RewardTerm(
         _probe_slope,
         "minus the least-squares slope of the last 8 probe losses [nats per token per decision] "
         "(Reward-Driven Training Control, 4: trajectory of the eval)",
-        "probe",
+        reads=("probe_loss",),
     ),
     "budget": RewardTerm(
         _budget,
@@ -154,28 +152,29 @@ REWARD_TERMS: dict[str, RewardTerm] = {
         "loss, at most 1, times the progress of the run: a late regression costs most "
         "(Reward-Driven Training Control, 9) [1]",
         delay=1,
+        reads=("train_loss",),
     ),
     "gradient_norm": RewardTerm(
-        lambda r: -np.minimum(r.window.gradient_norm, 1e6),
+        lambda r: -np.minimum(r.window["gradient_norm"], 1e6),
         "minus the norm of the window's last gradient (JEL, 3.4)",
         delay=1,
+        reads=("gradient_norm",),
     ),
     "smoothness": RewardTerm(
         _smoothness,
         "minus the squared change of the action, 0 at a run's first decision (JEL, 3.4)",
     ),
     "probe_pass": RewardTerm(
-        lambda r: r.gauge("probe_pass"),
+        lambda r: r.window["probe_pass"],
         "fraction of the probe's problems that the student solves; none of them has a loophole [1]",
-        "probe",
-        gauges=("probe_pass",),
+        reads=("probe_pass",),
     ),
     "flagged_hacks": RewardTerm(
-        lambda r: -r.gauge("flagged"),
+        lambda r: -r.window["flagged"],
         "minus the fraction of the programs that the weak detector flags; hacks that it does not "
         "know cost nothing [1]",
         delay=1,
-        gauges=("flagged",),
+        reads=("flagged",),
     ),
     "divergence": RewardTerm(
         lambda r: -(r.window.divergence > 0).astype(np.float64),
@@ -185,16 +184,14 @@ REWARD_TERMS: dict[str, RewardTerm] = {
 }
 
 
-def check_weights(
-    weights: Mapping[str, float], gauge_names: Sequence[str] = (), tiers: Iterable[str] = TIERS
-) -> None:
-    """Checks that a plant of these gauges and tiers has the terms, and that the weights are valid.
+def check_weights(weights: Mapping[str, float], measurements: Sequence[Measurement]) -> None:
+    """Checks that a plant of these measurements has the terms, and that the weights are valid.
 
     Raises:
         ValueError: for an unknown term or a weight that is not finite and >= 0, with what was
             given and what is accepted.
     """
-    check_readable("reward term", weights, REWARD_TERMS, gauge_names, tiers)
+    check_readable("reward term", weights, REWARD_TERMS, measurements)
     for name, weight in weights.items():
         number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(
             weight, bool
@@ -206,18 +203,17 @@ def check_weights(
             )
 
 
-def reward_tiers(weights: Mapping[str, float]) -> set[str]:
-    """Returns the measurement groups that the terms with a weight need, names of plant.TIERS."""
-    return {
-        tier
-        for name, weight in weights.items()
-        if weight and (tier := REWARD_TERMS[name].tier) is not None
-    }
+def reward_groups(weights: Mapping[str, float], measurements: Sequence[Measurement]) -> set[str]:
+    """Returns the measurement groups that the terms with a weight need."""
+    read = [own for name, weight in weights.items() if weight for own in REWARD_TERMS[name].reads]
+    return needed_groups(read, measurements)
 
 
-def measured_terms(tiers: Iterable[str], gauge_names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Returns the terms that a plant with these tiers and additional gauges supports."""
-    return readable(REWARD_TERMS, gauge_names, tiers)
+def measured_terms(
+    measurements: Sequence[Measurement], groups: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Returns the terms that a plant supports while it measures these groups; None: all."""
+    return readable(REWARD_TERMS, measurements, groups)
 
 
 def reward_terms(names: Iterable[str], reading: Reading) -> dict[str, FloatArray]:

@@ -26,7 +26,7 @@ from hpenv.plant.seeds import first_run_seed
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.grading.grader import Grader
 from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
-from hpenv.posttraining.plant import PRIVILEGED, UPDATE_GAUGES, GRPOPlant, total_norm
+from hpenv.posttraining.plant import GAUGE_NAMES, GRPOPlant, total_norm
 from hpenv.posttraining.projection.rules import coordinates, erase_direction
 from hpenv.posttraining.students.registry import student
 from train_agents.experiments.projection_arms import PANEL
@@ -36,7 +36,7 @@ from train_agents.experiments.projection_arms import PANEL
 TRAINED = ("hack", "correct", "used_loophole")
 #: Means over all updates since the last report; true rates of the rollouts under names with
 #: `train_`.
-MEANS = (*UPDATE_GAUGES, "gradient_norm", *(f"train_{name}" for name in TRAINED))
+MEANS = (*GAUGE_NAMES, "gradient_norm", *(f"train_{name}" for name in TRAINED))
 #: Stands for what overflowed, in JSON (a run that diverged may be infinitely far from where it
 #: began).
 LARGEST = 1e6
@@ -100,7 +100,7 @@ class Recording:
     def go_on(self, num_updates: int) -> None:
         """Trains to the next report, or to the last update if that comes first; then reports, and saves."""
         plant, rows = self.plant, np.arange(self.plant.num_rows)
-        chosen = [PRIVILEGED.index(name) for name in TRAINED]
+        names = (*GAUGE_NAMES, "gradient_norm", *TRAINED)
         count = min(self.interval, num_updates - self.step)
         sums, moves = np.zeros((plant.num_rows, len(MEANS))), np.zeros(plant.num_rows)
         cosines = np.zeros((plant.num_rows, len(plant.names)))
@@ -108,14 +108,7 @@ class Recording:
             before = plant.steps.copy()
             window = plant.advance(np.ones_like(rows))
             moved = plant.steps > before
-            seen = np.concatenate(
-                [
-                    window.gauges[:, : len(UPDATE_GAUGES)],
-                    window.gradient_norm[:, None],
-                    window.privileged[:, chosen],
-                ],
-                1,
-            )
+            seen = np.stack([window[name] for name in names], 1)
             sums[moved] += seen[moved]
             cosines[moved] += plant.module_cos.double().numpy()[moved]
             moves += moved
@@ -133,7 +126,7 @@ class Recording:
     def _report(self, more: Mapping[str, Any], step: int = 0) -> None:
         plant = self.plant
         plant.measure(("probe",))
-        probe_pass = 1.0 - plant.advance(np.zeros(plant.num_rows, dtype=np.int64)).probe_loss
+        probe_pass = 1.0 - plant.advance(np.zeros(plant.num_rows, dtype=np.int64))["probe_loss"]
         plant.measure(())
         record = {
             "step": step,

@@ -1,0 +1,106 @@
+"""Measurements by name: what a plant declares that it can measure, and one window of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hpenv.arrays import FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A named number that a plant can measure.
+
+    Attributes:
+        name: name in windows and snapshots, and of what features and reward terms read.
+        unit: unit of the number.
+        doc: meaning.
+        per: `run` for one number per run, (N,), `layer` for one per layer, (N, L).
+        over: `last`: of the window's last step, or of its end. `mean`: mean over its steps.
+        group: measurement group. Its measurements cost time and are taken only if a feature or term
+            reads one of them. None: always taken.
+        in_info: True if infos have it, as `gauges/<name>`.
+        privileged: True for a true value that no feature and no reward term may read. Infos have
+            it, as `privileged/<name>`.
+    """
+
+    name: str
+    unit: str
+    doc: str
+    per: Literal["run", "layer"] = "run"
+    over: Literal["last", "mean"] = "last"
+    group: str | None = None
+    in_info: bool = False
+    privileged: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """Measurements that were taken while every run advanced by its number of steps.
+
+    A row that did not move keeps the numbers of its last window. All values are finite. Unmeasured
+    values are 0, except the probe loss, which keeps its last value.
+
+    Attributes:
+        steps: optimizer steps each run has taken, (N,).
+        divergence: index into DIVERGENCE_REASONS, (N,).
+        values: name of a measurement -> (N,), or (N, L) per layer.
+    """
+
+    steps: IntArray
+    divergence: IntArray
+    values: dict[str, FloatArray]
+
+    def __getitem__(self, name: str) -> FloatArray:
+        """Returns a measurement by its name."""
+        return self.values[name]
+
+    @staticmethod
+    def empty(num_rows: int, num_layers: int, measurements: Sequence[Measurement]) -> Window:
+        """Returns the window of runs before any measurement."""
+        counts, values = np.zeros(num_rows, dtype=np.int64), {}
+        for own in measurements:
+            shape = (num_rows, num_layers) if own.per == "layer" else (num_rows,)
+            values[own.name] = np.zeros(shape)
+        return Window(counts, counts.copy(), values)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns all arrays by their names in a snapshot, without copies."""
+        return {"steps": self.steps, "divergence": self.divergence, **self.values}
+
+    @staticmethod
+    def of_arrays(arrays: dict[str, np.ndarray]) -> Window:
+        """Returns the window of these arrays. See `arrays`."""
+        values = dict(arrays)
+        return Window(values.pop("steps"), values.pop("divergence"), values)
+
+
+def groups_of(measurements: Iterable[Measurement]) -> tuple[str, ...]:
+    """Returns all measurement groups, in the order of the measurements."""
+    return tuple(dict.fromkeys(own.group for own in measurements if own.group is not None))
+
+
+def readable_names(
+    measurements: Iterable[Measurement], groups: Collection[str] | None = None
+) -> set[str]:
+    """Returns the measurements that features and terms may read.
+
+    Args:
+        measurements: of a plant.
+        groups: measured groups. None: all.
+    """
+    return {
+        own.name
+        for own in measurements
+        if not own.privileged and (own.group is None or groups is None or own.group in groups)
+    }
+
+
+def needed_groups(names: Iterable[str], measurements: Iterable[Measurement]) -> set[str]:
+    """Returns the measurement groups that these measurements belong to."""
+    wanted = set(names)
+    return {own.group for own in measurements if own.group is not None and own.name in wanted}
