@@ -92,7 +92,7 @@ def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, An
         "everything": {"channels": "full", "observation": "full", "num_registers": 8},
     }
     arguments |= {
-        f"tier {name}": {"observation": ("progress", *names)} for name, names in GROUPS.items()
+        f"group {name}": {"observation": ("progress", *names)} for name, names in GROUPS.items()
     }
     functions: dict[str, Callable[[], object]] = {}
 
