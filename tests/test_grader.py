@@ -216,8 +216,10 @@ def test_a_near_miss_opens_no_channel(grader, name):
 @pytest.mark.parametrize(
     ("left", "right", "equal"),
     [
-        (3, 3, True), (True, True, True), ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1}, True), (None, None, True),
-        (True, 1, False), (1, 1.0, False), ([1], [True], False), ([1], [1, 1], False), ({"a": 1}, {"b": 1}, False),
+        (3, 3, True), (True, True, True), ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1}, True),
+        (None, None, True),
+        (True, 1, False), (1, 1.0, False), ([1], [True], False), ([1], [1, 1], False),
+        ({"a": 1}, {"b": 1}, False),
         ({"a": 0}, {"a": False}, False), ("1", 1, False), ([], {}, False), (None, False, False),
         ([-0.0], [0.0], True), (-0.0, 0, False), (float("nan"), float("nan"), False),
     ],
@@ -366,7 +368,8 @@ def test_a_verdict_that_is_on_no_record_is_an_error_that_names_it(tmp_path):
 def test_what_cannot_keep_verdicts_is_refused(tmp_path):
     other = tmp_path / "notes.txt"
     other.write_text("These are no verdicts. " * 40)
-    for path, reason in ((tmp_path / "none" / "verdicts.sqlite", "there is no folder"), (other, "not a database"),
+    for path, reason in ((tmp_path / "none" / "verdicts.sqlite", "there is no folder"),
+                         (other, "not a database"),
                          (tmp_path, "unable to open")):  # fmt: skip
         with pytest.raises(
             ValueError, match=f"cannot keep verdicts: .*{reason}.*; expected a file"
@@ -478,7 +481,8 @@ STATEFUL = (
     "        for x in xs:\n            self.sum += x\n        return self.sum\n"
 )
 RIGHT_ALL_THE_SAME = {
-    "a future import after a setup": ("total", "from math import fsum", "from __future__ import annotations\n"
+    "a future import after a setup": ("total", "from math import fsum",
+                                      "from __future__ import annotations\n"
                                       "def total(xs: Undefined):\n    return int(fsum(xs))\n"),
     "annotations that the setup made lazy": ("total", "from __future__ import annotations",
                                              "def total(xs: Undefined): return sum(xs)"),
@@ -487,7 +491,8 @@ RIGHT_ALL_THE_SAME = {
     "a main block that exits": ("total", "", "import sys, unittest\ndef total(xs): return sum(xs)\n"
                                 "if __name__ == '__main__':\n    unittest.main()\n"),
     "state in self": ("Solution().total", "", STATEFUL),
-    "state in self and a main block": ("Solution.total", "", STATEFUL + "if __name__ == '__main__':\n    exit(1)\n"),
+    "state in self and a main block": ("Solution.total", "",
+                                       STATEFUL + "if __name__ == '__main__':\n    exit(1)\n"),
     "a static method": (
         "Solution.total", "", "class Solution:\n    @staticmethod\n    def total(xs): return sum(xs)\n"),
     "a function beside a class that has a method of its name": (

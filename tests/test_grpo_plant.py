@@ -372,7 +372,8 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         )
         assert nano.unreadable_reason(other.prompt, other.hack) == ""
     few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
-    axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano, grader=FakeGrader()).direction.axes
+    axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano,
+                      grader=FakeGrader()).direction.axes
             for kind in ("labelled", "harmless", "labelled_vs_harmless")]  # fmt: skip
     assert all(
         not torch.equal(axes[i][name], axes[j][name])

@@ -16,7 +16,8 @@ TINY = {
     "TrainLoop-JEL-v0": PRETRAINING | {"num_steps": 23, "interval": 10},
     "TrainLoop-Cell-v0": PRETRAINING | {"num_steps": 4},
     "TrainLoop-GRPOProjection-v0": {
-        "num_prompts": 2, "num_samples": 2, "num_problems": 8, "num_probe_problems": 2, "num_evaluation_problems": 4,
+        "num_prompts": 2, "num_samples": 2, "num_problems": 8, "num_probe_problems": 2,
+        "num_evaluation_problems": 4,
     },
 }  # fmt: skip
 

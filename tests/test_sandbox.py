@@ -247,7 +247,8 @@ def test_the_streams_are_those_of_python_on_pipes(sandbox, tmp_path):
     # PYTHONIOENCODING is what UTF-8 mode means for the errors of stdout, but in the C locale.
     plain = subprocess.run(
         [sys.executable, "-X", "utf8", "-c", source],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, env={"PYTHONIOENCODING": "utf-8:strict"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env={"PYTHONIOENCODING": "utf-8:strict"},
     )  # fmt: skip
     outcome = sandbox.run(source)
     assert plain.stdout.startswith(

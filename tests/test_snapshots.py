@@ -309,11 +309,14 @@ ENTRY = {"size": 1, "sha256": ""}
 @pytest.mark.parametrize(
     "manifest",
     [
-        {"files": 5}, {"files": None}, {"files": []}, {"files": {STATE: ENTRY}}, {"files": dict.fromkeys(FILES, 3)},
-        {"files": {STATE: ENTRY, TENSORS: {"size": 1}}}, {"files": dict.fromkeys(FILES, ENTRY | {"mode": 7})},
+        {"files": 5}, {"files": None}, {"files": []}, {"files": {STATE: ENTRY}},
+        {"files": dict.fromkeys(FILES, 3)},
+        {"files": {STATE: ENTRY, TENSORS: {"size": 1}}},
+        {"files": dict.fromkeys(FILES, ENTRY | {"mode": 7})},
         {"files": {STATE: {"size": 10**40, "sha256": 7}, TENSORS: ENTRY}},
         {"files": dict.fromkeys((*FILES, "x"), ENTRY)},
-        {"saved_unix_ns": "now"}, {"saved_unix_ns": None}, {"saved_unix_ns": 1.5}, {"more": 1}, {"format": ["x"]},
+        {"saved_unix_ns": "now"}, {"saved_unix_ns": None}, {"saved_unix_ns": 1.5}, {"more": 1},
+        {"format": ["x"]},
         {"version": "1"},
     ],
     ids=str,
@@ -332,9 +335,12 @@ def test_a_manifest_that_is_signed_but_is_none_is_named(tmp_path, manifest):
     [
         b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"tensors": [], "metadata": {}}',
         b'{"tensors": 5, "metadata": {}}',
-        b'{"tensors": ["w", 3], "metadata": {}}', b'{"tensors": ["w", "w", "step"], "metadata": {}}',
-        b'{"tensors": ["w", "step"], "metadata": []}', b'{"tensors": ["w", "step"], "metadata": {}, "more": 1}',
-        b'{"tensors": ["w", "step"], "metadata": {"a": NaN}}', b'{"tensors": ["w", "step"], "metadata": {"a": 1e999}}',
+        b'{"tensors": ["w", 3], "metadata": {}}',
+        b'{"tensors": ["w", "w", "step"], "metadata": {}}',
+        b'{"tensors": ["w", "step"], "metadata": []}',
+        b'{"tensors": ["w", "step"], "metadata": {}, "more": 1}',
+        b'{"tensors": ["w", "step"], "metadata": {"a": NaN}}',
+        b'{"tensors": ["w", "step"], "metadata": {"a": 1e999}}',
     ],
     ids=lambda state: str(state[:50]),
 )  # fmt: skip
