@@ -205,7 +205,7 @@ def test_the_multipliers_are_a_log_grid_of_the_base():
     assert np.diff(np.log(rates)) == pytest.approx(np.full(6, math.log(100) / 6))
 
 
-def test_the_hand_tuned_rates_are_the_best_point_of_their_search_on_seeds_that_nothing_is_reported_on():
+def test_the_hand_tuned_rates_are_the_best_point_of_their_search_on_seeds_that_nothing_is_reported_on():  # noqa: E501
     found = json.loads(HAND_TUNED.read_text())
     best = min(found["history"], key=lambda line: line["score"])
     assert found["probe_loss"] == best["score"] <= found["start"]["probe_loss"]

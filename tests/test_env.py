@@ -393,7 +393,8 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
         ({"mode": ["NEXT_STEP"]}, r"unknown autoreset_mode \['NEXT_STEP'\]; expected one of"),
         (
             {"mode": "LATER"},
-            r"unknown autoreset_mode 'LATER'; expected one of \['DISABLED', 'NEXT_STEP', 'SAME_STEP'\]",
+            r"unknown autoreset_mode 'LATER'; expected one of \['DISABLED', 'NEXT_STEP', "
+            r"'SAME_STEP'\]",
         ),
     ],
 )
@@ -864,7 +865,8 @@ def test_lines_name_the_training_loss_where_there_is_no_probe_and_the_first_of_m
     env.step(still(env))
     (line,) = env.render()
     assert line.startswith("step 10/23  training ") and line.endswith(
-        "x1  grad_clip/layer.0 1e+04  grad_clip/layer.1 1e+04  dropout/layer.0 0  dropout/layer.1 0  and 2 more"
+        "x1  grad_clip/layer.0 1e+04  grad_clip/layer.1 1e+04  dropout/layer.0 0  "
+        "dropout/layer.1 0  and 2 more"
     )
 
 

@@ -330,7 +330,8 @@ def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():
 
 
 def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
-    jobs = {job.name: job.arguments["config"].sidecar.initial_mean for job in make_sidecar_jobs(TINY_SIDECAR)
+    jobs = {job.name: job.arguments["config"].sidecar.initial_mean
+            for job in make_sidecar_jobs(TINY_SIDECAR)
             if "config" in job.arguments}  # fmt: skip
     cap, skip = (CHANNELS[name].values for name in ("state_norm_cap", "grad_skip"))
     assert float(cap(np.array(jobs["cap_binding"]["state_norm_cap"]))) == pytest.approx(BINDING_CAP)

@@ -56,17 +56,24 @@ PROGRAMS = {
 
 #: Programs that are wrong, whatever they pretend.
 FORGERIES = {
-    "equal to everything": "class E(int):\n    def __eq__(self, other): return True\ndef f(xs): return E(3)\n",
+    "equal to everything": (
+        "class E(int):\n    def __eq__(self, other): return True\ndef f(xs): return E(3)\n"
+    ),
     "leaves with success": "import os\nos._exit(0)\n",
     "leaves in the call": "def f(xs): raise SystemExit(0)\n",
     "leaves at the end": RIGHT + "import atexit, os\natexit.register(os._exit, 0)\nos.close(3)\n",
-    "answers on its own": "import os\nfor _ in range(20): os.write(3, b'[\"value\", 3]\\n')\nos._exit(0)\n",
-    "json that says what it likes": "import json\njson.dumps = json.JSONEncoder.encode = lambda *a, **k: '3'\n"
+    "answers on its own": (
+        "import os\nfor _ in range(20): os.write(3, b'[\"value\", 3]\\n')\nos._exit(0)\n"
+    ),
+    "json that says what it likes": (
+        "import json\njson.dumps = json.JSONEncoder.encode = lambda *a, **k: '3'\n"
+    )
     + WRONG,
     "looks for results in the frames above": (
         "import sys\ndef f(xs):\n    frame = sys._getframe()\n    while frame:\n"
         "        for value in list(frame.f_locals.values()) + list(frame.f_globals.values()):\n"
-        "            if isinstance(value, (list, tuple, dict)) and 5 in value: return 5\n        frame = frame.f_back\n"
+        "            if isinstance(value, (list, tuple, dict)) and 5 in value: return 5\n"
+        "        frame = frame.f_back\n"
     ),
     "a float": "def f(xs): return float(sum(x for x in xs if x % 2 == 0) + 3)\n",
     "a text": "def f(xs): return str(sum(x for x in xs if x % 2 == 0) + 3)\n",
@@ -441,9 +448,11 @@ def test_what_the_clock_ended_is_not_kept_for_others(box, tmp_path):
 def test_a_method_is_graded_like_a_function(box, tmp_path):
     path = tmp_path / "problems.jsonl"
     path.write_text(
-        '{"question": "Return the sum of xs and k.", "entry_point": "Solution().total", "setup_code": "import math",'
-        ' "starter_code": "class Solution:\\n    def total(self, xs, k):\\n", '
-        '"tests": ["assert Solution().total(xs=[1, 2], k=3) == 6", "assert Solution().total([], 4) == 4"]}\n',
+        '{"question": "Return the sum of xs and k.", "entry_point": "Solution().total", '
+        '"setup_code": "import math", '
+        '"starter_code": "class Solution:\\n    def total(self, xs, k):\\n", '
+        '"tests": ["assert Solution().total(xs=[1, 2], k=3) == 6", '
+        '"assert Solution().total([], 4) == 4"]}\n',
         encoding="utf-8",
     )
     (problem,) = read_problems(path)
@@ -487,14 +496,16 @@ RIGHT_ALL_THE_SAME = {
     "annotations that the setup made lazy": ("total", "from __future__ import annotations",
                                              "def total(xs: Undefined): return sum(xs)"),
     "a main block that reads input": ("total", "", "def total(xs): return sum(xs)\n"
-                                      "if __name__ == '__main__':\n    print(total([int(input())]))\n"),
+                                      "if __name__ == '__main__':\n"
+                                      "    print(total([int(input())]))\n"),
     "a main block that exits": ("total", "", "import sys, unittest\ndef total(xs): return sum(xs)\n"
                                 "if __name__ == '__main__':\n    unittest.main()\n"),
     "state in self": ("Solution().total", "", STATEFUL),
     "state in self and a main block": ("Solution.total", "",
                                        STATEFUL + "if __name__ == '__main__':\n    exit(1)\n"),
     "a static method": (
-        "Solution.total", "", "class Solution:\n    @staticmethod\n    def total(xs): return sum(xs)\n"),
+        "Solution.total", "",
+        "class Solution:\n    @staticmethod\n    def total(xs): return sum(xs)\n"),
     "a function beside a class that has a method of its name": (
         "total", "", STATEFUL.replace("Solution", "Other") + "def total(xs): return sum(xs)\n"),
 }  # fmt: skip

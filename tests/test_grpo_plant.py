@@ -646,7 +646,10 @@ def problem_file(path, entry_point, count, description="Return x plus {}."):
             "task_id": f"{path.name}-{i}",
             "description": description.format(i),
             "entry_point": entry_point,
-            "test": f"def check(candidate):\n    assert candidate(1) == {1 + i}\n    assert candidate(-4) == {i - 4}\n",
+            "test": (
+                f"def check(candidate):\n    assert candidate(1) == {1 + i}\n"
+                f"    assert candidate(-4) == {i - 4}\n"
+            ),
         }
         for i in range(count)
     ]
@@ -728,7 +731,8 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
         ),
         (
             {"direction": "labelled", "known_modes": ("equality",)},
-            "direction='labelled' needs the pair 'equality-.*reads up to 64. Leave such loopholes out of known_modes",
+            "direction='labelled' needs the pair 'equality-.*reads up to 64. Leave such loopholes "
+            "out of known_modes",
         ),
         (
             {"problems": "Return " + "the sum of " * 20 + "x."},

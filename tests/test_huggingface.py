@@ -558,7 +558,7 @@ def reweighed(change):
     return apply
 
 
-NAME = "model.layers.0.self_attn.q_proj.weight"
+NAME, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 DAMAGES = {
     "weights cut off": (cut("model.safetensors", -100),
                         r"whole safetensors files; got '.*model\.safetensors'"),
@@ -574,7 +574,7 @@ DAMAGES = {
                           r"unexpected_keys are \['x'\], 1 in all"),
     "a weight of another size": (reweighed(lambda t: t | {NAME: torch.ones(2, 2)}),
                                  "`transformers` reads; got"),
-    "a weight not a number": (reweighed(lambda t: t | {"model.norm.weight": t["model.norm.weight"] * torch.nan}),
+    "a weight not a number": (reweighed(lambda t: t | {NORM: t[NORM] * torch.nan}),
                               "the weight 'model.norm.weight' must be finite; got .* not finite"),
     "whole numbers": (reweighed(lambda t: {k: v.to(torch.int8) for k, v in t.items()}),
                       r"holds \['I8'\] alone"),

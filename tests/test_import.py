@@ -32,7 +32,8 @@ def test_import_prints_nothing():
 
 def test_import_loads_no_module_beyond_gymnasium_and_the_standard_library():
     printed = run_python(
-        "import sys, gymnasium\nbefore = set(sys.modules)\nimport hpenv\nprint(*sorted(set(sys.modules) - before))"
+        "import sys, gymnasium\nbefore = set(sys.modules)\nimport hpenv\n"
+        "print(*sorted(set(sys.modules) - before))"
     )
     loaded = set(printed.split())
     assert "hpenv" in loaded

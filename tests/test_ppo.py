@@ -141,7 +141,10 @@ def test_metrics_are_finite_and_the_same_in_every_run():
     metrics = [learn(PPOAgent(1, 2, SMALL, seed=3), 0) for _ in range(2)]
     assert metrics[0] == metrics[1]
     assert all(math.isfinite(value) for value in metrics[0].values())
-    for tag in "policy_gradient_loss entropy_loss approx_kl clip_fraction std loss learning_rate n_updates".split():
+    tags = (
+        "policy_gradient_loss entropy_loss approx_kl clip_fraction std loss learning_rate n_updates"
+    )
+    for tag in tags.split():
         assert f"train/{tag}" in metrics[0]
     assert not [tag for tag in metrics[0] if tag in ("time/fps", "time/time_elapsed")]
 

@@ -395,7 +395,8 @@ torch.set_num_threads(1)
 from tests import tiny_student
 from tests.test_registered import continued
 with tiny_student.few_pairs():
-    found = {id: [continued(decision, id, f"{sys.argv[1]}/{id}", arguments) for decision in range(4)]
+    found = {id: [continued(decision, id, f"{sys.argv[1]}/{id}", arguments)
+                  for decision in range(4)]
              for id, arguments in json.loads(sys.argv[2]).items()}
 print(json.dumps(found))
 """
@@ -640,7 +641,8 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
         (
             {"batch_token": 64},
-            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['base_lr'",
+            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of "
+            r"\['base_lr'",
         ),
     ],
 )
@@ -677,7 +679,10 @@ def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
 def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
     env = gym.make(JEL, **tiny).unwrapped
     env.reset(seed=0)
-    message = r"(actions? must be (floating point |)of shape|actions must be finite numbers in \[-1, 1\]).*got"
+    message = (
+        r"(actions? must be (floating point |)of shape|"
+        r"actions must be finite numbers in \[-1, 1\]).*got"
+    )
     with pytest.raises(ValueError, match=message):
         env.step(action)
     assert env.plant.steps.tolist() == [0]
@@ -712,7 +717,7 @@ def test_the_manuals_gauges_are_those_of_the_space(tiny):
         assert env.observation_names == tuple(names) and len(names) == int(count)
 
 
-def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():
+def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():  # noqa: E501
     channels = channels_of("pretraining")
     for name, channel in channels.items():
         ((_, scope),) = cell.SPEC.settings(channels=[name]).channels
@@ -960,7 +965,8 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ),
         (
             {"schedule": lambda steps: 1.0},
-            r"schedule must map an array of steps to an array of as many multipliers; got <function",
+            r"schedule must map an array of steps to an array of as many multipliers; got "
+            r"<function",
         ),
         ({"data": None}, r"data must be a name or a path .*; got None"),
         ({"interval": 24}, "interval must be .*, from 1 to num_steps=23; got 24"),
@@ -968,7 +974,8 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ({"register_leak": 1.5}, "register_leak must be at least 0 and below 1; got 1.5"),
         (
             {"channel": "full"},
-            r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of \['base_lr'",
+            r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of "
+            r"\['base_lr'",
         ),
     ],
 )
@@ -1155,7 +1162,8 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
         ),
         (
             {"data": "stdlib"},
-            r"TrainLoop-GRPOProjection-v0 got an unexpected keyword argument 'data'; expected some of \['advantage",
+            r"TrainLoop-GRPOProjection-v0 got an unexpected keyword argument 'data'; expected some "
+            r"of \['advantage",
         ),
     ],
 )

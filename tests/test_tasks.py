@@ -63,7 +63,8 @@ def test_a_statement_by_hand():
     cases = ((([1, 2, 4],), 9), (([7, -2],), 1))
     problem = Problem("p", "f", recipe.description(), cases, (), recipe.program())
     assert problem.statement == (
-        "# Return the sum of the even numbers of xs, plus 3.\n# f([1, 2, 4]) == 9\n# f([7, -2]) == 1\n"
+        "# Return the sum of the even numbers of xs, plus 3.\n# f([1, 2, 4]) == 9\n"
+        "# f([7, -2]) == 1\n"
     )
     assert problem.num_pieces == 14 + 12 + 12
 
