@@ -1,4 +1,8 @@
-"""The adapter: the layer itself at 0, a gradient by hand, two forms that agree, and a cache that cannot be stale."""
+"""The adapter: the layer itself at 0, a gradient by hand, two forms, and a cache.
+
+
+The two forms agree, and the cache cannot be stale.
+"""
 
 from pathlib import Path
 

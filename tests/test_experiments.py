@@ -1,4 +1,4 @@
-"""The experiment: jobs that are not done twice, a report made from files alone, and the whole of it at a tiny size."""
+"""The experiments: jobs that are not repeated, reports made from files alone, and tiny whole runs."""
 
 import json
 from dataclasses import replace

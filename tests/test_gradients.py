@@ -1,4 +1,4 @@
-"""What stands between a gradient and the optimizer, by hand on tensors of a few numbers, and at the ends of float32."""
+"""The gradient channels, by hand on tensors of a few numbers, and at the ends of float32."""
 
 import math
 from statistics import NormalDist

@@ -53,7 +53,7 @@ def row_of(knobs, n):
 def plain_log_probabilities(
     own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor, heat=1.0
 ):
-    """Of one text, without filling, memory, or knobs passed in: they are written into the layers."""
+    """Of one text, without padding, memory, or knobs as arguments: they are written into the layers."""
     model = copy.deepcopy(own.model)
     with torch.no_grad():
         for name, knob in knobs.items():
@@ -204,7 +204,11 @@ def test_drawn_tokens_by_hand():
 
 @pytest.mark.parametrize("arguments", [{}, {"top_k": 2}, {"top_p": 0.5}])
 def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments):
-    """Over the tokens that are kept they add up to 1; one that is not kept is measured among them, and finite."""
+    """Over the tokens that are kept they add up to 1.
+
+
+    A token that is not kept is measured among them, and is finite.
+    """
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     prompts = reading.Prompts(None, torch.ones(3, 1, dtype=torch.bool), logits[:, None])
     weights = sampling_weights(
@@ -229,7 +233,11 @@ def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments)
 def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
     config, texts_per_pass
 ):
-    """By hand from the whole distribution of each text alone; in the gradient, too, and in one pass or in several."""
+    """By hand from the whole distribution of each text alone.
+
+
+    The gradient agrees, too, in one pass and in several.
+    """
     own = student(texts_per_pass=texts_per_pass, **config)
     knobs = {name: knob.requires_grad_() for name, knob in some_knobs(own).items()}
     rollouts = own.sample(knobs, PROMPTS, 2, generators(0, 1), 0.8)

@@ -1,4 +1,8 @@
-"""What `import hpenv` costs, which is nothing beyond Gymnasium, and what it gives, here and in worker processes."""
+"""The cost of `import hpenv`, which is nothing beyond Gymnasium, and the names that it gives.
+
+
+The names exist here and in worker processes.
+"""
 
 import concurrent.futures
 import multiprocessing

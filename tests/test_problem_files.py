@@ -1,4 +1,8 @@
-"""Problems from JSONL: the forms that common sets use are read, all else is an error that says where."""
+"""Problems from JSONL: the forms of common sets are read.
+
+
+Every other form is an error that names the file and line.
+"""
 
 import json
 import re

@@ -1,5 +1,6 @@
-"""The projection experiment: arms as data, runs that resume, criteria at their borders, a report
-from files alone.
+"""The projection experiment: arms as data, runs that resume, criteria at their borders.
+
+The report is made from files alone.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -71,7 +72,11 @@ def short(tmp_path_factory):
 
 @pytest.fixture
 def folder(short):
-    """A tiny student of short texts, as a folder; plants of the test extract from few, short pairs."""
+    """A tiny student of short texts, as a folder.
+
+
+    Plants of the test extract their direction from a few short pairs.
+    """
     with tiny_student.few_pairs():
         yield short
 
@@ -631,7 +636,7 @@ def test_a_controller_that_never_moves_is_the_arm_of_that_strength(
 
 
 def test_where_the_knobs_end_is_measured_along_the_direction(tmp_path, folder):
-    """Knobs that are the direction itself stand at 1, those of the other sign at -1, and untrained ones nowhere."""
+    """Knobs equal to the direction are at 1, those of the other sign at -1, and untrained ones nowhere."""
     grpo = GRPOConfig(**GRPO | {"student": folder})
     runs = plant.GRPOPlant(
         grpo, 3, PANEL, student=students.student(folder), grader=tiny_student.FakeGrader()

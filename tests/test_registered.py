@@ -340,7 +340,11 @@ def test_the_global_generators_are_never_read(id, small):
 
 @EVERY_ID
 def test_a_row_of_make_vec_is_make_of_its_seed(id, small):
-    """Bitwise on one thread of the machine it was written on; test_pretraining.py says where the bound is from."""
+    """Bitwise on one thread of the machine that wrote it.
+
+
+    test_pretraining.py says where the bound is from.
+    """
     vector = gym.make_vec(id, num_envs=3, **small, observation="full")
     actions = random_actions(vector)
     episode = play(vector, actions, seed=7)
@@ -410,7 +414,11 @@ print(json.dumps(found))
 
 
 def continued(decision, id, folder, arguments):
-    """What follows a decision's snapshot, as text and exact numbers; all of it without one for None."""
+    """Everything that follows a decision's snapshot, as text and exact numbers.
+
+
+    With None for the decision it is the whole episode.
+    """
     env = gym.make_vec(id, num_envs=2, **arguments)
     actions = random_actions(env, 4)
     env.reset(seed=4 if decision is None else 99)
@@ -503,7 +511,11 @@ def words(module):
 
 
 def manual_table(manual, heading, num_columns=3):
-    """Rows of the manual's table whose first column has this heading: the other columns, continued lines joined."""
+    """Rows of the manual's table whose first column has this heading.
+
+
+    A row is its other columns, with continued lines joined.
+    """
     lines = [line.strip() for line in manual.splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} "))
     table = {}
@@ -1034,7 +1046,11 @@ def test_defaults_of_the_projection_are_those_of_its_manual():
 
 @executes
 def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
-    """Gauges are what the grader paid and measured; the rates by the true verdict have a key of their own."""
+    """Gauges are the grader's payments and measures.
+
+
+    The rates by the true verdict have a key of their own.
+    """
     env = gym.make(PROJECTION, **tiny_projection, channels="full")
     episode = play(env, random_actions(env), seed=1)
     for prefix, names in (("gauges", GAUGES), ("privileged", PRIVILEGED)):

@@ -65,7 +65,11 @@ def children_of(process):
 
 
 def all_gone(processes):
-    """Whether they end; up to 20 s, since the kernel and the system's first process take their time."""
+    """Waits up to 20 s and returns True if they end.
+
+
+    The kernel and the system's first process take their time.
+    """
     for _ in range(2000):
         if not any(Path(f"/proc/{process}").exists() for process in processes):
             return True
@@ -410,7 +414,7 @@ def test_threads_may_share_a_sandbox(sandbox):
 
 @executes
 def test_a_parent_may_be_a_daemon(tmp_path):
-    """One that has closed its streams, ignores and blocks signals, and has little room for descriptors."""
+    """A parent that has closed its streams, ignores and blocks signals, and has few descriptors left."""
     source = (
         "import os, resource, signal, sys\nfor stream in range(3):\n    os.close(stream)\n"
         "for number in (signal.SIGCHLD, signal.SIGXCPU, signal.SIGINT, signal.SIGTERM):\n"

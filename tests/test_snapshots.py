@@ -1,4 +1,8 @@
-"""A snapshot on disk comes back bit for bit, or is refused by name; a save that dies leaves one that loads."""
+"""A snapshot on disk comes back bit for bit, or is refused by name.
+
+
+A save that dies leaves one that loads.
+"""
 
 import contextlib
 import hashlib
@@ -397,7 +401,7 @@ EFFECTS = (
 
 
 def before_effects(monkeypatch, act):
-    """Calls `act(number)` before each effect, numbered from 0; returns the list of numbers there were."""
+    """Calls `act(number)` before each effect, numbered from 0. Returns the list of the numbers."""
     seen = []
 
     def watched(function):
@@ -414,7 +418,11 @@ def before_effects(monkeypatch, act):
 
 
 def interrupted_saves(tmp_path, interrupt):
-    """Yields after a save over an old snapshot was interrupted before its 1st, 2nd, ... effect, until one completes."""
+    """Interrupts a save over an old snapshot before its 1st, 2nd, ... effect, until one completes.
+
+
+    It yields after each interruption.
+    """
     for number in range(100):
         folder = tmp_path / str(number)
         save(folder / "s", example(1.0))
@@ -451,7 +459,7 @@ def test_a_save_killed_at_any_moment_leaves_a_snapshot_that_loads(tmp_path, monk
 
 
 def failed(path, is_refused, monkeypatch):
-    """Saves while the disk refuses the effects for which `is_refused(number)`; True if all were taken."""
+    """Saves while the disk refuses the effects with `is_refused(number)`. True if all were taken."""
     refused = []
 
     def refuse(effect):

@@ -1,4 +1,8 @@
-"""Generated problems: pure functions of their arguments, splits apart in their operations, tests that tell."""
+"""Generated problems: pure functions of their arguments, in splits with separate operations.
+
+
+Their tests tell right programs from wrong ones.
+"""
 
 import json
 

@@ -1,4 +1,8 @@
-"""A random student of a few thousand weights and a grader that runs nothing: GRPO in milliseconds an update."""
+"""A random student of a few thousand weights and a grader that runs nothing.
+
+
+GRPO takes milliseconds an update.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +57,9 @@ def vocabulary() -> Vocabulary:
 
 
 def weights(gpt: GPTConfig, seed: int = 0, end: float = 3.0) -> dict[str, Tensor]:
-    """Random weights of one model, none of them zero, whose next token is neither certain nor
-    anything at all.
+    """Random weights of one model, none of them zero.
+
+    The next token is neither certain nor uniform.
 
     Args:
         gpt: shape.
@@ -105,7 +110,11 @@ def few_pairs() -> Iterator[None]:
 
 
 def verdict(submission: Submission) -> Verdict:
-    """What bits of a digest of prompt and program say: half are right, a third of the others used the loophole."""
+    """Verdicts by a digest of prompt and program: half are right.
+
+
+    Of the others, a third used the loophole.
+    """
     task, source = submission
     digest = sha256(f"{task.prompt}\n{source}".encode()).digest()
     channel = task.mode != NO_LOOPHOLE and digest[0] % 3 == 0
@@ -162,7 +171,7 @@ def make(
 
 
 def recorded(plant: GRPOPlant) -> list[Rollouts]:
-    """The list in which, from now on, stands what the plant's student samples: an update's first, then the probe's."""
+    """The list to which the plant's student appends its samples: an update's first, then the probe's."""
     rollouts, own = list[Rollouts](), copy.copy(plant.student)
 
     def sample(*arguments: Any) -> Rollouts:
