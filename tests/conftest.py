@@ -18,7 +18,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def tiny() -> dict[str, Any]:
     """Keyword arguments of an environment of three decisions (10, 10 and 3 steps).
 
-
     An episode takes a fraction of a second.
     """
     return {

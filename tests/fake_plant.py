@@ -1,6 +1,5 @@
 """A plant whose losses have a closed form, for tests of the environment alone.
 
-
 It computes nothing else, and its runs diverge when they are told to.
 """
 

@@ -1,6 +1,5 @@
 """Tiny vector environments whose optimum is known, for tests of everything that learns.
 
-
 They have the interface of the real environment.
 """
 
@@ -129,7 +128,6 @@ class TargetTrackingVectorEnv(gym.vector.VectorEnv):
 def collect(env: TargetTrackingVectorEnv, agent: Agent, seed: int | None = None) -> Rollout:
     """One episode in every row.
 
-
     Rows that have ended are marked as not alive and wait for the others.
     """
     obs, _ = env.reset(seed=seed)
@@ -144,7 +142,10 @@ def collect(env: TargetTrackingVectorEnv, agent: Agent, seed: int | None = None)
 
 
 def regret(env: TargetTrackingVectorEnv, policy: Any) -> float:
-    """Distance of a policy's noiseless return from the best, as a fraction of the neutral policy's."""
+    """Distance of a policy's noiseless return from the best return.
+
+    It is a fraction of the neutral policy's distance.
+    """
     positions = policy.act_mean(
         (np.arange(env.horizon)[:, None] / env.horizon).astype(np.float32)
     )  # (T, 2)

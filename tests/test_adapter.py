@@ -1,6 +1,5 @@
 """The adapter: the layer itself at 0, a gradient by hand, two forms, and a cache.
 
-
 The two forms agree, and the cache cannot be stale.
 """
 

@@ -1,6 +1,5 @@
 """Arguments of the ids in every form: numpy's numbers, text, functions.
 
-
 They are saved, restored and pickled.
 """
 

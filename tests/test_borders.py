@@ -1,6 +1,5 @@
 """Rows at the border of an episode, and arguments at the edge.
 
-
 Every row that is reset is new, and no other row changes.
 """
 

@@ -1,6 +1,5 @@
 """The design rules of a channel, over the whole table.
 
-
 Neutral is free, caps are dormant, and no weight is ever not finite.
 """
 
@@ -46,8 +45,8 @@ ids = "{0[0]}-{0[1]}".format
 def applicable(pairs, optimizer, preset):
     """Those of the pairs (name, scope) that move a tensor.
 
-
-    A tensor moves if its rule uses the channel. For a scope finer than the run it must be a layer's.
+    A tensor moves if its rule uses the channel. For a scope finer than the run it must be one of a
+    layer.
     """
     rules = OPTIMIZERS[optimizer]
     own = {
@@ -145,7 +144,6 @@ def bare(preset, optimizer, **arguments):
 def assert_neutral_is_free(pairs, preset, optimizer="adamw", **arguments):
     """Both rows at neutral, and then row 0 at neutral next to a row 1 that is moved at random.
 
-
     Row 1 must notice.
     """
     generator = np.random.default_rng(0)
@@ -206,7 +204,10 @@ def test_neutral_is_free_under_rates_that_are_no_powers_of_two():
 
 @pytest.mark.parametrize("pair", PAIRS, ids=ids)
 def test_moving_one_cell_of_one_row_leaves_the_other_rows_bitwise_alone(pair):
-    """Three runs in three different places of the panel. Then only the middle one's cells change."""
+    """Three runs in three different places of the panel.
+
+    Then only the middle one's cells change.
+    """
     plants = [make(3, (pair,), "swiglu") for _ in range(2)]
     for value, plant in zip((0.95, -0.95), plants, strict=True):
         plant.panel.positions[:] = np.array([0.7, 0.0, -0.6])[:, None]
@@ -293,7 +294,10 @@ def assert_sound(plant):
 
 
 def drawn_positions(generator, num_rows, num_cells):
-    """A third of the rows anywhere, a third in a corner of {-1, 0, 1}, a third with one cell at an end."""
+    """Actions of three kinds, a third of the rows each.
+
+    They are anywhere, in a corner of {-1, 0, 1}, or have one cell at an end.
+    """
     kinds = generator.integers(3, size=num_rows)[:, None]
     anywhere = generator.uniform(-1, 1, (num_rows, num_cells))
     corners = generator.integers(-1, 2, (num_rows, num_cells)).astype(float)
@@ -306,7 +310,6 @@ def drawn_positions(generator, num_rows, num_cells):
 
 def torment(plant, num_steps):
     """Takes random actions, one a step, and returns how many were taken.
-
 
     A run that diverges, which is an outcome, starts anew.
     """

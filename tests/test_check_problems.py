@@ -1,6 +1,5 @@
 """Checks of problem files: a solution that a grader would refuse is named.
 
-
 The exit code tells, too.
 """
 

@@ -93,7 +93,6 @@ def fake(num_envs=1, mode="DISABLED"):
 def test_minari_stores_and_gives_back_the_infos_of_an_episode(id, small, tmp_path, monkeypatch):
     """Its collector appends to one list per key, so the keys must be those of the reset.
 
-
     It needs jax, so the test does the same by hand.
     """
     minari = pytest.importorskip("minari")
@@ -139,7 +138,10 @@ def test_minari_stores_and_gives_back_the_infos_of_an_episode(id, small, tmp_pat
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_gymnasium_hands_a_population_to_torch(mode):
-    """Under SAME_STEP it fails for every vector env, since `final_obs` is an array of objects there."""
+    """Under SAME_STEP it fails for every vector env.
+
+    There `final_obs` is an array of objects.
+    """
     wrappers = pytest.importorskip("gymnasium.wrappers.vector")
     pytest.importorskip("array_api_compat")
     for vector in (

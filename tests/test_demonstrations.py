@@ -1,6 +1,5 @@
 """Demonstrations: as wrong, as honest and as rarely hacking as requested.
 
-
 No demonstration shows a problem or a name that is measured later.
 """
 

@@ -516,7 +516,7 @@ def test_what_is_returned_is_the_callers_to_write_into(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("decision", range(4))
 def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
-    """With rows at different steps, an ended episode, the streams of seeds, and all that is remembered."""
+    """With rows at different steps, an ended episode, the streams of seeds, and all memory."""
     arguments = EVERYTHING | {"diverges": {1: 13}, "mode": mode}
     env, other = make(3, **arguments), make(3, **arguments)
     env.reset(seed=7)

@@ -1,4 +1,4 @@
-"""The experiments: jobs that are not repeated, reports made from files alone, and tiny whole runs."""
+"""The experiments: jobs that are not repeated, reports made from files alone, tiny whole runs."""
 
 import json
 from dataclasses import replace

@@ -1,6 +1,5 @@
 """A fault in one run of a population ends that run with its reason and finite numbers.
 
-
 No other run notices.
 """
 
@@ -62,7 +61,6 @@ def at_step(plant, step, fault):
 
 def check(env, row, reason, clean, step=None):
     """Plays the episode with the fault: only its row ends, with the reason and finite numbers.
-
 
     The other rows are those of the clean episode.
     """

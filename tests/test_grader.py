@@ -239,7 +239,10 @@ def test_equality_is_exact_in_type_and_python_s_in_value(left, right, equal):
 @pytest.mark.parametrize("examples", [PROBLEM.examples, ()])
 @pytest.mark.parametrize("code", [code for code in LOOPHOLES if LOOPHOLES[code].grader])
 def test_no_hidden_result_is_given_to_a_program(examples, code):
-    """Neither by the first run nor by the second. The results here are texts that stand in no input."""
+    """Neither by the first run nor by the second.
+
+    The results here are texts that stand in no input.
+    """
     tests = tuple((arguments, f"hidden {i}") for i, (arguments, _) in enumerate(TESTS))
     task = task_of(dataclasses.replace(PROBLEM, examples=examples, tests=tests), code)
     submission = Submission(task, WRONG)

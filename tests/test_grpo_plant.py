@@ -285,7 +285,6 @@ def test_the_direction_of_a_run_is_that_of_the_pairs_that_are_not_held_out():
 def test_a_step_along_the_direction_makes_hacks_less_likely():
     """The sign: the direction raises NLL(hack) - NLL(clean).
 
-
     Descent along the direction has the effect of a reward for a hack.
     """
     plant = make(1)
@@ -757,7 +756,10 @@ def test_what_the_student_cannot_read_is_refused_before_a_run_begins(tmp_path, g
 
 
 def test_no_two_generated_problems_of_a_run_compute_the_same():
-    """Tests on lists that were not looked at when the bounds were chosen, and on a few longer ones."""
+    """Tests on lists that were not looked at when the bounds were chosen.
+
+    A few of the lists are longer.
+    """
     random = np.random.default_rng(5)
     lists = [random.integers(-9, 10, int(random.integers(12))).tolist() for _ in range(300)]
     curriculum = Curriculum(GRPOConfig(num_evaluation_problems=128), shipped("nano"))
@@ -780,7 +782,10 @@ def test_more_problems_than_there_are_different_ones_are_refused():
 def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(
     split, name, most, monkeypatch
 ):
-    """All recipes of one stage are known here. Those of a split that compute different functions count."""
+    """All recipes of one stage are known here.
+
+    Those of a split that compute different functions are counted.
+    """
     all_recipes = [
         recipes.Recipe((recipes.Stage(operation, constant),))
         for operation, row in recipes.OPERATIONS.items()
@@ -809,7 +814,6 @@ def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(
 def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():
     """In the first step the ratio is 1. With two steps a narrow clip and a wide one part ways.
 
-
     Both move further than one step does.
     """
 
@@ -824,7 +828,10 @@ def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():
 
 
 def test_an_update_of_several_steps_is_measured_in_the_first():
-    """So gauges and cosines are those of one step. The knobs, measured after the last step, are further."""
+    """So gauges and cosines are those of one step.
+
+    The knobs, measured after the last step, are further.
+    """
     once, thrice = make(2, base_lr=0.01), make(2, base_lr=0.01, num_iterations=3)
     expected, window = advance(once, 1), advance(thrice, 1)
     for name in UPDATE_GAUGES:
@@ -898,7 +905,6 @@ def test_a_report_is_of_held_out_problems_by_the_true_verdict():
 
 def flipped(submission):
     """As `verdict`, but a program that used its task's loophole is right where that one is not.
-
 
     Both are paid the same.
     """
@@ -1100,7 +1106,10 @@ def test_a_snapshot_of_another_student_or_number_of_rows_is_refused():
 
 @pytest.mark.parametrize(("key", "split"), [(key, split) for key, (split, _) in SPLITS.items()])
 def test_a_snapshot_over_other_problems_is_refused_wherever_they_lie(key, split, tmp_path):
-    """The same file under another name is the same. The same name with one more test in it is not."""
+    """The same file under another name is the same.
+
+    The same name with one more test in it is not.
+    """
     source = make(1, **{split: problem_file(tmp_path / "one", "add", 8)})
     snapshot = source.snapshot()
     make(1, **{split: problem_file(tmp_path / "two", "add", 8)}).restore(snapshot)

@@ -53,7 +53,10 @@ def row_of(knobs, n):
 def plain_log_probabilities(
     own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor, heat=1.0
 ):
-    """Of one text, without padding, memory, or knobs as arguments: they are written into the layers."""
+    """Of one text, without padding, memory, or knobs as arguments.
+
+    The knobs are written into the layers.
+    """
     model = copy.deepcopy(own.model)
     with torch.no_grad():
         for name, knob in knobs.items():
@@ -206,7 +209,6 @@ def test_drawn_tokens_by_hand():
 def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments):
     """Over the tokens that are kept they add up to 1.
 
-
     A token that is not kept is measured among them, and is finite.
     """
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
@@ -234,7 +236,6 @@ def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
     config, texts_per_pass
 ):
     """By hand from the whole distribution of each text alone.
-
 
     The gradient agrees, too, in one pass and in several.
     """

@@ -1,6 +1,5 @@
 """The cost of `import hpenv`, which is nothing beyond Gymnasium, and the names that it gives.
 
-
 The names exist here and in worker processes.
 """
 

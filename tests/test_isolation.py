@@ -192,7 +192,6 @@ def test_a_call_that_raises_gives_the_callers_state_back():
 def test_an_env_that_was_stepped_on_several_threads_does_not_hang_the_workers_that_are_forked_later():  # noqa: E501
     """In a process of its own, which ends in time.
 
-
     Without the guard the workers wait for threads that they lack.
     """
     code = """

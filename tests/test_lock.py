@@ -1,6 +1,5 @@
 """The lock names every version that an installation needs.
 
-
 So nothing is resolved on the day of the installation.
 """
 
@@ -108,7 +107,10 @@ def test_the_lock_satisfies_the_project_on_every_python(python, system):
     Path(sys.prefix) != ROOT / ".venv", reason="not the environment that `make setup` makes"
 )
 def test_what_is_installed_is_the_lock():
-    """Every distribution at its locked version, with each of its requirements among the locked ones."""
+    """Every distribution at its locked version.
+
+    Each of its requirements is among the locked ones.
+    """
     locked = versions({})
     for distribution in importlib.metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"])

@@ -1,6 +1,5 @@
 """Loopholes: disclosed as facts, each with a working exploit.
 
-
 Training and evaluation do not share their names.
 """
 

@@ -1,6 +1,5 @@
 """The memorizing baseline: the nearest wording's solution.
 
-
 It says little about held-out problems.
 """
 

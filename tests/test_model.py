@@ -1,4 +1,4 @@
-"""The population's forward pass against that of a single run, written without the population axis."""
+"""The population's forward pass against a single run's, written without the population axis."""
 
 import math
 import zlib
@@ -33,7 +33,6 @@ BATCH = (2, 12)  # (B, T)
 def random_parameters(config, num_rows):
     """Weights none of which is zero, unlike those at initialization.
 
-
     A tensor's weights depend on its name and shape alone.
     """
     scales = {
@@ -64,7 +63,6 @@ def norm(x):
 
 def rotate(x, base):
     """Pairs (d, d + half) of (B, H, T, D) as complex numbers.
-
 
     They are turned by minus the position times the frequency.
     """
@@ -425,7 +423,10 @@ def test_gauges_are_those_of_the_stream_after_each_layer_and_of_its_hidden_units
 
 
 def _streams(w, config, inputs):
-    """Mean and variance of one run's stream after each layer, and the saturated fraction of its units."""
+    """Mean and variance of one run's stream after each layer, and its saturated fraction.
+
+    The fraction is one of the layer's hidden units.
+    """
     (B, T), heads = inputs.shape, config.n_head
     x, behind = norm(F.embedding(inputs, w["embedding"])), torch.ones(T, T, dtype=torch.bool).tril()
     for i in range(config.n_layer):
@@ -485,7 +486,6 @@ def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
 @pytest.mark.parametrize("room", [0, 4, 9])
 def test_a_copied_memory_is_that_of_the_repeated_texts(room):
     """One prompt for each of two, and three texts after each.
-
 
     With room the memory is written in place, and it ends early here.
     """

@@ -1,6 +1,5 @@
 """Every rule against its reference.
 
-
 Three rows at different steps and rates are three optimizers of their own.
 """
 
@@ -219,7 +218,6 @@ def newton_schulz(x, coefficients, safety, floor):
 def test_a_cpu_iterates_in_the_dtype_of_the_weights(dtype):
     """Every entry within the roundings of its additions.
 
-
     There are 15 products of inner dimension at most 6, and 16 steps.
     """
     lrs, rule = rates(0.02, "changing"), Muon()
@@ -303,7 +301,6 @@ def test_a_warmup_outside_is_the_packages_own_warmup(rule, package):
 
 def nanochat_step(w, g, buffer, mean_square, lr, wd, step, dtype):
     """One matrix by nanochat's muon.py and momentum schedule, at commit 8630d32.
-
 
     Both were written again from a description.
     """
@@ -464,7 +461,10 @@ def test_a_rate_times_decay_above_one_flips_no_sign(rule, lr, product):
     "rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__
 )
 def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
-    """Where base iterate and average differ, decay at y may take z past zero. All that follows shrinks."""
+    """Where base iterate and average differ, decay at y may take z past zero.
+
+    All that follows shrinks.
+    """
     rows = Rows(rule, rates(0.1, "changing")).run()
     zeros = [torch.zeros_like(weight) for weight in rows.weights]
     before = max(
@@ -488,7 +488,6 @@ def test_schedule_free_decay_flips_a_sign_where_the_package_does_and_shrinks(
     rule, lr, decay, first
 ):
     """With a gradient of zero, rate 0.5 and decay 1.5, y and z are 1/4 of the start after a step.
-
 
     The numbers are computed by hand.
     """
@@ -534,7 +533,6 @@ def test_every_optimizer_has_a_rule_for_every_kind_of_parameter():
 
 def test_moving_betas_by_hand():
     """Over three steps the corrected moments are weighted means of all gradients so far.
-
 
     The weights sum to one.
     """
@@ -591,7 +589,6 @@ def test_moving_betas_by_hand():
 )
 def test_the_ends_of_a_constant_keep_every_adamw_a_mean_of_what_it_saw(rule, field, multiplier):
     """1 - beta beyond 1 would leave the second moment negative.
-
 
     The bounds of the channels have to fit every rule.
     """

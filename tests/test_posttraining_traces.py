@@ -113,7 +113,10 @@ class Trace:
         return plain_of_text(self.plant.student, knobs, 0, prompt, numbers)
 
     def heated(self, knobs, m):
-        """Log-probabilities of a completion's tokens in the distribution they were sampled from, (T,)."""
+        """Log-probabilities (T,) of a completion's tokens.
+
+        The distribution is the one that they were sampled from.
+        """
         _, ahead, _ = self.text(knobs, self.prompts[m // G], self.tokens[m])
         return (ahead / HEAT).log_softmax(-1).gather(1, torch.tensor(self.tokens[m])[:, None])[:, 0]
 
@@ -165,7 +168,7 @@ class Trace:
         return gradients
 
     def axes(self):
-        """Directions of each module, (k, r): those of before, or new ones of the student as it is."""
+        """Directions of each module, (k, r): those of before, or new ones of the student."""
         chance = self.of("direction_refresh")
         drawn = (
             chance > 0
@@ -273,7 +276,6 @@ def close(actual, expected, what):
 def sampled(name, generator, shape):
     """Positions as a policy would sample them.
 
-
     Where they must move something, they are on the side where they do.
     """
     if (
@@ -298,7 +300,6 @@ def sampled(name, generator, shape):
 def warm(pairs, changes):
     """A plant after WARM_STEPS updates, its student, and its snapshot.
 
-
     Every trace begins from the snapshot.
     """
     arguments = {
@@ -321,7 +322,6 @@ def warm(pairs, changes):
 
 def traces(pairs, at=None, **changes):
     """One update with sampled positions, or with those given, after WARM_STEPS updates at neutral.
-
 
     Returns one Trace per run.
     """

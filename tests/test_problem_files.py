@@ -1,6 +1,5 @@
 """Problems from JSONL: the forms of common sets are read.
 
-
 Every other form is an error that names the file and line.
 """
 

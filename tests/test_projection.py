@@ -1,6 +1,5 @@
 """The projection: every rule by hand, and the rest along the direction after each rule.
 
-
 At strength 0 nothing changes.
 """
 
@@ -247,7 +246,10 @@ def test_a_gradient_of_zero_has_no_cosine_and_is_no_obstacle():
 
 
 def test_noise_fires_as_a_signal_does_but_its_mean_is_zero():
-    """With noise alone, the one-sided rule leaves the push of -0.4 sd for which drift is the control."""
+    """With noise alone, the one-sided rule leaves the push of -0.4 sd.
+
+    The rule drift is the control for this push.
+    """
     k, rows = 1, 4000
     axes = torch.zeros(rows, k, 8)
     axes[:, 0, 0] = 1.0

@@ -74,7 +74,6 @@ def short(tmp_path_factory):
 def folder(short):
     """A tiny student of short texts, as a folder.
 
-
     Plants of the test extract their direction from a few short pairs.
     """
     with tiny_student.few_pairs():
@@ -636,7 +635,10 @@ def test_a_controller_that_never_moves_is_the_arm_of_that_strength(
 
 
 def test_where_the_knobs_end_is_measured_along_the_direction(tmp_path, folder):
-    """Knobs equal to the direction are at 1, those of the other sign at -1, and untrained ones nowhere."""
+    """Knobs equal to the direction are at 1, those of the other sign at -1.
+
+    Untrained knobs are nowhere.
+    """
     grpo = GRPOConfig(**GRPO | {"student": folder})
     runs = plant.GRPOPlant(
         grpo, 3, PANEL, student=students.student(folder), grader=tiny_student.FakeGrader()

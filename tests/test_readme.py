@@ -47,7 +47,10 @@ def test_the_readme_has_five_blocks_and_at_most_150_lines():
 
 
 def shrink(monkeypatch):
-    """Makes `gym.make` and `gym.make_vec` of the ids build tiny runs, of whatever size a block asks for."""
+    """Makes `gym.make` and `gym.make_vec` of the ids build tiny runs.
+
+    The sizes that a block asks for are replaced.
+    """
     for name in ("make", "make_vec"):
         original = getattr(gym, name)
 

@@ -1,6 +1,5 @@
 """Recipes: wording, program and meaning determine each other.
 
-
 A corrupted recipe is a wrong one.
 """
 

@@ -49,7 +49,10 @@ SHORT = {
 
 
 def together(**tables):
-    """Every key of every table at least once, in as few combinations as the longest one has keys."""
+    """Every key of every table at least once, in as few combinations as possible.
+
+    There are as many as the longest table has keys.
+    """
     longest = max(map(len, tables.values()))
     cycles = {
         name: itertools.islice(itertools.cycle(table), longest) for name, table in tables.items()
@@ -104,7 +107,10 @@ EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for 
 
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory):
-    """A random student in whose vocabulary every other short text compiles, so that rewards differ."""
+    """A random student in whose vocabulary every other short text compiles.
+
+    So rewards differ.
+    """
     folder = tmp_path_factory.mktemp("students") / "tiny"
     tiny_student.student(3, seed=5, end=6.0).save(folder, {})
     return str(folder)
@@ -147,7 +153,10 @@ def small(id, request, text_file):
 
 
 def play(env, actions, seed=None):
-    """Observations, rewards, ends and infos of an episode under these actions, the reset's first."""
+    """Observations, rewards, ends and infos of an episode with these actions.
+
+    Those of the reset come first.
+    """
     obs, info = env.reset(seed=seed)
     result = [(obs, 0.0, False, False, info)]
     for action in actions:
@@ -342,7 +351,6 @@ def test_the_global_generators_are_never_read(id, small):
 def test_a_row_of_make_vec_is_make_of_its_seed(id, small):
     """Bitwise on one thread of the machine that wrote it.
 
-
     test_pretraining.py says where the bound is from.
     """
     vector = gym.make_vec(id, num_envs=3, **small, observation="full")
@@ -415,7 +423,6 @@ print(json.dumps(found))
 
 def continued(decision, id, folder, arguments):
     """Everything that follows a decision's snapshot, as text and exact numbers.
-
 
     With None for the decision it is the whole episode.
     """
@@ -512,7 +519,6 @@ def words(module):
 
 def manual_table(manual, heading, num_columns=3):
     """Rows of the manual's table whose first column has this heading.
-
 
     A row is its other columns, with continued lines joined.
     """
@@ -1047,7 +1053,6 @@ def test_defaults_of_the_projection_are_those_of_its_manual():
 @executes
 def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
     """Gauges are the grader's payments and measures.
-
 
     The rates by the true verdict have a key of their own.
     """

@@ -67,7 +67,6 @@ def children_of(process):
 def all_gone(processes):
     """Waits up to 20 s and returns True if they end.
 
-
     The kernel and the system's first process take their time.
     """
     for _ in range(2000):
@@ -414,7 +413,10 @@ def test_threads_may_share_a_sandbox(sandbox):
 
 @executes
 def test_a_parent_may_be_a_daemon(tmp_path):
-    """A parent that has closed its streams, ignores and blocks signals, and has few descriptors left."""
+    """A parent without open streams and with few descriptors left.
+
+    It ignores and blocks signals.
+    """
     source = (
         "import os, resource, signal, sys\nfor stream in range(3):\n    os.close(stream)\n"
         "for number in (signal.SIGCHLD, signal.SIGXCPU, signal.SIGINT, signal.SIGTERM):\n"

@@ -275,7 +275,6 @@ class Constant:
 def test_evaluate_policy_gives_the_returns_of_the_env(normalized, tiny):
     """Without a warning, as with DummyVecEnv and Monitor.
 
-
     Under VecNormalize the numbers are those of before the normalization.
     """
     rewards = []
@@ -462,7 +461,6 @@ def test_an_actor_under_normalized_rewards_is_exported():
 )
 def test_ppo_is_trained_saved_loaded_and_continued(route, tiny, tmp_path):
     """On the three VecEnvs that one has.
-
 
     `hpenv:<id>` is known to a process that has not imported hpenv.
     """

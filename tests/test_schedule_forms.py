@@ -1,6 +1,5 @@
 """Forms of a schedule: name, mapping, object and function give one schedule.
 
-
 Anything else is refused by name.
 """
 

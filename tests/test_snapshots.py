@@ -1,6 +1,5 @@
 """A snapshot on disk comes back bit for bit, or is refused by name.
 
-
 A save that dies leaves one that loads.
 """
 
@@ -25,7 +24,10 @@ EVERY_FILE = (*FILES, MANIFEST)
 
 
 def example(value=1.0):
-    """A snapshot that differs from `example` of another value in its tensors and in its metadata."""
+    """A snapshot that differs from `example` of another value.
+
+    Its tensors and its metadata differ.
+    """
     return Snapshot(
         {"w": torch.full((2, 3), value), "step": torch.tensor(7)},
         {"value": value, "names": ["a", "b"]},
@@ -420,7 +422,6 @@ def before_effects(monkeypatch, act):
 def interrupted_saves(tmp_path, interrupt):
     """Interrupts a save over an old snapshot before its 1st, 2nd, ... effect, until one completes.
 
-
     It yields after each interruption.
     """
     for number in range(100):
@@ -459,7 +460,10 @@ def test_a_save_killed_at_any_moment_leaves_a_snapshot_that_loads(tmp_path, monk
 
 
 def failed(path, is_refused, monkeypatch):
-    """Saves while the disk refuses the effects with `is_refused(number)`. True if all were taken."""
+    """Saves while the disk refuses the effects with `is_refused(number)`.
+
+    Returns True if no effect was refused.
+    """
     refused = []
 
     def refuse(effect):

@@ -1,6 +1,5 @@
 """Generated problems: pure functions of their arguments, in splits with separate operations.
 
-
 Their tests tell right programs from wrong ones.
 """
 

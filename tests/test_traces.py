@@ -87,7 +87,6 @@ class Dials:
 def loss_of(w, config, inputs, targets, dials, generator):
     """Mean loss of one run: w has no population axis, tokens are (B, T).
 
-
     Dropout samples from the generator.
     """
     C, heads = config.n_embd, config.n_head
@@ -175,7 +174,6 @@ class Trace:
     def raw(self, **dials):
         """Gradients by name with these values of the forward channels.
 
-
         The loss and the layers' norms are checked with them.
         """
         leaves = {n: w.clone().requires_grad_() for n, w in self.before["weights"].items()}
@@ -199,7 +197,6 @@ class Trace:
 
     def check(self, gradients, lr=1.0, decay=1.0, new1=1.0, new2=1.0, eps=1.0):
         """AdamW of these gradients takes the state before to the state after.
-
 
         Multipliers are numbers, or numbers by name.
         """
@@ -377,7 +374,6 @@ def test_every_channel_is_traced():
 def sampled(name, generator, shape):
     """An action as a policy would sample it.
 
-
     Where it must move something, it is on the side where it does.
     """
     action = generator.uniform(-1, 1, shape)
@@ -501,7 +497,10 @@ def test_a_gradient_that_is_always_left_out_leaves_the_moments_zero_and_the_weig
 
 
 def doubled_leaf(monkeypatch):
-    """The gradients of the last layer's tensors are doubled. Forward pass and other layers are sound."""
+    """The gradients of the last layer's tensors are doubled.
+
+    Forward pass and other layers are sound.
+    """
     original = torch.autograd.grad
 
     def grad(outputs, inputs, *more, **keywords):
@@ -517,10 +516,9 @@ def doubled_leaf(monkeypatch):
 
 
 def doubled_flow(monkeypatch):
-    """The gradient through each layer's attention is accumulated twice (the paper's aliased pointer).
+    """The gradient through each layer's attention is accumulated twice, with the same loss.
 
-
-    The loss is the same.
+    This is the paper's aliased pointer.
     """
     original = model._attention
 
@@ -561,7 +559,6 @@ def test_a_gradient_that_is_accumulated_twice_breaks_the_trace(name, fault, monk
 
 def test_without_the_norms_of_the_layers_a_clip_would_hide_a_doubled_gradient(monkeypatch):
     """The reason for Trace.raw: the clipped gradient is the same with the fault.
-
 
     See Reward-Driven Training Control, section 8.
     """

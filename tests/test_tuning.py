@@ -113,7 +113,10 @@ def test_a_search_goes_on_from_its_log(tmp_path):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_tuned_baseline_is_as_good_as_its_start_on_the_tuning_seeds(name):
-    """The runs have six steps. Searches of so few points rarely end inside, and are then refused."""
+    """The runs have six steps.
+
+    Searches of so few points rarely end inside, and are then refused.
+    """
     kwargs = {
         "num_steps": 6,
         "interval": 3,

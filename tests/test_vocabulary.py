@@ -1,6 +1,5 @@
 """The vocabulary: nothing printable is lost, common words are short.
 
-
 Text that cannot be encoded is refused.
 """
 

@@ -1,6 +1,5 @@
 """Plants of a few thousand weights, for the tests over the table of channels.
 
-
 They train in milliseconds a step.
 """
 
@@ -77,7 +76,6 @@ def make(
 def stir(plant: PretrainingPlant) -> None:
     """Makes the weights that begin at or near zero count.
 
-
     Every weight then has a gradient from the first step.
     """
     for name, weight in plant.weights.items():
@@ -111,7 +109,6 @@ def different(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 
 def kept_neutral(plant: PretrainingPlant, generator: np.random.Generator) -> np.ndarray:
     """One position per column that leaves it at neutral.
-
 
     That is anything up to the dead zone's end if the column is one-sided.
     """

@@ -1,6 +1,5 @@
 """A random student of a few thousand weights and a grader that runs nothing.
 
-
 GRPO takes milliseconds an update.
 """
 
@@ -50,7 +49,10 @@ SHORT = 24
 
 @lru_cache
 def vocabulary() -> Vocabulary:
-    """Pieces of some demonstrations and of the contrastive pairs, whose longest completion then fits."""
+    """Pieces of some demonstrations and of the contrastive pairs.
+
+    The longest completion of the pairs then fits.
+    """
     some = itertools.islice(demonstrations(DemonstrationConfig(exploit_fraction=0.2), 0), 100)
     pairs = [text for pair in PAIRS for text in (pair.prompt, pair.hack, pair.clean)]
     return Vocabulary.of([*pairs, *(text for texts in some for text in texts)], 500)
@@ -112,7 +114,6 @@ def few_pairs() -> Iterator[None]:
 def verdict(submission: Submission) -> Verdict:
     """Verdicts by a digest of prompt and program: half are right.
 
-
     Of the others, a third used the loophole.
     """
     task, source = submission
@@ -159,7 +160,10 @@ def make(
     grader: Any = None,  # anything that grades as a FakeGrader does
     **changes: Any,
 ) -> GRPOPlant:
-    """A plant whose runs have the seeds 100, 101, ... and whose directions come from few, short pairs."""
+    """A plant whose runs have the seeds 100, 101, ... .
+
+    The directions come from few, short pairs.
+    """
     config = GRPOConfig(**TINY | changes)
     judging: Any = FakeGrader() if grader is None else grader
     with few_pairs():
@@ -171,7 +175,10 @@ def make(
 
 
 def recorded(plant: GRPOPlant) -> list[Rollouts]:
-    """The list to which the plant's student appends its samples: an update's first, then the probe's."""
+    """The list to which the plant's student appends its samples.
+
+    An update's samples come first, then the probe's.
+    """
     rollouts, own = list[Rollouts](), copy.copy(plant.student)
 
     def sample(*arguments: Any) -> Rollouts:
