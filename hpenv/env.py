@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from hpenv.arrays import BoolArray, FloatArray
+from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import as_python, check_count
 from hpenv.infos import Info, columns, mask_rows, only_row, overwrite_rows, row_value, with_masks
 from hpenv.isolation import with_torch_defaults
@@ -162,6 +162,13 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         )
         self._window: Window | None = None
         self._history = [History() for _ in range(self.num_envs)]
+
+    @property
+    def steps(self) -> IntArray:
+        """Optimizer steps that each run has taken, (N,)."""
+        if self._window is None:
+            return np.zeros(self.num_envs, dtype=np.int64)
+        return self._window.steps.copy()
 
     @property
     def num_decisions(self) -> int:

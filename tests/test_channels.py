@@ -481,3 +481,16 @@ def test_no_draw_of_a_channel_touches_the_global_generator():
     before = torch.get_rng_state()
     advance(plant, 2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@OF_ALL_PLANTS
+def test_the_position_of_a_value_is_the_inverse_of_values(found):
+    reachable = np.linspace(-1.0, 1.0, 21)
+    if found.one_sided:
+        reachable = reachable[reachable > DEAD_ZONE]
+    for position in reachable:
+        value = float(found.values(np.array(position)))
+        assert found.position(value) == pytest.approx(position, abs=1e-9)
+    assert found.position(found.neutral) == 0.0
+    with pytest.raises(ValueError, match=f"{found.name} must be from "):
+        found.position(2.0 * found.bounds[1] + 1.0)

@@ -10,9 +10,11 @@ import torch
 
 import hpenv
 from hpenv.benchmark.environments import parse_assignments
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_policy, probe_loss
 from hpenv.benchmark.results import read_result
+from hpenv.env import TrainLoopVectorEnv
 from hpenv.policies import Neutral, ScheduleTable, save_policy
+from tests.fake_plant import FakePlant
 from train_agents.evaluate import main
 from train_agents.outputs import FORMAT
 
@@ -253,3 +255,17 @@ def test_another_environment_than_that_of_the_training_is_told(tmp_path, capsys)
         [*command, *(f"{key}={json.dumps(value)}" for key, value in trained["env_kwargs"].items())]
     )
     assert "note:" not in capsys.readouterr().out
+
+
+def test_the_measured_groups_are_as_before_when_measuring_fails(monkeypatch):
+    env = TrainLoopVectorEnv(FakePlant(1), interval=5, horizon=10, reward={"loss_change": 1.0})
+    env.reset(seed=0)
+    before = set(env.plant.tiers)
+
+    def fail(num_steps):
+        raise RuntimeError
+
+    monkeypatch.setattr(env.plant, "advance", fail)
+    with pytest.raises(RuntimeError):
+        probe_loss(env)
+    assert set(env.plant.tiers) == before

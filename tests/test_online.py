@@ -251,6 +251,23 @@ def test_the_probe_is_measured_with_the_dials_at_the_means_and_leaves_the_panel(
     assert np.array_equal(found, probe_loss(env))
 
 
+def test_the_panel_is_as_before_when_an_evaluation_fails(monkeypatch):
+    env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
+    names, columns = env.observation_names, (env.action_kinds, env.action_immediate)
+    agent = SidecarAgent(2, len(names), *columns, action_names=env.action_names)
+    population = Population(env, agent, [3, 4])
+    population.decide(trace=False)
+    before = env.plant.panel.positions.copy()
+
+    def fail():
+        raise RuntimeError
+
+    monkeypatch.setattr(env, "evaluate", fail)
+    with pytest.raises(RuntimeError):
+        population.evaluate()
+    assert np.array_equal(env.plant.panel.positions, before)
+
+
 def test_grouped_rows_are_one_run_with_a_sidecar_each(tmp_path):
     rows, extra = run_online(
         tiny(tmp_path, seed_mode="grouped", sidecar={"baseline": "population"}), ENV

@@ -21,7 +21,6 @@ from hpenv.optim.rules import (
     Rates,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
-    evaluation_weights,
     optimizer_rules,
 )
 
@@ -104,7 +103,7 @@ class Rows:
 
     def evaluated(self):
         pairs = zip(self.weights, self.states, strict=True)
-        return [evaluation_weights(self.rule, weight, state) for weight, state in pairs]
+        return [self.rule.evaluation_weights(weight, state) for weight, state in pairs]
 
 
 def reference(make, lrs, row, shapes=SHAPES, dtype=torch.float64, decays=DECAYS):

@@ -17,7 +17,7 @@ import torch
 
 from hpenv.lm import model
 from hpenv.lm.data import load_corpus
-from hpenv.optim.rules import JORDAN, OPTIMIZERS, Muon, Rates, evaluation_weights
+from hpenv.optim.rules import JORDAN, OPTIMIZERS, Muon, Rates
 from hpenv.optim.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
 from hpenv.plant.protocol import Snapshot
 from hpenv.pretraining.config import PretrainingConfig
@@ -347,7 +347,7 @@ def test_a_schedule_free_plant_is_measured_at_the_average(optimizer):
     plant = make(optimizer=optimizer, base_lr=1e-2)
     window, score = advance(plant, 10), plant.evaluate()
     for name, weight in plant.weights.items():
-        average = evaluation_weights(plant._rule(name), weight, plant.optimizer_state[name])
+        average = plant._rule(name).evaluation_weights(weight, plant.optimizer_state[name])
         is_averaged = (
             optimizer != "schedule_free_adamw_muon" or model.parameter_kind(name) != "matrix"
         )

@@ -254,7 +254,7 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
     )
     final_mean, probe = population.means(), population.probe()
     env, score = population.env, population.env.plant.score
-    taken = env.snapshot().tensors["window/steps"].tolist()  # fewer for a diverged run
+    taken = env.steps.tolist()  # fewer for a diverged run
 
     rows = []
     for i, seed in enumerate(config.row_seeds):

@@ -132,8 +132,10 @@ class Population:
         sampled = panel.positions.copy()
         rows = np.ones(self.env.num_envs, dtype=bool)
         panel.move(self.means()[:, : sampled.shape[1]], rows)
-        yield
-        panel.move(sampled, rows)
+        try:
+            yield
+        finally:
+            panel.move(sampled, rows)
 
     def mean_loss(self, purpose: Literal["curve", "log"]) -> FloatArray:
         """Returns the mean training loss since the last call for the same purpose, (N,).

@@ -185,6 +185,7 @@ def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
     """
     tiers = env.plant.tiers
     env.plant.measure(tiers | {"probe"})
-    loss = env.plant.advance(np.zeros(env.num_envs, dtype=np.int64)).probe_loss
-    env.plant.measure(tiers)
-    return loss
+    try:
+        return env.plant.advance(np.zeros(env.num_envs, dtype=np.int64)).probe_loss
+    finally:
+        env.plant.measure(tiers)

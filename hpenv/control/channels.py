@@ -97,6 +97,27 @@ class Channel:
 
         return np.clip(values, low, high)
 
+    def position(self, value: float) -> float:
+        """Returns the position of a value, the inverse of `values`; 0 for neutral.
+
+        Raises:
+            ValueError: the value is out of bounds.
+        """
+        low, high = self.bounds
+        if not low <= value <= high:
+            raise ValueError(f"{self.name} must be from {low} to {high}; got {value}")
+        if value == self.neutral:
+            return 0.0
+
+        far = high if value > self.neutral else low
+        if self.warp == "log":
+            fraction = math.log(value / self.neutral) / math.log(far / self.neutral)
+        else:
+            fraction = (value - self.neutral) / (far - self.neutral)
+        if self.one_sided:
+            return DEAD_ZONE + (1.0 - DEAD_ZONE) * fraction
+        return fraction if far == high else -fraction
+
     def _between(self, end: float, fraction: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the value at a fraction of the way from neutral to an end of the bounds."""
         if self.warp == "log":

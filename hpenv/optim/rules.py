@@ -110,6 +110,19 @@ class Rule(Protocol):
     ) -> None:
         """Moves the weights of K tensors in place. `steps` (N,) counts from 0."""
 
+    def evaluation_weights(self, weight: Tensor, state: State) -> Tensor:
+        """Returns the weights that held-out numbers belong to."""
+
+
+def _trained_weights(rule: Rule, weight: Tensor, state: State) -> Tensor:
+    """Returns the weights themselves."""
+    return weight
+
+
+def _average(rule: ScheduleFreeSGD | ScheduleFreeAdamW, weight: Tensor, state: State) -> Tensor:
+    """Returns the average x of a schedule-free rule."""
+    return (weight - (1.0 - rule.momentum) * state["z"]) / rule.momentum
+
 
 @dataclass(frozen=True)
 class AdamW:
@@ -125,6 +138,8 @@ class AdamW:
     beta2: float = 0.95
     eps: float = 1e-8
     optimizer: str = "adamw"
+
+    evaluation_weights = _trained_weights
 
     def init(self, weight: Tensor) -> State:
         """Returns first and second moments, and the products of the betas so far, (N,)."""
@@ -175,6 +190,8 @@ class SGD:
     momentum: float = 0.9
     nesterov: bool = False
     optimizer: str = "sgd"
+
+    evaluation_weights = _trained_weights
 
     def init(self, weight: Tensor) -> State:
         """Returns the momentum buffer."""
@@ -264,6 +281,8 @@ class Muon:
     optimizer: str = "muon"
     newton_schulz_dtype: str | None = None  # key of NEWTON_SCHULZ_DTYPES
 
+    evaluation_weights = _trained_weights
+
     def init(self, weight: Tensor) -> State:
         """Returns the momentum buffer.
 
@@ -335,6 +354,8 @@ class NanochatMuon:
     optimizer: str = "muon"
     newton_schulz_dtype: str | None = None  # key of NEWTON_SCHULZ_DTYPES
 
+    evaluation_weights = _trained_weights
+
     def init(self, weight: Tensor) -> State:
         """Returns the momentum buffer and the mean squares along the longer side."""
         state = Muon().init(weight)
@@ -387,6 +408,8 @@ class ScheduleFreeSGD:
     weight_lr_power: float = 2.0  # a step's weight in the average is (largest lr so far)^power
     optimizer: str = "schedule_free"
 
+    evaluation_weights = _average
+
     def init(self, weight: Tensor) -> State:
         """Returns the base iterate and two numbers per run.
 
@@ -420,6 +443,8 @@ class ScheduleFreeAdamW:
     eps: float = 1e-8
     weight_lr_power: float = 2.0
     optimizer: str = "schedule_free"
+
+    evaluation_weights = _average
 
     def init(self, weight: Tensor) -> State:
         """Returns the state of ScheduleFreeSGD and the second moment."""
@@ -457,16 +482,6 @@ def _schedule_free_update(
     u = direction + y * decay
     y.add_((state["z"] - y) * c).add_(u * (lr * (beta * (1.0 - c) - 1.0)))
     state["z"].sub_(u * lr)
-
-
-def evaluation_weights(rule: Rule, weight: Tensor, state: State) -> Tensor:
-    """Returns the weights that held-out numbers belong to.
-
-    They are the average x under a schedule-free rule, and the weights themselves otherwise.
-    """
-    if isinstance(rule, ScheduleFreeSGD | ScheduleFreeAdamW):
-        return (weight - (1.0 - rule.momentum) * state["z"]) / rule.momentum
-    return weight
 
 
 _NANOCHAT_ADAMW = AdamW(beta1=0.8, beta2=0.95, eps=1e-10)

@@ -26,7 +26,7 @@ from hpenv.control.channels import CHANNELS
 from hpenv.control.panel import Panel, TensorSite
 from hpenv.lm import model
 from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus, require_length
-from hpenv.optim.rules import Rates, Rule, evaluation_weights, optimizer_rules, rule_description
+from hpenv.optim.rules import Rates, Rule, optimizer_rules, rule_description
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import TIERS, Score, Window
 from hpenv.plant.seeds import step_generator
@@ -495,7 +495,7 @@ class PretrainingPlant(Runs):
     def _evaluation_weights(self) -> Mapping[str, Tensor]:
         return self._cast(
             {
-                name: evaluation_weights(self._rule(name), weight, self.optimizer_state[name])
+                name: self._rule(name).evaluation_weights(weight, self.optimizer_state[name])
                 for name, weight in self.weights.items()
             }
         )
