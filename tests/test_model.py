@@ -494,7 +494,7 @@ def test_a_copied_memory_is_that_of_the_repeated_texts(room):
     texts, _ = random_batch(config, 2, (2 * times, 4), seed=5)
     states_of(params, config, tokens, memory)
     before = [tuple(x.clone() for x in layer) for layer in memory.layers]
-    copies = memory.copied(torch.arange(4).repeat_interleave(times), room)
+    copies = memory.copy_rows(torch.arange(4).repeat_interleave(times), room)
     found = torch.cat(
         [states_of(params, config, piece, copies) for piece in texts.split((1, 2, 1), -1)], 2
     )
@@ -520,7 +520,7 @@ def test_gradients_flow_through_what_is_remembered():
             memory = model.KVCache()
             states_of(leaves, config, tokens, memory)
             states = states_of(
-                leaves, config, texts, memory.copied(torch.arange(4).repeat_interleave(times))
+                leaves, config, texts, memory.copy_rows(torch.arange(4).repeat_interleave(times))
             )
         else:
             whole = torch.cat([tokens.repeat_interleave(times, 1), texts], -1)

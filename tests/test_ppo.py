@@ -120,7 +120,7 @@ def test_its_advantages_are_our_gae(monkeypatch):
 def test_every_call_learns_from_whole_episodes_that_it_starts():
     agent = PPOAgent(1, 2, SMALL)
     metrics = learn(agent, 0, num_episodes=12)
-    assert agent.num_decisions_taken == metrics["time/total_timesteps"] == 12 * 12
+    assert agent.num_taken_decisions == metrics["time/total_timesteps"] == 12 * 12
     assert metrics["rollout/ep_len_mean"] == 12.0
     assert metrics["train/n_updates"] == 3 * 4
     vec_env = make(ends={0: 5})
@@ -134,7 +134,7 @@ def test_the_number_of_rows_may_change_between_calls():
     agent = PPOAgent(1, 2, SMALL)
     agent.learn(make(), 4)
     agent.learn(SB3VecEnv(TargetTrackingVectorEnv(num_envs=2)), 4)
-    assert agent.num_decisions_taken == 8 * 12
+    assert agent.num_taken_decisions == 8 * 12
 
 
 def test_metrics_are_finite_and_the_same_in_every_run():
