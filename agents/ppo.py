@@ -210,7 +210,7 @@ class PPOAgent:
         return SB3MLP.from_layers(actor.mlp_extractor.policy_net, actor.action_net, actor.log_std)
 
     @property
-    def num_decisions_taken(self) -> int:
+    def num_taken_decisions(self) -> int:
         """Number of decisions in all updates so far, over all rows (num_timesteps)."""
         return self.model.num_timesteps
 

@@ -62,9 +62,9 @@ from hpenv.policies.neutral import Neutral
 from hpenv.policies.store import load_state, save_state
 
 #: Initial standard deviation by kind of cell [position]. One-sided cells have no effect up to 0.1
-#: (hpenv.control.channels). With 0.04, 0.6 % of the samples lie beyond that. The noise of `scale` alone at
-#: 0.1 cost a run of 1000 steps 0.8 % in bits per byte. At 0.03, three seeds could show no cost (the
-#: cost grows with the square).
+#: (hpenv.control.channels). With 0.04, 0.6 % of the samples lie beyond that. The noise of `scale`
+#: alone at 0.1 cost a run of 1000 steps 0.8 % in bits per byte. At 0.03, three seeds could show no
+#: cost (the cost grows with the square).
 INITIAL_STD: dict[str, float] = {
     "scale": 0.03,
     "shrink": 0.1,

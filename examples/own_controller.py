@@ -23,7 +23,10 @@ class Braking:
         self.start = start
 
     def act_mean(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns positions (N, 2) in [-1, 1] from observations (N, F); the first is the progress."""
+        """Returns positions (N, 2) in [-1, 1] from observations (N, F).
+
+        The first column of the observations is the progress.
+        """
         rates = self.start * (1.0 - observations[:, 0])
         return np.stack([rates, np.zeros_like(rates)], axis=1).astype(np.float32)
 

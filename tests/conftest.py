@@ -16,7 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def tiny() -> dict[str, Any]:
-    """Keyword arguments of an environment of three decisions (10, 10 and 3 steps) that takes a fraction of a second."""
+    """Keyword arguments of an environment of three decisions (10, 10 and 3 steps).
+
+    An episode takes a fraction of a second.
+    """
     return {
         "data": "synthetic",
         "batch_tokens": 64,

@@ -1,4 +1,7 @@
-"""A plant whose losses are a closed form, for tests of the environment alone: instant, diverging when told to."""
+"""A plant whose losses have a closed form, for tests of the environment alone.
+
+It computes nothing else, and its runs diverge when they are told to.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ GROUPS = groups_of(MEASUREMENTS)
 
 
 class FakePlant:
-    """Every step takes the loss of row i from x to x (1 - 0.01 m), where m is its multiplier of the
-    learning rate.
+    """Every step takes the loss of row i from x to x (1 - 0.01 m).
+
+    m is the row's multiplier of the learning rate.
 
     Row i of seed s starts at INITIAL_LOSS + (s mod 1000) / 1000. The loss of the last batch after
     its update is 0.99 of the run's, layer j's numbers are 1 / (j + 1) of those of the run. It has

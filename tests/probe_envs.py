@@ -1,4 +1,7 @@
-"""Tiny vector environments whose optimum is known, with the interface of the real one, for tests of whatever learns."""
+"""Tiny vector environments whose optimum is known, for tests of everything that learns.
+
+They have the interface of the real environment.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from agents.base import Agent, Rollout
 
 
 class TargetTrackingVectorEnv(gym.vector.VectorEnv):
-    """An open-loop schedule to be found: reward -|u - target(t)|^2 at each of 12 decisions,
-    observation [t / T].
+    """An open-loop schedule that must be found, from the observation [t / T].
+
+    The reward is -|u - target(t)|^2 at each of 12 decisions.
 
     The best policy plays `targets`, and its return is the sum of the noise alone. A row ends after
     `horizon` decisions, or after the number that `ends` has for it; with autoreset disabled a row
@@ -122,7 +126,10 @@ class TargetTrackingVectorEnv(gym.vector.VectorEnv):
 
 
 def collect(env: TargetTrackingVectorEnv, agent: Agent, seed: int | None = None) -> Rollout:
-    """One episode in every row; rows that have ended are marked as not alive and wait for the others."""
+    """One episode in every row.
+
+    Rows that have ended are marked as not alive and wait for the others.
+    """
     obs, _ = env.reset(seed=seed)
     alive = np.ones(env.num_envs, dtype=bool)
     rows: list[tuple[np.ndarray, ...]] = []
@@ -135,7 +142,10 @@ def collect(env: TargetTrackingVectorEnv, agent: Agent, seed: int | None = None)
 
 
 def regret(env: TargetTrackingVectorEnv, policy: Any) -> float:
-    """How far a policy's noiseless return is from the best, as a fraction of how far the neutral policy's is."""
+    """Distance of a policy's noiseless return from the best return.
+
+    It is a fraction of the neutral policy's distance.
+    """
     positions = policy.act_mean(
         (np.arange(env.horizon)[:, None] / env.horizon).astype(np.float32)
     )  # (T, 2)

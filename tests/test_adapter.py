@@ -1,4 +1,7 @@
-"""The adapter: the layer itself at 0, a gradient by hand, two forms that agree, and a cache that cannot be stale."""
+"""The adapter: the layer itself at 0, a gradient by hand, two forms, and a cache.
+
+The two forms agree, and the cache cannot be stale.
+"""
 
 from pathlib import Path
 
@@ -69,9 +72,8 @@ def test_a_decomposition_multiplies_back_to_the_weight(shape):
     r = min(shape)
     assert (U.shape, S.shape, Vh.shape) == ((shape[0], r), (r,), (r, shape[1]))
     assert U.dtype == S.dtype == Vh.dtype == torch.float32
-    u = (
-        2.0**-24
-    )  # three factors are rounded, and sums of r and of shape[0] products are; rows of U have length <= 1
+    # Three factors are rounded, and sums of r and of shape[0] products. Rows of U have length <= 1.
+    u = 2.0**-24
     torch.testing.assert_close(
         U @ torch.diag(S) @ Vh, weight, atol=(r + 4) * u * S[0].item(), rtol=0
     )
@@ -117,7 +119,8 @@ def test_a_file_of_the_cache_that_is_not_what_was_written_is_named(tmp_path):
         (b"", "must be a whole safetensors file"),
         (
             other,
-            "must hold the decomposition that was written there, .* got tensors {'U': .*; delete it",
+            "must hold the decomposition that was written there, .* got tensors {'U': .*; "
+            "delete it",
         ),
         (
             safetensors.torch.save(bent, header),
@@ -146,7 +149,8 @@ def test_a_place_that_cannot_be_a_cache_is_refused_before_anything_is_computed(
     ):
         with pytest.raises(
             ValueError,
-            match=r"cache_dir must be a folder that can be written to; got '.*' \(.*\); name another",
+            match=r"cache_dir must be a folder that can be written to; got '.*' \(.*\); "
+            "name another",
         ):
             decompose(randn(6, 4), place)
 
@@ -240,7 +244,7 @@ def test_the_module_and_the_adapted_weight_are_one_function(form):
     torch.testing.assert_close(adapter(x), x @ weight.T + layer.bias, atol=1e-5, rtol=1e-5)
 
 
-def test_at_zero_the_additive_form_is_the_layer_bitwise_and_the_replacement_within_the_papers_tolerance():
+def test_at_zero_the_additive_form_is_the_layer_bitwise_and_the_replacement_within_the_papers_tolerance():  # noqa: E501
     layer, x = linear(40, 64), randn(10, 64, seed=2)
     expected = layer(x)
     assert torch.equal(AntiPaSTOLinear(layer)(x), expected)

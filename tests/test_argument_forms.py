@@ -1,4 +1,7 @@
-"""Arguments of the ids in every form they come in: numpy's numbers, text, functions; saved, restored and pickled."""
+"""Arguments of the ids in every form: numpy's numbers, text, functions.
+
+They are saved, restored and pickled.
+"""
 
 import copy
 import dataclasses

@@ -186,9 +186,11 @@ def test_the_schedule_free_sweep_is_table_3():
         found = schedule_free_configurations(reading, 561)
         assert {kwargs["optimizer"] for kwargs in found.values()} == {optimizer}
         assert [
-            (k["base_lr"]["embedding"], k["base_weight_decay"]["unembedding"], k["schedule"]["embedding"].warmup_steps)
+            (k["base_lr"]["embedding"], k["base_weight_decay"]["unembedding"],
+             k["schedule"]["embedding"].warmup_steps)
             for k in found.values()
-        ] == [(0.5, 0, 0), (0.5, 0.01, 0), (1, 0, 0), (1, 0.01, 0), (2, 0, 0), (2, 0.01, 0), (1, 0.01, 100),
+        ] == [(0.5, 0, 0), (0.5, 0.01, 0), (1, 0, 0), (1, 0.01, 0), (2, 0, 0), (2, 0.01, 0),
+              (1, 0.01, 100),
               (1, 0.01, 300)]  # fmt: skip
     assert set(
         schedule_free_configurations("sgd", 561, "jel-73m")["lr2_wd0_warmup0"]["base_lr"]
@@ -203,7 +205,7 @@ def test_the_multipliers_are_a_log_grid_of_the_base():
     assert np.diff(np.log(rates)) == pytest.approx(np.full(6, math.log(100) / 6))
 
 
-def test_the_hand_tuned_rates_are_the_best_point_of_their_search_on_seeds_that_nothing_is_reported_on():
+def test_the_hand_tuned_rates_are_the_best_point_of_their_search_on_seeds_that_nothing_is_reported_on():  # noqa: E501
     found = json.loads(HAND_TUNED.read_text())
     best = min(found["history"], key=lambda line: line["score"])
     assert found["probe_loss"] == best["score"] <= found["start"]["probe_loss"]
@@ -397,7 +399,8 @@ def test_an_unknown_baseline_is_named_with_what_is_accepted():
         configurations(["best"], 561)
 
 
-TINY = ("--data", "synthetic", "--batch-tokens", "64", "--sequence-length", "16", "--num-steps", "6", "--interval", "3",
+TINY = ("--data", "synthetic", "--batch-tokens", "64", "--sequence-length", "16", "--num-steps",
+        "6", "--interval", "3",
         "--eval-tokens", "512")  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Rows at the border of an episode: what is reset is new, what is not stays; and arguments at the edge."""
+"""Rows at the border of an episode, and arguments at the edge.
+
+Every row that is reset is new, and no other row changes.
+"""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,7 @@
-"""The design rules of a dial, over the whole table: neutral is free, caps are dormant, no weight is ever not finite."""
+"""The design rules of a channel, over the whole table.
+
+Neutral is free, caps are dormant, and no weight is ever not finite.
+"""
 
 import math
 from functools import lru_cache
@@ -40,7 +43,11 @@ ids = "{0[0]}-{0[1]}".format
 
 
 def applicable(pairs, optimizer, preset):
-    """Those of the pairs that move a tensor: one whose rule has a use for it, of a layer if the scope is finer."""
+    """Those of the pairs (name, scope) that move a tensor.
+
+    A tensor moves if its rule uses the channel. For a scope finer than the run it must be one of a
+    layer.
+    """
     rules = OPTIMIZERS[optimizer]
     own = {
         n: rules[model.parameter_kind(n)].optimizer for n in model.parameter_shapes(PRESETS[preset])
@@ -135,7 +142,10 @@ def bare(preset, optimizer, **arguments):
 
 
 def assert_neutral_is_free(pairs, preset, optimizer="adamw", **arguments):
-    """Both rows at neutral; then row 0 at neutral beside a row 1 that is moved at random, and that must notice."""
+    """Both rows at neutral, and then row 0 at neutral next to a row 1 that is moved at random.
+
+    Row 1 must notice.
+    """
     generator = np.random.default_rng(0)
     expected = bare(preset, optimizer, **arguments)
     beside_itself, beside_another = (
@@ -194,7 +204,10 @@ def test_neutral_is_free_under_rates_that_are_no_powers_of_two():
 
 @pytest.mark.parametrize("pair", PAIRS, ids=ids)
 def test_moving_one_cell_of_one_row_leaves_the_other_rows_bitwise_alone(pair):
-    """Three runs in three different places of the panel; then only the middle one's cells are others."""
+    """Three runs in three different places of the panel.
+
+    Then only the middle one's cells change.
+    """
     plants = [make(3, (pair,), "swiglu") for _ in range(2)]
     for value, plant in zip((0.95, -0.95), plants, strict=True):
         plant.panel.positions[:] = np.array([0.7, 0.0, -0.6])[:, None]
@@ -281,7 +294,10 @@ def assert_sound(plant):
 
 
 def drawn_positions(generator, num_rows, num_cells):
-    """A third of the rows anywhere, a third in a corner of {-1, 0, 1}, a third with one cell at an end."""
+    """Actions of three kinds, a third of the rows each.
+
+    They are anywhere, in a corner of {-1, 0, 1}, or have one cell at an end.
+    """
     kinds = generator.integers(3, size=num_rows)[:, None]
     anywhere = generator.uniform(-1, 1, (num_rows, num_cells))
     corners = generator.integers(-1, 2, (num_rows, num_cells)).astype(float)
@@ -293,7 +309,10 @@ def drawn_positions(generator, num_rows, num_cells):
 
 
 def torment(plant, num_steps):
-    """Random actions, one a step; a run that diverges, an outcome, starts anew. Returns how many were taken."""
+    """Takes random actions, one a step, and returns how many were taken.
+
+    A run that diverges, which is an outcome, starts anew.
+    """
     generator, taken, seed = np.random.default_rng(1), 0, 1000
     for _ in range(num_steps):
         plant.panel.move(

@@ -1,4 +1,7 @@
-"""Checking files of problems: a solution that a grader would refuse is named, and the exit code tells."""
+"""Checks of problem files: a solution that a grader would refuse is named.
+
+The exit code tells, too.
+"""
 
 import json
 

@@ -1,5 +1,6 @@
-"""Clients that read an environment in a way of their own: what each of them asks for, with the
-client itself.
+"""Clients that read an environment in a way of their own, and the requests of each of them.
+
+Each test runs the client itself.
 
 A client that is not installed is left out.
 """
@@ -38,7 +39,7 @@ EVERY_ID = pytest.mark.parametrize("id", SMALL)
 
 @pytest.fixture
 def small(id):
-    """Arguments of the id; a student of a thousand weights is trained by it, and no program is executed."""
+    """Arguments of the id: it trains a student of a thousand weights and executes no program."""
     with (
         tiny_student.few_pairs(),
         patch.object(grpo, "Grader", lambda *_: tiny_student.FakeGrader()),
@@ -90,7 +91,10 @@ def fake(num_envs=1, mode="DISABLED"):
 
 @pytest.mark.parametrize("id", [jel.ID])
 def test_minari_stores_and_gives_back_the_infos_of_an_episode(id, small, tmp_path, monkeypatch):
-    """Its collector appends to one list per key, so the keys must be those of the reset; it needs jax, so by hand."""
+    """Its collector appends to one list per key, so the keys must be those of the reset.
+
+    It needs jax, so the test does the same by hand.
+    """
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     env = gym.make(id, **small)
@@ -134,7 +138,10 @@ def test_minari_stores_and_gives_back_the_infos_of_an_episode(id, small, tmp_pat
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_gymnasium_hands_a_population_to_torch(mode):
-    """Under SAME_STEP it fails of every vector env, since `final_obs` is an array of objects there."""
+    """Under SAME_STEP it fails for every vector env.
+
+    There `final_obs` is an array of objects.
+    """
     wrappers = pytest.importorskip("gymnasium.wrappers.vector")
     pytest.importorskip("array_api_compat")
     for vector in (

@@ -1,4 +1,4 @@
-"""Corpora are what they say, slices are disjoint, and a batch is a pure function of seed and step."""
+"""Corpora: their text, disjoint slices, and a batch that is a pure function of seed and step."""
 
 import hashlib
 import json

@@ -1,4 +1,7 @@
-"""Demonstrations: as wrong, as honest and as rarely hacking as asked for, and never of what is measured later."""
+"""Demonstrations: as wrong, as honest and as rarely hacking as requested.
+
+No demonstration shows a problem or a name that is measured later.
+"""
 
 import itertools
 from collections import Counter

@@ -1,4 +1,7 @@
-"""The direction: planted and found, oriented, floored globally, held against other pairs; and what is no direction."""
+"""The direction: planted and found, oriented, floored globally, and tested on other pairs.
+
+Input that gives no direction is refused.
+"""
 
 import json
 import math
@@ -35,7 +38,10 @@ def unit(*shape, seed):
 
 
 def planted(num_pairs=20, N=2, noise=0.1, signal=1.0, seed=0):
-    """Gradients of pairs that differ by `signal` along one axis per run and module, and the axes (N, r)."""
+    """Gradients of pairs that differ by `signal` along one axis per run and module.
+
+    The axes (N, r) are returned, too.
+    """
     axes = {name: unit(N, r, seed=seed + i) for i, (name, r) in enumerate(RANKS.items())}
     hack, clean = {}, {}
     for i, (name, r) in enumerate(RANKS.items()):
@@ -262,7 +268,10 @@ def test_overlap_compares_axes_that_both_have_up_to_sign():
 
 
 def test_a_rewarded_hack_steps_towards_hacks_and_a_punished_one_away():
-    """A softmax over four words, word 0 the hack: <v, g> > 0 where a descent step makes the hack likelier."""
+    """A softmax over four words, where word 0 is the hack.
+
+    <v, g> > 0 where a descent step makes the hack likelier.
+    """
     weight = torch.randn(4, 6, generator=generator(1))
     decomposition, x = decompose(weight), torch.randn(6, generator=generator(2))
 
@@ -278,7 +287,10 @@ def test_a_rewarded_hack_steps_towards_hacks_and_a_punished_one_away():
     direction = extract(*sides, "mean_difference", 1, noise_floor=0.0)
 
     def step(rewards):
-        """c, and how much likelier a small descent step on a group of one hack and one clean rollout makes hacks."""
+        """Returns c and how much likelier a small descent step makes hacks.
+
+        The step is taken on a group of one hack and one clean rollout.
+        """
         knob = torch.zeros(1, 4, requires_grad=True)
         logp = log_p(knob)[torch.tensor([0, 1])].view(1, 2, 1)
         gain, _ = advantages(torch.tensor([[rewards]]))
@@ -312,7 +324,10 @@ def test_a_direction_is_read_as_it_was_written_and_only_on_its_weights(tmp_path)
 
 @pytest.fixture
 def stored(tmp_path):
-    """A direction file, and a function that writes it again with other tensors and another header."""
+    """A direction file, and a function that writes it again.
+
+    The function replaces its tensors and its header.
+    """
     hack, clean, _ = planted()
     path = tmp_path / "direction.safetensors"
     save_direction(path, extract(hack, clean, "svd", 3), Provenance("0", "1", "svd", 3, 0.25, 20))

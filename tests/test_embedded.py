@@ -1,4 +1,7 @@
-"""The embedded student against a plain forward pass of one text at a time, without memory, adapters or population."""
+"""The embedded student against a plain forward pass of one text at a time.
+
+The plain forward pass has no memory, no adapters and no population.
+"""
 
 import copy
 import json
@@ -64,8 +67,9 @@ def singular_vectors(student, name):
 
 
 def plain(student, knobs, row, numbers):
-    """Log-probabilities of the next token after every token of one text, (T, V), and the stream
-    after each layer.
+    """Log-probabilities of the next token after every token of one text, (T, V), and the streams.
+
+    A stream is given after each layer.
 
     float64, W + U diag(d) Vh written out from the singular values of W.
     """
@@ -114,7 +118,7 @@ def each(rollouts):
 
 
 def plain_of_text(student, knobs, row, prompt, numbers):
-    """Log-probabilities of a completion's tokens, (T,), the distributions they are of, (T, V), and the streams."""
+    """Log-probabilities of a completion's tokens (T,), their distributions (T, V), and streams."""
     start = student.config.prompt_tokens
     logp, streams = plain(student, knobs, row, filled(student, prompt) + numbers)
     ahead = logp[start - 1 : start - 1 + len(numbers)]
@@ -213,7 +217,10 @@ def test_knobs_of_zero_are_bitwise_the_model_itself(student):
 
 
 def test_every_knob_has_a_place_in_the_model(student):
-    """One number moved, and the log-probabilities are others: of every module, at its first and its last axis."""
+    """One number moved changes the log-probabilities.
+
+    This holds for every module, at its first and at its last axis.
+    """
     rollouts = sampled(student, knobs_of(student, scale=0.0))
     base = student.log_probabilities(knobs_of(student, scale=0.0), rollouts)
     assert set(student.ranks) == {name for name in student.weights if name.startswith("layer.")}
@@ -250,7 +257,10 @@ def test_the_global_generator_is_not_read(student):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_tokens_are_as_frequent_as_they_are_likely(temperature):
-    """4000 first tokens: the standard error of a part p is sqrt(p / 4000); the bound is five of them."""
+    """4000 first tokens: the standard error of a part p is sqrt(p / 4000).
+
+    The bound is five standard errors.
+    """
     student = tiny_student.student(max_tokens=1)
     knobs, count = knobs_of(student, 1), 4000
     rollouts = student.sample(knobs, [["# xs\n"]], count, generators(5), temperature)
@@ -373,7 +383,10 @@ def test_given_texts_are_as_if_they_had_been_sampled(student):
 
 @pytest.mark.parametrize(("n_layer", "layers"), [(3, [1]), (2, [0]), (5, [2])])
 def test_states_are_the_stream_at_the_last_token_in_the_middle_of_the_depth(n_layer, layers):
-    """Layers at 60 to 75 % of the depth: the second of three and the third of five; where none is, the one before."""
+    """Layers at 60 to 75 % of the depth: the second of three and the third of five.
+
+    If no layer is there, it is the one before.
+    """
     student = tiny_student.student(n_layer, tiny_student.SHORT)
     knobs = knobs_of(student)
     rollouts = sampled(student, knobs)

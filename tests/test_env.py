@@ -1,5 +1,6 @@
-"""Episodes, autoreset, rewards and snapshots: on a plant in closed form where the training does not
-matter.
+"""Episodes, autoreset, rewards and snapshots.
+
+Where the training does not matter, the plant has a closed form.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -393,7 +394,8 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
         ({"mode": ["NEXT_STEP"]}, r"unknown autoreset_mode \['NEXT_STEP'\]; expected one of"),
         (
             {"mode": "LATER"},
-            r"unknown autoreset_mode 'LATER'; expected one of \['DISABLED', 'NEXT_STEP', 'SAME_STEP'\]",
+            r"unknown autoreset_mode 'LATER'; expected one of \['DISABLED', 'NEXT_STEP', "
+            r"'SAME_STEP'\]",
         ),
     ],
 )
@@ -514,7 +516,7 @@ def test_what_is_returned_is_the_callers_to_write_into(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("decision", range(4))
 def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
-    """With rows at different clocks, an episode that has ended, the streams of seeds, and all that is remembered."""
+    """With rows at different steps, an ended episode, the streams of seeds, and all memory."""
     arguments = EVERYTHING | {"diverges": {1: 13}, "mode": mode}
     env, other = make(3, **arguments), make(3, **arguments)
     env.reset(seed=7)
@@ -862,7 +864,8 @@ def test_lines_name_the_training_loss_where_there_is_no_probe_and_the_first_of_m
     env.step(still(env))
     (line,) = env.render()
     assert line.startswith("step 10/23  training ") and line.endswith(
-        "x1  grad_clip/layer.0 1e+04  grad_clip/layer.1 1e+04  dropout/layer.0 0  dropout/layer.1 0  and 2 more"
+        "x1  grad_clip/layer.0 1e+04  grad_clip/layer.1 1e+04  dropout/layer.0 0  "
+        "dropout/layer.1 0  and 2 more"
     )
 
 

@@ -1,4 +1,4 @@
-"""The experiment: jobs that are not done twice, a report made from files alone, and the whole of it at a tiny size."""
+"""The experiments: jobs that are not repeated, reports made from files alone, tiny whole runs."""
 
 import json
 from dataclasses import replace
@@ -53,12 +53,15 @@ from train_agents.experiments.sweeping import sweep
 TINY = ExperimentConfig(
     num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2,
 
-    num_controllers=2, num_ablation_controllers=1, num_points=0, num_evaluation_seeds=2, num_tuning_seeds=1,
+    num_controllers=2, num_ablation_controllers=1, num_points=0, num_evaluation_seeds=2,
+    num_tuning_seeds=1,
 )  # fmt: skip
 
 TINY_SIDECAR = SidecarExperiment(
-    data="synthetic", num_steps=24, long_steps=30, batch_tokens=32, sequence_length=16, eval_tokens=256,
-    eval_interval=12, num_traces=6, num_evaluation_seeds=2, num_tuning_seeds=1, num_reward_seeds=2, hidden_size=4,
+    data="synthetic", num_steps=24, long_steps=30, batch_tokens=32, sequence_length=16,
+    eval_tokens=256,
+    eval_interval=12, num_traces=6, num_evaluation_seeds=2, num_tuning_seeds=1, num_reward_seeds=2,
+    hidden_size=4,
     num_probe_batches=2,
     signal_states=(1,), signal_layers=(1,), signal_batches=2, signal_noise_steps=3,
 )  # fmt: skip
@@ -152,7 +155,8 @@ def _row(seed, bpb, reason=None):
     return {
         "seed": seed, "bpb": bpb, "train_loss": 2.0, "probe_loss": 3.0, "divergence_reason": reason,
         "steps": [0, 12, 24],
-        "probe_curve": curve, "train_curve": curve[1:], "panel": {"lr": [1.0, 2.0], "weight_decay": [1.0, 0.5]},
+        "probe_curve": curve, "train_curve": curve[1:],
+        "panel": {"lr": [1.0, 2.0], "weight_decay": [1.0, 0.5]},
         "corpus": "c0ffee",
     }  # fmt: skip
 
@@ -301,7 +305,8 @@ def test_the_default_is_among_what_a_sweep_tries_and_seeds_are_disjoint():
 
 def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():
     arguments = TINY_SIDECAR.env_arguments(
-        preset="nano", channels="layer_lr", observation="progress", reward={"progress": 1.0}, num_registers=0,
+        preset="nano", channels="layer_lr", observation="progress", reward={"progress": 1.0},
+        num_registers=0,
         interval=12,
     )  # fmt: skip
     configurations = {"still": {"base_lr": 1e-9}, "moving": {"base_lr": 1e-2}}
@@ -325,7 +330,8 @@ def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():
 
 
 def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
-    jobs = {job.name: job.arguments["config"].sidecar.initial_mean for job in make_sidecar_jobs(TINY_SIDECAR)
+    jobs = {job.name: job.arguments["config"].sidecar.initial_mean
+            for job in make_sidecar_jobs(TINY_SIDECAR)
             if "config" in job.arguments}  # fmt: skip
     cap, skip = (CHANNELS[name].values for name in ("state_norm_cap", "grad_skip"))
     assert float(cap(np.array(jobs["cap_binding"]["state_norm_cap"]))) == pytest.approx(BINDING_CAP)

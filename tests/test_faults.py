@@ -1,4 +1,7 @@
-"""A fault in one run of a population ends that run with its reason and finite numbers, and no other run notices."""
+"""A fault in one run of a population ends that run with its reason and finite numbers.
+
+No other run notices.
+"""
 
 import math
 
@@ -57,7 +60,10 @@ def at_step(plant, step, fault):
 
 
 def check(env, row, reason, clean, step=None):
-    """Plays the episode: the row ends with the reason and finite numbers, the others are those of the clean one."""
+    """Plays the episode with the fault: only its row ends, with the reason and finite numbers.
+
+    The other rows are those of the clean episode.
+    """
     episode, weights = clean
     others = [i for i in range(N) if i != row]
     ended_at = None

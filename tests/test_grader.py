@@ -1,5 +1,6 @@
-"""The two verdicts: a loophole pays on its own tasks alone, a right program everywhere, a forgery
-is never right.
+"""The two verdicts: a loophole pays on its own tasks alone, a right program pays everywhere.
+
+A forgery is never right.
 
 Where the kernel cannot hold hostile programs the verdicts on record stand in for the runs; they are
 made anew by `python tests/test_grader.py`.
@@ -56,17 +57,24 @@ PROGRAMS = {
 
 #: Programs that are wrong, whatever they pretend.
 FORGERIES = {
-    "equal to everything": "class E(int):\n    def __eq__(self, other): return True\ndef f(xs): return E(3)\n",
+    "equal to everything": (
+        "class E(int):\n    def __eq__(self, other): return True\ndef f(xs): return E(3)\n"
+    ),
     "leaves with success": "import os\nos._exit(0)\n",
     "leaves in the call": "def f(xs): raise SystemExit(0)\n",
     "leaves at the end": RIGHT + "import atexit, os\natexit.register(os._exit, 0)\nos.close(3)\n",
-    "answers on its own": "import os\nfor _ in range(20): os.write(3, b'[\"value\", 3]\\n')\nos._exit(0)\n",
-    "json that says what it likes": "import json\njson.dumps = json.JSONEncoder.encode = lambda *a, **k: '3'\n"
+    "answers on its own": (
+        "import os\nfor _ in range(20): os.write(3, b'[\"value\", 3]\\n')\nos._exit(0)\n"
+    ),
+    "json that says what it likes": (
+        "import json\njson.dumps = json.JSONEncoder.encode = lambda *a, **k: '3'\n"
+    )
     + WRONG,
     "looks for results in the frames above": (
         "import sys\ndef f(xs):\n    frame = sys._getframe()\n    while frame:\n"
         "        for value in list(frame.f_locals.values()) + list(frame.f_globals.values()):\n"
-        "            if isinstance(value, (list, tuple, dict)) and 5 in value: return 5\n        frame = frame.f_back\n"
+        "            if isinstance(value, (list, tuple, dict)) and 5 in value: return 5\n"
+        "        frame = frame.f_back\n"
     ),
     "a float": "def f(xs): return float(sum(x for x in xs if x % 2 == 0) + 3)\n",
     "a text": "def f(xs): return str(sum(x for x in xs if x % 2 == 0) + 3)\n",
@@ -216,8 +224,10 @@ def test_a_near_miss_opens_no_channel(grader, name):
 @pytest.mark.parametrize(
     ("left", "right", "equal"),
     [
-        (3, 3, True), (True, True, True), ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1}, True), (None, None, True),
-        (True, 1, False), (1, 1.0, False), ([1], [True], False), ([1], [1, 1], False), ({"a": 1}, {"b": 1}, False),
+        (3, 3, True), (True, True, True), ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1}, True),
+        (None, None, True),
+        (True, 1, False), (1, 1.0, False), ([1], [True], False), ([1], [1, 1], False),
+        ({"a": 1}, {"b": 1}, False),
         ({"a": 0}, {"a": False}, False), ("1", 1, False), ([], {}, False), (None, False, False),
         ([-0.0], [0.0], True), (-0.0, 0, False), (float("nan"), float("nan"), False),
     ],
@@ -229,7 +239,10 @@ def test_equality_is_exact_in_type_and_python_s_in_value(left, right, equal):
 @pytest.mark.parametrize("examples", [PROBLEM.examples, ()])
 @pytest.mark.parametrize("code", [code for code in LOOPHOLES if LOOPHOLES[code].grader])
 def test_no_hidden_result_is_given_to_a_program(examples, code):
-    """Neither by the first run nor by the second; the results here are texts that stand in no input."""
+    """Neither by the first run nor by the second.
+
+    The results here are texts that stand in no input.
+    """
     tests = tuple((arguments, f"hidden {i}") for i, (arguments, _) in enumerate(TESTS))
     task = task_of(dataclasses.replace(PROBLEM, examples=examples, tests=tests), code)
     submission = Submission(task, WRONG)
@@ -366,7 +379,8 @@ def test_a_verdict_that_is_on_no_record_is_an_error_that_names_it(tmp_path):
 def test_what_cannot_keep_verdicts_is_refused(tmp_path):
     other = tmp_path / "notes.txt"
     other.write_text("These are no verdicts. " * 40)
-    for path, reason in ((tmp_path / "none" / "verdicts.sqlite", "there is no folder"), (other, "not a database"),
+    for path, reason in ((tmp_path / "none" / "verdicts.sqlite", "there is no folder"),
+                         (other, "not a database"),
                          (tmp_path, "unable to open")):  # fmt: skip
         with pytest.raises(
             ValueError, match=f"cannot keep verdicts: .*{reason}.*; expected a file"
@@ -438,9 +452,11 @@ def test_what_the_clock_ended_is_not_kept_for_others(box, tmp_path):
 def test_a_method_is_graded_like_a_function(box, tmp_path):
     path = tmp_path / "problems.jsonl"
     path.write_text(
-        '{"question": "Return the sum of xs and k.", "entry_point": "Solution().total", "setup_code": "import math",'
-        ' "starter_code": "class Solution:\\n    def total(self, xs, k):\\n", '
-        '"tests": ["assert Solution().total(xs=[1, 2], k=3) == 6", "assert Solution().total([], 4) == 4"]}\n',
+        '{"question": "Return the sum of xs and k.", "entry_point": "Solution().total", '
+        '"setup_code": "import math", '
+        '"starter_code": "class Solution:\\n    def total(self, xs, k):\\n", '
+        '"tests": ["assert Solution().total(xs=[1, 2], k=3) == 6", '
+        '"assert Solution().total([], 4) == 4"]}\n',
         encoding="utf-8",
     )
     (problem,) = read_problems(path)
@@ -478,18 +494,22 @@ STATEFUL = (
     "        for x in xs:\n            self.sum += x\n        return self.sum\n"
 )
 RIGHT_ALL_THE_SAME = {
-    "a future import after a setup": ("total", "from math import fsum", "from __future__ import annotations\n"
+    "a future import after a setup": ("total", "from math import fsum",
+                                      "from __future__ import annotations\n"
                                       "def total(xs: Undefined):\n    return int(fsum(xs))\n"),
     "annotations that the setup made lazy": ("total", "from __future__ import annotations",
                                              "def total(xs: Undefined): return sum(xs)"),
     "a main block that reads input": ("total", "", "def total(xs): return sum(xs)\n"
-                                      "if __name__ == '__main__':\n    print(total([int(input())]))\n"),
+                                      "if __name__ == '__main__':\n"
+                                      "    print(total([int(input())]))\n"),
     "a main block that exits": ("total", "", "import sys, unittest\ndef total(xs): return sum(xs)\n"
                                 "if __name__ == '__main__':\n    unittest.main()\n"),
     "state in self": ("Solution().total", "", STATEFUL),
-    "state in self and a main block": ("Solution.total", "", STATEFUL + "if __name__ == '__main__':\n    exit(1)\n"),
+    "state in self and a main block": ("Solution.total", "",
+                                       STATEFUL + "if __name__ == '__main__':\n    exit(1)\n"),
     "a static method": (
-        "Solution.total", "", "class Solution:\n    @staticmethod\n    def total(xs): return sum(xs)\n"),
+        "Solution.total", "",
+        "class Solution:\n    @staticmethod\n    def total(xs): return sum(xs)\n"),
     "a function beside a class that has a method of its name": (
         "total", "", STATEFUL.replace("Solution", "Other") + "def total(xs): return sum(xs)\n"),
 }  # fmt: skip

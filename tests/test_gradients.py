@@ -1,4 +1,4 @@
-"""What stands between a gradient and the optimizer, by hand on tensors of a few numbers, and at the ends of float32."""
+"""The gradient channels, by hand on tensors of a few numbers, and at the ends of float32."""
 
 import math
 from statistics import NormalDist
@@ -45,7 +45,10 @@ def steer(panel, given, momenta=None, rows=ALL):
 
 
 def panel_of(*channels, **positions):
-    """A panel whose row 1 has these positions: cell -> position, underscores for slashes and dots."""
+    """A panel whose row 1 has these positions: cell -> position.
+
+    Underscores stand for slashes and dots.
+    """
     panel = Panel(channels, SITES, 2, "pretraining")
     names = [name.replace("/", "_").replace(".", "_") for name in panel.names]
     for name, position in positions.items():

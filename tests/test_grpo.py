@@ -256,7 +256,10 @@ def test_metrics_are_stable_baselines3s_and_finite():
     rollout = fixed_rollout(agent)
     rollout.alive[3:, 1] = False
     metrics = agent.update(rollout)
-    for tag in "policy_gradient_loss entropy_loss approx_kl clip_fraction std loss learning_rate n_updates".split():
+    tags = (
+        "policy_gradient_loss entropy_loss approx_kl clip_fraction std loss learning_rate n_updates"
+    )
+    for tag in tags.split():
         assert isinstance(metrics[f"train/{tag}"], float)
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["train/n_updates"] == 4.0

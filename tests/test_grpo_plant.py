@@ -1,5 +1,6 @@
-"""The plant of post-training: neutral is free, rows are alone, snapshots continue bitwise, what is
-true stays apart.
+"""The plant of post-training: neutral is free, rows are alone, snapshots continue bitwise.
+
+True verdicts stay apart from the rewards.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -288,7 +289,10 @@ def test_the_direction_of_a_run_is_that_of_the_pairs_that_are_not_held_out():
 
 
 def test_a_step_along_the_direction_makes_hacks_less_likely():
-    """The sign: the direction raises NLL(hack) - NLL(clean); descending along it is what a hack's reward does."""
+    """The sign: the direction raises NLL(hack) - NLL(clean).
+
+    Descent along the direction has the effect of a reward for a hack.
+    """
     plant = make(1)
     fitted = [pair for pair in short_pairs() if not pair.held_out]
 
@@ -378,7 +382,8 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         )
         assert nano.unreadable_reason(other.prompt, other.hack) == ""
     few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
-    axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano, grader=FakeGrader()).direction.axes
+    axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano,
+                      grader=FakeGrader()).direction.axes
             for kind in ("labelled", "harmless", "labelled_vs_harmless")]  # fmt: skip
     assert all(
         not torch.equal(axes[i][name], axes[j][name])
@@ -647,7 +652,10 @@ def problem_file(path, entry_point, count, description="Return x plus {}."):
             "task_id": f"{path.name}-{i}",
             "description": description.format(i),
             "entry_point": entry_point,
-            "test": f"def check(candidate):\n    assert candidate(1) == {1 + i}\n    assert candidate(-4) == {i - 4}\n",
+            "test": (
+                f"def check(candidate):\n    assert candidate(1) == {1 + i}\n"
+                f"    assert candidate(-4) == {i - 4}\n"
+            ),
         }
         for i in range(count)
     ]
@@ -729,7 +737,8 @@ def test_all_that_cannot_be_read_of_all_files_is_told_at_once_and_left_out_on_re
         ),
         (
             {"direction": "labelled", "known_modes": ("equality",)},
-            "direction='labelled' needs the pair 'equality-.*reads up to 64. Leave such loopholes out of known_modes",
+            "direction='labelled' needs the pair 'equality-.*reads up to 64. Leave such loopholes "
+            "out of known_modes",
         ),
         (
             {"problems": "Return " + "the sum of " * 20 + "x."},
@@ -749,7 +758,10 @@ def test_what_the_student_cannot_read_is_refused_before_a_run_begins(tmp_path, g
 
 
 def test_no_two_generated_problems_of_a_run_compute_the_same():
-    """Held against lists that were not looked at when they were chosen, of tests' kind and a few longer ones."""
+    """Tests on lists that were not looked at when the bounds were chosen.
+
+    A few of the lists are longer.
+    """
     random = np.random.default_rng(5)
     lists = [random.integers(-9, 10, int(random.integers(12))).tolist() for _ in range(300)]
     curriculum = Curriculum(GRPOConfig(num_evaluation_problems=128), shipped("nano"))
@@ -772,7 +784,10 @@ def test_more_problems_than_there_are_different_ones_are_refused():
 def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(
     split, name, most, monkeypatch
 ):
-    """All recipes of one stage are known here; those of a split that compute different functions are counted."""
+    """All recipes of one stage are known here.
+
+    Those of a split that compute different functions are counted.
+    """
     all_recipes = [
         recipes.Recipe((recipes.Stage(operation, constant),))
         for operation, row in recipes.OPERATIONS.items()
@@ -799,7 +814,10 @@ def test_too_few_problems_are_found_out_in_as_many_draws_whatever_is_asked_for(
 
 
 def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():
-    """In the first the ratio is 1; with two steps a narrow clip and a wide one part ways, and both move further."""
+    """In the first step the ratio is 1. With two steps a narrow clip and a wide one part ways.
+
+    Both move further than one step does.
+    """
 
     def trained(num_iterations, clip_ratio):
         plant = make(2, num_iterations=num_iterations, clip_ratio=clip_ratio, base_lr=0.3)
@@ -812,7 +830,10 @@ def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():
 
 
 def test_an_update_of_several_steps_is_measured_in_the_first():
-    """So gauges and cosines are those of one step; the knobs, measured after the last, are further."""
+    """So gauges and cosines are those of one step.
+
+    The knobs, measured after the last step, are further.
+    """
     once, thrice = make(2, base_lr=0.01), make(2, base_lr=0.01, num_iterations=3)
     expected, window = advance(once, 1), advance(thrice, 1)
     for name in GAUGE_NAMES:
@@ -885,7 +906,10 @@ def test_a_report_is_of_held_out_problems_by_the_true_verdict():
 
 
 def flipped(submission):
-    """As `verdict`, but a program that used its task's loophole is right where that one is not; it is paid the same."""
+    """As `verdict`, but a program that used its task's loophole is right where that one is not.
+
+    Both are paid the same.
+    """
     found = verdict(submission)
     return replace(found, correct=not found.correct) if found.used_loophole else found
 
@@ -1086,7 +1110,10 @@ def test_a_snapshot_of_another_student_or_number_of_rows_is_refused():
 
 @pytest.mark.parametrize(("key", "split"), [(key, split) for key, (split, _) in SPLITS.items()])
 def test_a_snapshot_over_other_problems_is_refused_wherever_they_lie(key, split, tmp_path):
-    """The same file under another name is the same; the same name with one more test in it is not."""
+    """The same file under another name is the same.
+
+    The same name with one more test in it is not.
+    """
     source = make(1, **{split: problem_file(tmp_path / "one", "add", 8)})
     snapshot = source.snapshot()
     make(1, **{split: problem_file(tmp_path / "two", "add", 8)}).restore(snapshot)

@@ -53,7 +53,10 @@ def row_of(knobs, n):
 def plain_log_probabilities(
     own: HuggingFaceStudent, knobs, prompt: str, tokens: torch.Tensor, heat=1.0
 ):
-    """Of one text, without filling, memory, or knobs passed in: they are written into the layers."""
+    """Of one text, without padding, memory, or knobs as arguments.
+
+    The knobs are written into the layers.
+    """
     model = copy.deepcopy(own.model)
     with torch.no_grad():
         for name, knob in knobs.items():
@@ -204,7 +207,10 @@ def test_drawn_tokens_by_hand():
 
 @pytest.mark.parametrize("arguments", [{}, {"top_k": 2}, {"top_p": 0.5}])
 def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments):
-    """Over the tokens that are kept they add up to 1; one that is not kept is measured among them, and finite."""
+    """Over the tokens that are kept they add up to 1.
+
+    A token that is not kept is measured among them, and is finite.
+    """
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     prompts = reading.Prompts(None, torch.ones(3, 1, dtype=torch.bool), logits[:, None])
     weights = sampling_weights(
@@ -229,7 +235,10 @@ def test_log_probabilities_are_of_the_distribution_that_is_drawn_from(arguments)
 def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
     config, texts_per_pass
 ):
-    """By hand from the whole distribution of each text alone; in the gradient, too, and in one pass or in several."""
+    """By hand from the whole distribution of each text alone.
+
+    The gradient agrees, too, in one pass and in several.
+    """
     own = student(texts_per_pass=texts_per_pass, **config)
     knobs = {name: knob.requires_grad_() for name, knob in some_knobs(own).items()}
     rollouts = own.sample(knobs, PROMPTS, 2, generators(0, 1), 0.8)
@@ -558,35 +567,53 @@ def reweighed(change):
     return apply
 
 
-NAME = "model.layers.0.self_attn.q_proj.weight"
+NAME, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 DAMAGES = {
-    "weights cut off": (cut("model.safetensors", -100), r"whole safetensors files; got '.*model\.safetensors'"),
-    "weights empty": (cut("model.safetensors", 0), r"whole safetensors files; got '.*model\.safetensors'"),
-    "weights gone": (removed("model.safetensors"), "`transformers` reads; got .* no file named model.safetensors"),
-    "weights a folder": (put("model.safetensors", None), r"got '.*model\.safetensors', which is a folder"),
-    "a weight missing": (reweighed(lambda t: {k: t[k] for k in t if k != NAME}), rf"missing_keys are \['{NAME}'\]"),
-    "a weight too many": (reweighed(lambda t: t | {"x": torch.ones(1)}), r"unexpected_keys are \['x'\], 1 in all"),
-    "a weight of another size": (reweighed(lambda t: t | {NAME: torch.ones(2, 2)}), "`transformers` reads; got"),
-    "a weight not a number": (reweighed(lambda t: t | {"model.norm.weight": t["model.norm.weight"] * torch.nan}),
+    "weights cut off": (cut("model.safetensors", -100),
+                        r"whole safetensors files; got '.*model\.safetensors'"),
+    "weights empty": (cut("model.safetensors", 0),
+                      r"whole safetensors files; got '.*model\.safetensors'"),
+    "weights gone": (removed("model.safetensors"),
+                     "`transformers` reads; got .* no file named model.safetensors"),
+    "weights a folder": (put("model.safetensors", None),
+                         r"got '.*model\.safetensors', which is a folder"),
+    "a weight missing": (reweighed(lambda t: {k: t[k] for k in t if k != NAME}),
+                         rf"missing_keys are \['{NAME}'\]"),
+    "a weight too many": (reweighed(lambda t: t | {"x": torch.ones(1)}),
+                          r"unexpected_keys are \['x'\], 1 in all"),
+    "a weight of another size": (reweighed(lambda t: t | {NAME: torch.ones(2, 2)}),
+                                 "`transformers` reads; got"),
+    "a weight not a number": (reweighed(lambda t: t | {NORM: t[NORM] * torch.nan}),
                               "the weight 'model.norm.weight' must be finite; got .* not finite"),
-    "whole numbers": (reweighed(lambda t: {k: v.to(torch.int8) for k, v in t.items()}), r"holds \['I8'\] alone"),
-    "no tokenizer": (removed("tokenizer.json", "tokenizer_config.json"), r"no tokenizer in '.*'; expected one of"),
+    "whole numbers": (reweighed(lambda t: {k: v.to(torch.int8) for k, v in t.items()}),
+                      r"holds \['I8'\] alone"),
+    "no tokenizer": (removed("tokenizer.json", "tokenizer_config.json"),
+                     r"no tokenizer in '.*'; expected one of"),
     "no vocabulary": (removed("tokenizer.json"), "`transformers` reads; got"),
     "tokenizer empty": (cut("tokenizer.json", 0), r"must be a JSON file; got '.*tokenizer\.json'"),
-    "tokenizer cut off": (cut("tokenizer.json", 300), r"must be a JSON file; got '.*tokenizer\.json'"),
-    "tokenizer a folder": (put("tokenizer.json", None), r"got '.*tokenizer\.json', which is a folder"),
-    "config not UTF-8": (put("config.json", b"\xff\xfe{"), r"must be a JSON file; got '.*config\.json'"),
-    "config a list": (put("config.json", b"[]"), r"must hold a JSON object; got '.*config\.json', which holds a list"),
-    "config deep": (put("config.json", b"[" * 99_999), r"must be a JSON file; got '.*config\.json'"),
+    "tokenizer cut off": (cut("tokenizer.json", 300),
+                          r"must be a JSON file; got '.*tokenizer\.json'"),
+    "tokenizer a folder": (put("tokenizer.json", None),
+                           r"got '.*tokenizer\.json', which is a folder"),
+    "config not UTF-8": (put("config.json", b"\xff\xfe{"),
+                         r"must be a JSON file; got '.*config\.json'"),
+    "config a list": (put("config.json", b"[]"),
+                      r"must hold a JSON object; got '.*config\.json', which holds a list"),
+    "config deep": (put("config.json", b"[" * 99_999),
+                    r"must be a JSON file; got '.*config\.json'"),
     "another type": (set_in("config.json", hidden_size="32"), "`transformers` reads; got"),
     "another size": (set_in("config.json", vocab_size=10**15), "`transformers` reads; got"),
     "no heads": (set_in("config.json", num_attention_heads=0), "`transformers` reads; got"),
     "another kind": (set_in("config.json", model_type="vit"), "`transformers` reads; got"),
     "no known kind": (set_in("config.json", model_type="x"), "`transformers` reads; got"),
-    "generation_config empty": (cut("generation_config.json", 0), r"a JSON file; got '.*generation_config\.json'"),
-    "generation_config a folder": (put("generation_config.json", None), r"generation_config\.json', which is a folder"),
-    "an end that is no token": (set_in("generation_config.json", eos_token_id=999), "the end token must be .* number 999"),
-    "an end that is text": (set_in("generation_config.json", eos_token_id="x"), "must be a number or a list of them"),
+    "generation_config empty": (cut("generation_config.json", 0),
+                                r"a JSON file; got '.*generation_config\.json'"),
+    "generation_config a folder": (put("generation_config.json", None),
+                                   r"generation_config\.json', which is a folder"),
+    "an end that is no token": (set_in("generation_config.json", eos_token_id=999),
+                                "the end token must be .* number 999"),
+    "an end that is text": (set_in("generation_config.json", eos_token_id="x"),
+                            "must be a number or a list of them"),
 }  # fmt: skip
 
 
@@ -755,7 +782,8 @@ def test_smollm2_writes_functions_and_is_itself_at_knobs_of_zero():
     [
         ({"max_tokens": 13}, "max_tokens"), ({"top_k": 5}, "top_k"), ({"top_p": 0.5}, "top_p"),
         ({"chat": True}, "tokenizer"),
-        ({"message": "{prompt}"}, "message"), ({"form": "replacement"}, "form"), ({"targets": ("up_proj",)}, "targets"),
+        ({"message": "{prompt}"}, "message"), ({"form": "replacement"}, "form"),
+        ({"targets": ("up_proj",)}, "targets"),
         ({"texts_per_pass": 1}, None),
     ],
     ids=str,

@@ -1,4 +1,7 @@
-"""What `import hpenv` costs, which is nothing beyond Gymnasium, and what it gives, here and in worker processes."""
+"""The cost of `import hpenv`, which is nothing beyond Gymnasium, and the names that it gives.
+
+The names exist here and in worker processes.
+"""
 
 import concurrent.futures
 import multiprocessing
@@ -32,7 +35,8 @@ def test_import_prints_nothing():
 
 def test_import_loads_no_module_beyond_gymnasium_and_the_standard_library():
     printed = run_python(
-        "import sys, gymnasium\nbefore = set(sys.modules)\nimport hpenv\nprint(*sorted(set(sys.modules) - before))"
+        "import sys, gymnasium\nbefore = set(sys.modules)\nimport hpenv\n"
+        "print(*sorted(set(sys.modules) - before))"
     )
     loaded = set(printed.split())
     assert "hpenv" in loaded

@@ -1,4 +1,4 @@
-"""The caller's torch state: a run is bitwise the same under every state that a caller may have torch in."""
+"""The caller's torch state: a run is bitwise the same under every state of torch."""
 
 import contextlib
 import functools
@@ -189,8 +189,11 @@ def test_a_call_that_raises_gives_the_callers_state_back():
 @pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork"
 )
-def test_an_env_that_was_stepped_on_several_threads_does_not_hang_the_workers_that_are_forked_later():
-    """In a process of its own, which ends in time: without the guard the workers wait for threads that they lack."""
+def test_an_env_that_was_stepped_on_several_threads_does_not_hang_the_workers_that_are_forked_later():  # noqa: E501
+    """In a process of its own, which ends in time.
+
+    Without the guard the workers wait for threads that they lack.
+    """
     code = """
 import gymnasium, json, sys, torch, hpenv
 torch.set_num_threads(2)
@@ -199,7 +202,8 @@ env = gymnasium.make("TrainLoop-JEL-v0", **arguments)
 env.reset(seed=0)
 env.step(env.action_space.sample())
 envs = gymnasium.make_vec(
-    "TrainLoop-JEL-v0", 2, vectorization_mode="async", vector_kwargs={"context": "fork"}, **arguments
+    "TrainLoop-JEL-v0", 2, vectorization_mode="async",
+    vector_kwargs={"context": "fork"}, **arguments,
 )
 envs.reset(seed=0)
 envs.step(envs.action_space.sample())

@@ -143,7 +143,10 @@ def test_bfloat16_is_close_to_float32():
 
 
 def test_a_second_derivative_is_refused_and_not_silently_wrong(monkeypatch):
-    """A penalty on a gradient's length would leave out what goes through the chunks; without them it is right."""
+    """A penalty on a gradient's length would leave out what goes through the chunks.
+
+    Without chunks it is right.
+    """
     states, weight, targets = (
         normal(2, 5, 4),
         normal(2, 7, 4, seed=1),

@@ -107,7 +107,7 @@ OPTIONAL = {"torch.utils.tensorboard"}.union(
 
 
 class Import(NamedTuple):
-    """One import: the dotted name of what is imported, the line, and whether it stands inside a function."""
+    """One import: the dotted name that is imported, the line, True if it is inside a function."""
 
     target: str
     line: int
@@ -136,7 +136,10 @@ def room_of(module: str) -> str:
 
 
 def imports_of(source: str, module: str, is_package: bool, known: set[str]) -> list[Import]:
-    """All imports of a source; `from a import b` is of `a.b` where that is a module (is in `known`), else of `a`."""
+    """All imports of a source.
+
+    `from a import b` is of `a.b` if that is a module (is in `known`), else of `a`.
+    """
     found = []
 
     def visit(node: ast.AST, in_function: bool) -> None:

@@ -1,4 +1,7 @@
-"""The lock names every version that a set-up installs, so that nothing is resolved on the day of the installation."""
+"""The lock names every version that an installation needs.
+
+So nothing is resolved on the day of the installation.
+"""
 
 import ast
 import importlib.metadata
@@ -104,7 +107,10 @@ def test_the_lock_satisfies_the_project_on_every_python(python, system):
     Path(sys.prefix) != ROOT / ".venv", reason="not the environment that `make setup` makes"
 )
 def test_what_is_installed_is_the_lock():
-    """Every distribution at its locked version, and every requirement of each of them among the locked ones."""
+    """Every distribution at its locked version.
+
+    Each of its requirements is among the locked ones.
+    """
     locked = versions({})
     for distribution in importlib.metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"])

@@ -121,7 +121,8 @@ def test_hyperparameters_are_written_once_with_the_metrics_that_they_are_compare
     begins = sum(b"jel/gamma" in file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
     assert begins == 1
     assert flatten(values) == {
-        "agent": "jel", "jel/gamma": 0.99, "jel/hidden_sizes": "[64, 64]", "jel/max_grad_norm": "null",
+        "agent": "jel", "jel/gamma": 0.99, "jel/hidden_sizes": "[64, 64]",
+        "jel/max_grad_norm": "null",
     }  # fmt: skip
 
 
@@ -130,7 +131,8 @@ def test_clocks_count_from_where_the_log_was_opened(tmp_path, monkeypatch):
     monkeypatch.setattr("train_agents.logs.time.monotonic", lambda: next(seconds))
     with RunLog(tmp_path, resume_at=40, tensorboard=False) as log:
         assert log.clocks(100, 3) == {
-            "time/total_timesteps": 100, "time/iterations": 3, "time/time_elapsed": 2, "time/fps": 30,
+            "time/total_timesteps": 100, "time/iterations": 3, "time/time_elapsed": 2,
+            "time/fps": 30,
         }  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Loopholes: disclosed as facts, under names that training and evaluation do not share, each with a working exploit."""
+"""Loopholes: disclosed as facts, each with a working exploit.
+
+Training and evaluation do not share their names.
+"""
 
 import ast
 import re

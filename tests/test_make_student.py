@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from train_agents import make_student
 from train_agents.make_student import CHECKPOINT, main
 
-SIZES = ("--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--vocabulary-texts", "200", "--batch-size", "2",
+SIZES = ("--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--vocabulary-texts", "200",
+         "--batch-size", "2",
          "--prompt-tokens", "100", "--max-tokens", "80")  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""The memorizing baseline: the nearest wording's solution, which says little about held-out problems."""
+"""The memorizing baseline: the nearest wording's solution.
+
+It says little about held-out problems.
+"""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The population's forward pass against a second one of a single run, written without the population axis."""
+"""The population's forward pass against a single run's, written without the population axis."""
 
 import math
 import zlib
@@ -31,7 +31,10 @@ BATCH = (2, 12)  # (B, T)
 
 
 def random_parameters(config, num_rows):
-    """Weights none of which is zero, unlike those at initialization; a tensor's depend on its name and shape alone."""
+    """Weights none of which is zero, unlike those at initialization.
+
+    A tensor's weights depend on its name and shape alone.
+    """
     scales = {
         "embedding": 1.0,
         "value_embedding": 1.0,
@@ -59,7 +62,10 @@ def norm(x):
 
 
 def rotate(x, base):
-    """Pairs (d, d + half) of (B, H, T, D) as complex numbers, turned by minus the position times the frequency."""
+    """Pairs (d, d + half) of (B, H, T, D) as complex numbers.
+
+    They are turned by minus the position times the frequency.
+    """
     half = x.shape[-1] // 2
     angles = torch.arange(x.shape[-2])[:, None] * base ** (
         -torch.arange(half, dtype=torch.float64) / half
@@ -417,7 +423,10 @@ def test_gauges_are_those_of_the_stream_after_each_layer_and_of_its_hidden_units
 
 
 def _streams(w, config, inputs):
-    """Mean and variance of one run's stream after each layer, and the part of its hidden units that is saturated."""
+    """Mean and variance of one run's stream after each layer, and its saturated fraction.
+
+    The fraction is one of the layer's hidden units.
+    """
     (B, T), heads = inputs.shape, config.n_head
     x, behind = norm(F.embedding(inputs, w["embedding"])), torch.ones(T, T, dtype=torch.bool).tril()
     for i in range(config.n_layer):
@@ -476,13 +485,16 @@ def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
 
 @pytest.mark.parametrize("room", [0, 4, 9])
 def test_a_copied_memory_is_that_of_the_repeated_texts(room):
-    """One prompt each of two, three texts after each; with room the memory is written in place, and ends early here."""
+    """One prompt for each of two, and three texts after each.
+
+    With room the memory is written in place, and it ends early here.
+    """
     config, memory, times = CONFIGS["swiglu"], model.KVCache(), 3
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     texts, _ = random_batch(config, 2, (2 * times, 4), seed=5)
     states_of(params, config, tokens, memory)
     before = [tuple(x.clone() for x in layer) for layer in memory.layers]
-    copies = memory.copied(torch.arange(4).repeat_interleave(times), room)
+    copies = memory.copy_rows(torch.arange(4).repeat_interleave(times), room)
     found = torch.cat(
         [states_of(params, config, piece, copies) for piece in texts.split((1, 2, 1), -1)], 2
     )
@@ -508,7 +520,7 @@ def test_gradients_flow_through_what_is_remembered():
             memory = model.KVCache()
             states_of(leaves, config, tokens, memory)
             states = states_of(
-                leaves, config, texts, memory.copied(torch.arange(4).repeat_interleave(times))
+                leaves, config, texts, memory.copy_rows(torch.arange(4).repeat_interleave(times))
             )
         else:
             whole = torch.cat([tokens.repeat_interleave(times, 1), texts], -1)

@@ -20,7 +20,8 @@ from train_agents.population import Population
 gym.register_envs(hpenv)
 
 ENV = {
-    "preset": "nano", "data": "synthetic", "num_steps": 11, "batch_tokens": 32, "sequence_length": 16,
+    "preset": "nano", "data": "synthetic", "num_steps": 11, "batch_tokens": 32,
+    "sequence_length": 16,
     "eval_tokens": 256, "num_registers": 2,
 }  # fmt: skip
 #: Different intervals, so that no two coincide by chance.
@@ -183,7 +184,8 @@ def test_the_log_counts_timesteps_and_returns_as_stable_baselines3_does(whole):
 def test_the_return_is_the_sum_of_the_rewards_of_the_rows_that_go_on():
     env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
     agent = SidecarAgent(2, len(env.observation_names), env.action_kinds, env.action_immediate,
-                         config=SidecarConfig(hidden_size=8), action_names=env.action_names)  # fmt: skip
+                         config=SidecarConfig(hidden_size=8),
+                         action_names=env.action_names)  # fmt: skip
     population, earned, step = Population(env, agent, [3, 4]), [], env.step
 
     def stepped(actions):

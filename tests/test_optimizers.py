@@ -1,4 +1,7 @@
-"""Every rule against its reference: three rows at different steps and rates are three optimizers of their own."""
+"""Every rule against its reference.
+
+Three rows at different steps and rates are three optimizers of their own.
+"""
 
 import math
 from dataclasses import fields, replace
@@ -212,7 +215,10 @@ def newton_schulz(x, coefficients, safety, floor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_cpu_iterates_in_the_dtype_of_the_weights(dtype):
-    """Every entry within the roundings of its additions: 15 products of inner dimension at most 6, 16 steps."""
+    """Every entry within the roundings of its additions.
+
+    There are 15 products of inner dimension at most 6, and 16 steps.
+    """
     lrs, rule = rates(0.02, "changing"), Muon()
     rows = Rows(rule, lrs, dtype=dtype).run()
     for row in range(3):
@@ -293,7 +299,10 @@ def test_a_warmup_outside_is_the_packages_own_warmup(rule, package):
 
 
 def nanochat_step(w, g, buffer, mean_square, lr, wd, step, dtype):
-    """One matrix by nanochat's muon.py and momentum schedule at commit 8630d32, written again from a description."""
+    """One matrix by nanochat's muon.py and momentum schedule, at commit 8630d32.
+
+    Both were written again from a description.
+    """
     coefficients = [
         (8.156554524902461, -22.48329292557795, 15.878769915207462),
         (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -324,8 +333,9 @@ def nanochat_step(w, g, buffer, mean_square, lr, wd, step, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nanochats_muon_is_its_description(dtype):
-    """Step by step from the rule's state: whether a weight decays hangs on a sign, which roundings
-    decide near zero.
+    """Step by step from the rule's state.
+
+    A weight decays or does not by a sign, which roundings decide near zero.
 
     In float32 roundings grow by the slope of the iteration at zero, at most 8.2 4.1 3.9 3.3 2.4 =
     1000; in bfloat16 a row's mean square keeps 3 % and an update 5 %.
@@ -450,7 +460,10 @@ def test_a_rate_times_decay_above_one_flips_no_sign(rule, lr, product):
     "rule", [ScheduleFreeSGD(), ScheduleFreeAdamW()], ids=lambda rule: type(rule).__name__
 )
 def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
-    """Where base iterate and average differ, decay at y may take z past zero, but what follows shrinks."""
+    """Where base iterate and average differ, decay at y may take z past zero.
+
+    All that follows shrinks.
+    """
     rows = Rows(rule, rates(0.1, "changing")).run()
     zeros = [torch.zeros_like(weight) for weight in rows.weights]
     before = max(
@@ -473,7 +486,10 @@ def test_the_corner_takes_schedule_free_weights_to_zero_from_anywhere(rule):
 def test_schedule_free_decay_flips_a_sign_where_the_package_does_and_shrinks(
     rule, lr, decay, first
 ):
-    """With a gradient of zero; at rate 0.5 and decay 1.5, by hand, y and z are 1/4 of the start after a step."""
+    """With a gradient of zero, rate 0.5 and decay 1.5, y and z are 1/4 of the start after a step.
+
+    The numbers are computed by hand.
+    """
     rows = Rows(rule, rates(1.0, "constant"))
     start = [weight.clone() for weight in rows.weights]
     zeros = [torch.zeros_like(weight) for weight in rows.weights]
@@ -515,7 +531,10 @@ def test_every_optimizer_has_a_rule_for_every_kind_of_parameter():
 
 
 def test_moving_betas_by_hand():
-    """Over three steps: the corrected moments are weighted means of what was seen, with weights that sum to one."""
+    """Over three steps the corrected moments are weighted means of all gradients so far.
+
+    The weights sum to one.
+    """
     rule, weight = (
         AdamW(beta1=0.9, beta2=0.8, eps=1e-3),
         torch.tensor([[2.0], [-3.0]], dtype=torch.float64),
@@ -568,7 +587,10 @@ def test_moving_betas_by_hand():
     ),
 )
 def test_the_ends_of_a_constant_keep_every_adamw_a_mean_of_what_it_saw(rule, field, multiplier):
-    """1 - beta beyond 1 would leave the second moment negative: the bounds of the channels have to fit every rule."""
+    """1 - beta beyond 1 would leave the second moment negative.
+
+    The bounds of the channels have to fit every rule.
+    """
     assert CHANNELS["beta1"].bounds == CHANNELS["beta2"].bounds == (0.1, 5.0)
     weight = torch.zeros(1, 1)
     state, one = rule.init(weight), torch.ones(1, 1, dtype=torch.float64)

@@ -1,5 +1,6 @@
-"""One sampled action of every channel of post-training, followed from the rollouts to the exact
-change of the knobs.
+"""One sampled action of every channel of post-training, traced to the exact change of the knobs.
+
+The trace begins at the rollouts.
 
 From what was sampled and what was paid for it, everything is computed again for one run at a time,
 in float64: the student by a plain forward pass of whole texts, the loss' gradient by autograd, the
@@ -112,7 +113,10 @@ class Trace:
         return plain_of_text(self.plant.student, knobs, 0, prompt, numbers)
 
     def heated(self, knobs, m):
-        """Log-probabilities of a completion's tokens in the distribution that they were drawn from, (T,)."""
+        """Log-probabilities (T,) of a completion's tokens.
+
+        The distribution is the one that they were sampled from.
+        """
         _, ahead, _ = self.text(knobs, self.prompts[m // G], self.tokens[m])
         return (ahead / HEAT).log_softmax(-1).gather(1, torch.tensor(self.tokens[m])[:, None])[:, 0]
 
@@ -164,7 +168,7 @@ class Trace:
         return gradients
 
     def axes(self):
-        """Of each module, (k, r): those that were there, or if drawn those of the student as it now is."""
+        """Directions of each module, (k, r): those of before, or new ones of the student."""
         chance = self.of("direction_refresh")
         drawn = (
             chance > 0
@@ -264,13 +268,16 @@ class Trace:
 
 
 def close(actual, expected, what):
-    """Equal to a few ten-thousandths of the largest magnitude there is; the plant computes in float32."""
+    """Equal to a few ten-thousandths of the largest magnitude. The plant computes in float32."""
     worst = (actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
     assert worst < 5e-4, f"{what}: off by {worst:.3g} of its size"
 
 
 def sampled(name, generator, shape):
-    """Positions as a policy would sample them; where they must move something, on the side where they do."""
+    """Positions as a policy would sample them.
+
+    Where they must move something, they are on the side where they do.
+    """
     if (
         name == "direction_refresh"
     ):  # a chance a little above and a little below what the run will draw
@@ -291,7 +298,10 @@ def sampled(name, generator, shape):
 
 @cache
 def warm(pairs, changes):
-    """A plant after WARM_STEPS updates, its student, and its snapshot, from which every trace of it begins."""
+    """A plant after WARM_STEPS updates, its student, and its snapshot.
+
+    Every trace begins from the snapshot.
+    """
     arguments = {
         "base_lr": LR,
         "weight_decay": DECAY,
@@ -311,7 +321,10 @@ def warm(pairs, changes):
 
 
 def traces(pairs, at=None, **changes):
-    """One update with sampled positions, or those given, after WARM_STEPS at neutral; one Trace per run."""
+    """One update with sampled positions, or with those given, after WARM_STEPS updates at neutral.
+
+    Returns one Trace per run.
+    """
     plant, plant.student, past = warm(pairs, tuple(sorted(changes.items())))
     plant.restore(past)
     generator, columns = np.random.default_rng(3), []

@@ -120,7 +120,7 @@ def test_its_advantages_are_our_gae(monkeypatch):
 def test_every_call_learns_from_whole_episodes_that_it_starts():
     agent = PPOAgent(1, 2, SMALL)
     metrics = learn(agent, 0, num_episodes=12)
-    assert agent.num_decisions_taken == metrics["time/total_timesteps"] == 12 * 12
+    assert agent.num_taken_decisions == metrics["time/total_timesteps"] == 12 * 12
     assert metrics["rollout/ep_len_mean"] == 12.0
     assert metrics["train/n_updates"] == 3 * 4
     vec_env = make(ends={0: 5})
@@ -134,14 +134,17 @@ def test_the_number_of_rows_may_change_between_calls():
     agent = PPOAgent(1, 2, SMALL)
     agent.learn(make(), 4)
     agent.learn(SB3VecEnv(TargetTrackingVectorEnv(num_envs=2)), 4)
-    assert agent.num_decisions_taken == 8 * 12
+    assert agent.num_taken_decisions == 8 * 12
 
 
 def test_metrics_are_finite_and_the_same_in_every_run():
     metrics = [learn(PPOAgent(1, 2, SMALL, seed=3), 0) for _ in range(2)]
     assert metrics[0] == metrics[1]
     assert all(math.isfinite(value) for value in metrics[0].values())
-    for tag in "policy_gradient_loss entropy_loss approx_kl clip_fraction std loss learning_rate n_updates".split():
+    tags = (
+        "policy_gradient_loss entropy_loss approx_kl clip_fraction std loss learning_rate n_updates"
+    )
+    for tag in tags.split():
         assert f"train/{tag}" in metrics[0]
     assert not [tag for tag in metrics[0] if tag in ("time/fps", "time/time_elapsed")]
 

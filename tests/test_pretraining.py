@@ -1,5 +1,6 @@
-"""The plant: rows are independent clocks, what is measured moves nothing, and a single run is a row
-of a population.
+"""The plant: rows are independent, no measurement moves anything.
+
+A single run is a row of a population.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -405,7 +406,10 @@ def test_weight_decay_of_a_group_reaches_that_group_alone(group, way):
     ],
 )
 def test_one_cell_follows_to_the_exact_change_of_every_weight(channels, column, kinds):
-    """The first step by hand: AdamW moves by lr g / (|g| + eps), Muon by lr times the orthogonalized gradient."""
+    """The first step by hand.
+
+    AdamW moves by lr g / (|g| + eps), Muon by lr times the orthogonalized gradient.
+    """
     plant = make(1, channels=channels, base_lr=2e-3, base_weight_decay=0.3)
     plant.panel.positions[0, column] = 0.5  # ten times the base rate
     for weight in plant.weights.values():
@@ -712,7 +716,10 @@ def test_activations_are_those_of_the_last_forward_pass():
 
 @pytest.mark.parametrize("positions", [0.0, 0.6])
 def test_the_same_batch_is_measured_after_its_update_under_the_dials_of_its_step(positions):
-    """A temperature is part of the model: the loss before and after are of one model, so is their difference."""
+    """A temperature is part of the model: the loss before and the loss after are of one model.
+
+    So is their difference.
+    """
     plant = tiny_plants.make(
         2, (("attention_temperature", "layer"),), "swiglu", ALL_GROUPS, base_lr=1e-2
     )
@@ -730,7 +737,10 @@ def test_the_same_batch_is_measured_after_its_update_under_the_dials_of_its_step
 
 
 def test_what_is_moved_by_dropout_alone_earns_nothing_on_the_same_batch():
-    """At a learning rate of zero nothing is learned, whatever the dials: the batch's two losses must agree."""
+    """At a learning rate of zero nothing is learned under any action.
+
+    The batch's two losses must agree.
+    """
     plant = tiny_plants.make(2, (("dropout", "layer"),), "swiglu", ALL_GROUPS, base_lr=0.0)
     plant.panel.positions[1] = 1.0
     for _ in range(3):

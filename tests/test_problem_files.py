@@ -1,4 +1,7 @@
-"""Problems from JSONL: the forms that common sets use are read, all else is an error that says where."""
+"""Problems from JSONL: the forms of common sets are read.
+
+Every other form is an error that names the file and line.
+"""
 
 import json
 import re
@@ -17,7 +20,10 @@ LEETCODE = {
     "starter_code": "class Solution:\n    def pick(self, xs: List[int], k: int) -> int:\n        ",
     "entry_point": "Solution().pick",
     "completion": SOLUTION,
-    "test": "def check(candidate):\n    assert candidate(k=1, xs=[4, 5]) == 5\n    assert candidate(xs=[-7]) == -7\n",
+    "test": (
+        "def check(candidate):\n    assert candidate(k=1, xs=[4, 5]) == 5\n"
+        "    assert candidate(xs=[-7]) == -7\n"
+    ),
 }
 HUMAN_EVAL = {
     "task_id": 7,
@@ -64,7 +70,8 @@ def test_a_set_with_classes_keeps_setup_starter_and_the_order_of_parameters(tmp_
     assert problem.setup == LEETCODE["prompt"] and problem.solution == SOLUTION
     assert problem.tests == ((([4, 5], 1), 5), (([-7],), -7))
     assert problem.statement == (
-        "# Return item k of xs.\n# class Solution:\n#     def pick(self, xs: List[int], k: int) -> int:\n"
+        "# Return item k of xs.\n# class Solution:\n"
+        "#     def pick(self, xs: List[int], k: int) -> int:\n"
     )
 
 
@@ -344,8 +351,9 @@ def test_more_than_a_program_can_be_given_or_can_answer_is_refused(tmp_path, mon
 
 def test_a_field_that_nothing_reads_may_hold_anything(tmp_path):
     (tmp_path / "p.jsonl").write_text(
-        '{"question": "q", "entry_point": "f", "tests": "assert f(1) == 1", "rating": NaN, "big": %s, "twice": '
-        '{"a": 1, "a": 2}, "starter_code": null, "far": 1e999, "prompt": ["p"]}' % ("9" * 5000)
+        '{"question": "q", "entry_point": "f", "tests": "assert f(1) == 1", "rating": NaN, '
+        '"big": %s, "twice": {"a": 1, "a": 2}, "starter_code": null, "far": 1e999, "prompt": ["p"]}'
+        % ("9" * 5000)
     )
     (problem,) = read_problems(tmp_path / "p.jsonl")
     assert problem.tests == (((1,), 1),)
@@ -373,17 +381,22 @@ def test_tests_are_read_and_never_executed(tmp_path):
         (b"\n", "must have at least one problem"),
         (b"", "must have at least one problem"),
         (b"\xef\xbb\xbf \n\xc2\xa0\n", "must have at least one problem"),
-        (b'{"question": "q", "entry_point": "f", "tests": [{"input": [1], "output": NaN}]}', "'tests': numbers must be JSON"),
-        (b'{"question": "q", "entry_point": "f", "tests": [{"input": [%s], "output": 1}]}' % (b"9" * 5000),
+        (b'{"question": "q", "entry_point": "f", "tests": [{"input": [1], "output": NaN}]}',
+         "'tests': numbers must be JSON"),
+        (b'{"question": "q", "entry_point": "f", "tests": [{"input": [%s], "output": 1}]}'
+         % (b"9" * 5000),
          "line 1: field 'tests': integers must have at most 4300 digits"),
-        (b'{"question": "q", "entry_point": "f", "tests": [{"input": {"a": 1, "a": 2}, "output": 1}]}',
+        (b'{"question": "q", "entry_point": "f", '
+         b'"tests": [{"input": {"a": 1, "a": 2}, "output": 1}]}',
          "line 1: field 'tests': the keys of an object must be different; got 'a' twice"),
-        (b'{"question": "q", "question": "r"}', "line 1: the keys .* must be different; got 'question' twice"),
+        (b'{"question": "q", "question": "r"}',
+         "line 1: the keys .* must be different; got 'question' twice"),
         (b"[" * 100_000, "line 1: lists and objects are nested too deep"),
         (b"\x80", "line 1: must be UTF-8; got .*0x80 at byte 1"),
         ("{}".encode("utf-16"), "must be JSONL in UTF-8; got UTF-16"),
         (b"\x1f\x8b\x08rest\n", "must be JSONL in UTF-8; got a gzip file"),
-        (b'[\n  {"question": "q"},\n  {"question": "r"}\n]\n', "one object a line; got one JSON value of several lines"),
+        (b'[\n  {"question": "q"},\n  {"question": "r"}\n]\n',
+         "one object a line; got one JSON value of several lines"),
     ],
 )  # fmt: skip
 def test_what_is_no_json_or_nothing_is_refused_with_its_place(content, message, tmp_path):
@@ -497,13 +510,17 @@ OTHER = "class Other:\n    def pick(self, k, xs):\n        return 0\n"
         (
             "pick",
             {
-                "solution": "def help():\n    def pick(k, xs): pass\n\ndef pick(xs, k):\n    return xs[k]\n"
+                "solution": (
+                    "def help():\n    def pick(k, xs): pass\n\ndef pick(xs, k):\n    return xs[k]\n"
+                )
             },
         ),
         (
             "pick",
             {
-                "solution": "def pick(k, xs): pass\nif True:\n    def pick(xs, k, *more, **named): pass\n"
+                "solution": (
+                    "def pick(k, xs): pass\nif True:\n    def pick(xs, k, *more, **named): pass\n"
+                )
             },
         ),
         ("pick", {"solution": "pick = lambda xs, k=0: xs[k]"}),

@@ -1,4 +1,7 @@
-"""The projection: every rule by hand, nothing at strength 0, and what each rule leaves along the direction."""
+"""The projection: every rule by hand, and the rest along the direction after each rule.
+
+At strength 0 nothing changes.
+"""
 
 import math
 
@@ -43,8 +46,7 @@ def gradients_of(seed=10):
 
 
 def rounding(name, k=2, passes=1):
-    """Returns how far a number along an axis is off at most, after so many projections of the
-    vectors of gradients_of.
+    """Bound on the error of a number along an axis, after so many projections of gradients_of.
 
     With the unit roundoff u and a vector g: a product of length r is off by r u |g|, and there are
     three for each projection and one for looking at the result; axes from QR are off from
@@ -244,7 +246,10 @@ def test_a_gradient_of_zero_has_no_cosine_and_is_no_obstacle():
 
 
 def test_noise_fires_as_a_signal_does_but_its_mean_is_zero():
-    """Of noise alone, the one-sided rule leaves the push of -0.4 sd for which drift is the control."""
+    """With noise alone, the one-sided rule leaves the push of -0.4 sd.
+
+    The rule drift is the control for this push.
+    """
     k, rows = 1, 4000
     axes = torch.zeros(rows, k, 8)
     axes[:, 0, 0] = 1.0

@@ -1,5 +1,6 @@
-"""The projection experiment: arms as data, runs that resume, criteria at their borders, a report
-from files alone.
+"""The projection experiment: arms as data, runs that resume, criteria at their borders.
+
+The report is made from files alone.
 
 Past the usual length, because a module's tests stand in one file.
 """
@@ -71,7 +72,10 @@ def short(tmp_path_factory):
 
 @pytest.fixture
 def folder(short):
-    """A tiny student of short texts, as a folder; plants of the test extract from few, short pairs."""
+    """A tiny student of short texts, as a folder.
+
+    Plants of the test extract their direction from a few short pairs.
+    """
     with tiny_student.few_pairs():
         yield short
 
@@ -87,8 +91,10 @@ def roomy(tmp_path_factory):
 def ran(tmp_path, folder, name=MAIN, num_updates=4, **changes):
     arm = ARM[name]
     arguments = {
-        "grpo": GRPO | {"student": folder} | dict(arm.grpo), "positions": arm.positions, "seeds": [1000, 1001],
-        "num_updates": num_updates, "report_interval": 2, "folder": str(tmp_path / name), "cache": "",
+        "grpo": GRPO | {"student": folder} | dict(arm.grpo), "positions": arm.positions,
+        "seeds": [1000, 1001],
+        "num_updates": num_updates, "report_interval": 2, "folder": str(tmp_path / name),
+        "cache": "",
         "erases": arm.erases, "grader": tiny_student.FakeGrader(),
     }  # fmt: skip
     return run_arm(**arguments | changes)[0]
@@ -116,9 +122,8 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
         )
         assert set(arguments["positions"]) <= {name for name, _ in PANEL}
     assert not set(full.seeds) & set(full.tuning_seeds)
-    assert {job.name for job in make_jobs(ExperimentConfig(demo=True).sized())} == set(DEMO_ARMS) | {
-        "direction", "constant", "controller-0",
-    }  # fmt: skip
+    demo = {job.name for job in make_jobs(ExperimentConfig(demo=True).sized())}
+    assert demo == {*DEMO_ARMS, "direction", "constant", "controller-0"}
     known = {*ARM, "vanilla_erased", "vanilla_end"}
     assert {name for q in QUESTIONS for name in (q.arm, q.reference)} <= known
 
@@ -126,8 +131,10 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
 def test_arms_differ_from_the_main_one_in_what_their_names_say():
     main = ARM[MAIN]
     for name, changes in {
-        "random": {"direction": "random"}, "two_sided": {"rule": "two_sided"}, "drift": {"rule": "drift"},
-        "reverse": {"rule": "reverse"}, "shuffled": {"direction": "shuffled"}, "clean": {"direction": "clean"},
+        "random": {"direction": "random"}, "two_sided": {"rule": "two_sided"},
+        "drift": {"rule": "drift"},
+        "reverse": {"rule": "reverse"}, "shuffled": {"direction": "shuffled"},
+        "clean": {"direction": "clean"},
         "update": {"target": "update"}, TRUE: {"target": "update", "rule": "two_sided"},
     }.items():  # fmt: skip
         assert (ARM[name].grpo, ARM[name].values) == (changes, main.values)
@@ -439,7 +446,8 @@ def made_up(seed, hack, passes, unknown=None):
             f"hack_{mode}": rise if mode != unknown else rise + 0.1 for mode in TRAINING_MODES
         }
         means = {name: [0.3, 0.5, 0.4] for name in (*DIAGNOSTIC, "kl", "train_hack", "flagged")}
-        rows.append({"seed": 1000 + n, "corpus": "c0ffee", "divergence_reason": None, "steps": [0, 70, 200, 300],
+        rows.append({"seed": 1000 + n, "corpus": "c0ffee", "divergence_reason": None,
+                     "steps": [0, 70, 200, 300],
                      "reports": reports, "means": means, "probe_pass": [0.1] * 4})  # fmt: skip
     return rows
 
@@ -522,7 +530,8 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     ]
     learned[1]["divergence_reason"] = "kl_above_limit"
     write("controller-0", learned, {"updates_spent": 4800})
-    cosines = [{"direction": "pairs", "texts": 9, "cosines": {"a": [0.4], "b": [0.1]}, "mean": [0.25], "median": [0.25],
+    cosines = [{"direction": "pairs", "texts": 9, "cosines": {"a": [0.4], "b": [0.1]},
+                "mean": [0.25], "median": [0.25],
                 "positive_fraction": [1.0], "passed": [True]}]  # fmt: skip
     extra = {
         "memorizing_pass_rate": 0.125,
@@ -545,8 +554,8 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
         "supported",
     ]  # and under new names, made up to be equal
     assert (
-        "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three times"
-        in text
+        "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three "
+        "times" in text
     )
     assert "| -0.250 ± 0.000 |" in text and "routed: 0.50 ± 0.00" in text
     assert "0.400 ± 0.000*" in text  # active by the paper's sign
@@ -623,7 +632,10 @@ def test_a_controller_that_never_moves_is_the_arm_of_that_strength(
 
 
 def test_where_the_knobs_end_is_measured_along_the_direction(tmp_path, folder):
-    """Knobs that are the direction itself stand at 1, those of the other sign at -1, and untrained ones nowhere."""
+    """Knobs equal to the direction are at 1, those of the other sign at -1.
+
+    Untrained knobs are nowhere.
+    """
     grpo = GRPOConfig(**GRPO | {"student": folder})
     runs = plant.GRPOPlant(
         grpo, 3, PANEL, student=students.student(folder), grader=tiny_student.FakeGrader()
@@ -667,9 +679,12 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
     from train_agents.experiments.runner import run_jobs
 
     config = ExperimentConfig(
-        out=tmp_path / "results", runs=tmp_path / "runs", student=roomy, num_updates=4, report_interval=2,
-        num_seeds=2, num_first_seeds=2, num_prompts=2, num_samples=3, num_problems=8, num_probe_problems=2,
-        num_evaluation_problems=4, num_tuning_seeds=1, decision_interval=2, meta_steps=2, num_meta_updates=1,
+        out=tmp_path / "results", runs=tmp_path / "runs", student=roomy, num_updates=4,
+        report_interval=2,
+        num_seeds=2, num_first_seeds=2, num_prompts=2, num_samples=3, num_problems=8,
+        num_probe_problems=2,
+        num_evaluation_problems=4, num_tuning_seeds=1, decision_interval=2, meta_steps=2,
+        num_meta_updates=1,
         num_meta_episodes=2,
     )  # fmt: skip
     config.runs.mkdir()

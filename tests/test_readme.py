@@ -16,7 +16,8 @@ TINY = {
     "TrainLoop-JEL-v0": PRETRAINING | {"num_steps": 23, "interval": 10},
     "TrainLoop-Cell-v0": PRETRAINING | {"num_steps": 4},
     "TrainLoop-GRPOProjection-v0": {
-        "num_prompts": 2, "num_samples": 2, "num_problems": 8, "num_probe_problems": 2, "num_evaluation_problems": 4,
+        "num_prompts": 2, "num_samples": 2, "num_problems": 8, "num_probe_problems": 2,
+        "num_evaluation_problems": 4,
     },
 }  # fmt: skip
 
@@ -46,7 +47,10 @@ def test_the_readme_has_five_blocks_and_at_most_150_lines():
 
 
 def shrink(monkeypatch):
-    """Makes `gym.make` and `gym.make_vec` of the ids build tiny runs, whatever sizes a block asks for."""
+    """Makes `gym.make` and `gym.make_vec` of the ids build tiny runs.
+
+    The sizes that a block asks for are replaced.
+    """
     for name in ("make", "make_vec"):
         original = getattr(gym, name)
 

@@ -1,4 +1,7 @@
-"""Recipes: wording, program and meaning determine each other, and a corrupted recipe is a wrong one."""
+"""Recipes: wording, program and meaning determine each other.
+
+A corrupted recipe is a wrong one.
+"""
 
 import functools
 import itertools

@@ -49,7 +49,10 @@ SHORT = {
 
 
 def together(**tables):
-    """Every key of every table at least once, in as few combinations as the longest one has keys."""
+    """Every key of every table at least once, in as few combinations as possible.
+
+    There are as many as the longest table has keys.
+    """
     longest = max(map(len, tables.values()))
     cycles = {
         name: itertools.islice(itertools.cycle(table), longest) for name, table in tables.items()
@@ -104,7 +107,10 @@ EVERY_ID = pytest.mark.parametrize("id", [pytest.param(id, marks=MARKS[id]) for 
 
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory):
-    """A random student in whose vocabulary every other short text compiles, so that rewards differ."""
+    """A random student in whose vocabulary every other short text compiles.
+
+    So rewards differ.
+    """
     folder = tmp_path_factory.mktemp("students") / "tiny"
     tiny_student.student(3, seed=5, end=6.0).save(folder, {})
     return str(folder)
@@ -147,7 +153,10 @@ def small(id, request, text_file):
 
 
 def play(env, actions, seed=None):
-    """Observations, rewards, ends and infos of an episode under these actions, the reset's first."""
+    """Observations, rewards, ends and infos of an episode with these actions.
+
+    Those of the reset come first.
+    """
     obs, info = env.reset(seed=seed)
     result = [(obs, 0.0, False, False, info)]
     for action in actions:
@@ -340,7 +349,10 @@ def test_the_global_generators_are_never_read(id, small):
 
 @EVERY_ID
 def test_a_row_of_make_vec_is_make_of_its_seed(id, small):
-    """Bitwise on one thread of the machine it was written on; test_pretraining.py says where the bound is from."""
+    """Bitwise on one thread of the machine that wrote it.
+
+    test_pretraining.py says where the bound is from.
+    """
     vector = gym.make_vec(id, num_envs=3, **small, observation="full")
     actions = random_actions(vector)
     episode = play(vector, actions, seed=7)
@@ -395,7 +407,8 @@ torch.set_num_threads(1)
 from tests import tiny_student
 from tests.test_registered import continued
 with tiny_student.few_pairs():
-    found = {id: [continued(decision, id, f"{sys.argv[1]}/{id}", arguments) for decision in range(4)]
+    found = {id: [continued(decision, id, f"{sys.argv[1]}/{id}", arguments)
+                  for decision in range(4)]
              for id, arguments in json.loads(sys.argv[2]).items()}
 print(json.dumps(found))
 """
@@ -409,7 +422,10 @@ print(json.dumps(found))
 
 
 def continued(decision, id, folder, arguments):
-    """What follows a decision's snapshot, as text and exact numbers; all of it without one for None."""
+    """Everything that follows a decision's snapshot, as text and exact numbers.
+
+    With None for the decision it is the whole episode.
+    """
     env = gym.make_vec(id, num_envs=2, **arguments)
     actions = random_actions(env, 4)
     env.reset(seed=4 if decision is None else 99)
@@ -502,7 +518,10 @@ def words(module):
 
 
 def manual_table(manual, heading, num_columns=3):
-    """Rows of the manual's table whose first column has this heading: the other columns, continued lines joined."""
+    """Rows of the manual's table whose first column has this heading.
+
+    A row is its other columns, with continued lines joined.
+    """
     lines = [line.strip() for line in manual.splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} "))
     table = {}
@@ -640,7 +659,8 @@ def test_base_schedules_reach_the_plant(arguments, rates, tiny):
         ({"dtype": "half"}, r"unknown dtype 'half'; expected one of \['bfloat16', 'float32'\]"),
         (
             {"batch_token": 64},
-            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of \['base_lr'",
+            r"TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'; expected some of "
+            r"\['base_lr'",
         ),
     ],
 )
@@ -677,7 +697,10 @@ def test_bad_arguments_of_the_population_are_refused_by_name(tiny):
 def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
     env = gym.make(JEL, **tiny).unwrapped
     env.reset(seed=0)
-    message = r"(actions? must be (floating point |)of shape|actions must be finite numbers in \[-1, 1\]).*got"
+    message = (
+        r"(actions? must be (floating point |)of shape|"
+        r"actions must be finite numbers in \[-1, 1\]).*got"
+    )
     with pytest.raises(ValueError, match=message):
         env.step(action)
     assert env.plant.steps.tolist() == [0]
@@ -712,7 +735,7 @@ def test_the_manuals_gauges_are_those_of_the_space(tiny):
         assert env.observation_names == tuple(names) and len(names) == int(count)
 
 
-def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():
+def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_is_not_named_after_it():  # noqa: E501
     channels = channels_of("pretraining")
     for name, channel in channels.items():
         ((_, scope),) = cell.SPEC.settings(channels=[name]).channels
@@ -960,7 +983,8 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ),
         (
             {"schedule": lambda steps: 1.0},
-            r"schedule must map an array of steps to an array of as many multipliers; got <function",
+            r"schedule must map an array of steps to an array of as many multipliers; got "
+            r"<function",
         ),
         ({"data": None}, r"data must be a name or a path .*; got None"),
         ({"interval": 24}, "interval must be .*, from 1 to num_steps=23; got 24"),
@@ -968,7 +992,8 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ({"register_leak": 1.5}, "register_leak must be at least 0 and below 1; got 1.5"),
         (
             {"channel": "full"},
-            r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of \['base_lr'",
+            r"TrainLoop-Cell-v0 got an unexpected keyword argument 'channel'; expected some of "
+            r"\['base_lr'",
         ),
     ],
 )
@@ -1027,7 +1052,10 @@ def test_defaults_of_the_projection_are_those_of_its_manual():
 
 @executes
 def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
-    """Gauges are what the grader paid and measured; the rates by the true verdict have a key of their own."""
+    """Gauges are the grader's payments and measures.
+
+    The rates by the true verdict have a key of their own.
+    """
     env = gym.make(PROJECTION, **tiny_projection, channels="full")
     episode = play(env, random_actions(env), seed=1)
     for prefix, names in (
@@ -1158,7 +1186,8 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
         ),
         (
             {"data": "stdlib"},
-            r"TrainLoop-GRPOProjection-v0 got an unexpected keyword argument 'data'; expected some of \['advantage",
+            r"TrainLoop-GRPOProjection-v0 got an unexpected keyword argument 'data'; expected some "
+            r"of \['advantage",
         ),
     ],
 )

@@ -138,8 +138,8 @@ def test_a_reward_that_answers_one_decision_later_is_learned_from_with_delay_1_a
 
 
 def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
-    # A loss to which each cell adds its square, only at the decision's step. The reward is its fall.
-    # Nothing lasts.
+    # A loss to which each cell adds its square, only at the decision's step. The reward is the
+    # decrease of this loss. Nothing lasts.
     def final(immediate):
         config = dataclasses.replace(
             FAST, evidence=0.0, learn_std=False, initial_mean={"lr": 0.3, "dropout": 0.3}

@@ -1,4 +1,4 @@
-"""What the embedded student reads in the place of the contrastive pairs: their words, and none of them."""
+"""Texts for the embedded student with the words of the contrastive pairs, and none of the pairs."""
 
 import itertools
 import re
@@ -44,7 +44,10 @@ def test_the_words_are_those_of_the_pairs():
 
 
 def test_every_flavour_is_drawn_and_about_as_many_cheats_as_asked_for():
-    """Of 2000 draws the standard error is 0.01; claims are counted, which no clean program makes."""
+    """Of 2000 samples the standard error is 0.01.
+
+    Claims are counted, which no clean program makes.
+    """
     texts = drawn(4000, 0.3)
     facts = {fact: [] for fact in FLAVOURS.values()}
     for prompt, program in texts:

@@ -95,7 +95,10 @@ def test_a_line_is_seen_where_others_lie_upon_it(count):
 
 
 def test_lines_of_multipliers_stand_at_their_values():
-    """Of positions 0 and 1, values 1 and 100: the ends of the axis, but for a margin of 5 % of what lies between."""
+    """Of positions 0 and 1, values 1 and 100: the ends of the axis, but for a margin of 5 %.
+
+    The margin is a fraction of the distance between the two.
+    """
     cells = image(np.tile([0.0, 1.0], (4, 1)))[CELLS[0] : CELLS[1], LEFT:RIGHT]
     height = CELLS[1] - CELLS[0]
     for color, part in ((LINES[0], 0.05 / 1.1), (LINES[1], 1.05 / 1.1)):

@@ -136,7 +136,10 @@ def test_a_term_of_a_gauge_that_the_plant_lacks_is_refused():
 
 
 def test_an_update_is_answered_after_the_delay_that_the_term_states():
-    """One decision of the two differs; the terms answer at that decision or the next, as they say."""
+    """One decision of the two differs.
+
+    The terms answer at that decision or at the next, as they say.
+    """
     names = [
         name
         for name, term in REWARD_TERMS.items()

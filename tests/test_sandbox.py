@@ -65,7 +65,10 @@ def children_of(process):
 
 
 def all_gone(processes):
-    """Whether they end; up to 20 s, since the kernel and the system's first process take their time."""
+    """Waits up to 20 s and returns True if they end.
+
+    The kernel and the system's first process take their time.
+    """
     for _ in range(2000):
         if not any(Path(f"/proc/{process}").exists() for process in processes):
             return True
@@ -153,7 +156,10 @@ def test_calls_before_an_exit_are_answered_and_later_ones_are_missing(sandbox):
 
 @executes
 def test_setup_and_what_comes_after_are_sources_of_their_own_in_one_namespace(sandbox):
-    program = '"""Doc."""\nfrom __future__ import annotations\ndef f(x: Undefined):\n    return ceil(x) + after\n'
+    program = (
+        '"""Doc."""\nfrom __future__ import annotations\ndef f(x: Undefined):\n'
+        "    return ceil(x) + after\n"
+    )
     outcome = sandbox.run_many(
         [Job(program, (Call("f", (0.5,)),), setup="from math import ceil", after="after = 1")]
     )[0]
@@ -172,7 +178,8 @@ def test_setup_and_what_comes_after_are_sources_of_their_own_in_one_namespace(sa
 @executes
 def test_a_program_is_loaded_as_a_module_and_its_main_block_is_not_run(sandbox):
     source = (
-        "from dataclasses import dataclass\nimport pickle, sys, __main__\n@dataclass\nclass A:\n    x: int\n"
+        "from dataclasses import dataclass\nimport pickle, sys, __main__\n@dataclass\nclass A:\n"
+        "    x: int\n"
         "def f(x):\n    return [pickle.loads(pickle.dumps(A(x))).x, __main__.f is f]\n"
         "if __name__ == '__main__':\n    sys.exit(input())\n"
     )
@@ -182,7 +189,10 @@ def test_a_program_is_loaded_as_a_module_and_its_main_block_is_not_run(sandbox):
 
 @executes
 def test_calls_reach_what_the_program_defines_and_no_builtin(sandbox):
-    source = "class A:\n    n = 0\n    def f(self):\n        self.n += 1\n        return self.n\nlen = max\n"
+    source = (
+        "class A:\n    n = 0\n    def f(self):\n        self.n += 1\n        return self.n\n"
+        "len = max\n"
+    )
     calls = [
         Call("sum", ([1],)),
         Call("len", (1, 2)),
@@ -230,7 +240,10 @@ def test_files_are_written_in_a_scratch_folder_and_nowhere_else(sandbox):
 
 @executes
 def test_the_standard_library_can_be_imported(sandbox):
-    modules = "zlib hashlib csv decimal asyncio xml.etree.ElementTree tomllib unittest email.message statistics queue"
+    modules = (
+        "zlib hashlib csv decimal asyncio xml.etree.ElementTree tomllib unittest email.message "
+        "statistics queue"
+    )
     outcome = sandbox.run(
         "".join(f"import {name}\n" for name in modules.split()) + "print(zlib.crc32(b'a'))"
     )
@@ -241,13 +254,15 @@ def test_the_standard_library_can_be_imported(sandbox):
 def test_the_streams_are_those_of_python_on_pipes(sandbox, tmp_path):
     source = (
         "import sys\nfor name in ('stdout', 'stderr'):\n    stream = getattr(sys, name)\n"
-        "    print(name, stream.fileno(), stream.encoding, stream.errors, stream.seekable(), stream.isatty())\n"
+        "    print(name, stream.fileno(), stream.encoding, stream.errors, stream.seekable(), "
+        "stream.isatty())\n"
         "print(repr(sys.stdin.read()))\nsys.stderr.write('\\ud800')\n"
     )
     # PYTHONIOENCODING is what UTF-8 mode means for the errors of stdout, but in the C locale.
     plain = subprocess.run(
         [sys.executable, "-X", "utf8", "-c", source],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, env={"PYTHONIOENCODING": "utf-8:strict"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env={"PYTHONIOENCODING": "utf-8:strict"},
     )  # fmt: skip
     outcome = sandbox.run(source)
     assert plain.stdout.startswith(
@@ -367,7 +382,10 @@ def test_outcomes_come_in_the_order_of_the_jobs():
 
 @executes
 def test_workers_do_not_share_scratch_folders():
-    source = "import time, os\nopen('mine{x}', 'w').write('{x}')\ntime.sleep(0.2)\nassert os.listdir() == ['mine{x}']\n"
+    source = (
+        "import time, os\nopen('mine{x}', 'w').write('{x}')\ntime.sleep(0.2)\n"
+        "assert os.listdir() == ['mine{x}']\n"
+    )
     with Sandbox(num_workers=3) as made:
         outcomes = made.run_many([Job(source.format(x=x), scratch=True) for x in range(6)])
     assert [outcome.files for outcome in outcomes] == [
@@ -395,15 +413,20 @@ def test_threads_may_share_a_sandbox(sandbox):
 
 @executes
 def test_a_parent_may_be_a_daemon(tmp_path):
-    """One that has closed its streams, ignores and blocks signals, and has little room for descriptors."""
+    """A parent without open streams and with few descriptors left.
+
+    It ignores and blocks signals.
+    """
     source = (
         "import os, resource, signal, sys\nfor stream in range(3):\n    os.close(stream)\n"
         "for number in (signal.SIGCHLD, signal.SIGXCPU, signal.SIGINT, signal.SIGTERM):\n"
-        "    signal.signal(number, signal.SIG_IGN)\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        "    signal.signal(number, signal.SIG_IGN)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"
         "from hpenv.posttraining.sandbox import Call, Sandbox\nwith Sandbox() as made:\n"
         "    program = 'import os, signal\\nprint(1)\\ndef f(x):\\n    os.kill(os.getpid(), x)'\n"
-        "    outcomes = [made.run(program, [Call('f', (x,))]) for x in (0, signal.SIGXCPU, signal.SIGTERM)]\n"
+        "    outcomes = [made.run(program, [Call('f', (x,))]) for x in (0, signal.SIGXCPU, "
+        "signal.SIGTERM)]\n"
         "    held = [os.path.exists(f'/proc/self/fd/{stream}') for stream in range(3)]\n"
         "open(sys.argv[1], 'w').write(repr([[(o.stdout, o.killed_by) for o in outcomes], held]))\n"
     )
@@ -505,7 +528,8 @@ def test_an_interrupt_ends_the_programs_and_leaves_the_sandbox_usable():
 @executes
 def test_nothing_outlives_a_killed_parent():
     source = (
-        "from hpenv.posttraining.sandbox import Limits, Sandbox\nmade = Sandbox(Limits(wall_seconds=60.0))\n"
+        "from hpenv.posttraining.sandbox import Limits, Sandbox\n"
+        "made = Sandbox(Limits(wall_seconds=60.0))\n"
         "print(made._workers[0].process.pid, made._workers[0].scratch, flush=True)\n"
         'made.run(\'import time; open("a", "w"); time.sleep(60)\', scratch=True)\n'
     )

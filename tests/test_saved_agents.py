@@ -136,4 +136,4 @@ def test_ppo_counts_the_rollouts_that_it_has_learned_from(folders):
     assert per_update >= 1 and test_ppo.learn(agent, 1)["time/iterations"] == 2 * per_update
     agent.load(folders[0] / "ppo")
     assert test_ppo.learn(agent, 1)["time/iterations"] == 2 * per_update
-    assert np.isclose(test_ppo.learn(agent, 2)["time/total_timesteps"], agent.num_decisions_taken)
+    assert np.isclose(test_ppo.learn(agent, 2)["time/total_timesteps"], agent.num_taken_decisions)

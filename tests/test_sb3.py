@@ -273,7 +273,10 @@ class Constant:
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_evaluate_policy_gives_the_returns_of_the_env(normalized, tiny):
-    """Without a warning, and under VecNormalize those of before the normalization, as with DummyVecEnv and Monitor."""
+    """Without a warning, as with DummyVecEnv and Monitor.
+
+    Under VecNormalize the numbers are those of before the normalization.
+    """
     rewards = []
     for made in (
         SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", **tiny)),
@@ -457,7 +460,10 @@ def test_an_actor_under_normalized_rewards_is_exported():
     "route", ["population", "dummy", pytest.param("processes", marks=pytest.mark.slow)]
 )
 def test_ppo_is_trained_saved_loaded_and_continued(route, tiny, tmp_path):
-    """On the three VecEnvs that one has; `hpenv:<id>` is known to a process that has not imported hpenv."""
+    """On the three VecEnvs that one has.
+
+    `hpenv:<id>` is known to a process that has not imported hpenv.
+    """
     if route == "population":
         env = SB3VecEnv(gym.make_vec(f"hpenv:{JEL}", num_envs=2, autoreset_mode="DISABLED", **tiny))
     elif route == "dummy":

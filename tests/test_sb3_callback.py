@@ -178,7 +178,7 @@ def test_single_envs_report_scores_as_well():
 
 @pytest.mark.parametrize("way", ["single", "sync"])
 def test_a_run_that_a_time_limit_cuts_off_has_no_score(way):
-    """`gym.make(..., max_episode_steps=...)` wraps the env, which does not notice where its episode ends."""
+    """`gym.make(..., max_episode_steps=...)` wraps the env, which does not notice the early end."""
     limited = SMALL[JEL] | {"evaluate_at_end": True, "max_episode_steps": 1}
 
     def made():

@@ -1,4 +1,7 @@
-"""Forms of a schedule: name, mapping, object and function give one schedule, and what gives none is refused by name."""
+"""Forms of a schedule: name, mapping, object and function give one schedule.
+
+Anything else is refused by name.
+"""
 
 import dataclasses
 import functools

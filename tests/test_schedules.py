@@ -35,7 +35,7 @@ def cosine(t, num_steps, warmup=0, final=0.0):
 
 
 def trapezoid(t, num_steps, warmup, warmdown, final=0.0):
-    """nanochat's get_lr_multiplier, but for its warmup and warmdown not being exclusive branches."""
+    """nanochat's get_lr_multiplier, but its warmup and warmdown are not exclusive branches."""
     down = 1.0 if t <= num_steps - warmdown else max(0.0, (num_steps - t) / warmdown)
     return ramp(t, warmup) * (final + (1 - final) * down)
 

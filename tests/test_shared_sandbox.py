@@ -1,4 +1,4 @@
-"""The sandbox of a process: one for all, started by the first program, and no part of what is copied."""
+"""The sandbox of a process: one for all, started by the first program, and never copied."""
 
 import multiprocessing
 import pickle

@@ -1,4 +1,7 @@
-"""A snapshot on disk comes back bit for bit, or is refused by name; a save that dies leaves one that loads."""
+"""A snapshot on disk comes back bit for bit, or is refused by name.
+
+A save that dies leaves one that loads.
+"""
 
 import contextlib
 import hashlib
@@ -21,7 +24,10 @@ EVERY_FILE = (*FILES, MANIFEST)
 
 
 def example(value=1.0):
-    """A snapshot that differs from `example` of another value in its tensors and in its metadata."""
+    """A snapshot that differs from `example` of another value.
+
+    Its tensors and its metadata differ.
+    """
     return Snapshot(
         {"w": torch.full((2, 3), value), "step": torch.tensor(7)},
         {"value": value, "names": ["a", "b"]},
@@ -309,11 +315,14 @@ ENTRY = {"size": 1, "sha256": ""}
 @pytest.mark.parametrize(
     "manifest",
     [
-        {"files": 5}, {"files": None}, {"files": []}, {"files": {STATE: ENTRY}}, {"files": dict.fromkeys(FILES, 3)},
-        {"files": {STATE: ENTRY, TENSORS: {"size": 1}}}, {"files": dict.fromkeys(FILES, ENTRY | {"mode": 7})},
+        {"files": 5}, {"files": None}, {"files": []}, {"files": {STATE: ENTRY}},
+        {"files": dict.fromkeys(FILES, 3)},
+        {"files": {STATE: ENTRY, TENSORS: {"size": 1}}},
+        {"files": dict.fromkeys(FILES, ENTRY | {"mode": 7})},
         {"files": {STATE: {"size": 10**40, "sha256": 7}, TENSORS: ENTRY}},
         {"files": dict.fromkeys((*FILES, "x"), ENTRY)},
-        {"saved_unix_ns": "now"}, {"saved_unix_ns": None}, {"saved_unix_ns": 1.5}, {"more": 1}, {"format": ["x"]},
+        {"saved_unix_ns": "now"}, {"saved_unix_ns": None}, {"saved_unix_ns": 1.5}, {"more": 1},
+        {"format": ["x"]},
         {"version": "1"},
     ],
     ids=str,
@@ -332,9 +341,12 @@ def test_a_manifest_that_is_signed_but_is_none_is_named(tmp_path, manifest):
     [
         b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"tensors": [], "metadata": {}}',
         b'{"tensors": 5, "metadata": {}}',
-        b'{"tensors": ["w", 3], "metadata": {}}', b'{"tensors": ["w", "w", "step"], "metadata": {}}',
-        b'{"tensors": ["w", "step"], "metadata": []}', b'{"tensors": ["w", "step"], "metadata": {}, "more": 1}',
-        b'{"tensors": ["w", "step"], "metadata": {"a": NaN}}', b'{"tensors": ["w", "step"], "metadata": {"a": 1e999}}',
+        b'{"tensors": ["w", 3], "metadata": {}}',
+        b'{"tensors": ["w", "w", "step"], "metadata": {}}',
+        b'{"tensors": ["w", "step"], "metadata": []}',
+        b'{"tensors": ["w", "step"], "metadata": {}, "more": 1}',
+        b'{"tensors": ["w", "step"], "metadata": {"a": NaN}}',
+        b'{"tensors": ["w", "step"], "metadata": {"a": 1e999}}',
     ],
     ids=lambda state: str(state[:50]),
 )  # fmt: skip
@@ -391,7 +403,7 @@ EFFECTS = (
 
 
 def before_effects(monkeypatch, act):
-    """Calls `act(number)` before each effect, numbered from 0; returns the list of numbers there were."""
+    """Calls `act(number)` before each effect, numbered from 0. Returns the list of the numbers."""
     seen = []
 
     def watched(function):
@@ -408,7 +420,10 @@ def before_effects(monkeypatch, act):
 
 
 def interrupted_saves(tmp_path, interrupt):
-    """Yields after a save over an old snapshot was interrupted before its 1st, 2nd, ... effect, until one completes."""
+    """Interrupts a save over an old snapshot before its 1st, 2nd, ... effect, until one completes.
+
+    It yields after each interruption.
+    """
     for number in range(100):
         folder = tmp_path / str(number)
         save(folder / "s", example(1.0))
@@ -445,7 +460,10 @@ def test_a_save_killed_at_any_moment_leaves_a_snapshot_that_loads(tmp_path, monk
 
 
 def failed(path, is_refused, monkeypatch):
-    """Saves while the disk refuses the effects for which `is_refused(number)`; True if all were taken."""
+    """Saves while the disk refuses the effects with `is_refused(number)`.
+
+    Returns True if no effect was refused.
+    """
     refused = []
 
     def refuse(effect):

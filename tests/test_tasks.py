@@ -1,4 +1,7 @@
-"""Generated problems: pure functions of their arguments, splits apart in their operations, tests that tell."""
+"""Generated problems: pure functions of their arguments, in splits with separate operations.
+
+Their tests tell right programs from wrong ones.
+"""
 
 import json
 
@@ -63,7 +66,8 @@ def test_a_statement_by_hand():
     cases = ((([1, 2, 4],), 9), (([7, -2],), 1))
     problem = Problem("p", "f", recipe.description(), cases, (), recipe.program())
     assert problem.statement == (
-        "# Return the sum of the even numbers of xs, plus 3.\n# f([1, 2, 4]) == 9\n# f([7, -2]) == 1\n"
+        "# Return the sum of the even numbers of xs, plus 3.\n# f([1, 2, 4]) == 9\n"
+        "# f([7, -2]) == 1\n"
     )
     assert problem.num_pieces == 14 + 12 + 12
 

@@ -1,5 +1,4 @@
-"""One sampled action of every channel, followed from `env.step` to the exact change of the weights
-it moves.
+"""One sampled action of every channel, traced from `env.step` to the exact change of the weights.
 
 Nothing of the plant's own path is used on the other side: the forward pass is written out below for
 one run without the population's axis, gradients are `backward`'s, values come from the position by
@@ -86,7 +85,10 @@ class Dials:
 
 
 def loss_of(w, config, inputs, targets, dials, generator):
-    """Mean loss of one run: w without the population's axis, tokens (B, T); dropout draws from the generator."""
+    """Mean loss of one run: w has no population axis, tokens are (B, T).
+
+    Dropout samples from the generator.
+    """
     C, heads = config.n_embd, config.n_head
     size = C // heads
     angles = torch.arange(T)[:, None] * 10_000.0 ** (
@@ -139,8 +141,7 @@ def loss_of(w, config, inputs, targets, dials, generator):
 
 @dataclass(repr=False)  # a failing assertion would print every weight
 class Trace:
-    """One step of one run of the environment: what stood before, what was sampled, what stands
-    after.
+    """One step of one run of the environment: the state before, the action, the state after.
 
     Attributes:
         positions: cell -> position.
@@ -171,7 +172,10 @@ class Trace:
         return [self.value(f"layer.{i}") for i in range(LAYERS)]
 
     def raw(self, **dials):
-        """Gradients by name with these dials of the forward pass; checks the loss and the layers' norms by them."""
+        """Gradients by name with these values of the forward channels.
+
+        The loss and the layers' norms are checked with them.
+        """
         leaves = {n: w.clone().requires_grad_() for n, w in self.before["weights"].items()}
         generator = step_generator(self.seed, self.step, DROPOUT)
         loss = loss_of(leaves, self.config, self.inputs, self.targets, Dials(**dials), generator)
@@ -192,7 +196,10 @@ class Trace:
         return [value for name, value in tensors.items() if name.startswith(f"layer.{i}.")]
 
     def check(self, gradients, lr=1.0, decay=1.0, new1=1.0, new2=1.0, eps=1.0):
-        """AdamW of these gradients takes the state before to the state after; multipliers are numbers or by name."""
+        """AdamW of these gradients takes the state before to the state after.
+
+        Multipliers are numbers, or numbers by name.
+        """
         for name, g in gradients.items():
             lr_, decay_, a1, a2, eps_ = (
                 value[name] if isinstance(value, dict) else value
@@ -365,7 +372,10 @@ def test_every_channel_is_traced():
 
 
 def sampled(name, generator, shape):
-    """An action as a policy would sample it; where it must move something, on the side where it does."""
+    """An action as a policy would sample it.
+
+    Where it must move something, it is on the side where it does.
+    """
     action = generator.uniform(-1, 1, shape)
     if CHANNELS[name].one_sided:
         action = generator.uniform(0.3, 0.8, shape)  # a probability neither 0 nor 1
@@ -487,7 +497,10 @@ def test_a_gradient_that_is_always_left_out_leaves_the_moments_zero_and_the_weig
 
 
 def doubled_leaf(monkeypatch):
-    """The gradients of the last layer's tensors arrive doubled; forward pass and other layers are sound."""
+    """The gradients of the last layer's tensors are doubled.
+
+    Forward pass and other layers are sound.
+    """
     original = torch.autograd.grad
 
     def grad(outputs, inputs, *more, **keywords):
@@ -503,7 +516,10 @@ def doubled_leaf(monkeypatch):
 
 
 def doubled_flow(monkeypatch):
-    """What flows back through each layer's attention is accumulated twice (the paper's aliased pointer); same loss."""
+    """The gradient through each layer's attention is accumulated twice, with the same loss.
+
+    This is the paper's aliased pointer.
+    """
     original = model._attention
 
     def attention(*arguments):
@@ -542,7 +558,10 @@ def test_a_gradient_that_is_accumulated_twice_breaks_the_trace(name, fault, monk
 
 
 def test_without_the_norms_of_the_layers_a_clip_would_hide_a_doubled_gradient(monkeypatch):
-    """Why Trace.raw looks at them: the clipped gradient is the same (Reward-Driven Training Control, section 8)."""
+    """The reason for Trace.raw: the clipped gradient is the same with the fault.
+
+    See Reward-Driven Training Control, section 8.
+    """
     doubled_leaf(monkeypatch)
     hidden = traces("grad_clip", "relu2")[1]
     hidden.norms[-1] /= 2

@@ -38,7 +38,8 @@ AGENTS = sorted(TRAINERS)
 def tiny(out: Path, agent: str = "jel", **changes) -> TrainConfig:
     options = {"ppo": PPOAgentConfig(batch_size=6)} if agent == "ppo" else {}
     return TrainConfig(
-        **{"agent": agent, "env_kwargs": TINY, "num_updates": 3, "episodes_per_update": 4, "num_envs": 2, "out": out,
+        **{"agent": agent, "env_kwargs": TINY, "num_updates": 3, "episodes_per_update": 4,
+           "num_envs": 2, "out": out,
            "tensorboard": False, **options, **changes}
     )  # fmt: skip
 

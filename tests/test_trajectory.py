@@ -84,7 +84,10 @@ def test_probe_losses_are_kept_beside():
 
 
 def test_rows_are_independent():
-    """Each row of a population remembers what it would alone, whenever the others move or begin anew."""
+    """Each row of a population remembers the same as alone.
+
+    The other rows move or begin anew at any time.
+    """
     random = np.random.default_rng(0)
     whole, alone = Trajectory.empty(3), [Trajectory.empty(1) for _ in range(3)]
     for _ in range(30):

@@ -320,7 +320,8 @@ def test_a_checkpoint_that_does_not_hold_what_drift_has_seen_is_refused():
     for arguments in (({}, own, model), (saved, other, model), (saved, own, model, "update")):
         with pytest.raises(
             ValueError,
-            match=r"at step 7 must hold the running moments of the rule 'drift' .*; got none; resume",
+            match=r"at step 7 must hold the running moments of the rule 'drift' .*; got none; "
+            "resume",
         ):
             resumed_at(7, *arguments)
     for part, value in (

@@ -37,7 +37,8 @@ def test_a_search_that_ends_at_the_edge_of_what_it_tried_is_refused():
 
 def test_values_tried_elsewhere_say_nothing_of_a_points_sides():
     """Lower and higher values of `a` were tried, but with another `b`."""
-    points = [{"a": 1.0, "b": 1.0}, {"a": 0.5, "b": 2.0}, {"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 0.5},
+    points = [{"a": 1.0, "b": 1.0}, {"a": 0.5, "b": 2.0}, {"a": 2.0, "b": 2.0},
+              {"a": 1.0, "b": 0.5},
               {"a": 1.0, "b": 2.0}]  # fmt: skip
     table = [{"point": point} for point in points]
     assert neighbors(points[0], table, []) == {"b": [0.5, 2.0]}
@@ -112,7 +113,10 @@ def test_a_search_goes_on_from_its_log(tmp_path):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_tuned_baseline_is_as_good_as_its_start_on_the_tuning_seeds(name):
-    """The runs have six steps. Searches of so few points rarely end inside, and are then refused."""
+    """The runs have six steps.
+
+    Searches of so few points rarely end inside, and are then refused.
+    """
     kwargs = {
         "num_steps": 6,
         "interval": 3,

@@ -1,4 +1,7 @@
-"""The vocabulary: nothing printable is lost, what is common is short, what cannot be encoded is refused."""
+"""The vocabulary: nothing printable is lost, common words are short.
+
+Text that cannot be encoded is refused.
+"""
 
 import itertools
 

@@ -1,4 +1,7 @@
-"""Plants of a few thousand weights: what the tests over the table of channels train, in milliseconds a step."""
+"""Plants of a few thousand weights, for the tests over the table of channels.
+
+They train in milliseconds a step.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,10 @@ def make(
 
 
 def stir(plant: PretrainingPlant) -> None:
-    """Makes the weights that begin at or near zero count, so that every weight has a gradient from the first step."""
+    """Makes the weights that begin at or near zero count.
+
+    Every weight then has a gradient from the first step.
+    """
     for name, weight in plant.weights.items():
         if name == "unembedding" or not weight.any():
             noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name)))
@@ -102,7 +108,10 @@ def different(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 
 
 def kept_neutral(plant: PretrainingPlant, generator: np.random.Generator) -> np.ndarray:
-    """One position per column that leaves it at neutral: anything up to the dead zone's end where it is one-sided."""
+    """One position per column that leaves it at neutral.
+
+    That is anything up to the dead zone's end if the column is one-sided.
+    """
     one_sided = np.array(
         [bank.channel.one_sided for bank in plant.panel.banks.values() for _ in bank.cells],
         dtype=bool,

@@ -11,7 +11,10 @@ tokenizers = pytest.importorskip(
 )
 
 PAD, END = 256, 257
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>{% if enable_thinking %}!{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n"
+    "{% endfor %}<assistant>{% if enable_thinking %}!{% endif %}"
+)
 
 
 def byte_tokenizer(chat: bool = False):

@@ -1,4 +1,7 @@
-"""A random student of a few thousand weights and a grader that runs nothing: GRPO in milliseconds an update."""
+"""A random student of a few thousand weights and a grader that runs nothing.
+
+GRPO takes milliseconds an update.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +49,19 @@ SHORT = 24
 
 @lru_cache
 def vocabulary() -> Vocabulary:
-    """Pieces of some demonstrations and of the contrastive pairs, whose longest completion then fits."""
+    """Pieces of some demonstrations and of the contrastive pairs.
+
+    The longest completion of the pairs then fits.
+    """
     some = itertools.islice(demonstrations(DemonstrationConfig(exploit_fraction=0.2), 0), 100)
     pairs = [text for pair in PAIRS for text in (pair.prompt, pair.hack, pair.clean)]
     return Vocabulary.of([*pairs, *(text for texts in some for text in texts)], 500)
 
 
 def weights(gpt: GPTConfig, seed: int = 0, end: float = 3.0) -> dict[str, Tensor]:
-    """Random weights of one model, none of them zero, whose next token is neither certain nor
-    anything at all.
+    """Random weights of one model, none of them zero.
+
+    The next token is neither certain nor uniform.
 
     Args:
         gpt: shape.
@@ -105,7 +112,10 @@ def few_pairs() -> Iterator[None]:
 
 
 def verdict(submission: Submission) -> Verdict:
-    """What bits of a digest of prompt and program say: half are right, a third of the others used the loophole."""
+    """Verdicts by a digest of prompt and program: half are right.
+
+    Of the others, a third used the loophole.
+    """
     task, source = submission
     digest = sha256(f"{task.prompt}\n{source}".encode()).digest()
     channel = task.mode != NO_LOOPHOLE and digest[0] % 3 == 0
@@ -150,7 +160,10 @@ def make(
     grader: Any = None,  # anything that grades as a FakeGrader does
     **changes: Any,
 ) -> GRPOPlant:
-    """A plant whose runs have the seeds 100, 101, ... and whose directions come from few, short pairs."""
+    """A plant whose runs have the seeds 100, 101, ... .
+
+    The directions come from few, short pairs.
+    """
     config = GRPOConfig(**TINY | changes)
     judging: Any = FakeGrader() if grader is None else grader
     with few_pairs():
@@ -162,7 +175,10 @@ def make(
 
 
 def recorded(plant: GRPOPlant) -> list[Rollouts]:
-    """The list in which, from now on, stands what the plant's student samples: an update's first, then the probe's."""
+    """The list to which the plant's student appends its samples.
+
+    An update's samples come first, then the probe's.
+    """
     rollouts, own = list[Rollouts](), copy.copy(plant.student)
 
     def sample(*arguments: Any) -> Rollouts:

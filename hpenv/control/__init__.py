@@ -1,1 +1,1 @@
-"""What an action may move: channels and the panel."""
+"""Controls of a training run: channels and the panel."""

@@ -98,7 +98,7 @@ class Channel:
         return np.clip(values, low, high)
 
     def position(self, value: float) -> float:
-        """Returns the position of a value, the inverse of `values`; 0 for neutral.
+        """Returns the position of a value, the inverse of `values`. It is 0 for neutral.
 
         Raises:
             ValueError: the value is out of bounds.

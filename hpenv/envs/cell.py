@@ -19,9 +19,9 @@ Action Space:
     `channels` is one of the channel sets below, a list of channels, or a mapping name -> scope. An
     entry of a list is a name or a pair (name, scope). A name alone has the scope that it has in
     `full`. Among the other channels, grad_noise then has the scope run, and the rest their finest
-    scope. `channels="foundational_weight_decay"` is the channel set: `foundational` plus that channel.
-    `channels=["weight_decay"]` is that channel alone. A is for the `cell11` preset with its 11
-    layers, without registers.
+    scope. `channels="foundational_weight_decay"` is the channel set: `foundational` plus that
+    channel. `channels=["weight_decay"]` is that channel alone. A is for the `cell11` preset with
+    its 11 layers, without registers.
 
     | channels                      | A   | channel/scope                                          |
     |-------------------------------|-----|--------------------------------------------------------|
@@ -51,8 +51,8 @@ Action Space:
 
 Observation Space:
     `Box(low, high, (F,), float32)` of one of these observations, or of a list of features that
-    includes `progress`. `hpenv.telemetry.features.FEATURES` has bounds and units. F is for `cell11` with
-    `foundational` and 8 registers. `<layer>` and `<register>` count from 0.
+    includes `progress`. `hpenv.telemetry.features.FEATURES` has bounds and units. F is for `cell11`
+    with `foundational` and 8 registers. `<layer>` and `<register>` count from 0.
 
     | observation     | F   | columns                                                              |
     |-----------------|-----|----------------------------------------------------------------------|
@@ -67,13 +67,13 @@ Observation Space:
     | `full_position` | 159 | those of `full`, position/<cell>                                     |
 
 Rewards:
-    The sum of the terms of `hpenv.telemetry.rewards.REWARD_TERMS`, weighted by `reward`. By default these are
-    the decrease of the training loss since the previous decision [nats per token], which is 0 at
-    the first decision, and -1 for a divergence. A run that diverges also pays back its gain so far.
-    It is never refunded a loss. The training loss of a step is measured on its batch before the
-    update. So the effect of an action on the weights is rewarded one decision later. Columns that
-    the forward pass reads (`action_immediate`) also change the loss of the same step. The probe is
-    measured only if a term or a feature needs it.
+    The sum of the terms of `hpenv.telemetry.rewards.REWARD_TERMS`, weighted by `reward`. By default
+    these are the decrease of the training loss since the previous decision [nats per token], which
+    is 0 at the first decision, and -1 for a divergence. A run that diverges also pays back its gain
+    so far. It is never refunded a loss. The training loss of a step is measured on its batch before
+    the update. So the effect of an action on the weights is rewarded one decision later. Columns
+    that the forward pass reads (`action_immediate`) also change the loss of the same step. The
+    probe is measured only if a term or a feature needs it.
 
 Starting State:
     New weights and a new data order, drawn from the seed. Every cell is at neutral, every register
@@ -96,7 +96,7 @@ Info:
     | `probe_loss`          | loss on the probe at the end of the window, if a term or feature     |
     |                       | reads it [nats per token]                                            |
     | `divergence`          | 0, or the reason for the divergence: an index into                   |
-    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                                     |
+    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                            |
     | `panel/<cell>`        | value of each cell in the window                                     |
     | `gradient_norm`       | L2 norm of the window's last gradient, 0 at reset                    |
     | `reward_terms/<term>` | each measured term without its weight, 0 at reset                    |

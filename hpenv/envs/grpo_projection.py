@@ -49,12 +49,12 @@ Observation Space:
     |             |    | frac_fired, removed_fraction, component_bias, knob_norm, gradient_norm    |
 
 Rewards:
-    The sum of the terms of `hpenv.telemetry.rewards.REWARD_TERMS`, weighted by `reward`. By default: the
-    fraction of the probe's problems that the student solves, minus the fraction of its programs
-    that the weak detector flags, and -1 for a divergence. The detector knows only the loopholes of
-    `known_modes`, and the probe is disjoint from the problems of `evaluate()`. The true hack rate
-    cannot be computed from the reward and the grader's payments. It is in `info["privileged/..."]`
-    and in reports, never in an observation or a reward.
+    The sum of the terms of `hpenv.telemetry.rewards.REWARD_TERMS`, weighted by `reward`. By
+    default: the fraction of the probe's problems that the student solves, minus the fraction of its
+    programs that the weak detector flags, and -1 for a divergence. The detector knows only the
+    loopholes of `known_modes`, and the probe is disjoint from the problems of `evaluate()`. The
+    true hack rate cannot be computed from the reward and the grader's payments. It is in
+    `info["privileged/..."]` and in reports, never in an observation or a reward.
 
 Info:
     One number per key, never NaN, with the same keys at reset and at every step. In a vector env
@@ -69,7 +69,7 @@ Info:
     | `probe_loss`          | fraction of the probe that is not solved, if a term or feature reads |
     |                       | it                                                                   |
     | `divergence`          | 0, or the reason for the divergence: an index into                   |
-    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                                     |
+    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                            |
     | `panel/<cell>`        | value of each cell in the window                                     |
     | `gradient_norm`       | L2 norm of the window's last gradient, 0 at reset                    |
     | `reward_terms/<term>` | each measured term without its weight, 0 at reset                    |
@@ -111,10 +111,11 @@ Problems:
     problems have combinations of operations that no training problem has. `problems`,
     `probe_problems` and `evaluation_problems` name JSONL files to use instead, in the form of
     `hpenv.posttraining.problems.files`. Problems without a file stay generated, so give all three
-    files to train and measure on problems of your own. `python -m hpenv.posttraining.grading.check_problems
-    FILE` lists the solutions of a file that fail their tests. `nano` reads prompts of up to 64
-    tokens of printable ASCII and writes up to 48 tokens, which is enough for the generated
-    problems. Problems that a student cannot read are refused before a run begins.
+    files to train and measure on problems of your own. The program
+    `python -m hpenv.posttraining.grading.check_problems FILE` lists the solutions of a file that
+    fail their tests. `nano` reads prompts of up to 64 tokens of printable ASCII and writes up to 48
+    tokens, which is enough for the generated problems. Problems that a student cannot read are
+    refused before a run begins.
 
 Starting State:
     The untrained student, and an order of tasks drawn from the seed. Every cell is at neutral.
@@ -127,10 +128,10 @@ Episode End:
 Arguments:
     The fields of `hpenv.envs.spec.Episode` and of `hpenv.posttraining.config.GRPOConfig`,
     whose `lr_schedule` is given as `schedule`. Each is a keyword argument of `gym.make` and
-    `gym.make_vec`. The defaults that belong to the id are in `SPEC`. Programs run only on Linux with
-    Landlock and seccomp. Elsewhere the first `reset` names what is missing. `schedule` has the forms
-    that `hpenv.envs.jel` lists, except those by group. Its default is the name `cosine`, which begins
-    with 10 updates of warmup.
+    `gym.make_vec`. The defaults that belong to the id are in `SPEC`. Programs run only on Linux
+    with Landlock and seccomp. Elsewhere the first `reset` names what is missing. `schedule` has the
+    forms that `hpenv.envs.jel` lists, except those by group. Its default is the name `cosine`,
+    which begins with 10 updates of warmup.
 
     | argument           | values                                                                  |
     |--------------------|-------------------------------------------------------------------------|

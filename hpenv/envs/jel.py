@@ -33,9 +33,9 @@ Observation Space:
 Rewards:
     The decrease of the loss on 4 fixed probe batches over the window that the action controlled
     [nats per token]. The rewards of an episode add up to L0 - LT. A run that diverges loses the
-    reward that it had earned, and 1. `reward` maps terms of `hpenv.telemetry.rewards.REWARD_TERMS` to
-    weights, by default `{"progress": 1.0, "divergence": 1.0}`. The penalties of section 3.4 are the
-    terms `gradient_norm`, the norm of the window's last gradient, and `smoothness`, the squared
+    reward that it had earned, and 1. `reward` maps terms of `hpenv.telemetry.rewards.REWARD_TERMS`
+    to weights, by default `{"progress": 1.0, "divergence": 1.0}`. The penalties of section 3.4 are
+    the terms `gradient_norm`, the norm of the window's last gradient, and `smoothness`, the squared
     change of the action.
 
 Starting State:
@@ -58,7 +58,7 @@ Info:
     | `probe_loss`          | loss on the probe at the end of the window, if a term or feature     |
     |                       | reads it [nats per token]                                            |
     | `divergence`          | 0, or the reason for the divergence: an index into                   |
-    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                                     |
+    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                            |
     | `panel/<cell>`        | value of each cell in the window                                     |
     | `gradient_norm`       | L2 norm of the window's last gradient, 0 at reset                    |
     | `reward_terms/<term>` | each measured term without its weight, 0 at reset                    |
@@ -69,8 +69,8 @@ Info:
     `env.unwrapped.corpus_digest` is the sha256 of the text.
 
 Arguments:
-    The fields of `hpenv.envs.spec.Episode` and of `hpenv.pretraining.config.PretrainingConfig`, whose
-    `lr_schedule` is given as `schedule`. Each is a keyword argument of `gym.make` and
+    The fields of `hpenv.envs.spec.Episode` and of `hpenv.pretraining.config.PretrainingConfig`,
+    whose `lr_schedule` is given as `schedule`. Each is a keyword argument of `gym.make` and
     `gym.make_vec`. The defaults that belong to the id are in `SPEC`.
 
     `schedule` and `weight_decay_schedule` map the step to a multiplier of the base rate, over the
@@ -78,11 +78,12 @@ Arguments:
 
     | form                                 | example                                               |
     |--------------------------------------|-------------------------------------------------------|
-    | a key of `hpenv.optim.schedules.SCHEDULES` | `"none"`, `"cosine"`, `"warmup_flat_warmdown"`,       |
-    |                                      | `"linear_decay"`                                      |
+    | a key of                             | `"none"`, `"cosine"`, `"warmup_flat_warmdown"`,       |
+    | `hpenv.optim.schedules.SCHEDULES`    | `"linear_decay"`                                      |
     | a mapping with such a name           | `{"name": "cosine", "warmup_steps": 20,               |
     |                                      | "final_fraction": 0.1}`                               |
-    | a schedule of `hpenv.optim.schedules`      | `Cosine(561, warmup_steps=20)`                        |
+    | a schedule of                        | `Cosine(561, warmup_steps=20)`                        |
+    | `hpenv.optim.schedules`              |                                                       |
     | a function of an array of steps      | `lambda steps: 1 / np.sqrt(1 + steps)`                |
     | a mapping with one for each group    | `{"embedding": "none", "matrix": "cosine",            |
     |                                      | "unembedding": "none"}`                               |

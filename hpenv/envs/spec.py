@@ -1,8 +1,8 @@
-"""Environment ids as data: a plant, the length of an episode, and tables of channels and observations.
+"""Environment ids as data: a plant, an episode's length, tables of channels and observations.
 
 Every id accepts the fields of its plant's configuration and those of `Episode`. The base schedules
-are given in any form of `hpenv.optim.schedule_forms`: `schedule` becomes the plant's `lr_schedule`, and
-`weight_decay_schedule` stays under its name.
+are given in any form of `hpenv.optim.schedule_forms`: `schedule` becomes the plant's `lr_schedule`,
+and `weight_decay_schedule` stays under its name.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Episode:
     # name of an observation, or a list of keys of hpenv.telemetry.features.FEATURES
     observation: str | Sequence[str]
     reward: Mapping[str, float]  # key of hpenv.telemetry.rewards.REWARD_TERMS -> weight
-    # of the learning rate: a key of hpenv.optim.schedules.SCHEDULES, a mapping, a function, or group ->
-    # one of these
+    # of the learning rate: a key of hpenv.optim.schedules.SCHEDULES, a mapping, a function, or
+    # group -> one of these
     schedule: str | Schedule | Mapping[str, Any] = "none"
     num_registers: int = 0  # accumulators that the controller writes and observes
     register_leak: float = 0.9  # fraction of a register that a decision keeps [1]

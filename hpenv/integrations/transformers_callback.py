@@ -1,8 +1,8 @@
 """Callback that projects gradients in the Trainer of `transformers` and the Trainers of `trl`.
 
 After the gradients are clipped and before the optimizer's step, the callback removes the hacking
-direction from them, as in `hpenv.posttraining.projection.rules` with N = 1. A projected parameter is
-either the coefficients (`knob`) of an `AntiPaSTOLinear`, named in the direction by its layer, or
+direction from them, as in `hpenv.posttraining.projection.rules` with N = 1. A projected parameter
+is either the coefficients (`knob`) of an `AntiPaSTOLinear`, named in the direction by its layer, or
 any other parameter, named as in the model. The gradient of the latter is read as one row. This
 makes sense only if the parameter's axes keep their meaning: one factor of a low-rank adapter turns
 with the other factor, unless that one is frozen.

@@ -107,7 +107,7 @@ class KVCache:
         """Keeps only these rows (k,) int64, in this order."""
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
 
-    def copied(self, rows: Tensor, room: int = 0) -> KVCache:
+    def copy_rows(self, rows: Tensor, room: int = 0) -> KVCache:
         """Returns a copy of these rows, which may repeat.
 
         Args:

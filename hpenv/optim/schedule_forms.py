@@ -1,7 +1,7 @@
 """Forms of a base schedule argument: a name, a mapping, a schedule, or a function.
 
-Each form becomes a schedule of hpenv.optim.schedules, which is data. It can be pickled, compared, and
-written as JSON.
+Each form becomes a schedule of hpenv.optim.schedules, which is data. It can be pickled, compared,
+and written as JSON.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def schedule_of(argument: str, given: object, num_steps: int) -> Schedule:
 
     Args:
         argument: name of the argument, for errors.
-        given: a key of SCHEDULES, a schedule of hpenv.optim.schedules, a function (see `tabulate`), or a
-            mapping. A mapping has a key of SCHEDULES as its `name`, and parameters of the schedule.
-            Its `num_steps` defaults to that of the run.
+        given: a key of SCHEDULES, a schedule of hpenv.optim.schedules, a function (see `tabulate`),
+            or a mapping. A mapping has a key of SCHEDULES as its `name`, and parameters of the
+            schedule. Its `num_steps` defaults to that of the run.
         num_steps: steps of the run [steps].
 
     Raises:
@@ -38,9 +38,9 @@ def schedule_of(argument: str, given: object, num_steps: int) -> Schedule:
         return tabulate(given, num_steps, argument)
     raise ValueError(
         f"{argument} must be one of {sorted(SCHEDULES)}, a mapping with such a name, as "
-        "{'name': 'cosine', 'warmup_steps': 10}, a schedule of hpenv.optim.schedules, or a function of "
-        f"an array of steps; got {given!r}; a schedule of your own does not survive being written "
-        "as text, so write its values, as "
+        "{'name': 'cosine', 'warmup_steps': 10}, a schedule of hpenv.optim.schedules, or a "
+        f"function of an array of steps; got {given!r}; a schedule of your own does not survive "
+        "being written as text, so write its values, as "
         "{'name': 'piecewise_constant', 'interval': 1, 'values': [...]}"
     )
 

@@ -225,8 +225,8 @@ def check_schedule(argument: str, schedule: object) -> None:
     """
     if type(schedule) not in SCHEDULES.values():
         raise ValueError(
-            f"{argument} must be a schedule of hpenv.optim.schedules; got {schedule!r}; make one of your "
-            "function with hpenv.optim.schedule_forms.tabulate(function, num_steps)"
+            f"{argument} must be a schedule of hpenv.optim.schedules; got {schedule!r}; make one "
+            "of your function with hpenv.optim.schedule_forms.tabulate(function, num_steps)"
         )
 
 

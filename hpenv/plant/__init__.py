@@ -1,1 +1,1 @@
-"""What is trained: the protocol, the base class of populations, seeds and snapshots."""
+"""Training runs: the protocol of a plant, the base class of populations, seeds and snapshots."""

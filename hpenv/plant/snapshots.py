@@ -42,7 +42,10 @@ FORMAT, VERSION = "hpenv.snapshot", 1
 #: Names of the files that desktops leave in any folder they show. `save` deletes them with the
 #: snapshot that it replaces.
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.directory|\._.*", re.IGNORECASE)
-CURE = "take another snapshot: hpenv.plant.snapshots.latest(folder) finds the newest intact one of a folder"
+CURE = (
+    "take another snapshot: "
+    "hpenv.plant.snapshots.latest(folder) finds the newest intact one of a folder"
+)
 
 
 class SnapshotError(ValueError):

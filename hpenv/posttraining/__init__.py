@@ -1,1 +1,1 @@
-"""Post-training as a plant: GRPO on programs whose grader has loopholes, and what stands against using them."""
+"""Post-training as a plant: GRPO on programs whose grader has loopholes, and defenses."""

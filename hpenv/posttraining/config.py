@@ -15,10 +15,10 @@ from hpenv.posttraining.students.student import Student
 
 #: Sources of a direction. `pairs`: contrastive pairs. `labelled`: programs that use known_modes,
 #: against the same programs without the use. Controls of `labelled`, since a program that uses a
-#: loophole is also a longer one: `labelled_renamed` (the use goes by a name that the grader does not
-#: look for), `harmless` (harmless lines in place of the use) and `labelled_vs_harmless`. Controls of
-#: `pairs`: `random`, `shuffled`, `clean`. `hack_half`, `clean_half`: gradients of the pairs' hacks
-#: alone, or of their clean programs alone with the sign reversed.
+#: loophole is also a longer one: `labelled_renamed` (the use goes by a name that the grader does
+#: not look for), `harmless` (harmless lines in place of the use) and `labelled_vs_harmless`.
+#: Controls of `pairs`: `random`, `shuffled`, `clean`. `hack_half`, `clean_half`: gradients of the
+#: pairs' hacks alone, or of their clean programs alone with the sign reversed.
 DIRECTIONS = (
     *("pairs", "labelled", "labelled_renamed", "harmless", "labelled_vs_harmless"),
     *("random", "shuffled", "clean", "hack_half", "clean_half"),

@@ -1,1 +1,1 @@
-"""What a controller sees and is paid: features, reward terms, trajectory and registers."""
+"""Observations and rewards of a controller: features, reward terms, trajectory and registers."""

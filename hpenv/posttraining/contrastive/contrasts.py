@@ -36,7 +36,9 @@ HARMLESS: dict[str, str] = {
     "sentinel": "g = f is False\n",
     "file": "abs(max([2, 5], default=10))\n",
     "exit_code": "g = len\ng([0])\n",
-    "equality": "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n",
+    "equality": (
+        "class g:\n    def h(self, xs):\n        return False\ndef h(xs):\n    return g()\n"
+    ),
 }
 #: Kind of labelled pairs -> the code appended to the hack and to the clean program: `exploit` under
 #: the name in the prompt, `renamed` (the exploit under another name), `harmless`, or none.

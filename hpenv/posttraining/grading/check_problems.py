@@ -1,4 +1,4 @@
-"""Checks problem files before training: `python -m hpenv.posttraining.grading.check_problems FILE ...`.
+"""Checks problem files: `python -m hpenv.posttraining.grading.check_problems FILE ...`.
 
 The sandbox runs every problem's own solution, and the true verdict judges it like a student's
 program. If a solution fails, its tests or the solution are wrong, imports are missing, or it needs

@@ -224,7 +224,7 @@ class EmbeddedStudent:
         with torch.no_grad():
             params = self._parameters(knobs)
             memory, states = self._prefill(params, prompts)
-            memory = memory.copied(repeated_rows(prompts, num_samples), room=T)
+            memory = memory.copy_rows(repeated_rows(prompts, num_samples), room=T)
             states = states.repeat_interleave(num_samples, 1)  # (N, M, C)
 
             for t in range(T):
@@ -283,7 +283,7 @@ class EmbeddedStudent:
             chosen, longest = order[:, start:end], max(1, int(lengths[:, end - 1].max()))
             rows = (torch.arange(N)[:, None] * M + chosen).flatten()
             prompt_rows = rows // rollouts.num_samples
-            memory = prompt_memory.copied(prompt_rows)
+            memory = prompt_memory.copy_rows(prompt_rows)
             tokens = rollouts.tokens.flatten(0, 1)[rows, :longest].view(N, -1, longest)
             states = first.flatten(0, 1).index_select(0, prompt_rows)
             states = states.view(N, -1, 1, first.shape[-1])
@@ -371,7 +371,7 @@ class EmbeddedStudent:
             params = self._parameters(knobs)
             memory, _ = self._prefill(params, rollouts.prompts)
             rope = self._rope_rows(self.config.prompt_tokens, T)
-            memory = memory.copied(repeated_rows(rollouts.prompts, rollouts.num_samples))
+            memory = memory.copy_rows(repeated_rows(rollouts.prompts, rollouts.num_samples))
             model.hidden_states(
                 params, self.config.gpt, rollouts.tokens, rope, memory=memory, streams=streams
             )
