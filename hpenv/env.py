@@ -244,7 +244,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Sets the panel and advances every run by one interval.
 
         Args:
-            actions: (N, A) floating point in [-1, 1]. 0 is neutral.
+            actions: (N, A) floating point. 0 is neutral. Values outside [-1, 1] are clipped.
 
         Returns:
             Observations (N, F), rewards (N,), terminated (N,), truncated (N,) and infos.
@@ -327,7 +327,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 f"{list(self.action_names)}; got {array.dtype} of shape {array.shape}"
             )
         if not np.isfinite(array).all():
-            raise ValueError(f"actions must be finite numbers in [-1, 1]; got {array.tolist()}")
+            raise ValueError(f"actions must be finite numbers; got {array.tolist()}")
         return array.astype(np.float64)
 
     def _remember(self, moved: BoolArray, fresh: BoolArray) -> None:
@@ -621,7 +621,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         With `loss_change`, horizon 2 is therefore the smallest that sees the effect on the weights.
 
         Args:
-            actions: one candidate per copy, (k, A) floating point in [-1, 1].
+            actions: one candidate per copy, (k, A) floating point, clipped to [-1, 1].
             horizon: number of decisions to play [decisions]. A copy that ends earlier earns nothing
                 more.
             row: index of the run.

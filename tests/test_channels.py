@@ -35,7 +35,11 @@ from tests.tiny_plants import (
 
 NUM_STEPS = 3
 CHANNELS = channels_of("pretraining")
-READERS = {"PretrainingPlant": PretrainingPlant, "GRPOPlant": GRPOPlant, "gradients": gradients}
+READERS = {
+    "PretrainingPlant": PretrainingPlant,
+    "GRPOPlant": GRPOPlant,
+    "gradient_channels": gradients,
+}
 SAFE = tuple((name, scope) for name, scope in FINEST if CHANNELS[name].kind != "two_sided")
 OF_ALL_PLANTS = pytest.mark.parametrize("found", channels.CHANNELS.values(), ids=channels.CHANNELS)
 EVERY_CHANNEL = pytest.mark.parametrize("found", CHANNELS.values(), ids=CHANNELS)

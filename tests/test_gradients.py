@@ -9,11 +9,8 @@ import torch
 
 from hpenv.control.panel import Panel, TensorSite
 from hpenv.optim.rules import AdamW, Rates
-from hpenv.plant.seeds import step_generator
+from hpenv.plant.seeds import NOISE, ROUTE, step_generator
 from hpenv.pretraining.gradient_channels import (
-    DROPOUT,
-    NOISE,
-    ROUTE,
     apply_gradient_channels,
     gradient_sizes,
     squared_norms,

@@ -180,7 +180,7 @@ def test_full_strength_takes_the_direction_out_of_every_gradient():
     plant.panel.positions[0] = 1.0
     advance(plant, 3)
     for name, axes in plant.direction.axes.items():
-        momentum = plant._states[name]["momentum"]
+        momentum = plant._optimizer_states[name]["momentum"]
         along = torch.einsum("nkr,nr->nk", axes, momentum)[:, 0].abs() / momentum.norm(dim=1)
         assert along[0] < 1e-5 and along[1] > 1e-5, name
 
@@ -193,7 +193,7 @@ def test_one_sided_leaves_what_points_away():
         gauge(window, "mean_negative_c") < 0
     ).all()
     away = [
-        torch.einsum("nkr,nr->nk", axes, plant._states[name]["momentum"])
+        torch.einsum("nkr,nr->nk", axes, plant._optimizer_states[name]["momentum"])
         for name, axes in plant.direction.axes.items()
     ]
     assert torch.cat(away).max() < 1e-7 and torch.cat(away).min() < -1e-5
@@ -230,7 +230,7 @@ def test_what_is_routed_goes_to_the_quarantine():
         torch.testing.assert_close(knob[1], vanilla.knobs[name][1], rtol=1e-4, atol=1e-5)
         assert plant.quarantine[name][0].any(), name
         momentum, axes = (
-            plant._states[f"quarantine/{name}"]["momentum"][0],
+            plant._optimizer_states[f"quarantine/{name}"]["momentum"][0],
             plant.direction.axes[name][0],
         )
         along = axes.T @ (axes @ momentum)
@@ -430,7 +430,7 @@ def test_a_refresh_forgets_the_spread_along_the_old_axes():
     plant = make(2, (("direction_refresh", "run"), *STRENGTH), rule="drift")
     plant.panel.positions[:] = [[0.0, 1.0], [1.0, 1.0]]
     advance(plant, 3)
-    assert plant._spread.weight.tolist() == pytest.approx([1 - 0.95**3, 0.05])
+    assert plant._moments.weight.tolist() == pytest.approx([1 - 0.95**3, 0.05])
 
 
 # Rows

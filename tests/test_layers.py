@@ -45,7 +45,7 @@ DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
         "hpenv.posttraining.projection",
     ),
     "hpenv.posttraining.contrastive": ("hpenv.posttraining.config",),
-    "hpenv.posttraining.splits": ("hpenv.posttraining.config",),
+    "hpenv.posttraining.splits": ("hpenv.plant", "hpenv.posttraining.config"),
     "hpenv.posttraining.plant": (
         "hpenv.plant",
         "hpenv.posttraining.loss",

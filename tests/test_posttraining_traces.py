@@ -18,10 +18,9 @@ import pytest
 import torch
 
 from hpenv.control.channels import CHANNELS as ALL_CHANNELS
-from hpenv.plant.seeds import step_generator
+from hpenv.plant.seeds import REFRESH, step_generator
 from hpenv.posttraining import plant as plant_module
 from hpenv.posttraining.grading.grader import Submission
-from hpenv.posttraining.plant import REFRESH
 from hpenv.posttraining.students.vocabulary import END
 from tests.test_embedded import plain_of_text
 from tests.tiny_student import (

@@ -699,7 +699,7 @@ def test_bad_actions_are_refused_with_what_is_accepted(action, tiny):
     env.reset(seed=0)
     message = (
         r"(actions? must be (floating point |)of shape|"
-        r"actions must be finite numbers in \[-1, 1\]).*got"
+        r"actions must be finite numbers).*got"
     )
     with pytest.raises(ValueError, match=message):
         env.step(action)

@@ -24,9 +24,8 @@ import torch.nn.functional as F
 import hpenv  # noqa: F401  registers the ids
 from hpenv.control.channels import channels_of
 from hpenv.lm import model
-from hpenv.plant.seeds import step_generator
+from hpenv.plant.seeds import DROPOUT, NOISE, ROUTE, step_generator
 from hpenv.pretraining import plant as pretraining
-from hpenv.pretraining.gradient_channels import DROPOUT, NOISE, ROUTE
 from tests.tiny_plants import PRESETS, advance, make, stir
 
 N, LAYERS, B, T = 2, 3, 2, 8

@@ -44,7 +44,8 @@ def evaluate_policy(
         curve: add the lists to the result.
         heldout_curve: also evaluate on the validation slice after each decision.
         max_rows: largest number of runs that train together. It bounds the memory.
-        on_progress: called after each decision with the work since the last call [runs].
+        on_progress: called after each decision with the fraction of an episode done since the last
+            call, times the number of runs.
 
     Returns:
         One dictionary per seed, with K decisions.
@@ -99,7 +100,7 @@ def make_runs(
     """Makes a population whose panel has the cells of the policy.
 
     Raises:
-        ValueError: the policy is none, or has another number of cells.
+        ValueError: the policy is no policy, or sets another number of columns.
     """
     if policy is not None and not (hasattr(policy, "action_size") and hasattr(policy, "act_mean")):
         raise ValueError(

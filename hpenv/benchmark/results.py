@@ -1,10 +1,7 @@
-"""Result files and confidence intervals.
+"""Result files: how a number is written down, with what it depends on.
 
 A result file is JSON: `kind`, `configuration`, `facts` (`environment_facts`), `rows` (one per run),
-`extra`, `notes`. Statistics are pure functions. In comparisons of two samples, lower is better, as
-for losses and bits per byte: a positive difference says that `a` is below `b`. Intervals are
-Student's. They are over seeds for one method on several seeds. They are over controllers for
-several controllers, each averaged over its seeds.
+`extra` and `notes`.
 """
 
 from __future__ import annotations

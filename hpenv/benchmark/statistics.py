@@ -27,33 +27,33 @@ class Interval(NamedTuple):
     high: float
 
 
-def t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, freedom: int) -> float:
     """Returns the quantile of Student's t at a probability in [0.5, 1), by bisection."""
-    if not 0.5 <= probability < 1.0 or degrees < 1:
+    if not 0.5 <= probability < 1.0 or freedom < 1:
         raise ValueError(
-            "probability must be in [0.5, 1), and degrees must be >= 1; "
-            f"got {probability} and {degrees}"
+            "probability must be in [0.5, 1), and freedom must be >= 1; "
+            f"got {probability} and {freedom}"
         )
 
     low, high = 0.0, math.pi / 2.0  # bounds of the angle atan(t / sqrt(n))
     for _ in range(60):
         middle = 0.5 * (low + high)
-        if _within(middle, degrees) < 2.0 * probability - 1.0:
+        if _within(middle, freedom) < 2.0 * probability - 1.0:
             low = middle
         else:
             high = middle
 
-    return math.sqrt(degrees) * math.tan(0.5 * (low + high))
+    return math.sqrt(freedom) * math.tan(0.5 * (low + high))
 
 
-def _within(angle: float, degrees: int) -> float:
+def _within(angle: float, freedom: int) -> float:
     """Returns P(|t| < sqrt(n) tan(angle)), a finite sum for integers n.
 
     References:
         Abramowitz & Stegun 1964, 26.7.3 and 26.7.4.
     """
-    odd, term, total = degrees % 2, 1.0, 0.0
-    for power in range(odd, degrees - 1, 2):  # cos^odd, then times k / (k + 1) cos^2 each
+    odd, term, total = freedom % 2, 1.0, 0.0
+    for power in range(odd, freedom - 1, 2):  # cos^odd, then times k / (k + 1) cos^2 each
         if power == odd:
             term = math.cos(angle) ** odd
         else:

@@ -162,7 +162,7 @@ CHANNELS: dict[str, Channel] = {
             kind="scale",
             unit="multiplier of the gradient before the optimizer",
             source=f"{_SIDECAR}, section 2.2",
-            reads="gradients.apply_gradient_channels",
+            reads="gradient_channels.apply_gradient_channels",
         ),
         Channel(
             name="state_norm_cap",
@@ -297,7 +297,7 @@ CHANNELS: dict[str, Channel] = {
             neutral=10_000.0,
             unit="largest L2 norm of the gradient of the run, or of the layer",
             source=f"{_SIDECAR}, section 8",
-            reads="gradients.apply_gradient_channels",
+            reads="gradient_channels.apply_gradient_channels",
         ),
         Channel(
             name="grad_noise",
@@ -309,7 +309,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="standard deviation of added Gaussian noise [root mean square of the gradient]",
             source=f"ours, a dial that perturbs the gradient; compare {_SIDECAR}, section 4",
-            reads="gradients.apply_gradient_channels",
+            reads="gradient_channels.apply_gradient_channels",
         ),
         Channel(
             name="grad_skip",
@@ -321,7 +321,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="probability that all gradients of the layer are zeroed together",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.apply_gradient_channels",
+            reads="gradient_channels.apply_gradient_channels",
         ),
         Channel(
             name="grad_gate",
@@ -333,7 +333,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="probability that a tensor's gradient is zeroed, drawn per tensor of the layer",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.apply_gradient_channels",
+            reads="gradient_channels.apply_gradient_channels",
         ),
         Channel(
             name="grad_truncate",
@@ -346,7 +346,7 @@ CHANNELS: dict[str, Channel] = {
             unit="its mean over the layers is the fraction of layers, from the first on, that are "
             "zeroed",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.apply_gradient_channels",
+            reads="gradient_channels.apply_gradient_channels",
         ),
         Channel(
             name="momentum_blend",
@@ -358,7 +358,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="b in (1 - b) gradient + b first moment (under SGD the momentum buffer, a sum)",
             source=f"{_SIDECAR}, section 6",
-            reads="gradients.apply_gradient_channels",
+            reads="gradient_channels.apply_gradient_channels",
             optimizers=("adamw", "muon", "sgd"),
         ),
         Channel(
@@ -371,7 +371,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="fraction of the gradient's component along the hacking direction that is removed",
             source=f"{_PROJECTION}, `Projection`: 1 in its arms (b) and (c)",
-            reads="GRPOPlant._projected",
+            reads="GRPOPlant._project_gradients",
             plants=("posttraining",),
         ),
         Channel(
@@ -384,7 +384,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="fraction of the lost norm that is given back to the projected gradient",
             source=f"{_PROJECTION}, `Projection`: 1 in its arm (b), 0 in (c)",
-            reads="GRPOPlant._projected",
+            reads="GRPOPlant._project_gradients",
             plants=("posttraining",),
         ),
         Channel(
@@ -421,7 +421,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="alpha: weight of the penalty on rollouts whose states look like a hack",
             source="Wu & Tang 2026 (arXiv:2604.01476): 2",
-            reads="GRPOPlant._penalized",
+            reads="GRPOPlant._rewards_after_rebound",
             plants=("posttraining",),
         ),
     )

@@ -7,8 +7,9 @@ Description:
     Learning" (Lee & Ndubuaku 2026), sections 3 and 4.
 
 Action Space:
-    `Box(-1, 1, (A,), float32)`. Column u sets a multiplier exp(ln 100 u) in [0.01, 100]. 0 is
-    neutral.
+    `Box(-1, 1, (A,), float32)`. Column u sets a multiplier exp(ln 100 u) in [0.01, 100] of the base
+    value, by default 1e-3 for the learning rate and 1e-2 for the weight decay. 0 is neutral.
+    Numbers beyond [-1, 1] are clipped.
 
     | channels        | A | columns                                                  |
     |-----------------|---|----------------------------------------------------------|

@@ -103,8 +103,8 @@ class EnvSpec:
         channel_sets: name -> (channel, scope) pairs.
         observations: name -> features.
         defaults: defaults of the plant's configuration that differ from its own.
-        usual_scopes: scopes of channels that are given by name alone. Other channels then get
-            their finest scope.
+        usual_scopes: channel -> its scope when its name alone is given. A channel that is not
+            listed gets its finest scope.
         warmup_steps: warmup of the schedule `cosine` if it is given by name alone, at most half of
             the run [steps].
     """

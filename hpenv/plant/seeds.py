@@ -16,6 +16,10 @@ from hpenv.arrays import BoolArray
 
 SEED_MODES = ("independent", "grouped")
 
+#: Random streams of a run. Those of the corpus are keyed by the seed without the step.
+ROUTE, NOISE, DROPOUT = 1, 2, 3
+TASKS, SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 11, 12, 13, 14, 15, 16
+
 
 def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
     """Returns the generator of one stream of one run at one step."""

@@ -50,7 +50,7 @@ class GRPOConfig:
     num_problems: int = 256  # training problems of a run, if they are generated
     difficulty: int = 3  # stages of a generated problem, 1 to 4
     modes: tuple[str, ...] = TRAINING_MODES  # loopholes of the training problems, one each, in turn
-    # JSONL files (see problem_files) instead of generated problems. All of `problems` are trained
+    # JSONL files (see problems.files) instead of generated problems. All of `problems` are trained
     # on. The first num_probe_problems and num_evaluation_problems of the other files are used.
     problems: str = ""
     probe_problems: str = ""
@@ -71,7 +71,7 @@ class GRPOConfig:
     direction_method: str = "mean_difference"  # or `svd`
     num_axes: int = 1  # axes of a module's direction, 1 for mean_difference
     noise_floor: float = 0.0  # fraction of all modules' axes that is dropped, the weakest first
-    rule: str = "one_sided"  # key of projection.RULES
+    rule: str = "one_sided"  # key of projection.rules.RULES
     target: str = "grad"  # or `update`: the optimizer's update is projected
     route: bool = False  # train a quarantine, a second set of coefficients, on removed gradients
     rebound: str = "additive"  # form of the penalty on the reward, or `multiplicative`

@@ -29,7 +29,7 @@ from hpenv.optim.rules import AdamW, Rates, rule_description
 from hpenv.plant.measurements import Measurement
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score
-from hpenv.plant.seeds import step_generator
+from hpenv.plant.seeds import DIRECTION, EVALUATION, PROBE, REFRESH, SAMPLES, step_generator
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive.contrasts import Contrast
 from hpenv.posttraining.grading.grader import Grader, Submission, Verdict
@@ -50,9 +50,6 @@ from hpenv.posttraining.projection.rules import (
 from hpenv.posttraining.splits import Curriculum
 from hpenv.posttraining.students.registry import student as load_student
 from hpenv.posttraining.students.student import Rollouts, Student
-
-#: Random streams of a run. curriculum.TASKS is another one.
-SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 12, 13, 14, 15, 16
 
 #: Reward of a right program that compiles. Gauges count rewards in this unit.
 LARGEST_REWARD = 3.5
@@ -183,9 +180,11 @@ class GRPOPlant(Runs):
         self._concept: Tensor | None = None
         self.knobs = {name: torch.zeros(num_rows, r) for name, r in student.ranks.items()}
         self.quarantine = {name: torch.zeros_like(knob) for name, knob in self.knobs.items()}
-        self._states = {name: self._rule.init(knob) for name, knob in self._coefficients().items()}
+        self._optimizer_states = {
+            name: self._rule.init(knob) for name, knob in self._coefficients().items()
+        }
         self.direction = self._untrained_direction(list(range(num_rows)))
-        self._spread = zero_moments(self.direction)
+        self._moments = zero_moments(self.direction)
         self.module_cos = torch.zeros(num_rows, len(self.names))
 
     def spawn(self, num_rows: int) -> GRPOPlant:
@@ -210,7 +209,7 @@ class GRPOPlant(Runs):
         for name, knob in self._coefficients().items():
             knob[chosen] = 0.0
             for slot, value in self._rule.init(knob[chosen]).items():
-                self._states[name][slot][chosen] = value
+                self._optimizer_states[name][slot][chosen] = value
         self._set_direction(chosen, self._untrained_direction(chosen))
 
     def _begin_window(self, num_steps: int) -> None:
@@ -253,7 +252,10 @@ class GRPOPlant(Runs):
             tasks = [self._curriculum.evaluation(names)] * self.num_rows
             generators = [step_generator(self.seeds[row], 0, EVALUATION) for row in rows]
             rollouts, verdicts = self._sample_and_grade(rows, tasks, generators, deployed)
-            correct, hack = _rates(verdicts, "correct"), _rates(verdicts, "hack")
+            correct, hack = (
+                _verdict_fractions(verdicts, "correct"),
+                _verdict_fractions(verdicts, "hack"),
+            )
             result[key] = correct if names is None else hack
             if names == "train":
                 result["correct"] = correct
@@ -307,7 +309,7 @@ class GRPOPlant(Runs):
         paid = torch.tensor(
             [[v.reward for v in row] for row in verdicts], dtype=torch.float32
         ).view(len(rows), P, G)
-        rewards = self._penalized(rows, paid, rollouts)
+        rewards = self._rewards_after_rebound(rows, paid, rollouts)
         advantage, flat = advantages(rewards, config.advantage_scale)
         kl_weight = torch.as_tensor(
             config.kl_weight * self._per_run("kl_weight", rows, 1.0), dtype=torch.float32
@@ -335,7 +337,7 @@ class GRPOPlant(Runs):
             self._mark_diverged(rows, loss.detach().double().numpy(), norm, kl)
             moving = self.divergence[rows] == 0
             count = self.steps[rows] * config.num_iterations + iteration
-            measures = self._update(rows, moving, gradients, norm, count)
+            measures = self._optimizer_step(rows, moving, gradients, norm, count)
             return _StepRecord(metrics.kl, gradients, norm, measures)
 
         first = take_step(0, knobs, logp)
@@ -358,7 +360,7 @@ class GRPOPlant(Runs):
             "completion_length": rollouts.mask.float().mean((1, 2))
             * rollouts.mask.shape[2]
             / self.student.max_tokens,
-            "compiled": torch.as_tensor(_rates(verdicts, "compiles")),
+            "compiled": torch.as_tensor(_verdict_fractions(verdicts, "compiles")),
             "flagged": torch.as_tensor(self._flagged_fractions(verdicts)),
             **first.measures._asdict(),
             "knob_norm": torch.as_tensor(
@@ -374,7 +376,7 @@ class GRPOPlant(Runs):
             "train_loss": 1.0 - values["reward_mean"],
             "gradient_norm": first.norm,
             "layer_gradient_norm": np.stack([total_norm(layer) for layer in layers], 1),
-            **{name: _rates(verdicts, name) for name in PRIVILEGED_NAMES},
+            **{name: _verdict_fractions(verdicts, name) for name in PRIVILEGED_NAMES},
         }
 
     def _sample(
@@ -418,7 +420,7 @@ class GRPOPlant(Runs):
         rollouts = self._sample(rows, tasks, 1, generators, deployed)
         return rollouts, self._grade(tasks, 1, rollouts)
 
-    def _penalized(self, rows: IntArray, rewards: Tensor, rollouts: Rollouts) -> Tensor:
+    def _rewards_after_rebound(self, rows: IntArray, rewards: Tensor, rollouts: Rollouts) -> Tensor:
         """Returns the rewards minus the penalty of Rebound, where the panel asks for it."""
         weights = self._per_run("rebound_weight", rows, 0.0)
         if not weights.any():
@@ -443,7 +445,7 @@ class GRPOPlant(Runs):
             self._concept = concept_direction(hack, clean)
         return self._concept
 
-    def _update(
+    def _optimizer_step(
         self,
         rows: IntArray,
         moving: BoolArray,
@@ -456,7 +458,7 @@ class GRPOPlant(Runs):
         Rows that must not move stay bit for bit as they are.
         """
         config, index = self.config, torch.as_tensor(rows)
-        projected, removed, measures = self._projected(
+        projected, removed, measures = self._project_gradients(
             rows, moving, gradients, config.target == "grad"
         )
         clip = torch.as_tensor(
@@ -470,7 +472,7 @@ class GRPOPlant(Runs):
         weights = {name: coefficients[name][index] for name in clipped}
         before = {name: weight.clone() for name, weight in weights.items()}
         states = {
-            name: {slot: value[index] for slot, value in self._states[name].items()}
+            name: {slot: value[index] for slot, value in self._optimizer_states[name].items()}
             for name in clipped
         }
         self._rule.update(
@@ -484,7 +486,7 @@ class GRPOPlant(Runs):
         if config.target == "update":
             step = {name: before[name] - weights[name] for name in gradients}
             # The measures of this call are not used, since those of the gradient are reported.
-            kept_step, _, _ = self._projected(rows, moving, step, True)
+            kept_step, _, _ = self._project_gradients(rows, moving, step, True)
             for name, kept in kept_step.items():
                 weights[name] = torch.where(
                     (kept == step[name]).all(1, keepdim=True), weights[name], before[name] - kept
@@ -495,11 +497,11 @@ class GRPOPlant(Runs):
         for name, weight in weights.items():
             coefficients[name][moved] = weight[is_moving]
             for slot, value in states[name].items():
-                self._states[name][slot][moved] = value[is_moving]
+                self._optimizer_states[name][slot][moved] = value[is_moving]
 
         return measures
 
-    def _projected(
+    def _project_gradients(
         self, rows: IntArray, moving: BoolArray, vectors: Mapping[str, Tensor], applied: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Measures]:
         """Removes the direction from vectors, at the strengths of the panel.
@@ -553,7 +555,7 @@ class GRPOPlant(Runs):
         Returns:
             module -> (rows, k).
         """
-        old = self._spread
+        old = self._moments
         chosen = RunningMoments(
             old.weight[index],
             {name: mean[index] for name, mean in old.means.items()},
@@ -625,8 +627,8 @@ class GRPOPlant(Runs):
 
     def _set_direction(self, rows: Sequence[int], direction: Direction) -> None:
         """Replaces the direction of some runs, and resets their running moments."""
-        self._spread.weight[list(rows)] = 0.0
-        for record in (self._spread.means, self._spread.squares):
+        self._moments.weight[list(rows)] = 0.0
+        for record in (self._moments.means, self._moments.squares):
             for value in record.values():
                 value[list(rows)] = 0.0
         for present, new in (
@@ -670,7 +672,7 @@ class GRPOPlant(Runs):
         tasks = [self._curriculum.probe] * len(rows)
         generators = [step_generator(self.seeds[row], 0, PROBE) for row in rows]
         _, verdicts = self._sample_and_grade(rows, tasks, generators, deployed=True)
-        return _rates(verdicts, "correct")
+        return _verdict_fractions(verdicts, "correct")
 
     def _mark_diverged(
         self, rows: IntArray, loss: FloatArray, norm: FloatArray, kl: FloatArray
@@ -688,14 +690,14 @@ class GRPOPlant(Runs):
     def _tensors(self) -> dict[str, Tensor]:
         """See Runs."""
         result = {f"trained/{name}": knob for name, knob in self._coefficients().items()}
-        for name, state in self._states.items():
+        for name, state in self._optimizer_states.items():
             for slot, value in state.items():
                 result[f"optimizer/{name}/{slot}"] = value
         result |= {f"direction/{name}": axes for name, axes in self.direction.axes.items()}
         result |= {f"strength/{name}": v for name, v in self.direction.strengths.items()}
-        result |= {f"mean/{name}": mean for name, mean in self._spread.means.items()}
-        result |= {f"square/{name}": square for name, square in self._spread.squares.items()}
-        return result | {"spread": self._spread.weight}
+        result |= {f"mean/{name}": mean for name, mean in self._moments.means.items()}
+        result |= {f"square/{name}": square for name, square in self._moments.squares.items()}
+        return result | {"spread": self._moments.weight}
 
     def description(self) -> dict[str, object]:
         """See Runs."""
@@ -728,7 +730,7 @@ def _finite(values: Tensor) -> FloatArray:
     return np.nan_to_num(values.double().numpy(), nan=0.0, posinf=1e6, neginf=-1e6)
 
 
-def _rates(verdicts: Sequence[Sequence[Verdict]], what: str) -> FloatArray:
+def _verdict_fractions(verdicts: Sequence[Sequence[Verdict]], what: str) -> FloatArray:
     """Returns the fraction of each row's verdicts for which the fact `what` holds, (rows,)."""
     facts = {
         "compiles": lambda v: v.compiles,

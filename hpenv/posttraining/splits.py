@@ -10,6 +10,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from hpenv.plant.seeds import TASKS
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.grading.loopholes import Task, task_of
 from hpenv.posttraining.problems.files import read_problem_files
@@ -23,8 +24,6 @@ SPLITS = {
     "probe": ("probe_problems", "num_probe_problems"),
     "held_out": ("evaluation_problems", "num_evaluation_problems"),
 }
-#: Random stream of a run's choice of tasks. See gradients.draws for the other streams.
-TASKS = 11
 #: Repeats in a row, per problem found, after which a split is said to have no more problems. The
 #: rarest of n different problems of two stages is every 7 n-th problem.
 MOST_REPEATS = 50

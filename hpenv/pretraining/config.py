@@ -20,12 +20,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class PretrainingConfig:
     """Hyperparameters of a run. All rows of a population share them."""
 
-    preset: str = "nano"  # a key of model.PRESETS
-    data: str = "stdlib"  # see data.load_corpus
-    tokenizer: str = "bytes"  # see data.load_corpus
+    preset: str = "nano"  # a key of lm.model.PRESETS
+    data: str = "stdlib"  # see lm.data.load_corpus
+    tokenizer: str = "bytes"  # see lm.data.load_corpus
     batch_tokens: int = 512  # tokens of one optimizer step [tokens]
     sequence_length: int = 64  # [tokens]
-    optimizer: str = "adamw_muon"  # a key of optimizers.OPTIMIZERS
+    optimizer: str = "adamw_muon"  # a key of optim.rules.OPTIMIZERS
     base_lr: PerGroup = 1e-3  # one for all groups, or group -> rate (JEL: uniform 1e-3)
     # decoupled, multiplied by the learning rate (JEL: uniform 1e-2)
     base_weight_decay: PerGroup = 1e-2

@@ -17,10 +17,7 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel
-from hpenv.plant.seeds import step_generator
-
-#: Random streams. The data's streams are keyed by the seed without the step.
-ROUTE, NOISE, DROPOUT = 1, 2, 3
+from hpenv.plant.seeds import NOISE, ROUTE, step_generator
 
 
 def flat(gradient: Tensor) -> Tensor:

@@ -30,10 +30,9 @@ from hpenv.optim.rules import Rates, Rule, optimizer_rules, rule_description
 from hpenv.plant.measurements import Measurement
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import Score
-from hpenv.plant.seeds import step_generator
+from hpenv.plant.seeds import DROPOUT, step_generator
 from hpenv.pretraining.config import DTYPES, PretrainingConfig
 from hpenv.pretraining.gradient_channels import (
-    DROPOUT,
     apply_gradient_channels,
     gradient_sizes,
 )

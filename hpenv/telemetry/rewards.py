@@ -212,7 +212,7 @@ def reward_groups(weights: Mapping[str, float], measurements: Sequence[Measureme
 def measured_terms(
     measurements: Sequence[Measurement], groups: Collection[str] | None = None
 ) -> tuple[str, ...]:
-    """Returns the terms that a plant supports while it measures these groups; None: all."""
+    """Returns the terms that a plant supports while it measures these groups (None: all)."""
     return readable(REWARD_TERMS, measurements, groups)
 
 

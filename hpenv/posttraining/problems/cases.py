@@ -1,7 +1,7 @@
 """Reads tests, as the arguments and results of calls.
 
 A test is an assert statement, or an object with input and output. Nothing is executed.
-`problem_files` describes the forms.
+`problems.files` describes the forms.
 """
 
 from __future__ import annotations

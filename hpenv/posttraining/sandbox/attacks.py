@@ -106,6 +106,11 @@ def raises(*errors: str) -> Callable[[Outcome], bool]:
     return lambda outcome: tuple(result.error for result in outcome.returned) == errors
 
 
+def either(*checks: Callable[[Outcome], bool]) -> Callable[[Outcome], bool]:
+    """Returns a check that one of these checks holds."""
+    return lambda outcome: any(check(outcome) for check in checks)
+
+
 def no_answer(outcome: Outcome) -> bool:
     """Returns whether no call was answered."""
     return not outcome.returned
@@ -424,7 +429,7 @@ _ATTACKS = (
         "huge return",
         "return 100 MB",
         "def f(x):\n    return 'x' * 10**8\n",
-        raises("Unserializable"),
+        either(raises("Unserializable"), ends_by("wall")),  # on a busy machine it takes too long
         calls=_F,
     ),
     Attack(

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from hpenv.benchmark.results import Rows
-from hpenv.plant.seeds import first_run_seed, step_generator
+from hpenv.plant.seeds import DIRECTION, first_run_seed, step_generator
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive.contrasts import Contrast, Gradients, labelled_pairs
 from hpenv.posttraining.contrastive.pairs import pairs_digest
 from hpenv.posttraining.grading.grader import Grader
 from hpenv.posttraining.grading.loopholes import TRAINING_MODES
-from hpenv.posttraining.plant import DIRECTION
 from hpenv.posttraining.projection.direction import validate
 from hpenv.posttraining.splits import Curriculum
 from hpenv.posttraining.students.registry import student
