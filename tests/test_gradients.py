@@ -9,7 +9,7 @@ import torch
 
 from hpenv.control.panel import Panel, TensorSite
 from hpenv.optim.rules import AdamW, Rates
-from hpenv.plant.seeds import NOISE, ROUTE, step_generator
+from hpenv.plant.seeds import DROPOUT, NOISE, ROUTE, step_generator
 from hpenv.pretraining.gradient_channels import (
     apply_gradient_channels,
     gradient_sizes,
