@@ -116,7 +116,7 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
         )
         assert set(arguments["positions"]) <= {name for name, _ in PANEL}
     assert not set(full.seeds) & set(full.tuning_seeds)
-    assert {job.name for job in make_jobs(ExperimentConfig(demo=True).sized())} == set(DEMO_ARMS) | {
+    assert {job.name for job in make_jobs(ExperimentConfig(demo=True).with_demo_sizes())} == set(DEMO_ARMS) | {
         "direction", "constant", "controller-0",
     }  # fmt: skip
     known = {*ARM, "vanilla_erased", "vanilla_end"}
