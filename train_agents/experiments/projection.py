@@ -25,7 +25,7 @@ from typing import Any
 from hpenv.benchmark.command_line import check_counts, configuration
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.students.registry import student
-from train_agents.experiments.measures.directions import validated
+from train_agents.experiments.measures.directions import validate_directions
 from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
 from train_agents.experiments.projection_controller import STRENGTHS, best_constant, controller
 from train_agents.experiments.projection_report import report
@@ -139,7 +139,9 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         return Job(arm.name, run_arm, arguments)
 
     arms = [arm_job(arm) for arm in ARMS if not config.demo or arm.name in DEMO_ARMS]
-    direction = Job("direction", validated, {"grpo": grpo, "seeds": seeds, "cache": cache})
+    direction = Job(
+        "direction", validate_directions, {"grpo": grpo, "seeds": seeds, "cache": cache}
+    )
     constant = Job(
         BEST_CONSTANT,
         best_constant,

@@ -58,7 +58,7 @@ DIRECTIONS: dict[str, tuple[Mapping[str, Any], bool]] = {
 }
 
 
-def validated(
+def validate_directions(
     grpo: Mapping[str, Any], seeds: Sequence[int], cache: str, grader: Grader | None = None
 ) -> Rows:
     """Holds every kind of direction against texts it was not made from, and has the memorizing
