@@ -338,7 +338,7 @@ def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
     assert (
         sidecars["cap_dormant"].initial_std == {"clip": 0.01} and sidecars["cap_dormant"].attached
     )
-    with pytest.raises(ValueError, match=r"grad_skip = 1.5; expected a value between 0.0 and 1.0"):
+    with pytest.raises(ValueError, match=r"grad_skip must be between 0.0 and 1.0; got 1.5"):
         position_of("grad_skip", 1.5)
 
 

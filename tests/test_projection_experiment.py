@@ -41,12 +41,12 @@ from train_agents.experiments.projection_claims import (
     QUESTIONS,
     RENAMED,
     answer,
+    arm_scores,
     final,
     h1,
     h3,
     h4,
     plateau,
-    arm_scores,
 )
 from train_agents.experiments.projection_controller import best_constant, controller, deploy, pay
 from train_agents.experiments.projection_figures import pareto_front
