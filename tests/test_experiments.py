@@ -407,7 +407,8 @@ def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
     )
     assert together["effect"] == alone["effect"] and together["noise"] < alone["noise"]
     with pytest.raises(
-        ValueError, match=r"states \[50\] of 60 steps; expected 21 steps after each"
+        ValueError,
+        match=r"states must be ascending with 21 steps after each, in 60 steps; got \[50\]",
     ):
         measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={}, **(sizes | {"states": (50,)}))
 

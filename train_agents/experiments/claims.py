@@ -137,9 +137,9 @@ def sidecar_range(reference: str, *arms: str) -> list[float]:
 
 
 def sidecar_first_version() -> list[float]:
-    """Returns the percent that the Sidecar's first version ends above its default, and the interval.
+    """Returns the percent that the Sidecar's first version ends above its default.
 
-    It is paired by seed.
+    It is paired by seed, and the interval follows.
     """
     old = read_result(RESULTS / "sidecar" / "first_version_foundational.json")
     ours, theirs = (sidecar_claims.scores(job) for job in (old, _sidecar_jobs()["detached"]))
@@ -197,7 +197,7 @@ def projection_mean(arm: str, key: str) -> list[float]:
 
 
 def projection_fewer(arm: str, reference: str, key: str = "hack") -> list[float]:
-    """Returns the points that an arm has fewer than a reference, paired by seed, and the interval."""
+    """Returns the points that an arm has fewer than a reference, with the interval, by seed."""
     found = projection_claims.difference(_projection_scores(), arm, reference, key)
     return [100 * value for value in found or []]
 
@@ -237,7 +237,7 @@ def recompute(claim: Claim) -> list[float]:
 
 
 def mismatch(claim: Claim) -> str:
-    """Returns the error of a claim; empty if it stands in its document and its numbers are right."""
+    """Returns what is wrong with a claim; empty if its document has it and its numbers are right."""
     paragraphs = re.split(r"\n\n|\n(?=[-|] ?)", Path(claim.document).read_text(encoding="utf-8"))
     flat = [" ".join(paragraph.split()) for paragraph in paragraphs]
     if not any(claim.words in paragraph and claim.printed in paragraph for paragraph in flat):

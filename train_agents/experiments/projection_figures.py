@@ -43,7 +43,7 @@ def hack_against_pass(
         path: PNG file.
         arms: label -> pass and hack rates, (seeds, 2).
         notes: label -> text next to the arm's mean.
-        compared: means of pass and hack rate that the front is of, (n, 2): of these arms and others.
+        compared: means of pass and hack rate for the front, (n, 2), of these arms and others.
     """
     figure, axes = figures.canvas(9.0, max(5.0, 0.36 * len(arms)))
     # After the canvas, which says what to install if matplotlib is missing.

@@ -208,7 +208,8 @@ def shared_grader(cache: str) -> Grader:
 
 def run_arm(
     grpo: Mapping[str, Any], positions: Mapping[str, float], seeds: Sequence[int], num_updates: int,
-    report_interval: int, folder: str, cache: str, erases: bool = False, grader: Grader | None = None,
+    report_interval: int, folder: str, cache: str, erases: bool = False,
+    grader: Grader | None = None,
 ) -> Rows:  # fmt: skip
     """Trains an arm to its last update, from its checkpoint if there is one.
 

@@ -130,7 +130,7 @@ def signal(env_arguments: Mapping[str, Any], seed: int, **sizes: Any) -> Rows:
 
 
 def forensics(ours: str, reference: str, control: str, result: str, seeds: Sequence[int]) -> Rows:
-    """Compares the final weights of two runs of the same seeds, and correlates the dial's positions.
+    """Compares the final weights of two runs per seed, and correlates the dial's positions.
 
     `control` of every row compares two runs without the dial.
 

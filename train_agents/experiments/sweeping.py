@@ -52,5 +52,5 @@ def sweep(
 
 
 def _score(row: Mapping[str, Any]) -> float:
-    """Returns the final probe loss, or an untrained model's if the run diverged [nats per token]."""
+    """Returns the final probe loss, or the untrained model's if it diverged [nats per token]."""
     return row["probe_curve"][0] if row["divergence_reason"] else row["probe_loss"]
