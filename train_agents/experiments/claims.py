@@ -237,7 +237,7 @@ def recompute(claim: Claim) -> list[float]:
 
 
 def mismatch(claim: Claim) -> str:
-    """Returns what is wrong with a claim; empty if its document has it and its numbers are right."""
+    """Returns the error of a claim; empty if its document has it and its numbers are right."""
     paragraphs = re.split(r"\n\n|\n(?=[-|] ?)", Path(claim.document).read_text(encoding="utf-8"))
     flat = [" ".join(paragraph.split()) for paragraph in paragraphs]
     if not any(claim.words in paragraph and claim.printed in paragraph for paragraph in flat):

@@ -99,7 +99,7 @@ _STRENGTH = {"projection_strength": 1.0}
 _FULL = _STRENGTH | {"magnitude_preservation": 1.0}
 _TRUE = {"target": "update", "rule": "two_sided"}
 _SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
-_ALL = {"known_modes": TRAINING_MODES}
+_ALL: dict[str, Any] = {"known_modes": TRAINING_MODES}
 _FORMS = ("additive", "multiplicative")
 
 

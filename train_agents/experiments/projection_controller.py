@@ -91,11 +91,11 @@ def deploy(
     env.close()
 
     rows: list[dict[str, Any]] = []
-    for row, seed in enumerate(seeds):
-        entry = {"seed": int(seed), "corpus": plant.corpus_digest}
-        entry |= {"divergence_reason": reasons[row], "steps": [int(step[row]) for step in steps]}
-        curves = {name: [float(report[name][row]) for report in reports] for name in reports[0]}
-        used = [float(values[row]) for values in strengths]
+    for n, seed in enumerate(seeds):
+        entry: dict[str, Any] = {"seed": int(seed), "corpus": plant.corpus_digest}
+        entry |= {"divergence_reason": reasons[n], "steps": [int(step[n]) for step in steps]}
+        curves = {name: [float(report[name][n]) for report in reports] for name in reports[0]}
+        used = [float(values[n]) for values in strengths]
         rows.append(entry | {"reports": curves, "strengths": used})
     return rows
 

@@ -187,8 +187,11 @@ def along(plant: GRPOPlant) -> FloatArray:
 
 
 def _finite_lists(values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
-    limits = {"nan": LARGEST, "posinf": LARGEST, "neginf": -LARGEST}
-    return {name: np.nan_to_num(value, **limits).tolist() for name, value in values.items()}
+    lists = {}
+    for name, value in values.items():
+        finite = np.nan_to_num(value, nan=LARGEST, posinf=LARGEST, neginf=-LARGEST)
+        lists[name] = finite.tolist()
+    return lists
 
 
 def _curves(records: Sequence[Mapping[str, Any]], key: str, row: int) -> dict[str, list[float]]:

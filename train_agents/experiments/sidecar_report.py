@@ -174,9 +174,9 @@ def forensic_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "cosine above 0.95 (0). For scale: of two runs without the channel, one with the Sidecar "
         f"and one without, these are {control_cosine:.2f} and {control_difference:.2f}.",
         f"The twentieth of the tensors that are held down most lost {loss:.0f} % of their norm "
-        f"(all tensors: {all_loss:.0f} %). The mean effective rank is {rank:.1f} ({reference_rank:.1f} "
-        f"without the channel). Furthest apart are the `{lowest}` projections, mean cosine "
-        f"{means[lowest]:.2f} (the paper's: `down`).",
+        f"(all tensors: {all_loss:.0f} %). The mean effective rank is {rank:.1f} "
+        f"({reference_rank:.1f} without the channel). Furthest apart are the `{lowest}` "
+        f"projections, mean cosine {means[lowest]:.2f} (the paper's: `down`).",
     ]
 
 

@@ -133,9 +133,9 @@ def measure_signal(
     Raises:
         ValueError: if states are not ascending, or a state has too few steps after it.
     """
-    reward = {"reward": REWARD, "num_registers": 0, "interval": 1}
-    options = {"num_envs": 1, "autoreset_mode": "DISABLED"}
-    env = gym.make_vec(env_id, **options, **env_kwargs, **reward)
+    reward: dict[str, Any] = {"reward": REWARD, "num_registers": 0, "interval": 1}
+    options = {**env_kwargs, **reward}
+    env = gym.make_vec(env_id, num_envs=1, autoreset_mode="DISABLED", **options)
     assert isinstance(env, TrainLoopVectorEnv)
     room = max(num_batches, num_noise_steps) + HORIZON
     ends = [*states[1:], env.horizon + 1]

@@ -133,7 +133,8 @@ def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> 
     compared = {name: comparison(own.weight, reference[name].weight) for name, own in ours.items()}
 
     def known(key: str) -> list[float]:
-        return [entry[key] for entry in compared.values() if entry[key] is not None]
+        values = [entry[key] for entry in compared.values()]
+        return [value for value in values if value is not None]
 
     cosines, distances = known("cosine"), known("relative_difference")
     return {
@@ -162,8 +163,8 @@ def compare_runs(
     Raises:
         ValueError: if the three do not name the same tensors.
     """
-    names = [set(each) for each in (ours, reference, choices)]
-    if differing := sorted(set.union(*names) - set.intersection(*names)):
+    every, common = {*ours, *reference, *choices}, set(ours) & set(reference) & set(choices)
+    if differing := sorted(every - common):
         raise ValueError(
             f"both runs must have the same tensors and one choice each; these are not: {differing}"
         )
