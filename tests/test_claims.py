@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train_agents.experiments.claims import mismatch, read_claims, recomputed
+from train_agents.experiments.claims import mismatch, read_claims, recompute
 
 ALL = read_claims()
 #: Pages whose numbers with an interval all have a claim, and the heading after the last of them.
@@ -25,7 +25,7 @@ def test_a_wrong_number_a_missing_sentence_and_a_wrong_source_are_found():
     other = next(claim for claim in ALL if claim.source == 'jel("baseline_constant")')
     assert "wrong: 3.307 for 3.24" in mismatch(replace(claim, source=other.source))
     with pytest.raises(ValueError, match="source must be one call of"):
-        recomputed(replace(claim, source="__import__('os').getcwd()"))
+        recompute(replace(claim, source="__import__('os').getcwd()"))
 
 
 @pytest.mark.parametrize("page", PAGES)

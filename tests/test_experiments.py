@@ -28,7 +28,7 @@ from train_agents.experiments.measures.signal import (
     steps_to_know,
 )
 from train_agents.experiments.report import SWEPT, render, tried_table
-from train_agents.experiments.runner import Job, check_results, run_jobs, selected, unfinished
+from train_agents.experiments.runner import Job, check_results, run_jobs, select_jobs, unfinished
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import (
     constant_configurations,
@@ -104,7 +104,7 @@ def test_a_job_that_has_a_result_is_not_run_again(ran):
 def test_a_result_of_another_configuration_is_refused(ran):
     folder, arguments, _ = ran
     with pytest.raises(
-        ValueError, match=r"good.json is the result of another configuration, differing as .*'fail'"
+        ValueError, match=r"good.json must be a result of this configuration; .*'fail'"
     ):
         run_jobs([Job("good", count, arguments | {"fail": True})], folder / "jobs", 1)
 
@@ -270,12 +270,12 @@ def test_every_arm_of_the_sidecar_has_a_job_in_the_order_wanted():
 
 def test_jobs_are_selected_by_how_they_begin():
     jobs = make_sidecar_jobs(SidecarExperiment())
-    assert [job.name for job in selected(jobs, ("sweep", "detached"))] == [
+    assert [job.name for job in select_jobs(jobs, ("sweep", "detached"))] == [
         "detached", "sweep_constant", "sweep_schedule",
     ]  # fmt: skip
-    assert selected(jobs, ()) == jobs
-    with pytest.raises(ValueError, match=r"no job begins with \['sweeep'\]"):
-        selected(jobs, ("sweeep",))
+    assert select_jobs(jobs, ()) == jobs
+    with pytest.raises(ValueError, match=r"only must be beginnings of .*got \['sweeep'\]"):
+        select_jobs(jobs, ("sweeep",))
 
 
 def test_the_default_is_among_what_a_sweep_tries_and_seeds_are_disjoint():
@@ -344,7 +344,7 @@ def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
     assert (
         sidecars["cap_dormant"].initial_std == {"clip": 0.01} and sidecars["cap_dormant"].attached
     )
-    with pytest.raises(ValueError, match=r"grad_skip = 1.5; expected a value between 0.0 and 1.0"):
+    with pytest.raises(ValueError, match=r"grad_skip must be between 0.0 and 1.0; got 1.5"):
         position_of("grad_skip", 1.5)
 
 
@@ -413,7 +413,8 @@ def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
     )
     assert together["effect"] == alone["effect"] and together["noise"] < alone["noise"]
     with pytest.raises(
-        ValueError, match=r"states \[50\] of 60 steps; expected 21 steps after each"
+        ValueError,
+        match=r"states must be ascending with 21 steps after each, in 60 steps; got \[50\]",
     ):
         measure_signal("TrainLoop-Cell-v0", arguments, 5, sigma={}, **(sizes | {"states": (50,)}))
 
@@ -528,7 +529,7 @@ def test_the_sidecars_experiments_run_resume_and_report(tmp_path):
     config = replace(TINY_SIDECAR, out=tmp_path / "results", runs=tmp_path / "runs")
     jobs = make_sidecar_jobs(config)
     assert late_jobs(config) == []
-    run_jobs(selected(jobs, ("detached",)), config.out / "jobs", 1)
+    run_jobs(select_jobs(jobs, ("detached",)), config.out / "jobs", 1)
     run_jobs(jobs, config.out / "jobs", 2)
     run_jobs(late_jobs(config), config.out / "jobs", 1)
     sidecar_report(config.out)

@@ -42,7 +42,7 @@ def test_correlation_by_hand():
     assert pearson([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
     assert pearson([0.0, 1.0, 2.0], [0.0, 2.0, 1.0]) == pytest.approx(0.5)  # 1 / 2
     assert pearson([1.0, 2.0], [5.0, 5.0]) is None
-    with pytest.raises(ValueError, match=r"expected one shape \(n,\)"):
+    with pytest.raises(ValueError, match=r"x and y must have one shape \(n,\)"):
         pearson([1.0, 2.0], [1.0, 2.0, 3.0])
 
 

@@ -23,7 +23,7 @@ from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 from hpenv.posttraining.students import registry as students
 from tests import tiny_student
-from train_agents.experiments.measures.directions import DIRECTIONS, validated
+from train_agents.experiments.measures.directions import DIRECTIONS, validate_directions
 from train_agents.experiments.projection import ExperimentConfig, make_jobs
 from train_agents.experiments.projection_arms import (
     ALPHAS,
@@ -42,14 +42,14 @@ from train_agents.experiments.projection_claims import (
     QUESTIONS,
     RENAMED,
     answer,
+    arm_scores,
     final,
     h1,
     h3,
     h4,
     plateau,
-    scored,
 )
-from train_agents.experiments.projection_controller import best_constant, controller, deployed, pay
+from train_agents.experiments.projection_controller import best_constant, controller, deploy, pay
 from train_agents.experiments.projection_figures import pareto_front
 from train_agents.experiments.projection_report import report
 from train_agents.experiments.projection_run import MEANS, along, run_arm, schedule
@@ -122,7 +122,7 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
         )
         assert set(arguments["positions"]) <= {name for name, _ in PANEL}
     assert not set(full.seeds) & set(full.tuning_seeds)
-    demo = {job.name for job in make_jobs(ExperimentConfig(demo=True).sized())}
+    demo = {job.name for job in make_jobs(ExperimentConfig(demo=True).with_demo_sizes())}
     assert demo == {*DEMO_ARMS, "direction", "constant", "controller-0"}
     known = {*ARM, "vanilla_erased", "vanilla_end"}
     assert {name for q in QUESTIONS for name in (q.arm, q.reference)} <= known
@@ -164,10 +164,10 @@ def test_positions_have_the_values_asked_for(arm):
 
 
 def test_positions_of_other_channels_and_values_are_refused():
-    with pytest.raises(ValueError, match="lr is no channel that rises evenly"):
+    with pytest.raises(ValueError, match=r"channel must rise evenly from its neutral.*got lr"):
         position_of("lr", 2.0)
     with pytest.raises(
-        ValueError, match=r"rebound_weight = 6.0; expected more than 0.0 and at most 5.0"
+        ValueError, match=r"rebound_weight must be above 0.0 and at most 5.0; got 6.0"
     ):
         position_of("rebound_weight", 6.0)
 
@@ -262,7 +262,7 @@ def test_a_routed_arm_is_reported_with_and_without_its_quarantine(tmp_path, fold
     )
     assert rows[0]["knob_on"]["kl"][0] == rows[0]["reports"]["kl"][0] == 0.0
     assert rows[0]["knob_on"]["kl"][-1] != rows[0]["reports"]["kl"][-1]
-    assert scored({"route": {"rows": rows}}).keys() == {"route", "route_on"}
+    assert arm_scores({"route": {"rows": rows}}).keys() == {"route", "route_on"}
 
 
 def test_knobs_are_erased_along_the_direction_after_training(tmp_path, folder):
@@ -285,7 +285,9 @@ def test_a_run_that_diverges_keeps_its_last_means_and_the_others_go_on(tmp_path,
 
 
 def test_directions_are_validated_and_controls_are_near_zero(roomy):
-    rows, extra = validated(GRPO | {"student": roomy}, [1000, 1001], "", tiny_student.FakeGrader())
+    rows, extra = validate_directions(
+        GRPO | {"student": roomy}, [1000, 1001], "", tiny_student.FakeGrader()
+    )
     assert [row["direction"] for row in rows] == list(DIRECTIONS)
     found = {row["direction"]: row for row in rows}
     assert np.mean(found["pairs"]["mean"]) > 0.2 > abs(np.mean(found["random"]["mean"]))
@@ -475,7 +477,7 @@ def test_what_is_erased_after_the_last_update_is_paired_with_the_last_report():
     for row in rows:
         row["reports"] = row["reports"] | {"hack": [0.0, 0.1, 0.2, 0.6]}
         row["erased"] = {name: values[-1] for name, values in row["reports"].items()}
-    found = scored({VANILLA: {"rows": rows}})
+    found = arm_scores({VANILLA: {"rows": rows}})
     assert found["vanilla"]["hack"] == pytest.approx([0.4] * 3)
     assert (found["vanilla_end"]["hack"] == found["vanilla_erased"]["hack"]).all()
     assert ("vanilla_erased", "vanilla_end") in {(q.arm, q.reference) for q in QUESTIONS}
@@ -567,7 +569,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     pictures = {file.name for file in tmp_path.glob("*.png")}
     assert len(pictures) == 8 and all(name in text for name in pictures)
     write("clean", [row | {"seed": 7} for row in made_up(11, 0.1, 0.3)])
-    with pytest.raises(ValueError, match="cannot be paired; expected the first of"):
+    with pytest.raises(ValueError, match=r"must be the first of .* to be paired"):
         report(tmp_path)
 
 
@@ -622,7 +624,7 @@ def test_a_controller_that_never_moves_is_the_arm_of_that_strength(
     grpo = GRPO | {"student": folder, "num_evaluation_problems": 8}
     rows = ran(tmp_path, folder, name, grpo=grpo, erases=False)
     env = grpo | {"num_steps": 4, "interval": 1}
-    for one, other in zip(deployed(Still(), env, [1000, 1001], 2), rows, strict=True):
+    for one, other in zip(deploy(Still(), env, [1000, 1001], 2), rows, strict=True):
         assert (one["seed"], one["steps"], one["reports"]) == (
             other["seed"],
             other["steps"],
@@ -670,7 +672,7 @@ def test_strengths_are_chosen_by_pay_and_controllers_deployed(tmp_path, folder, 
     ) == 2
     # Before the first update, both are the same student asked for the same programs.
     assert learned[0]["reports"]["pass"][0] == rows[0]["reports"]["pass"][0]
-    both = scored({"constant": {"rows": rows}, "controller-0": {"rows": learned}})
+    both = arm_scores({"constant": {"rows": rows}, "controller-0": {"rows": learned}})
     assert set(both["controller-0"]) < set(both["constant"])
 
 

@@ -22,17 +22,19 @@ from numpy.typing import ArrayLike
 from hpenv.arrays import FloatArray
 from hpenv.benchmark.statistics import t_quantile
 
+File = str | os.PathLike[str]
 Curve = tuple[ArrayLike, ArrayLike]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 DPI = 150
 BAND = {"alpha": 0.18, "linewidth": 0}
+#: Line of a level that values are compared with.
+LEVEL = {"color": "0.45", "linewidth": 0.8, "linestyle": ":"}
+LEGEND = {"frameon": False, "fontsize": "small"}
 
 
-def training_dynamics(
-    path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str
-) -> None:
+def training_dynamics(path: File, curves: Mapping[str, Curve], ylabel: str) -> None:
     """Draws losses over a run's steps, as means over seeds with 95 % intervals (JEL, figure 2).
 
     The limits of the y axis ignore the first point of each curve, the untrained model's loss, so
@@ -48,13 +50,12 @@ def training_dynamics(
 
     for number, (label, curve) in enumerate(curves.items()):
         x, values = _curve_arrays(label, curve)
-        mean = values.mean(0)
-        axes.plot(x, mean, label=label, **style_of(number))
-        if len(values) > 1:
-            half = (
-                t_quantile(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
-            )
-            axes.fill_between(x, mean - half, mean + half, color=color_of(number), **BAND)
+        mean, n = values.mean(0), len(values)
+        ends = None
+        if n > 1:
+            half = t_quantile(0.975, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
+            ends = (mean - half, mean + half)
+        draw_curve(axes, number, label, x, mean, ends)
         lowest.append(mean.min())
         highest.append(mean[1:].max() if len(mean) > 2 else mean.max())
 
@@ -67,7 +68,7 @@ def training_dynamics(
 
 
 def controller_actions(
-    path: str | os.PathLike[str],
+    path: File,
     steps: ArrayLike,
     low: ArrayLike,
     median: ArrayLike,
@@ -88,86 +89,42 @@ def controller_actions(
         names: names of the A cells.
         schedules: multipliers of trained controllers, (K, A) each.
     """
-    bands = [np.asarray(values, dtype=np.float64) for values in (low, median, high)]
-    overlays = [np.asarray(values, dtype=np.float64) for values in schedules]
-    shape = bands[1].shape
-    if (
-        len(shape) != 2
-        or shape[1] != len(names)
-        or any(values.shape != shape for values in [*bands, *overlays])
-    ):
-        shapes = [values.shape for values in [*bands, *overlays]]
+    arrays = [np.asarray(values, dtype=np.float64) for values in (low, median, high, *schedules)]
+    shapes = [values.shape for values in arrays]
+    if shapes[1][1:] != (len(names),) or set(shapes) != {shapes[1]}:
         raise ValueError(
             f"multipliers must have shape (K, {len(names)}), for {list(names)}; got {shapes}"
         )
 
-    edges = _edges(np.asarray(steps, dtype=np.float64), shape[0])
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    edges = _edges(np.asarray(steps, dtype=np.float64), len(arrays[1]))
+    figure, panels = panel_grid(len(names), 2, (4.2, 2.9), (0.6, 0.8), sharey=True)
 
-    columns = min(2, len(names))
-    count = -(-len(names) // columns)
-    figure, grid = canvas(
-        4.2 * columns + 0.6, 2.9 * count + 0.8, count, columns, sharex=True, sharey=True
-    )
-    panels = list(np.atleast_1d(grid).flat)
-
-    for column, (axes, name) in enumerate(zip(panels, names, strict=False)):
-        lower, middle, upper = (values[:, column] for values in bands)
-        axes.stairs(
-            upper,
-            edges,
-            baseline=lower,
-            fill=True,
-            color=COLORS[0],
-            label="25th to 75th percentile",
-            **BAND,
-        )
-        axes.stairs(
-            middle,
-            edges,
-            baseline=None,
-            color=COLORS[0],
-            linewidth=1.8,
-            label="median in meta-training",
-        )
+    for column, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        lower, middle, upper, *overlays = (values[:, column] for values in arrays)
+        band = {"color": COLORS[0], "label": "25th to 75th percentile", **BAND}
+        axes.stairs(upper, edges, baseline=lower, fill=True, **band)
+        line = {"color": COLORS[0], "label": "median in meta-training", "linewidth": 1.8}
+        axes.stairs(middle, edges, baseline=None, **line)
 
         for number, values in enumerate(overlays):
             label = "trained controllers" if number == 0 else None
-            axes.stairs(
-                values[:, column],
-                edges,
-                baseline=None,
-                color=COLORS[1],
-                linewidth=1.0,
-                alpha=0.7,
-                label=label,
-            )
+            line = {"color": COLORS[1], "label": label, "linewidth": 1.0, "alpha": 0.7}
+            axes.stairs(values, edges, baseline=None, **line)
 
-        axes.axhline(1.0, color="0.45", linewidth=0.8, linestyle=":", label="neutral")
-        axes.set(yscale="log", xlim=(edges[0], edges[-1]))
+        axes.axhline(1.0, label="neutral", **LEVEL)
         axes.set_title(name, fontsize="medium")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-
-    for axes in panels[len(names) :]:
-        axes.remove()
+        _scale_logarithmically(axes, "g")
+        axes.set(xlim=(edges[0], edges[-1]))
 
     figure.supxlabel("training step", fontsize="medium")
     figure.supylabel("multiplier of the base value", fontsize="medium")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper center",
-        ncols=2 * columns,
-        frameon=False,
-        fontsize="small",
-    )
+    ncols = 2 * min(2, len(names))
+    figure.legend(handles, labels, loc="outside upper center", ncols=ncols, **LEGEND)
     save(figure, path)
 
 
-def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], ylabel: str) -> None:
+def learning_curves(path: File, curves: Mapping[str, Curve], ylabel: str) -> None:
     """Draws a quantity over the updates of meta-training, as mean and range over controllers.
 
     Args:
@@ -176,24 +133,21 @@ def learning_curves(path: str | os.PathLike[str], curves: Mapping[str, Curve], y
         ylabel: quantity and unit.
     """
     figure, axes = canvas(8.0, 4.2)
-    several = False
+    has_bands = False
+
     for number, (label, curve) in enumerate(curves.items()):
         x, values = _curve_arrays(label, curve)
-        axes.plot(x, values.mean(0), label=label, **style_of(number))
-        if len(values) > 1:
-            several = True
-            axes.fill_between(x, values.min(0), values.max(0), color=color_of(number), **BAND)
+        ends = (values.min(0), values.max(0)) if len(values) > 1 else None
+        draw_curve(axes, number, label, x, values.mean(0), ends)
+        has_bands |= ends is not None
+
     axes.set(xlabel="update of the controller", ylabel=ylabel)
-    legend_right(figure, axes, "mean, lowest to highest controller" if several else None)
+    legend_right(figure, axes, "mean, lowest to highest controller" if has_bands else None)
     save(figure, path)
 
 
 def comparison_bars(
-    path: str | os.PathLike[str],
-    rows: Sequence[tuple[str, float, float, float]],
-    xlabel: str,
-    *,
-    reference: Mapping[str, float] | None = None,
+    path: File, rows: Sequence[tuple[str, float, float, float]], xlabel: str
 ) -> None:
     """Draws one row per method: a dot with its interval and its number.
 
@@ -203,24 +157,13 @@ def comparison_bars(
         path: PNG file.
         rows: (label, mean, low, high), from top to bottom.
         xlabel: quantity and unit.
-        reference: label -> value of a vertical line.
     """
-    lines = dict(reference or {})
-    figure, axes = canvas(8.5, 0.42 * len(rows) + 1.1 + 0.3 * bool(lines))
-
-    for number, (label, value) in enumerate(lines.items()):
-        style = {
-            "color": color_of(number + 1),
-            "linestyle": LINE_STYLES[1 + number % 4],
-            "linewidth": 1.1,
-        }
-        axes.axvline(value, label=label, **style)
-
+    figure, axes = canvas(8.5, 0.42 * len(rows) + 1.1)
     places = np.arange(len(rows))[::-1]
+    line = {"color": COLORS[0], "linewidth": 1.6, "solid_capstyle": "butt"}
+
     for place, (_, mean, low, high) in zip(places, rows, strict=True):
-        axes.plot(
-            [low, high], [place, place], color=COLORS[0], linewidth=1.6, solid_capstyle="butt"
-        )
+        axes.plot([low, high], [place, place], **line)
         axes.plot([mean], [place], color=COLORS[0], marker="o", markersize=5)
 
     axes.set_yticks(places, [wrap_label(row[0], 40) for row in rows])
@@ -231,19 +174,11 @@ def comparison_bars(
     numbers.set_yticks(places, [f"{row[1]:.3f}" for row in rows])
     numbers.tick_params(length=0)
     numbers.spines["right"].set_visible(False)
-    if lines:
-        figure.legend(
-            loc="outside upper center", ncols=min(3, len(lines)), frameon=False, fontsize="small"
-        )
-
     save(figure, path)
 
 
 def cell_trajectories(
-    path: str | os.PathLike[str],
-    steps: ArrayLike,
-    panels: Mapping[str, Mapping[str, ArrayLike]],
-    ylabel: str,
+    path: File, steps: ArrayLike, panels: Mapping[str, Mapping[str, ArrayLike]], ylabel: str
 ) -> None:
     """Draws many cells' values over a run's steps, with a panel per kind of tensor.
 
@@ -255,12 +190,8 @@ def cell_trajectories(
         panels: title -> cell (a layer) -> values (K,). A cell has the same color in every panel.
         ylabel: quantity and unit of the logarithmic axis.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    plain = FuncFormatter(lambda value, _: f"{value:.3g}")
     arrays: list[FloatArray] = []
     labels: list[str] = []
-
     for cells in panels.values():
         arrays.extend(np.asarray(values) for values in cells.values())
         labels.extend(label for label in cells if label not in labels)
@@ -269,44 +200,26 @@ def cell_trajectories(
     # In a wider range, labels between 1, 2 and 5 would overlap.
     is_wide = every_value.max() > 5.0 * every_value.min()
     colors = {label: ordered_color(i, len(labels)) for i, label in enumerate(labels)}
-    columns = min(4, len(panels))
-    count = -(-len(panels) // columns)
-    shared = {"sharex": True, "sharey": True}
-    width = 2.7 * columns + (2.4 if columns > 1 else 4.5)
-    figure, grid = canvas(
-        width, (2.5 if columns > 1 else 3.5) * count + 0.7, count, columns, **shared
-    )
-    every = list(np.atleast_1d(grid).flat)
+    size, legend_width = ((2.7, 2.5), 2.4) if len(panels) > 1 else ((2.7, 3.5), 4.5)
+    figure, every = panel_grid(len(panels), 4, size, (legend_width, 0.7), sharey=True)
     handles: dict[str, Any] = {}
 
-    for axes, (title, cells) in zip(every, panels.items(), strict=False):
+    for axes, (title, cells) in zip(every, panels.items(), strict=True):
         for label, values in cells.items():
             x, y = _curve_arrays(f"{title} {label}", (steps, np.asarray(values)[None]))
             handles[label] = axes.plot(x, y[0], color=colors[label], linewidth=1.1)[0]
-        axes.axhline(1.0, color="0.45", linewidth=0.8, linestyle=":")
-        axes.set(yscale="log")
+        axes.axhline(1.0, **LEVEL)
         axes.set_title(title, fontsize="medium")
-        if is_wide:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(NullFormatter() if is_wide else plain)
-
-    for axes in every[len(panels) :]:
-        axes.remove()
+        _scale_logarithmically(axes, ".3g", is_wide)
 
     figure.supxlabel("training step", fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
-    figure.legend(
-        [handles[label] for label in labels],
-        labels,
-        loc="outside right upper",
-        frameon=False,
-        fontsize="small",
-    )
+    lines = [handles[label] for label in labels]
+    figure.legend(lines, labels, loc="outside right upper", **LEGEND)
     save(figure, path)
 
 
-def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], ylabel: str) -> None:
+def scatter_panels(path: File, panels: Mapping[str, Curve], ylabel: str) -> None:
     """Draws one scatter plot per property, all with the same y ("Reward-Driven ...", figure 4).
 
     Args:
@@ -314,34 +227,20 @@ def scatter_panels(path: str | os.PathLike[str], panels: Mapping[str, Curve], yl
         panels: title -> (x (n,), y (n,)).
         ylabel: quantity and unit of y.
     """
-    columns = min(3, len(panels))
-    count = -(-len(panels) // columns)
-    figure, grid = canvas(3.0 * columns + 0.5, 2.6 * count + 0.4, count, columns, sharey=True)
-    every = list(np.atleast_1d(grid).flat)
+    figure, every = panel_grid(len(panels), 3, (3.0, 2.6), (0.5, 0.4), sharex=False, sharey=True)
+    dots = {"linestyle": "", "marker": "o", "markersize": 3, "markeredgewidth": 0, "alpha": 0.5}
 
-    for axes, (title, (x, y)) in zip(every, panels.items(), strict=False):
-        axes.plot(
-            x,
-            y,
-            linestyle="",
-            marker="o",
-            markersize=3,
-            alpha=0.5,
-            color=COLORS[0],
-            markeredgewidth=0,
-        )
+    for axes, (title, (x, y)) in zip(every, panels.items(), strict=True):
+        axes.plot(x, y, color=COLORS[0], **dots)
         axes.set_title(title, fontsize="medium")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-
-    for axes in every[len(panels) :]:
-        axes.remove()
 
     figure.supylabel(ylabel, fontsize="medium")
     save(figure, path)
 
 
 def logarithmic_dots(
-    path: str | os.PathLike[str], series: Mapping[str, Mapping[str, float | None]], xlabel: str
+    path: File, series: Mapping[str, Mapping[str, float | None]], xlabel: str
 ) -> None:
     """Draws positive numbers on a logarithmic axis, with a line per row and a marker per series.
 
@@ -357,23 +256,10 @@ def logarithmic_dots(
     figure, axes = canvas(8.0, 0.34 * len(rows) + 1.2)
 
     for number, (label, values) in enumerate(series.items()):
-        known = [
-            (value, len(rows) - 1 - place)
-            for place, row in enumerate(rows)
-            if (value := values.get(row) or 0) > 0
-        ]
-        x, y = [value for value, _ in known], [place for _, place in known]
-        marker = "osD^v"[number % 5]
-        axes.plot(
-            x,
-            y,
-            label=label,
-            linestyle="",
-            marker=marker,
-            color=color_of(number),
-            markersize=6,
-            alpha=0.85,
-        )
+        known = [row for row in rows if (values.get(row) or 0) > 0]
+        x, y = [values[row] for row in known], [len(rows) - 1 - rows.index(row) for row in known]
+        dots = {"linestyle": "", "marker": "osD^v"[number % 5], "markersize": 6, "alpha": 0.85}
+        axes.plot(x, y, label=label, color=color_of(number), **dots)
 
     axes.set_yticks(range(len(rows)), rows[::-1])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -407,7 +293,59 @@ def canvas(
     return figure, grid
 
 
-def save(figure: Any, path: str | os.PathLike[str]) -> None:
+def panel_grid(
+    count: int,
+    max_columns: int,
+    size: tuple[float, float],
+    margins: tuple[float, float],
+    *,
+    sharex: bool = True,
+    sharey: bool,
+) -> tuple[Any, list[Any]]:
+    """Returns a new figure and the axes of `count` panels, row by row.
+
+    `size` is width and height of a panel, and `margins` is what the figure has besides [inches].
+    """
+    columns = min(max_columns, count)
+    rows = -(-count // columns)
+    width, height = size[0] * columns + margins[0], size[1] * rows + margins[1]
+    figure, grid = canvas(width, height, rows, columns, sharex=sharex, sharey=sharey)
+    every = list(np.atleast_1d(grid).flat)
+    for axes in every[count:]:
+        axes.remove()
+    return figure, every[:count]
+
+
+def draw_curve(
+    axes: Any,
+    number: int,
+    label: str,
+    x: FloatArray,
+    mean: FloatArray,
+    ends: tuple[FloatArray, FloatArray] | None,
+    *,
+    is_held: bool = False,
+) -> None:
+    """Draws the n-th curve, with a band between two ends; `is_held`: each value until the next."""
+    line, band = ({"drawstyle": "steps-post"}, {"step": "post"}) if is_held else ({}, {})
+    axes.plot(x, mean, label=label, **style_of(number), **line)
+    if ends is not None:
+        axes.fill_between(x, *ends, color=color_of(number), **BAND, **band)
+
+
+def _scale_logarithmically(axes: Any, form: str, is_wide: bool = True) -> None:
+    """Makes the y axis logarithmic, with plain numbers; between 1, 2 and 5 only if not wide."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    plain = FuncFormatter(lambda value, _: format(value, form))
+    axes.set(yscale="log")
+    if is_wide:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter() if is_wide else plain)
+
+
+def save(figure: Any, path: File) -> None:
     """Writes a figure, and makes its folder if it is missing."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -429,11 +367,8 @@ def ordered_color(number: int, count: int) -> Any:
 
 def style_of(number: int) -> dict[str, Any]:
     """Returns color and line style of the n-th curve. A color is reused with another style."""
-    return {
-        "color": color_of(number),
-        "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
-        "linewidth": 1.6,
-    }
+    line_style = LINE_STYLES[number % len(LINE_STYLES)]
+    return {"color": color_of(number), "linestyle": line_style, "linewidth": 1.6}
 
 
 def legend_right(figure: Any, axes: Any, title: str | None) -> None:
@@ -441,15 +376,8 @@ def legend_right(figure: Any, axes: Any, title: str | None) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         texts = [wrap_label(label) for label in labels]
-        legend = figure.legend(
-            handles,
-            texts,
-            loc="outside right upper",
-            frameon=False,
-            fontsize="small",
-            title=title,
-            alignment="left",
-        )
+        place = {"loc": "outside right upper", "alignment": "left"}
+        legend = figure.legend(handles, texts, title=title, **place, **LEGEND)
         legend.get_title().set_fontsize("small")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hpenv.benchmark.results import markdown_table
 from hpenv.benchmark.statistics import controllers_interval, mean_interval, paired_relative_interval
 from train_agents import figures
 from train_agents.experiments import report as engine
-from train_agents.experiments.report import Column, Result, ends, percent
+from train_agents.experiments.report import Cell, Column, Result, Summary, ends, percent
 
 TEMPLATE = ROOT / "results/jel/template.md"
 LABELS = {
@@ -24,7 +25,9 @@ LABELS = {
     "baseline_wsd": "conservative base, warmup-stable-decay",
     "baseline_cosine_tuned": "hand-tuned rates, cosine",
     "baseline_wsd_tuned": "hand-tuned rates, warmup-stable-decay",
-    "baseline_nanochat": "nanochat's rates, schedule and Muon, untuned, without its rule for the batch size",
+    "baseline_nanochat": (
+        "nanochat's rates, schedule and Muon, untuned, without its rule for the batch size"
+    ),
     "baseline_hand_tuned": "hand-tuned per-group rates, warmdown",
     "sweep_constant": "best constant multiplier of a sweep",
     "tuned_uniform": "one rate and decay, tuned, warmdown",
@@ -52,8 +55,8 @@ DYNAMICS = (
     ("paper",),
     ("ours",),
 )
-#: What differences are stated to -> its jobs, of which the first with a result counts. The
-#: reference of schedule-free is chosen in `summarize`.
+#: Reference of differences -> its jobs, of which the first with a result counts. The reference of
+#: schedule-free is chosen in `summarize`.
 REFERENCES = {
     "base": (REFERENCE,),
     "constant": ("baseline_constant",),
@@ -96,7 +99,7 @@ def summarize(results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
     free = [name for name in arms if name.startswith("tuned_schedule_free")]
     free = free or [name for name in arms if name.startswith("sweep_schedule_free")]
     if free:
-        best = min(free, key=lambda name: _chosen_loss(arms[name][0]))
+        best = min(free, key=lambda name: _lowest_loss(arms[name][0]))
         references["schedule_free"] = scores(arms[best][0])
     return {name: _entry(members, references) for name, members in arms.items()}
 
@@ -104,7 +107,7 @@ def summarize(results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
 def _entry(members: Sequence[Result], references: Mapping[str, np.ndarray]) -> dict[str, Any]:
     values = matrix(members)
     found = controllers_interval(values) if len(members) > 1 else mean_interval(values[0])
-    rows = [row for result in members for row in result["rows"]]
+    rows = _all_rows(members)
     final = [row["train_loss"] for row in rows if row["train_loss"] is not None]
     return {
         "bpb": float(values.mean()),
@@ -118,7 +121,11 @@ def _entry(members: Sequence[Result], references: Mapping[str, np.ndarray]) -> d
     }
 
 
-def _chosen_loss(result: Result) -> float:
+def _all_rows(members: Sequence[Result]) -> list[dict[str, Any]]:
+    return list(chain.from_iterable(result["rows"] for result in members))
+
+
+def _lowest_loss(result: Result) -> float:
     """Returns the lowest probe loss on the tuning seeds, which chose [nats per token]."""
     table = result["extra"]["table"]
     return min(float(entry.get("probe_loss", entry.get("score"))) for entry in table)
@@ -161,32 +168,31 @@ def _range(means: Sequence[float]) -> str:
     return f"{min(means):.3f} to {max(means):.3f} ({len(means)})" if len(means) > 1 else ""
 
 
-def main_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+def _main_methods(summary: Summary) -> list[str]:
+    return [name for name in summary if name in LABELS or name.startswith("baseline_")]
+
+
+def main_table(summary: Summary) -> str:
     """Returns the paper's Table 1, with all baselines, best last."""
-    shown = [name for name in summary if name in LABELS or name.startswith("baseline_")]
-    shown.sort(key=lambda name: -summary[name]["bpb"])
 
-    def number(key: str, form: str) -> Any:
-        return lambda name: "" if summary[name][key] is None else format(summary[name][key], form)
-
-    def below(key: str) -> Any:
+    def below(key: str) -> Cell:
         return lambda name: percent(summary[name]["versus"].get(key), alone=" (not claimed)")
 
     columns = [
         Column("method", label),
-        Column(
-            "held-out bits per byte",
-            lambda name: f"{summary[name]['bpb']:.4f}{ends(summary[name]['interval'])}",
-        ),
+        engine.bpb_column(summary),
         Column("controllers (number)", lambda name: _range(summary[name]["controllers"])),
-        Column("train loss [nats]", number("train_loss", ".3f")),
+        Column("train loss [nats]", engine.number_cell(summary, "train_loss", ".3f")),
         Column("below conservative base", below("base")),
         Column("below its constant rate", below("constant")),
         Column("below best schedule-free", below("schedule_free")),
         Column("below hand-tuned", below("hand_tuned")),
-        Column("made with [runs, by tokens]", number("run_equivalents", ".0f")),
+        Column(
+            "made with [runs, by tokens]", engine.number_cell(summary, "run_equivalents", ".0f")
+        ),
     ]
-    return engine.table(shown, columns)
+    names = sorted(_main_methods(summary), key=lambda name: -summary[name]["bpb"])
+    return engine.table(names, columns)
 
 
 def sweep_table(result: Result) -> str:
@@ -194,15 +200,14 @@ def sweep_table(result: Result) -> str:
     extra = result["extra"]
     if "interior" not in extra:
         return engine.tried_table(result, engine.SWEPT)
-    names = list(extra["chosen"])
-    rows = [
-        [*(f"{entry['point'][name]:.4g}" for name in names), f"{entry['score']:.4f}"]
-        for entry in sorted(extra["table"], key=lambda entry: entry["score"])
-    ]
-    spent = (
-        f"{extra['runs_spent']} runs. A lower and a higher value of every coordinate are no better."
-    )
-    return f"{spent}\n\n" + markdown_table([*names, "probe loss [nats]"], rows)
+
+    names, rows = list(extra["chosen"]), []
+    for entry in sorted(extra["table"], key=lambda entry: entry["score"]):
+        point = [f"{entry['point'][name]:.4g}" for name in names]
+        rows.append([*point, f"{entry['score']:.4f}"])
+    sides = "A lower and a higher value of every coordinate are no better."
+    tried = markdown_table([*names, "probe loss [nats]"], rows)
+    return f"{extra['runs_spent']} runs. {sides}\n\n{tried}"
 
 
 def ablation_table(arms: Mapping[str, Sequence[Result]]) -> str:
@@ -211,10 +216,13 @@ def ablation_table(arms: Mapping[str, Sequence[Result]]) -> str:
     if not names:
         return ""
 
-    def training(name: str, key: str, index: int) -> str:
-        lines = _training(arms[name])
-        known = -len(lines) <= index < len(lines) and key in lines[index]
-        return f"{lines[index][key]:.2f}" if known else ""
+    def entropy(index: int) -> Cell:
+        def cell(name: str) -> str:
+            lines, key = _training(arms[name]), "train/entropy_per_cell"
+            known = -len(lines) <= index < len(lines) and key in lines[index]
+            return f"{lines[index][key]:.2f}" if known else ""
+
+        return cell
 
     def late_return(name: str) -> str:
         last = [line["rollout/ep_rew_mean"] for line in _training(arms[name])[-5:]]
@@ -224,16 +232,15 @@ def ablation_table(arms: Mapping[str, Sequence[Result]]) -> str:
         interval = controllers_interval(matrix(arms[name]))
         return f"{matrix(arms[name]).mean():.4f}{ends(interval[1:] if interval else None)}"
 
-    entropy = "train/entropy_per_cell"
     columns = [
         Column("arm", lambda name: name.replace("_", " ")),
         Column("held-out bits per byte", mean),
         Column("controllers (number)", lambda name: _range(matrix(arms[name]).mean(1).tolist())),
         Column("updates", lambda name: str(len(_training(arms[name])))),
         Column("meta-training return, last 5 updates [nats]", late_return),
-        Column("entropy per cell after update 1", lambda name: training(name, entropy, 0)),
-        Column("after 10", lambda name: training(name, entropy, 9)),
-        Column("at the end [nats]", lambda name: training(name, entropy, -1)),
+        Column("entropy per cell after update 1", entropy(0)),
+        Column("after 10", entropy(9)),
+        Column("at the end [nats]", entropy(-1)),
     ]
     return engine.table([name for name in ("paper", *names) if name in arms], columns)
 
@@ -264,23 +271,23 @@ def draw_dynamics(file: Path, arms: Mapping[str, Sequence[Result]]) -> None:
     """Draws the probe loss over training (Figure 2)."""
     curves = {}
     for names in DYNAMICS:
-        name = next((name for name in names if name in arms), None)
-        rows = [row for result in arms.get(name or "", []) for row in result["rows"]]
-        rows = [row for row in rows if row["divergence_reason"] is None]
-        if name and rows:
+        name = next((name for name in names if name in arms), "")
+        rows = [r for r in _all_rows(arms.get(name, [])) if r["divergence_reason"] is None]
+        if rows:
             values = np.array([row["probe_curve"] for row in rows]) / np.log(2.0)
             curves[LABELS[name]] = (np.array(rows[0]["steps"]), values)
     figures.training_dynamics(file, curves, "probe loss [bits per byte]")
 
 
 def draw_actions(file: Path, members: Sequence[Result]) -> None:
-    """Draws what the controllers of an arm do, over what was tried in meta-training (Figure 3)."""
+    """Draws the actions of an arm's controllers, over those tried in meta-training (Figure 3)."""
     panels = [result["rows"][0]["panel"] for result in members]
     tried = [result["extra"]["actions"] for result in members]
-    quartiles = [
-        np.exp(np.log(100.0) * np.mean([actions[key] for actions in tried], 0))
-        for key in ("low", "median", "high")
-    ]
+    quartiles = []
+    for key in ("low", "median", "high"):
+        positions = np.mean([actions[key] for actions in tried], 0)
+        quartiles.append(np.exp(np.log(100.0) * positions))
+
     steps = np.array(members[0]["rows"][0]["steps"])
     schedules = [np.stack(list(panel.values()), 1) for panel in panels]
     names = list(panels[0])
@@ -289,17 +296,16 @@ def draw_actions(file: Path, members: Sequence[Result]) -> None:
 
 def draw_learning(file: Path, arms: Mapping[str, Sequence[Result]], key: str) -> bool:
     """Draws a metric of every update, a line per controller; False without an arm that has it."""
-    lines = {}
+    curves = {}
     for name, members in arms.items():
-        histories = [
-            [line.get(key) for line in result["extra"].get("training", [])] for result in members
-        ]
+        trainings = [result["extra"].get("training", []) for result in members]
+        histories = [[line.get(key) for line in lines] for lines in trainings]
         if histories[0] and None not in histories[0]:
             updates = np.arange(1, len(histories[0]) + 1)
-            lines[LABELS.get(name, name.replace("_", " "))] = (updates, np.array(histories, float))
-    if lines:
-        figures.learning_curves(file, lines, LEARNING[key])
-    return bool(lines)
+            curves[label(name)] = (updates, np.array(histories, float))
+    if curves:
+        figures.learning_curves(file, curves, LEARNING[key])
+    return bool(curves)
 
 
 def report(folder: Path) -> None:
@@ -312,14 +318,8 @@ def report(folder: Path) -> None:
     seeds = [row["seed"] for row in results[REFERENCE]["rows"]]
 
     def comparison() -> str:
-        shown = [name for name in summary if name in LABELS or name.startswith("baseline_")]
-        bars = [
-            (label(name), entry["bpb"], *(entry["interval"] or [entry["bpb"]] * 2))
-            for name in shown
-            for entry in [summary[name]]
-        ]
-        bars.sort(key=lambda bar: -bar[1])
-        figures.comparison_bars(folder / "comparison.png", bars, "held-out bits per byte")
+        file = folder / "comparison.png"
+        engine.draw_comparison(file, summary, _main_methods(summary), label)
         return "![comparison](comparison.png)"
 
     def dynamics() -> str:
@@ -334,7 +334,7 @@ def report(folder: Path) -> None:
 
     def learning(group: str, key: str, name: str) -> str:
         is_ablation = group == "ablations"
-        some = {arm: own for arm, own in arms.items() if (arm not in LABELS) == is_ablation}
+        some = {arm: found for arm, found in arms.items() if (arm not in LABELS) == is_ablation}
         file = f"{name}_ablations.png" if is_ablation else f"{name}.png"
         return f"![{name}]({file})" if draw_learning(folder / file, some, key) else ""
 

@@ -1,18 +1,19 @@
-"""Rank-space gradient projection against reward hacking: `python -m
-train_agents.experiments.projection`.
+"""Rank-space gradient projection against reward hacking.
 
-Every arm of `projection_arms` is one job: several seeds of GRPO on programs that are really
-executed, stacked as rows, under a panel that is held constant. Beside them: the directions before
+Command: `python -m train_agents.experiments.projection`.
+
+Every arm of `projection_arms` is one job: several seeds of GRPO on programs that are executed,
+stacked as rows, with a panel that is held constant. Further jobs are the directions before
 training, the best constant strength of a sweep, and a learned strength. The report states the
-paper's hypotheses as supported or falsified, whatever comes out.
+paper's hypotheses as supported or falsified, whatever the result.
 
-    direction      held-out cosines of every kind of direction, the gate, and the memorizing
-    baseline <arm>          see `projection_arms.ARMS`
+    direction      held-out cosines of every kind of direction, the gate, the memorizing baseline
+    <arm>          see `projection_arms.ARMS`
     constant       strengths tried on tuning seeds; the best on the seeds of the arms
     controller-i   JEL's agent over projection_strength, meta-trained on shorter runs
 
-Interrupted, the same command goes on where it stopped, in the middle of an arm, too. `--demo` is
-the same in little.
+Interrupted, the same command goes on where it stopped, also in the middle of an arm. `--demo` is
+the same with small sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from hpenv.benchmark.command_line import check_counts, configuration
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.students.registry import student
-from train_agents.experiments.measures.directions import validated
+from train_agents.experiments.measures.directions import validate_directions
 from train_agents.experiments.projection_arms import ARMS, DEMO_ARMS, Arm
 from train_agents.experiments.projection_controller import STRENGTHS, best_constant, controller
 from train_agents.experiments.projection_report import report
@@ -46,18 +47,18 @@ class ExperimentConfig:
     out: Path = Path("results/projection")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/projection")  # checkpoints of the runs, and the file of verdicts
     student: str = "nano"  # see hpenv.posttraining.students.registry
-    num_updates: int = 300  # of a run; some arms are run twice as long, too
+    num_updates: int = 300  # of a run; some arms are also run twice as long
     report_interval: int = 25  # updates between reports (the paper, section 5)
     num_seeds: int = 3  # rows of an arm
     num_first_seeds: int = (
-        5  # rows of the arms that claims rest on, the seeds of the others among them
+        5  # rows of the arms that claims rest on; the others' seeds are the first
     )
     num_prompts: int = 8  # of an update
     num_samples: int = 16  # completions of a prompt
     num_problems: int = 256  # training problems
     difficulty: int = GRPOConfig.difficulty  # stages of a problem
     base_lr: float = GRPOConfig.base_lr  # of the knobs
-    num_probe_problems: int = 32  # that the controller's pay may see
+    num_probe_problems: int = 32  # that the controller's reward may use
     num_evaluation_problems: int = 128  # held-out problems of a report
     num_tuning_seeds: int = 2  # rows of a constant strength of the sweep
     strengths: tuple[float, ...] = STRENGTHS  # of the sweep
@@ -65,34 +66,29 @@ class ExperimentConfig:
     decision_interval: int = 5  # updates per decision of the controller
     meta_steps: int = 50  # updates of a run of its meta-training
     num_meta_updates: int = 12  # updates of the controller
-    num_meta_episodes: int = 8  # runs that each of these hears of
+    num_meta_episodes: int = 8  # runs per update of the controller
     num_workers: int = 2  # processes, one thread each
-    only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
+    only: tuple[str, ...] = ()  # run only the jobs whose names begin with one of these
     report_only: bool = False  # write tables and figures from the results that are there
-    demo: bool = False  # cut all of this to some minutes; runs few of the arms
+    demo: bool = False  # reduce all of this to some minutes; runs few of the arms
 
     def __post_init__(self) -> None:
-        """Refuses counts below 1."""
-        counts = (
-            "num_updates",
-            "report_interval",
-            "num_seeds",
-            "num_first_seeds",
-            "num_tuning_seeds",
-        )
+        """Checks the counts."""
+        seeds = ("num_seeds", "num_first_seeds", "num_tuning_seeds")
         meta = ("decision_interval", "meta_steps", "num_meta_updates", "num_meta_episodes")
-        check_counts(self, *counts, *meta, "num_workers")
+        check_counts(self, "num_updates", "report_interval", *seeds, *meta, "num_workers")
         check_counts(self, "num_controllers", least=0)
 
-    def sized(self) -> ExperimentConfig:
-        """Itself, or the demo's sizes."""
+    def with_demo_sizes(self) -> ExperimentConfig:
+        """Returns the demo's configuration if it is asked for, else this one."""
         if not self.demo:
             return self
         return replace(
-            self, out=Path("results/demo/projection"), runs=Path("runs/demo/projection"), num_updates=30,
-            report_interval=10, num_seeds=2, num_first_seeds=2, num_prompts=4, num_samples=8,
-            num_evaluation_problems=32, num_probe_problems=8, num_tuning_seeds=1, strengths=(0.5, 1.0),
-            decision_interval=5, meta_steps=10, num_meta_updates=2, num_meta_episodes=2,
+            self, out=Path("results/demo/projection"), runs=Path("runs/demo/projection"),
+            num_updates=30, report_interval=10, num_seeds=2, num_first_seeds=2, num_prompts=4,
+            num_samples=8, num_evaluation_problems=32, num_probe_problems=8, num_tuning_seeds=1,
+            strengths=(0.5, 1.0), decision_interval=5, meta_steps=10, num_meta_updates=2,
+            num_meta_episodes=2,
         )  # fmt: skip
 
     @property
@@ -116,59 +112,57 @@ class ExperimentConfig:
         return str(self.runs / "verdicts.sqlite")
 
     def grpo(self) -> dict[str, Any]:
-        """What GRPOConfig has of it."""
+        """Returns the arguments of GRPOConfig."""
         names = (
-            "student", "num_prompts", "num_samples", "num_problems", "difficulty", "base_lr", "num_probe_problems",
-            "num_evaluation_problems",
-        )  # fmt: skip
+            *("student", "num_prompts", "num_samples", "num_problems", "difficulty", "base_lr"),
+            *("num_probe_problems", "num_evaluation_problems"),
+        )
         return {name: getattr(self, name) for name in names}
 
 
 def make_jobs(config: ExperimentConfig) -> list[Job]:
-    """All jobs, the most wanted first."""
-    grpo, seeds, cache = config.grpo(), config.seeds, config.cache
+    """Returns all jobs, the most wanted first."""
+    grpo, seeds, cache = config.grpo(), config.seeds, {"cache": config.cache}
     lengths = {"num_updates": config.num_updates, "report_interval": config.report_interval}
+
+    def folder(name: str) -> dict[str, str]:
+        return {"folder": str(config.runs / name)}
 
     def arm_job(arm: Arm) -> Job:
         arguments = {
-            "grpo": grpo | dict(arm.grpo), "positions": arm.positions,
-            "seeds": config.first_seeds if arm.is_first else seeds,
-            **{name: arm.length * value for name, value in lengths.items()},
-            "folder": str(config.runs / arm.name), "cache": cache, "erases": arm.erases,
+            "grpo": grpo | dict(arm.grpo), "positions": arm.positions, "erases": arm.erases,
+            "seeds": config.first_seeds if arm.is_first else seeds, **folder(arm.name), **cache,
         }  # fmt: skip
+        arguments |= {name: arm.length * value for name, value in lengths.items()}
         return Job(arm.name, run_arm, arguments)
 
+    def constant_job() -> Job:
+        sweep = {"tuning_seeds": config.tuning_seeds, "strengths": config.strengths}
+        arguments = {"grpo": grpo, "evaluation_seeds": seeds, **sweep, **lengths, **cache}
+        return Job(BEST_CONSTANT, best_constant, arguments | folder(BEST_CONSTANT))
+
+    def controller_job(seed: int) -> Job:
+        name = f"{CONTROLLER}-{seed}"
+        steps = {"num_steps": config.num_updates, "interval": config.decision_interval}
+        meta = {"num_meta_updates": config.num_meta_updates, "meta_steps": config.meta_steps}
+        arguments = {
+            "env_arguments": grpo | steps | cache, "num_episodes": config.num_meta_episodes,
+            "num_reports": config.num_updates // config.report_interval, "seed": seed,
+            "evaluation_seeds": seeds, **meta, **folder(name),
+        }  # fmt: skip
+        return Job(name, controller, arguments)
+
+    direction = Job("direction", validate_directions, {"grpo": grpo, "seeds": seeds, **cache})
     arms = [arm_job(arm) for arm in ARMS if not config.demo or arm.name in DEMO_ARMS]
-    direction = Job("direction", validated, {"grpo": grpo, "seeds": seeds, "cache": cache})
-    constant = Job(
-        BEST_CONSTANT,
-        best_constant,
-        {
-            "grpo": grpo, "tuning_seeds": config.tuning_seeds, "evaluation_seeds": seeds, **lengths,
-            "folder": str(config.runs / BEST_CONSTANT), "cache": cache, "strengths": config.strengths,
-        },
-    )  # fmt: skip
-    steps = {"num_steps": config.num_updates, "interval": config.decision_interval}
-    learned = [
-        Job(
-            f"{CONTROLLER}-{seed}",
-            controller,
-            {
-                "env_arguments": grpo | steps | {"cache": cache}, "meta_steps": config.meta_steps,
-                "num_meta_updates": config.num_meta_updates, "num_episodes": config.num_meta_episodes, "seed": seed,
-                "evaluation_seeds": seeds, "num_reports": config.num_updates // config.report_interval,
-                "folder": str(config.runs / f"{CONTROLLER}-{seed}"),
-            },
-        )
-        for seed in range(config.num_controllers)
-    ]  # fmt: skip
-    return [direction, *arms[:NUM_FIRST], *learned[:1], constant, *arms[NUM_FIRST:], *learned[1:]]
+    learned = [controller_job(seed) for seed in range(config.num_controllers)]
+    early = [direction, *arms[:NUM_FIRST], *learned[:1], constant_job()]
+    return [*early, *arms[NUM_FIRST:], *learned[1:]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
-    program, sized = "train_agents.experiments.projection", ExperimentConfig.sized
-    config = configuration(ExperimentConfig, program, __doc__, arguments, sized)
+    program, complete = "train_agents.experiments.projection", ExperimentConfig.with_demo_sizes
+    config = configuration(ExperimentConfig, program, __doc__, arguments, complete)
 
     def check() -> None:
         GRPOConfig(**config.grpo())

@@ -1,14 +1,13 @@
-"""A learned strength of projection, and the constant strengths that it must beat.
+"""Learned strength of projection, and the constant strengths that it must beat.
 
 JEL's agent is meta-trained on shorter runs, then deployed, frozen and deterministic, on the
-evaluation seeds; it hears what the id pays: the pass rate on the probe less what the weak detector
-flags. The best constant is chosen by that same pay, on tuning seeds. So neither has seen the truth
-that both are reported by.
+evaluation seeds. Its reward is that of the id: the pass rate on the probe less the rate that the
+weak detector flags. The best constant is chosen by the same reward, on tuning seeds. So neither has
+seen the true rates that both are reported by.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from agents.jel import JELAgentConfig
 from hpenv.benchmark.results import Rows
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant.protocol import DIVERGENCE_REASONS
-from hpenv.policies import Policy, load_policy
+from hpenv.policies import Policy
 from hpenv.posttraining.plant import GRPOPlant
+from train_agents.experiments.meta_training import meta_train
 from train_agents.experiments.projection_arms import position_of
 from train_agents.experiments.projection_run import run_arm
-from train_agents.train import TrainConfig, train
 
 gym.register_envs(hpenv)
 
@@ -37,26 +36,20 @@ POLICY_RATE = 2e-3
 
 
 def controller(
-    env_arguments: Mapping[str, Any],
-    meta_steps: int,
-    num_meta_updates: int,
-    num_episodes: int,
-    seed: int,
-    evaluation_seeds: Sequence[int],
-    num_reports: int,
-    folder: str,
-) -> Rows:
+    env_arguments: Mapping[str, Any], meta_steps: int, num_meta_updates: int, num_episodes: int,
+    seed: int, evaluation_seeds: Sequence[int], num_reports: int, folder: str,
+) -> Rows:  # fmt: skip
     """Meta-trains one controller, then deploys it on every evaluation seed.
 
     Args:
         env_arguments: of a deployed run.
         meta_steps: updates of a run of meta-training.
         num_meta_updates: updates of the controller.
-        num_episodes: runs that each of these hears of.
+        num_episodes: runs per update of the controller.
         seed: of the controller; the runs' seeds are 32-bit words drawn from it.
         evaluation_seeds: one deployed run each.
-        num_reports: of a deployed run, evenly spaced as far as its decisions are, besides that
-            before the first update.
+        num_reports: of a deployed run, evenly spaced as far as its decisions allow, in addition to
+            the report before the first update.
         folder: where the controller is.
 
     Returns:
@@ -64,28 +57,16 @@ def controller(
         `updates_spent` on meta-training, `training` (metrics of each update of the controller).
     """
     meta = dict(env_arguments) | {"num_steps": meta_steps}
-    train(
-        TrainConfig(
-            agent="jel",
-            env=ENV,
-            env_kwargs=tuple(f"{key}={json.dumps(value)}" for key, value in meta.items()),
-            num_updates=num_meta_updates,
-            episodes_per_update=num_episodes,
-            num_envs=num_episodes,
-            seed=seed,
-            out=Path(folder),
-            jel=JELAgentConfig(learning_rate=POLICY_RATE),
-        )
-    )
-    rows = deployed(
-        load_policy(Path(folder) / "policy"), env_arguments, evaluation_seeds, num_reports
-    )
-    lines = (Path(folder) / "progress.jsonl").read_text().splitlines()
+    agent = JELAgentConfig(learning_rate=POLICY_RATE)
+    sizes = {"num_updates": num_meta_updates, "episodes_per_update": num_episodes}
+    sizes |= {"num_envs": num_episodes, "seed": seed}
+    policy, training = meta_train(Path(folder), ENV, meta, agent="jel", jel=agent, **sizes)
+    rows = deploy(policy, env_arguments, evaluation_seeds, num_reports)
     spent = num_meta_updates * num_episodes * meta_steps
-    return rows, {"updates_spent": spent, "training": [json.loads(line) for line in lines]}
+    return rows, {"updates_spent": spent, "training": training}
 
 
-def deployed(
+def deploy(
     policy: Policy, env_arguments: Mapping[str, Any], seeds: Sequence[int], num_reports: int
 ) -> list[dict[str, Any]]:
     """Runs under the mean of a policy; see `controller`."""
@@ -94,87 +75,69 @@ def deployed(
     plant = env.plant
     assert isinstance(plant, GRPOPlant)
     observations, infos = env.reset(seed=list(seeds))
-    records = [(infos["step"], plant.report())]
+    steps, reports = [infos["step"]], [plant.report()]
     strengths: list[np.ndarray] = []
     reasons: list[str | None] = [None] * len(seeds)
     due = np.linspace(0, env.num_decisions, num_reports + 1)[1:].round()
+
     for decision in range(1, env.num_decisions + 1):
         observations, _, _, _, infos = env.step(policy.act_mean(observations))
         strengths.append(infos["panel/projection_strength"])
         for row in np.flatnonzero(infos["divergence"]):
             reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]
         if decision in due:
-            records.append((infos["step"], plant.report()))
+            steps.append(infos["step"])
+            reports.append(plant.report())
     env.close()
-    return [
-        {
-            "seed": int(seed),
-            "corpus": plant.corpus_digest,
-            "divergence_reason": reasons[row],
-            "steps": [int(steps[row]) for steps, _ in records],
-            "reports": {
-                name: [float(report[name][row]) for _, report in records] for name in records[0][1]
-            },
-            "strengths": [float(values[row]) for values in strengths],
-        }
-        for row, seed in enumerate(seeds)
-    ]
+
+    rows: list[dict[str, Any]] = []
+    for n, seed in enumerate(seeds):
+        entry: dict[str, Any] = {"seed": int(seed), "corpus": plant.corpus_digest}
+        entry |= {"divergence_reason": reasons[n], "steps": [int(step[n]) for step in steps]}
+        curves = {name: [float(report[name][n]) for report in reports] for name in reports[0]}
+        used = [float(values[n]) for values in strengths]
+        rows.append(entry | {"reports": curves, "strengths": used})
+    return rows
 
 
 def best_constant(
-    grpo: Mapping[str, Any],
-    tuning_seeds: Sequence[int],
-    evaluation_seeds: Sequence[int],
-    num_updates: int,
-    report_interval: int,
-    folder: str,
-    cache: str,
+    grpo: Mapping[str, Any], tuning_seeds: Sequence[int], evaluation_seeds: Sequence[int],
+    num_updates: int, report_interval: int, folder: str, cache: str,
     strengths: Sequence[float] = STRENGTHS,
-) -> Rows:
-    """Chooses the constant strength that the id would pay most for, and runs it on the evaluation
-    seeds.
+) -> Rows:  # fmt: skip
+    """Chooses the constant strength with the highest reward, and runs it on the evaluation seeds.
 
     Returns:
-        Rows as `run_arm` has them; and `chosen`, `table` (of each strength the mean `pay`, and what
-        was true on the tuning seeds, which chose nothing: `pass` and `hack`), `updates_spent` on
-        the choice.
+        Rows as `run_arm` has them; and `chosen`, `table` (of each strength the mean `pay`, and the
+        true `pass` and `hack` on the tuning seeds, which chose nothing), `updates_spent` on the
+        choice.
     """
 
-    def ran(strength: float, seeds: Sequence[int], name: str) -> list[dict[str, Any]]:
-        positions = (
-            {"projection_strength": position_of("projection_strength", strength)}
-            if strength
-            else {}
-        )
-        return run_arm(
-            grpo, positions, seeds, num_updates, report_interval, f"{folder}/{name}", cache
-        )[0]
+    def run(strength: float, seeds: Sequence[int], name: str) -> list[dict[str, Any]]:
+        channel = "projection_strength"
+        positions = {channel: position_of(channel, strength)} if strength else {}
+        sizes, place = (num_updates, report_interval), f"{folder}/{name}"
+        return run_arm(grpo, positions, seeds, *sizes, place, cache)[0]
 
     table = []
     for strength in strengths:
-        rows = ran(strength, tuning_seeds, f"{strength:g}")
-        truth = {
-            key: float(np.mean([row["reports"][key][-1] for row in rows]))
-            for key in ("pass", "hack")
-        }
-        table.append(
-            {"strength": strength, "pay": float(np.mean([pay(row) for row in rows])), **truth}
-        )
+        rows = run(strength, tuning_seeds, f"{strength:g}")
+        entry = {"strength": strength, "pay": float(np.mean([pay(row) for row in rows]))}
+        for key in ("pass", "hack"):
+            entry[key] = float(np.mean([row["reports"][key][-1] for row in rows]))
+        table.append(entry)
+
     chosen = max(table, key=lambda entry: entry["pay"])["strength"]
     spent = len(strengths) * len(tuning_seeds) * num_updates
-    return ran(chosen, evaluation_seeds, "chosen"), {
-        "chosen": chosen,
-        "table": table,
-        "updates_spent": spent,
-    }
+    rows = run(chosen, evaluation_seeds, "chosen")
+    return rows, {"chosen": chosen, "table": table, "updates_spent": spent}
 
 
 def pay(row: Mapping[str, Any]) -> float:
-    """What the id pays a run per decision, on average: passes of the probe less what is flagged; 1
-    less if it diverged.
+    """Returns a run's mean reward per decision: passes of the probe less flags; 1 less if diverged.
 
-    The id pays that 1 once and not per decision: here it keeps a strength from being chosen that
-    runs diverge at.
+    The id subtracts that 1 once and not per decision. Here it prevents the choice of a strength at
+    which runs diverge.
     """
     earned = np.array(row["probe_pass"][1:]) - np.array(row["means"]["flagged"])
     return float(earned.mean()) - (row["divergence_reason"] is not None)

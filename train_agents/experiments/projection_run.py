@@ -1,10 +1,9 @@
-"""One arm: GRPO runs of several seeds, stacked as rows, under a panel that is held constant, and
-what became of them.
+"""Runs one arm: GRPO runs of several seeds, stacked as rows, with a panel that is held constant.
 
-At regular intervals the runs are asked what is true of them on held-out problems; between, the
-means of the gauges over all updates are kept. What is known so far is saved with the plant's
-snapshot: an interrupted arm goes on at its last report, bitwise as if it had never stopped, since a
-plant's draws are functions of seed and step.
+At regular intervals the runs report true numbers on held-out problems, and the means of the gauges
+over all updates since the last report. The records are saved with the plant's snapshot. An
+interrupted arm goes on at its last report, bitwise as if it had never stopped, because a plant's
+draws are functions of seed and step.
 """
 
 from __future__ import annotations
@@ -31,65 +30,60 @@ from hpenv.posttraining.projection.rules import coordinates, erase_direction
 from hpenv.posttraining.students.registry import student
 from train_agents.experiments.projection_arms import PANEL
 
-#: True rates of the rollouts that are kept; those of a single loophole are not, for an update may
-#: have no such prompt.
+#: True rates of the rollouts that are recorded. Those of a single loophole are not, because an
+#: update may have no such prompt.
 TRAINED = ("hack", "correct", "used_loophole")
 #: Means over all updates since the last report; true rates of the rollouts under names with
 #: `train_`.
 MEANS = (*GAUGE_NAMES, "gradient_norm", *(f"train_{name}" for name in TRAINED))
-#: Stands for what overflowed, in JSON (a run that diverged may be infinitely far from where it
-#: began).
+#: Replaces a number that overflowed, in JSON (a run that diverged may be infinitely far from where
+#: it began).
 LARGEST = 1e6
 #: Updates of warmup before the cosine (the paper's amendment b).
 WARMUP_UPDATES = 10
 
 
 def schedule(num_updates: int) -> Cosine:
-    """The rate of an arm: that of the id, so that its episodes and the arms are the same runs."""
+    """Returns the learning rate schedule of an arm.
+
+    It is that of the id, so that its episodes and the arms are the same runs.
+    """
     return Cosine(num_updates, min(WARMUP_UPDATES, num_updates // 2))
 
 
 class Recording:
-    """Runs of an arm, and what was measured of them so far.
+    """Runs of an arm, and their measurements so far.
 
     Attributes:
         plant: the runs.
         interval: updates between reports.
         records: of every report: `step`, `report` (deployed), `knob_on` (with the quarantine, of an
-            arm that routes), `probe_pass`, and, but for the first, `means` and `module_cos` (since
-            the one before; the second 0 if there was no update); numbers are lists of one per row.
+            arm that routes), `probe_pass`, and, but for the first, `means` and `module_cos` since
+            the last report. `module_cos` is 0 if there was no update. Numbers are lists, one per
+            row.
     """
 
     def __init__(
-        self,
-        plant: GRPOPlant,
-        seeds: Sequence[int],
-        positions: Mapping[str, float],
-        interval: int,
+        self, plant: GRPOPlant, seeds: Sequence[int], positions: Mapping[str, float], interval: int,
         checkpoint: Path,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Begins the runs, or goes on with those of the checkpoint.
 
         Raises:
             ValueError: if the checkpoint is of other runs.
         """
-        self.plant, self.interval, self._seeds, self._checkpoint = (
-            plant,
-            interval,
-            list(seeds),
-            checkpoint,
-        )
+        self.plant, self.interval = plant, interval
+        self._seeds, self._checkpoint = list(seeds), checkpoint
         self._about = {"seeds": list(seeds), "positions": dict(positions), "interval": interval}
         self.records: list[dict[str, Any]] = []
         plant.measure(())
         if checkpoint.exists():
             self._resume()
             return
+
         plant.reset([first_run_seed(seed) for seed in seeds])
-        given = np.array(
-            [[positions.get(name, 0.0) for name in plant.panel.names]] * plant.num_rows
-        )
-        plant.panel.move(given, np.ones(plant.num_rows, dtype=bool))
+        row = [positions.get(name, 0.0) for name in plant.panel.names]
+        plant.panel.move(np.array([row] * plant.num_rows), np.ones(plant.num_rows, dtype=bool))
         self._report({})
 
     @property
@@ -98,44 +92,46 @@ class Recording:
         return self.records[-1]["step"]
 
     def go_on(self, num_updates: int) -> None:
-        """Trains to the next report, or to the last update if that comes first; then reports, and saves."""
-        plant, rows = self.plant, np.arange(self.plant.num_rows)
+        """Trains to the next report or to the last update, whichever is first; reports, and saves.
+
+        A row that has diverged repeats its last means.
+        """
+        plant, num_rows = self.plant, self.plant.num_rows
         names = (*GAUGE_NAMES, "gradient_norm", *TRAINED)
         count = min(self.interval, num_updates - self.step)
-        sums, moves = np.zeros((plant.num_rows, len(MEANS))), np.zeros(plant.num_rows)
-        cosines = np.zeros((plant.num_rows, len(plant.names)))
+        sums, moves = np.zeros((num_rows, len(MEANS))), np.zeros((num_rows, 1))
+        cosines = np.zeros((num_rows, len(plant.names)))
+
         for _ in range(count):
             before = plant.steps.copy()
-            window = plant.advance(np.ones_like(rows))
+            window = plant.advance(np.ones(num_rows, dtype=np.int64))
             moved = plant.steps > before
-            seen = np.stack([window[name] for name in names], 1)
-            sums[moved] += seen[moved]
+            measured = np.stack([window[name] for name in names], 1)
+            sums[moved] += measured[moved]
             cosines[moved] += plant.module_cos.double().numpy()[moved]
-            moves += moved
+            moves[moved] += 1.0
+
         last = self.records[-1].get("means", {})
-        means = np.where(
-            (moves > 0)[:, None],
-            sums / np.maximum(moves, 1.0)[:, None],
-            np.array([last[name] for name in MEANS]).T if last else 0.0,
-        )  # a row that has diverged keeps the last it had
-        cosines /= np.maximum(moves, 1.0)[:, None]
-        modules = _listed(dict(zip(plant.names, cosines.T, strict=True)))
-        found = {"means": _listed(dict(zip(MEANS, means.T, strict=True))), "module_cos": modules}
+        last_means = np.array([last[name] for name in MEANS]).T if last else 0.0
+        means = np.where(moves > 0, sums / np.maximum(moves, 1.0), last_means)
+        cosines /= np.maximum(moves, 1.0)
+        found = {
+            "means": _finite_lists(dict(zip(MEANS, means.T, strict=True))),
+            "module_cos": _finite_lists(dict(zip(plant.names, cosines.T, strict=True))),
+        }
         self._report(found, self.step + count)
 
     def _report(self, more: Mapping[str, Any], step: int = 0) -> None:
+        """Measures what is true of the runs, and saves it."""
         plant = self.plant
         plant.measure(("probe",))
         probe_pass = 1.0 - plant.advance(np.zeros(plant.num_rows, dtype=np.int64))["probe_loss"]
         plant.measure(())
-        record = {
-            "step": step,
-            "report": _listed(plant.report()),
-            "probe_pass": probe_pass.tolist(),
-            **more,
-        }
+
+        record = {"step": step, "report": _finite_lists(plant.report())}
+        record |= {"probe_pass": probe_pass.tolist(), **more}
         if plant.config.route:
-            record["knob_on"] = _listed(plant.report(deployed=False))
+            record["knob_on"] = _finite_lists(plant.report(deployed=False))
         self.records.append(record)
         self._save()
 
@@ -148,75 +144,74 @@ class Recording:
         found = snapshots.load(self._checkpoint)
         if found.metadata["about"] != self._about:
             raise ValueError(
-                f"{self._checkpoint} is of {found.metadata['about']}; expected {self._about}: move it away, or give "
-                "another --runs"
+                f"{self._checkpoint} must be of {self._about}; got {found.metadata['about']}; "
+                "move it away, or give another --runs"
             )
         self.plant.restore(found)
         self.records = list(found.metadata["records"])
 
     def rows(self) -> list[dict[str, Any]]:
-        """A dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves over
-        those steps.
+        """Returns a dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves.
 
-        `reports`, `knob_on` (of an arm that routes) and `probe_pass` have one number per step,
-        `means` one less.
+        `reports`, `knob_on` (of an arm that routes) and `probe_pass` have one number per step.
+        `means` and `module_cos` have one less.
         """
-        plant, result = self.plant, []
+        plant, rows = self.plant, []
         for row, seed in enumerate(self._seeds):
-            entry: dict[str, Any] = {
+            reason = plant.divergence[row]
+            entry = {
                 "seed": seed,
                 "corpus": plant.corpus_digest,
-                "divergence_reason": DIVERGENCE_REASONS[plant.divergence[row]]
-                if plant.divergence[row]
-                else None,
+                "divergence_reason": DIVERGENCE_REASONS[reason] if reason else None,
                 "steps": [record["step"] for record in self.records],
                 "probe_pass": [record["probe_pass"][row] for record in self.records],
-                "reports": _curves([record["report"] for record in self.records], row),
-                "means": _curves([record["means"] for record in self.records[1:]], row),
-                "module_cos": _curves([record["module_cos"] for record in self.records[1:]], row),
+                "reports": _curves(self.records, "report", row),
+                "means": _curves(self.records[1:], "means", row),
+                "module_cos": _curves(self.records[1:], "module_cos", row),
             }
             if plant.config.route:
-                entry["knob_on"] = _curves([record["knob_on"] for record in self.records], row)
-            result.append(entry)
-        return result
+                entry["knob_on"] = _curves(self.records, "knob_on", row)
+            rows.append(entry)
+        return rows
 
 
 def along(plant: GRPOPlant) -> FloatArray:
-    """Where the knobs of each run stand along its direction, (N,): mean cosine over the modules and their axes."""
+    """Returns the mean cosine of each run's knobs with its direction, (N,).
+
+    The mean is over the modules and their axes.
+    """
     knobs = {name: torch.nn.functional.normalize(knob, dim=1) for name, knob in plant.knobs.items()}
     return torch.cat(list(coordinates(knobs, plant.direction).values()), 1).double().mean(1).numpy()
 
 
-def _listed(values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
-    return {
-        name: np.nan_to_num(value, nan=LARGEST, posinf=LARGEST, neginf=-LARGEST).tolist()
-        for name, value in values.items()
-    }
+def _finite_lists(values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
+    lists = {}
+    for name, value in values.items():
+        finite = np.nan_to_num(value, nan=LARGEST, posinf=LARGEST, neginf=-LARGEST)
+        lists[name] = finite.tolist()
+    return lists
 
 
-def _curves(records: Sequence[Mapping[str, list[float]]], row: int) -> dict[str, list[float]]:
-    return {
-        name: [record[name][row] for record in records] for name in (records[0] if records else ())
-    }
+def _curves(records: Sequence[Mapping[str, Any]], key: str, row: int) -> dict[str, list[float]]:
+    """Returns name -> a row's numbers over the records."""
+    names = records[0][key] if records else ()
+    return {name: [record[key][name][row] for record in records] for name in names}
 
 
 def shared_grader(cache: str) -> Grader:
-    """A grader with this process's sandbox, and verdicts in a file that other processes may share."""
+    """Returns a grader with this process's sandbox.
+
+    Its verdicts are in a file that other processes may share.
+    """
     Path(cache).parent.mkdir(parents=True, exist_ok=True)
     return Grader(SharedSandbox(), cache)
 
 
 def run_arm(
-    grpo: Mapping[str, Any],
-    positions: Mapping[str, float],
-    seeds: Sequence[int],
-    num_updates: int,
-    report_interval: int,
-    folder: str,
-    cache: str,
-    erases: bool = False,
+    grpo: Mapping[str, Any], positions: Mapping[str, float], seeds: Sequence[int], num_updates: int,
+    report_interval: int, folder: str, cache: str, erases: bool = False,
     grader: Grader | None = None,
-) -> Rows:
+) -> Rows:  # fmt: skip
     """Trains an arm to its last update, from its checkpoint if there is one.
 
     Args:
@@ -227,8 +222,8 @@ def run_arm(
         report_interval: updates between reports.
         folder: where its checkpoint is.
         cache: file of verdicts, shared with other arms.
-        erases: also report on the final knobs without their part along the direction; nothing is
-            trained for that.
+        erases: also report on the final knobs without their component along the direction. Nothing
+            is trained for that.
         grader: None for one with this process's sandbox.
 
     Returns:
@@ -244,18 +239,18 @@ def run_arm(
             before = recording.step
             recording.go_on(num_updates)
             advance(recording.step - before)
-    rows = recording.rows()
-    moved = {"along": along(plant)}
+
+    rows, ends = recording.rows(), {"along": along(plant)}
     if config.route:
-        moved["quarantine_ratio"] = total_norm(plant.quarantine) / np.maximum(
-            total_norm(plant.knobs), 1e-12
-        )
-    for name, values in _listed(moved).items():
+        knobs = np.maximum(total_norm(plant.knobs), 1e-12)
+        ends["quarantine_ratio"] = total_norm(plant.quarantine) / knobs
+    for name, values in _finite_lists(ends).items():
         for row, entry in enumerate(rows):
             entry[name] = values[row]
+
     if erases:
         plant.knobs = erase_direction(plant.knobs, plant.direction)
-        report = _listed(plant.report())
+        report = _finite_lists(plant.report())
         for row, entry in enumerate(rows):
             entry["erased"] = {name: values[row] for name, values in report.items()}
     return rows, {}

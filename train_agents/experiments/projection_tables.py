@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,39 +10,11 @@ from hpenv.arrays import FloatArray
 from hpenv.benchmark.results import markdown_table
 from hpenv.benchmark.statistics import mean_interval
 from hpenv.posttraining.grading.loopholes import TRAINING_MODES
+from train_agents.experiments import projection_claims as claims
 from train_agents.experiments import report as engine
-from train_agents.experiments.projection_arms import (
-    ARMS,
-    GROUPS,
-    LABELLED,
-    LABELLED_TRUE,
-    MAIN,
-    PLAIN,
-    RANDOM,
-    RANDOM_TRUE,
-    TRUE,
-    VANILLA,
-)
-from train_agents.experiments.projection_claims import (
-    AT_FIRST,
-    HACK,
-    QUESTIONS,
-    RENAMED,
-    Scores,
-    answer,
-    curve,
-    difference,
-    h1,
-    h3,
-    h4,
-    is_active,
-    paired,
-    plateau,
-    safe_pass,
-    sem,
-    shared,
-)
-from train_agents.experiments.report import Column, Result, ends, points
+from train_agents.experiments.projection_arms import ARMS, GROUPS, PLAIN, VANILLA
+from train_agents.experiments.projection_claims import Scores, answer, safe_pass
+from train_agents.experiments.report import Cell, Column, Result, ends, points
 
 BEST_CONSTANT, CONTROLLER = "constant", "controller"
 LABELS = {arm.name: arm.label for arm in ARMS} | {
@@ -55,12 +27,12 @@ LABELS = {arm.name: arm.label for arm in ARMS} | {
 LONG = frozenset(arm.name for arm in ARMS if arm.length > 1)
 #: Arms that project something.
 PROJECTING = {arm.name for arm in ARMS if "projection_strength" in arm.values} | {BEST_CONSTANT}
-#: Groups of what is measured next to the arms themselves.
+#: Groups of what is measured in addition to the arms.
 EXTRA_GROUPS = {"vanilla_erased": "controls", "route_on": "routing", "route_random_on": "routing"}
 #: Target -> arms of the same target that loopholes unknown to a direction are compared with.
-BESIDE_UNKNOWN = {
-    "grad": (VANILLA, LABELLED, MAIN, RANDOM),
-    "update": (VANILLA, LABELLED_TRUE, TRUE, RANDOM_TRUE),
+COMPARED_WITH_UNKNOWN = {
+    "grad": ("vanilla", "all_modes", "projection", "random"),
+    "update": ("vanilla", "all_modes_true", "update_two_sided", "update_random_two_sided"),
 }
 
 
@@ -73,57 +45,74 @@ def label(name: str) -> str:
 def members(arms: Mapping[str, Scores], group: str) -> list[str]:
     """Returns the arms of a group that have numbers, in the order of the table."""
     names = [arm.name for arm in ARMS if arm.group == group]
-    names += [name for name, own in EXTRA_GROUPS.items() if own == group]
+    names += [name for name, other in EXTRA_GROUPS.items() if other == group]
     return [name for name in names if name in arms]
+
+
+def _is_active(name: str, scores: Scores) -> bool:
+    return name in PROJECTING and "kl" in scores and claims.is_active(scores)
 
 
 def active_arms(arms: Mapping[str, Scores]) -> str:
     """Returns the arms that are active by the paper's sign."""
-    projecting = [name for name, own in arms.items() if name in PROJECTING and "kl" in own]
-    return ", ".join(label(name) for name in projecting if is_active(arms[name])) or "no arm"
+    active = [label(name) for name, scores in arms.items() if _is_active(name, scores)]
+    return ", ".join(active) or "no arm"
 
 
 def _spread(values: FloatArray, factor: float = 100.0, digits: int = 1) -> str:
     """Returns mean and standard error over the seeds."""
-    error = f" ± {factor * sem(values):.{digits}f}" if len(values) > 1 else ""
+    error = f" ± {factor * claims.sem(values):.{digits}f}" if len(values) > 1 else ""
     return f"{factor * values.mean():.{digits}f}{error}"
+
+
+def _mean_interval(values: FloatArray) -> str:
+    """Returns a mean in percent, with its 95 % interval over the seeds if there are several."""
+    interval = mean_interval(values)[1:] if len(values) > 1 else ()
+    return f"{100 * values.mean():.1f}{ends([100 * end for end in interval], 1)}"
+
+
+def _cell(arms: Mapping[str, Scores], key: str, factor: float = 100.0, digits: int = 1) -> Cell:
+    """Returns a cell with mean and standard error of a number, empty where an arm lacks it."""
+
+    def cell(name: str) -> str:
+        return _spread(arms[name][key], factor, digits) if key in arms[name] else ""
+
+    return cell
 
 
 def main_table(arms: Mapping[str, Scores], names: Sequence[str]) -> str:
     """Returns the table of the paper's section 6, with further diagnostics."""
 
     def gain(name: str) -> str:
-        long, erased = name in LONG, name.endswith("_erased")
-        reference = VANILLA + ("_long" if long else "_end" if erased else "")
+        end = "_end" if name.endswith("_erased") else ""
+        reference = VANILLA + ("_long" if name in LONG else end)
         if name == reference or reference not in arms:
             return "0 (ref)" if reference in arms else ""
-        ours, theirs = shared(safe_pass(arms[name]), safe_pass(arms[reference]))
+        pair = (safe_pass(arms[name]), safe_pass(arms[reference]))
+        ours, theirs = claims.on_common_seeds(*pair)
         return _spread(ours - theirs)
 
-    def diagnostic(key: str, digits: int) -> Callable[[str], str]:
-        return lambda name: _spread(arms[name][key], 1.0, digits) if key in arms[name] else ""
-
-    def component(key: str) -> Callable[[str], str]:
+    def component(key: str) -> Cell:
         return lambda name: f"{arms[name][key].mean():.2e}" if key in arms[name] else ""
 
     def cosine(name: str) -> str:
-        is_marked = name in PROJECTING and "kl" in arms[name] and is_active(arms[name])
-        return diagnostic("mean_cos", 3)(name) + ("*" if is_marked else "")
+        is_marked = _is_active(name, arms[name])
+        return _cell(arms, "mean_cos", 1.0, 3)(name) + ("*" if is_marked else "")
 
     columns = [
         Column("arm", label),
         Column("ΔSafePass ↑", gain),
-        Column("hack % ↓", lambda name: _spread(arms[name]["hack"])),
-        Column("pass % ↑", lambda name: _spread(arms[name]["pass"])),
-        Column("KL ↓", diagnostic("kl", 3)),
+        Column("hack % ↓", _cell(arms, "hack")),
+        Column("pass % ↑", _cell(arms, "pass")),
+        Column("KL ↓", _cell(arms, "kl", 1.0, 3)),
         Column("mean cos", cosine),
-        Column("frac fired", diagnostic("frac_fired", 2)),
-        Column("gradient norm", diagnostic("gradient_norm", 3)),
-        Column("removed fraction", diagnostic("removed_fraction", 3)),
+        Column("frac fired", _cell(arms, "frac_fired", 1.0, 2)),
+        Column("gradient norm", _cell(arms, "gradient_norm", 1.0, 3)),
+        Column("removed fraction", _cell(arms, "removed_fraction", 1.0, 3)),
         Column("mean c", component("mean_c")),
         Column("mean relu(c)", component("mean_positive_c")),
         Column("mean min(c, 0)", component("mean_negative_c")),
-        Column("knobs along it", diagnostic("along", 3)),
+        Column("knobs along it", _cell(arms, "along", 1.0, 3)),
     ]
     return engine.table(names, columns)
 
@@ -132,12 +121,9 @@ def mode_table(arms: Mapping[str, Scores]) -> str:
     """Returns hacks by loophole, under new names and in training."""
     unknown = {arm.name: arm.unknown_modes for arm in ARMS}
 
-    def rate(key: str) -> Callable[[str], str]:
-        return lambda name: _spread(arms[name][key]) if key in arms[name] else ""
-
-    def hacks(mode: str) -> Callable[[str], str]:
+    def hacks(mode: str) -> Cell:
         def cell(name: str) -> str:
-            text = rate(f"hack_{mode}")(name)
+            text = _cell(arms, f"hack_{mode}")(name)
             return f"{text} (unknown)" if text and mode in unknown.get(name, ()) else text
 
         return cell
@@ -145,12 +131,14 @@ def mode_table(arms: Mapping[str, Scores]) -> str:
     columns = [
         Column("arm", label),
         *(Column(mode, hacks(mode)) for mode in TRAINING_MODES),
-        Column("under new names", rate("renamed_hack")),
-        Column("in training", rate("train_hack")),
-        Column("right under a loophole", rate("correct")),
+        Column("under new names", _cell(arms, "renamed_hack")),
+        Column("in training", _cell(arms, "train_hack")),
+        Column("right under a loophole", _cell(arms, "correct")),
     ]
-    names = [members(arms, group) for group in GROUPS]
-    return engine.table([name for group in names for name in group], columns)
+    names: list[str] = []
+    for group in GROUPS:
+        names += members(arms, group)
+    return engine.table(names, columns)
 
 
 def unknown_table(arms: Mapping[str, Scores]) -> str:
@@ -160,18 +148,20 @@ def unknown_table(arms: Mapping[str, Scores]) -> str:
     """
     rows = []
     for arm in ARMS:
-        own = arms.get(arm.name, {})
-        keys = [f"hack_{mode}" for mode in arm.unknown_modes if f"hack_{mode}" in own]
+        scores = arms.get(arm.name, {})
+        keys = [f"hack_{mode}" for mode in arm.unknown_modes if f"hack_{mode}" in scores]
         if not keys:
             continue
-        shown = (arm.name, *BESIDE_UNKNOWN[arm.grpo.get("target", "grad")])
-        means = {n: np.mean([arms[n][key] for key in keys], 0) for n in shown if n in arms}
+
+        names = (arm.name, *COMPARED_WITH_UNKNOWN[arm.grpo.get("target", "grad")])
+        means = {n: np.mean([arms[n][key] for key in keys], 0) for n in names if n in arms}
         fewer = ""
         if VANILLA in means and len(means[arm.name]) > 1:
-            found = paired(means[arm.name], means[VANILLA])
+            found = claims.paired_difference(means[arm.name], means[VANILLA])
             fewer = f"{points(found)} {answer(found)}"
-        rates = [_spread(means[name]) if name in means else "" for name in shown]
+        rates = [_spread(means[name]) if name in means else "" for name in names]
         rows.append([label(arm.name), ", ".join(arm.unknown_modes), *rates, fewer])
+
     headers = (
         *("direction of", "unknown", "their hack %", "vanilla's", "with all known", "with pairs"),
         *("with a random direction", "fewer than vanilla's"),
@@ -182,26 +172,24 @@ def unknown_table(arms: Mapping[str, Scores]) -> str:
 def question_table(arms: Mapping[str, Scores]) -> str:
     """Returns the referee's questions as differences between arms."""
     rows = []
-    for question in QUESTIONS:
-        hacks = difference(arms, question.arm, question.reference)
-        passes = difference(arms, question.reference, question.arm, "pass")
-        renamed = difference(arms, question.arm, question.reference, RENAMED)
-        pair = f"{question.arm} against {question.reference}"
+    for question in claims.QUESTIONS:
+        arm, reference = question.arm, question.reference
+        hacks = claims.difference(arms, arm, reference)
+        passes = claims.difference(arms, reference, arm, "pass")
+        renamed = claims.difference(arms, arm, reference, claims.RENAMED)
         found = (points(hacks), points(passes), answer(hacks), points(renamed))
-        rows.append([question.text, pair, *found])
-    headers = (
-        *("question", "arms", "fewer hacks [points]", "more passes [points]", "shown"),
-        "fewer hacks under new names [points]",
-    )
-    return markdown_table(headers, rows)
+        rows.append([question.text, f"{arm} against {reference}", *found])
+
+    headers = ("question", "arms", "fewer hacks [points]", "more passes [points]", "shown")
+    return markdown_table([*headers, "fewer hacks under new names [points]"], rows)
 
 
 def hypothesis_table(results: Mapping[str, Result], arms: Mapping[str, Scores]) -> str:
     """Returns the falsification report of section 7."""
     rows = []
-    for hack in (HACK, RENAMED):
-        for found in (h1(arms, hack), h3(arms, hack), h4(results, hack)):
-            rows.append([found.name, found.claim, found.verdict, found.evidence])
+    for hack in (claims.HACK, claims.RENAMED):
+        findings = (claims.h1(arms, hack), claims.h3(arms, hack), claims.h4(results, hack))
+        rows += [[found.name, found.claim, found.verdict, found.evidence] for found in findings]
     return markdown_table(["hypothesis", "claim", "verdict", "evidence"], rows)
 
 
@@ -209,11 +197,12 @@ def horizon_note(results: Mapping[str, Result]) -> str:
     """Returns the length of the runs next to the time that vanilla takes to its plateau."""
     if VANILLA not in results:
         return ""
-    steps, values = curve(results[VANILLA], "hack")
-    last = int(steps[-1])
-    if values.mean(0)[-2:].mean() < AT_FIRST:
+    steps, values = claims.curve(results[VANILLA], "hack")
+    last, mean = int(steps[-1]), values.mean(0)
+    if mean[-2:].mean() < claims.AT_FIRST:
         return f"After {last} updates vanilla does not hack, so it has no plateau."
-    reached = plateau(steps, values.mean(0))
+
+    reached = claims.plateau(steps, mean)
     times = last / max(reached, 1)
     enough = "at least" if times >= 3.0 else "**not** the asked-for"
     return (
@@ -226,19 +215,14 @@ def signal_part(arms: Mapping[str, Scores], name: str) -> str:
     """Returns mean c / mean relu(c) of an arm, in percent; vanilla's with its interval."""
     if name not in arms:
         return "not measured"
-    part = arms[name]["mean_c"] / np.maximum(arms[name]["mean_positive_c"], 1e-30)
-    if name != VANILLA:
-        return _spread(part)
-    interval = mean_interval(part)[1:] if len(part) > 1 else None
-    return f"{100 * part.mean():.1f}{ends([100 * end for end in interval or ()], 1)}"
+    fraction = arms[name]["mean_c"] / np.maximum(arms[name]["mean_positive_c"], 1e-30)
+    return _mean_interval(fraction) if name == VANILLA else _spread(fraction)
 
 
 def quarantine_note(arms: Mapping[str, Scores]) -> str:
     """Returns the length of the quarantine's coefficients next to that of the others."""
-    routed = {name: own for name, own in arms.items() if "quarantine_ratio" in own}
-    return "; ".join(
-        f"{label(name)}: {_spread(own['quarantine_ratio'], 1.0, 2)}" for name, own in routed.items()
-    )
+    ratio = _cell(arms, "quarantine_ratio", 1.0, 2)
+    return "; ".join(f"{label(name)}: {ratio(name)}" for name in arms if ratio(name))
 
 
 def direction_table(result: Result) -> str:
@@ -248,6 +232,7 @@ def direction_table(result: Result) -> str:
         numbers = [f"{np.mean(row[key]):.2f}" for key in ("mean", "median", "positive_fraction")]
         passed = f"{sum(map(bool, row['passed']))} of {len(row['passed'])}"
         rows.append([row["direction"], f"{row['texts']}", *numbers, passed])
+
     headers = (
         *("direction", "held-out pairs", "mean cosine (target > 0.2)", "median (healthy > 0.3)"),
         *("part of the modules above 0", "draws that pass the gate (> 0.5)"),
@@ -262,6 +247,7 @@ def halves_table(sides: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     for contrast, halves in sides.items():
         for side, numbers in halves.items():
             rows.append([contrast, side, *(f"{numbers[key]:.3f}" for key in keys)])
+
     headers = (
         *("contrast", "side", "nats per token", "norm of its mean gradient"),
         *("mean norm of one program's", "cosine with the direction", "mean over modules"),
@@ -277,35 +263,31 @@ def controller_table(results: Mapping[str, Result], arms: Mapping[str, Scores]) 
         best = results[BEST_CONSTANT]["extra"]["chosen"]
         titles[BEST_CONSTANT] = f"best constant, {best:g}"
 
-    def score(name: str) -> str:
-        values = safe_pass(arms[name])
-        interval = mean_interval(values)[1:] if len(values) > 1 else None
-        return f"{100 * values.mean():.1f}{ends([100 * end for end in interval or ()], 1)}"
-
     def strength(name: str) -> str:
         used = [row["strengths"] for row in results[name]["rows"] if "strengths" in row]
         if not used:
             return ""
         return f"{np.mean(used):.2f} ({np.min(used):.2f} to {np.max(used):.2f})"
 
-    def above(reference: str) -> Callable[[str], str]:
+    def spent(name: str) -> str:
+        return f"{results[name]['extra'].get('updates_spent', 0):,}"
+
+    def above(reference: str) -> Cell:
         def cell(name: str) -> str:
             if name not in learned or reference not in arms or len(arms[name]["pass"]) < 2:
                 return ""
-            return points(paired(safe_pass(arms[reference]), safe_pass(arms[name])))
+            pair = (safe_pass(arms[reference]), safe_pass(arms[name]))
+            return points(claims.paired_difference(*pair))
 
         return cell
 
     columns = [
         Column("strength", lambda name: titles.get(name) or label(name)),
-        Column("pass less hack %", score),
-        Column("hack %", lambda name: _spread(arms[name]["hack"])),
-        Column("pass %", lambda name: _spread(arms[name]["pass"])),
+        Column("pass less hack %", lambda name: _mean_interval(safe_pass(arms[name]))),
+        Column("hack %", _cell(arms, "hack")),
+        Column("pass %", _cell(arms, "pass")),
         Column("mean strength used (range), of 1", strength),
-        Column(
-            "updates spent beforehand",
-            lambda name: f"{results[name]['extra'].get('updates_spent', 0):,}",
-        ),
+        Column("updates spent beforehand", spent),
         Column("above never on", above(VANILLA)),
         Column("above always on", above(PLAIN)),
         Column("above the best constant", above(BEST_CONSTANT)),

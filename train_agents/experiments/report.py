@@ -1,4 +1,4 @@
-"""Report engine of all experiments: result files in, one page of Markdown with tables and figures out.
+"""Report engine of all experiments: reads result files, writes a page of Markdown with figures.
 
 The words of a page are a template beside the results, `results/<experiment>/template.md`. It calls
 the parts of the experiment by name, `{{part argument ...}}`. A part returns Markdown, or an empty
@@ -16,19 +16,32 @@ from pathlib import Path
 from typing import Any
 
 from hpenv.benchmark.results import markdown_table, read_result
+from train_agents import figures
 
 Result = Mapping[str, Any]
+#: Method -> what the summary of an experiment has of it.
+Summary = Mapping[str, Mapping[str, Any]]
 #: Renders one part of a page; its arguments are words of the template.
 Part = Callable[..., str]
+#: Renders the cell of a method in one column.
+Cell = Callable[[str], str]
 CALL = re.compile(r"\{\{(\w+)((?: [^{}]+)?)\}\}")
+#: Keys of a sweep's table -> headers.
+HEADERS = {
+    "probe_loss": "probe loss [nats]",
+    "bpb": "held-out bits per byte, per tuning seed",
+    "pay": "pay per decision (which chose)",
+    "pass": "pass %",
+    "hack": "hack %",
+}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: its header, and the cell of an arm."""
+    """Column of a table: its header, and the cell of an arm."""
 
     header: str
-    cell: Callable[[str], str]
+    cell: Cell
 
 
 def load_results(folder: Path) -> dict[str, Result]:
@@ -55,7 +68,7 @@ def table(names: Sequence[str], columns: Sequence[Column]) -> str:
 
 
 def tried_table(result: Result, columns: Mapping[str, Callable[[Any], str]]) -> str:
-    """Returns a table of what a sweep tried; the first column marks what it chose."""
+    """Returns a table of the points that a sweep tried; the first column marks the chosen one."""
     name, chosen = next(iter(columns)), result["extra"]["chosen"]
     rows = []
     for entry in result["extra"]["table"]:
@@ -65,21 +78,15 @@ def tried_table(result: Result, columns: Mapping[str, Callable[[Any], str]]) -> 
     return markdown_table([HEADERS.get(column, column) for column in columns], rows)
 
 
-#: Keys of a sweep's table -> headers.
-HEADERS = {
-    "probe_loss": "probe loss [nats]",
-    "bpb": "held-out bits per byte, per tuning seed",
-    "pay": "pay per decision (which chose)",
-    "pass": "pass %",
-    "hack": "hack %",
-}
+def _bpb_list(values: Sequence[float | None]) -> str:
+    return ", ".join("diverged" if value is None else f"{value:.4f}" for value in values)
+
+
 #: Columns of a sweep over configurations of a pretraining run.
 SWEPT: dict[str, Callable[[Any], str]] = {
     "configuration": lambda entry: entry["configuration"],
     "probe_loss": lambda entry: f"{entry['probe_loss']:.4f}",
-    "bpb": lambda entry: ", ".join(
-        "diverged" if value is None else f"{value:.4f}" for value in entry["bpb"]
-    ),
+    "bpb": lambda entry: _bpb_list(entry["bpb"]),
 }
 
 
@@ -110,10 +117,33 @@ def ends(interval: Sequence[float] | None, digits: int = 4) -> str:
     return f" [{', '.join(f'{end:.{digits}f}' for end in interval)}]" if interval else ""
 
 
+def bpb_column(summary: Summary) -> Column:
+    """Returns the column of held-out bits per byte, with intervals."""
+    return Column(
+        "held-out bits per byte",
+        lambda name: f"{summary[name]['bpb']:.4f}{ends(summary[name]['interval'])}",
+    )
+
+
+def draw_comparison(file: Path, summary: Summary, names: Sequence[str], label: Cell) -> None:
+    """Draws the held-out bits per byte of some methods with their intervals, the best last."""
+    bars = []
+    for name in sorted(names, key=lambda name: -summary[name]["bpb"]):
+        mean = summary[name]["bpb"]
+        low, high = summary[name]["interval"] or (mean, mean)
+        bars.append((label(name), mean, low, high))
+    figures.comparison_bars(file, bars, "held-out bits per byte")
+
+
+def number_cell(summary: Summary, key: str, form: str) -> Cell:
+    """Returns a cell with a number of the summary, empty if the number is None."""
+    return lambda name: "" if summary[name][key] is None else format(summary[name][key], form)
+
+
 def commits(results: Mapping[str, Result]) -> str:
     """Returns the commits that made the results."""
     facts = [result["facts"] for result in results.values()]
-    names = {str(own["commit"])[:12] + (" (changed)" if own["dirty"] else "") for own in facts}
+    names = {str(fact["commit"])[:12] + (" (changed)" if fact["dirty"] else "") for fact in facts}
     return ", ".join(sorted(names))
 
 
@@ -133,18 +163,21 @@ def render(template: str, parts: Mapping[str, Part]) -> str:
         if paragraph.startswith("#"):
             sections.append([])
         sections[-1].append(paragraph)
+
     levels = [_level(section[0]) if section else 0 for section in sections]
     pages = [_section(section, parts) for section in sections]
-    kept = []
+    texts = []
+
     for number, (text, is_empty) in enumerate(pages):
-        # A heading stays for what is below it.
+        # A heading stays for the sections below it.
         below = number + 1
         while below < len(pages) and levels[below] > levels[number] > 0:
             is_empty = is_empty and pages[below][1]
             below += 1
         if text and not is_empty:
-            kept.append(text)
-    return "\n\n".join(kept) + "\n"
+            texts.append(text)
+
+    return "\n\n".join(texts) + "\n"
 
 
 def _level(paragraph: str) -> int:
@@ -153,15 +186,18 @@ def _level(paragraph: str) -> int:
 
 
 def _section(paragraphs: Sequence[str], parts: Mapping[str, Part]) -> tuple[str, bool]:
-    """Returns the text of a section, and whether it had parts and all its paragraphs with parts went."""
-    kept, had_parts, is_empty = [], False, True
+    """Returns the text of a section; and True if it had parts, and all paragraphs with parts went.
+
+    Paragraphs without parts stay.
+    """
+    texts, had_parts, is_empty = [], False, True
     for paragraph in paragraphs:
         text, first = _paragraph(paragraph, parts)
         if first is not None:
             had_parts, is_empty = True, is_empty and not first
         if first is None or first:
-            kept.append(text)
-    return "\n\n".join(kept), had_parts and is_empty
+            texts.append(text)
+    return "\n\n".join(texts), had_parts and is_empty
 
 
 def _paragraph(paragraph: str, parts: Mapping[str, Part]) -> tuple[str, str | None]:

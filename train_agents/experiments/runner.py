@@ -27,7 +27,7 @@ from hpenv.benchmark.results import Rows, read_result, write_result
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work: `run(**arguments)` returns (rows, extra) for `<folder>/<name>.json`."""
+    """Piece of work: `run(**arguments)` returns (rows, extra) for `<folder>/<name>.json`."""
 
     name: str
     run: Callable[..., Rows]
@@ -37,12 +37,18 @@ class Job:
         """Returns the path of its result."""
         return folder / f"{self.name}.json"
 
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """The arguments in JSON's types; other values as their repr."""
+        return json.loads(json.dumps(self.arguments, default=repr))
+
 
 def _execute(job: Job, folder: Path) -> float:
+    """Runs a job, writes its result, and returns the time that it took [seconds]."""
     torch.set_num_threads(1)
     start = time.monotonic()
     rows, extra = job.run(**job.arguments)
-    write_result(job.file(folder), job.name, _configuration(job), rows, extra)
+    write_result(job.file(folder), job.name, job.configuration, rows, extra)
     return time.monotonic() - start
 
 
@@ -50,24 +56,21 @@ def unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
     """Returns the jobs that have no result yet, in their order; changes nothing.
 
     Raises:
-        ValueError: there is a file that is no result, or a result of another configuration, or none
-            can be written.
+        ValueError: a file is no result or has another configuration, or none can be written.
     """
     check_folder("out", folder)
     return [job for job in jobs if not _is_done(job, folder)]
 
 
 def check_results(folder: Path) -> None:
-    """Refuses a folder without results, or with a file that is none.
+    """Checks that a folder has results, and nothing else in its JSON files.
 
     Raises:
         ValueError: naming the folder or the file.
     """
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise ValueError(
-            f"out must be the folder of an experiment with results; got none in {folder}"
-        )
+        raise ValueError(f"out must be an experiment's folder with results; got none in {folder}")
     for file in files:
         read_result(file)
 
@@ -77,39 +80,32 @@ def _is_done(job: Job, folder: Path) -> bool:
     check_file("the result", file)
     if not file.exists():
         return False
-    theirs, ours = read_result(file)["configuration"], _configuration(job)
+    theirs, ours = read_result(file)["configuration"], job.configuration
     if theirs != ours:
-        different = {
-            key: (theirs.get(key), ours.get(key))
-            for key in {**theirs, **ours}
-            if theirs.get(key) != ours.get(key)
-        }
+        pairs = {key: (theirs.get(key), ours.get(key)) for key in {**theirs, **ours}}
+        different = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
         raise ValueError(
-            f"{file} is the result of another configuration, differing as (there, asked): {different}; move it away, "
-            "or give another --out"
+            f"{file} must be a result of this configuration; got another one, with differences "
+            f"(there, asked) {different}; move it away, or give another --out"
         )
     return True
 
 
-def selected(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:
-    """The jobs whose names begin with one of the prefixes; all without a prefix.
+def select_jobs(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:
+    """Returns the jobs whose names begin with one of the prefixes; all without a prefix.
 
     Raises:
-        ValueError: for a prefix that no job has.
+        ValueError: no job has one of the prefixes.
     """
     names = [job.name for job in jobs]
     unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
     if unknown:
-        raise ValueError(f"no job begins with {unknown}; expected beginnings of {names}")
+        raise ValueError(f"only must be beginnings of {names}; got {unknown}")
     return [job for job in jobs if not prefixes or job.name.startswith(tuple(prefixes))]
 
 
-def _configuration(job: Job) -> dict[str, Any]:
-    return json.loads(json.dumps(job.arguments, default=repr))
-
-
 def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
-    """Runs what has no result yet, in order, `num_workers` at a time with one thread each.
+    """Runs the jobs without a result, in order, `num_workers` at a time with one thread each.
 
     Raises:
         ValueError: see `unfinished`.
@@ -117,31 +113,29 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     """
     missing = unfinished(jobs, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done; {len(missing)} to do on {num_workers} processes"
-    )
+    done = f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done"
+    print(f"{done}; {len(missing)} to do on {num_workers} processes")
     if not missing:
         return
+
     failed: dict[str, str] = {}
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # or the processes would outlive this one
+    # SIGTERM must interrupt, or the worker processes would outlive this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
     futures: dict[Future[float], Job] = {pool.submit(_execute, job, folder): job for job in missing}
+
     try:
         with progress(len(missing), folder.parent.name) as advance:
             while futures:
                 for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                    job = futures.pop(future)
-                    error = future.exception()
-                    if error is not None:
+                    job, error = futures.pop(future), future.exception()
+                    if error is None:
+                        left = f"{len(futures)} to go"
+                        print(f"{job.name}: {future.result():.0f} s, {left}", flush=True)
+                    else:
                         failed[job.name] = f"{type(error).__name__}: {error}"
                         traceback.print_exception(error)  # of the job's own process
                         print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
-                    else:
-                        print(
-                            f"{job.name}: {future.result():.0f} s, {len(futures)} to go", flush=True
-                        )
                     advance(1, job.name)
     except KeyboardInterrupt:
         for process in list(pool._processes.values()):
@@ -149,6 +143,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
         sys.exit(f"interrupted; the same command goes on with what is missing in {folder}")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
     if failed:
         raise RuntimeError(f"{len(failed)} jobs failed: {failed}")
 
@@ -169,17 +164,19 @@ def run_experiment(
         check: raises ValueError before the first job if the runs cannot be made.
         late_jobs: returns jobs that need the results of the others.
     """
+    folder = config.out / "jobs"
     with refusals():
-        asked = selected(jobs, config.only)
+        asked = select_jobs(jobs, config.only)
         check_folder("out", config.out)
         if config.report_only:
-            check_results(config.out / "jobs")
+            check_results(folder)
         else:
             check_folder("runs", config.runs)
-            unfinished(asked, config.out / "jobs")
+            unfinished(asked, folder)
             check()
+
     if not config.report_only:
-        run_jobs(asked, config.out / "jobs", config.num_workers)
+        run_jobs(asked, folder, config.num_workers)
         if late := late_jobs():
-            run_jobs(late, config.out / "jobs", config.num_workers)
+            run_jobs(late, folder, config.num_workers)
     report(config.out)

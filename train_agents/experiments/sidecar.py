@@ -1,20 +1,23 @@
-"""The experiments of "Reward-Driven Training Control": `python -m
-train_agents.experiments.sidecar`.
+"""Experiments of "Reward-Driven Training Control".
 
-The Sidecar learns beside the run that it steers, so there is nothing to train beforehand: an arm is
-one population, a row per seed, compared by seed on held-out bits per byte at equal tokens. The
-default configuration was fixed before any reported arm (`sidecar_arms.DEFAULT`); beside it stand
-the best constant rate and the best schedule of a sweep, chosen by the probe loss on tuning seeds.
+Command: `python -m train_agents.experiments.sidecar`.
 
-    foundational   attached against detached (section 3), the price of exploring alone, and what a
-    sweep finds rewards        what the Sidecar hears (sections 4 and 9), on seeds of their own; and
-    how much of it is noise backward       the four backward-pass channels (section 6)
+The Sidecar learns during the run that it controls, so nothing is trained beforehand. An arm is one
+population with a row per seed, compared by seed on held-out bits per byte at equal tokens. The
+default configuration was fixed before any reported arm (`sidecar_arms.DEFAULT`). It is also
+compared with the best constant rate and the best schedule of a sweep, chosen by the probe loss on
+tuning seeds.
+
+    foundational   attached against detached (section 3), the cost of exploration alone, the sweeps
+    rewards        what the Sidecar is rewarded for (sections 4 and 9), on separate seeds
+    signal         the noise of these rewards
+    backward       the four backward-pass channels (section 6)
     caps           a cap that binds at the start, and a wrong neutral (sections 6 and 8)
-    layer_lr       a learning rate per layer alone (section 7)
-    weight_decay   a coefficient per tensor on a run five times as long, and what it did to the
-    weights (section 5)
+    layer_lr       only a learning rate per layer (section 7)
+    weight_decay   a coefficient per tensor on a run five times as long, and its effect on the
+                   weights (section 5)
 
-Interrupted, the same command goes on where it stopped, in the middle of a run, too.
+Interrupted, the same command goes on where it stopped, also in the middle of a run.
 """
 
 from __future__ import annotations
@@ -32,22 +35,11 @@ from hpenv.benchmark.environments import make_population
 from hpenv.benchmark.results import Rows, read_result
 from hpenv.optim.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
 from hpenv.plant import snapshots
+from train_agents.experiments import sidecar_arms as design
 from train_agents.experiments.measures.signal import measure_signal
 from train_agents.experiments.measures.weights import body, compare_runs, differences
 from train_agents.experiments.runner import Job, run_experiment
-from train_agents.experiments.sidecar_arms import (
-    ARMS,
-    CONSTANT_MULTIPLIERS,
-    DEFAULT,
-    ENV,
-    FIRST_EVALUATION_SEED,
-    FIRST_REWARD_SEED,
-    FIRST_TUNING_SEED,
-    SCHEDULE_MULTIPLIERS,
-    WARMUP_FRACTION,
-    Arm,
-    position_of,
-)
+from train_agents.experiments.sidecar_arms import DEFAULT, ENV
 from train_agents.experiments.sidecar_report import report
 from train_agents.experiments.sweeping import sweep
 from train_agents.online import OnlineConfig, run_online
@@ -79,82 +71,68 @@ class ExperimentConfig:
     signal_batches: int = 8  # repetitions, a step apart
     signal_noise_steps: int = 200  # whose credits tell the noise [steps]
     num_workers: int = 2  # processes, one thread each
-    only: tuple[str, ...] = ()  # run the jobs alone whose names begin with one of these
+    only: tuple[str, ...] = ()  # run only the jobs whose names begin with one of these
     report_only: bool = False  # write tables and figures from the results that are there
 
     def __post_init__(self) -> None:
-        """Refuses counts below 1."""
-        steps = (
-            "num_steps",
-            "long_steps",
-            "batch_tokens",
-            "sequence_length",
-            "eval_tokens",
-            "eval_interval",
-        )
-        counts = (
-            "num_traces",
-            "num_evaluation_seeds",
-            "num_tuning_seeds",
-            "num_reward_seeds",
-            "num_probe_batches",
-        )
+        """Checks the counts."""
+        tokens = ("batch_tokens", "sequence_length", "eval_tokens")
+        steps = ("num_steps", "long_steps", "eval_interval", "num_traces", "num_probe_batches")
+        seeds = ("num_evaluation_seeds", "num_tuning_seeds", "num_reward_seeds")
         signal = ("signal_batches", "signal_noise_steps")
-        check_counts(self, *steps, *counts, *signal, "hidden_size", "num_workers")
+        check_counts(self, *tokens, *steps, *seeds, *signal, "hidden_size", "num_workers")
 
     def env_arguments(self, **more: Any) -> dict[str, Any]:
-        """Arguments of a run of usual length."""
+        """Returns the arguments of a run of usual length."""
         sizes = ("preset", "data", "num_steps", "batch_tokens", "sequence_length", "eval_tokens")
         return DEFAULT | {name: getattr(self, name) for name in sizes} | more
 
     @property
     def evaluation_seeds(self) -> list[int]:
         """Seeds that reported numbers are measured on."""
-        return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + self.num_evaluation_seeds))
+        first = design.FIRST_EVALUATION_SEED
+        return list(range(first, first + self.num_evaluation_seeds))
 
     @property
     def tuning_seeds(self) -> list[int]:
         """Seeds that constants and schedules are chosen on."""
-        return list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds))
+        first = design.FIRST_TUNING_SEED
+        return list(range(first, first + self.num_tuning_seeds))
 
     @property
     def reward_seeds(self) -> list[int]:
         """Seeds that the rewards are compared on."""
-        return list(range(FIRST_REWARD_SEED, FIRST_REWARD_SEED + self.num_reward_seeds))
+        first = design.FIRST_REWARD_SEED
+        return list(range(first, first + self.num_reward_seeds))
 
 
 def constant_configurations() -> dict[str, dict[str, Any]]:
-    """Constant rates."""
-    return {
-        f"x{m:g}": {"base_lr": DEFAULT["base_lr"] * m, "schedule": Constant()}
-        for m in CONSTANT_MULTIPLIERS
-    }
+    """Returns constant rates to sweep over, by name."""
+    return {f"x{m:g}": _rate(m, Constant()) for m in design.CONSTANT_MULTIPLIERS}
 
 
 def schedule_configurations(num_steps: int) -> dict[str, dict[str, Any]]:
-    """Cosine, and warmup-flat-warmdown, both after a short warmup."""
-    warmup = round(WARMUP_FRACTION * num_steps)
-    schedules: dict[str, Schedule] = {
-        "cosine": Cosine(num_steps, warmup),
-        "warmdown": WarmupFlatWarmdown(num_steps, warmup),
-    }
-    return {
-        f"{name} x{m:g}": {"base_lr": DEFAULT["base_lr"] * m, "schedule": schedule}
-        for name, schedule in schedules.items()
-        for m in SCHEDULE_MULTIPLIERS
-    }
+    """Returns cosine and warmup-flat-warmdown at several rates, both after a short warmup."""
+    warmup = round(design.WARMUP_FRACTION * num_steps)
+    cosine, warmdown = Cosine(num_steps, warmup), WarmupFlatWarmdown(num_steps, warmup)
+    multipliers = design.SCHEDULE_MULTIPLIERS
+    configurations = {f"cosine x{m:g}": _rate(m, cosine) for m in multipliers}
+    return configurations | {f"warmdown x{m:g}": _rate(m, warmdown) for m in multipliers}
+
+
+def _rate(multiplier: float, schedule: Schedule) -> dict[str, Any]:
+    return {"base_lr": DEFAULT["base_lr"] * multiplier, "schedule": schedule}
 
 
 def signal(env_arguments: Mapping[str, Any], seed: int, **sizes: Any) -> Rows:
-    """What a Sidecar could hear, at the exploration that it begins with."""
+    """Measures the signal-to-noise ratio of each reward at the Sidecar's initial exploration."""
     return measure_signal(ENV, env_arguments, seed, sigma=INITIAL_STD, **sizes)
 
 
 def forensics(ours: str, reference: str, control: str, result: str, seeds: Sequence[int]) -> Rows:
-    """Compares the final weights of two runs of the same seeds, and asks what predicts the dial's
-    final positions.
+    """Compares the final weights of two runs per seed, and correlates the dial's positions.
 
-    How far two runs come apart although neither has the dial, `control` of every row says.
+    `control` of every row compares two runs without the dial.
 
     Args:
         ours: folder of the run with a weight-decay cell per tensor.
@@ -163,95 +141,95 @@ def forensics(ours: str, reference: str, control: str, result: str, seeds: Seque
         result: result file of `ours`, which has the final positions.
         seeds: one per row.
     """
-    states = [
-        snapshots.load(checkpoints(Path(folder), "step")[-1] / "env")
-        for folder in (ours, reference, control)
-    ]
+    folders = [Path(folder) for folder in (ours, reference, control)]
+    states = [snapshots.load(checkpoints(folder, "step")[-1] / "env") for folder in folders]
     extra = read_result(result)["extra"]
+    prefix = "weight_decay/"
+
     rows = []
     for row, seed in enumerate(seeds):
-        choices = {
-            name.removeprefix("weight_decay/"): position
-            for name, position in zip(extra["names"], extra["final_mean"][row], strict=True)
-            if name.startswith("weight_decay/layer.")
-        }
+        cells = zip(extra["names"], extra["final_mean"][row], strict=True)
+        positions = {name: value for name, value in cells if name.startswith(f"{prefix}layer.")}
+        choices = {name.removeprefix(prefix): value for name, value in positions.items()}
         with_dial, without, other = (body(state, row) for state in states)
-        apart = {
-            key: value for key, value in differences(without, other).items() if key != "tensors"
-        }
+        apart = differences(without, other)
+        apart.pop("tensors")
         rows.append({"seed": seed} | compare_runs(with_dial, without, choices) | {"control": apart})
     return rows, {"steps": [int(state.tensors["window/steps"].max()) for state in states]}
 
 
 def make_jobs(config: ExperimentConfig) -> list[Job]:
-    """All jobs but the last (see `late_jobs`), the most wanted first."""
-    arms = {arm.name: _arm_job(arm, config) for arm in ARMS}
+    """Returns all jobs but the last (see `late_jobs`), the most wanted first."""
+    arms = {arm.name: _arm_job(arm, config) for arm in design.ARMS}
     static = config.env_arguments(
-        channels="layer_lr", observation="progress", reward={"progress": 1.0, "divergence": 1.0}, num_registers=0,
-        interval=min(config.eval_interval, config.num_steps), num_probe_batches=config.num_probe_batches,
-    )  # fmt: skip
+        channels="layer_lr",
+        observation="progress",
+        reward={"progress": 1.0, "divergence": 1.0},
+        num_registers=0,
+        interval=min(config.eval_interval, config.num_steps),
+        num_probe_batches=config.num_probe_batches,
+    )
 
-    def swept(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Job:
+    def sweep_job(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Job:
+        seeds = {"tuning_seeds": config.tuning_seeds, "evaluation_seeds": config.evaluation_seeds}
+        arguments = {"configurations": dict(configurations), "env_kwargs": static, **seeds}
+        return Job(name, partial(sweep, ENV), arguments | {"heldout_curve": True})
+
+    def signal_job() -> Job:
         arguments = {
-            "configurations": dict(configurations), "env_kwargs": static, "tuning_seeds": config.tuning_seeds,
-            "evaluation_seeds": config.evaluation_seeds, "heldout_curve": True,
-        }  # fmt: skip
-        return Job(name, partial(sweep, ENV), arguments)
-
-    listening = Job(
-        "signal",
-        signal,
-        {
-            "env_arguments": config.env_arguments(channels="foundational_weight_decay"), "seed": FIRST_TUNING_SEED,
-            "states": config.signal_states, "layers": config.signal_layers, "num_batches": config.signal_batches,
+            "env_arguments": config.env_arguments(channels="foundational_weight_decay"),
+            "seed": design.FIRST_TUNING_SEED,
+            "states": config.signal_states,
+            "layers": config.signal_layers,
+            "num_batches": config.signal_batches,
             "num_noise_steps": config.signal_noise_steps,
-        },
-    )  # fmt: skip
+        }
+        return Job("signal", signal, arguments)
 
-    def named(prefix: str) -> list[Job]:
+    def arm_jobs(prefix: str) -> list[Job]:
         return [job for name, job in arms.items() if name.startswith(prefix)]
 
+    first = ("detached", "foundational", "no_learning", "no_gate")
     return [
-        arms["detached"],
-        arms["foundational"],
-        arms["no_learning"],
-        arms["no_gate"],
-        swept("sweep_constant", constant_configurations()),
-        *named("reward_"),
-        swept("sweep_schedule", schedule_configurations(config.num_steps)),
-        *named("backward_"),
-        *named("cap_"),
+        *(arms[name] for name in first),
+        sweep_job("sweep_constant", constant_configurations()),
+        *arm_jobs("reward_"),
+        sweep_job("sweep_schedule", schedule_configurations(config.num_steps)),
+        *arm_jobs("backward_"),
+        *arm_jobs("cap_"),
         arms["wrong_neutral"],
         arms["layer_lr"],
-        listening,
-        *named("long_"),
+        signal_job(),
+        *arm_jobs("long_"),
     ]
 
 
 def late_jobs(config: ExperimentConfig) -> list[Job]:
-    """What needs the final weights of runs that are done."""
-    names = ("long_weight_decay", "long_foundational", "long_detached")
-    files = [config.out / "jobs" / f"{name}.json" for name in names]
-    if not all(
-        file.exists() and checkpoints(config.runs / name, "step")
-        for name, file in zip(names, files, strict=True)
-    ):
-        return []
-    ours, reference, control = (str(config.runs / name) for name in names)
-    arguments = {
-        "ours": ours, "reference": reference, "control": control, "result": str(files[0]),
-        "seeds": config.evaluation_seeds,
-    }  # fmt: skip
+    """Returns the jobs that need the final weights of other runs; empty until those are done."""
+    roles = {
+        "ours": "long_weight_decay",
+        "reference": "long_foundational",
+        "control": "long_detached",
+    }
+    for name in roles.values():
+        is_done = (config.out / "jobs" / f"{name}.json").exists()
+        if not is_done or not checkpoints(config.runs / name, "step"):
+            return []
+
+    folders = {role: str(config.runs / name) for role, name in roles.items()}
+    result = str(config.out / "jobs" / f"{roles['ours']}.json")
+    arguments = {**folders, "result": result, "seeds": config.evaluation_seeds}
     return [Job("forensics", forensics, arguments)]
 
 
-def _arm_job(arm: Arm, config: ExperimentConfig) -> Job:
+def _arm_job(arm: design.Arm, config: ExperimentConfig) -> Job:
     num_steps = config.long_steps if arm.long else config.num_steps
     seeds = config.reward_seeds if arm.seeds == "reward" else config.evaluation_seeds
-    positions = {name: position_of(name, value) for name, value in arm.initial_value.items()}
-    sidecar = {"hidden_size": config.hidden_size, **arm.sidecar} | (
-        {"initial_mean": positions} if positions else {}
-    )
+    sidecar: dict[str, Any] = {"hidden_size": config.hidden_size, **arm.sidecar}
+    if arm.initial_value:
+        values = arm.initial_value.items()
+        sidecar["initial_mean"] = {name: design.position_of(name, value) for name, value in values}
+
     online = OnlineConfig(
         env=ENV,
         seeds=len(seeds),

@@ -1,7 +1,6 @@
-"""What the Sidecar's experiments compare, what the paper says about it, and whether the numbers
-agree.
+"""Comparisons of the Sidecar's experiments, the paper's claims, and verdicts on them.
 
-Held-out bits per byte are what is measured; perplexity is 2^bpb, per byte. A small percentage of
+The measured number is held-out bits per byte. Perplexity is 2^bpb, per byte. A small percentage of
 bits is bpb ln 2 times as large a percentage of perplexity: less than twice below 2.9 bits.
 """
 
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One table of the report: its arms, and the arms that they are compared with."""
+    """Table of the report: its arms, and the arms that they are compared with."""
 
     arms: tuple[str, ...]
     references: tuple[str, ...]
@@ -94,93 +94,81 @@ COMPARISONS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says about a difference between two arms.
+    """Statement of the paper about a difference between two arms."""
 
-    Attributes:
-        text: in our words.
-        arm: which arm.
-        reference: against which.
-        direction: what is claimed of the arm.
-        number: by which part it is ahead (negative: behind), or None.
-        step: where on the run; None for its end.
-    """
-
-    text: str
+    text: str  # in our words
     arm: str
     reference: str
-    direction: Literal["better", "worse", "not better"]
-    number: float | None = None
-    step: int | None = None
+    direction: Literal["better", "worse", "not better"]  # of the arm
+    number: float | None = None  # fraction that the arm is ahead (negative: behind), if stated
+    step: int | None = None  # of the run; None for its end
 
 
-CLAIMS = (
-    Claim("attached 42 % ahead of detached (3)", "foundational", "detached", "better", 0.42),
-    Claim("ahead of a tuned constant, too (1)", "foundational", "sweep_constant", "better"),
-    Claim("ahead of a tuned schedule, too (1)", "foundational", "sweep_schedule", "better"),
-    Claim(
-        "rates per layer 12 % ahead of a uniform rate (7)", "layer_lr", "detached", "better", 0.12
-    ),
-    Claim(
+#: Arms and their claims, as text, arm, reference, direction, number and step.
+_CLAIMED: tuple[tuple[Any, ...], ...] = (
+    ("attached 42 % ahead of detached (3)", "foundational", "detached", "better", 0.42),
+    ("ahead of a tuned constant, too (1)", "foundational", "sweep_constant", "better"),
+    ("ahead of a tuned schedule, too (1)", "foundational", "sweep_schedule", "better"),
+    ("rates per layer 12 % ahead of a uniform rate (7)", "layer_lr", "detached", "better", 0.12),
+    (
         "weight decay per tensor 19.3 % ahead at the end (5.3)",
         *("long_weight_decay", "long_foundational", "better", 0.193),
     ),
-    Claim(
+    (
         "skipping gradients does not beat the foundational surface (6)",
         *("backward_grad_skip", "foundational", "not better"),
     ),
-    Claim("nor does gating (6)", "backward_grad_gate", "foundational", "not better"),
-    Claim("nor does truncation (6)", "backward_grad_truncate", "foundational", "not better"),
-    Claim(
-        "nor does momentum blending (6)", "backward_momentum_blend", "foundational", "not better"
-    ),
-    Claim(
+    ("nor does gating (6)", "backward_grad_gate", "foundational", "not better"),
+    ("nor does truncation (6)", "backward_grad_truncate", "foundational", "not better"),
+    ("nor does momentum blending (6)", "backward_momentum_blend", "foundational", "not better"),
+    (
         "a cap that binds at the start costs 14 % by step 1000 (8)",
         *("cap_binding", "cap_dormant", "worse", -0.14, 1000),
     ),
-    Claim("a wrong neutral costs dearly (6)", "wrong_neutral", "backward_grad_skip", "worse"),
-    Claim(
+    ("a wrong neutral costs dearly (6)", "wrong_neutral", "backward_grad_skip", "worse"),
+    (
         "attached 42 % ahead of detached, the reward read as the change of a held-out loss (3, 4)",
         *("reward_probe", "reward_detached", "better", 0.42),
     ),
-    Claim(
+    (
         "stability, budget and late divergence added to the reward add gains (4, 9)",
         *("reward_composite", "reward_credit", "better"),
     ),
 )
+CLAIMS = tuple(Claim(*claimed) for claimed in _CLAIMED)
 
 
 def load_results(folder: Path) -> dict[str, Result]:
-    """Returns the result of every arm; the rows of `<arm>-<number>` are joined to those of `<arm>`."""
-    arms = engine.by_arm(engine.load_results(folder))
-    return {
-        name: {**members[0], "rows": [row for result in members for row in result["rows"]]}
-        for name, members in arms.items()
-    }
+    """Returns the result of every arm; those of `<arm>-<number>` are joined to those of `<arm>`."""
+    joined: dict[str, Result] = {}
+    for name, members in engine.by_arm(engine.load_results(folder)).items():
+        rows = chain.from_iterable(result["rows"] for result in members)
+        joined[name] = {**members[0], "rows": list(rows)}
+    return joined
 
 
 def scores(result: Result, step: int | None = None) -> Scores:
-    """Held-out bits per byte of each seed, at the end or at the point of the curve nearest to a
-    step.
+    """Returns the held-out bits per byte of each seed, at the end or at a step of the run.
 
-    A run that has diverged by then counts as a uniform guess over bytes, 8.
+    The curve's nearest point counts. A run that has diverged by then scores 8, a uniform guess over
+    bytes.
     """
     found: dict[int, list[float]] = {}
     for row in result["rows"]:
         value, lost = row["bpb"], row["divergence_reason"] is not None
         if step is not None:
             value = row["bpb_curve"][int(np.argmin(np.abs(np.array(row["steps"]) - step)))]
-            lost = lost and row["steps"][-1] < step  # where it stayed
+            lost = lost and row["steps"][-1] < step  # the run stayed at its last step
         lost = lost or value is None
         found.setdefault(int(row["seed"]), []).append(8.0 if lost else float(value))
     return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
 def advantage(ours: Scores, reference: Scores, unit: Unit) -> list[float] | None:
-    """By which part we lie below the reference, paired over the seeds both have: mean, and 95 %
-    interval if it exists.
+    """Returns the fraction that we lie below the reference, paired over the seeds both have.
 
     Returns:
-        [mean, low, high], [mean] with one seed in common, or None without any.
+        [mean, low, high] with the 95 % interval, [mean] with one seed in common, or None.
     """
     seeds = sorted(set(ours) & set(reference))
     a, b = (np.array([values[seed] for seed in seeds]) for values in (ours, reference))
@@ -192,17 +180,16 @@ def advantage(ours: Scores, reference: Scores, unit: Unit) -> list[float] | None
 
 
 def summarize(results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
-    """Returns each arm's bits per byte, perplexity, differences from its references and price."""
+    """Returns each arm's bits per byte, perplexity, differences from its references and cost."""
     return {name: _entry(name, results) for name in LABELS if name in results}
 
 
 def _entry(name: str, results: Mapping[str, Result]) -> dict[str, Any]:
     ours, extra = scores(results[name]), results[name]["extra"]
     values = np.array(list(ours.values()))
-    compared = [own.references for own in COMPARISONS.values() if name in own.arms]
-    references = {other for names in compared for other in names if other in results} - {name}
+    tables = [table.references for table in COMPARISONS.values() if name in table.arms]
     versus = {}
-    for other in sorted(references):
+    for other in sorted(set(chain.from_iterable(tables)) & set(results) - {name}):
         theirs = scores(results[other])
         versus[other] = {unit: advantage(ours, theirs, unit) for unit in UNITS}
     return {
@@ -218,7 +205,7 @@ def _entry(name: str, results: Mapping[str, Result]) -> dict[str, Any]:
 
 
 def final_values(result: Result | None, channel: str) -> dict[str, float] | None:
-    """Returns the geometric mean and the ends of a channel's final values; None without the channel."""
+    """Returns geometric mean and ends of a channel's final values; None without the channel."""
     names = result["extra"].get("names", []) if result else []
     columns = [column for column, name in enumerate(names) if name.split("/")[0] == channel]
     if result is None or not columns:
@@ -229,29 +216,29 @@ def final_values(result: Result | None, channel: str) -> dict[str, float] | None
 
 
 def verdict(found: Sequence[float] | None, claim: Claim) -> str:
-    """Whether an advantage in perplexity, with its interval, supports a claim."""
+    """Returns whether an advantage in perplexity, with its interval, supports a claim."""
     if found is None or len(found) < 3:
         return "not measured"
     _, low, high = found
     if claim.direction == "not better":
-        if low > 0.0:
-            return "no, better"
-        if high < 0.0:
-            return "yes, worse"
-        return (
-            f"yes, not by {100 * NOT_BETTER_MARGIN:g} %"
-            if high < NOT_BETTER_MARGIN
-            else "undecided"
-        )
+        return _not_better(low, high)
+
     sign = 1.0 if claim.direction == "better" else -1.0
     low, high = sorted((sign * low, sign * high))
     if high < 0.0:
         return "no, the reverse"
     size = None if claim.number is None else sign * claim.number
-    if low <= 0.0:
-        return (
-            "undecided" if size is None or high >= size else "refuted: no difference of that size"
-        )
     if size is None:
-        return "yes"
+        return "undecided" if low <= 0.0 else "yes"
+    if low <= 0.0:
+        return "undecided" if high >= size else "refuted: no difference of that size"
     return "direction, not size" if high < size else "yes, more" if low > size else "yes"
+
+
+def _not_better(low: float, high: float) -> str:
+    if low > 0.0:
+        return "no, better"
+    if high < 0.0:
+        return "yes, worse"
+    margin = f"yes, not by {100 * NOT_BETTER_MARGIN:g} %"
+    return margin if high < NOT_BETTER_MARGIN else "undecided"

@@ -1,11 +1,12 @@
 """Tables and figures of the Sidecar's experiments, as parts of `results/sidecar/template.md`.
 
-Every table has bits per byte and perplexity, so that nobody takes one for the other.
+Every table has bits per byte and perplexity, so that they are not confused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,10 @@ from hpenv.benchmark.results import markdown_table
 from hpenv.control.channels import CHANNELS
 from train_agents import figures
 from train_agents.experiments import report as engine
+from train_agents.experiments import sidecar_claims as claims
 from train_agents.experiments.measures.weights import STATISTICS
-from train_agents.experiments.report import Column, Result, ends, percent
-from train_agents.experiments.sidecar_claims import (
-    CLAIMS,
-    COMPARISONS,
-    LABELS,
-    UNITS,
-    advantage,
-    final_values,
-    load_results,
-    scores,
-    summarize,
-    verdict,
-)
+from train_agents.experiments.report import Cell, Column, Result, Summary, percent
+from train_agents.experiments.sidecar_claims import COMPARISONS, LABELS, UNITS, final_values, scores
 
 TEMPLATE = ROOT / "results/sidecar/template.md"
 #: Correlations of a tensor's properties with its final weight decay, in the paper (section 5.4).
@@ -45,154 +36,152 @@ def _percent(found: Sequence[float] | None) -> str:
     return percent(found, digits=2, alone=" (one seed)")
 
 
-def arm_table(comparison: str, summary: Mapping[str, Mapping[str, Any]]) -> str:
+def arm_table(comparison: str, summary: Summary) -> str:
     """Returns the arms of a comparison, and how far each lies below its references."""
-    names = [name for name in COMPARISONS[comparison].arms if name in summary]
     columns = [
         Column("arm", LABELS.__getitem__),
-        Column(
-            "held-out bits per byte",
-            lambda name: f"{summary[name]['bpb']:.4f}{ends(summary[name]['interval'])}",
-        ),
-        Column("perplexity per byte", lambda name: f"{summary[name]['perplexity']:.3f}"),
+        engine.bpb_column(summary),
+        Column("perplexity per byte", engine.number_cell(summary, "perplexity", ".3f")),
     ]
     for reference in COMPARISONS[comparison].references:
         if reference in summary:
-            for unit, header in (("bpb", f"below {reference}: bits"), ("perplexity", "perplexity")):
-                columns.append(Column(header, _below(summary, reference, unit)))
-    columns.append(Column("diverged", lambda name: str(summary[name]["diverged"])))
+            below = f"below {reference}: bits"
+            columns.append(Column(below, _below(summary, reference, "bpb")))
+            columns.append(Column("perplexity", _below(summary, reference, "perplexity")))
+    columns.append(Column("diverged", engine.number_cell(summary, "diverged", "d")))
+    names = [name for name in COMPARISONS[comparison].arms if name in summary]
     return engine.table(names, columns)
 
 
-def _below(summary: Mapping[str, Mapping[str, Any]], reference: str, unit: str) -> Any:
+def _below(summary: Summary, reference: str, unit: str) -> Cell:
     return lambda name: _percent(summary[name]["versus"].get(reference, {}).get(unit))
 
 
 def claim_table(results: Mapping[str, Result]) -> str:
     """Returns the paper's claims next to what was measured."""
     rows = []
-    for claim in CLAIMS:
+    for claim in claims.CLAIMS:
         found: dict[str, Any] = dict.fromkeys(UNITS)
         if claim.arm in results and claim.reference in results:
             ours, theirs = (scores(results[n], claim.step) for n in (claim.arm, claim.reference))
-            found = {unit: advantage(ours, theirs, unit) for unit in UNITS}
+            found = {unit: claims.advantage(ours, theirs, unit) for unit in UNITS}
         said = claim.direction if claim.number is None else f"{100 * claim.number:+.1f} %"
         measured = [_percent(found["perplexity"]), _percent(found["bpb"])]
-        rows.append([claim.text, said, *measured, verdict(found["perplexity"], claim)])
+        rows.append([claim.text, said, *measured, claims.verdict(found["perplexity"], claim)])
     headers = ("claim (section)", "the paper's", "measured, perplexity", "measured, bits per byte")
     return markdown_table([*headers, "supported"], rows)
 
 
-def price_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+def price_table(summary: Summary) -> str:
     """Returns the cost of a decision, and the final learning rates."""
 
-    def number(key: str, form: str) -> Any:
-        return lambda name: "" if summary[name][key] is None else format(summary[name][key], form)
-
     def rates(name: str) -> str:
-        own = summary[name]["rates"]
-        return f"{own['mean']:.2f} ({own['low']:.2f} to {own['high']:.2f})" if own else ""
+        found = summary[name]["rates"]
+        return f"{found['mean']:.2f} ({found['low']:.2f} to {found['high']:.2f})" if found else ""
 
     columns = [
         Column("arm", lambda name: f"`{name}`"),
-        Column("runs [ms per decision]", number("env_ms", ".1f")),
-        Column("sidecars [ms per decision]", number("agent_ms", ".1f")),
-        Column("noise of an advantage, RMS [reward]", number("advantage_rms", ".3g")),
-        Column("evidence at the end", number("evidence", ".3g")),
+        Column("runs [ms per decision]", engine.number_cell(summary, "env_ms", ".1f")),
+        Column("sidecars [ms per decision]", engine.number_cell(summary, "agent_ms", ".1f")),
+        Column(
+            "noise of an advantage, RMS [reward]",
+            engine.number_cell(summary, "advantage_rms", ".3g"),
+        ),
+        Column("evidence at the end", engine.number_cell(summary, "evidence", ".3g")),
         Column("final rate multipliers, mean (range)", rates),
     ]
-    return engine.table([n for n, own in summary.items() if own["env_ms"] is not None], columns)
+    return engine.table([n for n, e in summary.items() if e["env_ms"] is not None], columns)
 
 
 def signal_table(result: Result) -> str:
     """Returns signal and noise of each reward, at each state."""
+    rows = []
+    for row in result["rows"]:
+        place = (f"{row['step']}", f"`{row['channel']}` ({row['cells']})", row["reward"])
+        effect = f"{row['effect']:.1e} ± {row['standard_error']:.0e}"
+        ratio = f"{row['snr']:.1e}" if row["snr"] else "not told from zero"
+        steps = f"{row['steps_to_know']:.1e}" if row["steps_to_know"] else ""
+        rows.append((*place, effect, f"{row['noise']:.2e}", ratio, steps))
     headers = (
         *("step", "channel (cells)", "reward", "effect per sigma ± standard error [nats]"),
         *("noise [nats]", "signal to noise", "steps to know its sign"),
     )
-    rows = []
-    for row in result["rows"]:
-        known = "not told from zero" if not row["snr"] else f"{row['snr']:.1e}"
-        rows.append(
-            (
-                *(f"{row['step']}", f"`{row['channel']}` ({row['cells']})", row["reward"]),
-                f"{row['effect']:.1e} ± {row['standard_error']:.0e}",
-                *(f"{row['noise']:.2e}", known),
-                f"{row['steps_to_know']:.1e}" if row["steps_to_know"] else "",
-            )
-        )
     return markdown_table(headers, rows)
 
 
 def weight_decay_notes(results: Mapping[str, Result]) -> list[str]:
     """Returns sections 5.2 to 5.5 in numbers, as far as they were measured."""
     notes = []
-    final = final_values(results.get("long_weight_decay"), "weight_decay")
-    if final:
+    if final := final_values(results.get("long_weight_decay"), "weight_decay"):
         notes.append(
             f"Final coefficients are {final['low']:.3g} to {final['high']:.3g} times the base "
             f"(geometric mean {final['mean']:.3g}). The paper has nearly two orders of magnitude "
             "between the cells."
         )
+
     pair = ("long_weight_decay", "long_foundational")
     if all(name in results for name in pair):
-        curves = {name: _curve(results[name]) for name in pair}
-        steps, ours = curves[pair[0]][0], curves[pair[0]][1].mean(0)
+        steps = _curve(results[pair[0]])[0]
+        ours, theirs = (_curve(results[name])[1].mean(0) for name in pair)
         early = (steps > 0) & (steps <= 0.8 * steps[-1])
-        behind = int((ours > curves[pair[1]][1].mean(0))[early].sum())
         notes.append(
-            f"Behind the foundational surface at {behind} of {int(early.sum())} points of the "
-            "first 80 % of the run. The paper: at all of them (12,000 of 15,000 steps)."
+            f"Behind the foundational surface at {int((ours > theirs)[early].sum())} of "
+            f"{int(early.sum())} points of the first 80 % of the run. The paper: at all of them "
+            "(12,000 of 15,000 steps)."
         )
-        for name, (_, seeds) in curves.items():
-            values = seeds.mean(0)
+        for name, values in zip(pair, (ours, theirs), strict=True):
             late = 100 * (2.0 ** (values[-1] - values.min()) - 1)
             notes.append(
                 f"{LABELS[name]}: final perplexity {late:.1f} % above its lowest "
                 "(the paper's loses 25 %)."
             )
+
     forensics = results.get("forensics")
     return notes + (forensic_notes(forensics["rows"]) if forensics else [])
 
 
 def forensic_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns section 5.5 in numbers, and how far runs come apart that differ in something else."""
-    pair = ("mean_cosine", "mean_relative_difference")
-    cosine, difference, count = (np.mean([r[key] for r in rows]) for key in (*pair, "above_095"))
-    control = [np.mean([row["control"][key] for row in rows]) for key in pair]
-    tensors = [
-        (name, entry) for row in rows for name, entry in row["tensors"].items()
-        if entry["cosine"] is not None
-    ]  # fmt: skip  # a tensor of zeros has no cosine
+    """Returns section 5.5 in numbers, with the differences between runs without the channel."""
+    cosine, difference, count = (
+        np.mean([row[key] for row in rows])
+        for key in ("mean_cosine", "mean_relative_difference", "above_095")
+    )
+    control_cosine, control_difference = (
+        np.mean([row["control"][key] for row in rows])
+        for key in ("mean_cosine", "mean_relative_difference")
+    )
 
-    entries = [entry for _, entry in tensors]
-    decayed = sorted(entries, key=lambda entry: -entry["choice"])[: max(1, len(entries) // 20)]
     roles: dict[str, list[float]] = {}
-    for name, entry in tensors:
-        roles.setdefault(name.rpartition(".")[2], []).append(entry["cosine"])
+    entries: list[Mapping[str, Any]] = []
+    for name, entry in chain.from_iterable(row["tensors"].items() for row in rows):
+        if entry["cosine"] is not None:  # a tensor of zeros has no cosine
+            entries.append(entry)
+            roles.setdefault(name.rpartition(".")[2], []).append(entry["cosine"])
     means = {role: float(np.mean(values)) for role, values in roles.items()}
     lowest = min(means, key=means.__getitem__)
+
+    def mean(key: str, some: Sequence[Mapping[str, Any]]) -> float:
+        return float(np.mean([entry[key] for entry in some]))
+
+    decayed = sorted(entries, key=lambda entry: -entry["choice"])[: max(1, len(entries) // 20)]
+    loss, all_loss = (100 * mean("norm_loss", some) for some in (decayed, entries))
     rank, reference_rank = (
-        np.mean([entry[key] for entry in entries])
-        for key in ("effective_rank", "reference_effective_rank")
-    )
-    loss, all_loss = (
-        100 * np.mean([entry["norm_loss"] for entry in some]) for some in (decayed, entries)
+        mean(key, entries) for key in ("effective_rank", "reference_effective_rank")
     )
     return [
         f"Final weights against those without the channel: mean cosine {cosine:.2f} (the paper's "
         f"0.88), mean relative difference {difference:.2f} (0.49), {count:.1f} tensors with a "
         "cosine above 0.95 (0). For scale: of two runs without the channel, one with the Sidecar "
-        f"and one without, these are {control[0]:.2f} and {control[1]:.2f}.",
-        f"The twentieth of the tensors that are held down most lost {loss:.0f} % of their norm (all "
-        f"tensors: {all_loss:.0f} %). The mean effective rank is {rank:.1f} ({reference_rank:.1f} "
-        f"without the channel). Furthest apart are the `{lowest}` projections, mean cosine "
-        f"{means[lowest]:.2f} (the paper's: `down`).",
+        f"and one without, these are {control_cosine:.2f} and {control_difference:.2f}.",
+        f"The twentieth of the tensors that are held down most lost {loss:.0f} % of their norm "
+        f"(all tensors: {all_loss:.0f} %). The mean effective rank is {rank:.1f} "
+        f"({reference_rank:.1f} without the channel). Furthest apart are the `{lowest}` "
+        f"projections, mean cosine {means[lowest]:.2f} (the paper's: `down`).",
     ]
 
 
 def layer_rate_note(results: Mapping[str, Result]) -> str:
-    """Returns section 7 in numbers: how far the layers' rates came apart, and how many froze."""
+    """Returns section 7 in numbers: the ratio of the layers' rates, and the number at the floor."""
     if "layer_lr" not in results:
         return ""
     extra, rates = results["layer_lr"]["extra"], CHANNELS["lr"]
@@ -207,17 +196,20 @@ def layer_rate_note(results: Mapping[str, Result]) -> str:
     )
 
 
+def _known_correlations(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    values = [row["correlations"][key] for row in rows]
+    return [value for value in values if value is not None]
+
+
 def correlation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns section 5.4: correlations of a tensor's properties with its final weight decay."""
     lines = []
     for key in STATISTICS:
-        values = [row["correlations"][key] for row in rows]
-        known = [value for value in values if value is not None]
+        known = _known_correlations(rows, key)
         mean = f"{np.mean(known):+.2f}" if known else ""
         spread = f"{min(known):+.2f} to {max(known):+.2f}" if known else ""
-        lines.append(
-            [key.replace("_", " "), mean, spread, PAPER_CORRELATIONS.get(key, "weaker than -0.20")]
-        )
+        paper = PAPER_CORRELATIONS.get(key, "weaker than -0.20")
+        lines.append([key.replace("_", " "), mean, spread, paper])
     headers = ["property of the tensor", "r, mean over seeds", "range", "the paper's"]
     return markdown_table(headers, lines)
 
@@ -234,8 +226,8 @@ def draw_trajectories(file: Path, result: Result, channel: str) -> bool:
     means = np.array(result["extra"]["trace"]["mean"])[:, 0]  # (K, A)
     panels: dict[str, dict[str, np.ndarray]] = {}
     for column, name in enumerate(result["extra"]["names"]):
-        own, _, cell = name.partition("/layer.")
-        if own == channel and cell:
+        kind, _, cell = name.partition("/layer.")
+        if kind == channel and cell:
             layer, _, tensor = cell.partition(".")
             panel = panels.setdefault(tensor or "all tensors of a layer", {})
             panel[f"layer {layer}"] = CHANNELS[channel].values(means[:, column])
@@ -248,10 +240,10 @@ def draw_trajectories(file: Path, result: Result, channel: str) -> bool:
 
 def draw_correlations(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draws the final weight decay of each tensor over its properties (Figure 4)."""
-    entries = [entry for row in rows for entry in row["tensors"].values()]
+    entries = list(chain.from_iterable(row["tensors"].values() for row in rows))
     clouds = {}
     for key in STATISTICS:
-        known = [row["correlations"][key] for row in rows if row["correlations"][key] is not None]
+        known = _known_correlations(rows, key)
         title = key.replace("_", " ") + (f", mean r = {np.mean(known):+.2f}" if known else "")
         clouds[title] = ([e[key] for e in entries], [e["choice"] for e in entries])
     figures.scatter_panels(file, clouds, "final position of the weight decay")
@@ -259,36 +251,42 @@ def draw_correlations(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def draw_signal(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draws the signal to noise of each reward, a line per channel and state."""
-    places = sorted({(row["channel"], row["step"]) for row in rows})
-    known = {(row["reward"], row["channel"], row["step"]): row["snr"] for row in rows}
-    series = {
-        reward: {f"{channel}, step {step}": known.get((reward, channel, step)) for channel, step in places}
-        for reward in dict.fromkeys(row["reward"] for row in rows)
-    }  # fmt: skip
+    labels = {place: "{}, step {}".format(*place) for place in sorted({_place(r) for r in rows})}
+    known = {(row["reward"], _place(row)): row["snr"] for row in rows}
+    series: dict[str, dict[str, float | None]] = {}
+    for reward in dict.fromkeys(row["reward"] for row in rows):
+        series[reward] = {text: known.get((reward, place)) for place, text in labels.items()}
     figures.logarithmic_dots(file, series, "signal to noise of one step")
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["channel"], row["step"]
 
 
 def report(folder: Path) -> None:
     """Writes README.md, summary.json and the figures from the job files in `folder`/jobs."""
-    results = load_results(folder / "jobs")
+    results = claims.load_results(folder / "jobs")
     if not results:
         print(f"no report yet: no results in {folder / 'jobs'}")
         return
-    summary, first = summarize(results), next(iter(results.values()))
+    summary, first = claims.summarize(results), next(iter(results.values()))
 
     def arms(comparison: str) -> str:
-        before = list(COMPARISONS)[: list(COMPARISONS).index(comparison)]
-        old = {name for other in before for name in COMPARISONS[other].arms}
-        new = [name for name in COMPARISONS[comparison].arms if name not in old]
-        return arm_table(comparison, summary) if any(name in results for name in new) else ""
+        shown: set[str] = set()
+        for other in COMPARISONS:
+            if other == comparison:
+                break
+            shown.update(COMPARISONS[other].arms)
+        is_new = any(n in results and n not in shown for n in COMPARISONS[comparison].arms)
+        return arm_table(comparison, summary) if is_new else ""
 
     def curves(comparison: str) -> str:
         names = [name for name in COMPARISONS[comparison].arms if name in results]
         if len(names) < 2 or not arms(comparison):
             return ""
         file = f"figure3_{comparison}.png"
-        own = {LABELS[name]: _curve(results[name]) for name in names}
-        figures.training_dynamics(folder / file, own, "held-out bits per byte")
+        drawn = {LABELS[name]: _curve(results[name]) for name in names}
+        figures.training_dynamics(folder / file, drawn, "held-out bits per byte")
         return f"![{comparison}_curves]({file})"
 
     def trajectories(name: str) -> str:
@@ -307,9 +305,7 @@ def report(folder: Path) -> None:
         names = [name for name in names if summary[name]["interval"]]
         if not names:
             return ""
-        bars = [(LABELS[n], summary[n]["bpb"], *summary[n]["interval"]) for n in names]
-        bars.sort(key=lambda bar: -bar[1])
-        figures.comparison_bars(folder / "rewards.png", bars, "held-out bits per byte")
+        engine.draw_comparison(folder / "rewards.png", summary, names, LABELS.__getitem__)
         return "![rewards](rewards.png)"
 
     def correlations() -> str:

@@ -1,4 +1,4 @@
-"""A sweep: configurations without a controller, chosen on tuning seeds and reported on others."""
+"""Sweep: configurations without a controller, chosen on tuning seeds and reported on others."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def sweep(
     evaluation_seeds: Sequence[int],
     heldout_curve: bool = False,
 ) -> Rows:
-    """Chooses the configuration with the lowest mean probe loss on the tuning seeds, and evaluates
-    that one.
+    """Chooses the configuration with the lowest mean probe loss on tuning seeds, and evaluates it.
 
     Args:
         env_id: a registered id of a training loop that measures the probe.
-        configurations: name -> what it changes of `env_kwargs`.
+        configurations: name -> its changes of `env_kwargs`.
         env_kwargs: arguments of the env.
         tuning_seeds: one run of each configuration per seed.
-        evaluation_seeds: of what was chosen, one run per seed.
-        heldout_curve: evaluate what was chosen on the validation slice after each decision, too.
+        evaluation_seeds: one run of the chosen configuration per seed.
+        heldout_curve: also evaluate the chosen one on the validation slice after each decision.
 
     Returns:
-        Rows of `evaluate_policy` of what was chosen; and `chosen`, `table` (per configuration its
-        mean `probe_loss` [nats per token] and the `bpb` of its runs), `runs_spent` on the choice.
+        Rows of `evaluate_policy` of the chosen configuration; and `chosen`, `table` (per
+        configuration its mean `probe_loss` [nats per token] and the `bpb` of its runs), and
+        `runs_spent` on the choice.
     """
     tried = {
         name: evaluate_policy(None, env_id, {**env_kwargs, **changes}, tuning_seeds)
@@ -44,15 +44,13 @@ def sweep(
         {"configuration": name, "probe_loss": scores[name], "bpb": [row["bpb"] for row in rows]}
         for name, rows in tried.items()
     ]
+
     chosen = {**env_kwargs, **configurations[best]}
     rows = evaluate_policy(None, env_id, chosen, evaluation_seeds, heldout_curve=heldout_curve)
-    return rows, {
-        "chosen": best,
-        "table": table,
-        "runs_spent": len(configurations) * len(tuning_seeds),
-    }
+    spent = len(configurations) * len(tuning_seeds)
+    return rows, {"chosen": best, "table": table, "runs_spent": spent}
 
 
 def _score(row: Mapping[str, Any]) -> float:
-    """Final probe loss, or that of an untrained model if the run diverged [nats per token]."""
+    """Returns the final probe loss, or the untrained model's if it diverged [nats per token]."""
     return row["probe_curve"][0] if row["divergence_reason"] else row["probe_loss"]

@@ -1,11 +1,10 @@
-"""What a run did to its weights: statistics of a tensor, what they say about a dial, and two runs
-compared.
+"""Statistics of the weights of runs: of a tensor, their correlation with a dial, and of two runs.
 
-Pure functions of arrays, but for `body` and `compare_runs`, which take a run's final state.
+Pure functions of arrays, except `body` and `compare_runs`, which take a run's final state.
 
 References:
     "Reward-Driven Training Control", sections 5.4 (which static property predicts the policy's
-    choice) and 5.5 (what it did to the weights); Roy & Vetterli 2007 (effective rank).
+    choice) and 5.5 (its effect on the weights); Roy & Vetterli 2007 (effective rank).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import ArrayLike
 from hpenv.arrays import FloatArray
 from hpenv.plant.protocol import Snapshot
 
-#: A weight is as good as zero below this part of its tensor's largest.
+#: A weight counts as zero below this fraction of its tensor's largest.
 SPARSE_FRACTION = 1e-3
 #: Keys of `static_statistics`, in the order of the paper's section 5.4.
 STATISTICS = ("frobenius_norm", "std", "max_abs", "sparsity", "first_moment", "second_moment")
@@ -34,12 +33,12 @@ class Tensor(NamedTuple):
 
 
 def static_statistics(tensor: Tensor) -> dict[str, float]:
-    """What can be read off a tensor without running the model.
+    """Returns statistics of a tensor that need no run of the model.
 
     Returns:
-        `frobenius_norm`; `std`; `max_abs`; `sparsity`, the part of weights whose magnitude is below
-        1e-3 of the largest; `first_moment` and `second_moment`, means of the magnitudes of AdamW's
-        moments.
+        `frobenius_norm`; `std`; `max_abs`; `sparsity`, the fraction of weights whose magnitude is
+        below 1e-3 of the largest; `first_moment` and `second_moment`, means of the magnitudes of
+        AdamW's moments.
     """
     weight = np.asarray(tensor.weight, dtype=np.float64)
     largest = float(np.abs(weight).max())
@@ -54,11 +53,11 @@ def static_statistics(tensor: Tensor) -> dict[str, float]:
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Pearson's correlation of two samples (n,); None where one of them is constant."""
+    """Returns Pearson's correlation of two samples (n,); None where one of them is constant."""
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or first.size < 2:
         raise ValueError(
-            f"samples of shapes {first.shape} and {second.shape}; expected one shape (n,) with n >= 2"
+            f"x and y must have one shape (n,) with n >= 2; got {first.shape} and {second.shape}"
         )
     a, b = first - first.mean(), second - second.mean()
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -68,12 +67,15 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
 def correlations(
     choices: ArrayLike, statistics: Sequence[Mapping[str, float]]
 ) -> dict[str, float | None]:
-    """Correlation of a dial's final value per tensor (n,) with each of the tensors' static statistics."""
+    """Returns the correlations of a dial's final value per tensor (n,) with static statistics."""
     return {key: pearson(choices, [entry[key] for entry in statistics]) for key in STATISTICS}
 
 
 def effective_rank(matrix: ArrayLike) -> float:
-    """exp(-sum p ln p) over the singular values, normalized to a sum of 1: from 1 to the rank; 0 of a zero matrix."""
+    """Returns exp(-sum p ln p) over the singular values, normalized to a sum of 1.
+
+    It is from 1 to the rank, and 0 of a zero matrix.
+    """
     values = np.linalg.svd(np.asarray(matrix, dtype=np.float64), compute_uv=False)
     total = float(values.sum())
     if total <= 0.0:
@@ -83,17 +85,17 @@ def effective_rank(matrix: ArrayLike) -> float:
 
 
 def comparison(weight: ArrayLike, reference: ArrayLike) -> dict[str, float | None]:
-    """How a tensor differs from the same tensor of another run.
+    """Returns the differences of a tensor from the same tensor of another run.
 
     Returns:
         `cosine`; `relative_difference`, ||w - r|| / ||r||; `norm_loss`, 1 - ||w|| / ||r||;
-        `max_abs_loss`, alike of the largest magnitudes; `effective_rank` and
+        `max_abs_loss`, the same of the largest magnitudes; `effective_rank` and
         `reference_effective_rank`. None where a norm is 0.
     """
     w, r = (np.asarray(values, dtype=np.float64) for values in (weight, reference))
     if w.shape != r.shape:
         raise ValueError(
-            f"tensors of shapes {w.shape} and {r.shape}; expected the same tensor of two runs"
+            f"weight and reference must be the same tensor of two runs; got {w.shape} and {r.shape}"
         )
     norm, other = float(np.linalg.norm(w)), float(np.linalg.norm(r))
     return {
@@ -107,43 +109,34 @@ def comparison(weight: ArrayLike, reference: ArrayLike) -> dict[str, float | Non
 
 
 def body(snapshot: Snapshot, row: int) -> dict[str, Tensor]:
-    """Tensor name -> weight and AdamW's moments of every matrix of the layers, of one row of an env's snapshot."""
-    weights = "plant/weights/"
-    names = [
-        name.removeprefix(weights)
-        for name in snapshot.tensors
-        if name.startswith(f"{weights}layer.")
-    ]
+    """Returns tensor name -> weight and AdamW's moments of every matrix of the layers.
 
-    def array(key: str) -> FloatArray:
-        return snapshot.tensors[key][row].double().cpu().numpy()
-
-    return {
-        name: Tensor(
-            array(f"{weights}{name}"),
-            array(f"plant/optimizer/{name}/momentum"),
-            array(f"plant/optimizer/{name}/second_moment"),
-        )
-        for name in names
-        if snapshot.tensors[f"{weights}{name}"].ndim == 3  # (N, out, in)
-    }
+    They are of one row of an env's snapshot.
+    """
+    weights, found = "plant/weights/", {}
+    for key, tensor in snapshot.tensors.items():
+        if key.startswith(f"{weights}layer.") and tensor.ndim == 3:  # (N, out, in)
+            name = key.removeprefix(weights)
+            moments = (f"plant/optimizer/{name}/{kind}" for kind in ("momentum", "second_moment"))
+            tensors = [snapshot.tensors[each][row] for each in (key, *moments)]
+            found[name] = Tensor(*(each.double().cpu().numpy() for each in tensors))
+    return found
 
 
 def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How the tensors of two runs differ.
+    """Returns the differences of the tensors of two runs.
 
     Returns:
-        `tensors`: name -> comparison; means over the tensors `mean_cosine`,
-            `mean_relative_difference`; `above_095`,
-        how many tensors have a cosine above 0.95.
+        `tensors`: name -> comparison; means over the tensors `mean_cosine` and
+        `mean_relative_difference`; `above_095`, the number of tensors with a cosine above 0.95.
     """
-    compared = {
-        name: comparison(tensor.weight, reference[name].weight) for name, tensor in ours.items()
-    }
-    cosines = [entry["cosine"] for entry in compared.values() if entry["cosine"] is not None]
-    distances = [
-        e["relative_difference"] for e in compared.values() if e["relative_difference"] is not None
-    ]
+    compared = {name: comparison(own.weight, reference[name].weight) for name, own in ours.items()}
+
+    def known(key: str) -> list[float]:
+        values = [entry[key] for entry in compared.values()]
+        return [value for value in values if value is not None]
+
+    cosines, distances = known("cosine"), known("relative_difference")
     return {
         "tensors": compared,
         "mean_cosine": float(np.mean(cosines)) if cosines else None,
@@ -155,7 +148,7 @@ def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> 
 def compare_runs(
     ours: Mapping[str, Tensor], reference: Mapping[str, Tensor], choices: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Sections 5.4 and 5.5 for one seed.
+    """Returns the numbers of sections 5.4 and 5.5 for one seed.
 
     Args:
         ours: tensors of the run whose dial was moved.
@@ -165,27 +158,21 @@ def compare_runs(
 
     Returns:
         `tensors`: name -> `choice`, statistics and comparison; `correlations` (STATISTICS -> r);
-            and what else
-        `differences` has.
+        and the means of `differences`.
 
     Raises:
         ValueError: if the three do not name the same tensors.
     """
-    if not set(ours) == set(reference) == set(choices):
-        differing = sorted(
-            (set(ours) | set(reference) | set(choices))
-            - (set(ours) & set(reference) & set(choices))
-        )
+    every, common = {*ours, *reference, *choices}, set(ours) & set(reference) & set(choices)
+    if differing := sorted(every - common):
         raise ValueError(
-            f"expected the same tensors in both runs and one choice each; these are not: {differing}"
+            f"both runs must have the same tensors and one choice each; these are not: {differing}"
         )
+
     statistics = {name: static_statistics(tensor) for name, tensor in ours.items()}
     found = differences(ours, reference)
-    compared = found.pop("tensors")
-    return {
-        "tensors": {
-            name: {"choice": float(choices[name])} | statistics[name] | compared[name]
-            for name in ours
-        },
-        "correlations": correlations([choices[name] for name in ours], list(statistics.values())),
-    } | found
+    compared, tensors = found.pop("tensors"), {}
+    for name in ours:
+        tensors[name] = {"choice": float(choices[name])} | statistics[name] | compared[name]
+    predicted = correlations([choices[name] for name in ours], list(statistics.values()))
+    return {"tensors": tensors, "correlations": predicted} | found
