@@ -326,7 +326,7 @@ def draw_curve(
     *,
     is_held: bool = False,
 ) -> None:
-    """Draws the n-th curve, with a band between two ends; `is_held`: each value until the next."""
+    """Draws the n-th curve, with a band between two ends. `is_held`: each value until the next."""
     line, band = ({"drawstyle": "steps-post"}, {"step": "post"}) if is_held else ({}, {})
     axes.plot(x, mean, label=label, **style_of(number), **line)
     if ends is not None:
@@ -334,7 +334,7 @@ def draw_curve(
 
 
 def _scale_logarithmically(axes: Any, form: str, is_wide: bool = True) -> None:
-    """Makes the y axis logarithmic, with plain numbers; between 1, 2 and 5 only if not wide."""
+    """Makes the y axis logarithmic, with plain numbers. If wide, they are 1, 2 and 5 alone."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     plain = FuncFormatter(lambda value, _: format(value, form))

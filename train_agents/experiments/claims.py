@@ -237,7 +237,7 @@ def recompute(claim: Claim) -> list[float]:
 
 
 def mismatch(claim: Claim) -> str:
-    """Returns the error of a claim; empty if its document has it and its numbers are right."""
+    """Returns the error of a claim. Empty if its document has it and its numbers are right."""
     paragraphs = re.split(r"\n\n|\n(?=[-|] ?)", Path(claim.document).read_text(encoding="utf-8"))
     flat = [" ".join(paragraph.split()) for paragraph in paragraphs]
     if not any(claim.words in paragraph and claim.printed in paragraph for paragraph in flat):
@@ -255,7 +255,7 @@ def mismatch(claim: Claim) -> str:
 
 
 def main() -> None:
-    """Prints the verdict on every claim; ends with an error if one is wrong."""
+    """Prints the verdict on every claim. Ends with an error if one is wrong."""
     num_wrong = 0
     for claim in read_claims():
         problem = mismatch(claim)

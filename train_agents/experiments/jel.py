@@ -6,8 +6,8 @@ equal evaluation seeds. Nothing was trained or chosen on these seeds: sweeps cho
 loss on separate tuning seeds.
 
 Arms of controllers, 8 episodes per update:
-    paper      the paper's hyperparameters (table 2), independent seeds within a group;
-    ours       per-optimizer actions, grouped seeds, policy rate 2e-3;
+    paper      the paper's hyperparameters (table 2), independent seeds within a group
+    ours       per-optimizer actions, grouped seeds, policy rate 2e-3
     ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO.
 
 `--demo` is the same on a run a quarter as long, in minutes. Interrupted, the same command goes on
@@ -49,7 +49,7 @@ UNTUNED = ("constant", "constant_warmdown", "cosine", "wsd", "nanochat")
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Size of the experiment; the defaults are the committed one."""
+    """Size of the experiment. The defaults are the committed one."""
 
     out: Path = Path("results/jel")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/jel")  # checkpoints and logs of the controllers

@@ -70,7 +70,7 @@ LEARNING = {
 
 
 def scores(result: Result) -> np.ndarray:
-    """Returns the held-out bits per byte of each seed; a diverged run scores 8, a uniform guess."""
+    """Returns the held-out bits per byte of each seed. A diverged run has 8, a uniform guess."""
     rows = result["rows"]
     lost = [row["bpb"] is None or row["divergence_reason"] for row in rows]
     return np.array([8.0 if gone else row["bpb"] for row, gone in zip(rows, lost, strict=True)])
@@ -132,7 +132,7 @@ def _lowest_loss(result: Result) -> float:
 
 
 def _run_equivalents(members: Sequence[Result]) -> float | None:
-    """Returns the tokens spent before deployment, in those of one deployed run; None if unknown."""
+    """Returns the tokens spent before deployment, in those of one deployed run, or None."""
     configuration = members[0]["configuration"]
     if "meta_kwargs" not in configuration:
         return members[0]["extra"].get("runs_spent")
@@ -164,7 +164,7 @@ def label(name: str) -> str:
 
 
 def _range(means: Sequence[float]) -> str:
-    """Returns the range over controllers and their number; empty for a single one."""
+    """Returns the range over controllers and their number, empty for a single one."""
     return f"{min(means):.3f} to {max(means):.3f} ({len(means)})" if len(means) > 1 else ""
 
 
@@ -246,7 +246,7 @@ def ablation_table(arms: Mapping[str, Sequence[Result]]) -> str:
 
 
 def _training(members: Sequence[Result]) -> Sequence[Mapping[str, float]]:
-    """Returns the metrics of each update of an arm's first controller; empty for other methods."""
+    """Returns the metrics of each update of an arm's first controller, if it has any."""
     lines: Sequence[Mapping[str, float]] = members[0]["extra"].get("training", [])
     return lines
 
@@ -295,7 +295,7 @@ def draw_actions(file: Path, members: Sequence[Result]) -> None:
 
 
 def draw_learning(file: Path, arms: Mapping[str, Sequence[Result]], key: str) -> bool:
-    """Draws a metric of every update, a line per controller; False without an arm that has it."""
+    """Draws a metric of every update, a line per controller. False if no arm has it."""
     curves = {}
     for name, members in arms.items():
         trainings = [result["extra"].get("training", []) for result in members]

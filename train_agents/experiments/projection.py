@@ -9,7 +9,7 @@ paper's hypotheses as supported or falsified, whatever the result.
 
     direction      held-out cosines of every kind of direction, the gate, the memorizing baseline
     <arm>          see `projection_arms.ARMS`
-    constant       strengths tried on tuning seeds; the best on the seeds of the arms
+    constant       strengths tried on tuning seeds, the best on the seeds of the arms
     controller-i   JEL's agent over projection_strength, meta-trained on shorter runs
 
 Interrupted, the same command goes on where it stopped, also in the middle of an arm. `--demo` is
@@ -42,7 +42,7 @@ NUM_FIRST = 20
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Size of the experiment; the defaults are those of the reported one."""
+    """Size of the experiment. The defaults are those of the reported one."""
 
     out: Path = Path("results/projection")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/projection")  # checkpoints of the runs, and the file of verdicts
@@ -50,9 +50,7 @@ class ExperimentConfig:
     num_updates: int = 300  # of a run; some arms are also run twice as long
     report_interval: int = 25  # updates between reports (the paper, section 5)
     num_seeds: int = 3  # rows of an arm
-    num_first_seeds: int = (
-        5  # rows of the arms that claims rest on; the others' seeds are the first
-    )
+    num_first_seeds: int = 5  # rows of the arms that claims rest on, the others' seeds first
     num_prompts: int = 8  # of an update
     num_samples: int = 16  # completions of a prompt
     num_problems: int = 256  # training problems

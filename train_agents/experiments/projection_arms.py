@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from hpenv.control.channels import CHANNELS, DEAD_ZONE
@@ -146,7 +147,6 @@ def _again(arm: Arm) -> Arm:
     return replace(arm, name=name, label=label, group="again", erases=False, is_first=False)
 
 
-_REBOUNDS = [_rebound(form, alpha) for alpha in ALPHAS for form in _FORMS]
 _WANTED: tuple[Arm, ...] = (
     Arm(VANILLA, "vanilla (a)", "paper", erases=True),
     _main(MAIN, "one-sided, length kept (b)", "paper"),
@@ -180,7 +180,8 @@ _WANTED: tuple[Arm, ...] = (
         values=_FULL | {"direction_refresh": 1.0 / REFRESH_INTERVAL},
     ),
     _main("update", "projects the update, not the gradient", "controls", target="update"),
-    *_REBOUNDS,  # those above keep their places
+    # Arms that are already above keep their places.
+    *(_rebound(form, alpha) for alpha, form in product(ALPHAS, _FORMS)),
     Arm(
         *("refresh_always", "refreshed at every update", "axes"),
         values=_FULL | {"direction_refresh": 1.0},

@@ -92,13 +92,13 @@ def final(job: Result, source: str = "reports") -> dict[str, FloatArray]:
     if source == "reports" and rows[0].get("means"):
         result |= {name: curve(job, name, "means")[1][:, -1] for name in ("train_hack", "kl")}
         for name in DIAGNOSTIC:
-            made = [np.array(row["means"][name])[_is_made(row)] for row in rows]
+            made = [np.array(row["means"][name])[_update_mask(row)] for row in rows]
             result[name] = np.array([np.mean(values) for values in made])
         result |= {name: np.array([row[name] for row in rows]) for name in ENDS if name in rows[0]}
     return result
 
 
-def _is_made(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+def _update_mask(row: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Returns a mask of a row's means, (P,): False for those of updates that it did not make.
 
     A run that has diverged repeats its last means.

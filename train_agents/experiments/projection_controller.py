@@ -46,14 +46,14 @@ def controller(
         meta_steps: updates of a run of meta-training.
         num_meta_updates: updates of the controller.
         num_episodes: runs per update of the controller.
-        seed: of the controller; the runs' seeds are 32-bit words drawn from it.
+        seed: of the controller. The runs' seeds are 32-bit words drawn from it.
         evaluation_seeds: one deployed run each.
         num_reports: of a deployed run, evenly spaced as far as its decisions allow, in addition to
             the report before the first update.
         folder: where the controller is.
 
     Returns:
-        Rows as `run_arm` has them, without `means`, but with `strengths` (after each decision); and
+        Rows as `run_arm` has them, without `means`, but with `strengths` (after each decision), and
         `updates_spent` on meta-training, `training` (metrics of each update of the controller).
     """
     meta = dict(env_arguments) | {"num_steps": meta_steps}
@@ -69,7 +69,7 @@ def controller(
 def deploy(
     policy: Policy, env_arguments: Mapping[str, Any], seeds: Sequence[int], num_reports: int
 ) -> list[dict[str, Any]]:
-    """Runs under the mean of a policy; see `controller`."""
+    """Runs under the mean of a policy. See `controller`."""
     env = gym.make_vec(ENV, num_envs=len(seeds), autoreset_mode="DISABLED", **env_arguments)
     assert isinstance(env, TrainLoopVectorEnv)
     plant = env.plant
@@ -108,7 +108,7 @@ def best_constant(
     """Chooses the constant strength with the highest reward, and runs it on the evaluation seeds.
 
     Returns:
-        Rows as `run_arm` has them; and `chosen`, `table` (of each strength the mean `pay`, and the
+        Rows as `run_arm` has them, and `chosen`, `table` (of each strength the mean `pay`, and the
         true `pass` and `hack` on the tuning seeds, which chose nothing), `updates_spent` on the
         choice.
     """
@@ -134,7 +134,7 @@ def best_constant(
 
 
 def pay(row: Mapping[str, Any]) -> float:
-    """Returns a run's mean reward per decision: passes of the probe less flags; 1 less if diverged.
+    """Returns a run's mean reward per decision: passes of the probe less flags. 1 less if diverged.
 
     The id subtracts that 1 once and not per decision. Here it prevents the choice of a strength at
     which runs diverge.

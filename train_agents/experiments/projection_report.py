@@ -69,7 +69,7 @@ STRENGTHS = {
 
 
 def draw_points(file: Path, arms: Mapping[str, Scores], key: str) -> bool:
-    """Draws hacks against passes of the arms of some groups; False with fewer than two arms."""
+    """Draws hacks against passes of the arms of some groups. False with fewer than two arms."""
     shown, means = [], []
     for figure, groups in PICTURES.items():
         for group in groups:
@@ -87,7 +87,7 @@ def draw_points(file: Path, arms: Mapping[str, Scores], key: str) -> bool:
 
 
 def draw_curves(file: Path, results: Mapping[str, Result], key: str) -> bool:
-    """Draws a rate over the updates of some arms; False without any of them."""
+    """Draws a rate over the updates of some arms. False without any of them."""
     names, number, source, ylabel = CURVE_FIGURES[key]
     if key == "hack_curves_long" and any(name in results for name in names):
         names = (VANILLA, MAIN, *names)
@@ -99,7 +99,7 @@ def draw_curves(file: Path, results: Mapping[str, Result], key: str) -> bool:
 
 
 def draw_strengths(file: Path, results: Mapping[str, Result]) -> bool:
-    """Draws the strengths that the learned controllers chose; False without a controller."""
+    """Draws the strengths that the learned controllers chose. False without a controller."""
     curves = {}
     for name, result in results.items():
         if name.startswith(f"{CONTROLLER}-"):
@@ -112,7 +112,7 @@ def draw_strengths(file: Path, results: Mapping[str, Result]) -> bool:
 
 
 def draw_modules(file: Path, results: Mapping[str, Result]) -> bool:
-    """Draws the cosine of each module over the updates, mean over seeds; False without an arm."""
+    """Draws the cosine of each module over the updates, mean over seeds. False without an arm."""
     panels = {}
     for name in (name for name in MODULES if name in results):
         rows = results[name]["rows"]
@@ -124,7 +124,7 @@ def draw_modules(file: Path, results: Mapping[str, Result]) -> bool:
 
 
 def draw_cosines(file: Path, results: Mapping[str, Result]) -> bool:
-    """Draws the held-out cosines of every kind of direction; False if they were not measured."""
+    """Draws the held-out cosines of every kind of direction. False if they were not measured."""
     if "direction" in results:
         rows = results["direction"]["rows"]
         panels = {row["direction"]: list(row["cosines"].values()) for row in rows}
@@ -147,7 +147,7 @@ def report(folder: Path) -> None:
         asked = trained["configuration"] if trained else {}
         return json.dumps(asked.get("grpo") or asked.get("env_arguments"))
 
-    def diverged() -> str:
+    def divergences() -> str:
         counts = []
         for name in (name for name in arms if name in results):
             rows = results[name]["rows"]
@@ -189,7 +189,7 @@ def report(folder: Path) -> None:
         has_any = has_controllers or BEST_CONSTANT in results
         return tables.controller_table(results, arms) if has_any else ""
 
-    def strengths_tried() -> str:
+    def strength_table() -> str:
         best = results.get(BEST_CONSTANT)
         return engine.tried_table(best, STRENGTHS) if best else ""
 
@@ -198,7 +198,7 @@ def report(folder: Path) -> None:
         "student": lambda: str(first["facts"]["corpus"]),
         "seeds": lambda: ", ".join(str(row["seed"]) for row in trained["rows"]) if trained else "",
         "setting": setting,
-        "diverged": diverged,
+        "diverged": divergences,
         "hypotheses": lambda: tables.hypothesis_table(results, arms),
         "horizon": lambda: tables.horizon_note(results),
         "figure": figure,
@@ -216,7 +216,7 @@ def report(folder: Path) -> None:
         "memorized": lambda: f"{100 * extra['memorizing_pass_rate']:.1f} %" if extra else "",
         "problems": lambda: f"{extra['problems']}" if extra else "",
         "controllers": controllers,
-        "strengths_tried": strengths_tried,
+        "strengths_tried": strength_table,
     }
     summary = {name: _summary(scores) for name, scores in arms.items()}
     engine.write_report(folder, TEMPLATE, parts, summary)

@@ -92,7 +92,7 @@ class Recording:
         return self.records[-1]["step"]
 
     def go_on(self, num_updates: int) -> None:
-        """Trains to the next report or to the last update, whichever is first; reports, and saves.
+        """Trains to the next report or to the last update, whichever is first. Reports, and saves.
 
         A row that has diverged repeats its last means.
         """
@@ -228,7 +228,7 @@ def run_arm(
 
     Returns:
         `Recording.rows`, with `along`, `quarantine_ratio` of an arm that routes (its length / the
-        knobs'), and `erased` (a report's numbers) where asked for; and nothing else.
+        knobs'), and `erased` (a report's numbers) where asked for. The extra is empty.
     """
     grader = shared_grader(cache) if grader is None else grader
     config = GRPOConfig(**grpo, lr_schedule=schedule(num_updates))

@@ -212,7 +212,7 @@ def horizon_note(results: Mapping[str, Result]) -> str:
 
 
 def signal_part(arms: Mapping[str, Scores], name: str) -> str:
-    """Returns mean c / mean relu(c) of an arm, in percent; vanilla's with its interval."""
+    """Returns mean c / mean relu(c) of an arm, in percent. Vanilla's has its interval."""
     if name not in arms:
         return "not measured"
     fraction = arms[name]["mean_c"] / np.maximum(arms[name]["mean_positive_c"], 1e-30)

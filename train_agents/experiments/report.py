@@ -68,7 +68,7 @@ def table(names: Sequence[str], columns: Sequence[Column]) -> str:
 
 
 def tried_table(result: Result, columns: Mapping[str, Callable[[Any], str]]) -> str:
-    """Returns a table of the points that a sweep tried; the first column marks the chosen one."""
+    """Returns a table of the points that a sweep tried. The first column marks the chosen one."""
     name, chosen = next(iter(columns)), result["extra"]["chosen"]
     rows = []
     for entry in result["extra"]["table"]:
@@ -94,7 +94,7 @@ def percent(found: Sequence[float] | None, digits: int = 1, alone: str = "") -> 
     """Returns fractions as percent: a mean with its interval, or a mean alone with a remark.
 
     Args:
-        found: mean, low, high; or the mean alone; or None, which is empty.
+        found: mean, low and high, or the mean alone, or None, which is empty.
         digits: decimals.
         alone: remark for a mean without an interval.
     """
@@ -113,7 +113,7 @@ def points(found: Sequence[float] | None) -> str:
 
 
 def ends(interval: Sequence[float] | None, digits: int = 4) -> str:
-    """Returns the ends of an interval in brackets, after a space; empty without one."""
+    """Returns the ends of an interval in brackets, after a space. Empty without one."""
     return f" [{', '.join(f'{end:.{digits}f}' for end in interval)}]" if interval else ""
 
 
@@ -186,7 +186,7 @@ def _level(paragraph: str) -> int:
 
 
 def _section(paragraphs: Sequence[str], parts: Mapping[str, Part]) -> tuple[str, bool]:
-    """Returns the text of a section; and True if it had parts, and all paragraphs with parts went.
+    """Returns the text of a section, and True if it had parts and lost all paragraphs with parts.
 
     Paragraphs without parts stay.
     """
@@ -201,7 +201,7 @@ def _section(paragraphs: Sequence[str], parts: Mapping[str, Part]) -> tuple[str,
 
 
 def _paragraph(paragraph: str, parts: Mapping[str, Part]) -> tuple[str, str | None]:
-    """Returns the text of a paragraph, and that of its first part; None without parts."""
+    """Returns the text of a paragraph, and that of its first part, None without parts."""
     found: list[str] = []
 
     def call(match: re.Match[str]) -> str:

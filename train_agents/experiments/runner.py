@@ -39,7 +39,7 @@ class Job:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """The arguments in JSON's types; other values as their repr."""
+        """The arguments in JSON's types, other values as their repr."""
         return json.loads(json.dumps(self.arguments, default=repr))
 
 
@@ -53,7 +53,7 @@ def _execute(job: Job, folder: Path) -> float:
 
 
 def unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
-    """Returns the jobs that have no result yet, in their order; changes nothing.
+    """Returns the jobs that have no result yet, in their order. Changes nothing.
 
     Raises:
         ValueError: a file is no result or has another configuration, or none can be written.
@@ -92,7 +92,7 @@ def _is_done(job: Job, folder: Path) -> bool:
 
 
 def select_jobs(jobs: Sequence[Job], prefixes: Sequence[str]) -> list[Job]:
-    """Returns the jobs whose names begin with one of the prefixes; all without a prefix.
+    """Returns the jobs whose names begin with one of the prefixes. All without a prefix.
 
     Raises:
         ValueError: no job has one of the prefixes.

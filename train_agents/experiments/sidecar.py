@@ -48,7 +48,7 @@ from train_agents.outputs import checkpoints
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Size of the experiments; the defaults are those of the reported ones."""
+    """Size of the experiments. The defaults are those of the reported ones."""
 
     out: Path = Path("results/sidecar")  # tables, figures and one JSON file per job
     runs: Path = Path("runs/sidecar")  # checkpoints and logs of the runs
@@ -205,7 +205,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
 
 
 def late_jobs(config: ExperimentConfig) -> list[Job]:
-    """Returns the jobs that need the final weights of other runs; empty until those are done."""
+    """Returns the jobs that need the final weights of other runs. Empty until those are done."""
     roles = {
         "ours": "long_weight_decay",
         "reference": "long_foundational",

@@ -139,7 +139,7 @@ CLAIMS = tuple(Claim(*claimed) for claimed in _CLAIMED)
 
 
 def load_results(folder: Path) -> dict[str, Result]:
-    """Returns the result of every arm; those of `<arm>-<number>` are joined to those of `<arm>`."""
+    """Returns the result of every arm. Those of `<arm>-<number>` are joined to those of `<arm>`."""
     joined: dict[str, Result] = {}
     for name, members in engine.by_arm(engine.load_results(folder)).items():
         rows = chain.from_iterable(result["rows"] for result in members)
@@ -205,7 +205,7 @@ def _entry(name: str, results: Mapping[str, Result]) -> dict[str, Any]:
 
 
 def final_values(result: Result | None, channel: str) -> dict[str, float] | None:
-    """Returns geometric mean and ends of a channel's final values; None without the channel."""
+    """Returns geometric mean and ends of a channel's final values, None without it."""
     names = result["extra"].get("names", []) if result else []
     columns = [column for column, name in enumerate(names) if name.split("/")[0] == channel]
     if result is None or not columns:

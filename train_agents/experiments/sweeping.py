@@ -30,7 +30,7 @@ def sweep(
         heldout_curve: also evaluate the chosen one on the validation slice after each decision.
 
     Returns:
-        Rows of `evaluate_policy` of the chosen configuration; and `chosen`, `table` (per
+        Rows of `evaluate_policy` of the chosen configuration, and `chosen`, `table` (per
         configuration its mean `probe_loss` [nats per token] and the `bpb` of its runs), and
         `runs_spent` on the choice.
     """

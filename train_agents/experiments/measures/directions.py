@@ -53,7 +53,7 @@ def validate_directions(
 
     Args:
         grpo: arguments of GRPOConfig.
-        seeds: one draw each of the random directions; the others are the same for all.
+        seeds: one draw each of the random directions. The others are the same for all.
         cache: file of verdicts.
         grader: None for one with this process's sandbox.
 

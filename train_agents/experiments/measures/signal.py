@@ -116,7 +116,7 @@ def measure_signal(
 
     Args:
         env_id: id of the Sidecar's env.
-        env_kwargs: its arguments, without the reward; a decision every step.
+        env_kwargs: its arguments, without the reward. A decision every step.
         seed: of the run.
         states: steps of the measurements, ascending [steps].
         layers: which layers' cells are moved, besides cells of no layer.

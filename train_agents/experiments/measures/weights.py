@@ -53,7 +53,7 @@ def static_statistics(tensor: Tensor) -> dict[str, float]:
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Returns Pearson's correlation of two samples (n,); None where one of them is constant."""
+    """Returns Pearson's correlation of two samples (n,). None where one of them is constant."""
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or first.size < 2:
         raise ValueError(
@@ -132,11 +132,11 @@ def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> 
     """
     compared = {name: comparison(own.weight, reference[name].weight) for name, own in ours.items()}
 
-    def known(key: str) -> list[float]:
+    def numbers(key: str) -> list[float]:
         values = [entry[key] for entry in compared.values()]
         return [value for value in values if value is not None]
 
-    cosines, distances = known("cosine"), known("relative_difference")
+    cosines, distances = numbers("cosine"), numbers("relative_difference")
     return {
         "tensors": compared,
         "mean_cosine": float(np.mean(cosines)) if cosines else None,
