@@ -12,14 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("hpenv", "agents", "baselines", "speed", "examples", "train_agents")
-#: Not yet rewritten.
-EXEMPT = ROOT / "train_agents" / "experiments"
-FILES = sorted(
-    path
-    for folder in FOLDERS
-    for path in (ROOT / folder).rglob("*.py")
-    if not path.is_relative_to(EXEMPT)
-)
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 QUESTION = re.compile(r"(What|Whether|How|Where|Which)\b")
 IRREGULAR = set(
