@@ -28,7 +28,7 @@ from train_agents.experiments.measures.signal import (
     steps_to_know,
 )
 from train_agents.experiments.report import SWEPT, render, tried_table
-from train_agents.experiments.runner import Job, check_results, run_jobs, select_jobs, unfinished
+from train_agents.experiments.runner import Job, check_results, open_jobs, run_jobs, select_jobs
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import (
     constant_configurations,
@@ -122,7 +122,7 @@ def test_a_file_that_is_no_result_and_a_folder_that_cannot_be_are_refused_before
         run_jobs(jobs, tmp_path / "other", 1)
     with pytest.raises(ValueError, match="out must be a folder"):
         run_jobs(jobs, tmp_path / "jobs" / "one.json", 1)
-    assert unfinished(jobs, tmp_path / "new") == jobs and not (tmp_path / "new").exists()
+    assert open_jobs(jobs, tmp_path / "new") == jobs and not (tmp_path / "new").exists()
     assert not (tmp_path / "trace").exists()
 
 

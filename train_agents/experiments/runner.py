@@ -52,7 +52,7 @@ def _execute(job: Job, folder: Path) -> float:
     return time.monotonic() - start
 
 
-def unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
+def open_jobs(jobs: Sequence[Job], folder: Path) -> list[Job]:
     """Returns the jobs that have no result yet, in their order. Changes nothing.
 
     Raises:
@@ -108,10 +108,10 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     """Runs the jobs without a result, in order, `num_workers` at a time with one thread each.
 
     Raises:
-        ValueError: see `unfinished`.
+        ValueError: see `open_jobs`.
         RuntimeError: naming the jobs that failed, after all others are done.
     """
-    missing = unfinished(jobs, folder)
+    missing = open_jobs(jobs, folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done"
     print(f"{done}; {len(missing)} to do on {num_workers} processes")
@@ -172,7 +172,7 @@ def run_experiment(
             check_results(folder)
         else:
             check_folder("runs", config.runs)
-            unfinished(asked, folder)
+            open_jobs(asked, folder)
             check()
 
     if not config.report_only:
