@@ -413,11 +413,11 @@ def test_the_folder_of_a_training_run_stands_for_its_policy_and_other_folders_ar
     check_columns(tmp_path / "run", ("progress",), ("lr", "weight_decay"))
     with pytest.raises(ValueError, match="made for the action_names"):
         check_columns(tmp_path / "run", ("progress",), ("lr",))
-    (tmp_path / "open_jobs").mkdir()
+    (tmp_path / "unfinished").mkdir()
     with pytest.raises(
-        ValueError, match=r"open_jobs must hold a saved policy; .* training run that has finished"
+        ValueError, match=r"unfinished must hold a saved policy; .* training run that has finished"
     ):
-        load_policy(tmp_path / "open_jobs")
+        load_policy(tmp_path / "unfinished")
     with pytest.raises(
         ValueError,
         match=r"no snapshot at .*absent.*; expected the folder of a saved policy, or of a",

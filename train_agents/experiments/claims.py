@@ -78,8 +78,8 @@ def numbers(text: str) -> list[tuple[float, int]]:
 
 
 @lru_cache
-def _jel_summary() -> dict[str, dict[str, Any]]:
-    return jel_report.summarize(load_results(RESULTS / "jel" / "jobs"))
+def _jel_summary(folder: str = "jel") -> dict[str, dict[str, Any]]:
+    return jel_report.summarize(load_results(RESULTS / folder / "jobs"))
 
 
 @lru_cache
@@ -107,6 +107,12 @@ def jel(method: str, *keys: str) -> list[float]:
     """Returns a method's `bpb` with its interval, or the numbers at some keys of its summary."""
     entry = _jel_summary()[method]
     return _flat(_at(entry, keys)) if keys else _flat([entry["bpb"], *(entry["interval"] or [])])
+
+
+def jel_next(method: str) -> list[float]:
+    """Returns the bits per byte of a method that was run again, and their interval."""
+    entry = _jel_summary("jel/next")[method]
+    return _flat([entry["bpb"], *(entry["interval"] or [])])
 
 
 def jel_below(method: str, reference: str) -> list[float]:
@@ -214,7 +220,7 @@ def percent_of(path: str, *keys: str | int) -> list[float]:
 
 _OF_SIDECAR = (sidecar, sidecar_range, sidecar_first_version, signal_noise, signal_ratio)
 _OF_PROJECTION = (projection, projection_next, projection_at, projection_mean, projection_fewer)
-_ALL = (jel, jel_below, jel_controllers, *_OF_SIDECAR, *_OF_PROJECTION, file, percent_of)
+_ALL = (jel, jel_next, jel_below, jel_controllers, *_OF_SIDECAR, *_OF_PROJECTION, file, percent_of)
 SOURCES: dict[str, Callable[..., list[float]]] = {each.__name__: each for each in _ALL}
 
 
