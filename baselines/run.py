@@ -58,15 +58,15 @@ class RunConfig:
     """Configuration of an evaluation or a tuning of baselines."""
 
     baselines: tuple[str, ...] = tuple(BASELINES)  # keys of BASELINES, or names of sweeps
-    preset: str = "nano"  # see JELConfig, also for data, tokenizer and device
-    data: str = "stdlib"
-    tokenizer: str = "bytes"
+    preset: str = "nano"  # key of hpenv.lm.model.PRESETS
+    data: str = "stdlib"  # `stdlib`, `synthetic`, a path, or `hf:<name>`
+    tokenizer: str = "bytes"  # `bytes`, `bpe:<vocabulary>`, or a path of a tokenizers file
     num_steps: int = 561  # length of a run [steps]
     interval: int = 50  # steps between two points of the curves [steps]
     batch_tokens: int = 512  # batch of one step [tokens]
     sequence_length: int = 64  # length of a sequence [tokens]
     eval_tokens: int = 65_536  # size of the validation slice [tokens]
-    device: str = "cpu"
+    device: str = "cpu"  # device of torch
     seeds: int = 10  # number of runs of each baseline
     first_seed: int = 1000  # the first of consecutive seeds
     max_rows: int = 10  # largest number of runs that train together

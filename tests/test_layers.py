@@ -128,7 +128,7 @@ FILES = {
 
 
 def room_of(module: str) -> str:
-    """The longest name in the table that a module's name begins with; empty if there is none."""
+    """Returns the longest name in the table that begins a module's name, or an empty text."""
     parts = module.split(".")
     names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     own = next((name for name in names if name in DIRECTLY_BELOW), "")
@@ -192,7 +192,7 @@ def below(room: str) -> set[str]:
 
 
 def violations(module: str, imports: list[Import]) -> list[str]:
-    """What is wrong with a module's place and its imports, one line each; empty if nothing is."""
+    """Returns the faults of a module's place and its imports, one line each."""
     package, room = module.split(".")[0], room_of(module)
     allowed = None  # rooms of hpenv and agents that it may import; None is no restriction
     if package in ("hpenv", "agents"):
@@ -301,7 +301,7 @@ def test_the_table_has_no_unknown_names_and_no_cycle():
 
 
 def test_hpenv_has_at_most_seven_floors():
-    """A room is one floor above the highest room that it imports; a folder is one room."""
+    """A room, here a folder, is one floor above the highest room that it imports."""
 
     def folder(room):
         return ".".join(room.split(".")[:2])

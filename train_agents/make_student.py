@@ -52,21 +52,21 @@ MAY_CHANGE = ("out", "threads", "checkpoint_interval")
 class StudentConfig:
     """Configuration of a student and of its training."""
 
-    n_layer: int = 3
-    n_head: int = 2
-    n_embd: int = 64
+    n_layer: int = 3  # layers
+    n_head: int = 2  # heads of attention
+    n_embd: int = 64  # width
     vocabulary_size: int = 512  # tokens
     vocabulary_texts: int = 4000  # demonstrations whose words are counted for the vocabulary
     prompt_tokens: int = 64  # longest prompt [tokens]
     max_tokens: int = 52  # longest completion [tokens]; the longest demonstration has 51
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
-    num_steps: int = 3000
+    num_steps: int = 3000  # optimizer steps
     batch_size: int = 64  # demonstrations per step
     base_lr: float = 3e-3  # learning rate of AdamW; Muon's is ten times as high
-    seed: int = 0
-    threads: int = 1
+    seed: int = 0  # of weights and demonstrations
+    threads: int = 1  # torch threads
     checkpoint_interval: int = 250  # steps between checkpoints [steps]
-    out: Path = Path("runs/student")
+    out: Path = Path("runs/student")  # folder of the student
 
     def __post_init__(self) -> None:
         """Checks sizes, seed and learning rate."""
