@@ -1,4 +1,4 @@
-"""The agent interface (`act`, `update`, `save`, `load`), its records, and saving of optimizers."""
+"""The agent interface (`sample`, `update`, `save`, `load`), its records, and saved optimizers."""
 
 from __future__ import annotations
 
@@ -54,30 +54,37 @@ class Rollout(NamedTuple):
 
 
 class Agent(Protocol):
-    """A controller that learns from whole rollouts, which its caller collects.
+    """A learner of whole rollouts, which its caller collects, and its controller.
 
     Attributes:
-        policy: the part that acts. It is evaluated, saved and attached.
+        policy: the controller in training, without exploration. It is scored, saved and attached.
     """
 
     @property
     def policy(self) -> Policy:
-        """The part that acts."""
+        """The controller in training, without exploration."""
 
-    def act(self, obs: np.ndarray, deterministic: bool = False) -> Decision:
-        """Returns the decision for observations (N, F).
-
-        With `deterministic` it is the policy's mean, and no random number is drawn.
-        """
+    def sample(self, observations: np.ndarray) -> Decision:
+        """Returns decisions with exploration, at observations (N, F)."""
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Learns from a rollout. Returns metrics under stable-baselines3's tags."""
+        """Learns from whole episodes. Returns metrics under stable-baselines3's tags."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything that the next `act` and `update` depend on to a folder."""
+        """Writes everything that the next `sample` and `update` depend on to a folder."""
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continues bitwise from a folder that an agent with the same arguments saved."""
+
+
+def episode_metrics(rollout: Rollout) -> dict[str, float]:
+    """Returns mean return and mean length of a rollout's episodes."""
+    lengths = rollout.alive.sum(axis=0)
+    returns = np.where(rollout.alive, rollout.rewards, 0.0).sum(axis=0)
+    return {
+        "rollout/ep_rew_mean": float(returns[lengths > 0].mean()),
+        "rollout/ep_len_mean": float(lengths[lengths > 0].mean()),
+    }
 
 
 def check_rollout(rollout: Rollout, observation_size: int, action_size: int) -> None:

@@ -143,6 +143,12 @@ class CreditStream:
         values = np.clip(difference / (rms + STD_EPSILON), -self._bound, self._bound)
         return Advantages(values, credits, baseline, rms)
 
+    def restart(self) -> None:
+        """Drops the waiting decisions, whose runs have ended. Means and mean squares stay."""
+        self._rewards = self._rewards[:0]
+        self._baselines = self._baselines[:0]
+        self._known = self._known[:0]
+
     def arrays(self) -> dict[str, FloatArray]:
         """Returns copies of the state that the next push depends on."""
         return {

@@ -34,6 +34,7 @@ from agents.base import (
     Rollout,
     check_rollout,
     config_json,
+    episode_metrics,
     load_agent,
     optimizer_tensors,
     restore_optimizer,
@@ -158,18 +159,11 @@ class JELAgent:
         self._generator = torch.Generator().manual_seed(draws_seed)
 
     @torch.no_grad()
-    def act(self, obs: np.ndarray, deterministic: bool = False) -> Decision:
-        """Samples raw ~ N(mean, std) and returns the action tanh(raw).
-
-        Args:
-            obs: observations, (N, F).
-            deterministic: raw is the mean, and the generator is not advanced.
-        """
-        inputs = torch.from_numpy(as_observations(obs, self.policy.observation_size))
+    def sample(self, observations: np.ndarray) -> Decision:
+        """Samples raw ~ N(mean, std) and returns the action tanh(raw), at observations (N, F)."""
+        inputs = torch.from_numpy(as_observations(observations, self.policy.observation_size))
         mean, log_std = self.policy(inputs)
-        raw = mean
-        if not deterministic:
-            raw = mean + torch.exp(log_std) * torch.randn(mean.shape, generator=self._generator)
+        raw = mean + torch.exp(log_std) * torch.randn(mean.shape, generator=self._generator)
 
         return Decision(
             torch.tanh(raw).numpy(), raw.numpy(), gaussian_log_prob(raw, mean, log_std).numpy()
@@ -211,8 +205,6 @@ class JELAgent:
             _, log_std = self.policy(columns[0])
             entropy = gaussian_entropy(log_std).mean().item()
 
-        lengths = alive.sum(axis=0)
-
         return {
             "train/policy_gradient_loss": _mean(steps, "policy_gradient_loss"),
             "train/entropy_loss": _mean(steps, "entropy_loss"),
@@ -226,11 +218,7 @@ class JELAgent:
             "train/learning_rate": self.config.learning_rate,
             "train/clip_range": self.config.clip_range,
             "train/n_updates": float(self.num_updates * self.config.num_epochs),
-            "rollout/ep_rew_mean": float(
-                np.where(alive, rewards, 0.0).sum(axis=0)[lengths > 0].mean()
-            ),
-            "rollout/ep_len_mean": float(lengths[lengths > 0].mean()),
-        }
+        } | episode_metrics(rollout)
 
     def _epoch(self, columns: Sequence[torch.Tensor]) -> list[dict[str, float]]:
         """Passes once over the samples in random order. Returns the metrics of each minibatch."""

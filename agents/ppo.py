@@ -1,4 +1,6 @@
-"""Wraps stable-baselines3's PPO. Global random state is isolated, and checkpoints hold no pickles.
+"""Wraps stable-baselines3's PPO: networks, sampling and `train` are its own, episodes are ours.
+
+Global random state is isolated, and checkpoints hold no pickles.
 
 The defaults are as close to JEL as possible: whole episodes per update, Monte-Carlo returns
 (gae_lambda 1), no normalization of advantages, no bound on the gradient, 2 x 64 tanh, log_std from
@@ -8,8 +10,8 @@ The defaults are as close to JEL as possible: whole episodes per update, Monte-C
 - One log_std serves all observations.
 - Actions are clipped, not squashed.
 - Initial weights are orthogonal, and Adam's eps is 1e-5 (stable-baselines3's).
-- A row whose run diverges starts another episode within the rollout. The critic completes the
-  return of that episode.
+
+Every episode ends within its rollout, so no return is completed by the critic.
 
 stable-baselines3 samples with torch's global generator and shuffles with numpy's. While it runs,
 both hold the agent's states. Afterwards their previous states are restored.
@@ -28,29 +30,33 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from agents.base import config_json, load_agent, optimizer_tensors, restore_optimizer
+from agents.base import (
+    Decision,
+    Rollout,
+    check_rollout,
+    config_json,
+    episode_metrics,
+    load_agent,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from agents.returns import gae
+from hpenv.policies.policy import as_observations
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.store import save_state
 
 try:
     from stable_baselines3 import PPO
     from stable_baselines3.common.buffers import RolloutBuffer
-    from stable_baselines3.common.logger import KVWriter, Logger
-    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.logger import Logger
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "agents.ppo needs stable-baselines3; install it with: pip install 'hpenv[agents]'",
         name=error.name,
     ) from error
 
-#: Default number of decisions of an episode (JEL, table 2).
-DECISIONS = 12
-
 #: Names of the counters in a saved agent's metadata.
-COUNTERS = ("num_timesteps", "num_iterations", "n_updates")
-
-#: Wall-clock metrics. `learn` leaves them out, so that it returns the same numbers for a seed.
-CLOCKS = ("time/fps", "time/time_elapsed")
+COUNTERS = ("num_decisions", "num_updates")
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,6 @@ class PPOAgentConfig:
     value_coefficient: float = 0.5  # weight of the critic's squared error
     num_epochs: int = 4  # passes over a rollout
     batch_size: int = 64  # decisions per minibatch (the last one of an epoch may be smaller)
-    # decisions of an episode, and of every row between two updates; None: 12, as JEL
-    num_decisions: int | None = None
     normalize_advantage: bool = False  # standardize the advantages of each minibatch
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the tanh layers of actor and critic
     initial_log_std: float = -0.5  # a standard deviation of 0.61 over positions
@@ -85,34 +89,16 @@ class PPOAgentConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0; got {getattr(self, name)}")
 
-        for name in ("num_epochs", "batch_size", "num_decisions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1; got {value}")
+        for name in ("num_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1; got {getattr(self, name)}")
 
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be > 0 or None; got {self.max_grad_norm}")
 
 
-class LastValues(KVWriter):
-    """Output format for stable-baselines3's logger. It keeps the last value of every tag."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
-    ) -> None:
-        """Stores the finite numbers of one dump, without wall-clock metrics."""
-        numbers = {key: float(value) for key, value in key_values.items() if key not in CLOCKS}
-        self.values.update({key: value for key, value in numbers.items() if math.isfinite(value)})
-
-    def close(self) -> None:
-        """Does nothing, because no file is open."""
-
-
 class PPOAgent:
-    """A PPO agent. It has `learn` in place of `act` and `update`, because it runs the episodes.
+    """A PPO agent.
 
     Args:
         observation_size: F.
@@ -122,9 +108,7 @@ class PPOAgent:
 
     Attributes:
         model: stable-baselines3's PPO.
-        num_iterations: number of rollouts in all updates so far. stable-baselines3's counter
-            starts again at every `learn`.
-        num_decisions: decisions of an episode, and of every row between two updates.
+        num_updates: number of calls of `update` so far.
     """
 
     def __init__(
@@ -135,7 +119,6 @@ class PPOAgent:
         seed: int = 0,
     ) -> None:
         self.config = PPOAgentConfig() if config is None else config
-        self.num_decisions = self.config.num_decisions or DECISIONS
         self.observation_size = observation_size
         self.action_size = action_size
         torch_seed, numpy_seed = (
@@ -144,21 +127,16 @@ class PPOAgent:
 
         self._torch_state = torch.Generator().manual_seed(torch_seed).get_state()
         self._numpy_state: Any = np.random.RandomState(numpy_seed).get_state(legacy=False)
-
-        self._last_values = LastValues()
-        self.num_iterations = 0
+        self.num_updates = 0
         self.model = self._build()
-        self.set_logger(Logger(folder=None, output_formats=[]))
 
     def _build(self) -> PPO:
         config = self.config
-        # Without an env, as in PPO.load. The network needs only the spaces, and `learn` may use any
-        # number of rows.
+        # Without an env, as in PPO.load. The network needs only the spaces.
         model = PPO(
             "MlpPolicy",
             env=None,  # type: ignore[arg-type]
             learning_rate=config.learning_rate,
-            n_steps=self.num_decisions,
             batch_size=config.batch_size,
             n_epochs=config.num_epochs,
             gamma=config.gamma,
@@ -185,6 +163,8 @@ class PPOAgent:
         with self._private_generators():
             model._setup_model()
 
+        model.policy.set_training_mode(False)
+        model.set_logger(Logger(folder=None, output_formats=[]))
         return model
 
     @contextlib.contextmanager
@@ -209,82 +189,69 @@ class PPOAgent:
         actor = self.model.policy
         return SB3MLP.from_layers(actor.mlp_extractor.policy_net, actor.action_net, actor.log_std)
 
-    @property
-    def num_taken_decisions(self) -> int:
-        """Number of decisions in all updates so far, over all rows (num_timesteps)."""
-        return self.model.num_timesteps
+    @torch.no_grad()
+    def sample(self, observations: np.ndarray) -> Decision:
+        """Samples raw ~ N(mean, std) and returns the action clip(raw, -1, 1), at (N, F)."""
+        inputs = torch.from_numpy(as_observations(observations, self.observation_size))
+        with self._private_generators():
+            raw, _, log_prob = self.model.policy(inputs)
+        return Decision(raw.clamp(-1.0, 1.0).numpy(), raw.numpy(), log_prob.numpy())
 
-    def set_logger(self, logger: Logger) -> None:
-        """Adds the output formats of a logger to those of stable-baselines3's metrics.
-
-        Args:
-            logger: from `stable_baselines3.common.logger.configure`, or with other formats. The
-                caller closes it.
-        """
-        self.model.set_logger(Logger(logger.get_dir(), [*logger.output_formats, self._last_values]))
-
-    def learn(self, vec_env: VecEnv, num_episodes: int) -> dict[str, float]:
-        """Learns from new episodes, with an update after every `vec_env.num_envs` of them.
-
-        A further call continues the training. Every call resets the env first, so its seeds are the
-        only state that remains between calls (`vec_env.seed(s)` before the call).
-
-        Args:
-            vec_env: population as a VecEnv (`hpenv.integrations.sb3`), with actions in [-1, 1].
-            num_episodes: a multiple of the number of rows.
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Learns from whole episodes with stable-baselines3's `PPO.train`.
 
         Returns:
-            The last value of every metric that stable-baselines3 recorded in this call, except
-            wall-clock times and NaN. rollout/ep_rew_mean and rollout/ep_len_mean are over this
-            call's episodes (the last 100 at most).
+            The metrics that stable-baselines3 recorded under `train/`, and mean return and length.
 
         Raises:
-            ValueError: the spaces do not fit the agent, or num_episodes is not a positive multiple
-                of the number of rows.
+            ValueError: the rollout's shapes disagree, or it holds a NaN or no decision at all.
         """
-        self._check(vec_env, num_episodes)
-        model, config = self.model, self.config
-        model.observation_space = vec_env.observation_space
-        model.action_space = vec_env.action_space
-        model.n_envs = vec_env.num_envs
-        model.rollout_buffer = RolloutBuffer(
-            self.num_decisions,
-            model.observation_space,
-            model.action_space,
+        check_rollout(rollout, self.observation_size, self.action_size)
+        model, alive = self.model, rollout.alive
+        model.rollout_buffer = self._buffer(rollout)
+
+        with self._private_generators():
+            model.train()
+        model.policy.set_training_mode(False)
+        model.num_timesteps += int(alive.sum())
+        self.num_updates += 1
+
+        recorded = {key: float(value) for key, value in model.logger.name_to_value.items()}
+        metrics = {key: value for key, value in recorded.items() if math.isfinite(value)}
+        return metrics | episode_metrics(rollout)
+
+    def _buffer(self, rollout: Rollout) -> RolloutBuffer:
+        """Returns the decisions that were taken, run after run, as stable-baselines3's buffer."""
+        alive, config = rollout.alive, self.config
+        shown = np.where(alive[..., None], rollout.observations, 0.0).astype(np.float32)
+        with torch.no_grad():
+            values = self.model.policy.predict_values(torch.from_numpy(shown).flatten(0, 1))
+        predicted = values.numpy().reshape(alive.shape)
+
+        advantages = gae(rollout.rewards, predicted, alive, config.gamma, config.gae_lambda)
+        columns = {
+            "observations": shown,
+            "actions": rollout.raw,
+            "values": predicted,
+            "log_probs": rollout.log_prob,
+            "advantages": advantages,
+            "returns": advantages + predicted,
+        }
+
+        buffer = RolloutBuffer(
+            int(alive.sum()),
+            self.model.observation_space,
+            self.model.action_space,
             device="cpu",
             gae_lambda=config.gae_lambda,
             gamma=config.gamma,
-            n_envs=model.n_envs,
+            n_envs=1,
         )
-        model.set_env(vec_env)  # forces a reset
-        model.ep_info_buffer = None
-        self._last_values.values.clear()
-
-        with self._private_generators():
-            model.learn(num_episodes * self.num_decisions, reset_num_timesteps=False)
-
-        # `model.learn` dumps before it trains, so the last update's metrics are not written yet.
-        model.logger.dump(model.num_timesteps)
-
-        self.num_iterations += num_episodes // vec_env.num_envs
-        return self._last_values.values | {"time/iterations": float(self.num_iterations)}
-
-    def _check(self, vec_env: VecEnv, num_episodes: int) -> None:
-        if vec_env.observation_space.shape != (self.observation_size,):
-            raise ValueError(
-                f"vec_env.observation_space must have shape ({self.observation_size},); "
-                f"got {vec_env.observation_space}"
-            )
-        if vec_env.action_space != self.model.policy.action_space:
-            raise ValueError(
-                f"vec_env.action_space must be {self.model.policy.action_space}; "
-                f"got {vec_env.action_space}"
-            )
-        if num_episodes < 1 or num_episodes % vec_env.num_envs:
-            raise ValueError(
-                f"num_episodes must be a positive multiple of the {vec_env.num_envs} rows; "
-                f"got {num_episodes}"
-            )
+        for name, array in columns.items():
+            taken = array.swapaxes(0, 1)[alive.T]  # (M, ...)
+            setattr(buffer, name, taken[:, None].astype(np.float32))
+        buffer.full = True
+        return buffer
 
     def _identity(self) -> dict[str, object]:
         """Returns the metadata that must be equal in a saved agent and in the one that loads it."""
@@ -298,7 +265,7 @@ class PPOAgent:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes actor, critic, Adam's moments and steps, generators and counters to a folder."""
         tensors = self._tensors() | optimizer_tensors(self.model.policy.optimizer)
-        counters = (self.model.num_timesteps, self.num_iterations, self.model._n_updates)
+        counters = (self.model.num_timesteps, self.num_updates)
         metadata = {**self._identity(), **dict(zip(COUNTERS, counters, strict=True))}
         save_state(path, "agent", tensors, metadata)
 
@@ -339,6 +306,5 @@ class PPOAgent:
             "gauss": tensors["numpy_generator.gauss"].item(),
         }
 
-        self.model.num_timesteps, self.num_iterations, self.model._n_updates = (
-            metadata[name] for name in COUNTERS
-        )
+        self.model.num_timesteps, self.num_updates = (metadata[name] for name in COUNTERS)
+        self.model._n_updates = self.num_updates * self.config.num_epochs

@@ -157,7 +157,6 @@ def episode_weights(alive: BoolArray) -> FloatArray:
 def gae(
     rewards: NDArray[np.floating],
     values: NDArray[np.floating],
-    last_values: NDArray[np.floating],
     alive: BoolArray,
     gamma: float,
     gae_lambda: float,
@@ -165,13 +164,11 @@ def gae(
     """Returns generalized advantage estimates (Schulman et al. 2016, equation 16).
 
     A[t] = delta[t] + gamma lambda A[t + 1], delta[t] = r[t] + gamma V[t + 1] - V[t]. V is 0 after
-    an episode's end. With lambda 1 and last values 0 this is `discounted_returns` minus the values.
+    an episode's end. With lambda 1 this is `discounted_returns` minus the values.
 
     Args:
         rewards: (T, N).
         values: the critic's value of each decision's observation, (T, N).
-        last_values: value of the observation after the last row, (N,), 0 where the episode has
-            ended there. It is read only for runs that are alive in the last row.
         alive: True for decisions that were taken, (T, N) bool.
         gamma: discount per decision.
         gae_lambda: lambda, in [0, 1].
@@ -181,12 +178,9 @@ def gae(
     """
     _assert_pair(rewards, alive)
     _assert_pair(values, alive)
-    assert last_values.shape == alive.shape[1:], (
-        f"last_values {last_values.shape}, expected {alive.shape[1:]}"
-    )
 
     advantages = np.zeros(alive.shape)
-    next_value = np.where(alive[-1], last_values, 0.0).astype(np.float64)
+    next_value = np.zeros(alive.shape[1])
     following = np.zeros(alive.shape[1])
 
     for t in reversed(range(len(alive))):

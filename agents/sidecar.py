@@ -4,7 +4,9 @@ Every decision samples each cell's position from a Gaussian. When the rewards th
 affects have arrived, the credit minus a baseline is the decision's advantage, and the policy
 gradient moves mean and standard deviation. N runs have N sidecars, stacked like the runs. No
 weight, number or random draw of one sidecar reaches another, except with the baseline `population`,
-which compares rows. A sidecar learns while its run trains, and ends with it.
+which compares rows. A sidecar learns while its run trains, and ends with it: that is the controller
+`Sidecar`. The agent also learns from whole episodes, as every agent does, with one network for all
+runs.
 
 Choices where the paper (000, sections 2.3 and 5.1) is silent:
 
@@ -30,17 +32,13 @@ from the stored observations. Those weights took the decisions: the contract of 
 and online training (one update per decision) always meets it. `Rollout.log_prob` is a sum over
 cells and cannot be split. The agent can learn from a rollout of an older version, but as if this
 version had taken the decisions. `train/staleness` reports the difference.
-
-The module is longer than 300 lines. Half of it is the configuration, and the state that learns in
-mid-run and is saved whole.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -48,126 +46,26 @@ import torch
 from agents.base import (
     BoolArray,
     Decision,
+    Float32Array,
     FloatArray,
     Rollout,
     check_counters,
     check_identity,
     check_rollout,
     config_json,
+    episode_metrics,
 )
-from agents.credits import BASELINES, Advantages, Baseline, CreditStream, Evidence
+from agents.credits import Advantages, CreditStream, Evidence
 from agents.losses import clipped_surrogate, gaussian_log_density, scale_gradient
+from agents.sidecar_config import INITIAL_STD, SidecarConfig, check_columns, initial_means
 from hpenv.policies.cells import CellMLP
+from hpenv.policies.controller import Columns, ControllerSpec
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.store import load_state, save_state
 
-#: Initial standard deviation by kind of cell [position]. One-sided cells have no effect up to 0.1
-#: (hpenv.control.channels). With 0.04, 0.6 % of the samples lie beyond that. The noise of `scale`
-#: alone at 0.1 cost a run of 1000 steps 0.8 % in bits per byte. At 0.03, three seeds could show no
-#: cost (the cost grows with the square).
-INITIAL_STD: dict[str, float] = {
-    "scale": 0.03,
-    "shrink": 0.1,
-    "clip": 0.04,
-    "skip": 0.04,
-    "two_sided": 0.1,
-    "register": 0.1,
-}
-
-
-@dataclass(frozen=True)
-class SidecarConfig:
-    """Hyperparameters of the Sidecar. The paper states none of these numbers."""
-
-    attached: bool = True  # False: a detached run, whose decisions are 0 and which learns nothing
-    hidden_size: int = 256  # width of the two tanh layers (0.14 M parameters at 100 features)
-    # of SGD on natural gradients: standard deviations that a mean moves per unit of advantage
-    learning_rate: float = 0.1
-    evidence: float = 2.0  # z of the gate max(0, 1 - (z / t)^2) on gradients; 0: no gate [1]
-    evidence_decay: float = 0.999  # decay of the sums in t; a memory of 1000 decisions
-    # initial standard deviations by kind [position]; the default of a kind is in INITIAL_STD
-    initial_std: Mapping[str, float] = field(default_factory=dict)
-    # initial means by cell or channel [position]; all others start at neutral
-    initial_mean: Mapping[str, float] = field(default_factory=dict)
-    std_bounds: tuple[float, float] = (1e-3, 0.5)  # smallest and largest standard deviation
-    learn_std: bool = True  # False: standard deviations keep their initial values
-    # Decisions between an action and the first reward that it affects (section 5.1: the reward of
-    # the next step). For a sum of terms with different delays, use delay 0 and a horizon that
-    # covers them all, so that every later reward counts.
-    delay: int = 1
-    horizon: int = 1  # number of rewards in a credit
-    gamma: float = 1.0  # discount of these rewards per decision
-    # own: mean of the cell's past; population: mean of the other rows, which see the same batches
-    baseline: Baseline = "own"
-    baseline_decay: float = 0.95  # of a cell's exponential mean of credits (20 decisions)
-    scale_decay: float = 0.99  # of the mean square that divides advantages (100 decisions)
-    advantage_clip: float = 5.0  # largest magnitude of an advantage [running root mean squares]
-    replay_size: int = 16  # decisions that an update averages over
-    clip_range: float = 0.2  # eps of the clipped objective, per cell
-    update_interval: int = 1  # decisions between updates
-    # one more Gaussian per channel, added to all its cells, which learns from all their signals
-    common: bool = False
-    max_grad_norm: float | None = None  # L2 norm over a row's weights; None: unbounded
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.initial_std) - set(INITIAL_STD))
-        if unknown:
-            raise ValueError(
-                f"initial_std must have kinds of {list(INITIAL_STD)}; got unknown kinds {unknown}"
-            )
-
-        low, high = self.std_bounds
-        if not 0.0 < low < high:
-            raise ValueError(f"std_bounds must be 0 < smallest < largest; got {self.std_bounds}")
-        if not all(low <= std <= high for std in self.initial_std.values()):
-            raise ValueError(
-                f"initial_std must be within std_bounds [{low}, {high}]; "
-                f"got {dict(self.initial_std)}"
-            )
-        if not all(-1.0 < position < 1.0 for position in self.initial_mean.values()):
-            raise ValueError(
-                f"initial_mean must be positions between -1 and 1; got {dict(self.initial_mean)}"
-            )
-
-        if self.baseline not in BASELINES:
-            raise ValueError(f"baseline must be one of {list(BASELINES)}; got {self.baseline!r}")
-        if not (0.0 < self.learning_rate < math.inf):
-            raise ValueError(f"learning_rate must be > 0 and finite; got {self.learning_rate}")
-
-        for name, least in {
-            "hidden_size": 1,
-            "delay": 0,
-            "horizon": 1,
-            "replay_size": 1,
-            "update_interval": 1,
-        }.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an int >= {least}; got {value!r}")
-
-        for name in ("attached", "learn_std", "common"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
-
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma must be in [0, 1]; got {self.gamma}")
-        if not 0.0 <= self.evidence < math.inf:
-            raise ValueError(f"evidence must be >= 0 and finite; got {self.evidence}")
-
-        for name in ("baseline_decay", "scale_decay", "evidence_decay"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
-
-        if not 0.0 < self.clip_range < 1.0:
-            raise ValueError(f"clip_range must be between 0 and 1; got {self.clip_range}")
-        if not self.advantage_clip > 0:
-            raise ValueError(f"advantage_clip must be > 0; got {self.advantage_clip}")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be > 0 or None; got {self.max_grad_norm}")
-
 
 class SidecarAgent:
-    """N sidecars, one per row. Each row has a private random generator.
+    """N sidecars, one per row, or one sidecar of N rows. Each has a private random generator.
 
     `Decision.raw` is (N, M) and `Rollout.raw` is (T, N, M). M counts A cells and, with
     `config.common`, K channels.
@@ -183,6 +81,7 @@ class SidecarAgent:
         action_names: names of the cells, (A,), `channel/...`. `initial_mean` and `common` need
             them.
         first_row: number of the first row. It allows one row of a population to be made alone.
+        shared: one network decides all rows, and learns from them all.
 
     Attributes:
         num_decisions: number of decisions so far, learned from or waiting for their credit.
@@ -199,11 +98,12 @@ class SidecarAgent:
         seed: int = 0,
         action_names: Sequence[str] = (),
         first_row: int = 0,
+        shared: bool = False,
     ) -> None:
         self.config = SidecarConfig() if config is None else config
         kinds, names = list(action_kinds), list(action_names)
         immediate = [bool(flag) for flag in action_immediate]
-        _check_columns(kinds, immediate, names, self.config)
+        check_columns(kinds, immediate, names, self.config)
         if self.config.baseline == "population" and num_rows < 2:
             raise ValueError(
                 f"num_rows must be >= 2 with baseline 'population'; got {num_rows}; "
@@ -217,17 +117,18 @@ class SidecarAgent:
         share = 1.0 / math.sqrt(2.0) if groups else 1.0
         stds = [(INITIAL_STD | dict(self.config.initial_std))[kind] * share for kind in kinds]
 
-        # Two streams per row, or the first noise would repeat the initial weights.
+        # Two streams per network, or the first noise would repeat the initial weights.
+        num_networks = 1 if shared else num_rows
         words = [
             np.random.SeedSequence([seed, first_row + row]).generate_state(2)
-            for row in range(num_rows)
+            for row in range(num_networks)
         ]
         self._cells = CellMLP(
-            num_rows,
+            num_networks,
             observation_size,
             len(kinds),
             self.config.hidden_size,
-            [*_initial_means(names, len(kinds), self.config.initial_mean), *[0.0] * len(groups)],
+            [*initial_means(names, len(kinds), self.config.initial_mean), *[0.0] * len(groups)],
             [*stds, *(stds[cell] for cell in first)],
             self.config.std_bounds,
             [groups.index(channel) for channel in channels],
@@ -252,15 +153,16 @@ class SidecarAgent:
             self.config.scale_decay,
             self.config.advantage_clip,
         )
-        N, F, M, R = num_rows, observation_size, self._cells.output_size, self.config.replay_size
+        G, N, F, M = num_networks, num_rows, observation_size, self._cells.output_size
         # Of means and of standard deviations.
-        self._evidence = Evidence((N, 2, M), self.config.evidence_decay)
+        self._evidence = Evidence((G, 2, M), self.config.evidence_decay)
+        self._num_rows = num_rows
 
         # Decisions whose credit is not complete: obs, raw, log density and (raw - mean) / std,
         # (N, F + 3 M).
         self._pending: list[torch.Tensor] = []
         # Decisions with a credit: obs, raw, log density and advantages.
-        self._replay = torch.zeros(N, R, F + 3 * M)
+        self._replay = torch.zeros(N, self.config.replay_size, F + 3 * M)
         self._splits = (F, M, M, M)
         self._num_replayed = 0  # decisions that entered the replay so far
         self._ended = np.zeros(num_rows, dtype=bool)
@@ -283,36 +185,38 @@ class SidecarAgent:
         return self._cells if self.config.attached else self._neutral
 
     @torch.no_grad()
-    def act(self, obs: np.ndarray, deterministic: bool = False) -> Decision:
+    def sample(self, observations: np.ndarray) -> Decision:
         """Samples raw ~ N(mean, std) for each cell and returns the action clip(raw, -1, 1).
 
         Args:
-            obs: observations, (N, F).
-            deterministic: raw is the mean, and the generators are not advanced.
+            observations: (N, F).
         """
-        N, M = self._cells.num_rows, self._cells.output_size
-        batch = self._cells.as_rows(obs)
+        batch = self._cells.as_rows(observations)  # (G, N / G, F)
+        num_rows, M = len(observations), self._cells.output_size
         if not self.config.attached:
-            zeros = np.zeros((N, M), dtype=np.float32)
-            return Decision(self._neutral.act_mean(obs), zeros, zeros[:, 0].copy())
+            zeros = np.zeros((num_rows, M), dtype=np.float32)
+            return Decision(self._neutral.act(observations), zeros, zeros[:, 0].copy())
 
         mean, log_std = self._cells(batch)
-        raw = mean
-        if not deterministic:
-            noise = torch.stack(
-                [torch.randn(1, M, generator=generator) for generator in self._generators]
-            )
-            raw = mean + torch.exp(log_std) * noise
-
+        noise = torch.stack(
+            [torch.randn(batch.shape[1], M, generator=generator) for generator in self._generators]
+        )
+        raw = mean + torch.exp(log_std) * noise
         log_prob = gaussian_log_density(raw, mean, log_std).sum(-1)
+
+        raw = raw.reshape(num_rows, M)
         return Decision(
-            self._cells.positions(raw[:, 0]).numpy(), raw[:, 0].numpy(), log_prob[:, 0].numpy()
+            self._cells.positions(raw).numpy(), raw.numpy(), log_prob.reshape(num_rows).numpy()
         )
 
-    def update(self, rollout: Rollout) -> dict[str, float]:
+    def update(self, rollout: Rollout, continues: bool = False) -> dict[str, float]:
         """Learns from T decisions in order, with a step on the replay after each complete credit.
 
-        T is 1 in online training. A row that is not alive has ended, and its weights do not change.
+        A row that is not alive has ended, and its weights do not change.
+
+        Args:
+            rollout: whole episodes of N runs.
+            continues: the rollout's runs are those of the last one. T is 1 in online training.
 
         Returns:
             Metrics under stable-baselines3's tags, as means over the rows that are alive.
@@ -334,8 +238,10 @@ class SidecarAgent:
         """
         check_rollout(rollout, self._cells.observation_size, self._cells.output_size)
         alive = rollout.alive
-        if alive.shape[1] != self._cells.num_rows:
-            raise ValueError(f"rollout must have {self._cells.num_rows} rows; got {alive.shape[1]}")
+        if alive.shape[1] != self._num_rows:
+            raise ValueError(f"rollout must have {self._num_rows} rows; got {alive.shape[1]}")
+        if not continues:
+            self._begin()
         if (alive & self._ended).any():
             rows = np.flatnonzero((alive & self._ended).any(axis=0)).tolist()
             raise ValueError(
@@ -346,6 +252,8 @@ class SidecarAgent:
         self._ended = self._ended | ~alive[-1]
         rewards = np.where(alive, np.asarray(rollout.rewards, dtype=np.float64), 0.0)
         metrics = {"rollout/reward": float(rewards.sum() / alive.sum())}
+        if not continues:
+            metrics |= episode_metrics(rollout)
         if not self.config.attached:
             return metrics
 
@@ -353,7 +261,9 @@ class SidecarAgent:
         raw = _per_row(rollout.raw, alive)  # (N, T, M)
 
         with torch.no_grad():
-            mean, log_std = self._cells(obs)
+            mean, log_std = (
+                part.reshape(raw.shape) for part in self._cells(self._per_network(obs))
+            )
             log_density = gaussian_log_density(raw, mean, log_std)
             noise = (raw - mean) * torch.exp(-log_std)
             decisions = torch.cat([obs, raw, log_density, noise], dim=-1)
@@ -368,7 +278,20 @@ class SidecarAgent:
         for t in range(last + 1):
             metrics |= self._take(decisions[:, t], rewards[t], alive[t])
 
+        if not continues:  # after the end every reward is 0, and completes the last credits
+            for _ in range(len(self._pending)):
+                metrics |= self._take(decisions[:, last], 0.0 * rewards[last], alive[last])
         return metrics
+
+    def _begin(self) -> None:
+        """Begins new runs. Weights, replay, baselines and evidence stay."""
+        self._pending = []
+        self._ended = np.zeros(self._num_rows, dtype=bool)
+        self._credits.restart()
+
+    def _per_network(self, array: torch.Tensor) -> torch.Tensor:
+        """Returns an array of rows (N, T, X) as (G, N / G T, X)."""
+        return array.reshape(self._cells.num_rows, -1, array.shape[-1])
 
     def _take(
         self, decision: torch.Tensor, rewards: FloatArray, alive: BoolArray
@@ -386,28 +309,34 @@ class SidecarAgent:
         self._replay[:, slot] = torch.cat([*known, values], dim=-1)
         # Of mean and of log std.
         scores = torch.stack([noise, (noise.square() - 1.0) / math.sqrt(2.0)], dim=1)
-        self._evidence.push((scores * values[:, None]).double().numpy(), alive)
+        products = (scores * values[:, None]).double().numpy()  # (N, 2, M)
+        per_network = alive.reshape(self._cells.num_rows, -1)  # (G, N / G)
+        networks: BoolArray = np.any(per_network, axis=1)
+        self._evidence.push(
+            products.reshape(*per_network.shape, *scores.shape[1:]).mean(1), networks
+        )
         self._num_replayed += 1
 
         if self.num_decisions % self.config.update_interval:
             return {}
-        return self._step(alive) | _credit_metrics(advantages, alive)
+        return self._step(networks) | _credit_metrics(advantages, alive)
 
     def _step(self, alive: BoolArray) -> dict[str, float]:
-        """Takes one step on the replay. Rows that are not alive do not change."""
+        """Takes one step on the replay. Networks whose rows have all ended do not change."""
         filled = min(self._num_replayed, self.config.replay_size)
-        obs, raw, old, advantages = self._replay[:, :filled].split(self._splits, dim=-1)
+        samples = self._per_network(self._replay[:, :filled])
+        obs, raw, old, advantages = samples.split(self._splits, dim=-1)
         mean, log_std = self._cells(obs)
         gates = torch.from_numpy(self._evidence.gates(self.config.evidence)).float()
-        gates = gates[:, :, None]  # (N, 2, 1, M)
+        gates = gates[:, :, None]  # (G, 2, 1, M)
         mean = scale_gradient(mean, gates[:, 0] * torch.exp(2.0 * log_std.detach()))
         log_std = scale_gradient(log_std, 0.5 * gates[:, 1] * self.config.learn_std)
 
-        log_density = gaussian_log_density(raw, mean, log_std)  # (N, filled, M)
+        log_density = gaussian_log_density(raw, mean, log_std)  # (G, samples, M)
         objective = clipped_surrogate(
             log_density.flatten(), old.flatten(), advantages.flatten(), self.config.clip_range
         ).view_as(old)
-        losses = -objective.sum(dim=-1).mean(dim=-1)  # (N,)
+        losses = -objective.sum(dim=-1).mean(dim=-1)  # (G,)
 
         self._optimizer.zero_grad()
         losses.sum().backward()
@@ -428,7 +357,7 @@ class SidecarAgent:
 
     @torch.no_grad()
     def _bound_gradients(self) -> torch.Tensor:
-        """Scales each row's gradient to `max_grad_norm` at most. Returns the norms before, (N,)."""
+        """Scales each network's gradient to `max_grad_norm` at most. Returns norms before, (G,)."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         per_tensor = [torch.linalg.vector_norm(g, dim=(1, 2)) for g in gradients]
         norms = torch.stack(per_tensor).norm(dim=0)
@@ -441,7 +370,7 @@ class SidecarAgent:
 
     @torch.no_grad()
     def _move(self, alive: BoolArray) -> None:
-        """Takes an optimizer step, with a gradient of zero for rows that have ended."""
+        """Takes an optimizer step, with a gradient of zero for networks that have ended."""
         ended = torch.from_numpy(np.flatnonzero(~alive))
         for parameter in self._parameters if len(ended) else ():
             if parameter.grad is not None:
@@ -472,7 +401,8 @@ class SidecarAgent:
         """Returns the metadata that must be equal in a saved agent and in the one that loads it."""
         return {
             "agent": "sidecar",
-            "num_rows": self._cells.num_rows,
+            "num_rows": self._num_rows,
+            "num_networks": self._cells.num_rows,
             "observation_size": self._cells.observation_size,
             **self._columns,
             "config": config_json(self.config),
@@ -549,50 +479,65 @@ class SidecarAgent:
         self._num_replayed = metadata["num_replayed"]
 
 
-def _check_columns(
-    kinds: list[str], immediate: list[bool], names: list[str], config: SidecarConfig
-) -> None:
-    """Checks that kinds, flags and names describe the same cells.
+class Sidecar:
+    """The controller that learns within the runs that it controls, with one network for each run.
 
-    Raises:
-        ValueError: they do not.
+    Args:
+        config: hyperparameters.
+        seed: seed of weights and samples.
+        spec: what it asks of an environment.
+
+    Attributes:
+        agent: the networks, new at every reset.
     """
-    unknown = sorted(set(kinds) - set(INITIAL_STD))
-    if unknown:
-        raise ValueError(
-            f"action_kinds must be of {list(INITIAL_STD)}; got unknown kinds {unknown}"
+
+    agent: SidecarAgent
+
+    def __init__(
+        self,
+        config: SidecarConfig | None = None,
+        seed: int = 0,
+        spec: ControllerSpec | None = None,
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.spec = ControllerSpec() if spec is None else spec
+
+    def reset(self, columns: Columns) -> None:
+        """Begins new runs with new networks."""
+        self.agent = SidecarAgent(
+            columns.num_runs,
+            len(columns.observation_names),
+            columns.action_kinds,
+            columns.action_immediate,
+            self.config,
+            self.seed,
+            columns.action_names,
         )
-    if len(immediate) != len(kinds):
-        raise ValueError(
-            f"action_immediate must have {len(kinds)} flags, one per cell; got {len(immediate)}"
+
+    def act(self, observations: np.ndarray) -> Float32Array:
+        """Returns sampled positions, (N, A), at observations (N, F)."""
+        self._observations, self._decision = observations, self.agent.sample(observations)
+        return self._decision.action
+
+    def mean(self, observations: np.ndarray) -> Float32Array:
+        """Returns positions without exploration, (N, A), at observations (N, F)."""
+        return self.agent.policy.act(observations)
+
+    def learn(self, rewards: FloatArray, alive: BoolArray) -> dict[str, float]:
+        """Learns from the rewards (N,) of the last decision. Returns the agent's metrics."""
+        _, raw, log_prob = self._decision
+        rollout = Rollout(
+            self._observations[None], raw[None], log_prob[None], rewards[None], alive[None]
         )
+        return self.agent.update(rollout, continues=True)
 
-    if names and len(names) != len(kinds):
-        raise ValueError(
-            f"action_names must have {len(kinds)} names, one per cell; got {len(names)}"
-        )
-    if not names and (config.common or config.initial_mean):
-        raise ValueError("action_names must be given with `common` and `initial_mean`; got none")
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything that the next decision depends on to a folder, after `learn`."""
+        self.agent.save(path)
 
-
-def _initial_means(
-    names: Sequence[str], num_cells: int, wanted: Mapping[str, float]
-) -> list[float]:
-    """Returns the initial means of the cells [position].
-
-    An entry of `wanted` applies to a cell or to all cells of a channel. The longest entry wins.
-    """
-    means = [0.0] * num_cells
-    for prefix in sorted(wanted, key=len):
-        cells = [index for index, name in enumerate(names) if f"{name}/".startswith(f"{prefix}/")]
-        if not cells:
-            raise ValueError(
-                f"initial_mean must have names of cells; got {prefix!r}; "
-                f"the cells are {sorted(names)}"
-            )
-        for cell in cells:
-            means[cell] = wanted[prefix]
-    return means
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continues bitwise from a folder of `save`, after `reset` with the same columns."""
+        self.agent.load(path)
 
 
 def _per_row(array: np.ndarray, alive: BoolArray) -> torch.Tensor:

@@ -30,7 +30,7 @@ from baselines.schedules import (
 from baselines.sweeps import ENV, History, Population, read_log, write_log
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
 from hpenv.benchmark.environments import make_population
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.files import check_file, write_text
 from hpenv.benchmark.progress import progress
@@ -130,7 +130,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     """Evaluates every baseline on every seed.
 
     Returns:
-        Rows of `evaluate_policy`, with the baseline's name as `baseline`.
+        Rows of `evaluate_controller`, with the baseline's name as `baseline`.
     """
     chosen = configurations(config.baselines, config.num_steps, config.preset)
     seeds = list(range(config.first_seed, config.first_seed + config.seeds))
@@ -138,7 +138,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     with progress(len(chosen) * len(seeds), "baselines") as advance:
         for name, overrides in chosen.items():
             kwargs = config.env_kwargs() | overrides
-            found = evaluate_policy(
+            found = evaluate_controller(
                 None, ENV, kwargs, seeds, max_rows=config.max_rows, on_progress=advance
             )
             rows += [{"baseline": name} | row for row in found]

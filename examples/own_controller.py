@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.statistics import paired_relative_interval
+from hpenv.policies import ControllerSpec
 
 ENV = "TrainLoop-JEL-v0"
 
@@ -17,24 +18,23 @@ ENV = "TrainLoop-JEL-v0"
 class Braking:
     """Starts at a high learning rate and comes down to the base rate."""
 
-    action_size = 2  # learning rate and weight decay
+    spec = ControllerSpec(channels=[("lr", "run")], observation=["progress"])
 
     def __init__(self, start: float = 0.8) -> None:
-        self.start = start
+        self.start = np.float32(start)
 
-    def act_mean(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns positions (N, 2) in [-1, 1] from observations (N, F).
-
-        The first column of the observations is the progress.
-        """
-        rates = self.start * (1.0 - observations[:, 0])
-        return np.stack([rates, np.zeros_like(rates)], axis=1).astype(np.float32)
+    def act(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns positions (N, 1) in [-1, 1] at the progress of the runs, (N, 1)."""
+        return self.start * (1 - observations)
 
 
 def main(seeds: Sequence[int] = range(5), arguments: Mapping[str, Any] | None = None) -> float:
     """Prints held-out bits per byte with and without the controller, and returns the gain."""
     own, off = (
-        [row["bpb"] for row in evaluate_policy(controller, ENV, dict(arguments or {}), list(seeds))]
+        [
+            row["bpb"]
+            for row in evaluate_controller(controller, ENV, dict(arguments or {}), list(seeds))
+        ]
         for controller in (Braking(), None)
     )
     gain = paired_relative_interval(own, off)

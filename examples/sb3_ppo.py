@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3 import PPO
 
 import hpenv
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.integrations.sb3 import SB3VecEnv, from_sb3
 from hpenv.policies import save_policy
 
@@ -28,7 +28,7 @@ def main(out: Path = Path("runs/sb3_ppo"), num_episodes: int = 80, **arguments: 
     model.learn(num_episodes * num_decisions, progress_bar=True)
     policy = from_sb3(model)
     save_policy(policy, out)
-    rows = evaluate_policy(policy, ENV, arguments, [0, 1])
+    rows = evaluate_controller(policy, ENV, arguments, [0, 1])
     score = float(np.mean([row["bpb"] for row in rows]))
     print(f"{score:.3f} held-out bits per byte; the policy is in {out}")
     return score

@@ -171,6 +171,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         return self._window.steps.copy()
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """Observed features, keys of FEATURES."""
+        return self._features
+
+    @property
     def num_decisions(self) -> int:
         """Number of decisions of an episode. The last window may be shorter than the interval."""
         return int(min(-(-self.horizon // self.interval), self._limit))

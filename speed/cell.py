@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.base import Rollout
-from agents.sidecar import SidecarAgent
+from agents.sidecar import Sidecar
+from hpenv.benchmark.environments import columns_of
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.cell import make_vector_env
 from speed.timing import alternate, ratio, seconds
@@ -62,20 +62,10 @@ def sidecar_actions(env: TrainLoopVectorEnv, steps: int) -> np.ndarray:
     """Returns actions that a new Sidecar samples, (S, N, A). A may be 0."""
     if not env.action_names:
         return np.zeros((steps, env.num_envs, 0), np.float32)
-    agent = sidecar(env)
+    controller = Sidecar()
+    controller.reset(columns_of(env))
     observations = np.zeros((env.num_envs, len(env.observation_names)), np.float32)
-    return np.stack([agent.act(observations).action for _ in range(steps)])
-
-
-def sidecar(env: TrainLoopVectorEnv) -> SidecarAgent:
-    """Returns a new agent of the default size for an env."""
-    return SidecarAgent(
-        env.num_envs,
-        len(env.observation_names),
-        env.action_kinds,
-        env.action_immediate,
-        action_names=env.action_names,
-    )
+    return np.stack([controller.act(observations) for _ in range(steps)])
 
 
 def surface_price(rounds: int, batch_tokens: int, num_envs: int) -> dict[str, Any]:
@@ -123,27 +113,20 @@ def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) ->
         observation="full",
         num_registers=8,
     )
-    agent = sidecar(env)
+    controller = Sidecar()
+    controller.reset(columns_of(env))
     observations, _ = env.reset(seed=0)
+    alive = np.ones(num_envs, dtype=bool)
     deciding, stepping = [], []
 
     for _ in range(rounds + 1):
-        decisions = []
-        start = seconds(lambda: decisions.append(agent.act(observations)))  # noqa: B023
-        decision, before = decisions[0], observations
+        actions: list[np.ndarray] = []
+        start = seconds(lambda: actions.append(controller.act(observations)))  # noqa: B023
 
         results: list[Any] = []
-        stepping.append(seconds(lambda: results.extend(env.step(decision.action))))  # noqa: B023
+        stepping.append(seconds(lambda: results.extend(env.step(actions[0]))))  # noqa: B023
         observations, rewards = results[0], results[1]
-
-        rollout = Rollout(
-            before[None],
-            decision.raw[None],
-            decision.log_prob[None],
-            rewards[None],
-            np.ones((1, num_envs), dtype=bool),
-        )
-        deciding.append(start + seconds(lambda: agent.update(rollout)))  # noqa: B023
+        deciding.append(start + seconds(lambda: controller.learn(rewards, alive)))  # noqa: B023
 
     shares = [d / s for d, s in zip(deciding[1:], stepping[1:], strict=True)]
     return {
@@ -151,6 +134,6 @@ def sidecar_price(rounds: int, batch_tokens: int, preset: str, num_envs: int) ->
         "milliseconds per decision": 1e3 * statistics.median(deciding[1:]),
         "milliseconds of a step": 1e3 * statistics.median(stepping[1:]),
         "parameters of a sidecar": sum(
-            tensor[0].numel() for tensor in agent.policy.tensors().values()
+            tensor[0].numel() for tensor in controller.agent.policy.tensors().values()
         ),
     }

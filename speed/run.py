@@ -188,7 +188,7 @@ def controller_overhead(config: BenchmarkConfig) -> dict[str, Any]:
 
     def decide() -> None:
         for _ in range(100):
-            agent.act(observation, deterministic=True)
+            agent.policy.act(observation)
 
     times = alternate({"decide": decide, "window": lambda: episode(env)}, config.rounds)
     share = ratio(times, "decide", "window")

@@ -134,7 +134,7 @@ def collect(env: TargetTrackingVectorEnv, agent: Agent, seed: int | None = None)
     alive = np.ones(env.num_envs, dtype=bool)
     rows: list[tuple[np.ndarray, ...]] = []
     while alive.any():
-        decision = agent.act(obs)
+        decision = agent.sample(obs)
         new_obs, rewards, terminated, truncated, _ = env.step(decision.action)
         rows.append((obs, decision.raw, decision.log_prob, rewards, alive))
         obs, alive = new_obs, alive & ~(terminated | truncated)
@@ -146,7 +146,7 @@ def regret(env: TargetTrackingVectorEnv, policy: Any) -> float:
 
     It is a fraction of the neutral policy's distance.
     """
-    positions = policy.act_mean(
+    positions = policy.act(
         (np.arange(env.horizon)[:, None] / env.horizon).astype(np.float32)
     )  # (T, 2)
     return float(((positions - env.targets) ** 2).sum()) / -env.neutral_return

@@ -5,7 +5,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.envs import cell, grpo_projection, jel
 from tests import tiny_student
 
@@ -31,7 +31,7 @@ def test_an_unknown_keyword_of_a_deployment_is_named():
     with pytest.raises(
         ValueError, match="TrainLoop-JEL-v0 got an unexpected keyword argument 'batch_token'"
     ):
-        evaluate_policy(None, jel.ID, {"batch_token": 64}, [0])
+        evaluate_controller(None, jel.ID, {"batch_token": 64}, [0])
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.ID)

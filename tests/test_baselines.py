@@ -28,7 +28,7 @@ from baselines.sweeps import (
     random_search,
     search,
 )
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.pretraining.plant import PretrainingPlant
 
 GROUPS = ("embedding", "unembedding", "matrix")
@@ -129,7 +129,7 @@ def test_a_baseline_is_its_closed_form_at_every_step_in_every_group(name, tiny, 
         "batch_tokens": 16,
         "eval_tokens": 64,
     }  # the test looks at the rates, not at the runs
-    rows = evaluate_policy(None, ENV, small | ALL[name], [3])
+    rows = evaluate_controller(None, ENV, small | ALL[name], [3])
     groups = {tensor: tensor if tensor in GROUPS else "matrix" for tensor, _, _ in used}
     assert set(groups.values()) == set(GROUPS)
     lr, schedule, decay, decay_schedule = expected_of(name)
@@ -336,7 +336,7 @@ def test_what_a_search_found_is_what_was_played(tiny):
     assert found.positions.shape == (3, 2)
     line = max(history, key=lambda line: max(line["returns"]))
     row = int(np.argmax(line["returns"]))
-    (deployed,) = evaluate_policy(found, ENV, tiny, [line["seeds"][row]])
+    (deployed,) = evaluate_controller(found, ENV, tiny, [line["seeds"][row]])
     assert deployed["probe_loss"] == pytest.approx(line["probe_losses"][row], rel=1e-4)
     assert deployed["probe_curve"][0] - deployed["probe_loss"] == pytest.approx(
         line["returns"][row], rel=1e-3

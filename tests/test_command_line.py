@@ -74,8 +74,10 @@ MISTAKES = [
         (module, ["--report-only", "--out", "absent"], "with results; got none")
         for module in EXPERIMENTS
     ),
-    (EVALUATE, ["--policy", "absent"], "no snapshot at 'absent'"),
-    (EVALUATE, ["--policy", "folder"], "folder must hold a saved policy"),
+    (EVALUATE, ["--controller", "absent"], "no snapshot at 'absent'"),
+    (EVALUATE, ["--controller", "folder"], "folder must hold a saved policy"),
+    (EVALUATE, ["--controller", "absent.py:Own"], "there is no file absent.py"),
+    (ONLINE, ["--controller", "json:Own"], "must name a class or function of json"),
     (EVALUATE, ["--env-kwargs", "seed_mode=grouped"], "got 'grouped'"),
     (ONLINE, ["--env-kwargs", "seed_mode=grouped"], "must leave out seed_mode"),
     (ONLINE, ["--env-kwargs", "preset=nano", "data=synthetic", "channels=lrr"], "unknown channels"),

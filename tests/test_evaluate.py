@@ -10,10 +10,10 @@ import torch
 
 import hpenv
 from hpenv.benchmark.environments import parse_assignments
-from hpenv.benchmark.evaluate import evaluate_policy, probe_loss
+from hpenv.benchmark.evaluate import evaluate_controller, probe_loss
 from hpenv.benchmark.results import read_result
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.policies import Neutral, ScheduleTable, save_policy
+from hpenv.policies import ControllerSpec, Neutral, ScheduleTable, save_policy
 from tests.fake_plant import FakePlant
 from train_agents.evaluate import main
 from train_agents.outputs import FORMAT
@@ -41,7 +41,7 @@ def one_thread():
 
 
 def test_a_row_equals_the_run_driven_by_hand():
-    (row,) = evaluate_policy(TABLE, ENV, TINY, [7], heldout_curve=True)
+    (row,) = evaluate_controller(TABLE, ENV, TINY, [7], heldout_curve=True)
     env = gym.make(ENV, **TINY)
     _, info = env.reset(seed=7)
     probe, bpb, train = [info["probe_loss"]], [env.unwrapped.evaluate()], []
@@ -63,22 +63,22 @@ def test_a_row_equals_the_run_driven_by_hand():
 
 
 def test_the_panel_is_the_multipliers_the_policy_asked_for():
-    (row,) = evaluate_policy(TABLE, ENV, TINY, [0])
+    (row,) = evaluate_controller(TABLE, ENV, TINY, [0])
     assert list(row["panel"]) == ["lr", "weight_decay"]
     expected = 100.0 ** TABLE.positions.astype(float)
     np.testing.assert_allclose(np.transpose(list(row["panel"].values())), expected, rtol=1e-6)
 
 
 def test_no_policy_and_the_neutral_policy_are_the_same_bitwise():
-    none = evaluate_policy(None, ENV, TINY, [3, 4])
-    assert none == evaluate_policy(Neutral(2), ENV, TINY, [3, 4])
+    none = evaluate_controller(None, ENV, TINY, [3, 4])
+    assert none == evaluate_controller(Neutral(2), ENV, TINY, [3, 4])
     assert set(none[0]["panel"]["lr"]) == {1.0}
 
 
 def test_rows_come_in_the_order_of_the_seeds_whatever_the_chunks():
     seeds = [5, 1, 9]
-    together = evaluate_policy(TABLE, ENV, TINY, seeds)
-    chunked = evaluate_policy(TABLE, ENV, TINY, seeds, max_rows=2)
+    together = evaluate_controller(TABLE, ENV, TINY, seeds)
+    chunked = evaluate_controller(TABLE, ENV, TINY, seeds, max_rows=2)
     assert [row["seed"] for row in together] == [row["seed"] for row in chunked] == seeds
     for one, other in zip(together, chunked, strict=True):
         assert one["bpb"] == pytest.approx(other["bpb"], rel=1e-4)
@@ -87,15 +87,15 @@ def test_rows_come_in_the_order_of_the_seeds_whatever_the_chunks():
 
 def test_evaluation_is_deterministic_and_leaves_the_global_generators_alone():
     before = torch.get_rng_state().clone(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = evaluate_policy(TABLE, ENV, TINY, [1, 2])
-    assert first == evaluate_policy(TABLE, ENV, TINY, [1, 2])
+    first = evaluate_controller(TABLE, ENV, TINY, [1, 2])
+    assert first == evaluate_controller(TABLE, ENV, TINY, [1, 2])
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_without_curves_the_numbers_stay_and_the_lists_go():
-    (full,) = evaluate_policy(TABLE, ENV, TINY, [1])
-    (short,) = evaluate_policy(TABLE, ENV, TINY, [1], curve=False)
+    (full,) = evaluate_controller(TABLE, ENV, TINY, [1])
+    (short,) = evaluate_controller(TABLE, ENV, TINY, [1], curve=False)
     assert short == {
         key: full[key]
         for key in ("seed", "corpus", "bpb", "train_loss", "probe_loss", "divergence_reason")
@@ -104,7 +104,7 @@ def test_without_curves_the_numbers_stay_and_the_lists_go():
 
 def test_a_diverged_run_says_why_keeps_its_length_and_leaves_the_others_alone():
     wild = TINY | {"base_lr": 1e30, "optimizer": "sgd", "schedule": "none"}
-    (row,) = evaluate_policy(None, ENV, wild, [0])
+    (row,) = evaluate_controller(None, ENV, wild, [0])
     assert row["divergence_reason"] in ("loss_nonfinite", "gradient_nonfinite", "loss_above_limit")
     assert row["steps"][-1] < 23
     assert len(row["steps"]) == len(row["probe_curve"]) == 4 and len(row["train_curve"]) == 3
@@ -113,7 +113,7 @@ def test_a_diverged_run_says_why_keeps_its_length_and_leaves_the_others_alone():
 
 def test_progress_adds_up_to_the_number_of_runs():
     done = []
-    evaluate_policy(None, ENV, TINY, [1, 2, 3], max_rows=2, on_progress=done.append)
+    evaluate_controller(None, ENV, TINY, [1, 2, 3], max_rows=2, on_progress=done.append)
     assert len(done) == 2 * 3 and sum(done) == pytest.approx(3.0)
 
 
@@ -123,10 +123,10 @@ def test_progress_adds_up_to_the_number_of_runs():
         ({"seeds": []}, r"seeds \[\]"),
         ({"seeds": [1], "max_rows": 0}, "max_rows 0"),
         ({"seeds": 2}, "seeds must be a list .*got seeds 2 and max_rows 10"),
-        ({"seeds": [1], "policy": Neutral(3)}, "'lr', 'weight_decay'.*got 3 cells"),
+        ({"seeds": [1], "controller": Neutral(3)}, r"'lr', 'weight_decay'.*of shape \(1, 3\)"),
         (
-            {"seeds": [1], "policy": lambda observations: observations},
-            "policy must have `action_size`, .*; got function",
+            {"seeds": [1], "controller": lambda observations: observations},
+            "controller must have `spec`, .*; got function",
         ),
         (
             {"seeds": [1], "env_id": "CartPole-v1", "env_kwargs": {}},
@@ -148,9 +148,9 @@ def test_progress_adds_up_to_the_number_of_runs():
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(kwargs, message):
-    arguments = {"policy": None, "env_id": ENV, "env_kwargs": TINY} | kwargs
+    arguments = {"controller": None, "env_id": ENV, "env_kwargs": TINY} | kwargs
     with pytest.raises(ValueError, match=message):
-        evaluate_policy(**arguments)
+        evaluate_controller(**arguments)
 
 
 def test_assignments_are_json_and_else_strings():
@@ -191,24 +191,26 @@ def test_bad_assignments_are_named(texts, message):
 def test_the_program_evaluates_a_saved_policy_and_writes_its_result(tmp_path, capsys):
     save_policy(TABLE, tmp_path / "run" / "policy")
     assignments = [f"{key}={value}" for key, value in TINY.items()]
-    arguments = ["--policy", str(tmp_path / "run"), "--env", ENV, "--env-kwargs", *assignments]
+    arguments = ["--controller", str(tmp_path / "run"), "--env", ENV, "--env-kwargs", *assignments]
     main([*arguments, "--seeds", "2", "--first-seed", "5", "--out", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     shown, _ = json.JSONDecoder().raw_decode(printed)  # the configuration comes first
     assert shown["seeds"] == 2 and shown["first_seed"] == 5
     assert "held-out bits per byte" in printed and "95 % interval" in printed
     result = read_result(tmp_path / "out.json")
-    expected = evaluate_policy(TABLE, ENV, TINY, [5, 6])
+    expected = evaluate_controller(TABLE, ENV, TINY, [5, 6])
     assert [row["bpb"] for row in result["rows"]] == [row["bpb"] for row in expected]
     assert result["configuration"]["env_kwargs"] == TINY
     assert result["facts"]["corpus"] == expected[0]["corpus"]
 
 
 def test_a_policy_is_not_evaluated_on_columns_that_it_was_not_made_for(tmp_path, capsys):
-    save_policy(
-        Neutral(2), tmp_path / "policy", ("progress", "gradient_norm"), ("lr", "weight_decay")
-    )
-    arguments = ["--policy", str(tmp_path / "policy"), "--env", ENV, "--seeds", "1", "--env-kwargs"]
+    policy = Neutral(2)
+    names = ("progress", "gradient_norm")
+    policy.spec = ControllerSpec(observation_names=names, action_names=("lr", "weight_decay"))
+    save_policy(policy, tmp_path / "policy")
+    folder = str(tmp_path / "policy")
+    arguments = ["--controller", folder, "--env", ENV, "--seeds", "1", "--env-kwargs"]
     assignments = [f"{key}={value}" for key, value in TINY.items()]
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, *assignments, "observation=momentum"])
@@ -228,9 +230,9 @@ def test_an_environment_without_a_probe_is_evaluated_and_its_probe_measured_at_t
         "channels": ["lr"],
         "observation": "loss",
     }
-    row = evaluate_policy(None, "TrainLoop-Cell-v0", arguments, [3], curve=True)[0]
+    row = evaluate_controller(None, "TrainLoop-Cell-v0", arguments, [3], curve=True)[0]
     probed = arguments | {"reward": {"progress": 1.0}}
-    twin = evaluate_policy(None, "TrainLoop-Cell-v0", probed, [3], curve=True)[0]
+    twin = evaluate_controller(None, "TrainLoop-Cell-v0", probed, [3], curve=True)[0]
     assert (
         row["probe_loss"] == twin["probe_loss"] == twin["probe_curve"][-1]
         and row["bpb"] == twin["bpb"]
@@ -248,7 +250,7 @@ def test_another_environment_than_that_of_the_training_is_told(tmp_path, capsys)
     (tmp_path / "config.json").write_text(
         json.dumps({"format": FORMAT, "configuration": trained, "facts": {}})
     )
-    command = ["--policy", str(tmp_path), "--seeds", "1", "--env-kwargs"]
+    command = ["--controller", str(tmp_path), "--seeds", "1", "--env-kwargs"]
     main([*command, *(f"{key}={json.dumps(value)}" for key, value in TINY.items())])
     assert "note: the policy was trained on TrainLoop-JEL-v0 {" in capsys.readouterr().out
     main(

@@ -22,5 +22,5 @@ def test_an_own_controller_is_compared_with_none(tiny, capsys):
 def test_a_model_of_sb3_is_trained_saved_and_scored(tiny, tmp_path):
     score = sb3_ppo.main(tmp_path / "ppo", num_episodes=8, **tiny)
     assert 0.0 < score < 8.0
-    positions = load_policy(tmp_path / "ppo").act_mean(np.zeros((2, 1), dtype=np.float32))
+    positions = load_policy(tmp_path / "ppo").act(np.zeros((2, 1), dtype=np.float32))
     assert positions.shape == (2, 2) and np.abs(positions).max() <= 1.0

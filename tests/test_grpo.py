@@ -26,7 +26,7 @@ def fixed_rollout(agent: JELAgent, T: int = 12, N: int = 8, seed: int = 0) -> Ro
     """Returns decisions of this agent with random rewards."""
     generator = np.random.default_rng(seed)
     observations = np.repeat(np.arange(T)[:, None, None] / T, N, axis=1).astype(np.float32)
-    decisions = [agent.act(obs) for obs in observations]
+    decisions = [agent.sample(obs) for obs in observations]
     return Rollout(
         observations,
         np.stack([d.raw for d in decisions]),
@@ -90,7 +90,7 @@ def test_the_papers_minibatches_are_64_and_32_and_8_steps_are_taken(monkeypatch)
 def test_a_masked_column_changes_nothing():
     agent, twin = JELAgent(1, 2, SMALL, seed=1), JELAgent(1, 2, SMALL, seed=1)
     rollout = fixed_rollout(agent)
-    twin.act(np.zeros((1, 1)))
+    twin.sample(np.zeros((1, 1)))
     twin._generator.set_state(agent._generator.get_state())
 
     def with_dead_column(array, value):
@@ -174,7 +174,7 @@ def test_a_bound_on_the_gradient_holds():
 def test_a_decision_is_the_tanh_of_a_gaussian_sample():
     agent = JELAgent(1, 2, seed=0)
     obs = np.full((20_000, 1), 0.5, dtype=np.float32)
-    decision = agent.act(obs)
+    decision = agent.sample(obs)
     mean, log_std = agent.policy(torch.from_numpy(obs))
     for array, shape in zip(decision, [(20_000, 2), (20_000, 2), (20_000,)], strict=True):
         assert array.shape == shape and array.dtype == np.float32
@@ -185,11 +185,11 @@ def test_a_decision_is_the_tanh_of_a_gaussian_sample():
     assert np.array_equal(decision.log_prob, expected)
 
 
-def test_deterministic_decisions_are_the_policys_and_draw_nothing():
+def test_the_policy_draws_nothing():
     agent, twin = JELAgent(1, 2, seed=0), JELAgent(1, 2, seed=0)
     obs = np.linspace(0, 1, 5)[:, None]
-    assert np.array_equal(agent.act(obs, deterministic=True).action, agent.policy.act_mean(obs))
-    assert np.array_equal(agent.act(obs).raw, twin.act(obs).raw)
+    agent.policy.act(obs)
+    assert np.array_equal(agent.sample(obs).raw, twin.sample(obs).raw)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
@@ -215,7 +215,7 @@ def test_the_global_generators_are_untouched():
 def test_saved_and_loaded_it_continues_bitwise(tmp_path):
     agent = JELAgent(1, 2, SMALL, seed=1)
     agent.update(fixed_rollout(agent))
-    agent.act(np.zeros((3, 1)))
+    agent.sample(np.zeros((3, 1)))
     agent.save(tmp_path / "agent")
     other = JELAgent(1, 2, SMALL, seed=99)
     other.update(fixed_rollout(other))
@@ -246,9 +246,7 @@ def test_its_policy_can_be_taken_out_and_acts_identically(tmp_path):
     agent.update(fixed_rollout(agent))
     save_policy(agent.policy, tmp_path / "policy")
     obs = np.linspace(0, 1, 12)[:, None]
-    assert np.array_equal(
-        load_policy(tmp_path / "policy").act_mean(obs), agent.act(obs, deterministic=True).action
-    )
+    assert np.array_equal(load_policy(tmp_path / "policy").act(obs), agent.policy.act(obs))
 
 
 def test_metrics_are_stable_baselines3s_and_finite():

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 import hpenv
-from agents.sidecar import SidecarAgent, SidecarConfig
-from hpenv.benchmark.evaluate import evaluate_policy, probe_loss
+from agents.sidecar import Sidecar
+from agents.sidecar_config import SidecarConfig
+from hpenv.benchmark.environments import make_population
+from hpenv.benchmark.evaluate import evaluate_controller, probe_loss
+from hpenv.policies import ControllerSpec, Neutral, save_policy
 from train_agents.online import OnlineConfig, main, run_online
 from train_agents.outputs import checkpoints
 from train_agents.population import Population
@@ -96,7 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole):
     assert rows == whole[0]
 
 
-@pytest.mark.parametrize("part", ["env", "agent", "program"])
+@pytest.mark.parametrize("part", ["env", "controller", "program"])
 def test_after_damaged_checkpoints_the_new_ones_are_kept_although_their_steps_are_earlier(
     tmp_path, whole, part
 ):
@@ -140,7 +143,8 @@ def test_only_the_last_checkpoints_are_kept_whole(whole):
     kept = checkpoints(whole[2], "step")
     assert [path.name for path in kept] == ["step-0000010", "step-0000011"]
     assert all(
-        {child.name for child in path.iterdir()} == {"env", "agent", "program"} for path in kept
+        {child.name for child in path.iterdir()} == {"env", "controller", "program"}
+        for path in kept
     )
     assert [path.name for path in kept[0].parent.iterdir() if path.name.startswith(".")] == []
 
@@ -183,10 +187,8 @@ def test_the_log_counts_timesteps_and_returns_as_stable_baselines3_does(whole):
 
 def test_the_return_is_the_sum_of_the_rewards_of_the_rows_that_go_on():
     env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
-    agent = SidecarAgent(2, len(env.observation_names), env.action_kinds, env.action_immediate,
-                         config=SidecarConfig(hidden_size=8),
-                         action_names=env.action_names)  # fmt: skip
-    population, earned, step = Population(env, agent, [3, 4]), [], env.step
+    population = Population(env, Sidecar(SidecarConfig(hidden_size=8)), [3, 4])
+    earned, step = [], env.step
 
     def stepped(actions):
         result = step(actions)
@@ -221,7 +223,7 @@ def test_a_detached_run_is_the_run_without_a_controller(tmp_path):
         "num_registers": 0,
         "interval": 4,
     }
-    plain = evaluate_policy(None, "TrainLoop-Cell-v0", measured, [3, 4], curve=False)
+    plain = evaluate_controller(None, "TrainLoop-Cell-v0", measured, [3, 4], curve=False)
     assert [row["probe_loss"] for row in rows] == [row["probe_loss"] for row in plain]
     assert [row["bpb"] for row in rows] == [row["bpb"] for row in plain]
     assert not np.any(extra["trace"]["sampled"]) and not np.any(extra["final_mean"])
@@ -236,11 +238,7 @@ def test_held_out_scores_are_those_of_the_means_and_touch_nothing(tmp_path, whol
 def test_the_probe_is_measured_with_the_dials_at_the_means_and_leaves_the_panel():
     env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
     config = SidecarConfig(hidden_size=8, initial_std={"scale": 0.4})
-    columns = (env.action_kinds, env.action_immediate)
-    agent = SidecarAgent(
-        2, len(env.observation_names), *columns, config=config, action_names=env.action_names
-    )
-    population = Population(env, agent, [3, 4])
+    population = Population(env, Sidecar(config), [3, 4])
     for _ in range(3):
         population.decide(trace=False)
     sampled = env.plant.panel.positions.copy()
@@ -253,9 +251,7 @@ def test_the_probe_is_measured_with_the_dials_at_the_means_and_leaves_the_panel(
 
 def test_the_panel_is_as_before_when_an_evaluation_fails(monkeypatch):
     env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
-    names, columns = env.observation_names, (env.action_kinds, env.action_immediate)
-    agent = SidecarAgent(2, len(names), *columns, action_names=env.action_names)
-    population = Population(env, agent, [3, 4])
+    population = Population(env, Sidecar(), [3, 4])
     population.decide(trace=False)
     before = env.plant.panel.positions.copy()
 
@@ -356,3 +352,32 @@ def test_the_program_runs_from_the_command_line(tmp_path, capsys):
     main(given)
     again = json.loads((tmp_path / "result.json").read_text())
     assert again["rows"] == result["rows"] and again["extra"]["env_ms"] is None
+
+
+def test_any_controller_is_run_with_curves_and_a_trace(tmp_path):
+    arguments = {key: value for key, value in ENV.items() if key != "num_registers"}
+    config = replace(tiny(tmp_path / "run"), controller=str(tmp_path / "policy"))
+    cells = len(make_population(config.env, 1, arguments).action_names)
+    save_policy(Neutral(cells), tmp_path / "policy")
+    rows, extra = run_online(config, arguments)
+    off, _ = run_online(tiny(tmp_path / "off", sidecar={"attached": False}), arguments)
+    assert [row["bpb"] for row in rows] == [row["bpb"] for row in off]
+    assert not np.any(extra["final_mean"])
+
+
+class Forgetful:
+    """Learns, and cannot be saved."""
+
+    spec = ControllerSpec()
+
+    def act(self, observations):
+        return observations
+
+    def learn(self, rewards, alive):
+        return {}
+
+
+def test_a_controller_that_learns_and_cannot_be_saved_is_refused():
+    env = gym.make_vec("TrainLoop-Cell-v0", num_envs=2, autoreset_mode="DISABLED", **ENV)
+    with pytest.raises(ValueError, match=r"must have save\(folder\) and load\(folder\)"):
+        Population(env, Forgetful(), [0, 1])

@@ -13,17 +13,19 @@ from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS
 from hpenv.policies import (
     POLICIES,
     CellMLP,
+    ControllerSpec,
     GaussianMLP,
     Neutral,
     ScheduleTable,
     load_policy,
     save_policy,
 )
+from hpenv.policies.controller import Columns
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
-from hpenv.policies.store import check_columns, load_state, save_state
+from hpenv.policies.store import load_state, save_state
 
-COLUMNS = {"observation_names": [], "action_names": []}
+SPEC = {"spec": ControllerSpec().values()}
 
 
 def make(name: str) -> Policy:
@@ -50,11 +52,11 @@ OBSERVATIONS = np.linspace(0.0, 1.0, 9, dtype=np.float32)[:, None]
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_acts_in_the_box_and_repeats_itself(name):
     policy = make(name)
-    positions = policy.act_mean(OBSERVATIONS)
+    positions = policy.act(OBSERVATIONS)
     assert positions.shape == (9, policy.action_size) == (9, 2)
     assert positions.dtype == np.float32
     assert np.abs(positions).max() <= 1.0
-    assert np.array_equal(positions, policy.act_mean(OBSERVATIONS))
+    assert np.array_equal(positions, policy.act(OBSERVATIONS))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -64,37 +66,37 @@ def test_every_policy_acts_the_same_after_saving_and_loading(name, tmp_path):
     loaded = load_policy(tmp_path / "policy")
     assert type(loaded) is POLICIES[name]
     assert loaded.arguments() == policy.arguments()
-    assert np.array_equal(loaded.act_mean(OBSERVATIONS), policy.act_mean(OBSERVATIONS))
+    assert np.array_equal(loaded.act(OBSERVATIONS), policy.act(OBSERVATIONS))
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_what_a_policy_hands_out_is_a_copy(name):
     policy = make(name)
-    before = policy.act_mean(OBSERVATIONS)
+    before = policy.act(OBSERVATIONS)
     for tensor in policy.tensors().values():
         tensor.fill_(0.5)
-    policy.act_mean(OBSERVATIONS)[:] = 9.0
-    assert np.array_equal(policy.act_mean(OBSERVATIONS), before)
+    policy.act(OBSERVATIONS)[:] = 9.0
+    assert np.array_equal(policy.act(OBSERVATIONS), before)
 
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("obs", [np.zeros(3), np.array([[np.nan]]), np.array([[np.inf]])])
 def test_bad_observations_are_refused(name, obs):
     with pytest.raises(ValueError, match="observations"):
-        make(name).act_mean(obs)
+        make(name).act(obs)
 
 
 @pytest.mark.parametrize("name", ["cells", "gaussian_mlp", "sb3_mlp"])
 def test_a_network_refuses_observations_of_another_size(name):
     with pytest.raises(ValueError, match=r"must be of shape \(N, 1\); got"):
-        make(name).act_mean(np.zeros((2, 3)))
+        make(name).act(np.zeros((2, 3)))
 
 
 def test_the_global_generators_are_untouched_by_making_a_network():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
-    GaussianMLP(3, 2, seed=1).act_mean(np.zeros((2, 3)))
+    GaussianMLP(3, 2, seed=1).act(np.zeros((2, 3)))
     SB3MLP(3, 2)
-    CellMLP(2, 3, 2).act_mean(np.zeros((2, 3)))
+    CellMLP(2, 3, 2).act(np.zeros((2, 3)))
     assert torch.equal(torch.get_rng_state(), torch_state)
     after = np.random.get_state(legacy=False)  # noqa: NPY002
     assert np.array_equal(after["state"]["key"], numpy_state["state"]["key"])
@@ -139,18 +141,18 @@ def test_the_gaussians_mean_action_is_the_tanh_of_its_mean():
     with torch.no_grad():
         policy.head.weight[:] = 0.0
         policy.head.bias[:] = torch.tensor([0.5, -3.0, 0.0, 0.0])
-    assert np.allclose(policy.act_mean(np.zeros((1, 1))), [[math.tanh(0.5), math.tanh(-3.0)]])
+    assert np.allclose(policy.act(np.zeros((1, 1))), [[math.tanh(0.5), math.tanh(-3.0)]])
 
 
 def test_the_sb3_actors_mean_action_is_clipped():
     policy = SB3MLP(1, 2)
     with torch.no_grad():
         policy.head.bias[:] = torch.tensor([0.5, -3.0])
-    assert policy.act_mean(np.zeros((1, 1))).tolist() == [[0.5, -1.0]]
+    assert policy.act(np.zeros((1, 1))).tolist() == [[0.5, -1.0]]
 
 
-def randomized_cells(**arguments) -> CellMLP:
-    policy = CellMLP(3, 2, 4, hidden_size=5, **arguments)
+def randomized_cells(num_rows=3, **arguments) -> CellMLP:
+    policy = CellMLP(num_rows, 2, 4, hidden_size=5, **arguments)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         policy.head_weight.uniform_(-1.0, 1.0, generator=generator)
@@ -191,14 +193,40 @@ def test_log_std_is_a_number_per_row_and_cell_that_no_observation_and_no_other_w
     assert unreached == {"log_std"}
 
 
+def test_a_spec_is_saved_whole_and_an_unknown_field_of_it_is_refused(tmp_path):
+    policy = make("neutral")
+    policy.spec = ControllerSpec(
+        channels=(("lr", "run"), ("weight_decay", "run")), observation=("progress",), interval=7
+    )
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy").spec
+    assert json.loads(json.dumps(policy.spec.values())) == json.loads(json.dumps(loaded.values()))
+    assert loaded.arguments()["channels"] == [["lr", "run"], ["weight_decay", "run"]]
+    tensors, metadata = load_state(tmp_path / "policy", "policy")
+    changed = {key: value for key, value in metadata.items() if key != "kind"}
+    changed["spec"] = changed["spec"] | {"mapping": "move"}
+    save_state(tmp_path / "bad", "policy", tensors, changed)
+    with pytest.raises(ValueError, match="a spec must have the fields"):
+        load_policy(tmp_path / "bad")
+
+
+def test_one_network_decides_any_number_of_rows_and_several_decide_one_each():
+    shared = randomized_cells(num_rows=1)
+    obs = torch.randn(5, 2, generator=torch.Generator().manual_seed(1)).numpy()
+    alone = np.concatenate([shared.act(row[None]) for row in obs])
+    assert np.allclose(shared.act(obs), alone, atol=1e-6)
+    with pytest.raises(ValueError, match="must have 3 rows, one for each network; got 5"):
+        randomized_cells().act(obs)
+
+
 def test_no_row_of_the_stack_reaches_another():
     policy = randomized_cells()
     obs = np.ones((3, 2), dtype=np.float32)
-    before = policy.act_mean(obs)
+    before = policy.act(obs)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter[2] = math.nan
-    assert np.array_equal(policy.act_mean(obs)[:2], before[:2])
+    assert np.array_equal(policy.act(obs)[:2], before[:2])
     assert not np.array_equal(before[0], before[1])
 
 
@@ -207,7 +235,7 @@ def test_cells_start_where_they_are_told_whatever_is_observed():
     mean, log_std = policy(torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(mean, torch.tensor([0.5, -0.9]))
     assert torch.allclose(log_std.exp(), torch.tensor([0.1, 0.04]))
-    assert not CellMLP(2, 3, 2).act_mean(np.ones((2, 3))).any()
+    assert not CellMLP(2, 3, 2).act(np.ones((2, 3))).any()
 
 
 def test_what_is_common_is_added_to_every_cell_of_its_group_and_the_sum_clipped():
@@ -259,19 +287,19 @@ def test_every_decision_reads_its_own_row_of_the_table(num_steps, interval):
     steps = np.arange(0, num_steps, interval)
     table = np.linspace(-1, 1, len(steps))[:, None]
     progress = (steps / num_steps).astype(np.float32)[:, None]
-    assert np.array_equal(ScheduleTable(table).act_mean(progress), table.astype(np.float32))
+    assert np.array_equal(ScheduleTable(table).act(progress), table.astype(np.float32))
 
 
 def test_the_table_holds_its_last_row_at_the_end_of_the_run():
-    assert ScheduleTable([[0.1], [0.2]]).act_mean(np.ones((1, 1))) == np.float32(0.2)
+    assert ScheduleTable([[0.1], [0.2]]).act(np.ones((1, 1))) == np.float32(0.2)
 
 
 def test_the_table_reads_the_column_it_is_told_to():
     table = ScheduleTable([[0.1], [0.2]], progress_column=2)
     obs = np.array([[9.0, 9.0, 0.0], [9.0, 9.0, 0.5]])
-    assert table.act_mean(obs).tolist() == [[np.float32(0.1)], [np.float32(0.2)]]
+    assert table.act(obs).tolist() == [[np.float32(0.1)], [np.float32(0.2)]]
     with pytest.raises(ValueError, match="columns"):
-        table.act_mean(np.zeros((1, 2)))
+        table.act(np.zeros((1, 2)))
 
 
 @pytest.mark.parametrize("positions", [[0.0, 1.0], [[1.5]], [[np.nan]], np.zeros((0, 2))])
@@ -300,7 +328,7 @@ def test_what_is_no_policy_is_refused(tmp_path):
     save_state(tmp_path / "b", "agent", {"x": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="must hold a saved 'policy'; got 'agent'"):
         load_policy(tmp_path / "b")
-    save_state(tmp_path / "c", "policy", {}, {"policy": "polcy", "arguments": {}} | COLUMNS)
+    save_state(tmp_path / "c", "policy", {}, {"policy": "polcy", "arguments": {}} | SPEC)
     with pytest.raises(ValueError, match="unknown policy 'polcy'"):
         load_policy(tmp_path / "c")
 
@@ -310,16 +338,21 @@ def test_names_that_are_not_one_per_column_are_neither_written_nor_read(tmp_path
         ValueError,
         match=r"action_names must be 2 names, one per column of the policy; got \['lr'\]",
     ):
-        save_policy(Neutral(2), tmp_path / "policy", ("progress",), ("lr",))
+        save_policy(named(Neutral(2), ("progress",), ("lr",)), tmp_path / "policy")
     with pytest.raises(ValueError, match="observation_names must be 1"):
-        save_policy(SB3MLP(1, 2), tmp_path / "policy", ("progress", "loss"))
+        save_policy(named(SB3MLP(1, 2), ("progress", "loss")), tmp_path / "policy")
     tensors, metadata = saved(tmp_path / "good", "schedule_table")
-    given = {key: value for key, value in metadata.items() if key != "kind"} | {
-        "action_names": ["a", "b", "c"]
-    }
+    given = {key: value for key, value in metadata.items() if key != "kind"}
+    given["spec"] = given["spec"] | {"action_names": ["a", "b", "c"]}
     save_state(tmp_path / "bad", "policy", tensors, given)
     with pytest.raises(ValueError, match=r"bad/state\.json: action_names must be 2"):
         load_policy(tmp_path / "bad")
+
+
+def named(policy, observation_names=(), action_names=()):
+    """Gives a policy names for its columns."""
+    policy.spec = ControllerSpec(observation_names=observation_names, action_names=action_names)
+    return policy
 
 
 def saved(folder, name):
@@ -331,7 +364,7 @@ def saved(folder, name):
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_field_that_is_missing_too_many_or_of_another_type_is_refused_by_name(name, tmp_path):
     tensors, metadata = saved(tmp_path / "good", name)
-    for key in ("policy", "arguments", "observation_names", "action_names"):
+    for key in ("policy", "arguments", "spec"):
         less = {other: value for other, value in metadata.items() if other not in (key, "kind")}
         for changed in (less, less | {key: 7}):
             save_state(tmp_path / "bad", "policy", tensors, changed)
@@ -408,11 +441,13 @@ def test_a_file_that_was_cut_off_before_its_digest_was_taken_is_named_too(file, 
 
 
 def test_the_folder_of_a_training_run_stands_for_its_policy_and_other_folders_are_refused(tmp_path):
-    save_policy(Neutral(2), tmp_path / "run" / "policy", ("progress",), ("lr", "weight_decay"))
-    assert load_policy(tmp_path / "run").action_size == 2
-    check_columns(tmp_path / "run", ("progress",), ("lr", "weight_decay"))
+    policy = named(Neutral(2), ("progress",), ("lr", "weight_decay"))
+    save_policy(policy, tmp_path / "run" / "policy")
+    loaded = load_policy(tmp_path / "run")
+    assert loaded.action_size == 2
+    loaded.spec.check(Columns(1, 1, ("progress",), ("lr", "weight_decay"), (), ()))
     with pytest.raises(ValueError, match="made for the action_names"):
-        check_columns(tmp_path / "run", ("progress",), ("lr",))
+        loaded.spec.check(Columns(1, 1, ("progress",), ("lr",), (), ()))
     (tmp_path / "unfinished").mkdir()
     with pytest.raises(
         ValueError, match=r"unfinished must hold a saved policy; .* training run that has finished"

@@ -4,27 +4,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.buffers import RolloutBuffer
 
 from agents.ppo import PPOAgent, PPOAgentConfig
-from agents.returns import gae
 from hpenv.integrations.sb3 import SB3VecEnv
 from hpenv.policies import load_policy, save_policy
-from tests.probe_envs import TargetTrackingVectorEnv, regret
+from tests.probe_envs import TargetTrackingVectorEnv, collect, regret
 
 SMALL = PPOAgentConfig(hidden_sizes=(8,), batch_size=16)
 OBSERVATIONS = np.linspace(0, 1, 12, dtype=np.float32)[:, None]
 
 
-def make(**arguments) -> SB3VecEnv:
-    return SB3VecEnv(TargetTrackingVectorEnv(num_envs=4, **arguments))
+def make(**arguments) -> TargetTrackingVectorEnv:
+    return TargetTrackingVectorEnv(num_envs=4, **arguments)
 
 
-def learn(agent: PPOAgent, seed: int, num_episodes: int = 8) -> dict[str, float]:
-    env = make()
-    env.seed(seed)
-    return agent.learn(env, num_episodes)
+def learn(agent: PPOAgent, seed: int, num_updates: int = 2, **arguments) -> dict[str, float]:
+    env, metrics = make(**arguments), {}
+    for update in range(num_updates):
+        metrics = agent.update(collect(env, agent, seed + 100 * update))
+    return metrics
 
 
 def weights(agent: PPOAgent) -> torch.Tensor:
@@ -39,12 +38,31 @@ def test_it_solves_the_probe_environment():
         1, 2, PPOAgentConfig(hidden_sizes=(32,), batch_size=192, learning_rate=1e-2), seed=0
     )
     start = regret(env, agent.policy)
-    vec_env = SB3VecEnv(env)
-    vec_env.seed(0)
-    for _ in range(2):
-        agent.learn(vec_env, 32 * 25)
+    for update in range(50):
+        agent.update(collect(env, agent, update))
     assert start > 0.5
     assert regret(env, agent.policy) < 0.1
+
+
+def test_an_update_is_that_of_stable_baselines3_on_the_same_episodes():
+    ours, theirs = PPOAgent(1, 2, SMALL), PPOAgent(1, 2, SMALL)
+    metrics = ours.update(collect(make(), ours, 7))
+    vec_env = SB3VecEnv(make())
+    vec_env.seed(7)
+    model = theirs.model
+    model.n_steps, model.n_envs = 12, 4
+    model.observation_space = vec_env.observation_space
+    model.rollout_buffer = RolloutBuffer(
+        12, vec_env.observation_space, vec_env.action_space, "cpu", 1.0, 0.99, 4
+    )
+    model.set_env(vec_env)
+    with theirs._private_generators():
+        model.learn(48)
+    assert not torch.equal(weights(ours), weights(PPOAgent(1, 2, SMALL)))
+    assert torch.allclose(weights(ours), weights(theirs), atol=1e-6)
+    assert metrics["rollout/ep_rew_mean"] == pytest.approx(
+        np.mean([entry["r"] for entry in model.ep_info_buffer]), rel=1e-6
+    )
 
 
 def test_the_exported_policy_acts_like_stable_baselines3s(tmp_path):
@@ -56,7 +74,7 @@ def test_the_exported_policy_acts_like_stable_baselines3s(tmp_path):
     assert expected.max() == 1.0
     save_policy(agent.policy, tmp_path / "policy")
     for policy in (agent.policy, load_policy(tmp_path / "policy")):
-        assert np.array_equal(policy.act_mean(OBSERVATIONS), expected)
+        assert np.array_equal(policy.act(OBSERVATIONS), expected)
     mean, log_std = agent.policy(torch.from_numpy(OBSERVATIONS))
     normal = agent.model.policy.get_distribution(torch.from_numpy(OBSERVATIONS)).distribution
     assert torch.equal(mean, normal.mean)
@@ -66,15 +84,15 @@ def test_the_exported_policy_acts_like_stable_baselines3s(tmp_path):
 def test_the_exported_policy_is_a_copy():
     agent = PPOAgent(1, 2, SMALL)
     policy = agent.policy
-    before = policy.act_mean(OBSERVATIONS)
+    before = policy.act(OBSERVATIONS)
     learn(agent, 0)
-    assert np.array_equal(policy.act_mean(OBSERVATIONS), before)
-    assert not np.array_equal(agent.policy.act_mean(OBSERVATIONS), before)
+    assert np.array_equal(policy.act(OBSERVATIONS), before)
+    assert not np.array_equal(agent.policy.act(OBSERVATIONS), before)
 
 
 def test_its_defaults_are_jels():
     model = PPOAgent(1, 2).model
-    assert (model.n_steps, model.batch_size, model.n_epochs) == (12, 64, 4)
+    assert (model.batch_size, model.n_epochs) == (64, 4)
     assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range(1.0)) == (
         0.99,
         1.0,
@@ -94,47 +112,15 @@ def test_its_defaults_are_jels():
     assert actor == [(1, 64), (64, 64)]
 
 
-def test_its_advantages_are_our_gae(monkeypatch):
-    agent = PPOAgent(1, 2, SMALL)
-    buffers = []
-    train = agent.model.train
-    monkeypatch.setattr(
-        agent.model, "train", lambda: (buffers.append(agent.model.rollout_buffer), train())
-    )
-    taken: list[np.ndarray] = []
-    original = agent.model.collect_rollouts
-
-    def collect_rollouts(*args, **kwargs):
-        result = original(*args, **kwargs)
-        buffer = agent.model.rollout_buffer
-        taken.extend(array.copy() for array in (buffer.rewards, buffer.values, buffer.advantages))
-        return result
-
-    monkeypatch.setattr(agent.model, "collect_rollouts", collect_rollouts)
-    learn(agent, 0, num_episodes=4)
-    rewards, values, advantages = taken
-    expected = gae(rewards, values, np.zeros(4), np.ones((12, 4), dtype=bool), 0.99, 1.0)
-    assert np.allclose(advantages, expected, atol=1e-5)
-
-
-def test_every_call_learns_from_whole_episodes_that_it_starts():
-    agent = PPOAgent(1, 2, SMALL)
-    metrics = learn(agent, 0, num_episodes=12)
-    assert agent.num_taken_decisions == metrics["time/total_timesteps"] == 12 * 12
-    assert metrics["rollout/ep_len_mean"] == 12.0
-    assert metrics["train/n_updates"] == 3 * 4
-    vec_env = make(ends={0: 5})
-    agent.learn(vec_env, 4)
-    assert vec_env.env.decisions.tolist() == [2, 0, 0, 0]
-    agent.learn(vec_env, 4)
-    assert vec_env.env.decisions.tolist() == [2, 0, 0, 0]
-
-
-def test_the_number_of_rows_may_change_between_calls():
-    agent = PPOAgent(1, 2, SMALL)
-    agent.learn(make(), 4)
-    agent.learn(SB3VecEnv(TargetTrackingVectorEnv(num_envs=2)), 4)
-    assert agent.num_taken_decisions == 8 * 12
+def test_an_update_learns_from_the_decisions_that_were_taken_alone():
+    agent, twin = PPOAgent(1, 2, SMALL), PPOAgent(1, 2, SMALL)
+    rollout = collect(make(ends={0: 5}), agent, 0)
+    collect(make(ends={0: 5}), twin, 0)  # the same draws
+    rewards = np.where(rollout.alive, rollout.rewards, 1e6)
+    raw = np.where(rollout.alive[..., None], rollout.raw, np.nan)
+    assert agent.update(rollout) == twin.update(rollout._replace(rewards=rewards, raw=raw))
+    assert torch.equal(weights(agent), weights(twin))
+    assert agent.model.num_timesteps == rollout.alive.sum() == 5 + 3 * 12
 
 
 def test_metrics_are_finite_and_the_same_in_every_run():
@@ -146,28 +132,7 @@ def test_metrics_are_finite_and_the_same_in_every_run():
     )
     for tag in tags.split():
         assert f"train/{tag}" in metrics[0]
-    assert not [tag for tag in metrics[0] if tag in ("time/fps", "time/time_elapsed")]
-
-
-class Recorder(KVWriter):
-    def __init__(self) -> None:
-        self.written: list[tuple[int, dict[str, float]]] = []
-
-    def write(self, key_values, key_excluded, step=0):
-        self.written.append((step, dict(key_values)))
-
-    def close(self):
-        pass
-
-
-def test_a_logger_receives_everything_including_the_last_update():
-    recorder = Recorder()
-    agent = PPOAgent(1, 2, SMALL)
-    agent.set_logger(Logger(folder=None, output_formats=[recorder]))
-    metrics = learn(agent, 0, num_episodes=8)
-    assert [step for step, _ in recorder.written] == [48, 96, 96]
-    assert "rollout/ep_rew_mean" in recorder.written[0][1] and "time/fps" in recorder.written[0][1]
-    assert recorder.written[-1][1]["train/loss"] == metrics["train/loss"]
+    assert metrics[0]["rollout/ep_len_mean"] == 12.0 and metrics[0]["train/n_updates"] == 2 * 4
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
@@ -197,11 +162,11 @@ def test_the_global_generators_are_neither_touched_nor_read():
 
 def test_the_global_generators_are_put_back_when_learning_fails(monkeypatch):
     agent = PPOAgent(1, 2, SMALL)
+    rollout = collect(make(), agent, 0)
     torch_state = torch.get_rng_state()
-    vec_env = make()
-    monkeypatch.setattr(vec_env, "step_wait", lambda: 1 / 0)
+    monkeypatch.setattr(agent.model, "train", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        agent.learn(vec_env, 4)
+        agent.update(rollout)
     assert torch.equal(torch.get_rng_state(), torch_state)
 
 
@@ -234,7 +199,6 @@ def test_an_agent_of_other_arguments_is_not_loaded(tmp_path):
         {"value_coefficient": -0.1},
         {"num_epochs": 0},
         {"batch_size": 0},
-        {"num_decisions": 0},
         {"max_grad_norm": 0.0},
     ],
 )
@@ -243,15 +207,10 @@ def test_bad_hyperparameters_are_refused(change):
         PPOAgentConfig(**change)
 
 
-def test_an_env_that_does_not_fit_is_refused():
+def test_a_rollout_that_does_not_fit_is_refused():
     agent = PPOAgent(1, 2, SMALL)
-    with pytest.raises(ValueError, match="multiple of the 4 rows"):
-        agent.learn(make(), 6)
-    with pytest.raises(ValueError, match="observation_space must have shape"):
-        PPOAgent(3, 2, SMALL).learn(make(), 4)
-    with pytest.raises(ValueError, match="action_space must be"):
-        PPOAgent(1, 3, SMALL).learn(make(), 4)
-    wide = make()
-    wide.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
-    with pytest.raises(ValueError, match="action_space must be"):
-        agent.learn(wide, 4)
+    rollout = collect(make(), agent, 0)
+    with pytest.raises(ValueError, match=r"rollout\.observations must have shape"):
+        PPOAgent(3, 2, SMALL).update(rollout)
+    with pytest.raises(ValueError, match=r"observations must be of shape \(N, 3\)"):
+        PPOAgent(3, 2, SMALL).sample(OBSERVATIONS)

@@ -618,7 +618,7 @@ def test_a_controller_that_never_moves_is_the_arm_of_that_strength(
     monkeypatch.setattr(plant, "Grader", lambda *arguments: tiny_student.FakeGrader())
 
     class Still:
-        def act_mean(self, observations):
+        def act(self, observations):
             return np.full((len(observations), 1), position, dtype=np.float32)
 
     grpo = GRPO | {"student": folder, "num_evaluation_problems": 8}

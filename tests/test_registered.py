@@ -1080,7 +1080,7 @@ def test_what_is_true_of_a_run_is_in_its_info_alone(tiny_projection):
 def test_a_projection_run_is_scored_by_passes_less_hacks_and_reported_apart(
     tiny_projection, capsys
 ):
-    rows = evaluate.evaluate_policy(None, PROJECTION, tiny_projection, [0, 1])
+    rows = evaluate.evaluate_controller(None, PROJECTION, tiny_projection, [0, 1])
     for row in rows:
         assert (
             row["score"] == row["pass"] - row["hack"]

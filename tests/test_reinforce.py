@@ -15,8 +15,11 @@ import torch
 from agents.base import Decision, Rollout
 from agents.credits import CreditStream
 from agents.losses import gaussian_log_density
-from agents.sidecar import INITIAL_STD, SidecarAgent, SidecarConfig
+from agents.returns import discounted_returns
+from agents.sidecar import SidecarAgent
+from agents.sidecar_config import INITIAL_STD, SidecarConfig, for_episodes
 from hpenv.policies import load_policy, save_policy
+from tests.probe_envs import TargetTrackingVectorEnv, collect, regret
 
 NAMES = ("lr/0", "lr/1", "dropout/0", "dropout/1")
 KINDS = ("scale", "scale", "scale", "scale")
@@ -42,6 +45,11 @@ def observations(decision: int, num_rows: int = 2) -> np.ndarray:
     ).astype(np.float32)
 
 
+def learn(agent: SidecarAgent, rollout: Rollout) -> dict[str, float]:
+    """Learns from further decisions of the same runs."""
+    return agent.update(rollout, continues=True)
+
+
 def one(
     obs: np.ndarray, decision: Decision, rewards: np.ndarray, alive: np.ndarray | None = None
 ) -> Rollout:
@@ -61,9 +69,9 @@ def train(agent, num_decisions, start=0, rewards=None, alive=None, num_rows=2):
     trace = []
     for t in range(start, start + num_decisions):
         obs = observations(t, num_rows)
-        decision = agent.act(obs)
+        decision = agent.sample(obs)
         given = np.random.default_rng(t).normal(size=num_rows) if rewards is None else rewards(t)
-        trace.append((decision, agent.update(one(obs, decision, given, alive))))
+        trace.append((decision, learn(agent, one(obs, decision, given, alive))))
     return trace
 
 
@@ -77,12 +85,12 @@ def play(agent, num_decisions, delay=0, noise=0.02, num_rows=8, targets=TARGETS,
     obs = np.full((num_rows, 3), 0.5, dtype=np.float32)
     metrics = {}
     for _ in range(num_decisions):
-        decision = agent.act(obs)
+        decision = agent.sample(obs)
         costs.append(sharpness * ((decision.action - targets) ** 2).sum(axis=1))
-        metrics = agent.update(
-            one(obs, decision, generator.normal(0.0, noise, num_rows) - costs.popleft())
+        metrics = learn(
+            agent, one(obs, decision, generator.normal(0.0, noise, num_rows) - costs.popleft())
         )
-    return agent.policy.act_mean(obs), metrics
+    return agent.policy.act(obs), metrics
 
 
 def numbers(agent: SidecarAgent, row=slice(None)) -> list[torch.Tensor]:
@@ -148,11 +156,11 @@ def test_immediate_cells_are_not_paid_for_spoiling_the_loss_of_their_own_step():
         obs = np.full((8, 3), 0.5, dtype=np.float32)
         last = np.zeros(8)
         for _ in range(300):
-            decision = agent.act(obs)
+            decision = agent.sample(obs)
             loss = (decision.action**2).sum(axis=1)
-            agent.update(one(obs, decision, last - loss))
+            learn(agent, one(obs, decision, last - loss))
             last = loss
-        return np.abs(agent.policy.act_mean(obs)).mean()
+        return np.abs(agent.policy.act(obs)).mean()
 
     assert final((False,) * 4) > 0.6  # the next reward alone pays it, and it goes to the corner
     assert (
@@ -168,10 +176,10 @@ def test_rewards_of_pure_noise_leave_the_cells_where_they_are():
         agent = SidecarAgent(4, 20, kinds, (True, False) * 50, config)
         for _ in range(300):
             obs = generator.normal(size=(4, 20)).astype(np.float32)
-            decision = agent.act(obs)
-            agent.update(one(obs, decision, generator.normal(size=4)))
+            decision = agent.sample(obs)
+            learn(agent, one(obs, decision, generator.normal(size=4)))
         stds = torch.exp(agent.policy.log_std.detach())[:, 0].numpy() / INITIAL_STD["scale"]
-        return np.abs(agent.policy.act_mean(generator.normal(size=(4, 20)))).mean(axis=1), stds
+        return np.abs(agent.policy.act(generator.normal(size=(4, 20)))).mean(axis=1), stds
 
     distance, stds = wander(SidecarConfig().evidence)
     assert distance.max() < 0.01
@@ -190,12 +198,10 @@ def test_the_cell_that_matters_passes_the_gate_and_the_others_stay_within_their_
         agent = make(config, 4, ("scale",) * 40, (False,) * 40, names)
         generator, obs = np.random.default_rng(0), np.full((4, 3), 0.5, dtype=np.float32)
         for _ in range(600):
-            decision = agent.act(obs)
+            decision = agent.sample(obs)
             cost = (decision.action[:, 3] - 0.4) ** 2
-            agent.update(one(obs, decision, generator.normal(0.0, 0.02, 4) - cost))
-        return agent.policy.act_mean(obs), torch.exp(agent.policy.log_std.detach())[
-            :, 0
-        ].numpy() / 0.1
+            learn(agent, one(obs, decision, generator.normal(0.0, 0.02, 4) - cost))
+        return agent.policy.act(obs), torch.exp(agent.policy.log_std.detach())[:, 0].numpy() / 0.1
 
     means, stds = final(2.0)
     assert np.abs(means[:, matters] - 0.4).max() < 0.06
@@ -210,9 +216,9 @@ def test_the_cell_that_matters_passes_the_gate_and_the_others_stay_within_their_
 def test_the_first_decision_is_the_static_configuration_plus_noise_of_the_kinds_own_size():
     kinds = ("scale", "clip", "skip", "register")
     agent = SidecarAgent(500, 3, kinds, (False,) * 4, SMALL)
-    assert not agent.act(observations(0, 500), deterministic=True).action.any()
+    assert not agent.policy.act(observations(0, 500)).any()
     actions = np.concatenate(
-        [agent.act(observations(t, 500)).action for t in range(20)]
+        [agent.sample(observations(t, 500)).action for t in range(20)]
     )  # 10,000 draws a cell
     assert np.allclose(actions.std(axis=0), [INITIAL_STD[kind] for kind in kinds], rtol=0.05)
     active = (actions > 0.1).mean(axis=0)
@@ -230,7 +236,7 @@ def test_common_parts_leave_the_size_of_the_noise_as_it_was():
         config,
         action_names=("grad_skip/0", "grad_skip/1", "lr/0", "lr/1"),
     )
-    decisions = [agent.act(observations(t, 500)) for t in range(20)]
+    decisions = [agent.sample(observations(t, 500)) for t in range(20)]
     actions = np.concatenate([decision.action for decision in decisions])
     assert decisions[0].raw.shape == (500, 6)
     assert (actions[:, :2] > 0.1).mean() < 0.01
@@ -239,20 +245,20 @@ def test_common_parts_leave_the_size_of_the_noise_as_it_was():
     assert math.isclose(correlation[0, 1], 0.5, abs_tol=0.05) and math.isclose(
         correlation[1, 2], 0.0, abs_tol=0.05
     )
-    metrics = agent.update(one(observations(0, 500), decisions[0], np.zeros(500)))
+    metrics = learn(agent, one(observations(0, 500), decisions[0], np.zeros(500)))
     assert math.isclose(metrics["train/std/skip"], 0.04, rel_tol=1e-5)
 
 
 def test_initial_means_are_put_where_they_are_asked_for():
     config = dataclasses.replace(SMALL, initial_mean={"lr": 0.5, "lr/1": -0.9})
-    action = make(config).act(observations(0), deterministic=True).action
+    action = make(config).policy.act(observations(0))
     assert np.allclose(action, [[0.5, -0.9, 0.0, 0.0]] * 2)
 
 
 def test_a_decision_is_the_clipped_sample_and_its_log_density():
     agent = make(dataclasses.replace(SMALL, initial_mean={"lr": 0.95}), num_rows=50)
     obs = observations(0, 50)
-    decision = agent.act(obs)
+    decision = agent.sample(obs)
     mean, log_std = agent.policy(torch.from_numpy(obs)[:, None])
     for array, shape in zip(decision, [(50, 4), (50, 4), (50,)], strict=True):
         assert array.shape == shape and array.dtype == np.float32
@@ -263,12 +269,11 @@ def test_a_decision_is_the_clipped_sample_and_its_log_density():
     assert np.allclose(decision.log_prob, expected, atol=1e-5)
 
 
-def test_deterministic_decisions_are_the_policys_and_draw_nothing():
+def test_the_policy_draws_nothing():
     agent, twin = make(), make()
     train(agent, 5), train(twin, 5)
-    decision = agent.act(observations(9), deterministic=True)
-    assert np.array_equal(decision.action, agent.policy.act_mean(observations(9)))
-    assert np.array_equal(agent.act(observations(9)).raw, twin.act(observations(9)).raw)
+    agent.policy.act(observations(9))
+    assert np.array_equal(agent.sample(observations(9)).raw, twin.sample(observations(9)).raw)
 
 
 def natural_step(policy, rate, replay, gates) -> list[torch.Tensor]:
@@ -319,8 +324,8 @@ def test_the_first_step_on_one_decision_is_the_natural_gradient_of_reinforce(max
     )  # a first credit has no baseline and teaches nothing
     assert equal(list(agent.policy.parameters()), list(before.parameters()))
     obs = observations(1)
-    decision = agent.act(obs)
-    agent.update(one(obs, decision, np.array([1.5, -3.0])))
+    decision = agent.sample(obs)
+    learn(agent, one(obs, decision, np.array([1.5, -3.0])))
     # The only advantages so far are 0.5 and -1: one root mean square each.
     advantages = torch.tensor([1.0, -1.0])[:, None, None].expand(2, 1, 4)
     replay = [(torch.from_numpy(obs)[:, None], torch.from_numpy(decision.raw)[:, None], advantages)]
@@ -355,7 +360,7 @@ def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_dec
     for t in range(14):
         policy = copy.deepcopy(agent.policy)
         obs = observations(t)
-        decision = agent.act(obs)
+        decision = agent.sample(obs)
         columns = torch.from_numpy(obs)[:, None], torch.from_numpy(decision.raw)[:, None]
         mean, log_std = (tensor.detach() for tensor in policy(columns[0]))
         noise = (columns[1] - mean) / log_std.exp()
@@ -364,7 +369,7 @@ def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_dec
         rewards = np.random.default_rng(t).normal(size=2)
         done = credits.push(rewards, np.ones(2, dtype=bool))
         advantages += [] if done is None else [torch.from_numpy(done.values).float()[:, None]]
-        metrics = agent.update(one(obs, decision, rewards))
+        metrics = learn(agent, one(obs, decision, rewards))
         if done is None:
             continue
         told = torch.stack([past[3] * a for past, a in zip(history[:-1], advantages, strict=True)])
@@ -425,10 +430,10 @@ def test_a_bound_on_the_gradient_holds_for_each_row():
 
 def test_a_rollout_of_older_weights_is_reported_as_stale():
     agent = make(dataclasses.replace(SMALL, learning_rate=0.3))
-    old = [(observations(t), agent.act(observations(t))) for t in range(2)]
-    assert agent.update(one(*old[0], np.zeros(2)))["train/staleness"] < 1e-6
+    old = [(observations(t), agent.sample(observations(t))) for t in range(2)]
+    assert learn(agent, one(*old[0], np.zeros(2)))["train/staleness"] < 1e-6
     train(agent, 10)
-    assert agent.update(one(*old[1], np.zeros(2)))["train/staleness"] > 1e-3
+    assert learn(agent, one(*old[1], np.zeros(2)))["train/staleness"] > 1e-3
 
 
 def test_a_rollout_of_many_decisions_is_taken_in_order():
@@ -439,10 +444,10 @@ def test_a_rollout_of_many_decisions_is_taken_in_order():
     trace = train(online, 8)
     rewards = np.stack([np.random.default_rng(t).normal(size=2) for t in range(8)])
     obs = np.stack([observations(t) for t in range(8)])
-    decisions = [whole.act(o) for o in obs]
+    decisions = [whole.sample(o) for o in obs]
     assert np.allclose(decisions[7].raw, trace[7][0].raw, atol=1e-6)
     raw, log_prob = np.stack([d.raw for d in decisions]), np.stack([d.log_prob for d in decisions])
-    metrics = whole.update(Rollout(obs, raw, log_prob, rewards, np.ones((8, 2), dtype=bool)))
+    metrics = learn(whole, Rollout(obs, raw, log_prob, rewards, np.ones((8, 2), dtype=bool)))
     for tag in (
         "train/policy_gradient_loss",
         "train/baseline",
@@ -496,11 +501,11 @@ def test_a_row_of_a_population_is_the_single_sidecar_of_its_seed():
     single = make(num_rows=1, seed=5, first_row=2)
     for t in range(20):
         obs = observations(t, 3)
-        many, alone = agent.act(obs), single.act(obs[2:])
+        many, alone = agent.sample(obs), single.sample(obs[2:])
         assert np.allclose(many.raw[2], alone.raw[0], atol=1e-5)
         rewards = np.random.default_rng(t).normal(size=3)
-        agent.update(one(obs, many, rewards))
-        single.update(one(obs[2:], alone, rewards[2:]))
+        learn(agent, one(obs, many, rewards))
+        learn(single, one(obs[2:], alone, rewards[2:]))
     assert not np.allclose(many.raw[1], many.raw[2], atol=1e-2)
 
 
@@ -509,11 +514,11 @@ def test_a_row_that_has_ended_stays_bitwise_where_it_was_and_the_others_learn_on
     train(agent, 8), train(twin, 8)
     ended = numbers(agent, 1)
     poison = one(
-        observations(8), agent.act(observations(8)), np.array([0.3, np.nan]), [True, False]
+        observations(8), agent.sample(observations(8)), np.array([0.3, np.nan]), [True, False]
     )
     poison.observations[:, 1], poison.log_prob[:, 1] = np.nan, np.inf
-    agent.update(poison)
-    twin.update(one(observations(8), twin.act(observations(8)), np.array([0.3, -7.0])))
+    learn(agent, poison)
+    learn(twin, one(observations(8), twin.sample(observations(8)), np.array([0.3, -7.0])))
     train(agent, 5, start=9, alive=[True, False]), train(twin, 5, start=9)
     assert equal(numbers(agent, 1), ended)
     assert not equal(numbers(twin, 1), ended)
@@ -532,7 +537,7 @@ def test_detached_it_decides_zeros_draws_nothing_and_learns_nothing():
     assert set(trace[-1][1]) == {"rollout/reward"}
     assert equal(before, [p.detach() for p in agent._cells.parameters()])
     assert equal(states, [generator.get_state() for generator in agent._generators])
-    assert not agent.policy.act_mean(observations(0)).any()
+    assert not agent.policy.act(observations(0)).any()
 
 
 @pytest.mark.parametrize(
@@ -634,9 +639,9 @@ def test_its_policy_can_be_taken_out_and_acts_identically(tmp_path):
     agent = make(dataclasses.replace(SMALL, common=True))
     train(agent, 10)
     save_policy(agent.policy, tmp_path / "policy")
-    positions = load_policy(tmp_path / "policy").act_mean(observations(3))
+    positions = load_policy(tmp_path / "policy").act(observations(3))
     assert positions.any()
-    assert np.array_equal(positions, agent.act(observations(3), deterministic=True).action)
+    assert np.array_equal(positions, agent.policy.act(observations(3)))
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
@@ -764,10 +769,59 @@ def test_what_does_not_fit_the_cells_is_refused(arguments, message):
 )
 def test_bad_rollouts_are_refused(change, message):
     agent = make()
-    rollout = one(observations(0), agent.act(observations(0)), np.zeros(2))
+    rollout = one(observations(0), agent.sample(observations(0)), np.zeros(2))
     with pytest.raises(ValueError, match=message):
-        agent.update(rollout._replace(**change))
+        learn(agent, rollout._replace(**change))
     with pytest.raises(ValueError, match="rollout must have 2 rows; got 1"):
-        agent.update(Rollout(*(array[:, :1] for array in rollout)))
+        learn(agent, Rollout(*(array[:, :1] for array in rollout)))
     with pytest.raises(ValueError, match=r"observations must have . rows, .*; got 3"):
-        agent.act(observations(0, 3))
+        agent.sample(observations(0, 3))
+
+
+def test_one_network_learns_the_probe_environment_from_whole_episodes():
+    env = TargetTrackingVectorEnv(num_envs=32, noise=0.1)
+    config = dataclasses.replace(for_episodes(), hidden_size=32, horizon=1)
+    agent = SidecarAgent(32, 1, ("scale", "scale"), (False, False), config, shared=True)
+    start = regret(env, agent.policy)
+    for update in range(40):
+        metrics = agent.update(collect(env, agent, update))
+    assert start > 0.9 and regret(env, agent.policy) < 0.5
+    assert metrics["rollout/ep_len_mean"] == 12.0
+    assert len(agent.policy.act(np.zeros((3, 1), dtype=np.float32))) == 3
+
+
+def test_the_last_decisions_of_an_episode_are_credited_with_the_rewards_that_are_left():
+    config = dataclasses.replace(for_episodes(), hidden_size=4, horizon=12)
+    agent = SidecarAgent(4, 1, ("scale", "scale"), (False, False), config, shared=True)
+    credited = []
+    push = agent._credits.push
+
+    def noted(rewards, alive):
+        advantages = push(rewards, alive)
+        if advantages is not None:
+            credited.append(advantages.credits[:, 0])
+        return advantages
+
+    agent._credits.push = noted
+    rollout = collect(TargetTrackingVectorEnv(num_envs=4), agent, 0)
+    for _ in range(2):  # nothing of an episode is left over for the next
+        credited.clear()
+        agent.update(rollout)
+        expected = discounted_returns(rollout.rewards, rollout.alive, 0.99)
+        assert np.allclose(credited, expected, atol=1e-6)
+
+
+def test_a_shared_network_continues_bitwise_after_saving(tmp_path):
+    env = TargetTrackingVectorEnv(num_envs=4)
+    agent, other = (
+        SidecarAgent(4, 1, ("scale",) * 2, (False,) * 2, for_episodes(), seed, shared=True)
+        for seed in (1, 2)
+    )
+    agent.update(collect(env, agent, 0))
+    agent.save(tmp_path / "agent")
+    other.load(tmp_path / "agent")
+    for learner in (agent, other):
+        learner.update(collect(env, learner, 1))
+    assert equal(numbers(agent), numbers(other))
+    with pytest.raises(ValueError, match="num_networks"):
+        SidecarAgent(4, 1, ("scale",) * 2, (False,) * 2, for_episodes()).load(tmp_path / "agent")

@@ -64,9 +64,9 @@ def test_gae_by_hand():
     values = np.array([[1.0, 2.0, 3.0]]).T
     rewards = np.array([[1.0, 0.0, 2.0]]).T
     alive = np.ones((3, 1), dtype=bool)
-    # gamma 1/2, lambda 1/2: deltas 1 + 1 - 1 = 1, 0 + 1.5 - 2 = -0.5, 2 + 2 - 3 = 1
-    advantages = returns.gae(rewards, values, np.array([4.0]), alive, 0.5, 0.5)
-    assert np.array_equal(advantages, [[1.0 + 0.25 * (-0.5 + 0.25)], [-0.25], [1.0]])
+    # gamma 1/2, lambda 1/2: deltas 1 + 1 - 1 = 1, 0 + 1.5 - 2 = -0.5, 2 - 3 = -1
+    advantages = returns.gae(rewards, values, alive, 0.5, 0.5)
+    assert np.array_equal(advantages, [[1.0 + 0.25 * (-0.5 - 0.25)], [-0.75], [-1.0]])
 
 
 def test_centered_returns_sum_to_zero_over_the_runs_alive_at_every_decision():
@@ -125,22 +125,21 @@ def test_weights_have_mean_one_and_give_every_episode_the_same():
 def test_gae_with_lambda_1_is_returns_minus_values():
     rewards, alive = random_batch()
     values = np.where(alive, np.random.default_rng(1).normal(size=alive.shape), np.nan)
-    advantages = returns.gae(rewards, values, np.zeros(8), alive, 0.99, 1.0)
+    advantages = returns.gae(rewards, values, alive, 0.99, 1.0)
     expected = np.where(alive, returns.discounted_returns(rewards, alive, 0.99) - values, 0.0)
     assert np.allclose(advantages, expected)
 
 
 def test_gae_with_lambda_0_is_the_one_step_error():
     rewards, alive = np.array([[1.0], [2.0]]), np.ones((2, 1), dtype=bool)
-    advantages = returns.gae(rewards, np.array([[3.0], [4.0]]), np.array([5.0]), alive, 0.5, 0.0)
-    assert np.array_equal(advantages, [[1.0 + 2.0 - 3.0], [2.0 + 2.5 - 4.0]])
+    advantages = returns.gae(rewards, np.array([[3.0], [4.0]]), alive, 0.5, 0.0)
+    assert np.array_equal(advantages, [[1.0 + 2.0 - 3.0], [2.0 - 4.0]])
 
 
-def test_gae_reads_no_last_value_of_an_episode_that_has_ended():
-    last = np.array([1.0, np.nan])
-    advantages = returns.gae(REWARDS, np.zeros((5, 2)), last, ALIVE, 0.5, 1.0)
-    assert np.array_equal(advantages[:, 1], RETURNS[:, 1])
-    assert advantages[4, 0] == 4.0 + 0.5
+def test_gae_reads_nothing_of_an_episode_that_has_ended():
+    values = np.where(ALIVE, 0.0, np.nan)
+    advantages = returns.gae(REWARDS, values, ALIVE, 0.5, 1.0)
+    assert np.array_equal(advantages, np.where(ALIVE, RETURNS, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,7 @@ def test_gae_reads_no_last_value_of_an_episode_that_has_ended():
         lambda: returns.grpo_outcome(np.zeros((5, 2)), np.ones((2, 5), dtype=bool)),
         lambda: returns.episode_weights(np.ones(5, dtype=bool)),
         lambda: returns.gae(
-            np.zeros((5, 2)), np.zeros((5, 2)), np.zeros(3), np.ones((5, 2), dtype=bool), 0.9, 1.0
+            np.zeros((5, 2)), np.zeros((5, 3)), np.ones((5, 2), dtype=bool), 0.9, 1.0
         ),
     ],
 )

@@ -411,16 +411,16 @@ def test_an_exported_actor_acts_as_the_model_does(algorithm, net_arch, tmp_path)
     expected, _ = model.predict(OBSERVATIONS, deterministic=True)
     assert expected.max() == 1.0
     save_policy(from_sb3(model), tmp_path / "policy")
-    assert np.array_equal(load_policy(tmp_path / "policy").act_mean(OBSERVATIONS), expected)
+    assert np.array_equal(load_policy(tmp_path / "policy").act(OBSERVATIONS), expected)
 
 
 def test_an_exported_actor_is_a_copy():
     model = trained()
     policy = from_sb3(model)
-    before = policy.act_mean(OBSERVATIONS)
+    before = policy.act(OBSERVATIONS)
     with torch.no_grad():
         model.policy.action_net.bias += 0.1
-    assert np.array_equal(policy.act_mean(OBSERVATIONS), before)
+    assert np.array_equal(policy.act(OBSERVATIONS), before)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_an_actor_that_cannot_be_exported_is_refused(model, message):
 def test_an_actor_under_normalized_rewards_is_exported():
     model = trained(VecNormalize(make(), norm_obs=False))
     assert np.array_equal(
-        from_sb3(model).act_mean(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0]
+        from_sb3(model).act(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0]
     )
 
 

@@ -1,9 +1,10 @@
-"""Evaluates a policy's mean: `python -m train_agents.evaluate --policy runs/jel/policy`.
+"""Evaluates a controller: `python -m train_agents.evaluate --controller runs/jel/policy`.
 
-`--policy` is the folder of a saved policy, or the folder of a training run with `policy/` in it.
+`--controller` is the folder of a saved policy, the folder of a training run with `policy/` in it,
+or a class of one's own as `module:Class` or `file.py:Class`.
 
 Every seed is one run from its first decision to its last. Its score is on held-out data, which
-rewards and observations never see. Without a policy, the panel stays at neutral. Baselines are
+rewards and observations never see. Without a controller, the panel stays at neutral. Baselines are
 measured in this way. The plant defines the score: bits per byte for a pretraining run, passes minus
 hacks for a post-training run.
 """
@@ -19,15 +20,16 @@ import numpy as np
 import torch
 
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
-from hpenv.benchmark.environments import parse_assignments
-from hpenv.benchmark.evaluate import check_independent, evaluate_policy, make_runs
+from hpenv.benchmark.controllers import load_controller
+from hpenv.benchmark.environments import columns_of, parse_assignments
+from hpenv.benchmark.evaluate import check_independent, evaluate_controller, make_runs
 from hpenv.benchmark.files import check_file
 from hpenv.benchmark.progress import progress
 from hpenv.benchmark.results import write_result
 from hpenv.benchmark.statistics import mean_interval
 from hpenv.plant.protocol import Score
-from hpenv.policies import load_policy
-from hpenv.policies.store import check_columns, policy_folder
+from hpenv.policies.controller import begin
+from hpenv.policies.store import policy_folder
 from train_agents.outputs import read_configuration
 
 
@@ -35,8 +37,9 @@ from train_agents.outputs import read_configuration
 class EvaluateConfig:
     """Configuration of an evaluation."""
 
-    # folder of a saved policy or of a training run; None: the panel stays at neutral
-    policy: Path | None = None
+    # folder of a saved policy or of a training run, module:Class or file.py:Class; None: the panel
+    # stays at neutral
+    controller: str | None = None
     env: str = "TrainLoop-JEL-v0"  # a registered id
     env_kwargs: tuple[str, ...] = ()  # arguments of the env, key=value
     seeds: int = 10  # number of runs
@@ -53,28 +56,24 @@ class EvaluateConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluates a policy, prints a table and writes the result."""
+    """Evaluates a controller, prints a table and writes the result."""
     config = configuration(EvaluateConfig, "train_agents.evaluate", __doc__, arguments)
     torch.set_num_threads(config.threads)
 
     with refusals():
         if config.out is not None:
             check_file("out", config.out)
-        policy = None if config.policy is None else load_policy(config.policy)
+        controller = None if config.controller is None else load_controller(config.controller)
         env_kwargs = parse_assignments(config.env_kwargs)
         seeds = range(config.first_seed, config.first_seed + config.seeds)
         check_independent(env_kwargs)
-        env = make_runs(config.env, env_kwargs, 1, policy)
-        if config.policy is not None:
-            check_columns(config.policy, env.observation_names, env.action_names)
-        if policy is not None:
-            # The policy may refuse the number of features.
-            policy.act_mean(np.zeros((1, len(env.observation_names)), dtype=np.float32))
+        env = make_runs(config.env, env_kwargs, 1, controller)
+        if controller is not None:  # it may refuse the number of columns
+            begin(controller, columns_of(env))
+            controller.act(np.zeros((1, len(env.observation_names)), dtype=np.float32))
 
-    if config.policy is not None and (trained := _trained_on(config.policy)) not in (
-        None,
-        (config.env, env_kwargs),
-    ):
+    trained = None if config.controller is None else _trained_on(config.controller)
+    if trained not in (None, (config.env, env_kwargs)):
         print(
             "note: the policy was trained on {} {}; it is evaluated on {} {}".format(
                 *trained, config.env, env_kwargs
@@ -83,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     score = env.plant.score
     with progress(config.seeds, "evaluating") as advance:
-        rows = evaluate_policy(
-            policy,
+        rows = evaluate_controller(
+            controller,
             config.env,
             env_kwargs,
             seeds,
@@ -99,13 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written: {config.out}")
 
 
-def _trained_on(policy: Path) -> tuple[str, dict[str, Any]] | None:
+def _trained_on(controller: str) -> tuple[str, dict[str, Any]] | None:
     """Returns id and arguments of the environment in which a policy was trained.
 
-    None if the policy is not in the folder of a training run.
+    None if the controller is not in the folder of a training run.
     """
     try:
-        trained = read_configuration(policy_folder(policy).parent)
+        trained = read_configuration(policy_folder(controller).parent)
     except ValueError:  # a moved or copied policy, or a run of an earlier version
         return None
     return trained["env"], trained["env_kwargs"]

@@ -1,9 +1,9 @@
 """Trains runs with Sidecars: `python -m train_agents.online --env-kwargs channels=foundational`.
 
 Every run has one controller, which learns while the run trains and ends with it. With
-`--sidecar.no-attached` the same program has no controllers. Every row of the population is a run
-with a separate seed. With `--seed-mode grouped`, all rows are the run of the first seed, each with
-a separate Sidecar.
+`--sidecar.no-attached` the same program has no controllers. `--controller` takes any other: a saved
+policy, or a class as `file.py:Class`. Every row of the population is a run with a separate seed.
+With `--seed-mode grouped`, all rows are the run of the first seed, each with a separate Sidecar.
 
 The program writes these files to its folder:
 
@@ -38,10 +38,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agents.sidecar import SidecarAgent, SidecarConfig
+from agents.sidecar import Sidecar
+from agents.sidecar_config import SidecarConfig
 from hpenv.arrays import FloatArray
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
-from hpenv.benchmark.environments import make_population, parse_assignments
+from hpenv.benchmark.controllers import load_controller
+from hpenv.benchmark.environments import parse_assignments
+from hpenv.benchmark.evaluate import make_runs
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.results import Rows, write_result
 from train_agents import outputs
@@ -64,6 +67,8 @@ class OnlineConfig:
     first_seed: int = 0  # the first of the rows' consecutive seeds
     # grouped: all rows are the run of the first seed
     seed_mode: Literal["independent", "grouped"] = "independent"
+    # folder of a saved policy, module:Class or file.py:Class; None: a Sidecar
+    controller: str | None = None
     agent_seed: int = 0  # seed of the sidecars' weights and samples
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     eval_interval: int = 500  # steps between held-out evaluations [steps]
@@ -121,17 +126,13 @@ def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) 
     }
     values["env_kwargs"] = arguments
     outputs.check_run_folder(config.out, values, MAY_CHANGE, WRITTEN)
-    env = make_population(config.env, config.seeds, arguments)
-    agent = SidecarAgent(
-        config.seeds,
-        len(env.observation_names),
-        env.action_kinds,
-        env.action_immediate,
-        config=config.sidecar,
-        seed=config.agent_seed,
-        action_names=env.action_names,
+    controller = (
+        Sidecar(config.sidecar, config.agent_seed)
+        if config.controller is None
+        else load_controller(config.controller)
     )
-    population = Population(env, agent, config.row_seeds)
+    env = make_runs(config.env, arguments, config.seeds, controller)
+    population = Population(env, controller, config.row_seeds)
     facts = environment_facts(arguments, env.plant.corpus_digest)
     outputs.claim(config.out, values, facts)  # last, so that an error leaves no folder
     outputs.resume(config.out, "step", population.load)
@@ -197,7 +198,8 @@ def _train(
             {"step": 0, score: _numbers(population.evaluate()), "train_loss": None},
         )
 
-    title = f"{'attached' if config.sidecar.attached else 'detached'}, {config.seeds} runs"
+    name = config.controller or ("sidecars" if config.sidecar.attached else "no controller")
+    title = f"{name}, {config.seeds} runs"
     values = outputs.read_configuration(folder)
 
     with (
@@ -289,7 +291,7 @@ def _results(config: OnlineConfig, population: Population) -> Rows:
         "final_mean": final_mean.round(DECIMALS).tolist(),
         "advantage_rms": float(np.mean(spreads)) if spreads else None,
         "evidence": evidence[-1] if evidence else None,
-        "agent_ms": 1e3 * population.agent_seconds / timed if timed else None,
+        "agent_ms": 1e3 * population.controller_seconds / timed if timed else None,
         "env_ms": 1e3 * population.env_seconds / timed if timed else None,
     }
 
@@ -339,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if extra["env_ms"] is not None:
         print(
             f"per decision: {extra['env_ms']:.1f} ms of the runs, "
-            f"{extra['agent_ms']:.1f} ms of the sidecars"
+            f"{extra['agent_ms']:.1f} ms of the controllers"
         )
 
     print(f"written: {result}")

@@ -1,4 +1,4 @@
-"""A population of runs with sidecars: decisions, held-out scores, and checkpoints."""
+"""A population of runs with a controller: decisions, held-out scores, and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agents.base import Rollout
-from agents.sidecar import SidecarAgent
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.environments import columns_of
 from hpenv.benchmark.evaluate import probe_loss
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
+from hpenv.policies.controller import begin, teach
 
 #: Number of decimals of positions in a trace.
 DECIMALS = 4
 
 
 class Population:
-    """Runs with sidecars, and all other state on which the next decision depends.
+    """Runs with a controller, and all other state on which the next decision depends.
 
     Attributes:
         env: the runs.
-        agent: the sidecars.
+        controller: it acts, and learns if it can. One that learns must also have `save` and `load`.
+            One that explores has `mean(observations)`, its positions without exploration.
         observations: observations for the next decision, (N, F).
         alive: False for rows that have ended, (N,).
         decision: number of decisions so far.
@@ -40,17 +41,27 @@ class Population:
             since the log's last line, (4, N) [nats per token].
     """
 
-    def __init__(self, env: TrainLoopVectorEnv, agent: SidecarAgent, seeds: Sequence[int]) -> None:
-        """Begins the runs."""
-        self.env, self.agent = env, agent
+    def __init__(self, env: TrainLoopVectorEnv, controller: Any, seeds: Sequence[int]) -> None:
+        """Begins the runs.
+
+        Raises:
+            ValueError: the controller learns, and cannot be saved.
+        """
+        if hasattr(controller, "learn") and not hasattr(controller, "save"):
+            raise ValueError(
+                "a controller that learns must have save(folder) and load(folder), so that its "
+                f"runs can continue; got {type(controller).__name__}"
+            )
+        self.env, self.controller = env, controller
         self.observations, _ = env.reset(seed=[int(seed) for seed in seeds])
+        begin(controller, columns_of(env))
         self.alive = np.ones(env.num_envs, dtype=bool)
         self.decision = 0
         self.reasons: list[str | None] = [None] * env.num_envs
         self.losses: FloatArray = np.zeros((4, env.num_envs))
         self.returns: FloatArray = np.zeros((2, env.num_envs))
         # Times of this process, and the number of their decisions. They are never saved.
-        self.agent_seconds, self.env_seconds, self.timed = 0.0, 0.0, 0
+        self.controller_seconds, self.env_seconds, self.timed = 0.0, 0.0, 0
 
     @property
     def step(self) -> int:
@@ -73,28 +84,25 @@ class Population:
         return self.decision >= self.env.num_decisions or not self.alive.any()
 
     def decide(self, trace: bool) -> tuple[dict[str, float], dict[str, Any] | None]:
-        """Takes one decision in every row, and updates the agent with its reward.
+        """Takes one decision in every row, and gives the controller its reward.
 
         Args:
             trace: also return the positions.
 
         Returns:
-            Metrics of the agent and of the runs, and with `trace` the `mean` and `sampled`
+            Metrics of the controller, and with `trace` the `mean` and `sampled`
             positions (N, A) of this decision.
         """
         means = self.means().round(DECIMALS).tolist() if trace else None
         start = time.perf_counter()
-        decision = self.agent.act(self.observations)
+        action = self.controller.act(self.observations)
         acted = time.perf_counter()
-        before, alive = self.observations, self.alive.copy()
-        self.observations, rewards, terminated, truncated, infos = self.env.step(decision.action)
+        alive = self.alive.copy()
+        self.observations, rewards, terminated, truncated, infos = self.env.step(action)
         stepped = time.perf_counter()
 
-        rollout = Rollout(
-            before[None], decision.raw[None], decision.log_prob[None], rewards[None], alive[None]
-        )
-        metrics = self.agent.update(rollout)
-        self.agent_seconds += acted - start + time.perf_counter() - stepped
+        metrics = teach(self.controller, rewards, alive)
+        self.controller_seconds += acted - start + time.perf_counter() - stepped
         self.env_seconds += stepped - acted
         self.timed += 1
 
@@ -107,13 +115,14 @@ class Population:
 
         self.alive = alive & ~(terminated | truncated)
         self.decision += 1
-        sampled = np.round(decision.action.astype(np.float64), DECIMALS).tolist()
+        sampled = np.round(np.asarray(action, dtype=np.float64), DECIMALS).tolist()
 
         return metrics, {"mean": means, "sampled": sampled} if trace else None
 
     def means(self) -> FloatArray:
         """Returns the positions of the next decision without exploration, (N, A)."""
-        return self.agent.act(self.observations, deterministic=True).action.astype(np.float64)
+        act = getattr(self.controller, "mean", self.controller.act)
+        return np.asarray(act(self.observations), dtype=np.float64)
 
     def evaluate(self) -> FloatArray:
         """Returns held-out scores (N,), with the panel at the policies' means, not at samples."""
@@ -153,7 +162,8 @@ class Population:
         new = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         snapshots.save(new / "env", self.env.snapshot())
-        self.agent.save(new / "agent")
+        if hasattr(self.controller, "save"):
+            self.controller.save(new / "controller")
         tensors = {"observations": self.observations, "alive": self.alive, "losses": self.losses}
         tensors |= {"returns": self.returns}
         saved = {name: torch.as_tensor(value.copy()) for name, value in tensors.items()}
@@ -179,7 +189,8 @@ class Population:
                 f"{folder / 'program'} must be of this version of the program; got another"
             )
 
-        self.agent.load(folder / "agent")
+        if hasattr(self.controller, "load"):
+            self.controller.load(folder / "controller")
         self.env.restore(env)
         self.observations = program.tensors["observations"].numpy().copy()
         self.alive = program.tensors["alive"].numpy().copy()

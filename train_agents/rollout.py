@@ -86,7 +86,7 @@ def _wave(env: TrainLoopVectorEnv, agent: Agent, seeds: list[int]) -> Episodes:
     reasons: list[str | None] = [None] * env.num_envs
 
     for _ in range(env.num_decisions):
-        decision = agent.act(observations)
+        decision = agent.sample(observations)
         before = observations
         observations, rewards, terminated, truncated, infos = env.step(decision.action)
         values = (

@@ -4,7 +4,7 @@ The program writes these files to its folder:
 
 - `config.json`.
 - `progress.jsonl`: metrics of every update.
-- `rollouts.jsonl`: JEL's episodes, with returns, and positions and losses at their decisions.
+- `rollouts.jsonl`: all episodes, with returns, and positions and losses at their decisions.
 - TensorBoard events.
 - The latest checkpoints.
 - `policy/` at the end. `train_agents.evaluate` and all programs that attach a controller read it.
@@ -23,21 +23,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from agents.base import Agent
 from agents.jel import JELAgent, JELAgentConfig
 from agents.ppo import PPOAgent, PPOAgentConfig
+from agents.sidecar import SidecarAgent
+from agents.sidecar_config import SidecarConfig, for_episodes
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
-from hpenv.benchmark.environments import make_population, parse_assignments
+from hpenv.benchmark.environments import (
+    columns_of,
+    make_population,
+    parse_assignments,
+    spec_of,
+)
 from hpenv.benchmark.evaluate import run_episodes
 from hpenv.benchmark.facts import environment_facts
-from hpenv.env import TrainLoopVectorEnv
-from hpenv.integrations.sb3 import SB3VecEnv
+from hpenv.policies.controller import Columns
 from hpenv.policies.store import save_policy
 from train_agents import outputs
 from train_agents.logs import RunLog, keep_lines
@@ -59,7 +66,7 @@ TRACED_DECISIONS = 100
 class TrainConfig:
     """Configuration of a training run of a controller."""
 
-    agent: Literal["jel", "ppo"] = "jel"  # the agent that learns
+    agent: Literal["jel", "ppo", "reinforce"] = "jel"  # the agent that learns
     env: str = JEL  # a registered id
     # arguments of the env, key=value; by default batch_tokens=128 for TrainLoop-JEL-v0, a quarter
     # of the id's default, for cheap runs
@@ -73,6 +80,8 @@ class TrainConfig:
     tensorboard: bool = True  # also write TensorBoard events
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)  # hyperparameters, if agent is jel
     ppo: PPOAgentConfig = field(default_factory=PPOAgentConfig)  # hyperparameters, if agent is ppo
+    # hyperparameters, if agent is reinforce
+    reinforce: SidecarConfig = field(default_factory=for_episodes)
 
     def __post_init__(self) -> None:
         """Checks counts, and that only the chosen agent has hyperparameters."""
@@ -84,7 +93,8 @@ class TrainConfig:
                 f"got {self.episodes_per_update}"
             )
 
-        for agent, unused in (("jel", JELAgentConfig()), ("ppo", PPOAgentConfig())):
+        defaults = {"jel": JELAgentConfig(), "ppo": PPOAgentConfig(), "reinforce": for_episodes()}
+        for agent, unused in defaults.items():
             if agent != self.agent and getattr(self, agent) != unused:
                 raise ValueError(
                     f"{agent} must be left out if agent is {self.agent!r}; "
@@ -98,47 +108,36 @@ class TrainConfig:
         return parse_assignments(self.env_kwargs)
 
 
-class JELTrainer:
-    """Trainer of JEL. An update collects episodes and learns from them."""
-
-    def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
-        """Builds the agent for the env's columns."""
-        self.env = env
-        self.agent = JELAgent(
-            len(env.observation_names), len(env.action_names), config.jel, config.seed
-        )
-
-    def update(self, seeds: list[int]) -> tuple[dict[str, float], Episodes]:
-        """Runs one update. Returns its metrics and its episodes."""
-        episodes = collect(self.env, self.agent, seeds)
-        return self.agent.update(episodes.rollout), episodes
+def _jel(config: TrainConfig, columns: Columns) -> Agent:
+    return JELAgent(*_sizes(columns), config.jel, config.seed)
 
 
-class PPOTrainer:
-    """Trainer of PPO. An update is one call of stable-baselines3's `learn`, through the adapter."""
-
-    def __init__(self, config: TrainConfig, env: TrainLoopVectorEnv) -> None:
-        """Builds the agent for the env's columns."""
-        self.env = env
-        if config.ppo.num_decisions not in (None, env.num_decisions):
-            raise ValueError(
-                f"ppo.num_decisions must be {env.num_decisions}, those of an episode; "
-                f"got {config.ppo.num_decisions}; leave it out: PPO learns from whole episodes"
-            )
-
-        ppo = replace(config.ppo, num_decisions=env.num_decisions)
-        self.agent = PPOAgent(len(env.observation_names), len(env.action_names), ppo, config.seed)
-        self._vec_env = SB3VecEnv(env)
-
-    def update(self, seeds: list[int]) -> tuple[dict[str, float], None]:
-        """Runs one update. Returns its metrics, and None, because PPO hides its episodes."""
-        self._vec_env.seed(seeds[0])
-        return self.agent.learn(self._vec_env, len(seeds)), None
+def _ppo(config: TrainConfig, columns: Columns) -> Agent:
+    return PPOAgent(*_sizes(columns), config.ppo, config.seed)
 
 
-TRAINERS: dict[str, Callable[[TrainConfig, TrainLoopVectorEnv], JELTrainer | PPOTrainer]] = {
-    "jel": JELTrainer,
-    "ppo": PPOTrainer,
+def _reinforce(config: TrainConfig, columns: Columns) -> Agent:
+    return SidecarAgent(
+        config.episodes_per_update,
+        len(columns.observation_names),
+        columns.action_kinds,
+        columns.action_immediate,
+        config.reinforce,
+        config.seed,
+        columns.action_names,
+        shared=True,
+    )
+
+
+def _sizes(columns: Columns) -> tuple[int, int]:
+    return len(columns.observation_names), len(columns.action_names)
+
+
+#: name -> function from the configuration and the env's columns to a new agent
+AGENTS: dict[str, Callable[[TrainConfig, Columns], Agent]] = {
+    "jel": _jel,
+    "ppo": _ppo,
+    "reinforce": _reinforce,
 }
 
 
@@ -191,11 +190,11 @@ class Training:
             )
 
         self.env = make_population(config.env, config.num_envs, config.arguments())
-        self.trainer = TRAINERS[config.agent](config, self.env)
+        self.agent = AGENTS[config.agent](config, columns_of(self.env))
         facts = environment_facts(config.arguments(), self.env.plant.corpus_digest)
         outputs.claim(folder, values, facts)  # last, so that an error leaves no folder
 
-        resumed = outputs.resume(folder, "update", self.trainer.agent.load)
+        resumed = outputs.resume(folder, "update", self.agent.load)
         self.first = 0 if resumed is None else outputs.number(resumed)
         keep_lines(folder / "rollouts.jsonl", "update", self.first - 1)
         self.log = RunLog(folder, self.timesteps(self.first), config.tensorboard, values)
@@ -216,22 +215,23 @@ class Training:
             for update in range(self.first, config.num_updates):
                 done = update + 1
                 seeds = episode_seeds(config.seed, update, config.episodes_per_update)
-                metrics, episodes = self.trainer.update(seeds)
-                if episodes is not None:
-                    metrics = metrics | inner_metrics(episodes, self.env.action_names)
-                    with open(folder / "rollouts.jsonl", "a", encoding="utf-8") as file:
-                        file.write(json.dumps(_rollout_line(update, episodes)) + "\n")
+                episodes = collect(self.env, self.agent, seeds)
+                metrics = self.agent.update(episodes.rollout)
+                metrics |= inner_metrics(episodes, self.env.action_names)
+                with open(folder / "rollouts.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(_rollout_line(update, episodes)) + "\n")
 
                 metrics = log.clocks(self.timesteps(done), done) | metrics
                 if done == config.num_updates:
                     metrics["eval/held_out"] = self.held_out()
                 log.write(metrics, self.timesteps(done))
-                self.trainer.agent.save(folder / "checkpoints" / f"update-{done:06d}")
+                self.agent.save(folder / "checkpoints" / f"update-{done:06d}")
                 outputs.drop_old(folder, "update")
                 advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
 
-        names = (self.env.observation_names, self.env.action_names)
-        save_policy(self.trainer.agent.policy, folder / "policy", *names)
+        policy = self.agent.policy
+        policy.spec = spec_of(self.env)
+        save_policy(policy, folder / "policy")
         return metrics
 
     def held_out(self) -> float:
@@ -241,13 +241,13 @@ class Training:
         """
         key = self.env.plant.score.key
         seeds = episode_seeds(self.config.seed, HELD_OUT, self.config.num_envs)
-        rows = run_episodes(self.trainer.agent.policy, self.env, seeds)
+        rows = run_episodes(self.agent.policy, self.env, seeds)
         return float(np.mean([row[key] for row in rows]))
 
 
 def _json_values(config: TrainConfig) -> dict[str, Any]:
     """Returns the configuration in config.json: no other agent's options, out or tensorboard."""
-    left_out = {"out", "tensorboard", *TRAINERS} - {config.agent}
+    left_out = {"out", "tensorboard", *AGENTS} - {config.agent}
     values = {key: value for key, value in asdict(config).items() if key not in left_out}
     return values | {"env_kwargs": config.arguments()}
 

@@ -1,4 +1,4 @@
-"""Makes populations of training runs from ids, and keyword arguments from command-line texts."""
+"""Makes populations of training runs from ids, and what a controller needs to know of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gymnasium.envs.registration import load_env_creator
 import hpenv
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.spec import UnknownArgumentError
+from hpenv.policies.controller import Columns, ControllerSpec
 
 gym.register_envs(hpenv)
 
@@ -102,3 +103,27 @@ def make_population(env_id: str, num_envs: int, arguments: Mapping[str, Any]) ->
         )
 
     return env
+
+
+def columns_of(env: TrainLoopVectorEnv) -> Columns:
+    """Returns the number of runs and the columns of an env, for its controller."""
+    return Columns(
+        env.num_envs,
+        env.num_decisions,
+        env.observation_names,
+        env.action_names,
+        env.action_kinds,
+        env.action_immediate,
+    )
+
+
+def spec_of(env: TrainLoopVectorEnv) -> ControllerSpec:
+    """Returns the spec of a controller that was made for an env."""
+    return ControllerSpec(
+        channels=tuple(env.plant.panel.banks),
+        observation=env.features,
+        interval=env.interval,
+        num_registers=len(env.action_names) - len(env.plant.panel.names),
+        observation_names=env.observation_names,
+        action_names=env.action_names,
+    )

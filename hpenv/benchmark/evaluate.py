@@ -1,7 +1,7 @@
-"""Evaluation of a policy's mean.
+"""Evaluation of a controller.
 
 Every seed is one run from its first decision to its last. Its score is on held-out data, which
-rewards and observations never see. Without a policy, the panel stays at neutral. Baselines are
+rewards and observations never see. Without a controller, the panel stays at neutral. Baselines are
 measured in this way. The plant defines the score: bits per byte for a pretraining run, passes minus
 hacks for a post-training run.
 """
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpenv.benchmark.environments import make_population
+from hpenv.benchmark.environments import columns_of, make_population
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant.protocol import DIVERGENCE_REASONS
-from hpenv.policies import Policy
+from hpenv.policies.controller import Controller, begin, check_controller, teach
 
 
-def evaluate_policy(
-    policy: Policy | None,
+def evaluate_controller(
+    controller: Controller | None,
     env_id: str,
     env_kwargs: Mapping[str, Any],
     seeds: Sequence[int],
@@ -31,15 +31,15 @@ def evaluate_policy(
     max_rows: int = 10,
     on_progress: Callable[[float], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Runs one episode per seed under the policy's mean.
+    """Runs one episode per seed under a controller.
 
     A run that diverges stops. Its lists repeat the last value, so that the lists of all seeds have
     the same length. The last bits of a row depend on the number of rows that train together.
 
     Args:
-        policy: function from observations to positions. None: the panel stays at neutral.
+        controller: it acts, and learns if it can. None: the panel stays at neutral.
         env_id: a registered id of a training loop.
-        env_kwargs: keyword arguments of the env.
+        env_kwargs: keyword arguments of the env. They come before those of the controller's spec.
         seeds: one per run.
         curve: add the lists to the result.
         heldout_curve: also evaluate on the validation slice after each decision.
@@ -62,7 +62,7 @@ def evaluate_policy(
 
     Raises:
         ValueError: there are no seeds, max_rows is below 1, seeds are grouped, the id is no
-            training loop, or the policy has another number of cells.
+            training loop, or the controller is none or was made for other columns.
     """
     if not isinstance(seeds, Sequence) or not seeds or max_rows < 1:
         raise ValueError(
@@ -77,9 +77,14 @@ def evaluate_policy(
     for first in range(0, len(seeds), max_rows):
         chunk = [int(seed) for seed in seeds[first : first + max_rows]]
         if env is None or env.num_envs != len(chunk):
-            env = make_runs(env_id, env_kwargs, len(chunk), policy)
+            env = make_runs(env_id, env_kwargs, len(chunk), controller)
         rows += run_episodes(
-            policy, env, chunk, curve=curve, heldout_curve=heldout_curve, on_progress=on_progress
+            controller,
+            env,
+            chunk,
+            curve=curve,
+            heldout_curve=heldout_curve,
+            on_progress=on_progress,
         )
 
     return rows
@@ -95,31 +100,24 @@ def check_independent(env_kwargs: Mapping[str, Any]) -> None:
 
 
 def make_runs(
-    env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, policy: Policy | None
+    env_id: str, env_kwargs: Mapping[str, Any], num_rows: int, controller: Controller | None
 ) -> TrainLoopVectorEnv:
-    """Makes a population whose panel has the cells of the policy.
+    """Makes a population with the columns that a controller asks for.
 
     Raises:
-        ValueError: the policy is no policy, or sets another number of columns.
+        ValueError: the controller is none, or was made for other columns.
     """
-    if policy is not None and not (hasattr(policy, "action_size") and hasattr(policy, "act_mean")):
-        raise ValueError(
-            "policy must have `action_size`, the number of cells, and `act_mean(observations)`, "
-            f"(N, F) -> positions (N, A) in [-1, 1]; got {type(policy).__name__}"
-        )
+    if controller is None:
+        return make_population(env_id, num_rows, env_kwargs)
 
-    env = make_population(env_id, num_rows, env_kwargs)
-    if policy is not None and policy.action_size != len(env.action_names):
-        raise ValueError(
-            f"policy must have the {len(env.action_names)} cells of {env_id}, "
-            f"{list(env.action_names)}; got {policy.action_size} cells"
-        )
-
+    check_controller(controller)
+    env = make_population(env_id, num_rows, controller.spec.arguments() | dict(env_kwargs))
+    controller.spec.check(columns_of(env))
     return env
 
 
 def run_episodes(
-    policy: Policy | None,
+    controller: Controller | None,
     env: TrainLoopVectorEnv,
     seeds: list[int],
     *,
@@ -127,8 +125,10 @@ def run_episodes(
     heldout_curve: bool = False,
     on_progress: Callable[[float], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Runs one episode in every row of an env, one seed each. See `evaluate_policy`."""
+    """Runs one episode in every row of an env, one seed each. See `evaluate_controller`."""
     observations, infos = env.reset(seed=seeds)
+    begin(controller, columns_of(env))
+    alive = np.ones(len(seeds), dtype=bool)
     corpus = env.plant.corpus_digest
     neutral = np.zeros((len(seeds), len(env.action_names)), dtype=np.float32)
     steps, probe = [infos["step"]], [infos["probe_loss"]] if "probe_loss" in infos else []
@@ -138,8 +138,10 @@ def run_episodes(
     reasons: list[str | None] = [None] * len(seeds)
 
     for _ in range(env.num_decisions):
-        positions = neutral if policy is None else policy.act_mean(observations)
-        observations, _, _, _, infos = env.step(positions)
+        positions = neutral if controller is None else controller.act(observations)
+        observations, rewards, terminated, truncated, infos = env.step(positions)
+        teach(controller, rewards, alive)
+        alive = alive & ~(terminated | truncated)
         steps.append(infos["step"])
         if "probe_loss" in infos:
             probe.append(infos["probe_loss"])

@@ -1,9 +1,10 @@
-"""Policies: deterministic controllers, trained or written by hand, that can be saved.
+"""Controllers: their interface, and policies, which act without learning and can be saved.
 
 Importing this imports torch.
 """
 
 from hpenv.policies.cells import CellMLP
+from hpenv.policies.controller import Columns, Controller, ControllerSpec
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
@@ -15,6 +16,9 @@ __all__ = [
     "POLICIES",
     "SB3MLP",
     "CellMLP",
+    "Columns",
+    "Controller",
+    "ControllerSpec",
     "GaussianMLP",
     "Neutral",
     "Policy",

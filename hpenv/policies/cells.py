@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hpenv.arrays import Float32Array
+from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.gaussian_mlp import check_sizes
 from hpenv.policies.policy import as_observations
 
@@ -70,6 +71,8 @@ class CellMLP(nn.Module):
         Sidecar (paper 000), sections 2.3 and 3. Of the network it states the number of parameters
         only.
     """
+
+    spec = ControllerSpec()
 
     def __init__(
         self,
@@ -176,28 +179,27 @@ class CellMLP(nn.Module):
             positions = positions + raw[..., self.action_size :][..., self._groups]
         return positions.clamp(-1.0, 1.0)
 
-    def as_rows(self, obs: np.ndarray) -> torch.Tensor:
-        """Checks observations (N, F), one per row, and returns them as (N, 1, F).
+    def as_rows(self, observations: np.ndarray) -> torch.Tensor:
+        """Checks observations (R, F) and returns them per network.
+
+        N networks take one row each, (N, 1, F). A single network takes any number, (1, R, F).
 
         Raises:
             ValueError: another number of rows or columns, or a number that is not finite.
         """
-        batch = as_observations(obs, self.observation_size)
-        if len(batch) != self.num_rows:
+        batch = as_observations(observations, self.observation_size)
+        if self.num_rows > 1 and len(batch) != self.num_rows:
             raise ValueError(
                 f"observations must have {self.num_rows} rows, one for each network; "
                 f"got {len(batch)}"
             )
-        return torch.from_numpy(batch)[:, None]
+        return torch.from_numpy(batch).reshape(self.num_rows, -1, self.observation_size)
 
     @torch.no_grad()
-    def act_mean(self, obs: np.ndarray) -> Float32Array:
-        """Returns the positions of the means, (N, A) float32, at observations (N, F).
-
-        Network n decides row n.
-        """
-        mean, _ = self(self.as_rows(obs))
-        return self.positions(mean[:, 0]).numpy()
+    def act(self, observations: np.ndarray) -> Float32Array:
+        """Returns the positions of the means, (R, A) float32, at observations (R, F)."""
+        mean, _ = self(self.as_rows(observations))
+        return self.positions(mean.reshape(-1, self.output_size)).numpy()
 
     def arguments(self) -> dict[str, Any]:
         """Returns the constructor's arguments, JSON-able."""

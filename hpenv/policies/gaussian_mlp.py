@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hpenv.arrays import Float32Array
+from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.policy import as_observations
 
 
@@ -57,6 +58,8 @@ class GaussianMLP(nn.Module):
     References:
         JEL, section 3.5 and appendix A.1.
     """
+
+    spec = ControllerSpec()
 
     def __init__(
         self,
@@ -104,9 +107,9 @@ class GaussianMLP(nn.Module):
         return mean, log_std.clamp(*self.log_std_bounds)
 
     @torch.no_grad()
-    def act_mean(self, obs: np.ndarray) -> Float32Array:
+    def act(self, observations: np.ndarray) -> Float32Array:
         """Returns tanh(mean), (N, A) float32, at observations (N, F)."""
-        mean, _ = self(torch.from_numpy(as_observations(obs, self.observation_size)))
+        mean, _ = self(torch.from_numpy(as_observations(observations, self.observation_size)))
         return torch.tanh(mean).numpy()
 
     def arguments(self) -> dict[str, Any]:

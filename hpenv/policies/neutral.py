@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hpenv.arrays import Float32Array
+from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.policy import as_observations
 
 
@@ -19,14 +20,16 @@ class Neutral:
         action_size: A.
     """
 
+    spec = ControllerSpec()
+
     def __init__(self, action_size: int) -> None:
         if action_size < 1:
             raise ValueError(f"action_size must be at least 1; got {action_size}")
         self.action_size = action_size
 
-    def act_mean(self, obs: np.ndarray) -> Float32Array:
+    def act(self, observations: np.ndarray) -> Float32Array:
         """Returns zeros, (N, A) float32, at observations (N, F)."""
-        return np.zeros((len(as_observations(obs)), self.action_size), dtype=np.float32)
+        return np.zeros((len(as_observations(observations)), self.action_size), dtype=np.float32)
 
     def arguments(self) -> dict[str, Any]:
         """Returns the constructor's arguments, JSON-able."""

@@ -1,4 +1,4 @@
-"""The Policy protocol: the part of a controller that acts, without learning and without noise."""
+"""The Policy protocol: a controller that is saved, and acts without learning and without noise."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hpenv.arrays import Float32Array
+from hpenv.policies.controller import ControllerSpec
 
 
 class Policy(Protocol):
@@ -16,11 +17,13 @@ class Policy(Protocol):
 
     Attributes:
         action_size: A, cells of the panel that the policy sets.
+        spec: what the policy asks of an environment, as every controller has it.
     """
 
     action_size: int
+    spec: ControllerSpec
 
-    def act_mean(self, obs: np.ndarray) -> Float32Array:
+    def act(self, observations: np.ndarray) -> Float32Array:
         """Returns positions in [-1, 1], (N, A) float32, at observations (N, F), without noise."""
 
     def arguments(self) -> dict[str, Any]:
@@ -34,18 +37,18 @@ class Policy(Protocol):
         """Returns the policy with these `arguments` and `tensors`."""
 
 
-def as_observations(obs: np.ndarray, observation_size: int | None = None) -> Float32Array:
+def as_observations(observations: np.ndarray, observation_size: int | None = None) -> Float32Array:
     """Checks a batch of observations and returns it as float32.
 
     Args:
-        obs: observations, (N, F).
+        observations: (N, F).
         observation_size: F, if the policy has one. None accepts any.
 
     Raises:
         ValueError: the array has another number of axes or of columns, or holds a number that is
             not finite.
     """
-    batch = np.ascontiguousarray(obs, dtype=np.float32)
+    batch = np.ascontiguousarray(observations, dtype=np.float32)
     if batch.ndim != 2 or (observation_size is not None and batch.shape[1] != observation_size):
         columns = "F" if observation_size is None else observation_size
         raise ValueError(f"observations must be of shape (N, {columns}); got {batch.shape}")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hpenv.arrays import Float32Array
+from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.gaussian_mlp import check_sizes, tanh_layers
 from hpenv.policies.policy import as_observations
 
@@ -29,6 +30,8 @@ class SB3MLP(nn.Module):
     References:
         stable_baselines3.common.policies.ActorCriticPolicy with a DiagGaussianDistribution (2.9).
     """
+
+    spec = ControllerSpec()
 
     def __init__(
         self, observation_size: int, action_size: int, hidden_sizes: Sequence[int] = (64, 64)
@@ -76,9 +79,9 @@ class SB3MLP(nn.Module):
         return mean, self.log_std.expand_as(mean)
 
     @torch.no_grad()
-    def act_mean(self, obs: np.ndarray) -> Float32Array:
+    def act(self, observations: np.ndarray) -> Float32Array:
         """Returns clip(mean, -1, 1), (N, A) float32, at observations (N, F)."""
-        mean, _ = self(torch.from_numpy(as_observations(obs, self.observation_size)))
+        mean, _ = self(torch.from_numpy(as_observations(observations, self.observation_size)))
         return mean.clamp(-1.0, 1.0).numpy()
 
     def arguments(self) -> dict[str, Any]:

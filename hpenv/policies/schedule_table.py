@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from hpenv.arrays import Float32Array
+from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.policy import as_observations
 
 #: Progress arrives as float32, whose rounding (3e-8 below 1) may put it just under k/K. The
@@ -32,6 +33,8 @@ class ScheduleTable:
         ValueError: the table is not two-dimensional, is empty, or leaves [-1, 1].
     """
 
+    spec = ControllerSpec()
+
     def __init__(self, positions: ArrayLike, progress_column: int = 0) -> None:
         table = np.array(positions, dtype=np.float32)
         if table.ndim != 2 or table.size == 0:
@@ -49,9 +52,9 @@ class ScheduleTable:
         self.progress_column = progress_column
         self.action_size = int(table.shape[1])
 
-    def act_mean(self, obs: np.ndarray) -> Float32Array:
+    def act(self, observations: np.ndarray) -> Float32Array:
         """Returns the row of each run's decision, (N, A) float32, at observations (N, F)."""
-        batch = as_observations(obs)
+        batch = as_observations(observations)
         if self.progress_column >= batch.shape[1]:
             raise ValueError(
                 f"observations must have more than {self.progress_column} columns; "

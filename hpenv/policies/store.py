@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from hpenv.plant.protocol import Snapshot
 from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS, SnapshotError, load, save
 from hpenv.policies.cells import CellMLP
+from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.policy import Policy
@@ -85,16 +86,11 @@ def check_tensors(
             )
 
 
-def save_policy(
-    policy: Policy,
-    path: str | os.PathLike[str],
-    observation_names: Sequence[str] = (),
-    action_names: Sequence[str] = (),
-) -> None:
-    """Writes a policy to a folder, with the names of its columns if they are given.
+def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
+    """Writes a policy and its spec to a folder.
 
     Raises:
-        ValueError: the policy's class is not in POLICIES, or the names are not one per column.
+        ValueError: the policy's class is not in POLICIES, or its spec has not one name per column.
     """
     names = [name for name, kind in POLICIES.items() if type(policy) is kind]
     if not names:
@@ -103,18 +99,17 @@ def save_policy(
             f"got {type(policy).__name__}"
         )
 
-    columns = {"observation_names": list(observation_names), "action_names": list(action_names)}
-    check_names(policy, columns)
-    save_state(
-        path,
-        "policy",
-        policy.tensors(),
-        {"policy": names[0], "arguments": policy.arguments()} | columns,
-    )
+    check_names(policy)
+    metadata = {
+        "policy": names[0],
+        "arguments": policy.arguments(),
+        "spec": policy.spec.values(),
+    }
+    save_state(path, "policy", policy.tensors(), metadata)
 
 
-def check_names(policy: Policy, columns: Mapping[str, Sequence[str]]) -> None:
-    """Checks that there is one name per column of a policy. Empty lists pass.
+def check_names(policy: Policy) -> None:
+    """Checks that the spec of a policy has one name per column, or none.
 
     Raises:
         ValueError: naming both numbers.
@@ -124,29 +119,10 @@ def check_names(policy: Policy, columns: Mapping[str, Sequence[str]]) -> None:
         "observation_names": policy.arguments().get("observation_size"),
     }
     for key, size in sizes.items():
-        if columns[key] and size is not None and len(columns[key]) != size:
+        names = getattr(policy.spec, key)
+        if names and size is not None and len(names) != size:
             raise ValueError(
-                f"{key} must be {size} names, one per column of the policy; "
-                f"got {list(columns[key])}"
-            )
-
-
-def check_columns(
-    path: str | os.PathLike[str], observation_names: Sequence[str], action_names: Sequence[str]
-) -> None:
-    """Checks that an environment has the columns that a saved policy was trained with.
-
-    Raises:
-        ValueError: naming both, or a folder that holds no policy.
-    """
-    folder = policy_folder(path)
-    _, metadata = _load_contents(folder)
-    for key, given in (("observation_names", observation_names), ("action_names", action_names)):
-        saved = metadata[key]
-        if saved and saved != list(given):
-            raise ValueError(
-                f"the policy in {folder} was made for the {key} {saved}; the environment has "
-                f"{list(given)}; give it the arguments of the policy's training"
+                f"{key} must be {size} names, one per column of the policy; got {list(names)}"
             )
 
 
@@ -197,7 +173,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     check_tensors(folder / TENSORS, tensors, policy.tensors())
 
     try:
-        check_names(policy, metadata)
+        policy.spec = ControllerSpec.from_values(metadata["spec"])
+        check_names(policy)
     except ValueError as error:
         raise ValueError(f"{folder / STATE}: {error}{CURE}") from error
 
@@ -222,7 +199,7 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
             f"{cause}; expected the folder of a saved policy, or of a training run"
         ) from error
 
-    expected = {"policy": str, "arguments": dict, "observation_names": list, "action_names": list}
+    expected = {"policy": str, "arguments": dict, "spec": dict}
     for key, kind in expected.items():
         if type(metadata.get(key)) is not kind:
             raise ValueError(

@@ -26,13 +26,12 @@ from typing import Any
 import numpy as np
 
 from agents.jel import JELAgentConfig
-from agents.ppo import PPOAgentConfig
 from baselines import schedules
 from baselines.sweeps import cma_search, random_search
 from baselines.tuning import SEARCHES, tune
 from hpenv.benchmark.command_line import check_counts, configuration
 from hpenv.benchmark.environments import make_population
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.results import Rows
 from train_agents.experiments.jel_report import report
 from train_agents.experiments.meta_training import meta_train
@@ -144,15 +143,11 @@ def controller(
 ) -> Rows:  # fmt: skip
     """Trains one controller of an arm, then deploys it on every evaluation seed."""
     folder = Path(runs) / f"{arm.name}-{seed}"
-    num_decisions = -(-meta_kwargs["num_steps"] // meta_kwargs["interval"])
-    options: dict[str, Any] = {"jel": arm.jel}
-    if arm.agent == "ppo":
-        options = {"ppo": PPOAgentConfig(num_decisions=num_decisions)}
-    options |= {"agent": arm.agent, "num_updates": num_updates, "seed": seed}
+    options = {"agent": arm.agent, "jel": arm.jel, "num_updates": num_updates, "seed": seed}
     policy, training = meta_train(folder, ENV, meta_kwargs | dict(arm.env_kwargs), **options)
 
     kwargs = {key: value for key, value in arm.env_kwargs.items() if key != "seed_mode"}
-    rows = evaluate_policy(policy, ENV, deployment_kwargs | kwargs, evaluation_seeds)
+    rows = evaluate_controller(policy, ENV, deployment_kwargs | kwargs, evaluation_seeds)
     return rows, {"training": training, "actions": _action_quartiles(folder / "rollouts.jsonl")}
 
 
@@ -180,7 +175,7 @@ def baseline(env_kwargs: dict[str, Any], evaluation_seeds: Sequence[int]) -> Row
     rates = schedules.hand_tuned_rates()
     is_tuned = all(env_kwargs.get(name) == rate for name, rate in rates.items())
     spent = schedules.tuning_runs() if is_tuned else 0
-    return evaluate_policy(None, ENV, env_kwargs, evaluation_seeds), {"runs_spent": spent}
+    return evaluate_controller(None, ENV, env_kwargs, evaluation_seeds), {"runs_spent": spent}
 
 
 def tuned_baseline(
@@ -190,7 +185,7 @@ def tuned_baseline(
     """Evaluates a baseline at the best point of its search, which lies inside the tried range."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     kwargs, extra = tune(name, env_kwargs, tuning_seeds, num_points, Path(log))
-    return evaluate_policy(None, ENV, kwargs, evaluation_seeds), extra
+    return evaluate_controller(None, ENV, kwargs, evaluation_seeds), extra
 
 
 def search(
@@ -204,7 +199,7 @@ def search(
         policy, history = cma_search(meta_kwargs, num_episodes, seed, log=path)
     else:
         policy, history = random_search(meta_kwargs, num_episodes, seed, kind="schedule", log=path)
-    rows = evaluate_policy(policy, ENV, deployment_kwargs, evaluation_seeds)
+    rows = evaluate_controller(policy, ENV, deployment_kwargs, evaluation_seeds)
     return rows, {"history": history}
 
 

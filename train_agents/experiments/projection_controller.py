@@ -81,7 +81,7 @@ def deploy(
     due = np.linspace(0, env.num_decisions, num_reports + 1)[1:].round()
 
     for decision in range(1, env.num_decisions + 1):
-        observations, _, _, _, infos = env.step(policy.act_mean(observations))
+        observations, _, _, _, infos = env.step(policy.act(observations))
         strengths.append(infos["panel/projection_strength"])
         for row in np.flatnonzero(infos["divergence"]):
             reasons[row] = DIVERGENCE_REASONS[infos["divergence"][row]]

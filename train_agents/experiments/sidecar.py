@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agents.sidecar import INITIAL_STD, SidecarConfig
+from agents.sidecar_config import INITIAL_STD, SidecarConfig
 from hpenv.benchmark.command_line import check_counts, configuration
 from hpenv.benchmark.environments import make_population
 from hpenv.benchmark.results import Rows, read_result

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpenv.benchmark.evaluate import evaluate_policy
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.results import Rows
 
 
@@ -30,12 +30,12 @@ def sweep(
         heldout_curve: also evaluate the chosen one on the validation slice after each decision.
 
     Returns:
-        Rows of `evaluate_policy` of the chosen configuration, and `chosen`, `table` (per
+        Rows of `evaluate_controller` of the chosen configuration, and `chosen`, `table` (per
         configuration its mean `probe_loss` [nats per token] and the `bpb` of its runs), and
         `runs_spent` on the choice.
     """
     tried = {
-        name: evaluate_policy(None, env_id, {**env_kwargs, **changes}, tuning_seeds)
+        name: evaluate_controller(None, env_id, {**env_kwargs, **changes}, tuning_seeds)
         for name, changes in configurations.items()
     }
     scores = {name: float(np.mean([_score(row) for row in rows])) for name, rows in tried.items()}
@@ -46,7 +46,7 @@ def sweep(
     ]
 
     chosen = {**env_kwargs, **configurations[best]}
-    rows = evaluate_policy(None, env_id, chosen, evaluation_seeds, heldout_curve=heldout_curve)
+    rows = evaluate_controller(None, env_id, chosen, evaluation_seeds, heldout_curve=heldout_curve)
     spent = len(configurations) * len(tuning_seeds)
     return rows, {"chosen": best, "table": table, "runs_spent": spent}
 

@@ -1,0 +1,139 @@
+"""The controller interface: what it asks of an environment, and how it acts on the runs there.
+
+Networks, tables, control laws, models of stable-baselines3 and learners are all controllers. The
+programs that train, score and deploy a controller need nothing else of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpenv.arrays import BoolArray, FloatArray
+
+
+@dataclass(frozen=True)
+class ControllerSpec:
+    """Demands of a controller on its environment. An empty field accepts what the id has.
+
+    Attributes:
+        channels: the id's argument `channels`: a channel set, names or (name, scope) pairs.
+        observation: the id's argument `observation`: a name or a list of features.
+        interval: steps per decision [steps].
+        num_registers: the id's argument `num_registers`.
+        observation_names: columns of the observation, (F,). Empty: any.
+        action_names: cells of the action, (A,). Empty: any.
+    """
+
+    channels: str | Sequence[str | Sequence[str]] | Mapping[str, str] | None = None
+    observation: str | Sequence[str] | None = None
+    interval: int | None = None
+    num_registers: int | None = None
+    observation_names: Sequence[str] = ()
+    action_names: Sequence[str] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the keyword arguments of an environment that the controller asks for."""
+        names = ("channels", "observation", "interval", "num_registers")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def check(self, columns: Columns) -> None:
+        """Checks that an environment has the controller's columns.
+
+        Raises:
+            ValueError: naming both.
+        """
+        for key in ("observation_names", "action_names"):
+            own, given = list(getattr(self, key)), list(getattr(columns, key))
+            if own and own != given:
+                raise ValueError(
+                    f"the controller was made for the {key} {own}; the environment has {given}; "
+                    "give it the arguments of the controller's training"
+                )
+
+    def values(self) -> dict[str, Any]:
+        """Returns the fields in JSON's types: tuples become lists."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the spec with these `values`.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        if set(values) != set(cls.__dataclass_fields__):
+            raise ValueError(
+                f"a spec must have the fields {list(cls.__dataclass_fields__)}; got {list(values)}"
+            )
+        return cls(**values)
+
+
+class Columns(NamedTuple):
+    """The runs that a controller is about to control, and the columns of its arrays.
+
+    Attributes:
+        num_runs: N.
+        num_decisions: decisions of a run.
+        observation_names: columns of an observation, (F,).
+        action_names: cells, (A,).
+        action_kinds: kind of each cell, as `hpenv.control.channels.Channel.kind`, (A,).
+        action_immediate: True for cells whose effect the reward of the same decision shows, (A,).
+    """
+
+    num_runs: int
+    num_decisions: int
+    observation_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_kinds: tuple[str, ...]
+    action_immediate: tuple[bool, ...]
+
+
+@runtime_checkable
+class Controller(Protocol):
+    """A controller of N runs.
+
+    A controller may have two further methods. `reset(columns)` is called before the first decision
+    of new runs. `learn(rewards, alive)` is called after each decision with the rewards (N,) of its
+    window, and True for the runs that took it, (N,).
+    """
+
+    @property
+    def spec(self) -> ControllerSpec:
+        """Demands of the controller on its environment."""
+
+    def act(self, observations: np.ndarray) -> NDArray[np.float32]:
+        """Returns positions in [-1, 1], (N, A) float32, at observations (N, F)."""
+
+
+def check_controller(controller: object) -> None:
+    """Checks that an object is a controller.
+
+    Raises:
+        ValueError: naming the members that a controller has.
+    """
+    if not isinstance(controller, Controller) or not isinstance(controller.spec, ControllerSpec):
+        raise ValueError(
+            "a controller must have `spec`, a hpenv.policies.ControllerSpec, and "
+            "`act(observations)`, (N, F) -> positions (N, A) in [-1, 1]; "
+            f"got {type(controller).__name__}"
+        )
+
+
+def begin(controller: object, columns: Columns) -> None:
+    """Tells a controller that new runs begin, if it wants to know."""
+    reset = getattr(controller, "reset", None)
+    if reset is not None:
+        reset(columns)
+
+
+def teach(controller: object, rewards: FloatArray, alive: BoolArray) -> dict[str, float]:
+    """Gives a controller the rewards of its last decision, if it learns. Returns its metrics."""
+    learn = getattr(controller, "learn", None)
+    return (learn(rewards, alive) or {}) if learn is not None else {}
