@@ -36,15 +36,17 @@ def student_update(plant: GRPOPlant, generator: torch.Generator) -> None:
     config = plant.config
     prompts = [[task.prompt for task in plant.tasks(row)] for row in range(plant.num_rows)]
     rollouts = plant.student.sample(
-        plant.knobs, prompts, config.num_samples, [generator] * plant.num_rows
+        plant.coefficients.values, prompts, config.num_samples, [generator] * plant.num_rows
     )
 
     with torch.no_grad():
         plant.student.log_probabilities(
-            {name: torch.zeros_like(k) for name, k in plant.knobs.items()}, rollouts
+            {name: torch.zeros_like(k) for name, k in plant.coefficients.values.items()}, rollouts
         )
 
-    leaves = {name: knob.detach().requires_grad_() for name, knob in plant.knobs.items()}
+    leaves = {
+        name: value.detach().requires_grad_() for name, value in plant.coefficients.values.items()
+    }
     torch.autograd.grad(
         plant.student.log_probabilities(leaves, rollouts).sum(), list(leaves.values())
     )

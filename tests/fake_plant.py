@@ -14,7 +14,7 @@ from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel, TensorSite
 from hpenv.plant.measurements import Measurement, Window, groups_of
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Snapshot
-from hpenv.posttraining.plant import GAUGES as GRPO_GAUGES
+from hpenv.posttraining.measurements import GAUGES as GRPO_GAUGES
 from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
 
 INITIAL_LOSS = 5.0
@@ -134,7 +134,7 @@ class FakePlant:
         return self.losses.copy()
 
     def report(self) -> dict[str, FloatArray]:
-        return {}
+        return {self.score.key: self.evaluate()}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {

@@ -16,6 +16,7 @@ from hpenv.control.panel import Panel, TensorSite
 from hpenv.lm import model
 from hpenv.lm.model import GPTConfig
 from hpenv.optim.rules import OPTIMIZERS
+from hpenv.posttraining.intervention import Intervention
 from hpenv.posttraining.plant import GRPOPlant
 from hpenv.pretraining import gradient_channels as gradients
 from hpenv.pretraining.config import PretrainingConfig
@@ -38,6 +39,7 @@ CHANNELS = channels_of("pretraining")
 READERS = {
     "PretrainingPlant": PretrainingPlant,
     "GRPOPlant": GRPOPlant,
+    "Intervention": Intervention,
     "gradient_channels": gradients,
 }
 SAFE = tuple((name, scope) for name, scope in FINEST if CHANNELS[name].kind != "two_sided")

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from hpenv.posttraining.contrastive import contrasts
+from hpenv.posttraining.contrastive import sources
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES, task_of
 from hpenv.posttraining.problems.problem import generated_problem, split_of
 from train_agents import demonstrations
@@ -89,7 +89,7 @@ def test_problems_are_training_problems_that_no_run_draws(problems):
         split, difficulty, index = problem.name.split("-")
         assert split == "train" and 1 <= int(difficulty) <= 3
         assert first <= int(index) < first + count
-    assert first + count <= contrasts.FIRST_LABELLED
+    assert first + count <= sources.FIRST_LABELLED
 
 
 @pytest.mark.parametrize(

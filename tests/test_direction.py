@@ -15,16 +15,14 @@ from hpenv.posttraining.loss import advantages, policy_loss
 from hpenv.posttraining.projection.direction import (
     METHODS,
     Direction,
-    clean_against_clean,
     extract,
-    overlap,
     random_direction,
-    shuffle_labels,
     validate,
 )
 from hpenv.posttraining.projection.direction_files import Provenance, load_direction, save_direction
 from hpenv.posttraining.projection.rules import coordinates
 from hpenv.posttraining.students.adapter import adapted_weight, decompose, weights_digest
+from train_agents.experiments.contrasts import clean_against_clean, shuffle_labels
 
 RANKS = {"q": 24, "up": 40}
 
@@ -54,6 +52,13 @@ def planted(num_pairs=20, N=2, noise=0.1, signal=1.0, seed=0):
 def alignment(direction, axes):
     """Cosine of the first axis with the planted one, (N, modules)."""
     return torch.stack([(direction.axes[name][:, 0] * axes[name]).sum(1) for name in axes], 1)
+
+
+def overlap(old, new):
+    """Mean absolute cosine of the axes that two directions with the same axes kept have, (N,)."""
+    products = [(axes * new.axes[name]).sum(2).abs() for name, axes in old.axes.items()]
+    kept = [axes.any(2) for axes in old.axes.values()]
+    return torch.cat(products, 1).sum(1) / torch.cat(kept, 1).sum(1)
 
 
 def swap(pairs, order):
@@ -254,17 +259,6 @@ def test_clean_against_clean_has_no_hack_in_it():
         halves = torch.cat([left[name], right[name]], 1)
         assert torch.equal(halves.sort(1).values, clean[name].sort(1).values)
     assert (alignment(extract(left, right, "svd", 2), axes).abs() < 0.7).all()
-
-
-def test_overlap_compares_axes_that_both_have_up_to_sign():
-    ones = {"m": torch.ones(1, 2)}
-    eye = Direction({"m": torch.eye(2)[None]}, ones)
-    flipped = Direction({"m": torch.diag(torch.tensor([-1.0, 1.0]))[None]}, ones)
-    swapped = Direction({"m": torch.eye(2).flip(0)[None]}, ones)
-    half = Direction({"m": torch.tensor([[[0.6, 0.8], [0.0, 0.0]]])}, ones)
-    assert [overlap(eye, other).item() for other in (eye, flipped, swapped)] == [1.0, 1.0, 0.0]
-    assert overlap(eye, half).item() == pytest.approx(0.6)
-    assert overlap(Direction({"m": torch.zeros(1, 2, 2)}, ones), half).item() == 0.0
 
 
 def test_a_rewarded_hack_steps_towards_hacks_and_a_punished_one_away():

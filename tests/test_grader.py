@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from hpenv.posttraining.contrastive.contrasts import HARMLESS
 from hpenv.posttraining.grading import grader as grader_module
 from hpenv.posttraining.grading.grader import Grader, MissingVerdictError, Submission, Verdict
 from hpenv.posttraining.grading.judgment import equal_exactly
@@ -31,6 +30,7 @@ from hpenv.posttraining.sandbox import (
     Sandbox,
     SandboxUnavailable,
 )
+from train_agents.experiments.contrasts import HARMLESS
 from train_agents.experiments.measures.memorizer import memorizing_pass_rate
 
 RECORD = Path(__file__).parent / "recorded_verdicts.sqlite"

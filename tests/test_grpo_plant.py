@@ -27,18 +27,18 @@ from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.posttraining import plant as plant_module
 from hpenv.posttraining import splits as curriculum_module
 from hpenv.posttraining.config import GRPOConfig
-from hpenv.posttraining.contrastive import contrasts
-from hpenv.posttraining.contrastive.contrasts import HARMLESS, labelled_pairs
+from hpenv.posttraining.contrastive import sources
+from hpenv.posttraining.contrastive.sources import labelled_pairs
 from hpenv.posttraining.grading.grader import Grader, Verdict
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE, TRAINING_MODES
 from hpenv.posttraining.loss import policy_loss
-from hpenv.posttraining.plant import (
+from hpenv.posttraining.measurements import (
     GAUGE_NAMES,
     LARGEST_REWARD,
     MEASUREMENTS,
     PRIVILEGED_NAMES,
-    GRPOPlant,
 )
+from hpenv.posttraining.plant import GRPOPlant
 from hpenv.posttraining.problems import generator as recipes
 from hpenv.posttraining.problems.problem import generated_problem, split_of
 from hpenv.posttraining.splits import SPLITS, Curriculum
@@ -63,6 +63,7 @@ from tests.tiny_student import (
     student,
     verdict,
 )
+from train_agents.experiments.contrasts import CONTROLS, HARMLESS, grpo_config
 
 STRENGTH = (("projection_strength", "run"),)
 #: The whole of an action, one column per channel.
@@ -115,7 +116,9 @@ def bare():
     plant = make(2, ())
     assert plant.panel.positions.shape == (2, 0)
     windows = [advance(plant, n) for n in (0, 2, 1)]
-    assert not windows[-1].divergence.any() and all(knob.any() for knob in plant.knobs.values())
+    assert not windows[-1].divergence.any() and all(
+        knob.any() for knob in plant.coefficients.values.values()
+    )
     return state_of(plant), windows
 
 
@@ -166,8 +169,8 @@ def test_every_channel_moved_changes_the_run(column, bare):
     advance(without, 3)
     for row in range(2):
         assert any(
-            not torch.equal(knob[row], without.knobs[module][row])
-            for module, knob in plant.knobs.items()
+            not torch.equal(knob[row], without.coefficients.values[module][row])
+            for module, knob in plant.coefficients.values.items()
         )
 
 
@@ -179,8 +182,8 @@ def test_full_strength_takes_the_direction_out_of_every_gradient():
     plant = make(2, STRENGTH, rule="two_sided")
     plant.panel.positions[0] = 1.0
     advance(plant, 3)
-    for name, axes in plant.direction.axes.items():
-        momentum = plant._optimizer_states[name]["momentum"]
+    for name, axes in plant.intervention.direction.axes.items():
+        momentum = plant.coefficients.states[name]["momentum"]
         along = torch.einsum("nkr,nr->nk", axes, momentum)[:, 0].abs() / momentum.norm(dim=1)
         assert along[0] < 1e-5 and along[1] > 1e-5, name
 
@@ -193,8 +196,8 @@ def test_one_sided_leaves_what_points_away():
         gauge(window, "mean_negative_c") < 0
     ).all()
     away = [
-        torch.einsum("nkr,nr->nk", axes, plant._optimizer_states[name]["momentum"])
-        for name, axes in plant.direction.axes.items()
+        torch.einsum("nkr,nr->nk", axes, plant.coefficients.states[name]["momentum"])
+        for name, axes in plant.intervention.direction.axes.items()
     ]
     assert torch.cat(away).max() < 1e-7 and torch.cat(away).min() < -1e-5
 
@@ -208,10 +211,10 @@ def test_of_an_update_that_is_projected_nothing_along_the_axes_remains():
         advance(plant, 3)
         parts = [
             (
-                torch.einsum("nkr,nr->nk", plant.direction.axes[name], knob)[:, 0]
+                torch.einsum("nkr,nr->nk", plant.intervention.direction.axes[name], knob)[:, 0]
                 / knob.norm(dim=1)
             ).abs()
-            for name, knob in plant.knobs.items()
+            for name, knob in plant.coefficients.values.items()
         ]
         components.append(torch.stack(parts).mean())
     assert components[0] < 1e-5 < 1e-2 < components[1]
@@ -223,15 +226,17 @@ def test_what_is_routed_goes_to_the_quarantine():
     for _ in range(2):
         advance(plant, 1)
         advance(vanilla, 1)
-    for name, knob in plant.knobs.items():
-        assert not plant.quarantine[name][1].any(), name
+    for name, knob in plant.coefficients.values.items():
+        assert not plant.quarantine.values[name][1].any(), name
         # Rows share the shape of a batch, which its longest completion decides, and with it the
         # last bits of sums.
-        torch.testing.assert_close(knob[1], vanilla.knobs[name][1], rtol=1e-4, atol=1e-5)
-        assert plant.quarantine[name][0].any(), name
+        torch.testing.assert_close(
+            knob[1], vanilla.coefficients.values[name][1], rtol=1e-4, atol=1e-5
+        )
+        assert plant.quarantine.values[name][0].any(), name
         momentum, axes = (
-            plant._optimizer_states[f"quarantine/{name}"]["momentum"][0],
-            plant.direction.axes[name][0],
+            plant.quarantine.states[name]["momentum"][0],
+            plant.intervention.direction.axes[name][0],
         )
         along = axes.T @ (axes @ momentum)
         torch.testing.assert_close(
@@ -243,7 +248,10 @@ def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_i
     plant = moved(make(2, STRENGTH, rule="two_sided", route=True))
     advance(plant, 2)
     seen, original = [], plant.student.log_probabilities
-    together = {name: knob + plant.quarantine[name] for name, knob in plant.knobs.items()}
+    together = {
+        name: knob + plant.quarantine.values[name]
+        for name, knob in plant.coefficients.values.items()
+    }
     samples = []
     own_sample = plant.student.sample
     plant.student = copy.copy(plant.student)
@@ -251,7 +259,7 @@ def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_i
         seen.append(knobs) or original(knobs, *more)
     )
     plant.student.sample = lambda knobs, *more: samples.append(knobs) or own_sample(knobs, *more)
-    expected_deployed = {name: knob.clone() for name, knob in plant.knobs.items()}
+    expected_deployed = {name: knob.clone() for name, knob in plant.coefficients.values.items()}
     assert not torch.equal(together["layer.0.up"], expected_deployed["layer.0.up"])
     advance(plant, 1)
     for name in plant.names:
@@ -259,14 +267,18 @@ def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_i
             seen[1][name].detach(), together[name]
         )
         assert not seen[0][name].any()  # the reference
-        assert torch.equal(samples[1][name], plant.knobs[name])  # the probe
+        assert torch.equal(samples[1][name], plant.coefficients.values[name])  # the probe
     samples.clear()
     plant.report(deployed=True)
     plant.report(deployed=False)
     for name in plant.names:
-        assert all(torch.equal(given[name], plant.knobs[name]) for given in samples[:3])
         assert all(
-            torch.equal(given[name], plant.knobs[name] + plant.quarantine[name])
+            torch.equal(given[name], plant.coefficients.values[name]) for given in samples[:3]
+        )
+        assert all(
+            torch.equal(
+                given[name], plant.coefficients.values[name] + plant.quarantine.values[name]
+            )
             for given in samples[3:]
         )
 
@@ -281,7 +293,7 @@ def test_the_direction_of_a_run_is_that_of_the_pairs_that_are_not_held_out():
     zeros = {name: torch.zeros(1, r) for name, r in plant.student.ranks.items()}
     hack = plant.student.completion_gradients(zeros, prompts, [pair.hack for pair in fitted])
     clean = plant.student.completion_gradients(zeros, prompts, [pair.clean for pair in fitted])
-    for name, axes in plant.direction.axes.items():
+    for name, axes in plant.intervention.direction.axes.items():
         mean = (hack[name] - clean[name]).mean(1)
         torch.testing.assert_close(
             axes[:, 0], mean / mean.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5
@@ -297,7 +309,9 @@ def test_a_step_along_the_direction_makes_hacks_less_likely():
     fitted = [pair for pair in short_pairs() if not pair.held_out]
 
     def gap(size):
-        knobs = {name: size * axes[:, 0] for name, axes in plant.direction.axes.items()}
+        knobs = {
+            name: size * axes[:, 0] for name, axes in plant.intervention.direction.axes.items()
+        }
         sides = []
         for texts in ([pair.hack for pair in fitted], [pair.clean for pair in fitted]):
             rollouts = plant.student.rollouts_from_texts(
@@ -312,17 +326,18 @@ def test_a_step_along_the_direction_makes_hacks_less_likely():
 
 @pytest.mark.parametrize("direction", ["random", "shuffled", "clean"])
 def test_a_control_is_drawn_from_the_seed_of_its_run(direction):
+    direction = CONTROLS.get(direction, direction)
     plant, again, real = make(3, direction=direction), make(3, direction=direction), make(3)
     again.reset([7, 101, 102])
-    for name, axes in plant.direction.axes.items():
-        assert torch.equal(axes[1:], again.direction.axes[name][1:])
+    for name, axes in plant.intervention.direction.axes.items():
+        assert torch.equal(axes[1:], again.intervention.direction.axes[name][1:])
         assert (axes.norm(dim=2) - 1.0).abs().max() < 1e-5
     flat = [
-        torch.cat([axes[n, 0] for axes in own.direction.axes.values()])
+        torch.cat([axes[n, 0] for axes in own.intervention.direction.axes.values()])
         for own in (plant, again)
         for n in range(3)
     ]
-    flat.append(torch.cat([axes[0, 0] for axes in real.direction.axes.values()]))
+    flat.append(torch.cat([axes[0, 0] for axes in real.intervention.direction.axes.values()]))
     others = [
         (a, b)
         for i, a in enumerate(flat)
@@ -334,14 +349,16 @@ def test_a_control_is_drawn_from_the_seed_of_its_run(direction):
     )
     single = make(1, direction=direction)
     single.reset([102])
-    for name, axes in single.direction.axes.items():
-        torch.testing.assert_close(axes[0], plant.direction.axes[name][2], rtol=1e-4, atol=1e-5)
+    for name, axes in single.intervention.direction.axes.items():
+        torch.testing.assert_close(
+            axes[0], plant.intervention.direction.axes[name][2], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_directions_of_known_loopholes_come_from_programs_that_use_them():
     modes = ("run_tests", "file")
     pairs = labelled_pairs(modes, difficulty=2)
-    assert {pair.flavour for pair in pairs} == set(modes) and len(pairs) == 2 * contrasts.LABELLED
+    assert {pair.flavour for pair in pairs} == set(modes) and len(pairs) == 2 * sources.LABELLED
     for pair in pairs:
         assert {"run_tests": "run_tests", "file": "result.txt"}[pair.flavour] in pair.hack
         assert pair.hack.startswith(pair.clean.rstrip()), (
@@ -355,16 +372,16 @@ def test_directions_of_known_loopholes_come_from_programs_that_use_them():
         student=student(),
         grader=FakeGrader(),
     )
-    assert {pair.flavour for pair in plant._contrast.pairs} == set(modes)
-    assert len(plant._contrast.pairs) == 24 and all(
-        axes.any() for axes in plant.direction.axes.values()
+    assert {pair.flavour for pair in plant.intervention.contrast.pairs} == set(modes)
+    assert len(plant.intervention.contrast.pairs) == 24 and all(
+        axes.any() for axes in plant.intervention.direction.axes.values()
     )
 
 
 def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_as_long():
     nano = shipped("nano")
-    exploits = labelled_pairs(TRAINING_MODES, 3, "labelled_vs_harmless")
-    appended = labelled_pairs(TRAINING_MODES, 3, "harmless")
+    exploits = CONTROLS["labelled_vs_harmless"].pairs(TRAINING_MODES, 3)
+    appended = CONTROLS["harmless"].pairs(TRAINING_MODES, 3)
     for labelled, other, alone in zip(
         labelled_pairs(TRAINING_MODES, 3), exploits, appended, strict=True
     ):
@@ -374,7 +391,7 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
             [[other.prompt]] * 2, [[other.hack], [other.clean]]
         ).mask.sum((1, 2))
         assert lengths[0] == lengths[1], labelled.name
-    misnamed = labelled_pairs(TRAINING_MODES, 3, "labelled_renamed")
+    misnamed = CONTROLS["labelled_renamed"].pairs(TRAINING_MODES, 3)
     for labelled, other in zip(labelled_pairs(TRAINING_MODES, 3), misnamed, strict=True):
         marker = LOOPHOLES[labelled.flavour].markers["train"][0]
         assert (
@@ -382,8 +399,8 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
         )
         assert nano.unreadable_reason(other.prompt, other.hack) == ""
     few = {"num_problems": 8, "num_probe_problems": 1, "num_evaluation_problems": 4}
-    axes = [GRPOPlant(GRPOConfig(direction=kind, **few), 1, student=nano,
-                      grader=FakeGrader()).direction.axes
+    axes = [GRPOPlant(grpo_config({"direction": kind, **few}), 1, student=nano,
+                      grader=FakeGrader()).intervention.direction.axes
             for kind in ("labelled", "harmless", "labelled_vs_harmless")]  # fmt: skip
     assert all(
         not torch.equal(axes[i][name], axes[j][name])
@@ -396,16 +413,18 @@ def test_what_is_appended_in_the_controls_of_labelled_programs_is_harmless_and_a
 def test_a_refresh_extracts_the_direction_of_the_student_as_it_is(position):
     plant = make(2, (("direction_refresh", "run"),))
     plant.panel.positions[0] = position
-    history = [plant.direction.axes["layer.1.up"].clone()]
+    history = [plant.intervention.direction.axes["layer.1.up"].clone()]
     for _ in range(3):
-        knobs = {name: knob.clone() for name, knob in plant.knobs.items()}
+        knobs = {name: knob.clone() for name, knob in plant.coefficients.values.items()}
         advance(plant, 1)
-        history.append(plant.direction.axes["layer.1.up"].clone())
+        history.append(plant.intervention.direction.axes["layer.1.up"].clone())
     for before, after in itertools.pairwise(history[1:]):
         assert torch.equal(before[0], after[0]) == (position == 0.0)
         assert torch.equal(before[1], after[1])
     if position:
-        hack, clean = plant._contrast.gradients(knobs, plant._contrast.pairs)
+        hack, clean = plant.intervention.contrast.gradients(
+            knobs, plant.intervention.contrast.pairs
+        )
         mean = (hack["layer.1.up"] - clean["layer.1.up"]).mean(1)[0]
         torch.testing.assert_close(history[-1][0, 0], mean / mean.norm(), rtol=1e-4, atol=1e-5)
 
@@ -417,9 +436,14 @@ def test_a_refresh_that_is_drawn_now_and_then_is_drawn_from_seed_and_step():
         each.panel.positions[:] = 0.1 + 0.9 * 0.5
         own = []
         for _ in range(3):
-            before = each.direction.axes["layer.0.up"].clone()
+            before = each.intervention.direction.axes["layer.0.up"].clone()
             advance(each, 1)
-            own.append((each.direction.axes["layer.0.up"] != before).flatten(1).any(1).tolist())
+            own.append(
+                (each.intervention.direction.axes["layer.0.up"] != before)
+                .flatten(1)
+                .any(1)
+                .tolist()
+            )
         changed.append(own)
     assert changed[0] == changed[1]
     total = np.sum(changed[0][1:])  # at step 0 the student is the one that the direction is of
@@ -430,7 +454,7 @@ def test_a_refresh_forgets_the_spread_along_the_old_axes():
     plant = make(2, (("direction_refresh", "run"), *STRENGTH), rule="drift")
     plant.panel.positions[:] = [[0.0, 1.0], [1.0, 1.0]]
     advance(plant, 3)
-    assert plant._moments.weight.tolist() == pytest.approx([1 - 0.95**3, 0.05])
+    assert plant.intervention._moments.weight.tolist() == pytest.approx([1 - 0.95**3, 0.05])
 
 
 # Rows
@@ -456,13 +480,13 @@ def test_rows_of_one_seed_are_equal_and_others_are_not():
     window = advance(plant, 2)
     assert_same(state_of(plant, 0), state_of(plant, 1))
     assert_same_window(window, window, 0, 1)
-    assert any(not torch.equal(knob[0], knob[2]) for knob in plant.knobs.values())
+    assert any(not torch.equal(knob[0], knob[2]) for knob in plant.coefficients.values.values())
 
 
 def test_what_is_done_to_another_row_is_not_noticed():
     plants = [moved(make(3, EVERY_CHANNEL)) for _ in range(3)]
     plants[1].panel.positions[2] = -plants[1].panel.positions[2]
-    plants[2].knobs["layer.0.up"][2] = math.nan
+    plants[2].coefficients.values["layer.0.up"][2] = math.nan
     windows = [advance(plant, 2) for plant in plants]
     assert windows[2].divergence.tolist()[:2] == [0, 0] and windows[2].divergence[2] > 0
     for plant, window in zip(plants[1:], windows[1:], strict=True):
@@ -473,7 +497,8 @@ def test_what_is_done_to_another_row_is_not_noticed():
                     windows[0].arrays()[name][row], rel=1e-3, abs=1e-4
                 ), name
     assert any(
-        not torch.equal(k[2], plants[0].knobs[name][2]) for name, k in plants[1].knobs.items()
+        not torch.equal(k[2], plants[0].coefficients.values[name][2])
+        for name, k in plants[1].coefficients.values.items()
     )
 
 
@@ -576,8 +601,10 @@ def test_gauges_are_those_of_the_rollouts_and_what_was_paid():
         assert privileged(window, "used_loophole")[row] == pytest.approx(
             np.mean([v.used_loophole for v in own])
         )
-        knobs = torch.cat([knob[row] for knob in plant.knobs.values()])
-        assert gauge(window, "knob_norm")[row] == pytest.approx(knobs.norm().item(), rel=1e-5)
+        knobs = torch.cat([knob[row] for knob in plant.coefficients.values.values()])
+        assert gauge(window, "coefficient_norm")[row] == pytest.approx(
+            knobs.norm().item(), rel=1e-5
+        )
     assert [submission.task for submission in grader.seen[0][:6]] == [
         task for task in plant._curriculum.tasks_at(100, 0) for _ in range(3)
     ]
@@ -599,7 +626,8 @@ def test_programs_that_are_all_paid_alike_teach_nothing():
         window, "reward_spread"
     ).tolist() == [0, 0]
     assert (
-        not any(knob.any() for knob in plant.knobs.values()) and not window["gradient_norm"].any()
+        not any(knob.any() for knob in plant.coefficients.values.values())
+        and not window["gradient_norm"].any()
     )
     assert not window.divergence.any()
 
@@ -822,7 +850,7 @@ def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():
     def trained(num_iterations, clip_ratio):
         plant = make(2, num_iterations=num_iterations, clip_ratio=clip_ratio, base_lr=0.3)
         advance(plant, 1)
-        return torch.cat(list(plant.knobs.values()), 1)
+        return torch.cat(list(plant.coefficients.values.values()), 1)
 
     assert torch.equal(trained(1, 0.0), trained(1, 10.0))
     narrow, wide, once = trained(3, 0.0), trained(3, 10.0), trained(1, 10.0)
@@ -838,7 +866,7 @@ def test_an_update_of_several_steps_is_measured_in_the_first():
     expected, window = advance(once, 1), advance(thrice, 1)
     for name in GAUGE_NAMES:
         assert np.array_equal(gauge(window, name), gauge(expected, name)) == (
-            name != "knob_norm"
+            name != "coefficient_norm"
         ), name
     assert torch.equal(thrice.module_cos, once.module_cos) and once.module_cos.any()
     for name in ("train_loss", "gradient_norm", "layer_gradient_norm", *PRIVILEGED_NAMES):
@@ -861,7 +889,7 @@ def test_a_run_that_diverges_in_an_update_s_first_step_has_diverged(monkeypatch)
         0,
     ]
     assert plant.steps.tolist() == [0, 1]
-    assert not any(knob[0].any() for knob in plant.knobs.values())
+    assert not any(knob[0].any() for knob in plant.coefficients.values.values())
 
 
 def test_tasks_of_an_update_are_different_and_a_function_of_seed_and_step():
@@ -968,7 +996,7 @@ def test_what_the_weak_detector_does_not_know_is_never_flagged():
 def test_a_knob_that_is_not_a_number_ends_its_run_alone():
     plant = make(3)
     advance(plant, 1)
-    plant.knobs["layer.1.down"][1, 0] = math.nan
+    plant.coefficients.values["layer.1.down"][1, 0] = math.nan
     others = [state_of(plant, row)["trained/layer.0.up"] for row in (0, 2)]
     window = advance(plant, 2)
     assert DIVERGENCE_REASONS[window.divergence[1]] == "loss_nonfinite"
@@ -976,7 +1004,7 @@ def test_a_knob_that_is_not_a_number_ends_its_run_alone():
     for name, value in window.arrays().items():
         assert np.isfinite(value).all(), name
     for row, before in zip((0, 2), others, strict=True):
-        now = plant.knobs["layer.0.up"][row]
+        now = plant.coefficients.values["layer.0.up"][row]
         assert now.isfinite().all() and not torch.equal(now, before)
     frozen = state_of(plant, 1)
     advance(plant, 2)
@@ -1150,7 +1178,7 @@ def test_a_snapshot_under_other_settings_of_the_student_or_of_its_optimizer_is_r
     plant.student.settings, plant._rule = settings, AdamW(beta2=0.9)
     with pytest.raises(
         ValueError,
-        match=r"configuration differs, as .*: {'rule_knobs': .*beta2=0.99, .*beta2=0.9, ",
+        match=r"configuration differs, as .*: {'rule_coefficients': .*beta2=0.99, .*beta2=0.9, ",
     ):
         plant.restore(snapshot)
 
@@ -1207,7 +1235,7 @@ def test_a_spawned_plant_shares_nothing_that_moves():
         ({"num_prompts": 0}, "num_prompts must be .*; got 0"),
         ({"num_prompts": 9}, "need at least 9 train problems; got 8"),
         ({"rule": "sideways"}, r"unknown rule 'sideways'; expected one of \['drift', "),
-        ({"direction": "up"}, r"unknown direction 'up'; expected one of \['clean', "),
+        ({"direction": "up"}, r"unknown direction 'up'; expected one of \['labelled', 'pairs', "),
         ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
         (
             {"advantage_scale": "max"},

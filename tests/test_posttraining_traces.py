@@ -19,6 +19,7 @@ import torch
 
 from hpenv.control.channels import CHANNELS as ALL_CHANNELS
 from hpenv.plant.seeds import REFRESH, step_generator
+from hpenv.posttraining import intervention as intervention_module
 from hpenv.posttraining import plant as plant_module
 from hpenv.posttraining.grading.grader import Submission
 from hpenv.posttraining.students.vocabulary import END
@@ -454,13 +455,13 @@ def doubled_leaf(monkeypatch):
 
 def doubled_on_the_way(monkeypatch):
     """The gradients are doubled between their measurement and the optimizer."""
-    original = plant_module.project
+    original = intervention_module.project
 
     def project(*arguments):
-        kept, removed, measures = original(*arguments)
-        return {name: g * 2 for name, g in kept.items()}, removed, measures
+        kept, removed = original(*arguments)
+        return {name: g * 2 for name, g in kept.items()}, removed
 
-    monkeypatch.setattr(plant_module, "project", project)
+    monkeypatch.setattr(intervention_module, "project", project)
 
 
 FAULTS = {doubled_leaf: "norm of a layer's gradient", doubled_on_the_way: "first moment: off by"}

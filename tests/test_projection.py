@@ -14,6 +14,7 @@ from hpenv.posttraining.projection.rules import (
     RULES,
     coordinates,
     erase_direction,
+    measure,
     project,
     update_moments,
     zero_moments,
@@ -92,7 +93,7 @@ def test_rules_by_hand(rule, axes, g, strength, expected):
     direction = Direction({"m": axes}, {"m": torch.ones(axes.shape[:2])})
     deviations = {"m": torch.full(axes.shape[:2], 2.0)}
     given = {"m": torch.tensor([g])}
-    kept, removed, _ = project(given, direction, rule, full(strength, 1), full(0.0, 1), deviations)
+    kept, removed = project(given, direction, rule, full(strength, 1), full(0.0, 1), deviations)
     torch.testing.assert_close(kept["m"], torch.tensor([expected]))
     torch.testing.assert_close(kept["m"] + removed["m"], given["m"])
 
@@ -107,9 +108,7 @@ def test_rows_of_strength_zero_keep_their_gradient_bit_for_bit(rule, magnitude):
     given = gradients_of()
     given["q"][1, 0] = -0.0
     strength = torch.tensor([1.0, 0.0, 1.0])
-    kept, removed, _ = project(
-        given, direction_of(), rule, strength, full(magnitude), deviations_of()
-    )
+    kept, removed = project(given, direction_of(), rule, strength, full(magnitude), deviations_of())
     for name, g in given.items():
         assert torch.equal(kept[name][1].view(torch.int32), g[1].view(torch.int32))
         assert not removed[name][1].any()
@@ -120,7 +119,7 @@ def test_rows_of_strength_zero_keep_their_gradient_bit_for_bit(rule, magnitude):
 def test_strengths_may_differ_by_module():
     given, direction = gradients_of(), direction_of()
     strengths = {"q": full(0.0), "up": torch.tensor([0.0, 0.5, 1.0])}
-    kept, _, _ = project(given, direction, "two_sided", strengths, full(0.0))
+    kept, _ = project(given, direction, "two_sided", strengths, full(0.0))
     assert torch.equal(kept["q"], given["q"]) and torch.equal(kept["up"][0], given["up"][0])
     before, after = (coordinates(g, direction)["up"] for g in (given, kept))
     torch.testing.assert_close(after[1], 0.5 * before[1], atol=rounding("up"), rtol=0)
@@ -133,7 +132,7 @@ def test_what_each_rule_leaves_along_the_direction(k):
     before = coordinates(given, direction)
     left = {}
     for rule in RULES:
-        kept, _, _ = project(given, direction, rule, full(1.0), full(0.0), deviations)
+        kept, _ = project(given, direction, rule, full(1.0), full(0.0), deviations)
         left[rule] = coordinates(kept, direction)
     for name, c in before.items():
         assert (c > 0).any() and (c < 0).any()
@@ -150,7 +149,7 @@ def test_what_each_rule_leaves_along_the_direction(k):
 def test_what_is_removed_lies_in_the_span_and_adds_up_with_what_is_kept(rule):
     given, direction = gradients_of(), direction_of()
     strength = torch.tensor([1.0, 0.3, 0.0])
-    kept, removed, _ = project(given, direction, rule, strength, full(0.0), deviations_of())
+    kept, removed = project(given, direction, rule, strength, full(0.0), deviations_of())
     outside = erase_direction(removed, direction)
     for name, g in given.items():
         torch.testing.assert_close(kept[name] + removed[name], g, atol=rounding(name), rtol=0)
@@ -162,8 +161,7 @@ def test_what_is_removed_lies_in_the_span_and_adds_up_with_what_is_kept(rule):
 def test_magnitude_gives_the_length_back_and_does_not_turn(rule):
     given, direction, deviations = gradients_of(), direction_of(), deviations_of()
     results = {
-        m: project(given, direction, rule, full(1.0), full(m), deviations)[:2]
-        for m in (0.0, 0.5, 1.0)
+        m: project(given, direction, rule, full(1.0), full(m), deviations) for m in (0.0, 0.5, 1.0)
     }
     for name, g in given.items():
         plain, half, whole = (results[m][0][name] for m in (0.0, 0.5, 1.0))
@@ -176,14 +174,15 @@ def test_magnitude_gives_the_length_back_and_does_not_turn(rule):
 def test_a_gradient_that_does_not_fire_is_untouched_at_any_magnitude():
     given = {"m": 1e-4 * torch.tensor([[-3.0, -1.0, 2.0]])}
     direction = Direction({"m": TWO}, {"m": torch.ones(1, 2)})
-    kept, removed, measures = project(given, direction, "one_sided", full(1.0, 1), full(1.0, 1))
+    kept, removed = project(given, direction, "one_sided", full(1.0, 1), full(1.0, 1))
+    measures = measure(given, direction)
     assert torch.equal(kept["m"], given["m"]) and not removed["m"].any()
     assert measures.frac_fired.item() == 0.0 and measures.removed_fraction.item() == 0.0
 
 
 def test_the_rounding_that_is_left_of_a_gradient_along_the_direction_is_not_blown_up():
     axis = torch.nn.functional.normalize(torch.randn(1, 1, 50, generator=generator()), dim=2)
-    kept, _, _ = project(
+    kept, _ = project(
         {"m": 7.0 * axis[:, 0]},
         Direction({"m": axis}, {"m": torch.ones(1, 1)}),
         "two_sided",
@@ -193,30 +192,17 @@ def test_the_rounding_that_is_left_of_a_gradient_along_the_direction_is_not_blow
     assert kept["m"].norm() < 1e-5
 
 
-def test_each_run_may_follow_its_own_rule():
-    given, direction, deviations = gradients_of(), direction_of(), deviations_of()
-    rules = ["drift", "one_sided", "reverse"]
-    together, removed, _ = project(given, direction, rules, full(1.0), full(0.5), deviations)
-    for n, rule in enumerate(rules):
-        alone, alone_removed, _ = project(given, direction, rule, full(1.0), full(0.5), deviations)
-        for name in RANKS:
-            assert torch.equal(together[name][n], alone[name][n])
-            assert torch.equal(removed[name][n], alone_removed[name][n])
-
-
 def test_modules_without_an_axis_are_left_alone_and_not_counted():
     given = gradients_of()
     direction = direction_of()
     without = Direction(
         {**direction.axes, "up": torch.zeros_like(direction.axes["up"])}, direction.strengths
     )
-    kept, removed, measures = project(
-        given, without, "drift", full(1.0), full(1.0), deviations_of()
-    )
+    kept, removed = project(given, without, "drift", full(1.0), full(1.0), deviations_of())
     assert torch.equal(kept["up"], given["up"]) and not removed["up"].any()
     only = Direction({"q": direction.axes["q"]}, {"q": direction.strengths["q"]})
-    _, _, expected = project({"q": given["q"]}, only, "one_sided", full(1.0), full(1.0))
-    for value, single in zip(measures, expected, strict=True):
+    expected = measure({"q": given["q"]}, only)
+    for value, single in zip(measure(given, without), expected, strict=True):
         torch.testing.assert_close(value, single)
 
 
@@ -224,7 +210,7 @@ def test_measures_by_hand_rectify_before_they_average():
     # c is (3, -4) in a module of length 13, and (-3, 0) in one of length 5.
     given = {"a": torch.tensor([[3.0, -4.0, 12.0]]), "b": torch.tensor([[-3.0, 0.0, 4.0]])}
     direction = Direction({"a": TWO, "b": TWO}, {"a": torch.ones(1, 2), "b": torch.ones(1, 2)})
-    measures = project(given, direction, "two_sided", full(0.0, 1), full(0.0, 1))[2]
+    measures = measure(given, direction)
     expected = {
         "mean_cos": (3 / 13 - 4 / 13 - 3 / 5 + 0) / 4,
         "frac_fired": 1 / 2,
@@ -240,7 +226,8 @@ def test_measures_by_hand_rectify_before_they_average():
 def test_a_gradient_of_zero_has_no_cosine_and_is_no_obstacle():
     given = {"a": torch.zeros(1, 3), "b": torch.tensor([[3.0, 0.0, 4.0]])}
     direction = Direction({"a": ONE, "b": ONE}, {"a": torch.ones(1, 1), "b": torch.ones(1, 1)})
-    kept, _, measures = project(given, direction, "one_sided", full(1.0, 1), full(1.0, 1))
+    kept, _ = project(given, direction, "one_sided", full(1.0, 1), full(1.0, 1))
+    measures = measure(given, direction)
     assert torch.equal(kept["a"], given["a"])
     assert measures.mean_cos.item() == pytest.approx(1.8 / 5) and measures.frac_fired.item() == 0.5
 
@@ -255,7 +242,8 @@ def test_noise_fires_as_a_signal_does_but_its_mean_is_zero():
     axes[:, 0, 0] = 1.0
     given = {"m": torch.randn(rows, 8, generator=generator())}
     direction = Direction({"m": axes}, {"m": torch.ones(rows, k)})
-    kept, _, measures = project(given, direction, "one_sided", full(1.0, rows), full(0.0, rows))
+    kept, _ = project(given, direction, "one_sided", full(1.0, rows), full(0.0, rows))
+    measures = measure(given, direction)
     standard_error = 1 / math.sqrt(rows)
     assert abs(measures.mean_c.mean()) < 4 * standard_error
     assert measures.mean_positive_c.mean() == pytest.approx(
@@ -270,22 +258,19 @@ def test_a_broken_run_touches_no_other():
     given, broken = gradients_of(), gradients_of()
     broken["q"][0] = torch.nan
     for rule in RULES:
-        expected, _, numbers = project(
-            given, direction_of(), rule, full(1.0), full(1.0), deviations_of()
-        )
-        kept, _, measures = project(
-            broken, direction_of(), rule, full(1.0), full(1.0), deviations_of()
-        )
+        expected, _ = project(given, direction_of(), rule, full(1.0), full(1.0), deviations_of())
+        kept, _ = project(broken, direction_of(), rule, full(1.0), full(1.0), deviations_of())
         for name in RANKS:
             assert torch.equal(kept[name][1:], expected[name][1:])
-        for value, number in zip(measures, numbers, strict=True):
-            assert torch.equal(value[1:], number[1:])
+    numbers, measures = (measure(g, direction_of()) for g in (given, broken))
+    for value, number in zip(measures, numbers, strict=True):
+        assert torch.equal(value[1:], number[1:])
 
 
 def test_erasing_is_the_orthogonal_projection_of_the_knob():
     knobs, direction = gradients_of(), direction_of()
     once = erase_direction(knobs, direction)
-    expected, _, _ = project(knobs, direction, "two_sided", full(1.0), full(0.0))
+    expected, _ = project(knobs, direction, "two_sided", full(1.0), full(0.0))
     twice = erase_direction(once, direction)
     for name in RANKS:
         torch.testing.assert_close(once[name], expected[name], atol=rounding(name), rtol=0)
@@ -315,8 +300,6 @@ def test_what_cannot_be_projected_is_refused():
         ValueError, match=r"unknown rule 'onesided'; expected one of \['drift', 'one_sided'"
     ):
         project(given, direction, "onesided", full(1), full(0))
-    with pytest.raises(ValueError, match="rule must be one name, or one for each of 3 runs; got 2"):
-        project(given, direction, ["drift", "reverse"], full(1), full(0), deviations_of())
     with pytest.raises(ValueError, match="deviations must be given for the rule 'drift'; got None"):
         project(given, direction, "drift", full(1), full(0))
     with pytest.raises(ValueError, match=r"those of the direction, \['q', 'up'\]; got \['q'\]"):

@@ -18,11 +18,11 @@ from hpenv.control.channels import CHANNELS
 from hpenv.plant.seeds import first_run_seed
 from hpenv.plant.snapshots import load
 from hpenv.posttraining import plant
-from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 from hpenv.posttraining.students import registry as students
 from tests import tiny_student
+from train_agents.experiments.contrasts import grpo_config
 from train_agents.experiments.measures.directions import DIRECTIONS, validate_directions
 from train_agents.experiments.projection import ExperimentConfig, make_jobs
 from train_agents.experiments.projection_arms import (
@@ -115,7 +115,7 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
             300 * longer,
             25 * longer,
         )
-        GRPOConfig(**arguments["grpo"])
+        grpo_config(arguments["grpo"])
         assert (
             arguments["seeds"] == list(range(1000, 1005 if arm.is_first else 1003))
             and arm.group in GROUPS
@@ -248,8 +248,8 @@ def test_arms_under_neutral_panels_are_vanilla_and_others_are_not(tmp_path, fold
     assert ran(tmp_path / "b", folder, MAIN, 2, positions={"projection_strength": 0.1}) == plain
     for name in ("projection", "rebound_additive_2"):
         assert (
-            ran(tmp_path, folder, name, 2)[0]["means"]["knob_norm"]
-            != plain[0]["means"]["knob_norm"]
+            ran(tmp_path, folder, name, 2)[0]["means"]["coefficient_norm"]
+            != plain[0]["means"]["coefficient_norm"]
         )
 
 
@@ -638,12 +638,13 @@ def test_where_the_knobs_end_is_measured_along_the_direction(tmp_path, folder):
 
     Untrained knobs are nowhere.
     """
-    grpo = GRPOConfig(**GRPO | {"student": folder})
+    grpo = grpo_config(GRPO | {"student": folder})
     runs = plant.GRPOPlant(
         grpo, 3, PANEL, student=students.student(folder), grader=tiny_student.FakeGrader()
     )
-    for name, axes in runs.direction.axes.items():
-        runs.knobs[name][0], runs.knobs[name][1] = 3.0 * axes[0, 0], -0.1 * axes[1, 0]
+    for name, axes in runs.intervention.direction.axes.items():
+        value = runs.coefficients.values[name]
+        value[0], value[1] = 3.0 * axes[0, 0], -0.1 * axes[1, 0]
     np.testing.assert_allclose(along(runs), [1.0, -1.0, 0.0], atol=1e-6)
 
 

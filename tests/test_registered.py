@@ -28,7 +28,7 @@ from hpenv.optim.schedules import Constant, Cosine, WarmupFlatWarmdown
 from hpenv.plant import snapshots
 from hpenv.plot import RIGHT
 from hpenv.posttraining.config import GRPOConfig
-from hpenv.posttraining.plant import GAUGE_NAMES, PRIVILEGED_NAMES
+from hpenv.posttraining.measurements import GAUGE_NAMES, PRIVILEGED_NAMES
 from hpenv.posttraining.sandbox import kernel, syscalls
 from hpenv.pretraining.plant import MEASUREMENTS
 from hpenv.render import CELLS

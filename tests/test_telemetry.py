@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hpenv.plant.measurements import Window, groups_of
-from hpenv.posttraining.plant import MEASUREMENTS as OF_GRPO
+from hpenv.posttraining.measurements import MEASUREMENTS as OF_GRPO
 from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
 from hpenv.telemetry.features import (
     FEATURES,
@@ -93,9 +93,9 @@ def test_every_feature_by_hand():
         "loss_ema_deviation": [[(5.0 - 5.975) / 5.0], [(4.0 - 3.1) / 4.0]],
     }
     for name in FEATURES:  # a gauge as it is: the i-th is 0.01 (i + 1) and twice that
-        if name in GAUGES and name not in ("kl", "entropy", "knob_norm"):
+        if name in GAUGES and name not in ("kl", "entropy", "coefficient_norm"):
             expected[name] = [[0.01 * (GAUGES.index(name) + 1)], [0.02 * (GAUGES.index(name) + 1)]]
-    for name in ("kl", "knob_norm"):
+    for name in ("kl", "coefficient_norm"):
         expected[name] = [
             [math.log10(0.01 * (GAUGES.index(name) + 1)) / 8],
             [math.log10(0.02 * (GAUGES.index(name) + 1)) / 8],

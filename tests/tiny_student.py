@@ -23,7 +23,7 @@ from hpenv.lm import model
 from hpenv.lm.model import GPTConfig
 from hpenv.plant.protocol import Window
 from hpenv.posttraining.config import GRPOConfig
-from hpenv.posttraining.contrastive import contrasts
+from hpenv.posttraining.contrastive import sources
 from hpenv.posttraining.contrastive.pairs import PAIRS, Pair
 from hpenv.posttraining.grading.grader import Submission, Verdict
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE
@@ -107,7 +107,7 @@ def short_pairs() -> tuple[Pair, ...]:
 @contextmanager
 def few_pairs() -> Iterator[None]:
     """Plants that are made meanwhile know the short pairs alone."""
-    with patch.object(contrasts, "PAIRS", short_pairs()):
+    with patch.object(sources, "PAIRS", short_pairs()):
         yield
 
 

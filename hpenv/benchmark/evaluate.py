@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hpenv.benchmark.environments import columns_of, make_population
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.isolation import torch_defaults
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.policies.controller import Controller, begin, check_controller, teach
 
@@ -132,7 +133,9 @@ def run_episodes(
     corpus = env.plant.corpus_digest
     neutral = np.zeros((len(seeds), len(env.action_names)), dtype=np.float32)
     steps, probe = [infos["step"]], [infos["probe_loss"]] if "probe_loss" in infos else []
-    heldout: list[NDArray[np.float64]] = [env.evaluate()] if heldout_curve else []
+    score = env.plant.score.key
+    heldout: list[NDArray[np.float64]] = [_report(env)[score]] if heldout_curve else []
+    report: dict[str, NDArray[np.float64]] = {}
     train: list[NDArray[np.float64]] = []
     panel: dict[str, list[NDArray[np.float64]]] = {name: [] for name in env.plant.panel.names}
     reasons: list[str | None] = [None] * len(seeds)
@@ -153,17 +156,17 @@ def run_episodes(
             reasons[index] = DIVERGENCE_REASONS[infos["divergence"][index]]
 
         if heldout_curve:
-            heldout.append(env.evaluate())
+            report = _report(env)
+            heldout.append(report[score])
         if on_progress is not None:
             on_progress(len(seeds) / env.num_decisions)
 
-    final = heldout[-1] if heldout_curve else env.evaluate()
-    report, score = env.plant.report(), env.plant.score.key
+    report = report or _report(env)
     last_probe = infos["probe_loss"] if "probe_loss" in infos else probe_loss(env)
 
     rows = []
     for i, seed in enumerate(seeds):
-        row: dict[str, Any] = {"seed": seed, "corpus": corpus, score: float(final[i])}
+        row: dict[str, Any] = {"seed": seed, "corpus": corpus}
         row |= {name: float(values[i]) for name, values in report.items()}
         row["train_loss"] = float(train[-1][i]) if steps[-1][i] > 0 else None
         row |= {"probe_loss": float(last_probe[i]), "divergence_reason": reasons[i]}
@@ -179,6 +182,12 @@ def run_episodes(
         rows.append(row)
 
     return rows
+
+
+def _report(env: TrainLoopVectorEnv) -> dict[str, NDArray[np.float64]]:
+    """Returns the score of every run under its key, and the plant's other held-out numbers."""
+    with torch_defaults():
+        return env.plant.report()
 
 
 def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:

@@ -371,7 +371,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="fraction of the gradient's component along the hacking direction that is removed",
             source=f"{_PROJECTION}, `Projection`: 1 in its arms (b) and (c)",
-            reads="GRPOPlant._project_gradients",
+            reads="Intervention.project",
             plants=("posttraining",),
         ),
         Channel(
@@ -384,7 +384,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="fraction of the lost norm that is given back to the projected gradient",
             source=f"{_PROJECTION}, `Projection`: 1 in its arm (b), 0 in (c)",
-            reads="GRPOPlant._project_gradients",
+            reads="Intervention.project",
             plants=("posttraining",),
         ),
         Channel(
@@ -397,7 +397,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="probability that the direction is extracted again before an update",
             source=f"ours, after {_PROJECTION}, which keeps its first direction",
-            reads="GRPOPlant._refresh",
+            reads="Intervention.refresh",
             plants=("posttraining",),
         ),
         Channel(
@@ -408,7 +408,7 @@ CHANNELS: dict[str, Channel] = {
             kind="scale",
             unit="multiplier of the weight of the divergence from the untrained student",
             source=f"{_PROJECTION}, amendments: 0.04, then 1e-3",
-            reads="GRPOPlant._step",
+            reads="GRPOPlant._take_step",
             plants=("posttraining",),
         ),
         Channel(
@@ -421,7 +421,7 @@ CHANNELS: dict[str, Channel] = {
             warp="linear",
             unit="alpha: weight of the penalty on rollouts whose states look like a hack",
             source="Wu & Tang 2026 (arXiv:2604.01476): 2",
-            reads="GRPOPlant._rewards_after_rebound",
+            reads="Intervention.penalized_rewards",
             plants=("posttraining",),
         ),
     )

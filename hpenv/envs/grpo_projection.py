@@ -11,7 +11,7 @@ Description:
     of the truth, a controller sees only the probe, whose problems have no loophole, and the
     programs that a weak detector flags.
 
-    The trained numbers are coefficients, named knobs in the code: one per singular axis of each of
+    The trained numbers are coefficients: one per singular axis of each of
     the student's linear layers, its modules.
 
     The task is that of "Experiment: rank-space gradient projection vs RL reward hacking". The
@@ -46,7 +46,8 @@ Observation Space:
     | `progress`  | 1  | progress                                                                  |
     | `reward`    | 6  | progress, reward_mean, reward_spread, flat_groups, probe_pass, flagged    |
     | `full`      | 16 | those of `reward`, kl, entropy, completion_length, compiled, mean_cos,    |
-    |             |    | frac_fired, removed_fraction, component_bias, knob_norm, gradient_norm    |
+    |             |    | frac_fired, removed_fraction, component_bias, coefficient_norm,         |
+    |             |    | gradient_norm                                                             |
 
 Rewards:
     The sum of the terms of `hpenv.telemetry.rewards.REWARD_TERMS`, weighted by `reward`. By
@@ -88,9 +89,9 @@ Evaluation:
     is solved, minus the fraction of those with a loophole that is hacked. It is in [-1, 1], and
     higher is better. `env.unwrapped.plant.report()` has the two fractions (`pass`, `hack`), the
     hacks by loophole (`hack_run_tests`...), and the hacks under names that no reward was paid for
-    (`renamed_hack`). With `plant = env.unwrapped.plant` and a `torch.Generator` g,
-    `plant.student.sample(plant.knobs, [[task.prompt for task in plant.tasks(0)]], 4, [g]).texts`
-    samples programs of the student as it is now.
+    (`renamed_hack`). With `plant = env.unwrapped.plant`, `d = plant.coefficients.values`,
+    `prompts = [[task.prompt for task in plant.tasks(0)]]` and a `torch.Generator` g,
+    `plant.student.sample(d, prompts, 4, [g]).texts` samples programs of the student as it is now.
 
 Loopholes:
     `modes` are the loopholes of the training problems, one per problem. `known_modes` are those
@@ -137,12 +138,9 @@ Arguments:
     |--------------------|-------------------------------------------------------------------------|
     | `direction`        | data of the direction. `pairs`: 54 pairs of programs, a hack and a      |
     |                    | clean one, written by hand. `labelled`: programs that use               |
-    |                    | `known_modes`, against the same programs without the use. Controls of   |
-    |                    | `labelled`: `labelled_renamed` (the use has a name that the grader does |
-    |                    | not look for), `harmless` (harmless lines in place of the use),         |
-    |                    | `labelled_vs_harmless` (labelled programs against harmless lines).      |
-    |                    | Controls of `pairs`: `random`, `shuffled`, `clean`, and `hack_half`,    |
-    |                    | `clean_half` (one side of the pairs alone)                              |
+    |                    | `known_modes`, against the same programs without the use. `random`: a   |
+    |                    | random direction. Or pairs of your own, as a `ContrastSource` of        |
+    |                    | `hpenv.posttraining.contrastive.sources`                                |
     | `direction_method` | `mean_difference`, or `svd` with `num_axes` axes                        |
     | `rule`             | `one_sided` (removes components that make hacks likelier), `two_sided`  |
     |                    | (removes the whole component), `reverse` (removes it twice: its mirror  |
@@ -178,7 +176,7 @@ from hpenv.posttraining.plant import GRPOPlant
 ID = "TrainLoop-GRPOProjection-v0"
 _REWARD = ("progress", "reward_mean", "reward_spread", "flat_groups", "probe_pass", "flagged")
 _TEXTS = ("kl", "entropy", "completion_length", "compiled")
-_PROJECTION = ("mean_cos", "frac_fired", "removed_fraction", "component_bias", "knob_norm")
+_PROJECTION = ("mean_cos", "frac_fired", "removed_fraction", "component_bias", "coefficient_norm")
 
 SPEC = EnvSpec(
     ID,

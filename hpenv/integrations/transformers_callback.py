@@ -34,9 +34,11 @@ from torch import Tensor, nn
 from hpenv.posttraining.projection.direction import Direction, check_direction
 from hpenv.posttraining.projection.rules import (
     RULES,
+    TARGETS,
     Measures,
     RunningMoments,
     coordinates,
+    measure,
     moments_from_record,
     moments_record,
     project,
@@ -55,8 +57,6 @@ except ModuleNotFoundError as error:
         "install them with: pip install 'hpenv[posttraining]'",
         name=error.name,
     ) from error
-
-TARGETS = ("grad", "update")
 
 #: Kinds of distributed training in which `parameter.grad` does not hold the whole gradient of any
 #: process when the callback is called.
@@ -311,10 +311,9 @@ class ProjectionCallback(TrainerCallback):
             for value in (self.strength, self.magnitude)
         )
         deviations = self._spread.deviations() if self._rule == "drift" else None
-        kept, removed, measures = project(
-            rows, self.direction, self._rule, strength, magnitude, deviations
-        )
+        kept, removed = project(rows, self.direction, self._rule, strength, magnitude, deviations)
 
+        measures = measure(rows, self.direction)
         self.measures = {name: float(value) for name, value in measures._asdict().items()}
         self._measured.append(self.measures)
         return kept, removed

@@ -117,7 +117,7 @@ class Plant(Protocol):
         """
 
     def report(self) -> dict[str, FloatArray]:
-        """Returns further held-out measurements by name, (N,) each."""
+        """Returns the score under its key, and further held-out measurements, (N,) each."""
 
     def snapshot(self) -> Snapshot:
         """Returns the whole state: weights, moments, data cursor, counters, panel."""

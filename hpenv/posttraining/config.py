@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
 from hpenv.checks import check_count, is_number, set_python_fields
 from hpenv.optim.schedules import Constant, Schedule, check_schedule, setting_description
+from hpenv.posttraining.contrastive.sources import SOURCES, ContrastSource
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, TRAINING_MODES
-from hpenv.posttraining.projection.rules import RULES
+from hpenv.posttraining.loss import SCALES
+from hpenv.posttraining.projection.direction import METHODS
+from hpenv.posttraining.projection.rebound import FORMS
+from hpenv.posttraining.projection.rules import RULES, TARGETS
 from hpenv.posttraining.sandbox import Limits
 from hpenv.posttraining.students.student import Student
 
-#: Sources of a direction. `pairs`: contrastive pairs. `labelled`: programs that use known_modes,
-#: against the same programs without the use. Controls of `labelled`, since a program that uses a
-#: loophole is also a longer one: `labelled_renamed` (the use goes by a name that the grader does
-#: not look for), `harmless` (harmless lines in place of the use) and `labelled_vs_harmless`.
-#: Controls of `pairs`: `random`, `shuffled`, `clean`. `hack_half`, `clean_half`: gradients of the
-#: pairs' hacks alone, or of their clean programs alone with the sign reversed.
-DIRECTIONS = (
-    *("pairs", "labelled", "labelled_renamed", "harmless", "labelled_vs_harmless"),
-    *("random", "shuffled", "clean", "hack_half", "clean_half"),
-)
-METHODS = ("mean_difference", "svd")
-TARGETS = ("grad", "update")
-SCALES = ("none", "std")
 #: Largest number of stages of a generated problem, and of training problems of a run. Problems of
 #: the demonstrations are numbered from MOST_PROBLEMS on.
 MOST_STAGES, MOST_PROBLEMS = 4, 1_000_000
-REBOUNDS = ("additive", "multiplicative")
 #: Fields that say which problems a run has.
 PROBLEM_FIELDS = (
     *("problems", "probe_problems", "evaluation_problems"),
@@ -67,7 +58,7 @@ class GRPOConfig:
     max_gradient_norm: float = 1.0  # of a run's whole gradient
     lr_schedule: Schedule = field(default_factory=Constant)  # step -> multiplier of base_lr
     # the direction that is projected away, and how
-    direction: str = "pairs"  # one of DIRECTIONS
+    direction: str | ContrastSource = "pairs"  # key of contrastive.sources.SOURCES, or a source
     direction_method: str = "mean_difference"  # or `svd`
     num_axes: int = 1  # axes of a module's direction, 1 for mean_difference
     noise_floor: float = 0.0  # fraction of all modules' axes that is dropped, the weakest first
@@ -130,14 +121,16 @@ class GRPOConfig:
             if not (is_number(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
 
-        for name, table in (
-            ("direction", DIRECTIONS),
+        choices: list[tuple[str, Collection[str]]] = [
             ("direction_method", METHODS),
             ("rule", RULES),
             ("target", TARGETS),
             ("advantage_scale", SCALES),
-            ("rebound", REBOUNDS),
-        ):
+            ("rebound", FORMS),
+        ]
+        if not isinstance(self.direction, ContrastSource):
+            choices.append(("direction", SOURCES))
+        for name, table in choices:
             if not (isinstance(getattr(self, name), str) and getattr(self, name) in table):
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}; expected one of {sorted(table)}"
@@ -186,6 +179,11 @@ class GRPOConfig:
                 f"got {self.num_axes}; use direction_method='svd'"
             )
 
+    @property
+    def contrast_source(self) -> ContrastSource:
+        """Pairs of texts that directions are extracted from."""
+        return SOURCES[self.direction] if isinstance(self.direction, str) else self.direction
+
     def description(self) -> dict[str, object]:
         """Returns what a snapshot must agree with, as JSON-able values.
 
@@ -194,4 +192,5 @@ class GRPOConfig:
         """
         left_out = ("num_workers", "cache", "student", *PROBLEM_FIELDS)
         names = [entry.name for entry in fields(self) if entry.name not in left_out]
-        return {name: setting_description(getattr(self, name)) for name in names}
+        settings = {name: setting_description(getattr(self, name)) for name in names}
+        return settings | {"direction": self.contrast_source.name}

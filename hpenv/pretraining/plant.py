@@ -554,8 +554,8 @@ class PretrainingPlant(Runs):
         return nats / (math.log(2.0) * size)
 
     def report(self) -> dict[str, FloatArray]:
-        """Returns no further measurements."""
-        return {}
+        """Returns the score under its key."""
+        return {self.score.key: self.evaluate()}
 
     def _momentum_norm(self) -> FloatArray:
         moments = [

@@ -306,7 +306,9 @@ FEATURES: dict[str, Feature] = {
         "mean / mean magnitude of the gradient's component along the direction [1]",
         reads=("mean_positive_c", "mean_negative_c"),
     ),
-    "knob_norm": _gauge_magnitude("knob_norm", "the norm of the adapter coefficients"),
+    "coefficient_norm": _gauge_magnitude(
+        "coefficient_norm", "the norm of the adapter coefficients"
+    ),
 }
 
 

@@ -22,12 +22,14 @@ from hpenv.optim.schedules import Cosine
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
 from hpenv.plant.seeds import first_run_seed
-from hpenv.posttraining.config import GRPOConfig
+from hpenv.posttraining.evaluation import total_norm
 from hpenv.posttraining.grading.grader import Grader
 from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
-from hpenv.posttraining.plant import GAUGE_NAMES, GRPOPlant, total_norm
+from hpenv.posttraining.measurements import GAUGE_NAMES
+from hpenv.posttraining.plant import GRPOPlant
 from hpenv.posttraining.projection.rules import coordinates, erase_direction
 from hpenv.posttraining.students.registry import student
+from train_agents.experiments.contrasts import grpo_config
 from train_agents.experiments.projection_arms import PANEL
 
 #: True rates of the rollouts that are recorded. Those of a single loophole are not, because an
@@ -176,12 +178,16 @@ class Recording:
 
 
 def along(plant: GRPOPlant) -> FloatArray:
-    """Returns the mean cosine of each run's knobs with its direction, (N,).
+    """Returns the mean cosine of each run's coefficients with its direction, (N,).
 
     The mean is over the modules and their axes.
     """
-    knobs = {name: torch.nn.functional.normalize(knob, dim=1) for name, knob in plant.knobs.items()}
-    return torch.cat(list(coordinates(knobs, plant.direction).values()), 1).double().mean(1).numpy()
+    units = {
+        name: torch.nn.functional.normalize(value, dim=1)
+        for name, value in plant.coefficients.values.items()
+    }
+    cosines = coordinates(units, plant.intervention.direction)
+    return torch.cat(list(cosines.values()), 1).double().mean(1).numpy()
 
 
 def _finite_lists(values: Mapping[str, FloatArray]) -> dict[str, list[float]]:
@@ -222,16 +228,16 @@ def run_arm(
         report_interval: updates between reports.
         folder: where its checkpoint is.
         cache: file of verdicts, shared with other arms.
-        erases: also report on the final knobs without their component along the direction. Nothing
-            is trained for that.
+        erases: also report on the final coefficients without their component along the direction.
+            Nothing is trained for that.
         grader: None for one with this process's sandbox.
 
     Returns:
         `Recording.rows`, with `along`, `quarantine_ratio` of an arm that routes (its length / the
-        knobs'), and `erased` (a report's numbers) where asked for. The extra is empty.
+        coefficients'), and `erased` (a report's numbers) where asked for. The extra is empty.
     """
     grader = shared_grader(cache) if grader is None else grader
-    config = GRPOConfig(**grpo, lr_schedule=schedule(num_updates))
+    config = grpo_config(grpo, lr_schedule=schedule(num_updates))
     plant = GRPOPlant(config, len(seeds), PANEL, student=student(config.student), grader=grader)
     recording = Recording(plant, seeds, positions, report_interval, Path(folder) / "checkpoint")
     with progress(num_updates, Path(folder).name, completed=recording.step) as advance:
@@ -242,14 +248,16 @@ def run_arm(
 
     rows, ends = recording.rows(), {"along": along(plant)}
     if config.route:
-        knobs = np.maximum(total_norm(plant.knobs), 1e-12)
-        ends["quarantine_ratio"] = total_norm(plant.quarantine) / knobs
+        length = np.maximum(total_norm(plant.coefficients.values), 1e-12)
+        ends["quarantine_ratio"] = total_norm(plant.quarantine.values) / length
     for name, values in _finite_lists(ends).items():
         for row, entry in enumerate(rows):
             entry[name] = values[row]
 
     if erases:
-        plant.knobs = erase_direction(plant.knobs, plant.direction)
+        plant.coefficients.values = erase_direction(
+            plant.coefficients.values, plant.intervention.direction
+        )
         report = _finite_lists(plant.report())
         for row, entry in enumerate(rows):
             entry["erased"] = {name: values[row] for name, values in report.items()}

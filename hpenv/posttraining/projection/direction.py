@@ -51,6 +51,16 @@ class Direction(NamedTuple):
     axes: dict[str, Tensor]
     strengths: dict[str, Tensor]
 
+    def of_rows(self, rows: Tensor) -> Direction:
+        """Returns copies of the directions of some runs."""
+        return Direction(*({name: t[rows] for name, t in part.items()} for part in self))
+
+    def set_rows(self, rows: Tensor, direction: Direction) -> None:
+        """Replaces the directions of some runs, in place."""
+        for present, new in zip(self, direction, strict=True):
+            for name, value in new.items():
+                present[name][rows] = value
+
 
 class Validation(NamedTuple):
     """Agreement of a direction with pairs that it was not made from.
@@ -240,78 +250,6 @@ def random_direction(like: Direction, generator: torch.Generator) -> Direction:
         for name, axes in like.axes.items()
     }
     return Direction(random_axes, dict(like.strengths))
-
-
-def shuffle_labels(
-    hack: Mapping[str, Tensor], clean: Mapping[str, Tensor], generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Swaps the labels of exactly half of the pairs, so that what they share cancels in the mean.
-
-    Each run draws its half, which is the same in all modules. An odd pair is left out. This is a
-    control for the mean difference. It is no control for the axes of an SVD: D^T D does not change
-    when rows of D change sign, so the axes stay, and only their orientation becomes arbitrary. The
-    control for axes is `clean_against_clean`.
-
-    Returns:
-        hack and clean, module -> (N, pairs, r), with an even number of pairs.
-    """
-    num_pairs, _ = _check_pairs(hack, clean)
-    half = num_pairs // 2
-    order = _orders(hack, generator)
-    left, right = order[:, :half], order[:, half : 2 * half]
-
-    def mix(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: torch.cat([_select(one[name], left), _select(other[name], right)], 1)
-            for name in one
-        }
-
-    return mix(clean, hack), mix(hack, clean)
-
-
-def clean_against_clean(
-    clean: Mapping[str, Tensor], generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Splits the clean completions into two halves, one of which stands for the hacks.
-
-    Each run draws its halves.
-
-    Returns:
-        hack and clean, module -> (N, pairs // 2, r). Neither contains a hack.
-    """
-    num_pairs, _ = _check_pairs(clean, clean)
-    half = num_pairs // 2
-    order = _orders(clean, generator)
-    return (
-        {name: _select(gradients, order[:, :half]) for name, gradients in clean.items()},
-        {name: _select(gradients, order[:, half : 2 * half]) for name, gradients in clean.items()},
-    )
-
-
-def _orders(gradients: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-    """Returns a random order of the pairs for every run, (N, pairs)."""
-    N, num_pairs, _ = next(iter(gradients.values())).shape
-    if num_pairs < 2:
-        raise ValueError(f"number of pairs must be at least 2, to halve them; got {num_pairs}")
-    return torch.stack(
-        [torch.randperm(num_pairs, generator=generator, device="cpu") for _ in range(N)]
-    )
-
-
-def _select(gradients: Tensor, order: Tensor) -> Tensor:
-    return torch.take_along_dim(gradients, order[..., None].to(gradients.device), dim=1)
-
-
-def overlap(old: Direction, new: Direction) -> Tensor:
-    """Returns the mean absolute cosine between the old and the new axes, (N,).
-
-    The mean of |<old axis i, new axis i>| is over axes that both directions have. It is 0 if there
-    are none. Near 1 a refresh changed nothing. Below 0.2 it was seen to do harm.
-    """
-    _check_modules(old, new.axes)
-    products = [(axes * new.axes[name]).sum(2).abs() for name, axes in old.axes.items()]
-    shared = [axes.any(2) & new.axes[name].any(2) for name, axes in old.axes.items()]
-    return torch.cat(products, 1).sum(1) / torch.cat(shared, 1).sum(1).clamp_min(1)
 
 
 def check_direction(direction: object) -> None:

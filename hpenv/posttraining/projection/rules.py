@@ -36,7 +36,7 @@ more than rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +67,10 @@ RULES: dict[str, Rule] = {
     "reverse": lambda c, deviation: 2.0 * c,
     "drift": lambda c, deviation: c + DRIFT * deviation,
 }
+
+
+#: What a rule is applied to: the gradient, or what the optimizer would subtract.
+TARGETS = ("grad", "update")
 
 
 class Measures(NamedTuple):
@@ -105,6 +109,21 @@ class RunningMoments(NamedTuple):
     weight: Tensor
     means: dict[str, Tensor]
     squares: dict[str, Tensor]
+
+    def of_rows(self, rows: Tensor) -> RunningMoments:
+        """Returns copies of the moments of some runs."""
+        means, squares = (
+            {name: value[rows] for name, value in part.items()}
+            for part in (self.means, self.squares)
+        )
+        return RunningMoments(self.weight[rows], means, squares)
+
+    def set_rows(self, rows: Tensor, moments: RunningMoments) -> None:
+        """Replaces the moments of some runs, in place."""
+        self.weight[rows] = moments.weight
+        for name in self.means:
+            self.means[name][rows] = moments.means[name]
+            self.squares[name][rows] = moments.squares[name]
 
     def deviations(self) -> dict[str, Tensor]:
         """Returns module -> standard deviation of c, (N, k). It is 0 before the first value."""
@@ -178,11 +197,11 @@ def coordinates(gradients: Mapping[str, Tensor], direction: Direction) -> dict[s
 def project(
     gradients: Mapping[str, Tensor],
     direction: Direction,
-    rule: str | Sequence[str],
+    rule: str,
     strength: Tensor | Mapping[str, Tensor],
     magnitude: Tensor,
     deviations: Mapping[str, Tensor] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Measures]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Removes the direction from the gradients.
 
     Where a strength is 0, the gradient of that run and module is returned bit for bit, whatever the
@@ -191,7 +210,7 @@ def project(
     Args:
         gradients: module -> (N, r), what the optimizer would subtract.
         direction: has axes for the same modules and runs.
-        rule: key of `RULES`, one for all runs or one for each.
+        rule: key of `RULES`.
         strength: (N,) in [0, 1], or module -> (N,).
         magnitude: fraction of the lost length that is restored, (N,) in [0, 1].
         deviations: module -> standard deviation of c, (N, k). Only `drift` reads it.
@@ -200,35 +219,31 @@ def project(
         The gradients that remain, module -> (N, r).
         The removed part, module -> (N, r), in the span of the axes. Remaining and removed part add
         up to the gradient where the magnitude is 0. A quarantine is trained on the removed part.
-        The measures of the given gradients, the same at any strength.
 
     Raises:
         ValueError: for an unknown rule, modules or shapes that differ from the direction's, or
             drift without deviations.
     """
-    N = _check_sizes(gradients, direction, strength, magnitude)
-    masks = _rows_of_rules(rule, N, deviations)
+    _check_sizes(gradients, direction, strength, magnitude)
+    if rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}; expected one of {sorted(RULES)}")
+    if rule == "drift" and deviations is None:
+        raise ValueError(
+            "deviations must be given for the rule 'drift'; got None; see `update_moments`"
+        )
 
     remaining, removed = {}, {}
     all_c = coordinates(gradients, direction)
     for name, g in gradients.items():
         c = all_c[name]
         s = (strength if isinstance(strength, Tensor) else strength[name])[:, None]  # (N, 1)
-        amount = _amount(masks, c, torch.zeros_like(c) if deviations is None else deviations[name])
+        amount = RULES[rule](c, torch.zeros_like(c) if deviations is None else deviations[name])
         taken = s * torch.einsum("nkr,nk->nr", direction.axes[name], amount)
         is_changed = (s != 0) & taken.any(1, keepdim=True)  # (N, 1)
         removed[name] = torch.where(s != 0, taken, 0.0)
         remaining[name] = torch.where(is_changed, _restore_length(g - taken, g, magnitude), g)
 
-    return remaining, removed, _measures(gradients, direction, all_c)
-
-
-def _amount(masks: Mapping[str, Tensor], c: Tensor, deviation: Tensor) -> Tensor:
-    """Returns t(c), (N, k), by the rule of each run."""
-    result = torch.zeros_like(c)
-    for name, rows in masks.items():
-        result = torch.where(rows.to(c.device)[:, None], RULES[name](c, deviation), result)
-    return result
+    return remaining, removed
 
 
 def _restore_length(rest: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
@@ -240,10 +255,9 @@ def _restore_length(rest: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
     return rest * factor[:, None]
 
 
-def _measures(
-    gradients: Mapping[str, Tensor], direction: Direction, all_c: Mapping[str, Tensor]
-) -> Measures:
-    c = torch.stack([all_c[name] for name in gradients], 1)  # (N, M, k)
+def measure(gradients: Mapping[str, Tensor], direction: Direction) -> Measures:
+    """Measures gradients, module -> (N, r), before their projection along the direction."""
+    c = torch.stack(list(coordinates(gradients, direction).values()), 1)  # (N, M, k)
     has_axis = torch.stack([direction.axes[name].any(2) for name in gradients], 1)  # (N, M, k)
     norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients.values()], 1)
     has_direction = norms > SMALLEST_NORM  # (N, M)
@@ -316,7 +330,7 @@ def _check_sizes(
     direction: Direction,
     strength: Tensor | Mapping[str, Tensor],
     magnitude: Tensor,
-) -> int:
+) -> None:
     N = _check_modules(gradients, direction)
     if not isinstance(strength, Tensor) and set(strength) != set(gradients):
         raise ValueError(
@@ -330,25 +344,3 @@ def _check_sizes(
             raise ValueError(
                 f"{name} must be a number in [0, 1] for each of {N} runs; got {values.tolist()}"
             )
-
-    return N
-
-
-def _rows_of_rules(
-    rule: str | Sequence[str], N: int, deviations: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Returns rule -> mask of the runs that follow it, (N,) bool."""
-    names = [rule] * N if isinstance(rule, str) else list(rule)
-    if unknown := sorted(set(names) - set(RULES)):
-        raise ValueError(f"unknown rule {unknown[0]!r}; expected one of {sorted(RULES)}")
-    if len(names) != N:
-        raise ValueError(f"rule must be one name, or one for each of {N} runs; got {len(names)}")
-    if "drift" in names and deviations is None:
-        raise ValueError(
-            "deviations must be given for the rule 'drift'; got None; see `update_moments`"
-        )
-
-    return {
-        name: torch.tensor([n == name for n in names], device="cpu")
-        for name in dict.fromkeys(names)
-    }

@@ -35,7 +35,7 @@ from hpenv.posttraining.students.embedded_files import (
     read_description,
 )
 from hpenv.posttraining.students.sampling import sample_tokens
-from hpenv.posttraining.students.student import Knobs, Rollouts
+from hpenv.posttraining.students.student import Coefficients, Rollouts
 from hpenv.posttraining.students.vocabulary import END, PAD, Vocabulary
 
 #: Folders of the shipped students, with `student.json` and `student.safetensors`.
@@ -200,7 +200,7 @@ class EmbeddedStudent:
 
     def sample(
         self,
-        knobs: Knobs,
+        knobs: Coefficients,
         prompts: Sequence[Sequence[str]],
         num_samples: int,
         generators: Sequence[torch.Generator],
@@ -267,7 +267,7 @@ class EmbeddedStudent:
         )
 
     def log_probabilities(
-        self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0
+        self, knobs: Coefficients, rollouts: Rollouts, temperature: float = 1.0
     ) -> Tensor:
         """See Student."""
         params = self._parameters(knobs)
@@ -310,7 +310,7 @@ class EmbeddedStudent:
         return -torch.cat(parts, 1).gather(1, inverse) * rollouts.mask
 
     def completion_gradients(
-        self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]
+        self, knobs: Coefficients, prompts: Sequence[str], completions: Sequence[str]
     ) -> dict[str, Tensor]:
         """See Student."""
         N = len(next(iter(knobs.values())))
@@ -363,7 +363,7 @@ class EmbeddedStudent:
             ended,
         )
 
-    def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+    def states(self, knobs: Coefficients, rollouts: Rollouts) -> Tensor:
         """See Student."""
         streams: list[Tensor] = []
         N, M, T = rollouts.tokens.shape
@@ -383,7 +383,7 @@ class EmbeddedStudent:
         last = (rollouts.mask * torch.arange(T)).amax(-1)
         return mean.gather(2, last[..., None, None].expand(-1, -1, 1, mean.shape[-1]))[:, :, 0]
 
-    def _parameters(self, knobs: Knobs) -> dict[str, Tensor]:
+    def _parameters(self, knobs: Coefficients) -> dict[str, Tensor]:
         """Returns every run's weights, (N, ...).
 
         Tables, and matrices without a coefficient, are views of the shared weights.

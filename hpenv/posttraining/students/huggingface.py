@@ -35,7 +35,7 @@ from hpenv.posttraining.students.reading import (
     prefill,
 )
 from hpenv.posttraining.students.sampling import SampledTokens, SamplingConfig, sample_completions
-from hpenv.posttraining.students.student import Knobs, Rollouts
+from hpenv.posttraining.students.student import Coefficients, Rollouts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -196,7 +196,7 @@ class HuggingFaceStudent:
     @torch.no_grad()
     def sample(
         self,
-        knobs: Knobs,
+        knobs: Coefficients,
         prompts: Sequence[Sequence[str]],
         num_samples: int,
         generators: Sequence[torch.Generator],
@@ -233,7 +233,7 @@ class HuggingFaceStudent:
         )
 
     def log_probabilities(
-        self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0
+        self, knobs: Coefficients, rollouts: Rollouts, temperature: float = 1.0
     ) -> Tensor:
         """See Student. With top_k and top_p the distribution is over the tokens that are kept.
 
@@ -260,7 +260,7 @@ class HuggingFaceStudent:
         return _stack(rows, T, 0.0).masked_fill(~rollouts.mask, 0.0)
 
     def completion_gradients(
-        self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]
+        self, knobs: Coefficients, prompts: Sequence[str], completions: Sequence[str]
     ) -> dict[str, Tensor]:
         """See Student."""
         rows, step = [], self._prompts_per_pass(1)
@@ -304,7 +304,7 @@ class HuggingFaceStudent:
         )
 
     @torch.no_grad()
-    def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+    def states(self, knobs: Coefficients, rollouts: Rollouts) -> Tensor:
         """See Student."""
         rows = []
         for n in range(len(rollouts.prompts)):
@@ -315,7 +315,7 @@ class HuggingFaceStudent:
             rows.append(torch.cat(parts))
         return torch.stack(rows).to(rollouts.tokens.device)
 
-    def _run_knobs(self, knobs: Knobs, n: int) -> dict[str, Tensor]:
+    def _run_knobs(self, knobs: Coefficients, n: int) -> dict[str, Tensor]:
         """Returns the coefficients of one run, on the model's device."""
         if set(knobs) != set(self.ranks):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Student: a frozen language model with trainable adapter coefficients, the knobs.
+"""Student: a frozen language model with trainable adapter coefficients.
 
 There is one coefficient per singular axis and run. A student holds no state of a run. The trainer
 passes the coefficients to it, so that one model serves a whole population.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 #: Module name -> (N, r): coefficients that are added to the module's r singular values in each run.
-Knobs = Mapping[str, Tensor]
+Coefficients = Mapping[str, Tensor]
 
 
 class Rollouts(NamedTuple):
@@ -71,7 +71,7 @@ class Student(Protocol):
 
     def sample(
         self,
-        knobs: Knobs,
+        coefficients: Coefficients,
         prompts: Sequence[Sequence[str]],
         num_samples: int,
         generators: Sequence[torch.Generator],
@@ -83,7 +83,7 @@ class Student(Protocol):
         """
 
     def log_probabilities(
-        self, knobs: Knobs, rollouts: Rollouts, temperature: float = 1.0
+        self, coefficients: Coefficients, rollouts: Rollouts, temperature: float = 1.0
     ) -> Tensor:
         """Returns the log-probability of each token of the rollouts, (N, P G, T) [nats].
 
@@ -92,7 +92,7 @@ class Student(Protocol):
         """
 
     def completion_gradients(
-        self, knobs: Knobs, prompts: Sequence[str], completions: Sequence[str]
+        self, coefficients: Coefficients, prompts: Sequence[str], completions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Returns the gradients of each completion's mean negative log-likelihood.
 
@@ -111,7 +111,7 @@ class Student(Protocol):
             completions: N lists of P texts.
         """
 
-    def states(self, knobs: Knobs, rollouts: Rollouts) -> Tensor:
+    def states(self, coefficients: Coefficients, rollouts: Rollouts) -> Tensor:
         """Returns the residual stream at each completion's last token, (N, P G, C).
 
         It is the mean of the layers at 60 to 75 % of the depth (Wu & Tang 2026, section 3.2).

@@ -9,15 +9,16 @@ import torch
 
 from hpenv.benchmark.results import Rows
 from hpenv.plant.seeds import DIRECTION, first_run_seed, step_generator
-from hpenv.posttraining.config import GRPOConfig
-from hpenv.posttraining.contrastive.contrasts import Contrast, Gradients, labelled_pairs
+from hpenv.posttraining.contrast import Contrast
 from hpenv.posttraining.contrastive.pairs import pairs_digest
+from hpenv.posttraining.contrastive.sources import Gradients, labelled_pairs
 from hpenv.posttraining.grading.grader import Grader
 from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from hpenv.posttraining.projection.direction import validate
 from hpenv.posttraining.splits import Curriculum
 from hpenv.posttraining.students.registry import student
 from hpenv.posttraining.students.student import Student
+from train_agents.experiments.contrasts import grpo_config
 from train_agents.experiments.measures.memorizer import memorizing_pass_rate
 from train_agents.experiments.projection_run import shared_grader
 
@@ -65,13 +66,13 @@ def validate_directions(
         pairs and of labelled programs.
     """
     grader = shared_grader(cache) if grader is None else grader
-    config = GRPOConfig(**grpo)
+    config = grpo_config(grpo)
     found = student(config.student)
-    zeros = _zero_knobs(found)
+    zeros = _zeros(found)
     rows = []
 
     for title, (changes, is_foreign) in DIRECTIONS.items():
-        changed = GRPOConfig(**dict(grpo) | dict(changes))
+        changed = grpo_config(dict(grpo) | dict(changes))
         contrast, difficulty = Contrast(changed, found), changed.difficulty
         others = labelled_pairs(TRAINING_MODES, difficulty) if is_foreign else contrast.held_out
         hack, clean = _repeat_rows(contrast.gradients(zeros, contrast.pairs), len(seeds))
@@ -88,7 +89,7 @@ def validate_directions(
     problems = [task.problem for task in curriculum.evaluation(None)]
     rate = memorizing_pass_rate(problems, [task.problem for task in curriculum.training], grader)
     contrast = Contrast(config, found)
-    labelled = Contrast(GRPOConfig(**dict(grpo) | _LABELLED), found)
+    labelled = Contrast(grpo_config(dict(grpo) | _LABELLED), found)
     return rows, {
         "memorizing_pass_rate": rate,
         "problems": len(problems),
@@ -108,7 +109,7 @@ def halves(contrast: Contrast, student: Student) -> dict[str, dict[str, float]]:
         a single program's; `cosine`, between the mean difference and that side's mean gradient, the
         clean one's reversed, over all modules; `module_cosine`, the mean of the modules' cosines.
     """
-    zeros = _zero_knobs(student)
+    zeros = _zeros(student)
     sides = dict(zip(("hack", "clean"), contrast.gradients(zeros, contrast.pairs), strict=True))
     means = {}
     for side, gradients in sides.items():
@@ -137,7 +138,7 @@ def halves(contrast: Contrast, student: Student) -> dict[str, dict[str, float]]:
     return result
 
 
-def _zero_knobs(student: Student) -> dict[str, torch.Tensor]:
+def _zeros(student: Student) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(1, rank) for name, rank in student.ranks.items()}
 
 
