@@ -170,9 +170,10 @@ def test_what_the_caller_has_set_in_torch_changes_no_adapter():
         attach(unusable, ["0"])
     with pytest.raises(ValueError, match="targets must be a list of names of layers; got '0'"):
         attach(nn.Sequential(nn.Linear(3, 2)), "0")
-    assert adapters["0"].knob.dtype == torch.float32
+    assert adapters["0"].coefficients.dtype == torch.float32
     assert not any(
-        x.is_inference() for x in (adapters["0"].knob, adapters["0"].quarantine, adapters["0"].U)
+        x.is_inference()
+        for x in (adapters["0"].coefficients, adapters["0"].quarantine, adapters["0"].U)
     )
 
 
@@ -228,7 +229,7 @@ def test_the_gradient_of_the_knob_is_the_sum_over_tokens_of_both_rotated_factors
         layer.weight.data.copy_(weight)
         adapter = AntiPaSTOLinear(layer, form)
         (adapter(x) * out).sum().backward()
-        torch.testing.assert_close(adapter.knob.grad, by_hand, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(adapter.coefficients.grad, by_hand, atol=1e-5, rtol=1e-5)
     knob = torch.zeros(1, 5, requires_grad=True)
     (x @ adapted_weight(weight, decompose(weight), knob)[0].T * out).sum().backward()
     torch.testing.assert_close(knob.grad[0], by_hand, atol=1e-5, rtol=1e-5)
@@ -238,9 +239,9 @@ def test_the_gradient_of_the_knob_is_the_sum_over_tokens_of_both_rotated_factors
 def test_the_module_and_the_adapted_weight_are_one_function(form):
     layer = linear(8, 5)
     adapter = AntiPaSTOLinear(layer, form)
-    adapter.knob.data.copy_(randn(5, seed=3))
+    adapter.coefficients.data.copy_(randn(5, seed=3))
     x = randn(4, 6, 5, seed=2)
-    weight = adapted_weight(layer.weight, decompose(layer.weight), adapter.knob[None])[0]
+    weight = adapted_weight(layer.weight, decompose(layer.weight), adapter.coefficients[None])[0]
     torch.testing.assert_close(adapter(x), x @ weight.T + layer.bias, atol=1e-5, rtol=1e-5)
 
 
@@ -260,10 +261,10 @@ def test_attaching_wraps_the_targets_and_trains_only_their_knobs():
     assert all(model.get_submodule(name) is adapter for name, adapter in adapters.items())
     assert isinstance(model.lm_head, nn.Linear)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        f"{name}.knob" for name in names
+        f"{name}.coefficients" for name in names
     }
     model(randn(3, 12)).square().sum().backward()
-    assert all(adapter.knob.grad.abs().sum() > 0 for adapter in adapters.values())
+    assert all(adapter.coefficients.grad.abs().sum() > 0 for adapter in adapters.values())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -275,7 +276,7 @@ def test_detaching_gives_back_the_model_bitwise(form, quarantine):
     if form == "additive":
         assert torch.equal(model(x), expected)
     for adapter in adapters.values():
-        adapter.knob.data.add_(0.3)
+        adapter.coefficients.data.add_(0.3)
     assert not torch.allclose(model(x), expected, atol=1e-2)
     detach(model)
     assert torch.equal(model(x), expected)
@@ -294,12 +295,13 @@ def test_the_quarantine_adds_to_the_knob_until_it_is_ablated():
         assert torch.equal(model(x), base)
     assert torch.equal(model(x), together) and not torch.allclose(together, base, atol=1e-3)
     for adapter in adapters.values():
-        adapter.knob.data.add_(0.2)
+        adapter.coefficients.data.add_(0.2)
         adapter.quarantine.data.zero_()
     torch.testing.assert_close(model(x), together)
     model(x).sum().backward()
     assert all(
-        torch.equal(adapter.quarantine.grad, adapter.knob.grad) for adapter in adapters.values()
+        torch.equal(adapter.quarantine.grad, adapter.coefficients.grad)
+        for adapter in adapters.values()
     )
 
 
@@ -307,7 +309,7 @@ def test_a_bfloat16_layer_keeps_its_dtype_and_a_float32_knob():
     layer, x = linear(8, 5).bfloat16(), randn(4, 5).bfloat16()
     for form in FORMS:
         adapter = AntiPaSTOLinear(layer, form)
-        assert adapter(x).dtype == torch.bfloat16 and adapter.knob.dtype == torch.float32
+        assert adapter(x).dtype == torch.bfloat16 and adapter.coefficients.dtype == torch.float32
         torch.testing.assert_close(adapter(x), layer(x), atol=0.1, rtol=0.05)
 
 
@@ -318,7 +320,7 @@ def test_what_cannot_be_adapted_is_refused_by_name():
         decompose(torch.zeros(3))
     with pytest.raises(ValueError, match="non-finite"):
         decompose(torch.tensor([[1.0, torch.nan]]))
-    with pytest.raises(ValueError, match=r"knob must have shape \(N, 5\); got \(5,\)"):
+    with pytest.raises(ValueError, match=r"coefficients must have shape \(N, 5\); got \(5,\)"):
         adapted_weight(randn(8, 5), decompose(randn(8, 5)), torch.zeros(5))
     with pytest.raises(ValueError, match=r"unknown form 'sum'.*'additive', 'replacement'"):
         AntiPaSTOLinear(linear(3, 3), "sum")

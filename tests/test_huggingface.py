@@ -60,7 +60,7 @@ def plain_log_probabilities(
     model = copy.deepcopy(own.model)
     with torch.no_grad():
         for name, knob in knobs.items():
-            model.get_submodule(name).knob.copy_(knob)
+            model.get_submodule(name).coefficients.copy_(knob)
     before = own.tokenizer(prompt)["input_ids"]
     sequence = torch.tensor([before + tokens.tolist()])
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_temperature_zero_takes_the_likeliest_tokens():
     rollouts = own.sample(knobs, [PROMPTS[0]], 1, generators(0), temperature=0.0)
     with torch.no_grad():
         for name, knob in knobs.items():
-            own.model.get_submodule(name).knob.copy_(knob[0])
+            own.model.get_submodule(name).coefficients.copy_(knob[0])
         for prompt, tokens, mask in zip(
             PROMPTS[0], rollouts.tokens[0], rollouts.mask[0], strict=True
         ):
@@ -248,7 +248,7 @@ def test_a_student_s_log_probabilities_are_of_the_tokens_that_its_settings_keep(
     for n, m in ((0, 0), (0, 3), (1, 2)):
         prompt = plain.tokenizer(PROMPTS[n][m // 2])["input_ids"]
         tokens = rollouts.tokens[n, m][rollouts.mask[n, m]]
-        places = {f"{name}.knob": knob[n].detach() for name, knob in knobs.items()}
+        places = {f"{name}.coefficients": knob[n].detach() for name, knob in knobs.items()}
         sequence = torch.tensor([prompt + tokens.tolist()])
         logits = torch.func.functional_call(
             plain.model, places, (), {"input_ids": sequence}
@@ -316,7 +316,7 @@ def test_gradients_through_several_passes_are_those_of_plain_ones():
     values = {name: knob[1].detach().requires_grad_() for name, knob in knobs.items()}
     tokens = rollouts.tokens[1, 3][rollouts.mask[1, 3]]
     before = whole.tokenizer(PROMPTS[1][1])["input_ids"]
-    places = {f"{name}.knob": value for name, value in values.items()}
+    places = {f"{name}.coefficients": value for name, value in values.items()}
     sequence = torch.tensor([before + tokens.tolist()])
     logits = torch.func.functional_call(whole.model, places, (), {"input_ids": sequence}).logits[0]
     plain = logits.log_softmax(-1)[len(before) - 1 : -1].gather(1, tokens[:, None]).sum()
@@ -704,7 +704,7 @@ def test_what_cannot_be_loaded_or_sampled_is_refused(tmp_path):
     own = student()
     with pytest.raises(ValueError, match="a prompt must have at least one token; got ''"):
         own.sample(zeros(own, 1), [["# a\n", ""]], 1, generators(0))
-    with pytest.raises(ValueError, match=r"knobs must have the modules .*; got \['other'\]"):
+    with pytest.raises(ValueError, match=r"coefficients must have the modules .*; got \['other'\]"):
         own.sample({"other": torch.zeros(1, 3)}, [["# a\n"]], 1, generators(0))
 
 

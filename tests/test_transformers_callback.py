@@ -97,14 +97,14 @@ def knobs_of(model) -> dict[str, torch.Tensor]:
     return {
         name: value.detach().clone()
         for name, value in model.named_parameters()
-        if name.endswith(("knob", "quarantine"))
+        if name.endswith(("coefficients", "quarantine"))
     }
 
 
 def test_gradients_lose_what_points_along_the_direction(tmp_path):
     model, _ = wrapped()
     own = of_layers(model, k=2)
-    names = [f"{name}.knob" for name in LAYERS]
+    names = [f"{name}.coefficients" for name in LAYERS]
     before, after = Spy(names), Spy(names)
     trained(tmp_path, model, [before, ProjectionCallback(own), after])
     removed = 0
@@ -112,11 +112,13 @@ def test_gradients_lose_what_points_along_the_direction(tmp_path):
     for g, projected in zip(before.gradients, after.gradients, strict=True):
         for name in LAYERS:
             V = own.axes[name][0]
-            c = V @ g[f"{name}.knob"]
+            c = V @ g[f"{name}.coefficients"]
             torch.testing.assert_close(
-                projected[f"{name}.knob"], g[f"{name}.knob"] - c.clamp_min(0.0) @ V
+                projected[f"{name}.coefficients"], g[f"{name}.coefficients"] - c.clamp_min(0.0) @ V
             )
-            assert (V @ projected[f"{name}.knob"] <= 2 * rounding(g[f"{name}.knob"])).all()  # k = 2
+            assert (
+                V @ projected[f"{name}.coefficients"] <= 2 * rounding(g[f"{name}.coefficients"])
+            ).all()  # k = 2
             removed += int((c > 0).any())
     assert removed > 0
 
@@ -146,9 +148,10 @@ def test_a_projected_update_never_moves_along_the_direction_and_a_projected_grad
         own = of_layers(model)
         trained(tmp_path, model, [ProjectionCallback(own, "two_sided", target=target)], steps=4)
         moved[target] = max(
-            abs(float(own.axes[name][0, 0] @ adapters[name].knob.detach())) for name in LAYERS
+            abs(float(own.axes[name][0, 0] @ adapters[name].coefficients.detach()))
+            for name in LAYERS
         )
-        assert all(bool(adapters[name].knob.any()) for name in LAYERS)
+        assert all(bool(adapters[name].coefficients.any()) for name in LAYERS)
     # Four updates of AdamW, each number of which is at most lr (1 - beta1) / sqrt(1 - beta2) =
     # 0.032.
     longest = max((torch.full((len(adapters[name].S),), 0.032) for name in LAYERS), key=len)
@@ -168,7 +171,7 @@ def test_hooks_are_taken_off_at_the_end(tmp_path):
 def test_logs_have_the_means_of_the_measures_since_the_last_log(tmp_path):
     model, _ = wrapped()
     own = of_layers(model)
-    spy = Spy([f"{name}.knob" for name in LAYERS])
+    spy = Spy([f"{name}.coefficients" for name in LAYERS])
     seen = []
 
     class Reader(transformers.TrainerCallback):
@@ -189,15 +192,15 @@ def test_logs_have_the_means_of_the_measures_since_the_last_log(tmp_path):
     for log, steps in zip(history, (spy.gradients[:2], spy.gradients[2:]), strict=True):
         expected = {name: [] for name in Measures._fields}
         for g in steps:
-            c = torch.stack([own.axes[name][0, 0] @ g[f"{name}.knob"] for name in LAYERS])
-            cos = c / torch.stack([g[f"{name}.knob"].norm() for name in LAYERS])
+            c = torch.stack([own.axes[name][0, 0] @ g[f"{name}.coefficients"] for name in LAYERS])
+            cos = c / torch.stack([g[f"{name}.coefficients"].norm() for name in LAYERS])
             expected["mean_cos"].append(cos.mean())
             expected["frac_fired"].append((cos > 1e-6).float().mean())
             expected["removed_fraction"].append(cos.clamp_min(0).mean())
             expected["mean_c"].append(c.mean())
             expected["mean_positive_c"].append(c.clamp_min(0).mean())
             expected["mean_negative_c"].append(c.clamp_max(0).mean())
-        vectors = [g[f"{name}.knob"] for g in steps for name in LAYERS]
+        vectors = [g[f"{name}.coefficients"] for g in steps for name in LAYERS]
         off = max(
             rounding(vector) / min(1.0, float(vector.norm())) for vector in vectors
         )  # of a cosine, or of c
@@ -208,14 +211,16 @@ def test_logs_have_the_means_of_the_measures_since_the_last_log(tmp_path):
 def test_a_quarantine_is_given_what_is_removed(tmp_path):
     model, _ = wrapped(quarantine=True)
     own = of_layers(model)
-    names = [f"{name}.{kind}" for name in LAYERS for kind in ("knob", "quarantine")]
+    names = [f"{name}.{kind}" for name in LAYERS for kind in ("coefficients", "quarantine")]
     before, after = Spy(names), Spy(names)
     trained(tmp_path, model, [before, ProjectionCallback(own, "two_sided"), after])
     for g, routed in zip(before.gradients, after.gradients, strict=True):
         for name in LAYERS:
-            V, whole = own.axes[name][0], g[f"{name}.knob"]
+            V, whole = own.axes[name][0], g[f"{name}.coefficients"]
             torch.testing.assert_close(routed[f"{name}.quarantine"], (V @ whole) @ V)
-            torch.testing.assert_close(routed[f"{name}.knob"] + routed[f"{name}.quarantine"], whole)
+            torch.testing.assert_close(
+                routed[f"{name}.coefficients"] + routed[f"{name}.quarantine"], whole
+            )
 
 
 def test_parameters_are_found_by_name_with_or_without_what_wrappers_put_before_it(tmp_path):
@@ -237,7 +242,7 @@ def test_drift_pushes_by_the_spread_of_what_was_seen(tmp_path):
     """
     u, model = 2.0**-24, wrapped()[0]
     own = of_layers(model)
-    names = [f"{LAYERS[0]}.knob"]
+    names = [f"{LAYERS[0]}.coefficients"]
     before, after = Spy(names), Spy(names)
     trained(tmp_path, model, [before, ProjectionCallback(own, "drift"), after], steps=2)
     v = own.axes[LAYERS[0]][0, 0].double()
@@ -344,7 +349,7 @@ def test_another_direction_forgets_what_was_seen_along_the_old_one():
     own, state = of_layers(model), transformers.TrainerState()
     callback = resumed_at(0, {}, own, model)
     for name in LAYERS:
-        adapters[name].knob.grad = torch.linspace(-1, 1, len(adapters[name].S))
+        adapters[name].coefficients.grad = torch.linspace(-1, 1, len(adapters[name].S))
     callback.on_pre_optimizer_step(None, None, None)
     callback.on_step_end(None, state, None)
     (first,) = state.stateful_callbacks.values()
@@ -364,12 +369,12 @@ def test_strength_may_be_changed_while_a_model_trains(tmp_path):
         def on_step_end(self, args, state, control, **kwargs):
             callback.strength = 1.0 if state.global_step == 1 else 0.25
 
-    before, after = (Spy([f"{LAYERS[0]}.knob"]) for _ in range(2))
+    before, after = (Spy([f"{LAYERS[0]}.coefficients"]) for _ in range(2))
     trained(tmp_path, model, [before, callback, after, Controller()])
     v = own.axes[LAYERS[0]][0, 0]
     for step, part in enumerate((1.0, 0.0, 0.75)):
-        c, left = (v @ spy.gradients[step][f"{LAYERS[0]}.knob"] for spy in (before, after))
-        bound = rounding(before.gradients[step][f"{LAYERS[0]}.knob"])
+        c, left = (v @ spy.gradients[step][f"{LAYERS[0]}.coefficients"] for spy in (before, after))
+        bound = rounding(before.gradients[step][f"{LAYERS[0]}.coefficients"])
         torch.testing.assert_close(left, part * c, atol=bound, rtol=0)
 
 
@@ -384,15 +389,17 @@ def test_gradients_that_are_not_finite_are_left_to_the_trainer(tmp_path):
     gradients = {name: torch.linspace(-1, 1, len(adapters[name].S)) for name in LAYERS}
     gradients[LAYERS[0]][3] = torch.nan
     for name in LAYERS:
-        adapters[name].knob.grad = gradients[name].clone()
+        adapters[name].coefficients.grad = gradients[name].clone()
     callback.on_pre_optimizer_step(args, None, None)
-    assert torch.equal(adapters[LAYERS[1]].knob.grad, gradients[LAYERS[1]])
+    assert torch.equal(adapters[LAYERS[1]].coefficients.grad, gradients[LAYERS[1]])
     assert callback.measures == {}
-    adapters[LAYERS[0]].knob.grad = None  # as of a layer that a step did not reach
+    adapters[LAYERS[0]].coefficients.grad = None  # as of a layer that a step did not reach
     callback.on_pre_optimizer_step(args, None, None)
-    assert adapters[LAYERS[0]].knob.grad is None and set(callback.measures) == set(Measures._fields)
+    assert adapters[LAYERS[0]].coefficients.grad is None and set(callback.measures) == set(
+        Measures._fields
+    )
     v = own.axes[LAYERS[1]][0, 0]
-    assert v @ adapters[LAYERS[1]].knob.grad == pytest.approx(
+    assert v @ adapters[LAYERS[1]].coefficients.grad == pytest.approx(
         min(0.0, float(v @ gradients[LAYERS[1]])), abs=rounding(gradients[LAYERS[1]])
     )
 

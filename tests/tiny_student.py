@@ -28,7 +28,8 @@ from hpenv.posttraining.contrastive.pairs import PAIRS, Pair
 from hpenv.posttraining.grading.grader import Submission, Verdict
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, NO_LOOPHOLE
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.posttraining.students.embedded import EmbeddedConfig, EmbeddedStudent
+from hpenv.posttraining.students.embedded import EmbeddedStudent
+from hpenv.posttraining.students.embedded_files import EmbeddedConfig
 from hpenv.posttraining.students.student import Rollouts
 from hpenv.posttraining.students.vocabulary import END, Vocabulary
 from train_agents.demonstrations import DemonstrationConfig, demonstrations

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,12 +32,14 @@ from hpenv.benchmark.files import check_folder
 from hpenv.lm import model
 from hpenv.lm.kernels import softcapped_cross_entropy
 from hpenv.lm.model import GPTConfig
+from hpenv.lm.stored import write_tensors
 from hpenv.optim.rules import Rates, optimizer_rules
 from hpenv.optim.schedules import WarmupFlatWarmdown
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive.pairs import PAIRS
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.posttraining.students.embedded import EmbeddedConfig, EmbeddedStudent
+from hpenv.posttraining.students.embedded import EmbeddedStudent
+from hpenv.posttraining.students.embedded_files import EmbeddedConfig
 from hpenv.posttraining.students.vocabulary import END, PAD, Vocabulary
 from train_agents.demonstrations import DemonstrationConfig, demonstrations
 from train_agents.outputs import CONFIG
@@ -221,10 +222,8 @@ def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> Embed
 
 def _checkpoint(config, weights, states, step):
     tensors = _state(weights, states) | {"step": torch.tensor([step])}
-    config.out.mkdir(parents=True, exist_ok=True)
-    partial = config.out / (CHECKPOINT + ".partial")
-    save_file(tensors, partial, {"config": json.dumps(_json_values(config))})
-    os.replace(partial, config.out / CHECKPOINT)
+    metadata = {"config": json.dumps(_json_values(config))}
+    write_tensors(config.out / CHECKPOINT, tensors, metadata)
 
 
 def _state(weights, states) -> dict[str, Tensor]:

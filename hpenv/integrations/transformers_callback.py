@@ -2,7 +2,7 @@
 
 After the gradients are clipped and before the optimizer's step, the callback removes the hacking
 direction from them, as in `hpenv.posttraining.projection.rules` with N = 1. A projected parameter
-is either the coefficients (`knob`) of an `AntiPaSTOLinear`, named in the direction by its layer, or
+is either the coefficients of an `AntiPaSTOLinear`, named in the direction by its layer, or
 any other parameter, named as in the model. The gradient of the latter is read as one row. This
 makes sense only if the parameter's axes keep their meaning: one factor of a low-rank adapter turns
 with the other factor, unless that one is frozen.
@@ -359,7 +359,7 @@ def _find_parameters(
         name: layer for name, layer in model.named_modules() if isinstance(layer, AntiPaSTOLinear)
     }
     places: dict[str, nn.Parameter] = dict(model.named_parameters())
-    places |= {name: adapter.knob for name, adapter in adapters.items()}
+    places |= {name: adapter.coefficients for name, adapter in adapters.items()}
 
     parameters, quarantines = {}, {}
     for wanted, axes in direction.axes.items():

@@ -295,15 +295,15 @@ def module_cosines(gradients: Mapping[str, Tensor], direction: Direction) -> Ten
     return torch.stack(columns, 1)
 
 
-def erase_direction(knobs: Mapping[str, Tensor], direction: Direction) -> dict[str, Tensor]:
+def erase_direction(coefficients: Mapping[str, Tensor], direction: Direction) -> dict[str, Tensor]:
     """Returns the coefficients without their component along the direction, module -> (N, r).
 
     It is d - V^T V d, an edit after training.
     """
-    _check_modules(knobs, direction)
+    _check_modules(coefficients, direction)
     return {
-        name: knobs[name] - torch.einsum("nkr,nk->nr", direction.axes[name], c)
-        for name, c in coordinates(knobs, direction).items()
+        name: coefficients[name] - torch.einsum("nkr,nk->nr", direction.axes[name], c)
+        for name, c in coordinates(coefficients, direction).items()
     }
 
 

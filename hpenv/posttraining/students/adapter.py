@@ -1,7 +1,7 @@
 """AntiPaSTO: a linear layer with one trainable coefficient per singular direction of its weight.
 
-W = U diag(S) Vh, with U, S and Vh frozen and of full rank r = min(out, in). The coefficients, the
-knob d (r,), start at 0. There are two forms:
+W = U diag(S) Vh, with U, S and Vh frozen and of full rank r = min(out, in). The coefficients
+d (r,) start at 0. There are two forms:
 
     additive     y = W x + b + U (d * Vh x)    equals the layer bit for bit at d = 0
     replacement  y = U ((S + d) * Vh x) + b    one product less, equals the layer up to rounding
@@ -14,8 +14,8 @@ singular vectors, which differ between machines, because those of U and Vh flip 
 
 Departures: There is no rotation of the basis and no reduced rank (so no residual weight). d starts
 at exactly 0, because only 0 is the reference model. One published variant starts at N(4e-4, 4e-4).
-The additive form as default is a choice of this project. As in the variants that do not scale the
-knob by S, it is not scaled here.
+The additive form as default is a choice of this project. As in the variants that do not scale
+the coefficients by S, they are not scaled here.
 
 References:
     The AntiPaSTO variant of wassname's lora-lite. The reward-hacking experiment that fixes full
@@ -130,43 +130,47 @@ def _read_decomposition(path: Path, weight: Tensor) -> Decomposition:
     return Decomposition(**{name: tensor.to(weight.device) for name, tensor in tensors.items()})
 
 
-def adapted_weight(weight: Tensor, decomposition: Decomposition, knob: Tensor) -> Tensor:
+def adapted_weight(weight: Tensor, decomposition: Decomposition, coefficients: Tensor) -> Tensor:
     """Returns the weights of N runs that share one frozen weight: W + U diag(d_n) Vh.
 
-    This is the additive form. A run whose knob is 0 has W bit for bit, whatever the others have.
+    This is the additive form. A run whose coefficients are 0 has W bit for bit, whatever the others
+    have.
 
     Args:
         weight: (out, in), frozen.
         decomposition: of that weight.
-        knob: coefficients, (N, r). The result is differentiable in them.
+        coefficients: (N, r). The result is differentiable in them.
 
     Returns:
         (N, out, in).
 
     Raises:
-        ValueError: if the knob does not have one coefficient per singular value.
+        ValueError: if there is not one coefficient per singular value.
     """
-    if knob.ndim != 2 or knob.shape[1] != len(decomposition.S):
+    if coefficients.ndim != 2 or coefficients.shape[1] != len(decomposition.S):
         raise ValueError(
-            f"knob must have shape (N, {len(decomposition.S)}); got {tuple(knob.shape)}"
+            f"coefficients must have shape (N, {len(decomposition.S)}); "
+            f"got {tuple(coefficients.shape)}"
         )
-    adapters = torch.matmul(decomposition.U * knob[:, None, :], decomposition.Vh)  # (N, out, in)
+    adapters = torch.matmul(
+        decomposition.U * coefficients[:, None, :], decomposition.Vh
+    )  # (N, out, in)
     return weight + adapters
 
 
 class AntiPaSTOLinear(nn.Module):
     """A frozen `nn.Linear` with a coefficient on each singular value, and optionally a quarantine.
 
-    The quarantine is a second knob with the basis and size of the first. It is trained on what a
-    projection removes from the knob's gradient. It is part of the layer while a run trains. It is
+    The quarantine is a second set of coefficients. It is trained on what a projection removes from
+    the gradient of the first. It is part of the layer while a run trains. It is
     left out (`quarantine_on` is False) where the model is evaluated or deployed. The gradients of
-    both knobs are the same. The plant decides what each of them is trained on.
+    both sets are the same. The plant decides what each of them is trained on.
 
     Args:
         linear: the layer, which is kept and frozen.
         form: `additive` or `replacement`.
         cache_dir: see `decompose`.
-        quarantine: True for a second knob.
+        quarantine: True for a second set of coefficients.
     """
 
     U: Tensor
@@ -190,24 +194,24 @@ class AntiPaSTOLinear(nn.Module):
         self.form = form
         U, S, Vh = decompose(linear.weight, cache_dir)
         # Not part of the saved state, since they are functions of the frozen weight. S and the
-        # knobs stay in float32: in bfloat16 an optimizer's small steps would round to nothing.
+        # coefficients stay in float32: in bfloat16 an optimizer's small steps would be lost.
         self.register_buffer("U", U.to(linear.weight.dtype), persistent=False)
         self.register_buffer("S", S, persistent=False)
         self.register_buffer("Vh", Vh.to(linear.weight.dtype), persistent=False)
-        self.knob = nn.Parameter(torch.zeros_like(S))
+        self.coefficients = nn.Parameter(torch.zeros_like(S))
         self.quarantine = nn.Parameter(torch.zeros_like(S)) if quarantine else None
         self.quarantine_on = quarantine
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the layer, (..., in) -> (..., out)."""
-        knob: Tensor = self.knob
+        d: Tensor = self.coefficients
         if self.quarantine is not None and self.quarantine_on:
-            knob = knob + self.quarantine
+            d = d + self.quarantine
 
         inner = F.linear(x, self.Vh)  # (..., r)
         if self.form == "additive":
-            return self.linear(x) + F.linear(inner * knob.to(x.dtype), self.U)
-        return F.linear(inner * (self.S + knob).to(x.dtype), self.U, self.linear.bias)
+            return self.linear(x) + F.linear(inner * d.to(x.dtype), self.U)
+        return F.linear(inner * (self.S + d).to(x.dtype), self.U, self.linear.bias)
 
 
 def attach(
@@ -217,14 +221,14 @@ def attach(
     cache_dir: Path | None = None,
     quarantine: bool = False,
 ) -> dict[str, AntiPaSTOLinear]:
-    """Wraps a model's target layers in place, and freezes everything but their knobs.
+    """Wraps a model's target layers in place, and freezes everything but their coefficients.
 
     Args:
         model: any module without adapters.
         targets: last parts of the names of the `nn.Linear`s to wrap.
         form: `additive` or `replacement`.
         cache_dir: folder for the decompositions, see `decompose`.
-        quarantine: True for a second knob in every layer.
+        quarantine: True for a second set of coefficients in every layer.
 
     Returns:
         name of the wrapped layer -> adapter, in the model's order.

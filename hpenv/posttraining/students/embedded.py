@@ -1,6 +1,6 @@
 """Embedded student: the project's GPT over Python pieces, one frozen model with N runs' adapters.
 
-All runs share the weights. The matrices of run n are W + U diag(knob_n) Vh. They are built once per
+All runs share the weights. The matrices of run n are W + U diag(d_n) Vh. They are built once per
 pass, so that all runs are computed together. Prompts are padded on the left to a fixed length. Keys
 and values of a prompt are computed once for all completions of its group, with and without
 gradients.
@@ -10,10 +10,8 @@ The module is longer than usual because all passes share the weights, the memory
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -26,20 +24,18 @@ from hpenv.isolation import torch_defaults
 from hpenv.lm import model
 from hpenv.lm.kernels import softcapped_cross_entropy
 from hpenv.lm.model import GPTConfig, KVCache
-from hpenv.lm.stored import check_folder, read_tensors, write_tensors
 from hpenv.posttraining.students.adapter import adapted_weight, decompose
 from hpenv.posttraining.students.embedded_files import (
-    DESCRIPTION,
-    WEIGHTS,
+    EmbeddedConfig,
     check_weights,
-    read_description,
+    digest_of,
+    read_student,
+    write_student,
 )
-from hpenv.posttraining.students.sampling import sample_tokens
-from hpenv.posttraining.students.student import Coefficients, Rollouts
+from hpenv.posttraining.students.sampling import SamplingConfig, sample_completions
+from hpenv.posttraining.students.student import Coefficients, Rollouts, concept_stream
 from hpenv.posttraining.students.vocabulary import END, PAD, Vocabulary
 
-#: Folders of the shipped students, with `student.json` and `student.safetensors`.
-SHIPPED = Path(__file__).parent / "shipped"
 #: Texts whose gradients are computed together. Each of them has its own matrices.
 GRADIENT_TEXTS = 16
 #: Texts that have ended are dropped when at most this fraction of the followed texts is open.
@@ -47,33 +43,6 @@ GRADIENT_TEXTS = 16
 COMPACTED = 0.75
 #: Fraction of the texts, the shortest ones, whose probabilities are computed separately.
 SHORT = 0.75
-#: Longest prompt or completion [tokens]. The tables of so many positions fit any machine.
-MOST_TOKENS = 2**16
-#: Range of depths, as fractions, whose layers tell the concept of a text (Wu & Tang 2026, section
-#: 3.2).
-CONCEPT_DEPTH = (0.6, 0.75)
-
-
-@dataclass(frozen=True)
-class EmbeddedConfig:
-    """Shape of an embedded student."""
-
-    gpt: GPTConfig
-    prompt_tokens: int = 64  # every prompt is padded to this length [tokens]
-    max_tokens: int = 48  # longest completion, END included [tokens]
-
-    def __post_init__(self) -> None:
-        """Checks the lengths."""
-        for name in ("prompt_tokens", "max_tokens"):
-            value = getattr(self, name)
-            if (
-                not isinstance(value, int)
-                or isinstance(value, bool)
-                or not 1 <= value <= MOST_TOKENS
-            ):
-                raise ValueError(
-                    f"{name} must be an integer from 1 to {MOST_TOKENS}; got {value!r}"
-                )
 
 
 class EmbeddedStudent:
@@ -136,39 +105,14 @@ class EmbeddedStudent:
             ValueError: if there is no student, its files are damaged, or its weights are not those
                 of its description.
         """
-        if not isinstance(folder, str | os.PathLike):
-            raise ValueError(
-                f"student must be the name of a shipped student or a folder; got {folder!r}"
-            )
-
-        path = embedded_folder(folder)
-        if not (path / DESCRIPTION).is_file():
-            shipped = sorted(entry.parent.name for entry in SHIPPED.glob(f"*/{DESCRIPTION}"))
-            raise ValueError(
-                f"no student in {path}; expected one of {shipped}, a folder with student.json "
-                "(with a slash in its name: './mine'), or 'hf:<folder>' for a Hugging Face model"
-            )
-
-        description = read_description(path / DESCRIPTION)
+        place, description, weights = read_student(folder)
         with torch_defaults():
-            weights, _ = read_tensors("student", path / WEIGHTS)
-            if digest_of(weights) != description.digest:
-                raise ValueError(
-                    f"{path / WEIGHTS} must be the file that student.json describes; got a file "
-                    "with another digest"
-                )
-
             try:
-                lengths = {
-                    "prompt_tokens": description.prompt_tokens,
-                    "max_tokens": description.max_tokens,
-                }
-                config = EmbeddedConfig(GPTConfig(**description.gpt), **lengths)
+                lengths = (description.prompt_tokens, description.max_tokens)
+                config = EmbeddedConfig(GPTConfig(**description.gpt), *lengths)
                 return EmbeddedStudent(config, Vocabulary(description.pieces), weights)
             except ValueError as error:
-                raise ValueError(
-                    f"{path / DESCRIPTION} does not describe a student: {error}"
-                ) from error
+                raise ValueError(f"{place} does not describe a student: {error}") from error
 
     def save(self, folder: Path, notes: Mapping[str, object]) -> None:
         """Writes the student, with notes about it.
@@ -176,18 +120,9 @@ class EmbeddedStudent:
         Raises:
             ValueError: if the folder cannot be written to.
         """
-        check_folder("folder", folder)
-        write_tensors(folder / WEIGHTS, self.weights, {})
-
-        description = {
-            "config": asdict(self.config),
-            "digest": self.digest,
-            "notes": dict(notes),
-            "pieces": list(self.vocabulary.pieces),
-        }
-        (folder / DESCRIPTION).write_text(
-            json.dumps(description, indent=1) + "\n", encoding="utf-8"
-        )
+        content = {"config": asdict(self.config), "digest": self.digest, "notes": dict(notes)}
+        content["pieces"] = list(self.vocabulary.pieces)
+        write_student(folder, content, self.weights)
 
     def unreadable_reason(self, prompt: str, completion: str = "") -> str:
         """See Student."""
@@ -200,7 +135,7 @@ class EmbeddedStudent:
 
     def sample(
         self,
-        knobs: Coefficients,
+        coefficients: Coefficients,
         prompts: Sequence[Sequence[str]],
         num_samples: int,
         generators: Sequence[torch.Generator],
@@ -208,69 +143,28 @@ class EmbeddedStudent:
     ) -> Rollouts:
         """See Student."""
         N, M, T = len(prompts), len(prompts[0]) * num_samples, self.max_tokens
-        # One number per text and token, so that the length of a text changes no other text.
         numbers = torch.zeros(N, M, T, dtype=torch.float64)
         if temperature > 0.0:
             numbers = torch.stack(
                 [torch.rand(M, T, generator=g, dtype=torch.float64) for g in generators]
             )
 
-        tokens = torch.full((N, M, T), PAD)
-        mask = torch.zeros(N, M, T, dtype=torch.bool)
-        logps, entropies = torch.zeros(N, M, T), torch.zeros(N, M, T)
-        followed = torch.arange(M).expand(N, M)  # numbers of the m texts still followed, (N, m)
-        open_ = torch.ones(N, M, dtype=torch.bool)  # True for followed texts that go on, (N, m)
-
+        config = SamplingConfig(PAD, temperature)
         with torch.no_grad():
-            params = self._parameters(knobs)
+            params = self._parameters(coefficients)
             memory, states = self._prefill(params, prompts)
             memory = memory.copy_rows(repeated_rows(prompts, num_samples), room=T)
-            states = states.repeat_interleave(num_samples, 1)  # (N, M, C)
+            decoder = _Decoder(self, params, memory, states.repeat_interleave(num_samples, 1))
+            sampled = sample_completions(decoder, numbers, torch.tensor([END]), config)
 
-            for t in range(T):
-                logp = self._logits(params, states).log_softmax(-1)  # (N, m, V)
-                number = numbers[..., t].gather(1, followed)
-                finite = logp.nan_to_num(nan=0.0)  # a diverged run samples evenly
-                token = sample_tokens(finite.flatten(0, 1), number.flatten(), temperature)
-                token = torch.where(open_, token.view_as(followed), PAD)
-
-                for table, column in (
-                    (tokens, token),
-                    (mask, open_),
-                    (logps, logp.gather(-1, token[..., None])[..., 0] * open_),
-                    (entropies, torch.special.entr(logp.exp()).sum(-1) * open_),
-                ):
-                    table[..., t].scatter_(1, followed, column)
-
-                open_ = open_ & (token != END)
-                most_open = int(open_.sum(1).max())  # in the run with the most open texts
-                if most_open == 0 or t + 1 == T:
-                    break
-                if most_open <= COMPACTED * followed.shape[1]:
-                    order = open_.int().argsort(dim=1, descending=True, stable=True)[:, :most_open]
-                    memory.select((torch.arange(N)[:, None] * followed.shape[1] + order).flatten())
-                    followed, open_, token = (x.gather(1, order) for x in (followed, open_, token))
-
-                rope = self._rope_rows(self.config.prompt_tokens + t, 1)
-                states = model.hidden_states(
-                    params, self.config.gpt, token[..., None], rope, memory=memory
-                )
-
-        return Rollouts(
-            [list(row) for row in prompts],
-            [[self.vocabulary.decode(text) for text in row] for row in tokens.tolist()],
-            tokens[..., : t + 1],
-            mask[..., : t + 1],
-            logps[..., : t + 1],
-            entropies.sum((1, 2)) / mask.sum((1, 2)),
-            (tokens == END).any(-1),
-        )
+        texts = [[self.vocabulary.decode(text) for text in row] for row in sampled.tokens.tolist()]
+        return Rollouts([list(row) for row in prompts], texts, *sampled)
 
     def log_probabilities(
-        self, knobs: Coefficients, rollouts: Rollouts, temperature: float = 1.0
+        self, coefficients: Coefficients, rollouts: Rollouts, temperature: float = 1.0
     ) -> Tensor:
         """See Student."""
-        params = self._parameters(knobs)
+        params = self._parameters(coefficients)
         prompt_memory, first = self._prefill(params, rollouts.prompts)
         N, M, T = rollouts.tokens.shape
         lengths, order = rollouts.mask.sum(-1).sort(dim=1, stable=True)
@@ -288,7 +182,7 @@ class EmbeddedStudent:
             states = first.flatten(0, 1).index_select(0, prompt_rows)
             states = states.view(N, -1, 1, first.shape[-1])
             if longest > 1:
-                rope = self._rope_rows(self.config.prompt_tokens, longest - 1)
+                rope = self.rope_rows(self.config.prompt_tokens, longest - 1)
                 later = model.hidden_states(
                     params, self.config.gpt, tokens[..., :-1], rope, memory=memory
                 )
@@ -310,10 +204,10 @@ class EmbeddedStudent:
         return -torch.cat(parts, 1).gather(1, inverse) * rollouts.mask
 
     def completion_gradients(
-        self, knobs: Coefficients, prompts: Sequence[str], completions: Sequence[str]
+        self, coefficients: Coefficients, prompts: Sequence[str], completions: Sequence[str]
     ) -> dict[str, Tensor]:
         """See Student."""
-        N = len(next(iter(knobs.values())))
+        N = len(next(iter(coefficients.values())))
         parts: list[dict[str, Tensor]] = []
         for start in range(0, len(prompts), GRADIENT_TEXTS):
             tokens, mask = self._text_tokens(
@@ -321,23 +215,25 @@ class EmbeddedStudent:
             )
             B = len(tokens)
             # Every text has its own coefficients, (N B, r), so that one pass gives all gradients.
-            text_knobs = {
-                name: knob.detach().repeat_interleave(B, 0).requires_grad_()
-                for name, knob in knobs.items()
+            text_coefficients = {
+                name: value.detach().repeat_interleave(B, 0).requires_grad_()
+                for name, value in coefficients.items()
             }
             losses = model.token_losses(
-                self._parameters(text_knobs),
+                self._parameters(text_coefficients),
                 self.config.gpt,
                 tokens[:, None, :-1].repeat(N, 1, 1),
                 tokens[:, None, 1:].repeat(N, 1, 1),
-                self._rope_rows(0, tokens.shape[1] - 1),
+                self.rope_rows(0, tokens.shape[1] - 1),
             )
             weight = (mask[:, 1:] / mask[:, 1:].sum(-1, keepdim=True)).repeat(N, 1)
-            gradients = torch.autograd.grad((losses * weight).sum(), list(text_knobs.values()))
-            named = zip(text_knobs, gradients, strict=True)
+            gradients = torch.autograd.grad(
+                (losses * weight).sum(), list(text_coefficients.values())
+            )
+            named = zip(text_coefficients, gradients, strict=True)
             parts.append({name: gradient.view(N, B, -1) for name, gradient in named})
 
-        return {name: torch.cat([part[name] for part in parts], 1) for name in knobs}
+        return {name: torch.cat([part[name] for part in parts], 1) for name in coefficients}
 
     def rollouts_from_texts(
         self, prompts: Sequence[Sequence[str]], completions: Sequence[Sequence[str]]
@@ -363,40 +259,37 @@ class EmbeddedStudent:
             ended,
         )
 
-    def states(self, knobs: Coefficients, rollouts: Rollouts) -> Tensor:
+    def states(self, coefficients: Coefficients, rollouts: Rollouts) -> Tensor:
         """See Student."""
         streams: list[Tensor] = []
         N, M, T = rollouts.tokens.shape
         with torch.no_grad():
-            params = self._parameters(knobs)
+            params = self._parameters(coefficients)
             memory, _ = self._prefill(params, rollouts.prompts)
-            rope = self._rope_rows(self.config.prompt_tokens, T)
+            rope = self.rope_rows(self.config.prompt_tokens, T)
             memory = memory.copy_rows(repeated_rows(rollouts.prompts, rollouts.num_samples))
             model.hidden_states(
                 params, self.config.gpt, rollouts.tokens, rope, memory=memory, streams=streams
             )
 
-        depth, (low, high) = len(streams), CONCEPT_DEPTH
-        layers = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high]
-        layers = layers or [streams[2 * depth // 3 - 1]]
-        mean = torch.stack(layers).mean(0).view(N, M, T, -1)
+        mean = concept_stream(streams).view(N, M, T, -1)
         last = (rollouts.mask * torch.arange(T)).amax(-1)
         return mean.gather(2, last[..., None, None].expand(-1, -1, 1, mean.shape[-1]))[:, :, 0]
 
-    def _parameters(self, knobs: Coefficients) -> dict[str, Tensor]:
+    def _parameters(self, coefficients: Coefficients) -> dict[str, Tensor]:
         """Returns every run's weights, (N, ...).
 
         Tables, and matrices without a coefficient, are views of the shared weights.
         """
-        N = len(next(iter(knobs.values())))
+        N = len(next(iter(coefficients.values())))
         return {
-            name: adapted_weight(weight, self._axes[name], knobs[name])
-            if name in knobs
+            name: adapted_weight(weight, self._axes[name], coefficients[name])
+            if name in coefficients
             else weight.expand(N, *weight.shape)
             for name, weight in self.weights.items()
         }
 
-    def _rope_rows(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+    def rope_rows(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Returns the rotary tables of these positions."""
         cosines, sines = self._rope
         return cosines[start : start + length], sines[start : start + length]
@@ -443,31 +336,49 @@ class EmbeddedStudent:
         N, P, T = tokens.shape
         memory = KVCache()
         states = model.hidden_states(
-            params, self.config.gpt, tokens, self._rope_rows(0, T), memory=memory
+            params, self.config.gpt, tokens, self.rope_rows(0, T), memory=memory
         )
         return memory, states.view(N, P, T, -1)[:, :, -1]
 
-    def _logits(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
+    def logits(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
+        """Returns the logits of the tokens after some states, (N, M, C) -> (N, M, V)."""
         cap = self.config.gpt.logit_softcap
         return cap * torch.tanh(model.linear(states, params["unembedding"]) / cap)
 
 
-def embedded_folder(name: str | os.PathLike[str]) -> Path:
-    """Returns the folder of a student. A name without a slash is that of a shipped student."""
-    if isinstance(name, str) and "/" not in name:
-        return SHIPPED / name
-    return Path(os.path.expanduser(name))
+class _Decoder:
+    """Continues the texts of all runs together. See Decoder."""
+
+    def __init__(
+        self, student: EmbeddedStudent, params: dict[str, Tensor], memory: KVCache, states: Tensor
+    ) -> None:
+        """Begins after the prompts, with the states of their last tokens, (N, M, C)."""
+        self._student, self._params, self._memory = student, params, memory
+        self._states, self._position = states, student.config.prompt_tokens
+
+    def logits(self) -> Tensor:
+        """See Decoder."""
+        return self._student.logits(self._params, self._states)
+
+    def append(self, tokens: Tensor, mask: Tensor) -> None:
+        """See Decoder. A token that follows an end is computed, too."""
+        rope = self._student.rope_rows(self._position, 1)
+        self._states = model.hidden_states(
+            self._params, self._student.config.gpt, tokens[..., None], rope, memory=self._memory
+        )
+        self._position += 1
+
+    def compact(self, open_: Tensor) -> Tensor | None:
+        """See Decoder. The states of all texts stay until `append` replaces them."""
+        N, m = open_.shape
+        most_open = int(open_.sum(1).max())  # in the run with the most open texts
+        if most_open > COMPACTED * m:
+            return None
+        kept = open_.int().argsort(dim=1, descending=True, stable=True)[:, :most_open]
+        self._memory.select((torch.arange(N)[:, None] * m + kept).flatten())
+        return kept
 
 
 def repeated_rows(prompts: Sequence[Sequence[str]], num_samples: int) -> Tensor:
     """Returns the row of each sample's prompt in the memory of the prompts, (N P samples,)."""
     return torch.arange(len(prompts) * len(prompts[0])).repeat_interleave(num_samples)
-
-
-def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """Returns the sha256 of names, shapes and bytes, in the order of the names."""
-    total = sha256()
-    for name in sorted(weights):
-        weight = weights[name].detach().float().contiguous()
-        total.update(f"{name} {tuple(weight.shape)}\n".encode() + weight.numpy().tobytes())
-    return total.hexdigest()

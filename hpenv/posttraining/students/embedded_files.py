@@ -1,26 +1,57 @@
-"""Files of an embedded student: description in `student.json`, weights in `student.safetensors`."""
+"""Shape of an embedded student, and its files `student.json` and `student.safetensors`."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from hpenv.isolation import torch_defaults
 from hpenv.lm.model import GPTConfig, parameter_shapes
-from hpenv.lm.stored import read_object
+from hpenv.lm.stored import check_folder, read_object, read_tensors, write_tensors
 
 DESCRIPTION, WEIGHTS = "student.json", "student.safetensors"
+#: Folders of the shipped students.
+SHIPPED = Path(__file__).parent / "shipped"
 
 #: Largest number in a shape. The checks of a description take little time below it.
 MOST_UNITS = 2**20
 
+#: Longest prompt or completion [tokens]. The tables of so many positions fit any machine.
+MOST_TOKENS = 2**16
+
 #: Fields of the file and their types. `notes` is a further field with free contents.
 KEYS = {"config": dict, "digest": str, "pieces": list}
 CONFIG_KEYS = {"gpt": dict, "prompt_tokens": int, "max_tokens": int}
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    """Shape of an embedded student."""
+
+    gpt: GPTConfig
+    prompt_tokens: int = 64  # every prompt is padded to this length [tokens]
+    max_tokens: int = 48  # longest completion, END included [tokens]
+
+    def __post_init__(self) -> None:
+        """Checks the lengths."""
+        for name in ("prompt_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not 1 <= value <= MOST_TOKENS
+            ):
+                raise ValueError(
+                    f"{name} must be an integer from 1 to {MOST_TOKENS}; got {value!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,70 @@ class Description:
     max_tokens: int
     digest: str
     pieces: list[str]
+
+
+def embedded_folder(name: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a student. A name without a slash is that of a shipped student."""
+    if isinstance(name, str) and "/" not in name:
+        return SHIPPED / name
+    return Path(os.path.expanduser(name))
+
+
+def read_student(folder: str | Path) -> tuple[Path, Description, dict[str, Tensor]]:
+    """Reads a folder's description and weights, and returns them with the description's path.
+
+    Args:
+        folder: of the student, `~` being the home folder. A name without a slash is that of a
+            shipped student.
+
+    Raises:
+        ValueError: if there is no student, its files are damaged, or its weights are not those of
+            its description.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(
+            f"student must be the name of a shipped student or a folder; got {folder!r}"
+        )
+
+    path = embedded_folder(folder)
+    if not (path / DESCRIPTION).is_file():
+        shipped = sorted(entry.parent.name for entry in SHIPPED.glob(f"*/{DESCRIPTION}"))
+        raise ValueError(
+            f"no student in {path}; expected one of {shipped}, a folder with student.json "
+            "(with a slash in its name: './mine'), or 'hf:<folder>' for a Hugging Face model"
+        )
+
+    description = read_description(path / DESCRIPTION)
+    with torch_defaults():
+        weights, _ = read_tensors("student", path / WEIGHTS)
+        if digest_of(weights) != description.digest:
+            raise ValueError(
+                f"{path / WEIGHTS} must be the file that student.json describes; got a file with "
+                "another digest"
+            )
+    return path / DESCRIPTION, description, weights
+
+
+def write_student(
+    folder: Path, content: Mapping[str, object], weights: Mapping[str, Tensor]
+) -> None:
+    """Writes the description and the weights of a student.
+
+    Raises:
+        ValueError: if the folder cannot be written to.
+    """
+    check_folder("folder", folder)
+    write_tensors(folder / WEIGHTS, weights, {})
+    (folder / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Returns the sha256 of names, shapes and bytes, in the order of the names."""
+    total = sha256()
+    for name in sorted(weights):
+        weight = weights[name].detach().float().contiguous()
+        total.update(f"{name} {tuple(weight.shape)}\n".encode() + weight.numpy().tobytes())
+    return total.hexdigest()
 
 
 def read_description(path: Path) -> Description:

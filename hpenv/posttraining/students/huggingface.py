@@ -8,11 +8,9 @@ converts them to the format of the model. Tested with models of the Llama and Qw
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from hpenv.isolation import torch_defaults
 from hpenv.posttraining.students.adapter import FORMS, TARGETS, attach, weights_digest
 from hpenv.posttraining.students.chat_format import MESSAGE, ChatFormat, end_tokens
-from hpenv.posttraining.students.huggingface_files import read_model
+from hpenv.posttraining.students.huggingface_files import model_settings, read_model
 from hpenv.posttraining.students.reading import (
     Prompts,
-    RowKnobs,
+    RowCoefficients,
+    RunDecoder,
     concept_states,
-    decode,
     log_probabilities,
     prefill,
 )
@@ -100,7 +98,7 @@ class HuggingFaceStudent:
     """A frozen causal language model with adapters. See Student for the methods.
 
     Attributes:
-        model: the model with adapters. Everything is frozen but its knobs, which stay at 0 here.
+        model: the model with adapters. Only the coefficients are not frozen, and stay at 0 here.
         tokenizer: of the model.
         config: configuration of the student.
     """
@@ -148,7 +146,9 @@ class HuggingFaceStudent:
         self._device = next(model.parameters()).device
         self._ends = torch.tensor(ends, device=self._device)
         self._format = ChatFormat(tokenizer, ends[0], config.message)
-        self.settings: dict[str, object] = _settings(model, tokenizer, config) | {"ends": ends}
+        self.settings: dict[str, object] = model_settings(model, tokenizer, vars(config)) | {
+            "ends": ends
+        }
 
     @staticmethod
     def load(
@@ -196,24 +196,28 @@ class HuggingFaceStudent:
     @torch.no_grad()
     def sample(
         self,
-        knobs: Coefficients,
+        coefficients: Coefficients,
         prompts: Sequence[Sequence[str]],
         num_samples: int,
         generators: Sequence[torch.Generator],
         temperature: float = 1.0,
     ) -> Rollouts:
         """See Student. `logp` and `entropy` are of the whole distribution at temperature 1."""
-        home = next(iter(knobs.values())).device
+        home = next(iter(coefficients.values())).device
         rows = [
             self._sample_run(
-                self._run_knobs(knobs, n), texts, num_samples, generators[n], temperature
+                self._run_coefficients(coefficients, n),
+                texts,
+                num_samples,
+                generators[n],
+                temperature,
             )
             for n, texts in enumerate(prompts)
         ]
 
-        T, pad = max(row.tokens.shape[1] for row in rows), self._format.pad
-        tokens = _stack([row.tokens for row in rows], T, pad).to(home)
-        mask = _stack([row.mask for row in rows], T, False).to(home)
+        T, pad = max(row.tokens.shape[2] for row in rows), self._format.pad
+        tokens = _stack([row.tokens[0] for row in rows], T, pad).to(home)
+        mask = _stack([row.mask[0] for row in rows], T, False).to(home)
 
         programs = []
         for run_tokens, run_mask in zip(tokens, mask, strict=True):
@@ -227,13 +231,13 @@ class HuggingFaceStudent:
             programs,
             tokens,
             mask,
-            _stack([row.logp for row in rows], T, 0.0).to(home),
-            torch.stack([row.entropy for row in rows]).to(home),
-            torch.stack([row.ended for row in rows]).to(home),
+            _stack([row.logp[0] for row in rows], T, 0.0).to(home),
+            torch.cat([row.entropy for row in rows]).to(home),
+            torch.cat([row.ended for row in rows]).to(home),
         )
 
     def log_probabilities(
-        self, knobs: Coefficients, rollouts: Rollouts, temperature: float = 1.0
+        self, coefficients: Coefficients, rollouts: Rollouts, temperature: float = 1.0
     ) -> Tensor:
         """See Student. With top_k and top_p the distribution is over the tokens that are kept.
 
@@ -245,7 +249,11 @@ class HuggingFaceStudent:
         sampling = (temperature, self.config.top_k, self.config.top_p)
 
         for n in range(len(rollouts.prompts)):
-            row, length, parts = self._run_knobs(knobs, n), int(rollouts.mask[n].any(0).sum()), []
+            row, length, parts = (
+                self._run_coefficients(coefficients, n),
+                int(rollouts.mask[n].any(0).sum()),
+                [],
+            )
             for prompts, tokens, mask in self._passes(rollouts, n):
                 arguments = (row, prompts, tokens[:, :length], mask[:, :length], G, *sampling)
                 if torch.is_grad_enabled() and several:
@@ -260,11 +268,11 @@ class HuggingFaceStudent:
         return _stack(rows, T, 0.0).masked_fill(~rollouts.mask, 0.0)
 
     def completion_gradients(
-        self, knobs: Coefficients, prompts: Sequence[str], completions: Sequence[str]
+        self, coefficients: Coefficients, prompts: Sequence[str], completions: Sequence[str]
     ) -> dict[str, Tensor]:
         """See Student."""
         rows, step = [], self._prompts_per_pass(1)
-        for n in range(len(next(iter(knobs.values())))):
+        for n in range(len(next(iter(coefficients.values())))):
             parts: list[tuple[Tensor, ...]] = []
             for first in range(0, len(prompts), step):
                 chosen = slice(first, first + step)
@@ -272,19 +280,19 @@ class HuggingFaceStudent:
                     part.to(self._device) for part in self._format.completions(completions[chosen])
                 )
                 # Every text has its own coefficients, so that one pass gives all gradients.
-                text_knobs = {
-                    name: knob.detach().expand(len(tokens), 1, -1).clone().requires_grad_()
-                    for name, knob in self._run_knobs(knobs, n).items()
+                text_coefficients = {
+                    name: value.detach().expand(len(tokens), 1, -1).clone().requires_grad_()
+                    for name, value in self._run_coefficients(coefficients, n).items()
                 }
-                logp = self._logp(text_knobs, prompts[chosen], tokens, mask, 1)
+                logp = self._logp(text_coefficients, prompts[chosen], tokens, mask, 1)
                 losses = -logp.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
-                parts.append(torch.autograd.grad(losses.sum(), list(text_knobs.values())))
+                parts.append(torch.autograd.grad(losses.sum(), list(text_coefficients.values())))
 
             rows.append([torch.cat(pieces)[:, 0] for pieces in zip(*parts, strict=True)])
 
         return {
-            name: torch.stack([row[i] for row in rows]).to(knob.device)
-            for i, (name, knob) in enumerate(knobs.items())
+            name: torch.stack([row[i] for row in rows]).to(value.device)
+            for i, (name, value) in enumerate(coefficients.items())
         }
 
     def rollouts_from_texts(
@@ -304,24 +312,25 @@ class HuggingFaceStudent:
         )
 
     @torch.no_grad()
-    def states(self, knobs: Coefficients, rollouts: Rollouts) -> Tensor:
+    def states(self, coefficients: Coefficients, rollouts: Rollouts) -> Tensor:
         """See Student."""
         rows = []
         for n in range(len(rollouts.prompts)):
-            row, parts = self._run_knobs(knobs, n), []
+            row, parts = self._run_coefficients(coefficients, n), []
             for texts, tokens, mask in self._passes(rollouts, n):
                 prompts = self._prefill(row, texts, rollouts.num_samples)
                 parts.append(concept_states(self.model, row, prompts, tokens, mask))
             rows.append(torch.cat(parts))
         return torch.stack(rows).to(rollouts.tokens.device)
 
-    def _run_knobs(self, knobs: Coefficients, n: int) -> dict[str, Tensor]:
+    def _run_coefficients(self, coefficients: Coefficients, n: int) -> dict[str, Tensor]:
         """Returns the coefficients of one run, on the model's device."""
-        if set(knobs) != set(self.ranks):
+        if set(coefficients) != set(self.ranks):
             raise ValueError(
-                f"knobs must have the modules {sorted(self.ranks)}; got {sorted(knobs)}"
+                f"coefficients must have the modules {sorted(self.ranks)}; "
+                f"got {sorted(coefficients)}"
             )
-        return {name: knob[n].to(self._device) for name, knob in knobs.items()}
+        return {name: value[n].to(self._device) for name, value in coefficients.items()}
 
     def _prompts_per_pass(self, num_samples: int) -> int:
         """Returns the number of prompts computed together: whole groups, at least one."""
@@ -340,13 +349,15 @@ class HuggingFaceStudent:
             )
             yield rollouts.prompts[n][first : first + step], tokens, mask
 
-    def _prefill(self, knobs: RowKnobs, prompts: Sequence[str], num_samples: int) -> Prompts:
+    def _prefill(
+        self, coefficients: RowCoefficients, prompts: Sequence[str], num_samples: int
+    ) -> Prompts:
         tokens, mask = (part.to(self._device) for part in self._format.prompts(prompts))
-        return prefill(self.model, knobs, tokens, mask, num_samples)
+        return prefill(self.model, coefficients, tokens, mask, num_samples)
 
     def _logp(
         self,
-        knobs: RowKnobs,
+        coefficients: RowCoefficients,
         prompts: Sequence[str],
         tokens: Tensor,
         mask: Tensor,
@@ -355,47 +366,28 @@ class HuggingFaceStudent:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> Tensor:
-        texts = self._prefill(knobs, prompts, num_samples)
-        return log_probabilities(self.model, knobs, texts, tokens, mask, temperature, top_k, top_p)
+        texts = self._prefill(coefficients, prompts, num_samples)
+        return log_probabilities(
+            self.model, coefficients, texts, tokens, mask, temperature, top_k, top_p
+        )
 
     def _sample_run(
         self,
-        knobs: RowKnobs,
+        coefficients: RowCoefficients,
         prompts: Sequence[str],
         num_samples: int,
         generator: torch.Generator,
         temperature: float,
     ) -> SampledTokens:
-        """Samples one run's completions."""
-        texts = self._prefill(knobs, prompts, num_samples)
-
-        def following(tokens: Tensor, mask: Tensor) -> Tensor:
-            nonlocal texts
-            _, texts = decode(self.model, knobs, texts, tokens, mask)
-            return texts.logits[:, 0]
-
+        """Samples one run's completions, N = 1."""
+        texts = self._prefill(coefficients, prompts, num_samples)
+        # The generator gives a number for every text, then for every text's next token.
+        size = (self.max_tokens, len(texts.logits))
+        numbers = torch.rand(size, generator=generator, dtype=torch.float64).T[None]
         top_k, top_p = self.config.top_k, self.config.top_p
-        config = SamplingConfig(self.max_tokens, self._format.pad, temperature, top_k, top_p)
-        return sample_completions(texts.logits[:, 0], following, self._ends, generator, config)
-
-
-def _settings(model: Any, tokenizer: Any, config: HuggingFaceConfig) -> dict[str, object]:
-    """Returns what decides a completion besides the weights, as JSON-able values.
-
-    Fields that change only the speed are left out.
-    """
-    speed, origin = ("texts_per_pass", "cache_dir"), ("_name_or_path", "transformers_version")
-    settings = {name: value for name, value in vars(config).items() if name not in speed}
-    shape = {name: value for name, value in model.config.to_dict().items() if name not in origin}
-    words = [
-        sorted(tokenizer.get_vocab().items()),
-        str(tokenizer.chat_template),
-        str(tokenizer.special_tokens_map),
-    ]
-
-    for name, value in (("model", shape), ("tokenizer", words)):
-        settings[name] = sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-    return settings | {"targets": list(config.targets)}
+        config = SamplingConfig(self._format.pad, temperature, top_k, top_p)
+        decoder = RunDecoder(self.model, coefficients, texts)
+        return sample_completions(decoder, numbers, self._ends, config)
 
 
 def _stack(rows: Sequence[Tensor], T: int, fill: float) -> Tensor:

@@ -7,7 +7,10 @@ A student of such a model would be trained for hours.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +141,22 @@ def _check_files(path: Path) -> None:
                 f"weights must be floating-point numbers; {str(file)!r} holds {sorted(dtypes)} "
                 "alone"
             )
+
+
+def model_settings(model: Any, tokenizer: Any, config: Mapping[str, Any]) -> dict[str, object]:
+    """Returns what decides a completion besides the weights, as JSON-able values.
+
+    Fields of the student's configuration that change only the speed are left out.
+    """
+    speed, origin = ("texts_per_pass", "cache_dir"), ("_name_or_path", "transformers_version")
+    settings = {name: value for name, value in config.items() if name not in speed}
+    shape = {name: value for name, value in model.config.to_dict().items() if name not in origin}
+    words = [
+        sorted(tokenizer.get_vocab().items()),
+        str(tokenizer.chat_template),
+        str(tokenizer.special_tokens_map),
+    ]
+
+    for name, value in (("model", shape), ("tokenizer", words)):
+        settings[name] = sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return settings | {"targets": list(config["targets"])}

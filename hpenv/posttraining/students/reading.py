@@ -9,7 +9,7 @@ has its own, (B, 1, r).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpenv.posttraining.students.embedded import CONCEPT_DEPTH
 from hpenv.posttraining.students.sampling import sampling_weights
+from hpenv.posttraining.students.student import concept_stream
 
 #: Name of an adapted layer -> its coefficients.
-RowKnobs = Mapping[str, Tensor]
+RowCoefficients = Mapping[str, Tensor]
 
 
 class Prompts(NamedTuple):
@@ -40,13 +40,13 @@ class Prompts(NamedTuple):
 
 
 def prefill(
-    model: nn.Module, knobs: RowKnobs, tokens: Tensor, seen: Tensor, num_samples: int
+    model: nn.Module, coefficients: RowCoefficients, tokens: Tensor, seen: Tensor, num_samples: int
 ) -> Prompts:
     """Computes the forward pass of prompts, and repeats it for num_samples completions of each.
 
     Args:
         model: with adapters.
-        knobs: coefficients.
+        coefficients: coefficients.
         tokens: prompts, padded on the left, (P, L).
         seen: True where the tokens are text, (P, L) bool.
         num_samples: completions of each prompt.
@@ -54,7 +54,7 @@ def prefill(
     places = (seen.cumsum(1) - 1).clamp_min(0)
     output = _call(
         model,
-        knobs,
+        coefficients,
         input_ids=tokens,
         attention_mask=seen.long(),
         position_ids=places,
@@ -72,13 +72,18 @@ def prefill(
 
 
 def decode(
-    model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor, **extra: Any
+    model: nn.Module,
+    coefficients: RowCoefficients,
+    prompts: Prompts,
+    tokens: Tensor,
+    mask: Tensor,
+    **extra: Any,
 ) -> tuple[Any, Prompts]:
     """Continues the prompts with tokens.
 
     Args:
         model: with adapters.
-        knobs: coefficients.
+        coefficients: coefficients.
         prompts: what `prefill` or `decode` returned.
         tokens: (B, T).
         mask: True where the tokens are text, (B, T) bool.
@@ -96,13 +101,34 @@ def decode(
         "position_ids": places,
         name: prompts.memory,
     }
-    output = _call(model, knobs, **arguments, **extra)
+    output = _call(model, coefficients, **arguments, **extra)
     return output, Prompts(output[name], seen, output.logits[:, -1:])
+
+
+class RunDecoder:
+    """Continues the texts of one run. See Decoder."""
+
+    def __init__(self, model: nn.Module, coefficients: RowCoefficients, texts: Prompts) -> None:
+        """Begins after the prompts."""
+        self._model, self._coefficients, self._texts = model, coefficients, texts
+
+    def logits(self) -> Tensor:
+        """See Decoder."""
+        return self._texts.logits[None, :, 0]
+
+    def append(self, tokens: Tensor, mask: Tensor) -> None:
+        """See Decoder."""
+        _, self._texts = decode(
+            self._model, self._coefficients, self._texts, tokens[0][:, None], mask[0][:, None]
+        )
+
+    def compact(self, open_: Tensor) -> None:
+        """Keeps all texts. See Decoder."""
 
 
 def log_probabilities(
     model: nn.Module,
-    knobs: RowKnobs,
+    coefficients: RowCoefficients,
     prompts: Prompts,
     tokens: Tensor,
     mask: Tensor,
@@ -118,7 +144,7 @@ def log_probabilities(
     """
     logits = prompts.logits
     if tokens.shape[1] > 1:
-        output, _ = decode(model, knobs, prompts, tokens[:, :-1], mask[:, :-1])
+        output, _ = decode(model, coefficients, prompts, tokens[:, :-1], mask[:, :-1])
         logits = torch.cat([logits, output.logits], 1)
 
     logits = logits.float().flatten(0, 1) / temperature
@@ -132,25 +158,21 @@ def log_probabilities(
 
 
 def concept_states(
-    model: nn.Module, knobs: RowKnobs, prompts: Prompts, tokens: Tensor, mask: Tensor
+    model: nn.Module, coefficients: RowCoefficients, prompts: Prompts, tokens: Tensor, mask: Tensor
 ) -> Tensor:
     """Returns the residual stream at each completion's last token, (B, C).
 
-    It is the mean of the layers in CONCEPT_DEPTH. In a model with so few layers that none has this
-    depth, it is the layer at two thirds of the depth.
+    See `concept_stream`.
     """
     extra = {"output_hidden_states": True, "logits_to_keep": 1}
-    output, _ = decode(model, knobs, prompts, tokens, mask, **extra)
-    streams: Sequence[Tensor] = output.hidden_states[1:]  # the first is the embedding
-    depth, (low, high) = len(streams), CONCEPT_DEPTH
-    layers = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high]
-    mean = torch.stack(layers or [streams[2 * depth // 3 - 1]]).float().mean(0)  # (B, T, C)
+    output, _ = decode(model, coefficients, prompts, tokens, mask, **extra)
+    mean = concept_stream(output.hidden_states[1:])  # (B, T, C); the first is the embedding
     return mean[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
 
 
-def _call(model: nn.Module, knobs: RowKnobs, **arguments: Any) -> Any:
+def _call(model: nn.Module, coefficients: RowCoefficients, **arguments: Any) -> Any:
     """Returns the model's output with these coefficients."""
-    places = {f"{name}.knob": knob for name, knob in knobs.items()}
+    places = {f"{name}.coefficients": value for name, value in coefficients.items()}
     return functional_call(model, places, (), {**arguments, "use_cache": True})
 
 

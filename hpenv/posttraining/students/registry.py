@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from hpenv.posttraining.students.embedded import EmbeddedStudent, embedded_folder
-from hpenv.posttraining.students.embedded_files import DESCRIPTION, WEIGHTS
+from hpenv.posttraining.students.embedded import EmbeddedStudent
+from hpenv.posttraining.students.embedded_files import DESCRIPTION, WEIGHTS, embedded_folder
 from hpenv.posttraining.students.huggingface import HuggingFaceStudent
 from hpenv.posttraining.students.student import Student
 

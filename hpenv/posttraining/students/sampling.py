@@ -7,9 +7,8 @@ vocabulary. The global generators are never touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,23 +18,39 @@ from torch import Tensor
 class SamplingConfig:
     """Configuration of the sampling of completions."""
 
-    max_tokens: int  # longest completion, its end included [tokens]
     pad: int  # number of the token that follows an end
     temperature: float = 1.0  # divides the log-probabilities (0 takes the likeliest token)
     top_k: int = 0  # only this many of the likeliest tokens are sampled (0: all)
     top_p: float = 1.0  # only the fewest tokens that together are this likely are sampled
 
 
+class Decoder(Protocol):
+    """Continues M texts of each of N runs, token by token."""
+
+    def logits(self) -> Tensor:
+        """Returns the logits of each text's next token, (N, M, V)."""
+
+    def append(self, tokens: Tensor, mask: Tensor) -> None:
+        """Continues each text by a token, (N, M), where the mask is True."""
+
+    def compact(self, open_: Tensor) -> Tensor | None:
+        """May drop texts that have ended, where open_, (N, M), is False.
+
+        Returns:
+            Numbers of the texts that are kept in every run, (N, m). None if all are.
+        """
+
+
 class SampledTokens(NamedTuple):
-    """Completions of B texts.
+    """Completions of N runs.
 
     Attributes:
-        tokens: (B, T) int64.
-        mask: True up to and including the token that ends a completion, (B, T) bool.
-        logp: log-probability of each token in the whole distribution at temperature 1, (B, T)
+        tokens: (N, M, T) int64.
+        mask: True up to and including the token that ends a completion, (N, M, T) bool.
+        logp: log-probability of each token in the whole distribution at temperature 1, (N, M, T)
             [nats].
-        entropy: mean entropy of that distribution over the tokens, () [nats per token].
-        ended: True if the completion ended by itself, (B,) bool.
+        entropy: mean entropy of that distribution over the tokens, (N,) [nats per token].
+        ended: True if the completion ended by itself, (N, M) bool.
     """
 
     tokens: Tensor
@@ -90,38 +105,52 @@ def sampling_weights(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def sample_completions(
-    logits: Tensor,
-    following: Callable[[Tensor, Tensor], Tensor],
-    ends: Tensor,
-    generator: torch.Generator,
-    drawing: SamplingConfig,
+    decoder: Decoder, numbers: Tensor, ends: Tensor, config: SamplingConfig
 ) -> SampledTokens:
     """Samples token after token, until all texts have ended or reach the longest length.
 
     Args:
-        logits: of the first token, (B, V).
-        following: returns the next token's logits (B, V) from the last tokens (B, 1) and the mask
-            (B, 1) of those that belong to their text.
+        decoder: after the prompts.
+        numbers: uniform in [0, 1), one per text and token, so that the length of a text changes no
+            other text, (N, M, longest completion) float64.
         ends: tokens that end a text.
-        generator: on the CPU. It gives B numbers for every token, even for texts that have ended.
-        drawing: the configuration.
+        config: of the sampling.
     """
-    open_ = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    tokens, masks, logps, entropies = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
-    while True:
-        logp = logits.float().log_softmax(-1)  # (B, V)
-        numbers = torch.rand(len(logp), generator=generator, dtype=torch.float64)
-        token = sample_tokens(logp, numbers, drawing.temperature, drawing.top_k, drawing.top_p)
-        tokens.append(torch.where(open_, token, drawing.pad))
-        masks.append(open_)
-        logps.append(logp.gather(1, token[:, None])[:, 0].masked_fill(~open_, 0.0))
-        entropies.append(torch.special.entr(logp.exp()).sum(1).masked_fill(~open_, 0.0))
+    (N, M, T), device = numbers.shape, ends.device
+    numbers = numbers.to(device)
+    tokens = torch.full((N, M, T), config.pad, device=device)
+    mask = torch.zeros(N, M, T, dtype=torch.bool, device=device)
+    logps, entropies = (torch.zeros(N, M, T, device=device) for _ in range(2))
+    followed = torch.arange(M, device=device).expand(N, M)  # numbers of the m followed texts
+    open_ = torch.ones(N, M, dtype=torch.bool, device=device)  # True for those that go on, (N, m)
 
-        open_ = open_ & ~torch.isin(token, ends)
-        if len(tokens) == drawing.max_tokens or not open_.any():
+    for t in range(T):
+        logp = decoder.logits().float().log_softmax(-1)  # (N, m, V)
+        number = numbers[..., t].gather(1, followed).flatten()
+        finite = logp.nan_to_num(nan=0.0).flatten(0, 1)  # a diverged run samples evenly
+        token = sample_tokens(finite, number, config.temperature, config.top_k, config.top_p)
+        token = torch.where(open_, token.view_as(followed), config.pad)
+
+        for table, column in (
+            (tokens, token),
+            (mask, open_),
+            (logps, logp.gather(-1, token[..., None])[..., 0].masked_fill(~open_, 0.0)),
+            (entropies, torch.special.entr(logp.exp()).sum(-1).masked_fill(~open_, 0.0)),
+        ):
+            table[..., t].scatter_(1, followed, column)
+
+        was_open, open_ = open_, open_ & ~torch.isin(token, ends)
+        if t + 1 == T or not open_.any():
             break
-        logits = following(tokens[-1][:, None], masks[-1][:, None])
+        if (kept := decoder.compact(open_)) is not None:
+            followed, open_, was_open, token = (
+                x.gather(1, kept) for x in (followed, open_, was_open, token)
+            )
+        decoder.append(token, was_open)
 
-    mask = torch.stack(masks, 1)
-    entropy = torch.stack(entropies).sum() / mask.sum()
-    return SampledTokens(torch.stack(tokens, 1), mask, torch.stack(logps, 1), entropy, ~open_)
+    entropy = entropies.sum((1, 2)) / mask.sum((1, 2))
+    ended = (torch.isin(tokens, ends) & mask).any(-1)
+    length = t + 1
+    return SampledTokens(
+        tokens[..., :length], mask[..., :length], logps[..., :length], entropy, ended
+    )

@@ -16,6 +16,22 @@ from torch import Tensor
 Coefficients = Mapping[str, Tensor]
 
 
+#: Range of depths, as fractions, whose layers tell the concept of a text (Wu & Tang 2026, section
+#: 3.2).
+CONCEPT_DEPTH = (0.6, 0.75)
+
+
+def concept_stream(streams: Sequence[Tensor]) -> Tensor:
+    """Returns the mean of the layers in CONCEPT_DEPTH, given the residual stream after each layer.
+
+    In a model with so few layers that none has this depth, it is the layer at two thirds of the
+    depth.
+    """
+    depth, (low, high) = len(streams), CONCEPT_DEPTH
+    layers = [x for i, x in enumerate(streams, 1) if low <= i / depth <= high]
+    return torch.stack(layers or [streams[2 * depth // 3 - 1]]).float().mean(0)
+
+
 class Rollouts(NamedTuple):
     """Completions that N runs sampled: G for each of P prompts, grouped by prompt.
 
