@@ -33,9 +33,9 @@ from hpenv.posttraining.sandbox import (
     worker,
 )
 from hpenv.posttraining.sandbox.answers import read_answers
-from hpenv.posttraining.sandbox.attacks import ATTACKS, Attack, only_refusals, run_attack
-from hpenv.posttraining.sandbox.bait import lay_bait
 from hpenv.posttraining.sandbox.program import MAX_DEPTH, plain_size
+from hpenv.posttraining.sandbox.selfcheck.attacks import ATTACKS, Attack, only_refusals, run_attack
+from hpenv.posttraining.sandbox.selfcheck.bait import lay_bait
 
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
@@ -640,7 +640,9 @@ def test_limits_that_are_none_of_its_own_are_refused():
 
 
 def test_nothing_here_imports_torch():
-    source = "import sys, hpenv.posttraining.sandbox.attacks; print('torch' in sys.modules)"
+    source = (
+        "import sys, hpenv.posttraining.sandbox.selfcheck.attacks; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, check=True
     )
@@ -664,7 +666,7 @@ def test_the_attack_is_contained(sandbox, hasty, name):
 def test_the_attack_succeeds_outside_the_sandbox(name):
     with lay_bait() as bait:
         done = subprocess.run(
-            [sys.executable, "-c", ATTACKS[name].program(bait)],
+            [sys.executable, "-c", ATTACKS[name].source(bait)],
             capture_output=True,
             text=True,
             check=True,

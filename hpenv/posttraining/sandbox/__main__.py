@@ -8,9 +8,9 @@ import argparse
 import sys
 import textwrap
 
-from hpenv.posttraining.sandbox.attacks import ATTACKS, run_attack
 from hpenv.posttraining.sandbox.box import Sandbox
 from hpenv.posttraining.sandbox.jobs import SandboxUnavailable
+from hpenv.posttraining.sandbox.selfcheck.attacks import ATTACKS, run_attack
 
 
 def selfcheck() -> int:
