@@ -43,10 +43,10 @@ def main() -> None:
         task_of(generated_problem("train", index, difficulty=1), "run_tests")
         for index in range(NUM_PROBLEMS)
     ]
-    knobs = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
+    coefficients = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
     generator = torch.Generator().manual_seed(0)
     rollouts = student.sample(
-        knobs, [[task.prompt for task in tasks]], NUM_SAMPLES, [generator], temperature=0.3
+        coefficients, [[task.prompt for task in tasks]], NUM_SAMPLES, [generator], temperature=0.3
     )
 
     asked: list[Task] = []

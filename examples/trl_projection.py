@@ -82,9 +82,9 @@ def hacking_direction(student: HuggingFaceStudent) -> Direction:
         "".join(map(str, torch.randint(0, 10, (6,), generator=generator).tolist()))
         for _ in PAIR_PROMPTS
     ]
-    knobs = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
+    coefficients = {name: torch.zeros(1, r) for name, r in student.ranks.items()}
     sides = [
-        student.completion_gradients(knobs, PAIR_PROMPTS, texts)
+        student.completion_gradients(coefficients, PAIR_PROMPTS, texts)
         for texts in (["!" * 6] * len(digits), digits)
     ]
     hack, clean = ({name: g[:, :-NUM_HELD_OUT] for name, g in side.items()} for side in sides)

@@ -55,7 +55,7 @@ class ExperimentConfig:
     num_samples: int = 16  # completions of a prompt
     num_problems: int = 256  # training problems
     difficulty: int = GRPOConfig.difficulty  # stages of a problem
-    base_lr: float = GRPOConfig.base_lr  # of the knobs
+    base_lr: float = GRPOConfig.base_lr  # of the coefficients
     num_probe_problems: int = 32  # that the controller's reward may use
     num_evaluation_problems: int = 128  # held-out problems of a report
     num_tuning_seeds: int = 2  # rows of a constant strength of the sweep

@@ -70,7 +70,8 @@ class Arm:
     #: Channel -> value during the whole run, in the channel's unit.
     values: Mapping[str, float] = field(default_factory=dict)
     unknown_modes: tuple[str, ...] = ()  # loopholes that the direction was made without
-    #: Whether the trained knobs are also evaluated without their component along the direction.
+    #: Whether the trained coefficients are also evaluated without their component along the
+    #: direction.
     erases: bool = False
     length: int = 1  # of its runs, in those of the other arms
     is_first: bool = False  # whether it has as many seeds as the arms that a claim rests on

@@ -49,7 +49,7 @@ DIAGNOSTIC = (
     *("mean_cos", "frac_fired", "gradient_norm", "removed_fraction"),
     *("mean_c", "mean_positive_c", "mean_negative_c"),
 )
-#: Of the trained knobs: their cosine with the direction, and the relative length of the quarantine.
+#: Of the coefficients: their cosine with the direction, and the relative length of the quarantine.
 ENDS = ("along", "quarantine_ratio")
 
 Verdict = Literal["supported", "falsified", "neither", "not measured"]
@@ -81,7 +81,7 @@ def final(job: Result, source: str = "reports") -> dict[str, FloatArray]:
 
     An arm with `means` also has `train_hack` and `kl` of the updates since the last report but one
     (or of the last that a run made before it diverged), `DIAGNOSTIC` over all updates that were
-    made, and `ENDS` of the trained knobs. The source `erased` has a single report.
+    made, and `ENDS` of the coefficients. The source `erased` has a single report.
     """
     rows = job["rows"]
     names = [name for name in rows[0][source] if name != "kl"]

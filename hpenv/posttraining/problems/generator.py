@@ -43,141 +43,84 @@ class Operation(NamedTuple):
     gives_number: bool = False
 
 
-def _number(phrase: str, code: str, apply: Callable[[Any, int], Any]) -> Operation:
+Value = Callable[[Any, int], Any]
+
+
+def _filter(words: str, code: str, keeps: Value, constants: tuple[int, ...] = (0,)) -> Operation:
+    """Returns a filter, given its condition on x and k."""
+
+    def apply(xs: list[int], k: int) -> list[int]:
+        return [x for x in xs if keeps(x, k)]
+
+    return Operation("filter", f"the {words} of {{inner}}", code, apply, constants)
+
+
+def _map(words: str, code: str, value: Value, constants: tuple[int, ...] = (0,)) -> Operation:
+    """Returns a map, given the value made of x and k."""
+
+    def apply(xs: list[int], k: int) -> list[int]:
+        return [value(x, k) for x in xs]
+
+    return Operation("map", f"{{inner}}, each {words}", code, apply, constants)
+
+
+def _number(words: str, code: str, value: Callable[[Any], Any]) -> Operation:
     """Returns a reduction whose result is a number."""
-    return Operation("reduce", phrase, code, apply, gives_number=True)
+    phrase = f"the {words} of {{inner}}"
+    return Operation("reduce", phrase, code, lambda xs, k: value(xs), gives_number=True)
+
+
+def _list(words: str, code: str, value: Value, constants: tuple[int, ...] = (0,)) -> Operation:
+    """Returns a reduction whose result is a list."""
+    return Operation("reduce", f"the {words} of {{inner}}", code, value, constants)
+
+
+def _step(phrase: str, code: str, value: Value, constants: tuple[int, ...] = (0,)) -> Operation:
+    """Returns a step after the reduction."""
+    return Operation("post", phrase, code, value, constants)
 
 
 _SMALL, _FACTORS, _DIVISORS = (1, 2, 3, 4, 5), (3, 4, 5), (3, 4, 5)
 
 OPERATIONS: dict[str, Operation] = {
-    "even": Operation(
-        "filter",
-        "the even numbers of {inner}",
-        "x % 2 == 0",
-        lambda xs, k: [x for x in xs if x % 2 == 0],
-    ),
-    "odd": Operation(
-        "filter",
-        "the odd numbers of {inner}",
-        "x % 2 == 1",
-        lambda xs, k: [x for x in xs if x % 2 == 1],
-    ),
-    "positive": Operation(
-        "filter", "the positive numbers of {inner}", "x > 0", lambda xs, k: [x for x in xs if x > 0]
-    ),
-    "negative": Operation(
-        "filter", "the negative numbers of {inner}", "x < 0", lambda xs, k: [x for x in xs if x < 0]
-    ),
-    "nonzero": Operation(
-        "filter",
-        "the nonzero numbers of {inner}",
-        "x != 0",
-        lambda xs, k: [x for x in xs if x != 0],
-    ),
-    "above": Operation(
-        "filter",
-        "the numbers above {k} of {inner}",
-        "x > {k}",
-        lambda xs, k: [x for x in xs if x > k],
-        _SMALL,
-    ),
-    "below": Operation(
-        "filter",
-        "the numbers below {k} of {inner}",
-        "x < {k}",
-        lambda xs, k: [x for x in xs if x < k],
-        _SMALL,
-    ),
-    "multiples": Operation(
-        "filter",
-        "the multiples of {k} of {inner}",
-        "x % {k} == 0",
-        lambda xs, k: [x for x in xs if x % k == 0],
-        (3, 4),
-    ),
-    "each doubled": Operation(
-        "map", "{inner}, each doubled", "x * 2", lambda xs, k: [x * 2 for x in xs]
-    ),
-    "each squared": Operation(
-        "map", "{inner}, each squared", "x * x", lambda xs, k: [x * x for x in xs]
-    ),
-    "each negated": Operation("map", "{inner}, each negated", "-x", lambda xs, k: [-x for x in xs]),
-    "each halved": Operation(
-        "map", "{inner}, each halved", "x // 2", lambda xs, k: [x // 2 for x in xs]
-    ),
-    "each absolute": Operation(
-        "map", "{inner}, each absolute", "abs(x)", lambda xs, k: [abs(x) for x in xs]
-    ),
-    "each plus": Operation(
-        "map", "{inner}, each plus {k}", "x + {k}", lambda xs, k: [x + k for x in xs], _SMALL
-    ),
-    "each minus": Operation(
-        "map", "{inner}, each minus {k}", "x - {k}", lambda xs, k: [x - k for x in xs], _SMALL
-    ),
-    "each times": Operation(
-        "map", "{inner}, each times {k}", "x * {k}", lambda xs, k: [x * k for x in xs], _FACTORS
-    ),
-    "each modulo": Operation(
-        "map", "{inner}, each modulo {k}", "x % {k}", lambda xs, k: [x % k for x in xs], _DIVISORS
-    ),
-    "sum": _number("the sum of {inner}", "sum({argument})", lambda xs, k: sum(xs)),
-    "sum once": _number(
-        "the sum without repeats of {inner}", "sum({distinct})", lambda xs, k: sum(set(xs))
-    ),
-    "maximum": _number(
-        "the maximum or 0 of {inner}",
-        "max({sequence}, default=0)",
-        lambda xs, k: max(xs, default=0),
-    ),
-    "minimum": _number(
-        "the minimum or 0 of {inner}",
-        "min({sequence}, default=0)",
-        lambda xs, k: min(xs, default=0),
-    ),
-    "count": _number("the count of {inner}", "len({sequence})", lambda xs, k: len(xs)),
-    "count once": _number(
-        "the count without repeats of {inner}", "len({distinct})", lambda xs, k: len(set(xs))
-    ),
-    "first": _number(
-        "the first or 0 of {inner}", "({sequence} or [0])[0]", lambda xs, k: (xs or [0])[0]
-    ),
-    "last": _number(
-        "the last or 0 of {inner}", "({sequence} or [0])[-1]", lambda xs, k: (xs or [0])[-1]
-    ),
-    "sorted": Operation(
-        "reduce", "the sorted list of {inner}", "sorted({argument})", lambda xs, k: sorted(xs)
-    ),
-    "reversed": Operation(
-        "reduce", "the reverse of {inner}", "{sequence}[::-1]", lambda xs, k: xs[::-1]
-    ),
-    "head": Operation(
-        "reduce", "the first {k} of {inner}", "{sequence}[:{k}]", lambda xs, k: xs[:k], (2, 3)
-    ),
-    "tail": Operation(
-        "reduce", "the last {k} of {inner}", "{sequence}[-{k}:]", lambda xs, k: xs[-k:], (2, 3)
-    ),
-    "plus": Operation(
-        "post", "{inner}, plus {k}", "{value} + {k}", lambda value, k: value + k, _SMALL
-    ),
-    "minus": Operation(
-        "post", "{inner}, minus {k}", "{value} - {k}", lambda value, k: value - k, _SMALL
-    ),
-    "times": Operation(
-        "post", "{inner}, times {k}", "{value} * {k}", lambda value, k: value * k, (2, *_FACTORS)
-    ),
-    "modulo": Operation(
-        "post", "{inner}, modulo {k}", "{value} % {k}", lambda value, k: value % k, _DIVISORS
-    ),
-    "negated": Operation("post", "{inner}, negated", "-{value}", lambda value, k: -value),
-    "squared": Operation("post", "{inner}, squared", "{value} ** 2", lambda value, k: value**2),
-    "halved": Operation("post", "{inner}, halved", "{value} // 2", lambda value, k: value // 2),
-    "is even": Operation(
-        "post", "whether {inner} is even", "{value} % 2 == 0", lambda value, k: value % 2 == 0
-    ),
-    "is above": Operation(
-        "post", "whether {inner} is above {k}", "{value} > {k}", lambda value, k: value > k, _SMALL
-    ),
+    "even": _filter("even numbers", "x % 2 == 0", lambda x, k: x % 2 == 0),
+    "odd": _filter("odd numbers", "x % 2 == 1", lambda x, k: x % 2 == 1),
+    "positive": _filter("positive numbers", "x > 0", lambda x, k: x > 0),
+    "negative": _filter("negative numbers", "x < 0", lambda x, k: x < 0),
+    "nonzero": _filter("nonzero numbers", "x != 0", lambda x, k: x != 0),
+    "above": _filter("numbers above {k}", "x > {k}", lambda x, k: x > k, _SMALL),
+    "below": _filter("numbers below {k}", "x < {k}", lambda x, k: x < k, _SMALL),
+    "multiples": _filter("multiples of {k}", "x % {k} == 0", lambda x, k: x % k == 0, (3, 4)),
+    "each doubled": _map("doubled", "x * 2", lambda x, k: x * 2),
+    "each squared": _map("squared", "x * x", lambda x, k: x * x),
+    "each negated": _map("negated", "-x", lambda x, k: -x),
+    "each halved": _map("halved", "x // 2", lambda x, k: x // 2),
+    "each absolute": _map("absolute", "abs(x)", lambda x, k: abs(x)),
+    "each plus": _map("plus {k}", "x + {k}", lambda x, k: x + k, _SMALL),
+    "each minus": _map("minus {k}", "x - {k}", lambda x, k: x - k, _SMALL),
+    "each times": _map("times {k}", "x * {k}", lambda x, k: x * k, _FACTORS),
+    "each modulo": _map("modulo {k}", "x % {k}", lambda x, k: x % k, _DIVISORS),
+    "sum": _number("sum", "sum({argument})", sum),
+    "sum once": _number("sum without repeats", "sum({distinct})", lambda xs: sum(set(xs))),
+    "maximum": _number("maximum or 0", "max({sequence}, default=0)", lambda xs: max(xs, default=0)),
+    "minimum": _number("minimum or 0", "min({sequence}, default=0)", lambda xs: min(xs, default=0)),
+    "count": _number("count", "len({sequence})", len),
+    "count once": _number("count without repeats", "len({distinct})", lambda xs: len(set(xs))),
+    "first": _number("first or 0", "({sequence} or [0])[0]", lambda xs: (xs or [0])[0]),
+    "last": _number("last or 0", "({sequence} or [0])[-1]", lambda xs: (xs or [0])[-1]),
+    "sorted": _list("sorted list", "sorted({argument})", lambda xs, k: sorted(xs)),
+    "reversed": _list("reverse", "{sequence}[::-1]", lambda xs, k: xs[::-1]),
+    "head": _list("first {k}", "{sequence}[:{k}]", lambda xs, k: xs[:k], (2, 3)),
+    "tail": _list("last {k}", "{sequence}[-{k}:]", lambda xs, k: xs[-k:], (2, 3)),
+    "plus": _step("{inner}, plus {k}", "{value} + {k}", lambda v, k: v + k, _SMALL),
+    "minus": _step("{inner}, minus {k}", "{value} - {k}", lambda v, k: v - k, _SMALL),
+    "times": _step("{inner}, times {k}", "{value} * {k}", lambda v, k: v * k, (2, *_FACTORS)),
+    "modulo": _step("{inner}, modulo {k}", "{value} % {k}", lambda v, k: v % k, _DIVISORS),
+    "negated": _step("{inner}, negated", "-{value}", lambda v, k: -v),
+    "squared": _step("{inner}, squared", "{value} ** 2", lambda v, k: v**2),
+    "halved": _step("{inner}, halved", "{value} // 2", lambda v, k: v // 2),
+    "is even": _step("whether {inner} is even", "{value} % 2 == 0", lambda v, k: v % 2 == 0),
+    "is above": _step("whether {inner} is above {k}", "{value} > {k}", lambda v, k: v > k, _SMALL),
 }
 
 #: The number of stages -> the kinds that may stand together. Each stage kind appears at most once.
