@@ -1,13 +1,14 @@
-"""Coefficients of N runs, and their optimizer's steps."""
+"""Coefficients of N runs: their optimizer's steps, and the norms of their gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.arrays import IntArray
+from hpenv.arrays import FloatArray, IntArray
 from hpenv.optim.rules import Rates, Rule, State
 
 Vectors = dict[str, Tensor]
@@ -92,3 +93,21 @@ class TrainedCoefficients:
             for slot, value in state.items():
                 result[f"optimizer/{prefix}{name}/{slot}"] = value
         return result
+
+
+def total_norm(vectors: Mapping[str, Tensor]) -> FloatArray:
+    """Returns the L2 norm of each run's vectors together, module -> (N, r) to (N,)."""
+    return torch.cat([t.double() for t in vectors.values()], 1).norm(dim=1).numpy()
+
+
+def layer_of(name: str) -> int:
+    """Returns the layer of a module: the first number in its name."""
+    return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def layer_norms(vectors: Mapping[str, Tensor], num_layers: int) -> FloatArray:
+    """Returns the L2 norm of each run's vectors in each layer, module -> (N, r) to (N, layers)."""
+    layers: list[Vectors] = [{} for _ in range(num_layers)]
+    for name, vector in vectors.items():
+        layers[layer_of(name)][name] = vector
+    return np.stack([total_norm(layer) for layer in layers], 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,8 +119,3 @@ def zeros_like(coefficients: Coefficients) -> dict[str, Tensor]:
 def finite(values: Tensor) -> FloatArray:
     """Returns numbers as float64, NaN as 0 and infinities as 1e6 with their sign."""
     return np.nan_to_num(values.double().numpy(), nan=0.0, posinf=1e6, neginf=-1e6)
-
-
-def total_norm(tensors: Mapping[str, Tensor]) -> FloatArray:
-    """Returns the L2 norm of each run's tensors together, (N,)."""
-    return torch.cat([t.double() for t in tensors.values()], 1).norm(dim=1).numpy()

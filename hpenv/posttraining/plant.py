@@ -13,7 +13,7 @@ reports and infos alone read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -29,9 +29,9 @@ from hpenv.optim.rules import AdamW, Rates, rule_description
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score
 from hpenv.plant.seeds import SAMPLES, step_generator
-from hpenv.posttraining.coefficients import TrainedCoefficients
+from hpenv.posttraining.coefficients import TrainedCoefficients, layer_norms, layer_of, total_norm
 from hpenv.posttraining.config import GRPOConfig
-from hpenv.posttraining.evaluation import Evaluation, finite, fractions, total_norm, zeros_like
+from hpenv.posttraining.evaluation import Evaluation, finite, fractions, zeros_like
 from hpenv.posttraining.grading.grader import Grader, Verdict
 from hpenv.posttraining.grading.loopholes import Task
 from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
@@ -47,8 +47,18 @@ from hpenv.posttraining.splits import Curriculum
 from hpenv.posttraining.students.registry import student as load_student
 from hpenv.posttraining.students.student import Rollouts, Student
 
+#: Indices of the reasons for which a run may diverge, in the order in which they are checked.
+DIVERGED = [
+    DIVERGENCE_REASONS.index(reason)
+    for reason in ("loss_nonfinite", "gradient_nonfinite", "kl_above_limit")
+]
 #: Of AdamW (the experiment on rank-space projection, amendment b).
 BETA2 = 0.99
+
+
+#: Coefficients, module -> (n, r), and the log-probabilities (n, P G, T) [nats] of sampled tokens,
+#: which can be differentiated in them.
+Policy = tuple[dict[str, Tensor], Tensor]
 
 
 class _Batch(NamedTuple):
@@ -135,7 +145,7 @@ class GRPOPlant(Runs):
         self._curriculum = Curriculum(config, student)
 
         self.names = tuple(student.ranks)
-        sites = {name: TensorSite("coefficients", "adamw", _layer(name)) for name in self.names}
+        sites = {name: TensorSite("coefficients", "adamw", layer_of(name)) for name in self.names}
         panel = Panel(self.channels, sites, num_rows, self.kind)
         self._keep(panel, num_rows, int(panel.layers.max()) + 1)
 
@@ -217,52 +227,44 @@ class GRPOPlant(Runs):
 
         Measurements are of the first optimizer step.
         """
-        trained = {name: value[rows] for name, value in self.coefficients.values.items()}
+        trained = self._forward_coefficients(rows, deployed=True)
         self.intervention.refresh(rows, self.seeds[rows], self.steps[rows], trained)
-        batch, leaves, logp = self._sample_batch(rows)
-        first = self._take_step(rows, batch, leaves, logp, 0)
+        batch, policy = self._sample_batch(rows)
+        first = self._take_step(rows, batch, policy, 0)
         for iteration in range(1, self.config.num_iterations):
-            leaves, logp = self._log_probabilities(rows, batch.rollouts)
-            self._take_step(rows, batch, leaves, logp, iteration)
+            policy = self._policy(rows, batch.rollouts)
+            self._take_step(rows, batch, policy, iteration)
 
         self.steps[rows[self.divergence[rows] == 0]] += 1
         return self._measurements(rows, batch, first)
 
-    def _sample_batch(self, rows: IntArray) -> tuple[_Batch, dict[str, Tensor], Tensor]:
-        """Samples and grades one update's programs.
-
-        Returns:
-            The batch, the coefficients (n, r) of its policy, and the log-probabilities
-            (n, P G, T) of its tokens, which can be differentiated in them.
-        """
+    def _sample_batch(self, rows: IntArray) -> tuple[_Batch, Policy]:
+        """Samples and grades one update's programs. Returns them and the policy that sampled."""
         config, evaluation = self.config, self._evaluation
         P, G = config.num_prompts, config.num_samples
         tasks = [self.tasks(row) for row in rows]
         generators = [step_generator(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
-        policy = self._forward_coefficients(rows)
-        rollouts = evaluation.sample(policy, tasks, G, generators)
+        coefficients = self._forward_coefficients(rows)
+        rollouts = evaluation.sample(coefficients, tasks, G, generators)
 
         # Programs run in other processes while this one computes the forward passes.
         with ThreadPoolExecutor(1) as executor:
             grading = executor.submit(evaluation.grade, tasks, rollouts)
             with torch.no_grad():
                 reference = self.student.log_probabilities(
-                    zeros_like(policy), rollouts, config.temperature
+                    zeros_like(coefficients), rollouts, config.temperature
                 )
-            leaves, logp = self._log_probabilities(rows, rollouts)
+            policy = self._policy(rows, rollouts)
             verdicts = grading.result()
 
         payments = [[verdict.reward for verdict in row] for row in verdicts]
         paid = torch.tensor(payments, dtype=torch.float32).view(len(rows), P, G)
-        rewards = self.intervention.penalized_rewards(rows, paid, rollouts, policy)
+        rewards = self.intervention.penalized_rewards(rows, paid, rollouts, coefficients)
         advantage, flat = advantages(rewards, config.advantage_scale)
-        batch = _Batch(rollouts, verdicts, reference, logp.detach(), paid, advantage, flat)
-        return batch, leaves, logp
+        old_logp = policy[1].detach()
+        return _Batch(rollouts, verdicts, reference, old_logp, paid, advantage, flat), policy
 
-    def _log_probabilities(
-        self, rows: IntArray, rollouts: Rollouts
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Returns coefficients and the log-probabilities of tokens, differentiable in them."""
+    def _policy(self, rows: IntArray, rollouts: Rollouts) -> Policy:
         leaves = {
             name: value.detach().requires_grad_()
             for name, value in self._forward_coefficients(rows).items()
@@ -270,14 +272,10 @@ class GRPOPlant(Runs):
         return leaves, self.student.log_probabilities(leaves, rollouts, self.config.temperature)
 
     def _take_step(
-        self,
-        rows: IntArray,
-        batch: _Batch,
-        leaves: Mapping[str, Tensor],
-        logp: Tensor,
-        iteration: int,
+        self, rows: IntArray, batch: _Batch, policy: Policy, iteration: int
     ) -> _StepRecord:
         """Takes one optimizer step on the rollouts. A row that diverges does not move."""
+        leaves, logp = policy
         kl_weight = self.config.kl_weight * run_values(self.panel, "kl_weight", rows)
         loss, metrics = policy_loss(
             logp,
@@ -347,7 +345,7 @@ class GRPOPlant(Runs):
         measures, cosines = self.intervention.measures(rows, first.gradients)
         self.module_cos[torch.as_tensor(rows)] = cosines
 
-        trained = {name: value[rows] for name, value in self.coefficients.values.items()}
+        trained = self._forward_coefficients(rows, deployed=True)
         gauges = {
             "reward_mean": paid.mean((1, 2)) / LARGEST_REWARD,
             "reward_spread": paid.std(2, unbiased=False).mean(1) / LARGEST_REWARD,
@@ -360,15 +358,11 @@ class GRPOPlant(Runs):
             **measures._asdict(),
             "coefficient_norm": torch.as_tensor(total_norm(trained)),
         }
-        layers = [
-            {name: g for name, g in first.gradients.items() if _layer(name) == i}
-            for i in range(self.num_layers)
-        ]
         values = {name: finite(gauges[name]) for name in GAUGE_NAMES}
         return values | {
             "train_loss": 1.0 - values["reward_mean"],
             "gradient_norm": first.norm,
-            "layer_gradient_norm": np.stack([total_norm(layer) for layer in layers], 1),
+            "layer_gradient_norm": layer_norms(first.gradients, self.num_layers),
             **{name: fractions(verdicts, name) for name in PRIVILEGED_NAMES},
         }
 
@@ -382,37 +376,22 @@ class GRPOPlant(Runs):
     def _mark_diverged(
         self, rows: IntArray, loss: FloatArray, norm: FloatArray, kl: FloatArray
     ) -> None:
-        reasons = np.select(
-            [~np.isfinite(loss), ~np.isfinite(norm), ~(kl <= self.config.divergence_kl)],
-            [
-                DIVERGENCE_REASONS.index(r)
-                for r in ("loss_nonfinite", "gradient_nonfinite", "kl_above_limit")
-            ],
-            default=0,
-        )
+        is_far = ~(kl <= self.config.divergence_kl)  # also True for NaN
+        reasons = np.select([~np.isfinite(loss), ~np.isfinite(norm), is_far], DIVERGED, default=0)
         self.divergence[rows] = np.where(self.divergence[rows] == 0, reasons, self.divergence[rows])
 
     def _tensors(self) -> dict[str, Tensor]:
         """See Runs."""
-        return (
-            self.coefficients.tensors()
-            | self.quarantine.tensors("quarantine/")
-            | self.intervention.tensors()
-        )
+        trained = self.coefficients.tensors() | self.quarantine.tensors("quarantine/")
+        return trained | self.intervention.tensors()
 
     def description(self) -> dict[str, object]:
         """See Runs."""
+        contents = self._curriculum.contents
         return self.config.description() | {
             "channels": [list(pair) for pair in self.channels],
             "student_digest": self.student.digest,
             "rule_coefficients": rule_description(self._rule),
             **{f"student_{name}": value for name, value in self.student.settings.items()},
-            **{
-                f"{split}_problems": content for split, content in self._curriculum.contents.items()
-            },
+            **{f"{split}_problems": content for split, content in contents.items()},
         }
-
-
-def _layer(name: str) -> int:
-    """Returns the layer of a module: the first number in its name."""
-    return next(int(part) for part in name.split(".") if part.isdigit())

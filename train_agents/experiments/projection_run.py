@@ -22,7 +22,7 @@ from hpenv.optim.schedules import Cosine
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
 from hpenv.plant.seeds import first_run_seed
-from hpenv.posttraining.evaluation import total_norm
+from hpenv.posttraining.coefficients import total_norm
 from hpenv.posttraining.grading.grader import Grader
 from hpenv.posttraining.grading.shared_sandbox import SharedSandbox
 from hpenv.posttraining.measurements import GAUGE_NAMES
