@@ -62,7 +62,7 @@ def summarize(data: Data) -> dict[str, dict[str, Any]]:
             "interval": bpb.estimate()[1:] or None,
             "controllers": bpb.values.mean(1).tolist(),
             "train_loss": float(np.mean(losses)) if losses else None,
-            "diverged": data.diverged(arm),
+            "diverged": data.divergences(arm),
             "seeds": len(bpb.seeds),
             "run_equivalents": _run_equivalents(data.members(arm)[0]),
             "versus": {key: data.below(arm, other) for key, other in references.items()},
@@ -102,7 +102,7 @@ def main_table(data: Data) -> str:
 
     def below(key: str) -> Cell:
         other, alone = references.get(key, ""), " (not claimed)"
-        return lambda arm: engine.bracketed(data.below(arm, other), alone=alone)
+        return lambda arm: engine.interval_text(data.below(arm, other), alone=alone)
 
     spent = "made with [runs, by tokens]"
     columns: engine.Columns = [

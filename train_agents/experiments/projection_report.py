@@ -54,7 +54,7 @@ def _is_active(data: Data, name: str) -> bool:
 
 def _percent(sample: Sample) -> str:
     """Returns a mean in percent, with its 95 % interval over the seeds if there are several."""
-    return engine.bracketed(sample.estimate(), ".1f", unit="")
+    return engine.interval_text(sample.estimate(), ".1f", unit="")
 
 
 def _cell(data: Data, key: str, factor: float = 100.0, digits: int = 1) -> Cell:
@@ -146,7 +146,7 @@ def unknown_table(data: Data) -> str:
         samples = [data.arms[name][key] for key in keys]
         return Sample(samples[0].seeds, np.mean([sample.values for sample in samples], 0))
 
-    def compared(place: int) -> Cell:
+    def other_rate(place: int) -> Cell:
         def cell(arm: Arm) -> str:
             name = COMPARED_WITH_UNKNOWN[arm.grpo.get("target", "grad")][place]
             found = rate(arm, name)
@@ -169,10 +169,10 @@ def unknown_table(data: Data) -> str:
         ("direction of", lambda arm: data.label(arm.name)),
         ("unknown", lambda arm: ", ".join(arm.unknown_modes)),
         ("their hack %", own),
-        ("vanilla's", compared(0)),
-        ("with all known", compared(1)),
-        ("with pairs", compared(2)),
-        ("with a random direction", compared(3)),
+        ("vanilla's", other_rate(0)),
+        ("with all known", other_rate(1)),
+        ("with pairs", other_rate(2)),
+        ("with a random direction", other_rate(3)),
         ("fewer than vanilla's", fewer),
     ]
     return engine.table([a for a in ARMS if a.unknown_modes and rate(a, a.name)], columns)
@@ -300,7 +300,7 @@ def strength_table(data: Data) -> str:
 def values(data: Data) -> dict[str, object]:
     """Returns the numbers and names of the page's sentences, as far as they were measured."""
     measured = [name for name in data.jobs if name in data.arms]
-    diverged = [f"{data.label(n)} ({data.diverged(n)})" for n in measured if data.diverged(n)]
+    diverged = [f"{data.label(n)} ({data.divergences(n)})" for n in measured if data.divergences(n)]
     active = [data.label(name) for name in data.arms if _is_active(data, name)]
     quarantines = [
         f"{data.label(name)}: {plus_minus(scores['quarantine_ratio'], 1.0, 2)}"

@@ -193,7 +193,7 @@ class Data:
         """Returns the rows of all results of an arm."""
         return list(chain.from_iterable(result["rows"] for result in self.members(arm)))
 
-    def diverged(self, arm: str) -> int:
+    def divergences(self, arm: str) -> int:
         """Returns the number of an arm's runs that diverged."""
         return sum(row["divergence_reason"] is not None for row in self.rows(arm))
 
@@ -349,7 +349,7 @@ SWEPT: Columns = (
 )
 
 
-def bracketed(
+def interval_text(
     found: Iterable[float], form: str = "+.1f", factor: float = 100.0, unit: str = " %",
     alone: str = "",
 ) -> str:  # fmt: skip
@@ -370,7 +370,7 @@ def bracketed(
 
 
 #: Returns a difference of two rates with its interval, in points.
-points = partial(bracketed, unit="")
+points = partial(interval_text, unit="")
 
 
 def plus_minus(sample: Sample, factor: float = 100.0, digits: int = 1) -> str:
@@ -387,7 +387,7 @@ def number(value: float | None, form: str) -> str:
 def bpb_column(data: Data) -> tuple[str, Cell]:
     """Returns the column of held-out bits per byte, with intervals."""
     title = "held-out bits per byte"
-    return title, lambda arm: bracketed(data.arms[arm]["bpb"].estimate(), ".4f", 1.0, "")
+    return title, lambda arm: interval_text(data.arms[arm]["bpb"].estimate(), ".4f", 1.0, "")
 
 
 def bpb_bars(data: Data, names: Sequence[str]) -> list[tuple[str, float, float, float]]:

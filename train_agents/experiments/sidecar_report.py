@@ -50,7 +50,7 @@ def _entry(data: Data, name: str) -> dict[str, Any]:
         "bpb": bpb.mean,
         "perplexity": perplexity.mean,
         "interval": bpb.estimate()[1:] or None,
-        "diverged": data.diverged(name),
+        "diverged": data.divergences(name),
         "versus": {
             other: {unit: data.below(name, other, unit) for unit in UNITS}
             for other in sorted(others - {name})
@@ -78,24 +78,24 @@ def final_values(extra: Mapping[str, Any], channel: str) -> dict[str, float] | N
     return {"mean": mean, "low": float(values.min()), "high": float(values.max())}
 
 
-_percent = partial(engine.bracketed, form="+.2f", alone=" (one seed)")
+_percent = partial(engine.interval_text, form="+.2f", alone=" (one seed)")
 
 
 def claim_table(data: Data) -> str:
     """Returns the paper's claims next to what was measured."""
 
-    def said(claim: Claim) -> str:
+    def statement(claim: Claim) -> str:
         return claim.direction if claim.number is None else f"{100 * claim.number:+.1f} %"
 
-    def found(claim: Claim, unit: str = "perplexity") -> list[float]:
+    def gap(claim: Claim, unit: str = "perplexity") -> list[float]:
         return below_at(data, claim.arm, claim.reference, unit, claim.step)
 
     columns = [
         ("claim (section)", lambda claim: claim.text),
-        ("the paper's", said),
-        ("measured, perplexity", lambda claim: _percent(found(claim))),
-        ("measured, bits per byte", lambda claim: _percent(found(claim, "bpb"))),
-        ("supported", lambda claim: verdict(found(claim), claim)),
+        ("the paper's", statement),
+        ("measured, perplexity", lambda claim: _percent(gap(claim))),
+        ("measured, bits per byte", lambda claim: _percent(gap(claim, "bpb"))),
+        ("supported", lambda claim: verdict(gap(claim), claim)),
     ]
     return engine.table(CLAIMS, columns)
 
@@ -115,7 +115,7 @@ def arm_table(data: Data, group: str) -> str:
         if reference in data.arms:
             columns.append((f"below {reference}: bits", below(reference, "bpb")))
             columns.append(("perplexity", below(reference, "perplexity")))
-    columns.append(("diverged", lambda arm: str(data.diverged(arm))))
+    columns.append(("diverged", lambda arm: str(data.divergences(arm))))
     return engine.table(_shown(data, group), columns)
 
 
@@ -130,7 +130,7 @@ def sweep_table(data: Data, name: str) -> str:
 def price_table(data: Data) -> str:
     """Returns the cost of a decision, and the final learning rates."""
 
-    def shown(key: str, form: str) -> Cell:
+    def cost(key: str, form: str) -> Cell:
         return lambda arm: number(data.extra(arm).get(key), form)
 
     def rates(arm: str) -> str:
@@ -139,10 +139,10 @@ def price_table(data: Data) -> str:
 
     columns = [
         ("arm", lambda arm: f"`{arm}`"),
-        ("runs [ms per decision]", shown("env_ms", ".1f")),
-        ("sidecars [ms per decision]", shown("agent_ms", ".1f")),
-        ("noise of an advantage, RMS [reward]", shown("advantage_rms", ".3g")),
-        ("evidence at the end", shown("evidence", ".3g")),
+        ("runs [ms per decision]", cost("env_ms", ".1f")),
+        ("sidecars [ms per decision]", cost("agent_ms", ".1f")),
+        ("noise of an advantage, RMS [reward]", cost("advantage_rms", ".3g")),
+        ("evidence at the end", cost("evidence", ".3g")),
         ("final rate multipliers, mean (range)", rates),
     ]
     names = [name for name in data.known if data.extra(name).get("env_ms") is not None]
