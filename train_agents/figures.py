@@ -208,7 +208,8 @@ def line_panels(
     every_value: list[float] = []
     for lines in panels.values():
         labels.update(dict.fromkeys(lines))
-        every_value += [value for _, values in lines.values() for value in values]
+        for _, values in lines.values():
+            every_value += np.asarray(values).tolist()
     # In a wider range, labels between 1, 2 and 5 would overlap.
     is_wide = max(every_value) > 5.0 * min(every_value)
     colors = {label: ordered_color(i, len(labels)) for i, label in enumerate(labels)}
@@ -222,13 +223,12 @@ def line_panels(
             width = 1.1 if is_ratio else 1.0
             labels[label] = axes.plot(x, y[0], color=colors[label], linewidth=width)[0]
         axes.axhline(1.0 if is_ratio else 0.0, **LEVEL)
-        size = "medium" if is_ratio else "small"
-        axes.set_title(title if is_ratio else wrap_label(title, 44), fontsize=size)
         if is_ratio:
+            axes.set_title(title, fontsize="medium")
             _scale_logarithmically(axes, ".3g", is_wide)
         else:
+            axes.set_title(wrap_label(title, 44), fontsize="small")
             axes.tick_params(labelbottom=True)
-
     figure.supxlabel(xlabel, fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
     if is_ratio:

@@ -69,7 +69,11 @@ class ExperimentConfig(Sizes):
     num_meta_updates: int = 12  # updates of the controller
     num_meta_episodes: int = 8  # runs per update of the controller
     demo: bool = False  # reduce all of this to some minutes; runs few of the arms
-    MAY_BE_ZERO = ("num_controllers", "num_probe_problems")
+    #: GRPOConfig checks all but the first.
+    MAY_BE_ZERO = (
+        *("num_controllers", "num_prompts", "num_samples", "num_problems", "difficulty"),
+        *("num_probe_problems", "num_evaluation_problems"),
+    )
 
     def grpo(self) -> dict[str, Any]:
         """Returns the arguments of GRPOConfig."""

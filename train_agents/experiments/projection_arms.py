@@ -113,10 +113,8 @@ def _longer(name: str) -> Arm:
 
 def _again(name: str) -> Arm:
     """Returns an arm once more, to see if its results repeat."""
-    arm, again = _NAMED[name], {"erases": False, "is_first": False}
-    return replace(
-        arm, name=f"{name}_again", label=f"{arm.label}, once more", group="again", **again
-    )
+    arm = replace(_NAMED[name], erases=False, is_first=False)
+    return replace(arm, name=f"{name}_again", label=f"{arm.label}, once more", group="again")
 
 
 #: Arms that claims rest on. `all_modes` is of programs that use the training's loopholes: the
