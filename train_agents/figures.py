@@ -23,7 +23,7 @@ from hpenv.arrays import FloatArray
 from hpenv.benchmark.statistics import t_quantile
 
 File = str | os.PathLike[str]
-Curve = tuple[ArrayLike, ArrayLike]
+Curve = tuple[Any, Any]  # arrays of x and of values
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))

@@ -215,7 +215,10 @@ def search(
     """Searches a schedule with JEL's number of meta-training episodes, then deploys the result."""
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
-    methods = {"cma": cma_search, "random_schedule": partial(random_search, kind="schedule")}
+    methods: dict[str, Any] = {
+        "cma": cma_search,
+        "random_schedule": partial(random_search, kind="schedule"),
+    }
     policy, history = methods[method](meta_kwargs, num_episodes, seed, log=path)
     rows = evaluate_controller(policy, ENV, deployment_kwargs, evaluation_seeds)
     return rows, {"history": history}

@@ -227,7 +227,7 @@ def learning(key: str, is_ablation: bool, data: Data) -> dict[str, figures.Curve
 
 
 def _learning(key: str, ylabel: str, *, is_ablation: bool = False) -> engine.Figure:
-    labels = {"xlabel": "update of the controller", "ylabel": ylabel}
+    labels: dict[str, Any] = {"xlabel": "update of the controller", "ylabel": ylabel}
     return partial(learning, key, is_ablation), partial(
         figures.curves, band="controllers", **labels
     )

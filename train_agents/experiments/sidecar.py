@@ -168,7 +168,10 @@ ARMS: tuple[Arm, ...] = (
     _paid("reward_credit", "loss change, of an action's own step and the next", _TWO_STEPS),
     _paid(
         *("reward_composite", "loss change, stability, budget and late divergence", _TWO_STEPS),
-        **{"loss_change": 1.0, "stability": 1.0, "budget": 0.01, "late_divergence": 1.0},
+        loss_change=1.0,
+        stability=1.0,
+        budget=0.01,
+        late_divergence=1.0,
     ),
     _paid("reward_window", "loss change over 16 steps", {"horizon": 16}),
     _paid(
