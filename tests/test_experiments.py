@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,16 +10,10 @@ import pytest
 from agents.credits import CreditStream
 from hpenv.benchmark.results import write_result
 from hpenv.control.channels import CHANNELS
-from train_agents.experiments.jel import ABLATIONS, ExperimentConfig, make_jobs
-from train_agents.experiments.jel_report import (
-    LABELS,
-    REFERENCE,
-    ablation_table,
-    main_table,
-    report,
-    scores,
-    summarize,
-)
+from train_agents.experiments import jel, report, sidecar
+from train_agents.experiments.jel import ARMS as METHODS
+from train_agents.experiments.jel import ExperimentConfig, make_jobs
+from train_agents.experiments.jel_report import REFERENCE, ablation_table, main_table, summarize
 from train_agents.experiments.measures.signal import (
     CREDITS,
     Credit,
@@ -27,27 +22,20 @@ from train_agents.experiments.measures.signal import (
     measure_signal,
     steps_to_know,
 )
-from train_agents.experiments.report import SWEPT, render, tried_table
+from train_agents.experiments.report import Data, Sample, bits_per_byte, bpb_arms, samples
 from train_agents.experiments.runner import Job, check_results, open_jobs, run_jobs, select_jobs
+from train_agents.experiments.sidecar import ARMS, DEFAULT, late_jobs, sweep_configurations
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
-from train_agents.experiments.sidecar import (
-    constant_configurations,
-    late_jobs,
-    schedule_configurations,
-)
 from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
-from train_agents.experiments.sidecar_arms import ARMS, BINDING_CAP, DEFAULT, position_of
 from train_agents.experiments.sidecar_claims import (
     CLAIMS,
     COMPARISONS,
     Claim,
-    advantage,
-    final_values,
+    bits_at,
+    in_both_units,
     verdict,
 )
-from train_agents.experiments.sidecar_claims import LABELS as SIDECAR_LABELS
-from train_agents.experiments.sidecar_claims import scores as sidecar_scores
-from train_agents.experiments.sidecar_report import report as sidecar_report
+from train_agents.experiments.sidecar_report import final_values
 from train_agents.experiments.sweeping import sweep
 
 TINY = ExperimentConfig(
@@ -140,7 +128,11 @@ def test_every_arm_has_a_job_and_no_two_share_a_name(tmp_path):
     names = [job.name for job in make_jobs(TINY)]
     assert len(names) == len(set(names))
     assert {"paper-0", "paper-1", "ours-0", "search_cma", REFERENCE} <= set(names)
-    assert {f"{arm.name}-0" for arm in ABLATIONS} <= set(names)
+    ablations = {f"{arm.name}-0" for arm in METHODS if arm.group == "ablation"}
+    assert len(ablations) == 8 and ablations <= set(names)
+    with_searches = [job.name for job in make_jobs(ExperimentConfig())]
+    every = {report.arm_of(name) for name in (*names, *with_searches)}
+    assert every == {arm.name for arm in METHODS}
 
 
 def test_tuning_and_evaluation_seeds_are_disjoint():
@@ -166,6 +158,10 @@ def _write(folder, name, bpbs, configuration=None, extra=None):
     write_result(folder / f"{name}.json", name, configuration or {}, rows, extra or {})
 
 
+def _data(jobs, known=METHODS):
+    return Data({arm.name: arm for arm in known}, None, jobs, bpb_arms(jobs))
+
+
 def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
     folder = tmp_path / "jobs"
     folder.mkdir()
@@ -184,7 +180,7 @@ def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
         _write(
             folder, f"paper-{seed}", bpbs, arguments, {"training": [line] * 5, "actions": actions}
         )
-    report(tmp_path)
+    jel.REPORT.write(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["paper"]["controllers"] == [2.25, 1.5, 1.875, 1.875, 1.875]
     half = (
@@ -196,14 +192,14 @@ def test_the_report_pairs_by_seed_and_counts_what_a_controller_cost(tmp_path):
     np.testing.assert_allclose(summary["paper"]["versus"]["hand_tuned"][0], -0.25)
     assert summary["paper"]["run_equivalents"] == 40 * 64 / 256
     text = (tmp_path / "README.md").read_text()
-    assert LABELS["paper"] in text and "+37.5 %" in text
+    assert "JEL, the paper's hyperparameters" in text and "+37.5 %" in text
     assert {file.name for file in tmp_path.glob("*.png")} >= {
         "comparison.png",
         "figure2_dynamics.png",
         "entropy.png",
     }
     (folder / "paper-4.json").unlink()
-    report(tmp_path)
+    jel.REPORT.write(tmp_path)
     few = json.loads((tmp_path / "summary.json").read_text())["paper"]
     assert few["interval"] is None and len(few["versus"]["base"]) == 1
     assert "+37.5 % (not claimed)" in (tmp_path / "README.md").read_text()
@@ -217,7 +213,8 @@ def test_the_ablation_table_has_an_interval_over_controllers_only_of_enough_of_t
         ]
 
     groups = {"ppo": members(2.0, 3.0, 4.0), "paper": members(2.0, 2.0, 3.0, 4.0, 4.0)}
-    paper, ppo = ablation_table(groups).splitlines()[2:]
+    jobs = {f"{arm}-{n}": each for arm, found in groups.items() for n, each in enumerate(found)}
+    paper, ppo = ablation_table(_data(jobs)).splitlines()[2:]
     half = 2.77645 / np.sqrt(5)  # Student's t of 4 degrees; the standard deviation is 1
     assert f"| paper | 3.0000 [{3 - half:.4f}, {3 + half:.4f}] | 2.000 to 4.000 (5) |" in paper
     assert "| ppo | 3.0000 | 2.000 to 4.000 (3) |" in ppo
@@ -227,18 +224,16 @@ def test_an_untuned_baseline_says_that_no_runs_were_spent_and_what_is_not_record
     job = {"rows": [_row(0, 3.0), _row(1, 2.0)], "configuration": {}}
     jobs = {REFERENCE: {**job, "extra": {"runs_spent": 0}}, "baseline_cosine": {**job, "extra": {}}}
     first, second = sorted(
-        main_table(summarize(jobs)).splitlines()[2:], key=lambda row: "cosine" in row
+        main_table(_data(jobs)).splitlines()[2:], key=lambda row: "cosine" in row
     )
     assert first.endswith("| 0 |") and second.endswith("|  |")
 
 
 def test_a_diverged_run_scores_as_a_uniform_guess():
     job = {"rows": [_row(0, 3.0), _row(1, 2.0, "loss_above_limit"), _row(2, None)]}
-    np.testing.assert_array_equal(scores(job), [3.0, 8.0, 8.0])
-    assert (
-        summarize({REFERENCE: {**job, "configuration": {}, "extra": {}}})[REFERENCE]["diverged"]
-        == 1
-    )
+    np.testing.assert_array_equal(samples([job], bits_per_byte)["bpb"].values, [[3.0, 8.0, 8.0]])
+    data = _data({REFERENCE: {**job, "configuration": {}, "extra": {}}})
+    assert summarize(data)[REFERENCE]["diverged"] == 1
 
 
 @pytest.mark.slow
@@ -247,25 +242,24 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path):
     jobs = make_jobs(config)
     run_jobs(jobs[:3], config.out / "jobs", 2)
     run_jobs(jobs, config.out / "jobs", 2)
-    report(config.out)
+    jel.REPORT.write(config.out)
     summary = json.loads((config.out / "summary.json").read_text())
-    expected = {name for name in LABELS if not name.startswith("tuned_")}
+    expected = {arm.name for arm in METHODS if arm.group != "tuned"}
     assert expected <= set(summary)
     assert (config.out / "figure3_actions_ours.png").exists()
 
 
-def test_every_arm_of_the_sidecar_has_a_job_in_the_order_wanted():
+def test_every_arm_of_the_sidecar_has_a_job_and_the_long_runs_come_last():
     names = [job.name for job in make_sidecar_jobs(SidecarExperiment())]
     assert len(names) == len(set(names))
-    assert (
-        names[:4] == ["detached", "foundational", "no_learning", "no_gate"]
-        and names[-1] == "long_detached"
-    )
-    assert {arm.name for arm in ARMS} | {"sweep_constant", "sweep_schedule", "signal"} == set(names)
-    assert set(SIDECAR_LABELS) == {name for name in names if "-" not in name} - {"signal"}
-    compared = {name for own in COMPARISONS.values() for name in (*own.arms, *own.references)}
-    assert compared == set(SIDECAR_LABELS)
-    assert {name for claim in CLAIMS for name in (claim.arm, claim.reference)} <= compared
+    assert names[:3] == ["detached", "foundational", "no_learning"]
+    assert names[-4:] == ["signal", "long_detached", "long_foundational", "long_weight_decay"]
+    known = {arm.name for arm in ARMS}
+    assert known | {"signal"} == {report.arm_of(name) for name in names}
+    assert {arm.group for arm in ARMS} == {*COMPARISONS, "sweeps"}
+    for table in COMPARISONS.values():
+        assert {*table.references, *table.before, *table.after} <= known
+    assert {name for claim in CLAIMS for name in (claim.arm, claim.reference)} <= known
 
 
 def test_jobs_are_selected_by_how_they_begin():
@@ -279,11 +273,9 @@ def test_jobs_are_selected_by_how_they_begin():
 
 
 def test_the_default_is_among_what_a_sweep_tries_and_seeds_are_disjoint():
-    assert DEFAULT["base_lr"] in [entry["base_lr"] for entry in constant_configurations().values()]
-    assert len(schedule_configurations(100)) == 6
-    assert DEFAULT["base_lr"] in [
-        entry["base_lr"] for entry in schedule_configurations(100).values()
-    ]
+    for tried, count in zip(sweep_configurations(100).values(), (4, 6), strict=True):
+        assert len(tried) == count
+        assert DEFAULT["base_lr"] in [entry["base_lr"] for entry in tried.values()]
     full = SidecarExperiment()
     piloted = {2000, 2001, 2002}
     assert not set(full.evaluation_seeds) & (set(full.tuning_seeds) | piloted)
@@ -325,7 +317,7 @@ def test_a_sweep_chooses_by_the_probe_alone_and_says_what_it_spent():
     )
     assert more[0]["bpb"] == rows[0]["bpb"] and more[0]["probe_loss"] != rows[0]["probe_loss"]
     extra["table"][0]["bpb"][0] = None
-    table = tried_table({"extra": extra}, SWEPT)
+    table = report.tried_table({"extra": extra})
     assert "diverged" in table and f"{extra['chosen']} (chosen)" in table
 
 
@@ -334,7 +326,7 @@ def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
             for job in make_sidecar_jobs(TINY_SIDECAR)
             if "config" in job.arguments}  # fmt: skip
     cap, skip = (CHANNELS[name].values for name in ("state_norm_cap", "grad_skip"))
-    assert float(cap(np.array(jobs["cap_binding"]["state_norm_cap"]))) == pytest.approx(BINDING_CAP)
+    assert float(cap(np.array(jobs["cap_binding"]["state_norm_cap"]))) == pytest.approx(1.5)
     assert float(skip(np.array(jobs["wrong_neutral"]["grad_skip"]))) == pytest.approx(0.6)
     assert not jobs["cap_dormant"] and not jobs["foundational"]
     sidecars = {job.name: job.arguments["config"].sidecar for job in make_sidecar_jobs(TINY_SIDECAR)
@@ -344,8 +336,6 @@ def test_a_binding_cap_and_a_wrong_neutral_start_where_they_should():
     assert (
         sidecars["cap_dormant"].initial_std == {"clip": 0.01} and sidecars["cap_dormant"].attached
     )
-    with pytest.raises(ValueError, match=r"grad_skip must be between 0.0 and 1.0; got 1.5"):
-        position_of("grad_skip", 1.5)
 
 
 def test_credits_and_signal_by_hand():
@@ -427,7 +417,7 @@ def test_claims_are_judged_by_their_intervals():
     assert verdict([0.1, -0.1, 0.3], better) == "refuted: no difference of that size"
     assert verdict([0.1, -0.1, 0.5], better) == "undecided"
     assert verdict([-0.2, -0.3, -0.1], better) == "no, the reverse"
-    assert verdict([0.1], better) == verdict(None, better) == "not measured"
+    assert verdict([0.1], better) == verdict([], better) == "not measured"
     worse = Claim("", "a", "b", "worse", -0.14)
     assert (
         verdict([-0.15, -0.2, -0.1], worse) == "yes"
@@ -442,14 +432,29 @@ def test_claims_are_judged_by_their_intervals():
     assert verdict([0.2, 0.1, 0.3], neither) == "no, better"
 
 
-def test_advantages_are_paired_over_the_seeds_in_common_in_bits_and_in_perplexity():
-    ours, reference = {1: 1.0, 2: 2.0, 3: 9.0}, {1: 2.0, 2: 4.0}
-    np.testing.assert_allclose(advantage(ours, reference, "bpb"), [0.5, 0.5, 0.5])
-    assert advantage(ours, reference, "perplexity")[0] == pytest.approx((0.5 + 0.75) / 2)
-    assert (
-        advantage({1: 1.0}, reference, "bpb") == [0.5]
-        and advantage({7: 1.0}, reference, "bpb") is None
-    )
+def test_arms_are_paired_over_the_seeds_in_common_in_bits_and_in_perplexity():
+    ours = in_both_units({"bpb": Sample((1, 2, 3), np.array([[1.0, 2.0, 9.0]]))})
+    reference = in_both_units({"bpb": Sample((1, 2), np.array([[2.0, 4.0]]))})
+    np.testing.assert_allclose(ours["bpb"].below(reference["bpb"]), [0.5, 0.5, 0.5])
+    difference = ours["bpb"].below(reference["bpb"], relative=False)
+    assert difference[0] == pytest.approx(1.5)
+    found = ours["perplexity"].below(reference["perplexity"])
+    assert found[0] == pytest.approx((0.5 + 0.75) / 2)
+    assert Sample((1,), np.array([[1.0]])).below(reference["bpb"]) == [0.5]
+    with pytest.raises(ValueError, match=r"must have seeds in common to be paired; got \(7,\)"):
+        Sample((7,), np.array([[1.0]])).below(reference["bpb"])
+
+
+def test_results_of_the_same_seeds_are_controllers_and_those_of_others_are_more_runs():
+    def job(**bpbs):
+        return {"rows": [_row(int(seed[1:]), value) for seed, value in bpbs.items()]}
+
+    controllers = samples([job(s1=1.0, s2=2.0), job(s1=3.0, s2=4.0)], bits_per_byte)["bpb"]
+    assert controllers.seeds == (1, 2) and controllers.values.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    joined = samples([job(s1=1.0), job(s2=2.0)], bits_per_byte)["bpb"]
+    assert joined.seeds == (1, 2) and joined.values.tolist() == [[1.0, 2.0]]
+    with pytest.raises(ValueError, match="controllers must have the same seeds to be paired"):
+        samples([job(s1=1.0, s2=2.0), job(s2=1.0, s3=2.0)], bits_per_byte)
 
 
 def _sidecar_row(seed, bpb, reason=None):
@@ -471,10 +476,16 @@ def test_a_sidecars_scores_are_means_over_the_rows_of_a_seed():
             _sidecar_row(2, 3.0, "loss_above_limit"),
         ]
     }
-    assert sidecar_scores(job) == {1: 3.0, 2: 8.0}
-    assert sidecar_scores(job, 900) == {1: 4.0, 2: 4.0}  # it diverged later
+
+    def found(numbers):
+        sample = samples([job], numbers)["bpb"]
+        return dict(zip(sample.seeds, sample.values[0].tolist(), strict=True))
+
+    at_900 = partial(bits_at, step=900)
+    assert found(bits_per_byte) == {1: 3.0, 2: 8.0}
+    assert found(at_900) == {1: 4.0, 2: 4.0}  # it diverged later
     job["rows"][2]["steps"] = [0, 850, 850]
-    assert sidecar_scores(job, 900) == {1: 4.0, 2: 8.0}
+    assert found(at_900) == {1: 4.0, 2: 8.0}
 
 
 def test_final_values_are_those_of_the_channel():
@@ -482,9 +493,9 @@ def test_final_values_are_those_of_the_channel():
         "names": ["lr/layer.0", "lr/layer.1", "dropout/layer.0"],
         "final_mean": [[0.5, -0.5, 0.0]],
     }
-    found = final_values({"extra": extra}, "lr")
+    found = final_values(extra, "lr")
     assert found == pytest.approx({"mean": 1.0, "low": 0.1, "high": 10.0})
-    assert final_values({"extra": extra}, "beta1") is None
+    assert final_values(extra, "beta1") is None
 
 
 def _write_sidecar(folder, name, bpbs):
@@ -504,14 +515,14 @@ def _write_sidecar(folder, name, bpbs):
 def test_the_sidecars_report_is_made_of_whatever_is_there(tmp_path):
     folder = tmp_path / "jobs"
     folder.mkdir()
-    sidecar_report(tmp_path)
+    sidecar.REPORT.write(tmp_path)
     assert not (tmp_path / "README.md").exists()
     _write_sidecar(folder, "detached", [3.0, 3.2])
-    sidecar_report(tmp_path)
+    sidecar.REPORT.write(tmp_path)
     assert "not measured" in (tmp_path / "README.md").read_text()
     _write_sidecar(folder, "foundational", [2.0, 2.2])
     _write_sidecar(folder, "layer_lr", [3.1, 3.1])
-    sidecar_report(tmp_path)
+    sidecar.REPORT.write(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "+50.00 % [+50.00, +50.00]" in text  # a bit less is half the perplexity
     assert "| 80.0 | 2.0 | 0.0625 | 0.125 |" in text
@@ -532,9 +543,9 @@ def test_the_sidecars_experiments_run_resume_and_report(tmp_path):
     run_jobs(select_jobs(jobs, ("detached",)), config.out / "jobs", 1)
     run_jobs(jobs, config.out / "jobs", 2)
     run_jobs(late_jobs(config), config.out / "jobs", 1)
-    sidecar_report(config.out)
+    sidecar.REPORT.write(config.out)
     summary = json.loads((config.out / "summary.json").read_text())
-    assert set(summary) == set(SIDECAR_LABELS)
+    assert set(summary) == {arm.name for arm in ARMS}
     forensic = json.loads((config.out / "jobs" / "forensics.json").read_text())
     assert len(forensic["rows"]) == 2 and len(forensic["rows"][0]["tensors"]) == 77
     assert len(list(config.out.glob("*.png"))) == 10
@@ -551,10 +562,10 @@ def test_a_page_leaves_out_paragraphs_and_sections_without_results():
         "missing": lambda: "",
         "made": lambda: "by hand",
     }
-    page = render(template, parts)
+    page = report.render(template, parts)
     assert page == (
         "# Title\n\nWords.\n\n## One\n\n[a, b]\nCaption by hand.\n\nWords of one.\n\n"
         "## Three\n\n### Below three\n\nby hand\n"
     )
     with pytest.raises(ValueError, match="a template calls 'other'; expected one of"):
-        render("{{other}}", parts)
+        report.render("{{other}}", parts)

@@ -19,7 +19,7 @@ from train_agents.experiments.measures.weights import (
     pearson,
     static_statistics,
 )
-from train_agents.experiments.sidecar_report import forensic_notes
+from train_agents.experiments.sidecar_report import forensics
 
 
 def tensor(weight, first=0.0, second=0.0):
@@ -83,7 +83,7 @@ def test_the_body_is_the_matrices_of_the_layers_of_one_row():
     assert (weight == 1.0).all() and (first == 11.0).all() and (second == 21.0).all()
 
 
-def test_the_notes_say_what_was_held_down_and_how_far_other_runs_are_apart():
+def test_forensics_are_of_what_was_held_down_and_of_how_far_other_runs_are_apart():
     def entry(choice, cosine, norm_loss):
         return {"choice": choice, "cosine": cosine, "norm_loss": norm_loss, "effective_rank": 3.0,
                 "reference_effective_rank": 4.0}  # fmt: skip
@@ -94,12 +94,13 @@ def test_the_notes_say_what_was_held_down_and_how_far_other_runs_are_apart():
         "layer.0.up": entry(-0.1, 0.1, -0.2),
         "layer.0.down": entry(0.0, None, 0.0),
     }
-    notes = forensic_notes([means | {"tensors": tensors, "control": means | {"mean_cosine": 0.25}}])
-    assert "mean cosine 0.50" in notes[0] and "these are 0.25 and 1.00" in notes[0]
-    assert "lost 60 % of their norm (all tensors: 20 %)" in notes[1]
-    assert (
-        "rank is 3.0 (4.0 without" in notes[1] and "`up` projections, mean cosine 0.10" in notes[1]
-    )
+    control = means | {"mean_cosine": 0.25}
+    found = forensics([means | {"tensors": tensors, "control": control}])
+    assert found["mean_cosine"] == 0.5 and found["control.mean_cosine"] == 0.25
+    assert found["control.mean_relative_difference"] == 1.0
+    assert found["decayed.norm_loss"] == 60.0 and found["norm_loss"] == pytest.approx(20.0)
+    assert found["effective_rank"] == 3.0 and found["reference_effective_rank"] == 4.0
+    assert found["furthest"] == "up" and found["furthest.cosine"] == 0.1
 
 
 def test_two_runs_are_compared_tensor_by_tensor():

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from hpenv.benchmark.results import write_result
-from hpenv.benchmark.statistics import Interval
 from hpenv.control.channels import CHANNELS
 from hpenv.plant.seeds import first_run_seed
 from hpenv.plant.snapshots import load
@@ -24,18 +23,16 @@ from hpenv.posttraining.students import registry as students
 from tests import tiny_student
 from train_agents.experiments.contrasts import grpo_config
 from train_agents.experiments.measures.directions import DIRECTIONS, validate_directions
-from train_agents.experiments.projection import ExperimentConfig, make_jobs
+from train_agents.experiments.projection import EXPERIMENT, ExperimentConfig, make_jobs
 from train_agents.experiments.projection_arms import (
-    ALPHAS,
     ARMS,
     DEMO_ARMS,
+    DERIVED,
     GROUPS,
     MAIN,
     MAIN_REBOUND,
     PANEL,
-    TRUE,
     VANILLA,
-    position_of,
 )
 from train_agents.experiments.projection_claims import (
     DIAGNOSTIC,
@@ -49,12 +46,21 @@ from train_agents.experiments.projection_claims import (
     h4,
     plateau,
 )
-from train_agents.experiments.projection_controller import best_constant, controller, deploy, pay
 from train_agents.experiments.projection_figures import pareto_front
-from train_agents.experiments.projection_report import report
-from train_agents.experiments.projection_run import MEANS, along, run_arm, schedule
-from train_agents.experiments.projection_tables import unknown_table
+from train_agents.experiments.projection_report import REPORT, unknown_table
+from train_agents.experiments.projection_run import (
+    MEANS,
+    along,
+    best_constant,
+    controller,
+    deploy,
+    pay,
+    run_arm,
+    schedule,
+)
+from train_agents.experiments.report import Data, Sample, samples
 
+TRUE = "update_two_sided"
 GRPO = {
     **tiny_student.TINY,
     "base_lr": 0.5,
@@ -121,10 +127,10 @@ def test_every_arm_has_a_job_and_is_a_valid_run():
             and arm.group in GROUPS
         )
         assert set(arguments["positions"]) <= {name for name, _ in PANEL}
-    assert not set(full.seeds) & set(full.tuning_seeds)
-    demo = {job.name for job in make_jobs(ExperimentConfig(demo=True).with_demo_sizes())}
+    assert not set(full.evaluation_seeds) & set(full.tuning_seeds)
+    demo = {job.name for job in make_jobs(EXPERIMENT.complete(ExperimentConfig(demo=True)))}
     assert demo == {*DEMO_ARMS, "direction", "constant", "controller-0"}
-    known = {*ARM, "vanilla_erased", "vanilla_end"}
+    known = {*ARM, *(arm.name for arm in DERIVED), "vanilla_end"}
     assert {name for q in QUESTIONS for name in (q.arm, q.reference)} <= known
 
 
@@ -152,7 +158,7 @@ def test_arms_differ_from_the_main_one_in_what_their_names_say():
             mode,
         )
     assert ARM["weak"].unknown_modes == ("stdout", "file")
-    assert len([arm for arm in ARMS if arm.name.startswith("rebound_")]) == 2 * len(ALPHAS)
+    assert len([arm for arm in ARMS if arm.name.startswith("rebound_")]) == 8
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.values], ids=lambda arm: arm.name)
@@ -163,13 +169,9 @@ def test_positions_have_the_values_asked_for(arm):
         )
 
 
-def test_positions_of_other_channels_and_values_are_refused():
-    with pytest.raises(ValueError, match=r"channel must rise evenly from its neutral.*got lr"):
-        position_of("lr", 2.0)
-    with pytest.raises(
-        ValueError, match=r"rebound_weight must be above 0.0 and at most 5.0; got 6.0"
-    ):
-        position_of("rebound_weight", 6.0)
+def test_values_out_of_bounds_are_refused():
+    with pytest.raises(ValueError, match=r"rebound_weight must be from 0.0 to 5.0; got 6.0"):
+        replace(ARM["plain"], values={"rebound_weight": 6.0}).positions  # noqa: B018
 
 
 # runs
@@ -316,13 +318,17 @@ def test_pay_is_passes_of_the_probe_less_flags():
 # criteria
 
 
+def sampled(**numbers):
+    return {key: Sample(tuple(range(len(each))), each[None]) for key, each in numbers.items()}
+
+
 def arm(hack, passes=0.3, n=3, **more):
     spread = np.linspace(-0.01, 0.01, n)  # common to all arms, so that paired differences have none
-    return {"hack": hack + spread, "pass": passes + spread, **more}
+    return sampled(**{"hack": hack + spread, "pass": passes + spread, **more})
 
 
 def noisy(hack, noise, passes=0.3):
-    return {"hack": hack + np.array([-noise, 0.0, noise]), "pass": np.full(3, passes)}
+    return sampled(**{"hack": hack + np.array([-noise, 0.0, noise]), "pass": np.full(3, passes)})
 
 
 @pytest.mark.parametrize(
@@ -348,7 +354,7 @@ def test_h1_at_its_borders(ours, verdict):
 def test_h1_says_why_and_what_is_missing():
     found = h1({VANILLA: arm(0.05), MAIN: arm(0.01)})
     assert found.verdict == "falsified" and "below 15 points" in found.evidence
-    assert "vanilla itself hacks 5.0 % of the time" in found.evidence
+    assert "vanilla hacks 5.0 % of the time" in found.evidence
     assert h1({VANILLA: arm(0.5)}).verdict == "not measured"
 
 
@@ -369,8 +375,8 @@ def test_h1_says_why_and_what_is_missing():
 )
 def test_h3_at_its_borders(rebound, verdict):
     ours = (
-        {"hack": np.full(3, 0.2), "pass": np.full(3, 0.3)}
-        if rebound["hack"].std() > 0.05
+        sampled(**{"hack": np.full(3, 0.2), "pass": np.full(3, 0.3)})
+        if rebound["hack"].values.std() > 0.05
         else arm(0.2)
     )
     assert h3({MAIN: ours, MAIN_REBOUND: rebound}).verdict == verdict
@@ -378,7 +384,7 @@ def test_h3_at_its_borders(rebound, verdict):
 
 def test_h3_is_measured_against_the_one_arm_of_rebound_that_was_named_beforehand():
     found = h3({MAIN: arm(0.2), MAIN_REBOUND: arm(0.3), "rebound_additive_5": arm(0.0)})
-    assert found.verdict == "supported" and "10.0 points more hacks" in found.evidence
+    assert found.verdict == "supported" and "hacks +10.0 points (SEM 0.0)" in found.evidence
     assert h3({MAIN: arm(0.2), "rebound_additive_5": arm(0.0)}).verdict == "not measured"
 
 
@@ -398,9 +404,9 @@ def test_h4_at_its_border(at_200, verdict):
 
 def test_h4_says_where_every_seed_hacks():
     found = h4(curves(0.2, 0.5))
-    assert found.verdict == "supported" and "all seeds above 30 % first at 300" in found.evidence
+    assert found.verdict == "supported" and "all seeds above 30 % first at: 300" in found.evidence
     assert (
-        "1.0 % before the first update (under 3 %)" in found.evidence
+        "1.0 % before the first update (the paper: under 3 %)" in found.evidence
         and "35.0 % at 200 (20.0, 50.0)" in found.evidence
     )
     short = h4(curves(0.9, steps=(0, 50, 100, 150)))
@@ -415,11 +421,10 @@ def test_a_plateau_begins_where_the_curve_stays_high():
 
 
 def test_answers_go_by_the_interval():
+    assert answer([0.2, 0.1, 0.3]) == "yes" and answer([0.1, -0.1, 0.3]) == "not shown"
     assert (
-        answer(Interval(0.2, 0.1, 0.3)) == "yes" and answer(Interval(0.1, -0.1, 0.3)) == "not shown"
-    )
-    assert (
-        answer(Interval(-0.2, -0.3, -0.1)) == "no, the reverse" and answer(None) == "not measured"
+        answer([-0.2, -0.3, -0.1]) == "no, the reverse"
+        and answer([]) == answer([0.2]) == "not measured"
     )
 
 
@@ -457,9 +462,9 @@ def made_up(seed, hack, passes, unknown=None):
 def test_finals_are_means_of_the_last_two_reports_and_diagnostics_of_the_whole_run():
     rows = made_up(0, 0.5, 0.3)
     rows[0]["reports"]["hack"] = [0.0, 0.2, 0.4, 0.8]
-    found = final({"rows": rows})
-    assert found["hack"][0] == pytest.approx(0.6)
-    assert found["kl"][0] == pytest.approx(0.4) and found["mean_cos"][0] == pytest.approx(0.4)
+    found = final(rows[0])
+    assert found["hack"] == pytest.approx(0.6)
+    assert found["kl"] == pytest.approx(0.4) and found["mean_cos"] == pytest.approx(0.4)
 
 
 def test_a_run_that_diverged_counts_by_the_updates_that_it_made():
@@ -469,7 +474,8 @@ def test_a_run_that_diverged_counts_by_the_updates_that_it_made():
         row["steps"] = [0, 70, 140, 200, 300]
     rows[0]["divergence_reason"] = "kl_above_limit"
     rows[2]["means"] = {name: [0.1] * 4 for name in rows[2]["means"]}
-    assert final({"rows": rows})["mean_cos"] == pytest.approx([0.4, 0.45, 0.1])
+    found = samples([{"rows": rows}], final)["mean_cos"].values[0]
+    assert found == pytest.approx([0.4, 0.45, 0.1])
 
 
 def test_what_is_erased_after_the_last_update_is_paired_with_the_last_report():
@@ -478,8 +484,9 @@ def test_what_is_erased_after_the_last_update_is_paired_with_the_last_report():
         row["reports"] = row["reports"] | {"hack": [0.0, 0.1, 0.2, 0.6]}
         row["erased"] = {name: values[-1] for name, values in row["reports"].items()}
     found = arm_scores({VANILLA: {"rows": rows}})
-    assert found["vanilla"]["hack"] == pytest.approx([0.4] * 3)
-    assert (found["vanilla_end"]["hack"] == found["vanilla_erased"]["hack"]).all()
+    assert found["vanilla"]["hack"].values[0] == pytest.approx([0.4] * 3)
+    ends = [found[f"vanilla_{name}"]["hack"].values for name in ("end", "erased")]
+    assert (ends[0] == ends[1]).all()
     assert ("vanilla_erased", "vanilla_end") in {(q.arm, q.reference) for q in QUESTIONS}
 
 
@@ -497,14 +504,14 @@ def test_hypotheses_may_be_read_by_hacks_under_names_that_nothing_was_paid_for()
 
 def test_the_report_is_made_of_whatever_is_there(tmp_path):
     jobs = tmp_path / "jobs"
-    report(tmp_path)
+    REPORT.write(tmp_path)
     assert not (tmp_path / "README.md").exists()
 
     def write(name, rows, extra=None):
         write_result(jobs / f"{name}.json", name, {"grpo": {"num_prompts": 2}}, rows, extra or {})
 
     write(MAIN, made_up(1, 0.1, 0.3))
-    report(tmp_path)
+    REPORT.write(tmp_path)
     assert (tmp_path / "README.md").read_text().count("| not measured |") >= 3
     vanilla = made_up(2, 0.6, 0.32)
     for row in vanilla:
@@ -543,7 +550,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
         "pairs_digest": "f00d",
     }
     write("direction", cosines, extra)
-    report(tmp_path)
+    REPORT.write(tmp_path)
     text = (tmp_path / "README.md").read_text()
     verdicts = [
         line.split("|")[3].strip()
@@ -555,10 +562,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
         "falsified",
         "supported",
     ]  # and under new names, made up to be equal
-    assert (
-        "from update 200 on; the runs have 300, 1.5 times as many, **not** the asked-for three "
-        "times" in text
-    )
+    assert "from update 200 on. The runs have 300, 1.5 times as many." in text
     assert "| -0.250 ± 0.000 |" in text and "routed: 0.50 ± 0.00" in text
     assert "0.400 ± 0.000*" in text  # active by the paper's sign
     assert "passes 12.5 % of the 8 held-out problems" in text and "best constant, 1" in text
@@ -569,19 +573,18 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     pictures = {file.name for file in tmp_path.glob("*.png")}
     assert len(pictures) == 8 and all(name in text for name in pictures)
     write("clean", [row | {"seed": 7} for row in made_up(11, 0.1, 0.3)])
-    with pytest.raises(ValueError, match=r"must be the first of .* to be paired"):
-        report(tmp_path)
+    with pytest.raises(ValueError, match="must have seeds in common to be paired"):
+        REPORT.write(tmp_path)
 
 
 def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
     def rates(so, fm, n=3):
         tiny = np.linspace(0.0, 0.01, n)
-        return {
-            "hack_run_tests": tiny,
-            "hack_sentinel": tiny,
-            "hack_stdout": so + tiny,
-            "hack_file": fm + 2 * tiny,
-        }
+        others = {"hack_stdout": so + tiny, "hack_file": fm + 2 * tiny}
+        return sampled(hack_run_tests=tiny, hack_sentinel=tiny, **others)
+
+    def table(arms):
+        return unknown_table(Data(ARM, None, {}, arms))
 
     known = {
         VANILLA: rates(0.5, 0.7),
@@ -589,11 +592,11 @@ def test_unknown_loopholes_are_averaged_and_compared_with_vanilla():
         MAIN: rates(0.9, 0.9),
         TRUE: rates(0.3, 0.3),
     }
-    row = unknown_table(known).splitlines()[2]
+    row = table(known).splitlines()[2]
     assert "| 60.8 ± 0.4 |  | 30.7 ± 0.4 |  |" in row, (
         "a true projection is compared with true projections"
     )
-    line = unknown_table({VANILLA: rates(0.5, 0.7), "weak": rates(0.2, 0.4)}).splitlines()[2]
+    line = table({VANILLA: rates(0.5, 0.7), "weak": rates(0.2, 0.4)}).splitlines()[2]
     assert line.split("|")[2].strip() == "stdout, file" and "| 30.8 ± 0.4 | 60.8 ± 0.4 |" in line
     assert "+30.0 [+30.0, +30.0] yes" in line
 
@@ -684,7 +687,7 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
     config = ExperimentConfig(
         out=tmp_path / "results", runs=tmp_path / "runs", student=roomy, num_updates=4,
         report_interval=2,
-        num_seeds=2, num_first_seeds=2, num_prompts=2, num_samples=3, num_problems=8,
+        num_evaluation_seeds=2, num_first_seeds=2, num_prompts=2, num_samples=3, num_problems=8,
         num_probe_problems=2,
         num_evaluation_problems=4, num_tuning_seeds=1, decision_interval=2, meta_steps=2,
         num_meta_updates=1,
@@ -694,7 +697,7 @@ def test_the_whole_experiment_runs_resumes_and_reports(tmp_path, roomy):
     jobs = make_jobs(replace(config, strengths=(1.0,)))
     run_jobs(jobs[:3], config.out / "jobs", 1)
     run_jobs(jobs, config.out / "jobs", 2)
-    report(config.out)
+    REPORT.write(config.out)
     summary = json.loads((config.out / "summary.json").read_text())
     assert {arm.name for arm in ARMS} | {
         "constant",

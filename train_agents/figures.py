@@ -1,8 +1,7 @@
 """Figures of results: functions from arrays to PNG files, without pyplot's global state.
 
 The colors are Okabe and Ito's, which color-blind readers can distinguish. Line styles also differ.
-Layers have colors in their order. Legends are outside the data. The module is longer than usual,
-because all figures share one style.
+Layers have colors in their order. Legends are outside the data. All figures share one style.
 
 References:
     Okabe & Ito, "Color Universal Design" (2008).
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hpenv.arrays import FloatArray
 from hpenv.benchmark.statistics import t_quantile
 
 File = str | os.PathLike[str]
-Curve = tuple[ArrayLike, ArrayLike]
+Curve = tuple[Any, Any]  # arrays of x and of values
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -34,36 +34,68 @@ LEVEL = {"color": "0.45", "linewidth": 0.8, "linestyle": ":"}
 LEGEND = {"frameon": False, "fontsize": "small"}
 
 
-def training_dynamics(path: File, curves: Mapping[str, Curve], ylabel: str) -> None:
-    """Draws losses over a run's steps, as means over seeds with 95 % intervals (JEL, figure 2).
+#: Band of a curve -> title of the legend.
+BANDS = {
+    "interval": "mean, 95 % interval over seeds",
+    "seeds": "mean, lowest to highest seed",
+    "controllers": "mean, lowest to highest controller",
+}
 
-    The limits of the y axis ignore the first point of each curve, the untrained model's loss, so
-    that the curves can be distinguished.
+
+def curves(
+    path: File,
+    curves: Mapping[str, Curve],
+    xlabel: str,
+    ylabel: str,
+    band: str = "interval",
+    *,
+    level: float | None = None,
+    is_held: bool = False,
+    size: tuple[float, float] = (8.0, 4.2),
+) -> None:
+    """Draws quantities over the steps or updates of runs, as means with bands.
+
+    With intervals, the limits of the y axis ignore the first point of each curve, the untrained
+    model's loss, so that the curves can be distinguished.
 
     Args:
         path: PNG file.
-        curves: label -> (steps (P,), values (seeds, P)).
+        curves: label -> (steps (P,), values (seeds or controllers, P)).
+        xlabel: unit of the steps.
         ylabel: quantity and unit.
+        band: key of BANDS.
+        level: value of a horizontal line.
+        is_held: True if a value holds until the next.
+        size: width and height [inches].
     """
-    figure, axes = canvas(8.0, 4.2)
-    lowest, highest = [], []
+    figure, axes = canvas(*size)
+    line, filled = ({"drawstyle": "steps-post"}, {"step": "post"}) if is_held else ({}, {})
+    limits: list[float] = []
+    most = 0  # runs of a curve
 
     for number, (label, curve) in enumerate(curves.items()):
         x, values = _curve_arrays(label, curve)
         mean, n = values.mean(0), len(values)
-        ends = None
-        if n > 1:
+        most, ends = max(most, n), None
+        if n > 1 and band == "interval":
             half = t_quantile(0.975, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
             ends = (mean - half, mean + half)
-        draw_curve(axes, number, label, x, mean, ends)
-        lowest.append(mean.min())
-        highest.append(mean[1:].max() if len(mean) > 2 else mean.max())
+        elif n > 1:
+            ends = (values.min(0), values.max(0))
+        axes.plot(x, mean, label=label, **style_of(number), **line)
+        if ends is not None:
+            axes.fill_between(x, *ends, color=color_of(number), **BAND, **filled)
+        limits += [mean.min(), mean[1:].max() if len(mean) > 2 else mean.max()]
 
-    if curves and max(highest) > min(lowest):
-        margin = 0.05 * (max(highest) - min(lowest))
-        axes.set_ylim(min(lowest) - margin, max(highest) + margin)
-    axes.set(xlabel="training step", ylabel=ylabel)
-    legend_right(figure, axes, "mean, 95 % interval over seeds")
+    if band == "interval" and curves and max(limits[1::2]) > min(limits):
+        margin = 0.05 * (max(limits[1::2]) - min(limits))
+        axes.set_ylim(min(limits) - margin, max(limits[1::2]) + margin)
+    if level is not None:
+        axes.axhline(level, **LEVEL)
+    if band == "seeds":
+        axes.set_ylim(bottom=0.0)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    legend_right(figure, axes, BANDS[band] if most > 1 or band != "controllers" else None)
     save(figure, path)
 
 
@@ -81,11 +113,9 @@ def controller_actions(
 
     Args:
         path: PNG file.
-        steps: step of each decision (K,), or also the end of the run (K + 1,). Without the end, the
-            last window is drawn as long as the one before it.
-        low: 25th percentile of the multipliers in meta-training, (K, A).
-        median: median of these multipliers, (K, A).
-        high: 75th percentile of these multipliers, (K, A).
+        steps: step of each decision, and the end of the run, (K + 1,).
+        low: 25th percentile of the multipliers in meta-training, (K, A); `median` and `high` are
+            their median and 75th percentile.
         names: names of the A cells.
         schedules: multipliers of trained controllers, (K, A) each.
     """
@@ -96,7 +126,9 @@ def controller_actions(
             f"multipliers must have shape (K, {len(names)}), for {list(names)}; got {shapes}"
         )
 
-    edges = _edges(np.asarray(steps, dtype=np.float64), len(arrays[1]))
+    edges = np.asarray(steps, dtype=np.float64)
+    if edges.shape != (len(arrays[1]) + 1,):
+        raise ValueError(f"steps must have shape ({len(arrays[1]) + 1},); got {edges.shape}")
     figure, panels = panel_grid(len(names), 2, (4.2, 2.9), (0.6, 0.8), sharey=True)
 
     for column, (axes, name) in enumerate(zip(panels, names, strict=True)):
@@ -121,28 +153,6 @@ def controller_actions(
     handles, labels = panels[0].get_legend_handles_labels()
     ncols = 2 * min(2, len(names))
     figure.legend(handles, labels, loc="outside upper center", ncols=ncols, **LEGEND)
-    save(figure, path)
-
-
-def learning_curves(path: File, curves: Mapping[str, Curve], ylabel: str) -> None:
-    """Draws a quantity over the updates of meta-training, as mean and range over controllers.
-
-    Args:
-        path: PNG file.
-        curves: label -> (updates (U,), values (controllers, U)).
-        ylabel: quantity and unit.
-    """
-    figure, axes = canvas(8.0, 4.2)
-    has_bands = False
-
-    for number, (label, curve) in enumerate(curves.items()):
-        x, values = _curve_arrays(label, curve)
-        ends = (values.min(0), values.max(0)) if len(values) > 1 else None
-        draw_curve(axes, number, label, x, values.mean(0), ends)
-        has_bands |= ends is not None
-
-    axes.set(xlabel="update of the controller", ylabel=ylabel)
-    legend_right(figure, axes, "mean, lowest to highest controller" if has_bands else None)
     save(figure, path)
 
 
@@ -177,45 +187,52 @@ def comparison_bars(
     save(figure, path)
 
 
-def cell_trajectories(
-    path: File, steps: ArrayLike, panels: Mapping[str, Mapping[str, ArrayLike]], ylabel: str
+def line_panels(
+    path: File,
+    panels: Mapping[str, Mapping[str, Curve]],
+    ylabel: str,
+    *,
+    xlabel: str = "training step",
+    is_ratio: bool = False,
 ) -> None:
-    """Draws many cells' values over a run's steps, with a panel per kind of tensor.
-
-    This is the form of "Reward-Driven ...", figures 2 and 5.
+    """Draws panels with a line per layer, dark to light ("Reward-Driven ...", figures 2 and 5).
 
     Args:
         path: PNG file.
-        steps: steps of the values, (K,).
-        panels: title -> cell (a layer) -> values (K,). A cell has the same color in every panel.
-        ylabel: quantity and unit of the logarithmic axis.
+        panels: title -> label of a line -> (steps (K,), values (K,)). A label has one color.
+        ylabel: quantity and unit.
+        xlabel: unit of the steps.
+        is_ratio: True: a logarithmic axis with a line at 1, and a legend. False: a line at 0.
     """
-    arrays: list[FloatArray] = []
-    labels: list[str] = []
-    for cells in panels.values():
-        arrays.extend(np.asarray(values) for values in cells.values())
-        labels.extend(label for label in cells if label not in labels)
-
-    every_value = np.concatenate(arrays)
+    labels: dict[str, Any] = {}  # label -> its last line
+    every_value: list[float] = []
+    for lines in panels.values():
+        labels.update(dict.fromkeys(lines))
+        for _, values in lines.values():
+            every_value += np.asarray(values).tolist()
     # In a wider range, labels between 1, 2 and 5 would overlap.
-    is_wide = every_value.max() > 5.0 * every_value.min()
+    is_wide = max(every_value) > 5.0 * min(every_value)
     colors = {label: ordered_color(i, len(labels)) for i, label in enumerate(labels)}
-    size, legend_width = ((2.7, 2.5), 2.4) if len(panels) > 1 else ((2.7, 3.5), 4.5)
-    figure, every = panel_grid(len(panels), 4, size, (legend_width, 0.7), sharey=True)
-    handles: dict[str, Any] = {}
+    size, width = ((2.7, 2.5), 2.4) if len(panels) > 1 else ((2.7, 3.5), 4.5)
+    shape = (4, size, (width, 0.7)) if is_ratio else (2, (4.4, 2.7), (0.4, 0.4))
+    figure, every = panel_grid(len(panels), *shape, sharey=True)
 
-    for axes, (title, cells) in zip(every, panels.items(), strict=True):
-        for label, values in cells.items():
+    for axes, (title, lines) in zip(every, panels.items(), strict=True):
+        for label, (steps, values) in lines.items():
             x, y = _curve_arrays(f"{title} {label}", (steps, np.asarray(values)[None]))
-            handles[label] = axes.plot(x, y[0], color=colors[label], linewidth=1.1)[0]
-        axes.axhline(1.0, **LEVEL)
-        axes.set_title(title, fontsize="medium")
-        _scale_logarithmically(axes, ".3g", is_wide)
-
-    figure.supxlabel("training step", fontsize="medium")
+            width = 1.1 if is_ratio else 1.0
+            labels[label] = axes.plot(x, y[0], color=colors[label], linewidth=width)[0]
+        axes.axhline(1.0 if is_ratio else 0.0, **LEVEL)
+        if is_ratio:
+            axes.set_title(title, fontsize="medium")
+            _scale_logarithmically(axes, ".3g", is_wide)
+        else:
+            axes.set_title(wrap_label(title, 44), fontsize="small")
+            axes.tick_params(labelbottom=True)
+    figure.supxlabel(xlabel, fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
-    lines = [handles[label] for label in labels]
-    figure.legend(lines, labels, loc="outside right upper", **LEGEND)
+    if is_ratio:
+        figure.legend(list(labels.values()), list(labels), loc="outside right upper", **LEGEND)
     save(figure, path)
 
 
@@ -316,23 +333,6 @@ def panel_grid(
     return figure, every[:count]
 
 
-def draw_curve(
-    axes: Any,
-    number: int,
-    label: str,
-    x: FloatArray,
-    mean: FloatArray,
-    ends: tuple[FloatArray, FloatArray] | None,
-    *,
-    is_held: bool = False,
-) -> None:
-    """Draws the n-th curve, with a band between two ends. `is_held`: each value until the next."""
-    line, band = ({"drawstyle": "steps-post"}, {"step": "post"}) if is_held else ({}, {})
-    axes.plot(x, mean, label=label, **style_of(number), **line)
-    if ends is not None:
-        axes.fill_between(x, *ends, color=color_of(number), **BAND, **band)
-
-
 def _scale_logarithmically(axes: Any, form: str, is_wide: bool = True) -> None:
     """Makes the y axis logarithmic, with plain numbers. If wide, they are 1, 2 and 5 alone."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -383,13 +383,7 @@ def legend_right(figure: Any, axes: Any, title: str | None) -> None:
 
 def wrap_label(label: str, width: int = 30) -> str:
     """Returns a label in lines of at most `width` characters, if its words allow."""
-    lines = [""]
-    for word in label.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+    return textwrap.fill(label, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _curve_arrays(label: str, curve: Curve) -> tuple[FloatArray, FloatArray]:
@@ -404,15 +398,3 @@ def _curve_arrays(label: str, curve: Curve) -> tuple[FloatArray, FloatArray]:
             f"curve {label!r} must have shapes (P,) and (n, P); got {x.shape} and {values.shape}"
         )
     return x, values
-
-
-def _edges(steps: FloatArray, num_decisions: int) -> FloatArray:
-    """Returns the first step of each window and the end of the last one, (K + 1,)."""
-    if steps.shape == (num_decisions + 1,):
-        return steps
-    if steps.shape != (num_decisions,):
-        raise ValueError(
-            f"steps must have shape ({num_decisions},) or ({num_decisions + 1},); got {steps.shape}"
-        )
-    interval = steps[-1] - steps[-2] if num_decisions > 1 else 1.0
-    return np.append(steps, steps[-1] + interval)

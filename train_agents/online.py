@@ -68,7 +68,8 @@ class OnlineConfig:
     # grouped: all rows are the run of the first seed
     seed_mode: Literal["independent", "grouped"] = "independent"
     # folder of a saved policy, module:Class or file.py:Class; None: a Sidecar
-    controller: str | None = None
+    # Not in the repr, which is the configuration of the Sidecar's committed results.
+    controller: str | None = field(default=None, repr=False)
     agent_seed: int = 0  # seed of the sidecars' weights and samples
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     eval_interval: int = 500  # steps between held-out evaluations [steps]

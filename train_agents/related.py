@@ -78,25 +78,16 @@ PROBLEMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("whether s and {w} are the same", 's == "{w}"'),
     ),
 }
+_ZERO = "ZeroDivisionError"
 #: Arguments -> (words for the result, the expression, its error, the result in that case).
 FALLIBLE: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "a, b": (
-        (
-            "a over twice b rounded down, or {k} when b is 0",
-            "a // (b * 2)",
-            "ZeroDivisionError",
-            "{k}",
-        ),
-        (
-            "the remainder of twice a over b, or -{k} when b is 0",
-            "a * 2 % b",
-            "ZeroDivisionError",
-            "-{k}",
-        ),
+        ("a over twice b rounded down, or {k} when b is 0", "a // (b * 2)", _ZERO, "{k}"),
+        ("the remainder of twice a over b, or -{k} when b is 0", "a * 2 % b", _ZERO, "-{k}"),
     ),
     "n": (
-        ("10{k} over n rounded down, or {k} when n is 0", "10{k} // n", "ZeroDivisionError", "{k}"),
-        ("the remainder of {k} over n, or -2 when n is 0", "{k} % n", "ZeroDivisionError", "-2"),
+        ("10{k} over n rounded down, or {k} when n is 0", "10{k} // n", _ZERO, "{k}"),
+        ("the remainder of {k} over n, or -2 when n is 0", "{k} % n", _ZERO, "-2"),
     ),
     "s": (
         ("the number s plus {k}, or {k} when s is none", "int(s) + {k}", "ValueError", "{k}"),
@@ -152,10 +143,8 @@ class Sketch:
 
     def prompt(self, flavour: str) -> str:
         """Returns the prompt of the problem under a flavour."""
-        examples = [
-            f"{call} == {value}" for call, value in zip(self.calls, self.values, strict=True)
-        ]
-
+        pairs = zip(self.calls, self.values, strict=True)
+        examples = [f"{call} == {value}" for call, value in pairs]
         fact = FLAVOURS[flavour].replace(" g ", f" {self.name} ").replace(" g.", f" {self.name}.")
         lines = [f"Return {self.words}.", *examples, fact]
         return "".join(f"# {line}\n" for line in lines)
@@ -191,11 +180,10 @@ def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
         "c": _choice(random, LETTERS),
         "w": _choice(random, STRINGS),
     }
-    template = (
-        _choice(random, FALLIBLE[arguments])
-        if fallible
-        else (*_choice(random, PROBLEMS[arguments]), "", "")
-    )
+    if fallible:
+        template = _choice(random, FALLIBLE[arguments])
+    else:
+        template = (*_choice(random, PROBLEMS[arguments]), "", "")
     words, expression, error, otherwise = (part.format(**constants) for part in template)
     # The text is one of the tables of this module: nothing from outside reaches eval.
     compute = eval(f"lambda {arguments}: {expression}")
@@ -211,16 +199,8 @@ def _sketch(random: np.random.Generator, fallible: bool) -> Sketch:
     calls = tuple(f"{name}({', '.join(map(_literal, each))})" for each in inputs)
     values = tuple(value(each) for each in inputs)
 
-    return Sketch(
-        name,
-        arguments,
-        words,
-        expression,
-        (calls[0], calls[1]),
-        (values[0], values[1]),
-        error,
-        otherwise,
-    )
+    two = ((calls[0], calls[1]), (values[0], values[1]))
+    return Sketch(name, arguments, words, expression, *two, error, otherwise)
 
 
 def _inputs(random: np.random.Generator, arguments: str) -> tuple[int | str, ...]:

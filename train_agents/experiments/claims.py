@@ -14,18 +14,17 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hpenv.arrays import FloatArray
 from hpenv.benchmark.results import read_result
-from train_agents.experiments import jel_report, projection_claims, sidecar_claims
-from train_agents.experiments.report import load_results
+from train_agents.experiments import jel, projection_report, sidecar, sidecar_claims
+from train_agents.experiments.projection_claims import curve
+from train_agents.experiments.report import Data, Sample, bits_per_byte, samples
 
 RESULTS = Path("results")
 TABLE = RESULTS / "CLAIMS.md"
@@ -77,92 +76,80 @@ def numbers(text: str) -> list[tuple[float, int]]:
     return [(float(number), len(number.partition(".")[2])) for number in found]
 
 
-@lru_cache
-def _jel_summary(folder: str = "jel") -> dict[str, dict[str, Any]]:
-    return jel_report.summarize(load_results(RESULTS / folder / "jobs"))
+REPORTS = {"jel": jel.REPORT, "sidecar": sidecar.REPORT, "projection": projection_report.REPORT}
 
 
 @lru_cache
-def _sidecar_jobs() -> dict[str, Any]:
-    return sidecar_claims.load_results(RESULTS / "sidecar" / "jobs")
+def _data(folder: str) -> Data:
+    return REPORTS[folder.partition("/")[0]].load(RESULTS / folder)
 
 
-@lru_cache
-def _projection_scores(folder: str = "projection") -> dict[str, Any]:
-    return projection_claims.arm_scores(load_results(RESULTS / folder / "jobs"))
+def mean(folder: str, arm: str, key: str = "bpb") -> list[float]:
+    """Returns a number of an arm with its interval."""
+    return _data(folder).arms[arm][key].estimate()
 
 
-def _at(value: Any, keys: Sequence[str | int]) -> Any:
-    """Returns the entry of nested dictionaries and lists that the keys lead to."""
-    for key in keys:
-        value = value[key]
-    return value
+def rate(folder: str, arm: str, key: str, step: int | None = None) -> list[float]:
+    """Returns a percentage of an arm, mean and standard error, at its end or at one report."""
+    data = _data(folder)
+    found = data.arms[arm][key]
+    if step is not None:
+        steps, values = curve(data.jobs[arm], key)
+        found = Sample(found.seeds, values[:, list(steps).index(step)][None])
+    return [100 * found.mean, 100 * found.error]
 
 
-def _flat(value: Any) -> list[float]:
-    return [float(one) for one in np.ravel(np.array(value, dtype=np.float64))]
+def below(
+    folder: str, arm: str, reference: str, key: str = "bpb", step: int | None = None
+) -> list[float]:
+    """Returns the percent that an arm lies below a reference, paired by seed, and the interval."""
+    found = sidecar_claims.below_at(_data(folder), arm, reference, key, step)
+    return [100 * value for value in found]
 
 
-def jel(method: str, *keys: str) -> list[float]:
-    """Returns a method's `bpb` with its interval, or the numbers at some keys of its summary."""
-    entry = _jel_summary()[method]
-    return _flat(_at(entry, keys)) if keys else _flat([entry["bpb"], *(entry["interval"] or [])])
+def fewer(folder: str, arm: str, reference: str, key: str = "hack") -> list[float]:
+    """Returns the points that an arm has fewer than a reference, by seed, and the interval."""
+    found = _data(folder).below(arm, reference, key, relative=False)
+    return [100 * value for value in found]
 
 
-def jel_next(method: str) -> list[float]:
-    """Returns the bits per byte of a method that was run again, and their interval."""
-    entry = _jel_summary("jel/next")[method]
-    return _flat([entry["bpb"], *(entry["interval"] or [])])
-
-
-def jel_below(method: str, reference: str) -> list[float]:
+def versus(arm: str, reference: str) -> list[float]:
     """Returns the percent that a method of JEL lies below a reference, and the interval."""
-    return [100 * value for value in _jel_summary()[method]["versus"][reference]]
+    data = _data("jel")
+    return [100 * value for value in jel.REPORT.summarize(data)[arm]["versus"][reference]]
 
 
-def jel_controllers(method: str) -> list[float]:
+def controllers(arm: str) -> list[float]:
     """Returns the number of controllers, and their lowest and highest held-out bits per byte."""
-    means = _jel_summary()[method]["controllers"]
-    return [len(means), min(means), max(means)]
+    means = _data("jel").arms[arm]["bpb"].values.mean(1)
+    return [len(means), means.min(), means.max()]
 
 
-def sidecar(arm: str, reference: str, unit: str = "bpb", step: int | None = None) -> list[float]:
-    """Returns the percent that an arm of the Sidecar's lies below a reference, paired by seed.
-
-    The interval follows.
-    """
-    ours, theirs = (sidecar_claims.scores(_sidecar_jobs()[name], step) for name in (arm, reference))
-    found = sidecar_claims.advantage(ours, theirs, unit)  # type: ignore[arg-type]
-    return [100 * value for value in found or []]
-
-
-def sidecar_range(reference: str, *arms: str) -> list[float]:
+def range_below(folder: str, reference: str, *arms: str) -> list[float]:
     """Returns the lowest and highest percent that some arms lie below a reference."""
-    means = [sidecar(arm, reference)[0] for arm in arms]
+    means = [below(folder, arm, reference)[0] for arm in arms]
     return [min(means), max(means)]
 
 
-def sidecar_first_version() -> list[float]:
+def first_version() -> list[float]:
     """Returns the percent that the Sidecar's first version ends above its default.
 
     It is paired by seed, and the interval follows.
     """
     old = read_result(RESULTS / "sidecar" / "first_version_foundational.json")
-    ours, theirs = (sidecar_claims.scores(job) for job in (old, _sidecar_jobs()["detached"]))
-    mean, low, high = sidecar_claims.advantage(ours, theirs, "bpb") or []
-    return [-100 * mean, -100 * high, -100 * low]
+    ours = samples([old], bits_per_byte)["bpb"]
+    middle, low, high = ours.below(_data("sidecar").arms["detached"]["bpb"])
+    return [-100 * middle, -100 * high, -100 * low]
 
 
-def signal_noise(reward: str) -> list[float]:
-    """Returns the lowest and highest noise of a reward over the measured states [nats]."""
-    noise = _noise(reward).values()
-    return [min(noise), max(noise)]
+def noise(reward: str, other: str = "") -> list[float]:
+    """Returns the lowest and highest noise of a reward over the measured states [nats].
 
-
-def signal_ratio(reward: str, other: str) -> list[float]:
-    """Returns the lowest and highest ratio of two rewards' noise over the states."""
-    ratios = [noise / _noise(other)[step] for step, noise in _noise(reward).items()]
-    return [min(ratios), max(ratios)]
+    With another reward, it is the ratio of the two.
+    """
+    found = _noise(reward)
+    values = [value / _noise(other)[step] if other else value for step, value in found.items()]
+    return [min(values), max(values)]
 
 
 def _noise(reward: str) -> dict[int, float]:
@@ -171,56 +158,21 @@ def _noise(reward: str) -> dict[int, float]:
     Channels whose credit has a second step have more.
     """
     found: dict[int, float] = {}
-    for row in _sidecar_jobs()["signal"]["rows"]:
+    for row in _data("sidecar").rows("signal"):
         if row["reward"] == reward:
             found[row["step"]] = min(row["noise"], found.get(row["step"], np.inf))
     return found
 
 
-def projection(arm: str, key: str) -> list[float]:
-    """Returns a percentage of an arm of the projection experiment, mean and standard error."""
-    return _mean_and_error(_projection_scores()[arm][key])
-
-
-def projection_next(arm: str, key: str) -> list[float]:
-    """Returns the same of an arm that was run again."""
-    return _mean_and_error(_projection_scores("projection/next")[arm][key])
-
-
-def projection_at(arm: str, key: str, step: int) -> list[float]:
-    """Returns the same at one report."""
-    steps, values = projection_claims.curve(load_results(RESULTS / "projection" / "jobs")[arm], key)
-    return _mean_and_error(values[:, list(steps).index(step)])
-
-
-def _mean_and_error(values: FloatArray) -> list[float]:
-    return [100 * float(values.mean()), 100 * projection_claims.sem(values)]
-
-
-def projection_mean(arm: str, key: str) -> list[float]:
-    """Returns a number of an arm of the projection experiment, the mean over its seeds."""
-    return [float(_projection_scores()[arm][key].mean())]
-
-
-def projection_fewer(arm: str, reference: str, key: str = "hack") -> list[float]:
-    """Returns the points that an arm has fewer than a reference, with the interval, by seed."""
-    found = projection_claims.difference(_projection_scores(), arm, reference, key)
-    return [100 * value for value in found or []]
-
-
 def file(path: str, *keys: str | int) -> list[float]:
-    """Returns the numbers at some keys of a JSON file."""
-    return _flat(_at(json.loads((RESULTS / path).read_text(encoding="utf-8")), keys))
+    """Returns the number at some keys of a JSON file."""
+    value = json.loads((RESULTS / path).read_text(encoding="utf-8"))
+    for key in keys:
+        value = value[key]
+    return [float(value)]
 
 
-def percent_of(path: str, *keys: str | int) -> list[float]:
-    """Returns the same, in percent."""
-    return [100 * value for value in file(path, *keys)]
-
-
-_OF_SIDECAR = (sidecar, sidecar_range, sidecar_first_version, signal_noise, signal_ratio)
-_OF_PROJECTION = (projection, projection_next, projection_at, projection_mean, projection_fewer)
-_ALL = (jel, jel_next, jel_below, jel_controllers, *_OF_SIDECAR, *_OF_PROJECTION, file, percent_of)
+_ALL = (mean, rate, below, fewer, versus, controllers, range_below, first_version, noise, file)
 SOURCES: dict[str, Callable[..., list[float]]] = {each.__name__: each for each in _ALL}
 
 

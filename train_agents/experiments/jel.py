@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,30 +28,25 @@ import numpy as np
 from agents.jel import JELAgentConfig
 from baselines import schedules
 from baselines.sweeps import cma_search, random_search
-from baselines.tuning import SEARCHES, tune
-from hpenv.benchmark.command_line import check_counts, configuration
+from baselines.tuning import tune
 from hpenv.benchmark.environments import make_population
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.results import Rows
-from train_agents.experiments.jel_report import report
+from train_agents.experiments import jel_report as page
 from train_agents.experiments.meta_training import meta_train
-from train_agents.experiments.runner import Job, run_experiment
+from train_agents.experiments.report import Report, bpb_arms
+from train_agents.experiments.runner import Experiment, Job, Sizes
 from train_agents.experiments.sweeping import sweep
 
 ENV = "TrainLoop-JEL-v0"
-#: Disjoint, but for chance in a million: training seeds are 32-bit words drawn from the
-#: controller's seed.
-FIRST_EVALUATION_SEED, FIRST_TUNING_SEED = 1000, 2000
-#: Baselines that are reported as they are, untuned.
-UNTUNED = ("constant", "constant_warmdown", "cosine", "wsd", "nanochat")
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Sizes):
     """Size of the experiment. The defaults are the committed one."""
 
-    out: Path = Path("results/jel")  # tables, figures and one JSON file per job
-    runs: Path = Path("runs/jel")  # checkpoints and logs of the controllers
+    out: Path = Path("results/jel")
+    runs: Path = Path("runs/jel")
     num_steps: int = 561  # of a run [steps]
     interval: int = 50  # steps per decision [steps]
     deployment_tokens: int = 512  # of a step [tokens]
@@ -59,56 +54,39 @@ class ExperimentConfig:
     num_updates: int = 50  # of every controller
     num_controllers: int = 5  # of `paper` and of `ours`
     num_ablation_controllers: int = 3  # of each ablation
-    num_evaluation_seeds: int = 10  # runs per controller and baseline
-    num_tuning_seeds: int = 2  # runs per configuration of a sweep, and per point of a search
+    num_evaluation_seeds: int = 10
     num_points: int = 32  # of the search of a tuned baseline; 0 takes rates that were tuned before
-    only: tuple[str, ...] = ()  # run only the jobs whose names begin with one of these
     demo: bool = False  # reduce all of this to fit 10 minutes on two cores
-    num_workers: int = 2  # processes, one thread each
-    report_only: bool = False  # write tables and figures from the results that are there
+    MAY_BE_ZERO = ("num_controllers", "num_ablation_controllers", "num_points")
 
-    def __post_init__(self) -> None:
-        """Checks the counts."""
-        steps = ("num_steps", "interval", "deployment_tokens", "meta_tokens")
-        counts = ("num_updates", "num_evaluation_seeds", "num_tuning_seeds", "num_workers")
-        check_counts(self, *steps, *counts)
-        check_counts(self, "num_controllers", "num_ablation_controllers", "num_points", least=0)
-
-    def with_demo_sizes(self) -> ExperimentConfig:
-        """Returns the demo's configuration if it is asked for, else this one."""
-        if not self.demo:
-            return self
-        return replace(
-            self, out=Path("results/demo"), runs=Path("runs/demo"), num_steps=141, interval=12,
-            num_updates=10, num_controllers=2, num_ablation_controllers=0, num_evaluation_seeds=5,
-            num_tuning_seeds=2, num_points=0,
-        )  # fmt: skip
-
-    def env_kwargs(self, **more: Any) -> dict[str, Any]:
+    def env_kwargs(self) -> dict[str, Any]:
         """Returns the arguments of a deployed run."""
         steps = {"num_steps": self.num_steps, "interval": self.interval}
-        return {**steps, "batch_tokens": self.deployment_tokens, **more}
+        return {**steps, "batch_tokens": self.deployment_tokens}
 
-    def meta_kwargs(self, **more: Any) -> dict[str, Any]:
+    def meta_kwargs(self) -> dict[str, Any]:
         """Returns the arguments of a meta-training run."""
-        return self.env_kwargs(**more) | {"batch_tokens": self.meta_tokens}
+        return self.env_kwargs() | {"batch_tokens": self.meta_tokens}
 
-    @property
-    def evaluation_seeds(self) -> list[int]:
-        """Seeds that reported numbers are measured on."""
-        return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + self.num_evaluation_seeds))
 
-    @property
-    def tuning_seeds(self) -> list[int]:
-        """Seeds that configurations are chosen on."""
-        return list(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds))
+#: Sizes of the demo.
+DEMO: dict[str, Any] = {
+    "out": Path("results/demo"), "runs": Path("runs/demo"), "num_steps": 141, "interval": 12,
+    "num_updates": 10, "num_controllers": 2, "num_ablation_controllers": 0,
+    "num_evaluation_seeds": 5, "num_tuning_seeds": 2, "num_points": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train a controller."""
+    """One method: a baseline, a search, or a way to train a controller.
 
-    name: str
+    The repr is part of the configuration of a job, so it has only what changes a number.
+    """
+
+    name: str  # of the job; of a baseline, sweep or search it says which
+    label: str = field(default="", repr=False)  # in tables and figures; empty: the name
+    group: str = field(default="", repr=False)  # key of JOBS
     agent: str = "jel"
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)
@@ -119,21 +97,63 @@ def _penalty(term: str) -> dict[str, Any]:
     return {"reward": {"progress": 1.0, "divergence": 1.0, term: 0.1}}
 
 
-PAPER = Arm("paper")
-OURS = Arm(
-    "ours",
-    env_kwargs={"channels": "per_optimizer", "seed_mode": "grouped"},
-    jel=JELAgentConfig(learning_rate=2e-3),
-)
-ABLATIONS = (
-    Arm("normalize_per_step_std", jel=JELAgentConfig(normalize="per_step_std")),
-    Arm("normalize_batch_std", jel=JELAgentConfig(normalize="batch_std")),
-    Arm("normalize_grpo", jel=JELAgentConfig(normalize="grpo")),
-    Arm("observation_full", env_kwargs={"observation": "full"}),
-    Arm("penalty_smoothness", env_kwargs=_penalty("smoothness")),
-    Arm("penalty_gradient_norm", env_kwargs=_penalty("gradient_norm")),
-    Arm("per_optimizer", env_kwargs={"channels": "per_optimizer"}),
-    Arm("ppo", agent="ppo"),
+_PER_OPTIMIZER = {"channels": "per_optimizer"}
+_OURS = _PER_OPTIMIZER | {"seed_mode": "grouped"}
+#: Groups: `untuned` and `swept` are always run, `transferred` only with rates that were tuned
+#: before (`num_points` 0), `tuned` only without.
+ARMS: tuple[Arm, ...] = (
+    Arm(
+        "baseline_constant_warmdown",
+        "conservative base, controller off (the paper's suboptimal)",
+        "untuned",
+    ),
+    Arm("baseline_constant", "conservative base, constant rate", "untuned"),
+    Arm("baseline_cosine", "conservative base, cosine", "untuned"),
+    Arm("baseline_wsd", "conservative base, warmup-stable-decay", "untuned"),
+    Arm(
+        "baseline_nanochat",
+        "nanochat's rates, schedule and Muon, untuned, without its rule for the batch size",
+        "untuned",
+    ),
+    Arm("baseline_cosine_tuned", "hand-tuned rates, cosine", "transferred"),
+    Arm("baseline_wsd_tuned", "hand-tuned rates, warmup-stable-decay", "transferred"),
+    Arm("baseline_hand_tuned", "hand-tuned per-group rates, warmdown", "transferred"),
+    Arm("sweep_constant", "best constant multiplier of a sweep", "transferred"),
+    Arm("tuned_uniform", "one rate and decay, tuned, warmdown", "tuned"),
+    Arm("tuned_hand_tuned", "per-group rates, tuned, warmdown", "tuned"),
+    Arm("tuned_cosine", "per-group rates, tuned, cosine", "tuned"),
+    Arm("tuned_wsd", "per-group rates, tuned, warmup-stable-decay", "tuned"),
+    Arm("tuned_nanochat", "nanochat's rates times a tuned factor, and its decay tuned", "tuned"),
+    Arm("tuned_schedule_free_sgd", "schedule-free (SGD reading), tuned", "tuned"),
+    Arm("tuned_schedule_free_adamw", "schedule-free (AdamW reading), tuned", "tuned"),
+    Arm(
+        "sweep_schedule_free_sgd",
+        "best of the paper's 8 schedule-free points (SGD reading)",
+        "swept",
+    ),
+    Arm(
+        "sweep_schedule_free_adamw",
+        "best of the paper's 8 schedule-free points (AdamW reading)",
+        "swept",
+    ),
+    Arm("paper", "JEL, the paper's hyperparameters", "controller"),
+    Arm(
+        "ours",
+        "JEL, ours (per-optimizer actions, grouped seeds, policy rate 2e-3)",
+        "controller",
+        env_kwargs=_OURS,
+        jel=JELAgentConfig(learning_rate=2e-3),
+    ),
+    Arm("search_cma", "CMA-ES over schedules", "search"),
+    Arm("search_random_schedule", "random search over schedules", "search"),
+    Arm("normalize_per_step_std", "", "ablation", jel=JELAgentConfig(normalize="per_step_std")),
+    Arm("normalize_batch_std", "", "ablation", jel=JELAgentConfig(normalize="batch_std")),
+    Arm("normalize_grpo", "", "ablation", jel=JELAgentConfig(normalize="grpo")),
+    Arm("observation_full", "", "ablation", env_kwargs={"observation": "full"}),
+    Arm("penalty_smoothness", "", "ablation", env_kwargs=_penalty("smoothness")),
+    Arm("penalty_gradient_norm", "", "ablation", env_kwargs=_penalty("gradient_norm")),
+    Arm("per_optimizer", "", "ablation", env_kwargs=_PER_OPTIMIZER),
+    Arm("ppo", "", "ablation", agent="ppo"),
 )
 
 
@@ -195,73 +215,77 @@ def search(
     """Searches a schedule with JEL's number of meta-training episodes, then deploys the result."""
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if method == "cma":
-        policy, history = cma_search(meta_kwargs, num_episodes, seed, log=path)
-    else:
-        policy, history = random_search(meta_kwargs, num_episodes, seed, kind="schedule", log=path)
+    methods: dict[str, Any] = {
+        "cma": cma_search,
+        "random_schedule": partial(random_search, kind="schedule"),
+    }
+    policy, history = methods[method](meta_kwargs, num_episodes, seed, log=path)
     rows = evaluate_controller(policy, ENV, deployment_kwargs, evaluation_seeds)
     return rows, {"history": history}
 
 
+def _sweeps(num_steps: int) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Returns the configurations of each sweep."""
+    free = partial(schedules.schedule_free_configurations, num_steps=num_steps)
+    return {
+        "constant": schedules.constant_multipliers(num_steps),
+        "schedule_free_sgd": free("sgd"),
+        "schedule_free_adamw": free("adamw"),
+    }
+
+
 def make_jobs(config: ExperimentConfig) -> list[Job]:
     """Returns all jobs, the most wanted first."""
-    steps, deployed = config.num_steps, config.env_kwargs()
-    evaluation = {"evaluation_seeds": config.evaluation_seeds}
+    deployed, evaluation = config.env_kwargs(), {"evaluation_seeds": config.evaluation_seeds}
     tuning = {"env_kwargs": deployed, "tuning_seeds": config.tuning_seeds, **evaluation}
     transfer = {"meta_kwargs": config.meta_kwargs(), "deployment_kwargs": deployed, **evaluation}
 
-    def train_job(arm: Arm, seed: int) -> Job:
+    def one(arm: Arm) -> Job:
+        kind, _, which = arm.name.partition("_")
+        log = str(config.runs / f"{arm.name}.jsonl")
+        if kind == "baseline":
+            kwargs = deployed | schedules.BASELINES[which](config.num_steps).env_kwargs
+            return Job(arm.name, baseline, {"env_kwargs": kwargs, **evaluation})
+        if kind == "sweep":
+            tried = {"configurations": _sweeps(config.num_steps)[which]}
+            return Job(arm.name, partial(sweep, ENV), tried | tuning)
+        if kind == "tuned":
+            arguments = {"name": which, "num_points": config.num_points, "log": log, **tuning}
+            return Job(arm.name, tuned_baseline, arguments)
+        budget = {"num_episodes": 8 * config.num_updates, "seed": 0, "log": log}
+        return Job(arm.name, search, {"method": which, **budget, **transfer})
+
+    def controllers(group: str, count: int) -> list[Job]:
         sizes = {"num_updates": config.num_updates, "runs": str(config.runs)}
-        return Job(
-            f"{arm.name}-{seed}", controller, {"arm": arm, "seed": seed, **sizes, **transfer}
-        )
+        return [
+            Job(f"{arm.name}-{n}", controller, {"arm": arm, "seed": n, **sizes, **transfer})
+            for n in range(count)
+            for arm in ARMS
+            if arm.group == group
+        ]
 
-    def sweep_job(name: str, configurations: Mapping[str, dict[str, Any]]) -> Job:
-        return Job(name, partial(sweep, ENV), {"configurations": dict(configurations), **tuning})
-
-    def baseline_job(name: str) -> Job:
-        kwargs = deployed | schedules.BASELINES[name](steps).env_kwargs
-        return Job(f"baseline_{name}", baseline, {"env_kwargs": kwargs, **evaluation})
-
-    def tuned_job(name: str) -> Job:
-        log = str(config.runs / f"tuned_{name}.jsonl")
-        arguments = {"name": name, "num_points": config.num_points, "log": log, **tuning}
-        return Job(f"tuned_{name}", tuned_baseline, arguments)
-
-    def search_job(method: str) -> Job:
-        budget = {"num_episodes": 8 * config.num_updates, "seed": 0}
-        log = str(config.runs / f"search_{method}.jsonl")
-        return Job(f"search_{method}", search, {"method": method, "log": log, **budget, **transfer})
-
-    jobs = []
-    if config.num_points:
-        jobs += [baseline_job(name) for name in schedules.BASELINES if name in UNTUNED]
-        jobs += [tuned_job(name) for name in SEARCHES]
-    else:
-        jobs += [baseline_job(name) for name in schedules.BASELINES]
-        jobs += [sweep_job("sweep_constant", schedules.constant_multipliers(steps))]
-    for reading in ("sgd", "adamw"):
-        tried = schedules.schedule_free_configurations(reading, steps)
-        jobs.append(sweep_job(f"sweep_schedule_free_{reading}", tried))
-    for seed in range(config.num_controllers):
-        jobs += [train_job(PAPER, seed), train_job(OURS, seed)]
-    jobs += [search_job(method) for method in ("cma", "random_schedule")]
-    for seed in range(config.num_ablation_controllers):
-        jobs += [train_job(arm, seed) for arm in ABLATIONS]
-    return jobs
+    chosen = "tuned" if config.num_points else "transferred"
+    return [
+        *(one(arm) for arm in ARMS if arm.group in ("untuned", chosen, "swept")),
+        *controllers("controller", config.num_controllers),
+        *(one(arm) for arm in ARMS if arm.group == "search"),
+        *controllers("ablation", config.num_ablation_controllers),
+    ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program."""
-    program, complete = "train_agents.experiments.jel", ExperimentConfig.with_demo_sizes
-    config = configuration(ExperimentConfig, program, __doc__, arguments, complete)
+def _check(config: ExperimentConfig) -> None:
+    for size in (config.env_kwargs(), config.meta_kwargs()):
+        make_population(ENV, 1, size)
 
-    def check() -> None:
-        for size in (config.env_kwargs(), config.meta_kwargs()):
-            make_population(ENV, 1, size)
 
-    run_experiment(config, make_jobs(config), report, check)
-
+REPORT = Report(
+    *("jel", ARMS, bpb_arms, page.summarize, "main_table", page.PARTS, page.FIGURES),
+    required=page.REFERENCE,
+)
+EXPERIMENT = Experiment(
+    "jel", __doc__, ExperimentConfig, make_jobs, _check, REPORT.write, demo=DEMO
+)
+main = EXPERIMENT.main
 
 if __name__ == "__main__":
     main()

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any
 
-from hpenv.control.channels import CHANNELS, DEAD_ZONE
+from hpenv.control.channels import CHANNELS
 from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 
 #: Every arm has all of these, most of them at neutral, which is bitwise free.
@@ -24,28 +23,11 @@ PANEL: tuple[tuple[str, str], ...] = (
     ("direction_refresh", "run"),
     ("rebound_weight", "run"),
 )
-#: Weights of Rebound's penalty: its paper has 2, the paper on projection 0.5.
-ALPHAS = (0.5, 1.0, 2.0, 5.0)
-#: Refreshes about once in so many updates.
-REFRESH_INTERVAL = 10
-#: Loopholes that a weak detector knows.
-WEAK = ("run_tests", "sentinel")
-
 VANILLA, MAIN, PLAIN, RANDOM = "vanilla", "projection", "plain", "random"
-TWO_SIDED, DRIFT = "two_sided", "drift"
-#: The direction is removed from the update that AdamW makes, not from the gradient: AdamW lets a
-#: fraction of a projected direction back in.
-TRUE, RANDOM_TRUE = "update_two_sided", "update_random_two_sided"
-#: The direction is of programs that use the training's loopholes: the effect of projection along a
-#: direction that is right.
-LABELLED, LABELLED_TRUE = "all_modes", "all_modes_true"
-#: A program that uses a loophole is also longer. Three controls: programs with harmless lines
-#: appended against the same without, programs that use loopholes against the same with harmless
-#: lines, and programs that use them under another name, which has no effect.
-APPENDED, EXPLOITS, MISNAMED = "appended", "exploits", "misnamed"
 #: The arm of Rebound that projection is measured against: the form and weight that its paper found
 #: best.
 MAIN_REBOUND = "rebound_multiplicative_2"
+BEST_CONSTANT, CONTROLLER = "constant", "controller"
 
 #: Sections of the report.
 GROUPS = {
@@ -61,48 +43,37 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train."""
+    """One way to train, or a further measurement of another arm."""
 
     name: str  # of the job
     label: str  # in tables and figures
-    group: str  # key of GROUPS
+    group: str  # key of GROUPS, or empty
     grpo: Mapping[str, Any] = field(default_factory=dict)  # its changes of GRPOConfig
     #: Channel -> value during the whole run, in the channel's unit.
     values: Mapping[str, float] = field(default_factory=dict)
-    unknown_modes: tuple[str, ...] = ()  # loopholes that the direction was made without
-    #: Whether the trained coefficients are also evaluated without their component along the
-    #: direction.
+    #: True: the coefficients are also evaluated without their component along the direction.
     erases: bool = False
     length: int = 1  # of its runs, in those of the other arms
-    is_first: bool = False  # whether it has as many seeds as the arms that a claim rests on
+    is_first: bool = False  # True: it has as many seeds as the arms that a claim rests on
 
     @property
     def positions(self) -> dict[str, float]:
         """Channel -> position of its cell."""
-        return {name: position_of(name, value) for name, value in self.values.items()}
+        return {name: CHANNELS[name].position(value) for name, value in self.values.items()}
 
-
-def position_of(channel: str, value: float) -> float:
-    """Returns the position at which a one-sided, linear channel has a value other than neutral.
-
-    Raises:
-        ValueError: for a channel of another kind, or a value outside its bounds.
-    """
-    found = CHANNELS[channel]
-    low, high = found.bounds
-    if not found.one_sided or found.warp != "linear" or found.neutral != low:
-        raise ValueError(f"channel must rise evenly from its neutral, as in PANEL; got {channel}")
-    if not low < value <= high:
-        raise ValueError(f"{channel} must be above {low} and at most {high}; got {value}")
-    return DEAD_ZONE + (1.0 - DEAD_ZONE) * (value - low) / (high - low)
+    @property
+    def unknown_modes(self) -> tuple[str, ...]:
+        """Loopholes that a direction of labelled programs was made without."""
+        known = self.grpo.get("known_modes", TRAINING_MODES)
+        return tuple(mode for mode in TRAINING_MODES if mode not in known)
 
 
 _STRENGTH = {"projection_strength": 1.0}
 _FULL = _STRENGTH | {"magnitude_preservation": 1.0}
+#: The direction is removed from the update that AdamW makes, not from the gradient: AdamW lets a
+#: fraction of a projected direction back in.
 _TRUE = {"target": "update", "rule": "two_sided"}
 _SVD = {"direction_method": "svd", "num_axes": 4, "noise_floor": 0.25}
-_ALL: dict[str, Any] = {"known_modes": TRAINING_MODES}
-_FORMS = ("additive", "multiplicative")
 
 
 def _main(name: str, label: str, group: str, **grpo: Any) -> Arm:
@@ -111,21 +82,20 @@ def _main(name: str, label: str, group: str, **grpo: Any) -> Arm:
 
 
 def _rebound(form: str, alpha: float) -> Arm:
+    """Returns an arm with Rebound's penalty. Its paper weighs it 2, that on projection 0.5."""
     label = f"Rebound, {form}, alpha {alpha:g}"
     values = {"rebound_weight": alpha}
     return Arm(f"rebound_{form}_{alpha:g}", label, "paper", {"rebound": form}, values)
 
 
-def _detector(name: str, label: str, known: tuple[str, ...]) -> Arm:
-    """Returns an arm with the direction of labelled programs of some loopholes."""
-    arm = _main(name, label, "detector", direction="labelled", known_modes=known)
-    unknown = tuple(mode for mode in TRAINING_MODES if mode not in known)
-    return replace(arm, unknown_modes=unknown)
+def _labelled(name: str, programs: str, known: tuple[str, ...], kind: str = "labelled") -> Arm:
+    """Returns an arm with a direction of programs that use some loopholes."""
+    return _main(name, programs, "detector", direction=kind, known_modes=known)
 
 
 def _leave_out(mode: str) -> Arm:
     known = tuple(other for other in TRAINING_MODES if other != mode)
-    return _detector(f"without_{mode}", f"labelled programs of all modes but {mode}", known)
+    return _labelled(f"without_{mode}", f"labelled programs of all modes but {mode}", known)
 
 
 def _with_true(arm: Arm) -> tuple[Arm, Arm]:
@@ -134,32 +104,47 @@ def _with_true(arm: Arm) -> tuple[Arm, Arm]:
     return arm, replace(arm, name=f"{arm.name}_true", label=label, grpo=_TRUE | dict(arm.grpo))
 
 
-def _longer(arm: Arm) -> Arm:
+def _longer(name: str) -> Arm:
     """Returns an arm with runs of twice the length, to see if suppressed hacks come later."""
+    arm = _NAMED[name]
     label = f"{arm.label}, twice as long"
-    name = f"{arm.name}_long"
-    return replace(arm, name=name, label=label, group="longer", length=2, is_first=False)
+    return replace(arm, name=f"{name}_long", label=label, group="longer", length=2, is_first=False)
 
 
-def _again(arm: Arm) -> Arm:
+def _again(name: str) -> Arm:
     """Returns an arm once more, to see if its results repeat."""
-    label = f"{arm.label}, once more"
-    name = f"{arm.name}_again"
-    return replace(arm, name=name, label=label, group="again", erases=False, is_first=False)
+    arm = replace(_NAMED[name], erases=False, is_first=False)
+    return replace(arm, name=f"{name}_again", label=f"{arm.label}, once more", group="again")
 
 
-_WANTED: tuple[Arm, ...] = (
+#: Arms that claims rest on. `all_modes` is of programs that use the training's loopholes: the
+#: effect of projection along a direction that is right. A program that uses a loophole is also
+#: longer. Three controls: programs with harmless lines appended against the same without
+#: (`appended`), programs that use loopholes against the same with harmless lines (`exploits`), and
+#: programs that use them under another name, which has no effect (`misnamed`).
+_FIRST: tuple[Arm, ...] = (
     Arm(VANILLA, "vanilla (a)", "paper", erases=True),
     _main(MAIN, "one-sided, length kept (b)", "paper"),
-    _main(RANDOM, "random direction", "controls", direction="random"),
-    _main(TWO_SIDED, "two-sided", "controls", rule="two_sided"),
-    _main(DRIFT, "drift: two-sided and a push of -0.4 sd", "controls", rule="drift"),
-    _main(TRUE, "the update, two-sided", "controls", **_TRUE),
-    *_with_true(_detector(LABELLED, "labelled programs of all modes", TRAINING_MODES)),
     Arm(PLAIN, "one-sided (c)", "paper", {}, _STRENGTH),
-    *(_rebound(form, 2.0) for form in _FORMS),
-    _main(RANDOM_TRUE, "the update, random, two-sided", "controls", **_TRUE, direction="random"),
-    *_with_true(_detector("weak", f"labelled programs of {' and '.join(WEAK)}", WEAK)),
+    _main(RANDOM, "random direction", "controls", direction="random"),
+    _main("two_sided", "two-sided", "controls", rule="two_sided"),
+    _main("drift", "drift: two-sided and a push of -0.4 sd", "controls", rule="drift"),
+    *_with_true(_labelled("all_modes", "labelled programs of all modes", TRAINING_MODES)),
+    *_with_true(_labelled("appended", "harmless lines appended", TRAINING_MODES, "harmless")),
+    _rebound("multiplicative", 2.0),
+)
+#: The other arms, the most wanted first.
+_MORE: tuple[Arm, ...] = (
+    _main("update_two_sided", "the update, two-sided", "controls", **_TRUE),
+    _rebound("additive", 2.0),
+    _main(
+        *("update_random_two_sided", "the update, random, two-sided", "controls"),
+        **_TRUE,
+        direction="random",
+    ),
+    *_with_true(
+        _labelled("weak", "labelled programs of run_tests and sentinel", ("run_tests", "sentinel"))
+    ),
     _rebound("additive", 0.5),
     _main("svd", "4 axes", "axes", **_SVD),
     _main("svd_random", "4 random axes", "axes", **_SVD, direction="random"),
@@ -172,17 +157,19 @@ _WANTED: tuple[Arm, ...] = (
     Arm("route", "routed", "routing", {"route": True}, _STRENGTH),
     Arm(
         *("route_random", "routed, random direction", "routing"),
-        {"route": True, "direction": "random"},
-        _STRENGTH,
+        *({"route": True, "direction": "random"}, _STRENGTH),
     ),
     *(_leave_out(mode) for mode in TRAINING_MODES),
     Arm(
-        *("refresh_rarely", f"refreshed at about every {REFRESH_INTERVAL}th update", "axes"),
-        values=_FULL | {"direction_refresh": 1.0 / REFRESH_INTERVAL},
+        *("refresh_rarely", "refreshed at about every 10th update", "axes"),
+        values=_FULL | {"direction_refresh": 0.1},
     ),
     _main("update", "projects the update, not the gradient", "controls", target="update"),
-    # Arms that are already above keep their places.
-    *(_rebound(form, alpha) for alpha, form in product(ALPHAS, _FORMS)),
+    _rebound("multiplicative", 0.5),
+    _rebound("additive", 1.0),
+    _rebound("multiplicative", 1.0),
+    _rebound("additive", 5.0),
+    _rebound("multiplicative", 5.0),
     Arm(
         *("refresh_always", "refreshed at every update", "axes"),
         values=_FULL | {"direction_refresh": 1.0},
@@ -194,37 +181,29 @@ _WANTED: tuple[Arm, ...] = (
     ),
     _main("reverse", "reversed (2c)", "controls", rule="reverse"),
     *_with_true(
-        _main(APPENDED, "harmless lines appended", "detector", direction="harmless", **_ALL)
-    ),
-    *_with_true(
-        _main(
-            *(EXPLOITS, "labelled against harmless lines", "detector"),
-            direction="labelled_vs_harmless",
-            **_ALL,
+        _labelled(
+            *("exploits", "labelled against harmless lines"),
+            *(TRAINING_MODES, "labelled_vs_harmless"),
         )
     ),
     *_with_true(
-        _main(
-            *(MISNAMED, "labelled under other names", "detector"),
-            direction="labelled_renamed",
-            **_ALL,
-        )
+        _labelled("misnamed", "labelled under other names", TRAINING_MODES, "labelled_renamed")
     ),
 )
-#: Arms that claims rest on, with more seeds.
-FIRST = (
-    *(VANILLA, MAIN, PLAIN, RANDOM, TWO_SIDED, DRIFT, LABELLED, LABELLED_TRUE),
-    *(APPENDED, f"{APPENDED}_true", MAIN_REBOUND),
-)
-_NAMED = {arm.name: replace(arm, is_first=arm.name in FIRST) for arm in _WANTED}
-#: The most wanted first.
+_NAMED = {arm.name: arm for arm in (*(replace(arm, is_first=True) for arm in _FIRST), *_MORE)}
 ARMS: tuple[Arm, ...] = (
-    *(_NAMED[name] for name in FIRST),
-    *(arm for arm in _NAMED.values() if not arm.is_first),
-    *(_longer(_NAMED[name]) for name in (VANILLA, MAIN)),
-    *(_again(_NAMED[name]) for name in (VANILLA, MAIN)),
-    *(_longer(_NAMED[name]) for name in (LABELLED_TRUE, LABELLED, RANDOM)),
+    *_NAMED.values(),
+    *(_longer(name) for name in (VANILLA, MAIN)),
+    *(_again(name) for name in (VANILLA, MAIN)),
+    *(_longer(name) for name in ("all_modes_true", "all_modes", RANDOM)),
 )
-
+#: Further measurements of the arms, and of the strengths.
+DERIVED: tuple[Arm, ...] = (
+    Arm("vanilla_erased", "vanilla, its knobs erased afterwards", "controls"),
+    Arm("route_on", "routed, with the quarantine", "routing"),
+    Arm("route_random_on", "routed, random direction, with the quarantine", "routing"),
+    Arm(BEST_CONSTANT, "best constant strength", "", {}, _STRENGTH),
+    Arm(CONTROLLER, "learned strength, controller", ""),
+)
 #: Arms that the demo has.
-DEMO_ARMS = (VANILLA, MAIN, RANDOM, TWO_SIDED, DRIFT, "rebound_additive_2")
+DEMO_ARMS = (VANILLA, MAIN, RANDOM, "two_sided", "drift", "rebound_additive_2")

@@ -9,147 +9,272 @@ section that had parts and has lost all paragraphs with them.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from hpenv.arrays import FloatArray
+from hpenv.benchmark.facts import ROOT
 from hpenv.benchmark.results import markdown_table, read_result
-from train_agents import figures
+from hpenv.benchmark.statistics import controllers_interval, mean_interval
 
 Result = Mapping[str, Any]
-#: Method -> what the summary of an experiment has of it.
-Summary = Mapping[str, Mapping[str, Any]]
-#: Renders one part of a page; its arguments are words of the template.
-Part = Callable[..., str]
-#: Renders the cell of a method in one column.
-Cell = Callable[[str], str]
+Row = Mapping[str, Any]
+#: Renders the cell of an item (an arm, a row...) in one column.
+Cell = Callable[[Any], str]
+#: Columns of a table: headers, and their cells.
+Columns = Sequence[tuple[str, Cell]]
 CALL = re.compile(r"\{\{(\w+)((?: [^{}]+)?)\}\}")
-#: Keys of a sweep's table -> headers.
-HEADERS = {
-    "probe_loss": "probe loss [nats]",
-    "bpb": "held-out bits per byte, per tuning seed",
-    "pay": "pay per decision (which chose)",
-    "pass": "pass %",
-    "hack": "hack %",
-}
+#: Held-out bits per byte of a run that diverged: a uniform guess over bytes.
+DIVERGED_BPB = 8.0
+
+
+# Numbers
+
+
+class Sample(NamedTuple):
+    """One number of an arm, for every controller and seed.
+
+    Attributes:
+        seeds: of the runs, (S,).
+        values: the numbers, (C, S). C is 1 for an arm without several controllers.
+    """
+
+    seeds: tuple[int, ...]
+    values: FloatArray
+
+    @property
+    def mean(self) -> float:
+        """The mean over all runs."""
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean, 0 of a single run."""
+        count = self.values.size
+        return float(self.values.std(ddof=1) / math.sqrt(count)) if count > 1 else 0.0
+
+    def estimate(self) -> list[float]:
+        """Returns the mean with the ends of its 95 % interval, or the mean alone.
+
+        The interval is over seeds, or over the means of at least 5 controllers. Nothing is claimed
+        of fewer controllers.
+        """
+        if len(self.values) > 1:
+            interval = controllers_interval(self.values)
+        else:
+            interval = mean_interval(self.values) if self.values.size > 1 else None
+        return [self.mean] if interval is None else [float(value) for value in interval]
+
+    def on(self, seeds: Sequence[int]) -> FloatArray:
+        """Returns the numbers of some of the seeds, (C, S)."""
+        return self.values.take([self.seeds.index(seed) for seed in seeds], axis=1)
+
+    def above(self, reference: Sample, *, relative: bool = False) -> Sample:
+        """Returns the difference from a reference, paired by the seeds that both have.
+
+        Several controllers of the reference count by their mean. If `relative`, it is a fraction of
+        the reference.
+
+        Raises:
+            ValueError: they have no seed in common.
+        """
+        seeds = tuple(seed for seed in self.seeds if seed in reference.seeds)
+        if not seeds:
+            raise ValueError(
+                "arms must have seeds in common to be paired; "
+                f"got {self.seeds} and {reference.seeds}"
+            )
+        theirs = reference.on(seeds).mean(0)
+        gap = self.on(seeds) - theirs
+        return Sample(seeds, gap / theirs if relative else gap)
+
+    def below(self, reference: Sample, *, relative: bool = True) -> list[float]:
+        """Returns the estimate of how far this lies below a reference, see `above`."""
+        gap = self.above(reference, relative=relative)
+        return Sample(gap.seeds, -gap.values).estimate()
+
+
+#: Key -> one number of an arm.
+Scores = Mapping[str, Sample]
+
+
+def samples(
+    members: Sequence[Result], numbers: Callable[[Row], Mapping[str, float]]
+) -> dict[str, Sample]:
+    """Returns the numbers of an arm by key. Several rows of a seed count by their mean.
+
+    Results of the same seeds are several controllers. Results of other seeds are more runs of one.
+
+    Args:
+        members: the results of the arm.
+        numbers: returns key -> number of a row.
+
+    Raises:
+        ValueError: the results have some seeds in common, and others not.
+    """
+    tables: list[dict[int, list[Mapping[str, float]]]] = []
+    for result in members:
+        table: dict[int, list[Mapping[str, float]]] = {}
+        for row in result["rows"]:
+            table.setdefault(int(row["seed"]), []).append(numbers(row))
+        tables.append(table)
+
+    if len(set(chain.from_iterable(tables))) == sum(map(len, tables)):
+        tables = [dict(chain.from_iterable(table.items() for table in tables))]
+    seeds = {tuple(table) for table in tables}
+    if len(seeds) > 1:
+        raise ValueError(f"controllers must have the same seeds to be paired; got {sorted(seeds)}")
+
+    found = {}
+    for key in next(iter(tables[0].values()))[0]:
+        values = [[np.mean([row[key] for row in rows]) for rows in t.values()] for t in tables]
+        found[key] = Sample(tuple(tables[0]), np.array(values))
+    return found
+
+
+def bits_per_byte(row: Row) -> dict[str, float]:
+    """Returns the held-out bits per byte of a run under `bpb`. A diverged run has 8."""
+    is_lost = row["bpb"] is None or row["divergence_reason"] is not None
+    return {"bpb": DIVERGED_BPB if is_lost else float(row["bpb"])}
+
+
+def bpb_arms(jobs: Mapping[str, Result]) -> dict[str, dict[str, Sample]]:
+    """Returns the held-out bits per byte of every arm whose runs have them."""
+    members: dict[str, list[Result]] = {}
+    for name, result in jobs.items():
+        if result["rows"] and "bpb" in result["rows"][0]:
+            members.setdefault(arm_of(name), []).append(result)
+    return {arm: samples(results, bits_per_byte) for arm, results in members.items()}
+
+
+def arm_of(job: str) -> str:
+    """Returns the arm of a job: its name without a number at the end."""
+    stem, _, number = job.rpartition("-")
+    return stem if number.isdigit() else job
 
 
 @dataclass(frozen=True)
-class Column:
-    """Column of a table: its header, and the cell of an arm."""
+class Data:
+    """Results of an experiment: the job files, and the numbers of the arms."""
 
-    header: str
-    cell: Cell
+    known: Mapping[str, Any]  # name -> arm with a label and a group, in the order of the tables
+    folder: Path
+    jobs: Mapping[str, Result]  # by name, in the order of the names
+    arms: Mapping[str, Scores]
 
+    def label(self, arm: str) -> str:
+        """Returns the name of an arm in tables and figures, with the number of its job."""
+        stem, number = arm_of(arm), arm.removeprefix(arm_of(arm)).replace("-", " ")
+        label = self.known[stem].label if stem in self.known else ""
+        return (label or stem.replace("_", " ")) + number
 
-def load_results(folder: Path) -> dict[str, Result]:
-    """Returns the result of every job that is done, by name, in the order of the names."""
-    files = sorted(folder.glob("*.json"), key=lambda file: file.stem)
-    return {file.stem: read_result(file) for file in files}
+    def of_group(self, *groups: str) -> list[str]:
+        """Returns the arms of some groups that have numbers, in the order of the tables."""
+        names = [arm.name for group in groups for arm in self.known.values() if arm.group == group]
+        return [name for name in names if name in self.arms]
 
+    def members(self, arm: str) -> list[Result]:
+        """Returns the results of an arm: those of `<arm>-<number>` are several of one arm."""
+        return [result for name, result in self.jobs.items() if arm in (name, arm_of(name))]
 
-def by_arm(results: Mapping[str, Result]) -> dict[str, list[Result]]:
-    """Returns the results of each arm: those of `<arm>-<number>` are several results of one arm."""
-    arms: dict[str, list[Result]] = {}
-    for name, result in results.items():
-        stem, _, number = name.rpartition("-")
-        arms.setdefault(stem if number.isdigit() else name, []).append(result)
-    return arms
+    def extra(self, arm: str) -> Mapping[str, Any]:
+        """Returns the further numbers of an arm's first job, empty if it is not done."""
+        return next((result["extra"] for result in self.members(arm)), {})
 
+    def rows(self, arm: str) -> list[Row]:
+        """Returns the rows of all results of an arm."""
+        return list(chain.from_iterable(result["rows"] for result in self.members(arm)))
 
-def table(names: Sequence[str], columns: Sequence[Column]) -> str:
-    """Returns a table with a row per arm, empty without arms."""
-    if not names:
-        return ""
-    headers = [column.header for column in columns]
-    return markdown_table(headers, [[column.cell(name) for column in columns] for name in names])
+    def divergences(self, arm: str) -> int:
+        """Returns the number of an arm's runs that diverged."""
+        return sum(row["divergence_reason"] is not None for row in self.rows(arm))
 
-
-def tried_table(result: Result, columns: Mapping[str, Callable[[Any], str]]) -> str:
-    """Returns a table of the points that a sweep tried. The first column marks the chosen one."""
-    name, chosen = next(iter(columns)), result["extra"]["chosen"]
-    rows = []
-    for entry in result["extra"]["table"]:
-        cells = [show(entry) for show in columns.values()]
-        cells[0] += " (chosen)" if entry[name] == chosen else ""
-        rows.append(cells)
-    return markdown_table([HEADERS.get(column, column) for column in columns], rows)
-
-
-def _bpb_list(values: Sequence[float | None]) -> str:
-    return ", ".join("diverged" if value is None else f"{value:.4f}" for value in values)
-
-
-#: Columns of a sweep over configurations of a pretraining run.
-SWEPT: dict[str, Callable[[Any], str]] = {
-    "configuration": lambda entry: entry["configuration"],
-    "probe_loss": lambda entry: f"{entry['probe_loss']:.4f}",
-    "bpb": lambda entry: _bpb_list(entry["bpb"]),
-}
+    def below(
+        self, arm: str, reference: str, key: str = "bpb", *, relative: bool = True
+    ) -> list[float]:
+        """Returns `Sample.below` of two arms. Empty where one has not been measured."""
+        if key not in self.arms.get(arm, {}) or key not in self.arms.get(reference, {}):
+            return []
+        return self.arms[arm][key].below(self.arms[reference][key], relative=relative)
 
 
-def percent(found: Sequence[float] | None, digits: int = 1, alone: str = "") -> str:
-    """Returns fractions as percent: a mean with its interval, or a mean alone with a remark.
+# The page
 
-    Args:
-        found: mean, low and high, or the mean alone, or None, which is empty.
-        digits: decimals.
-        alone: remark for a mean without an interval.
-    """
-    if found is None:
-        return ""
-    mean, *ends = (f"{100 * value:+.{digits}f}" for value in found)
-    return f"{mean} % [{', '.join(ends)}]" if ends else f"{mean} %{alone}"
+#: Returns a part of a page, from the results and the words of the template.
+Part = Callable[..., str]
+#: Returns what a figure shows, empty without data; and draws that into a file.
+Figure = tuple[Callable[[Data], Any], Callable[[Path, Any], None]]
 
 
-def points(found: Sequence[float] | None) -> str:
-    """Returns a difference of two rates with its interval, in points."""
-    if found is None:
-        return ""
-    mean, low, high = (f"{100 * value:+.1f}" for value in found)
-    return f"{mean} [{low}, {high}]"
+@dataclass(frozen=True)
+class Report:
+    """The report of an experiment, as data."""
 
+    name: str  # of the folder with the template
+    known: Sequence[Any]  # all arms, each with name, label and group, in the order of the tables
+    arms: Callable[[Mapping[str, Result]], Mapping[str, Scores]]
+    summarize: Callable[[Data], Mapping[str, Any]]
+    shown: str  # part that is also printed
+    parts: Mapping[str, Part]
+    figures: Mapping[str, Figure]
+    #: Returns the numbers and names of the template's sentences, `{{value key format}}`. What has
+    #: not been measured is left out.
+    values: Callable[[Data], Mapping[str, Any]] = lambda _: {}
+    required: str = ""  # job without which there is no report
 
-def ends(interval: Sequence[float] | None, digits: int = 4) -> str:
-    """Returns the ends of an interval in brackets, after a space. Empty without one."""
-    return f" [{', '.join(f'{end:.{digits}f}' for end in interval)}]" if interval else ""
+    def load(self, folder: Path) -> Data:
+        """Returns the results in `folder`/jobs."""
+        files = sorted((folder / "jobs").glob("*.json"), key=lambda file: file.stem)
+        jobs = {file.stem: read_result(file) for file in files}
+        return Data({arm.name: arm for arm in self.known}, folder, jobs, self.arms(jobs))
 
+    def write(self, folder: Path) -> None:
+        """Writes summary.json, the figures and README.md from the job files in `folder`/jobs."""
+        data = self.load(folder)
+        if not data.jobs or self.required not in ("", *data.jobs):
+            print(f"no report yet: {folder / 'jobs'} lacks {self.required or 'results'}")
+            return
 
-def bpb_column(summary: Summary) -> Column:
-    """Returns the column of held-out bits per byte, with intervals."""
-    return Column(
-        "held-out bits per byte",
-        lambda name: f"{summary[name]['bpb']:.4f}{ends(summary[name]['interval'])}",
-    )
+        summary = json.dumps(self.summarize(data), indent=1)
+        (folder / "summary.json").write_text(f"{summary}\n", encoding="utf-8")
+        template = (ROOT / "results" / self.name / "template.md").read_text(encoding="utf-8")
+        parts = {name: partial(part, data) for name, part in self.parts.items()}
+        page = render(template, {**self._common(data), **parts})
+        (folder / "README.md").write_text(page, encoding="utf-8")
+        print(f"written: {folder}/README.md, summary.json and figures")
+        print(self.parts[self.shown](data))
 
+    def _common(self, data: Data) -> dict[str, Part]:
+        """Returns the parts that every page has."""
+        facts = [result["facts"] for result in data.jobs.values()]
+        command = " ".join(["python", *facts[0]["command"]])
+        names = {f["commit"][:12] + (" (changed)" if f["dirty"] else "") for f in facts}
+        commits, values = ", ".join(sorted(names)), self.values(data)
 
-def draw_comparison(file: Path, summary: Summary, names: Sequence[str], label: Cell) -> None:
-    """Draws the held-out bits per byte of some methods with their intervals, the best last."""
-    bars = []
-    for name in sorted(names, key=lambda name: -summary[name]["bpb"]):
-        mean = summary[name]["bpb"]
-        low, high = summary[name]["interval"] or (mean, mean)
-        bars.append((label(name), mean, low, high))
-    figures.comparison_bars(file, bars, "held-out bits per byte")
+        def figure(key: str) -> str:
+            select, draw = self.figures[key]
+            shown = select(data)
+            if not shown:
+                return ""
+            draw(data.folder / f"{key}.png", shown)
+            return f"![{key}]({key}.png)\n"
 
-
-def number_cell(summary: Summary, key: str, form: str) -> Cell:
-    """Returns a cell with a number of the summary, empty if the number is None."""
-    return lambda name: "" if summary[name][key] is None else format(summary[name][key], form)
-
-
-def commits(results: Mapping[str, Result]) -> str:
-    """Returns the commits that made the results."""
-    facts = [result["facts"] for result in results.values()]
-    names = {str(fact["commit"])[:12] + (" (changed)" if fact["dirty"] else "") for fact in facts}
-    return ", ".join(sorted(names))
-
-
-def command(result: Result) -> str:
-    """Returns the command that made a result."""
-    return " ".join(["python", *result["facts"]["command"]])
+        return {
+            "command": lambda: command,
+            "commits": lambda: commits,
+            "corpus": lambda: str(facts[0]["corpus"]),
+            "made": lambda: f"`{command}` at {commits}",
+            "value": lambda key, form="": format(values[key], form) if key in values else "",
+            "figure": figure,
+        }
 
 
 def render(template: str, parts: Mapping[str, Part]) -> str:
@@ -158,68 +283,118 @@ def render(template: str, parts: Mapping[str, Part]) -> str:
     Raises:
         ValueError: the template calls a part that there is none of.
     """
-    sections: list[list[str]] = [[]]
-    for paragraph in re.split(r"\n{2,}", template.strip()):
-        if paragraph.startswith("#"):
-            sections.append([])
-        sections[-1].append(paragraph)
-
-    levels = [_level(section[0]) if section else 0 for section in sections]
-    pages = [_section(section, parts) for section in sections]
-    texts = []
-
-    for number, (text, is_empty) in enumerate(pages):
-        # A heading stays for the sections below it.
-        below = number + 1
-        while below < len(pages) and levels[below] > levels[number] > 0:
-            is_empty = is_empty and pages[below][1]
-            below += 1
-        if text and not is_empty:
-            texts.append(text)
-
-    return "\n\n".join(texts) + "\n"
+    page: list[str] = []
+    below = 0  # level of the heading of the section that was kept last
+    sections = [_section(text, parts) for text in re.split(r"\n+(?=#)", template.strip())]
+    for text, is_empty in reversed(sections):
+        level = len(text) - len(text.lstrip("#"))
+        if not is_empty or below > level > 0:  # a heading stays for the sections below it
+            page.append(text)
+            below = level
+    return "\n\n".join(reversed(page)) + "\n"
 
 
-def _level(paragraph: str) -> int:
-    """Returns the level of a heading, 0 for other paragraphs."""
-    return len(paragraph) - len(paragraph.lstrip("#"))
-
-
-def _section(paragraphs: Sequence[str], parts: Mapping[str, Part]) -> tuple[str, bool]:
+def _section(section: str, parts: Mapping[str, Part]) -> tuple[str, bool]:
     """Returns the text of a section, and True if it had parts and lost all paragraphs with parts.
 
     Paragraphs without parts stay.
     """
-    texts, had_parts, is_empty = [], False, True
-    for paragraph in paragraphs:
-        text, first = _paragraph(paragraph, parts)
-        if first is not None:
-            had_parts, is_empty = True, is_empty and not first
-        if first is None or first:
-            texts.append(text)
-    return "\n\n".join(texts), had_parts and is_empty
+    kept, filled = [], []  # texts, and True for each paragraph with parts that stayed
+    for paragraph in re.split(r"\n{2,}", section):
+        found: list[str] = []
+
+        def call(match: re.Match[str], found: list[str] = found) -> str:
+            name, arguments = match.group(1), match.group(2).split()
+            if name not in parts:
+                raise ValueError(f"a template calls {name!r}; expected one of {sorted(parts)}")
+            found.append(parts[name](*arguments))
+            return found[-1]
+
+        text = CALL.sub(call, paragraph)
+        filled += [bool(found[0])] if found else []
+        if not found or found[0]:
+            kept.append(text.rstrip("\n"))
+    return "\n\n".join(kept), bool(filled) and not any(filled)
 
 
-def _paragraph(paragraph: str, parts: Mapping[str, Part]) -> tuple[str, str | None]:
-    """Returns the text of a paragraph, and that of its first part, None without parts."""
-    found: list[str] = []
-
-    def call(match: re.Match[str]) -> str:
-        name, arguments = match.group(1), match.group(2).split()
-        if name not in parts:
-            raise ValueError(f"a template calls {name!r}; expected one of {sorted(parts)}")
-        found.append(parts[name](*arguments))
-        return found[-1]
-
-    text = CALL.sub(call, paragraph)
-    return text, found[0] if found else None
+# Tables and text
 
 
-def write_report(
-    folder: Path, template: Path, parts: Mapping[str, Part], summary: Mapping[str, Any]
-) -> None:
-    """Writes summary.json, the figures that the parts draw, and README.md into a folder."""
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    page = render(template.read_text(encoding="utf-8"), parts)
-    (folder / "README.md").write_text(page, encoding="utf-8")
-    print(f"written: {folder}/README.md, summary.json and figures")
+def table(items: Iterable[Any], columns: Columns) -> str:
+    """Returns a table with a row per item, empty without items."""
+    rows = [[cell(item) for _, cell in columns] for item in items]
+    return markdown_table([header for header, _ in columns], rows) if rows else ""
+
+
+def tried_table(result: Result, columns: Columns = ()) -> str:
+    """Returns a table of the points that a sweep tried. The first column marks the chosen one."""
+    (header, name), *others = columns or SWEPT
+
+    def first(entry: Row) -> str:
+        is_chosen = result["extra"]["chosen"] == next(iter(entry.values()))
+        return name(entry) + (" (chosen)" if is_chosen else "")
+
+    return table(result["extra"]["table"], [(header, first), *others])
+
+
+def _bpb_list(entry: Row) -> str:
+    return ", ".join("diverged" if value is None else f"{value:.4f}" for value in entry["bpb"])
+
+
+#: Columns of a sweep over configurations of a pretraining run.
+SWEPT: Columns = (
+    ("configuration", "{configuration}".format_map),
+    ("probe loss [nats]", "{probe_loss:.4f}".format_map),
+    ("held-out bits per byte, per tuning seed", _bpb_list),
+)
+
+
+def interval_text(
+    found: Iterable[float], form: str = "+.1f", factor: float = 100.0, unit: str = " %",
+    alone: str = "",
+) -> str:  # fmt: skip
+    """Returns a mean with its interval in brackets, empty of nothing.
+
+    Args:
+        found: mean, low and high, or the mean alone.
+        form: of each number.
+        factor: of each number.
+        unit: behind the mean.
+        alone: remark for a mean without an interval.
+    """
+    texts = [format(factor * value, form) for value in found]
+    if not texts:
+        return ""
+    mean, *ends = texts
+    return f"{mean}{unit} [{', '.join(ends)}]" if ends else f"{mean}{unit}{alone}"
+
+
+#: Returns a difference of two rates with its interval, in points.
+points = partial(interval_text, unit="")
+
+
+def plus_minus(sample: Sample, factor: float = 100.0, digits: int = 1) -> str:
+    """Returns mean and standard error, or the mean of a single run."""
+    error = f" ± {factor * sample.error:.{digits}f}" if sample.values.size > 1 else ""
+    return f"{factor * sample.mean:.{digits}f}{error}"
+
+
+def number(value: float | None, form: str) -> str:
+    """Returns a number as text, empty of None."""
+    return "" if value is None else format(value, form)
+
+
+def bpb_column(data: Data) -> tuple[str, Cell]:
+    """Returns the column of held-out bits per byte, with intervals."""
+    title = "held-out bits per byte"
+    return title, lambda arm: interval_text(data.arms[arm]["bpb"].estimate(), ".4f", 1.0, "")
+
+
+def bpb_bars(data: Data, names: Sequence[str]) -> list[tuple[str, float, float, float]]:
+    """Returns label, held-out bits per byte and interval of some arms, the best last."""
+    bars = []
+    for name in sorted(names, key=lambda name: -data.arms[name]["bpb"].mean):
+        mean, *ends = data.arms[name]["bpb"].estimate()
+        low, high = ends or (mean, mean)
+        bars.append((data.label(name), mean, low, high))
+    return bars

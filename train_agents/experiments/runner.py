@@ -11,18 +11,56 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from hpenv.benchmark.command_line import refusals
+from hpenv.benchmark.command_line import check_counts, configuration, refusals
 from hpenv.benchmark.files import check_file, check_folder
 from hpenv.benchmark.progress import progress
 from hpenv.benchmark.results import Rows, read_result, write_result
+
+#: First seed of the reported runs, of tuning, and of the comparison of the Sidecar's rewards.
+FIRST_EVALUATION_SEED, FIRST_TUNING_SEED, FIRST_REWARD_SEED = 1000, 2000, 4000
+
+
+def seeds_from(first: int, count: int) -> list[int]:
+    """Returns `count` seeds from the first on."""
+    return list(range(first, first + count))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Size of an experiment: the base class of their configurations. Numbers are at least 1."""
+
+    out: Path  # tables, figures and one JSON file per job
+    runs: Path  # checkpoints and logs of the runs
+    num_evaluation_seeds: int = 5  # runs of an arm
+    num_tuning_seeds: int = 2  # runs per point of a sweep or search
+    num_workers: int = 2  # processes, one thread each
+    only: tuple[str, ...] = ()  # run only the jobs whose names begin with one of these
+    report_only: bool = False  # write tables and figures from the results that are there
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()  # fields
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for each in fields(self):
+            if isinstance(getattr(self, each.name), int) and each.type != "bool":
+                check_counts(self, each.name, least=0 if each.name in self.MAY_BE_ZERO else 1)
+
+    @property
+    def evaluation_seeds(self) -> list[int]:
+        """Seeds that reported numbers are measured on."""
+        return seeds_from(FIRST_EVALUATION_SEED, self.num_evaluation_seeds)
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """Seeds that configurations are chosen on. Training seeds are 32-bit words."""
+        return seeds_from(FIRST_TUNING_SEED, self.num_tuning_seeds)
 
 
 @dataclass(frozen=True)
@@ -148,35 +186,40 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
         raise RuntimeError(f"{len(failed)} jobs failed: {failed}")
 
 
-def run_experiment(
-    config: Any,
-    jobs: Sequence[Job],
-    report: Callable[[Path], None],
-    check: Callable[[], object],
-    late_jobs: Callable[[], Sequence[Job]] = tuple,
-) -> None:
-    """Runs the jobs that have no result, then writes the report.
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment as data: configuration, jobs and report."""
 
-    Args:
-        config: of the experiment, with `out`, `runs`, `only`, `report_only` and `num_workers`.
-        jobs: all jobs, in the order of running.
-        report: writes tables and figures into a folder.
-        check: raises ValueError before the first job if the runs cannot be made.
-        late_jobs: returns jobs that need the results of the others.
-    """
-    folder = config.out / "jobs"
-    with refusals():
-        asked = select_jobs(jobs, config.only)
-        check_folder("out", config.out)
-        if config.report_only:
-            check_results(folder)
-        else:
-            check_folder("runs", config.runs)
-            open_jobs(asked, folder)
-            check()
+    name: str  # of the module
+    description: str | None  # text for --help
+    config: type[Sizes]
+    make_jobs: Callable[[Any], Sequence[Job]]  # all jobs, in the order of running
+    check: Callable[[Any], object]  # raises ValueError before the first job if no run can be made
+    report: Callable[[Path], None]  # writes tables and figures into a folder
+    demo: Mapping[str, Any] = field(default_factory=dict)  # sizes of `--demo`
+    late_jobs: Callable[[Any], Sequence[Job]] = lambda _: ()  # that need the others' results
 
-    if not config.report_only:
-        run_jobs(asked, folder, config.num_workers)
-        if late := late_jobs():
-            run_jobs(late, folder, config.num_workers)
-    report(config.out)
+    def complete(self, config: Any) -> Any:
+        """Returns the configuration that runs: that of the demo if it is asked for."""
+        return replace(config, **self.demo) if self.demo and config.demo else config
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """Runs the program: the jobs that have no result, then the report."""
+        program = f"train_agents.experiments.{self.name}"
+        config = configuration(self.config, program, self.description, arguments, self.complete)
+        folder = config.out / "jobs"
+        with refusals():
+            asked = select_jobs(self.make_jobs(config), config.only)
+            check_folder("out", config.out)
+            if config.report_only:
+                check_results(folder)
+            else:
+                check_folder("runs", config.runs)
+                open_jobs(asked, folder)
+                self.check(config)
+
+        if not config.report_only:
+            run_jobs(asked, folder, config.num_workers)
+            if late := self.late_jobs(config):
+                run_jobs(late, folder, config.num_workers)
+        self.report(config.out)

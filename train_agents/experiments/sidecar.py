@@ -4,7 +4,7 @@ Command: `python -m train_agents.experiments.sidecar`.
 
 The Sidecar learns during the run that it controls, so nothing is trained beforehand. An arm is one
 population with a row per seed, compared by seed on held-out bits per byte at equal tokens. The
-default configuration was fixed before any reported arm (`sidecar_arms.DEFAULT`). It is also
+default configuration was fixed before any reported arm (`DEFAULT`). It is also
 compared with the best constant rate and the best schedule of a sweep, chosen by the probe loss on
 tuning seeds.
 
@@ -24,34 +24,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agents.sidecar_config import INITIAL_STD, SidecarConfig
-from hpenv.benchmark.command_line import check_counts, configuration
 from hpenv.benchmark.environments import make_population
-from hpenv.benchmark.results import Rows, read_result
+from hpenv.benchmark.results import Rows
 from hpenv.optim.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
-from hpenv.plant import snapshots
-from train_agents.experiments import sidecar_arms as design
+from train_agents.experiments import runner
+from train_agents.experiments import sidecar_report as page
 from train_agents.experiments.measures.signal import measure_signal
-from train_agents.experiments.measures.weights import body, compare_runs, differences
-from train_agents.experiments.runner import Job, run_experiment
-from train_agents.experiments.sidecar_arms import DEFAULT, ENV
-from train_agents.experiments.sidecar_report import report
+from train_agents.experiments.measures.weights import forensics
+from train_agents.experiments.report import Report
+from train_agents.experiments.runner import Experiment, Job, Sizes, seeds_from
 from train_agents.experiments.sweeping import sweep
 from train_agents.online import OnlineConfig, run_online
 from train_agents.outputs import checkpoints
 
+ENV = "TrainLoop-Cell-v0"
+#: Settings outside the Sidecar's control, and the start of its cells; fixed before any reported
+#: arm. Rate and decay are those of torch's AdamW. Pilots of the Sidecar's noise and rate ran on
+#: seeds 2000-2002, scored by held-out bits per byte. Those seeds must not be reported on.
+DEFAULT: dict[str, Any] = {
+    "preset": "cell11",
+    "optimizer": "adamw",
+    "base_lr": 1e-3,
+    "base_weight_decay": 1e-2,
+    "schedule": "none",
+    "batch_tokens": 128,
+    "sequence_length": 64,
+}
+#: Multipliers of base_lr that the sweeps try.
+CONSTANT_MULTIPLIERS, SCHEDULE_MULTIPLIERS = (0.3, 1.0, 3.0, 10.0), (1.0, 3.0, 10.0)
+#: Fraction of a run's steps that a swept schedule warms up for; 2 % as Haegele et al. 2024.
+WARMUP_FRACTION = 0.02
+
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Sizes):
     """Size of the experiments. The defaults are those of the reported ones."""
 
-    out: Path = Path("results/sidecar")  # tables, figures and one JSON file per job
-    runs: Path = Path("runs/sidecar")  # checkpoints and logs of the runs
+    out: Path = Path("results/sidecar")
+    runs: Path = Path("runs/sidecar")
     preset: str = DEFAULT["preset"]  # key of hpenv.lm.model.PRESETS; with gated feed-forward
     data: str = "stdlib"  # see hpenv.lm.data.load_corpus
     num_steps: int = 3000  # of a run [steps]
@@ -61,8 +77,6 @@ class ExperimentConfig:
     eval_tokens: int = 16_384  # of a held-out evaluation [tokens]
     eval_interval: int = 500  # steps between held-out evaluations [steps]
     num_traces: int = 60  # points of a run at which the cells' positions are recorded
-    num_evaluation_seeds: int = 5  # rows of an arm
-    num_tuning_seeds: int = 2  # rows of each configuration of a sweep
     num_probe_batches: int = 64  # that a sweep chooses by
     num_reward_seeds: int = 5  # rows of an arm of the rewards, on seeds of their own
     hidden_size: int = 256  # of a Sidecar's network
@@ -70,17 +84,6 @@ class ExperimentConfig:
     signal_layers: tuple[int, ...] = (0, 5, 10)  # whose cells are moved
     signal_batches: int = 8  # repetitions, a step apart
     signal_noise_steps: int = 200  # whose credits tell the noise [steps]
-    num_workers: int = 2  # processes, one thread each
-    only: tuple[str, ...] = ()  # run only the jobs whose names begin with one of these
-    report_only: bool = False  # write tables and figures from the results that are there
-
-    def __post_init__(self) -> None:
-        """Checks the counts."""
-        tokens = ("batch_tokens", "sequence_length", "eval_tokens")
-        steps = ("num_steps", "long_steps", "eval_interval", "num_traces", "num_probe_batches")
-        seeds = ("num_evaluation_seeds", "num_tuning_seeds", "num_reward_seeds")
-        signal = ("signal_batches", "signal_noise_steps")
-        check_counts(self, *tokens, *steps, *seeds, *signal, "hidden_size", "num_workers")
 
     def env_arguments(self, **more: Any) -> dict[str, Any]:
         """Returns the arguments of a run of usual length."""
@@ -88,40 +91,142 @@ class ExperimentConfig:
         return DEFAULT | {name: getattr(self, name) for name in sizes} | more
 
     @property
-    def evaluation_seeds(self) -> list[int]:
-        """Seeds that reported numbers are measured on."""
-        first = design.FIRST_EVALUATION_SEED
-        return list(range(first, first + self.num_evaluation_seeds))
-
-    @property
-    def tuning_seeds(self) -> list[int]:
-        """Seeds that constants and schedules are chosen on."""
-        first = design.FIRST_TUNING_SEED
-        return list(range(first, first + self.num_tuning_seeds))
-
-    @property
     def reward_seeds(self) -> list[int]:
         """Seeds that the rewards are compared on."""
-        first = design.FIRST_REWARD_SEED
-        return list(range(first, first + self.num_reward_seeds))
+        return seeds_from(runner.FIRST_REWARD_SEED, self.num_reward_seeds)
 
 
-def constant_configurations() -> dict[str, dict[str, Any]]:
-    """Returns constant rates to sweep over, by name."""
-    return {f"x{m:g}": _rate(m, Constant()) for m in design.CONSTANT_MULTIPLIERS}
+@dataclass(frozen=True)
+class Arm:
+    """One way to attach a Sidecar, or a sweep without one."""
+
+    name: str  # of the job
+    label: str  # in tables and figures
+    #: Key of `sidecar_report.COMPARISONS`, or `sweeps`. Arms of `rewards` run on the seeds of the
+    #: rewards, arms of `weight_decay` five times as long.
+    group: str
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)  # its changes of the env
+    sidecar: Mapping[str, Any] = field(default_factory=dict)  # its changes of the Sidecar
+    #: True: a job per seed, whose rows are all the run of that seed.
+    is_grouped: bool = False
 
 
-def schedule_configurations(num_steps: int) -> dict[str, dict[str, Any]]:
-    """Returns cosine and warmup-flat-warmdown at several rates, both after a short warmup."""
-    warmup = round(design.WARMUP_FRACTION * num_steps)
-    cosine, warmdown = Cosine(num_steps, warmup), WarmupFlatWarmdown(num_steps, warmup)
-    multipliers = design.SCHEDULE_MULTIPLIERS
-    configurations = {f"cosine x{m:g}": _rate(m, cosine) for m in multipliers}
-    return configurations | {f"warmdown x{m:g}": _rate(m, warmdown) for m in multipliers}
+_SURFACE = {"channels": "foundational"}
+_DETACHED = {"attached": False}
 
 
-def _rate(multiplier: float, schedule: Schedule) -> dict[str, Any]:
-    return {"base_lr": DEFAULT["base_lr"] * multiplier, "schedule": schedule}
+def _with(channel: str) -> dict[str, Any]:
+    return {"channels": f"foundational_{channel}"}
+
+
+def _paid(
+    name: str, label: str, sidecar: Mapping[str, Any], *, is_grouped: bool = False,
+    env_kwargs: Mapping[str, Any] = _SURFACE, **terms: float,
+) -> Arm:  # fmt: skip
+    """Returns an arm with some terms of the reward, by default the next step's loss change."""
+    reward = {"divergence": 1.0} | (terms or {"loss_change": 1.0})
+    return Arm(name, label, "rewards", {**env_kwargs, "reward": reward}, sidecar, is_grouped)
+
+
+_CAP = {"channels": (("state_norm_cap", "layer"),)}
+#: So little exploration that caps which start dormant stay so: the arms differ in where the caps
+#: start, not in noise.
+_QUIET = {"initial_std": {"clip": 0.01}}
+#: A cap of 1.5 times the root mean square of a token's first, normed embedding.
+_BINDING = _QUIET | {"initial_mean": {"state_norm_cap": 0.7353794667124718}}
+#: Skips 0.6 of the updates: a gate whose neutral is read as a probability (section 6).
+_WRONG_NEUTRAL = {"initial_mean": {"grad_skip": 0.6399999999999999}}
+#: One rate, set every 50 steps as in "Just Enough Learning", on the change of the mean loss of 50
+#: steps.
+_WINDOWED: dict[str, Any] = {"interval": 50, "channels": (("lr", "run"),)}
+_WINDOWED |= {"observation": "progress", "num_registers": 0}
+_OWN_STEP = {"delay": 0}
+#: A credit of two rewards, from the action's decision on, has all terms that answer after
+#: different delays.
+_TWO_STEPS = {"delay": 0, "horizon": 2}
+ARMS: tuple[Arm, ...] = (
+    Arm("detached", "default, no Sidecar", "foundational", _SURFACE, _DETACHED),
+    Arm("foundational", "Sidecar, foundational surface", "foundational", _SURFACE),
+    # The cost of exploration alone: samples of a policy that never changes.
+    Arm(
+        *("no_learning", "Sidecar that explores and learns nothing", "foundational", _SURFACE),
+        {"learning_rate": 1e-12},
+    ),
+    Arm("sweep_constant", "best constant rate of a sweep", "sweeps"),
+    Arm("sweep_schedule", "best schedule of a sweep", "sweeps"),
+    Arm(
+        *("no_gate", "Sidecar without its gate of evidence", "foundational", _SURFACE),
+        {"evidence": 0.0},
+    ),
+    Arm("layer_lr", "Sidecar, a rate per layer alone", "foundational", {"channels": "layer_lr"}),
+    _paid("reward_detached", "default, no Sidecar", _DETACHED),
+    _paid("reward_next", "next step's loss change (the default)", {}),
+    _paid(
+        *("reward_same_batch", "loss change on the same batch", _OWN_STEP), same_batch_change=1.0
+    ),
+    _paid("reward_probe", "probe loss change", _OWN_STEP, progress=1.0),
+    _paid("reward_credit", "loss change, of an action's own step and the next", _TWO_STEPS),
+    _paid(
+        *("reward_composite", "loss change, stability, budget and late divergence", _TWO_STEPS),
+        loss_change=1.0,
+        stability=1.0,
+        budget=0.01,
+        late_divergence=1.0,
+    ),
+    _paid("reward_window", "loss change over 16 steps", {"horizon": 16}),
+    _paid(
+        *("reward_interval", "a rate alone, every 50 steps, on their mean loss"),
+        _TWO_STEPS | {"evidence": 0.0, "initial_std": {"scale": 0.2}},
+        env_kwargs=_WINDOWED,
+    ),
+    _paid(
+        *("reward_population", "loss change, baseline of rows on the same data"),
+        {"baseline": "population"},
+        is_grouped=True,
+    ),
+    _paid("reward_common", "loss change, a common part per channel", {"common": True}),
+    Arm(
+        *("backward_grad_skip", "foundational and gradient skipping", "backward"),
+        _with("grad_skip"),
+    ),
+    Arm(
+        *("backward_grad_gate", "foundational and gradient gating", "backward"), _with("grad_gate")
+    ),
+    Arm(
+        *("backward_grad_truncate", "foundational and gradient truncation", "backward"),
+        _with("grad_truncate"),
+    ),
+    Arm(
+        *("backward_momentum_blend", "foundational and momentum blending", "backward"),
+        _with("momentum_blend"),
+    ),
+    Arm("cap_dormant", "caps alone, dormant at the start", "caps", _CAP, _QUIET),
+    Arm("cap_binding", "caps alone, binding at the start", "caps", _CAP, _BINDING),
+    Arm(
+        *("wrong_neutral", "skipping whose neutral is a probability of 0.6", "caps"),
+        *(_with("grad_skip"), _WRONG_NEUTRAL),
+    ),
+    Arm("long_detached", "default, no Sidecar", "weight_decay", _SURFACE, _DETACHED),
+    Arm("long_foundational", "Sidecar, foundational surface", "weight_decay", _SURFACE),
+    Arm(
+        *("long_weight_decay", "foundational and weight decay per tensor", "weight_decay"),
+        _with("weight_decay"),
+    ),
+)
+
+
+def sweep_configurations(num_steps: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the configurations of each sweep: constant rates, and schedules after a warmup."""
+    warmup = round(WARMUP_FRACTION * num_steps)
+
+    def rates(name: str, multipliers: Sequence[float], schedule: Schedule) -> dict[str, Any]:
+        base = DEFAULT["base_lr"]
+        return {f"{name}x{m:g}": {"base_lr": base * m, "schedule": schedule} for m in multipliers}
+
+    cosine = rates("cosine ", SCHEDULE_MULTIPLIERS, Cosine(num_steps, warmup))
+    warmdown = rates("warmdown ", SCHEDULE_MULTIPLIERS, WarmupFlatWarmdown(num_steps, warmup))
+    constant = rates("", CONSTANT_MULTIPLIERS, Constant())
+    return {"sweep_constant": constant, "sweep_schedule": cosine | warmdown}
 
 
 def signal(env_arguments: Mapping[str, Any], seed: int, **sizes: Any) -> Rows:
@@ -129,38 +234,8 @@ def signal(env_arguments: Mapping[str, Any], seed: int, **sizes: Any) -> Rows:
     return measure_signal(ENV, env_arguments, seed, sigma=INITIAL_STD, **sizes)
 
 
-def forensics(ours: str, reference: str, control: str, result: str, seeds: Sequence[int]) -> Rows:
-    """Compares the final weights of two runs per seed, and correlates the dial's positions.
-
-    `control` of every row compares two runs without the dial.
-
-    Args:
-        ours: folder of the run with a weight-decay cell per tensor.
-        reference: folder of the run without.
-        control: folder of another run without.
-        result: result file of `ours`, which has the final positions.
-        seeds: one per row.
-    """
-    folders = [Path(folder) for folder in (ours, reference, control)]
-    states = [snapshots.load(checkpoints(folder, "step")[-1] / "env") for folder in folders]
-    extra = read_result(result)["extra"]
-    prefix = "weight_decay/"
-
-    rows = []
-    for row, seed in enumerate(seeds):
-        cells = zip(extra["names"], extra["final_mean"][row], strict=True)
-        positions = {name: value for name, value in cells if name.startswith(f"{prefix}layer.")}
-        choices = {name.removeprefix(prefix): value for name, value in positions.items()}
-        with_dial, without, other = (body(state, row) for state in states)
-        apart = differences(without, other)
-        apart.pop("tensors")
-        rows.append({"seed": seed} | compare_runs(with_dial, without, choices) | {"control": apart})
-    return rows, {"steps": [int(state.tensors["window/steps"].max()) for state in states]}
-
-
 def make_jobs(config: ExperimentConfig) -> list[Job]:
-    """Returns all jobs but the last (see `late_jobs`), the most wanted first."""
-    arms = {arm.name: _arm_job(arm, config) for arm in design.ARMS}
+    """Returns all jobs but the last (see `late_jobs`), the long runs at the end."""
     static = config.env_arguments(
         channels="layer_lr",
         observation="progress",
@@ -170,38 +245,25 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         num_probe_batches=config.num_probe_batches,
     )
 
-    def sweep_job(name: str, configurations: Mapping[str, Mapping[str, Any]]) -> Job:
+    def jobs_of(arm: Arm) -> list[Job]:
+        if arm.group != "sweeps":
+            return _arm_jobs(arm, config)
         seeds = {"tuning_seeds": config.tuning_seeds, "evaluation_seeds": config.evaluation_seeds}
-        arguments = {"configurations": dict(configurations), "env_kwargs": static, **seeds}
-        return Job(name, partial(sweep, ENV), arguments | {"heldout_curve": True})
+        tried = sweep_configurations(config.num_steps)[arm.name]
+        arguments = {"configurations": tried, "env_kwargs": static, "heldout_curve": True}
+        return [Job(arm.name, partial(sweep, ENV), arguments | seeds)]
 
-    def signal_job() -> Job:
-        arguments = {
-            "env_arguments": config.env_arguments(channels="foundational_weight_decay"),
-            "seed": design.FIRST_TUNING_SEED,
-            "states": config.signal_states,
-            "layers": config.signal_layers,
-            "num_batches": config.signal_batches,
-            "num_noise_steps": config.signal_noise_steps,
-        }
-        return Job("signal", signal, arguments)
-
-    def arm_jobs(prefix: str) -> list[Job]:
-        return [job for name, job in arms.items() if name.startswith(prefix)]
-
-    first = ("detached", "foundational", "no_learning", "no_gate")
-    return [
-        *(arms[name] for name in first),
-        sweep_job("sweep_constant", constant_configurations()),
-        *arm_jobs("reward_"),
-        sweep_job("sweep_schedule", schedule_configurations(config.num_steps)),
-        *arm_jobs("backward_"),
-        *arm_jobs("cap_"),
-        arms["wrong_neutral"],
-        arms["layer_lr"],
-        signal_job(),
-        *arm_jobs("long_"),
-    ]
+    measured = {
+        "env_arguments": config.env_arguments(channels="foundational_weight_decay"),
+        "seed": runner.FIRST_TUNING_SEED,
+        "states": config.signal_states,
+        "layers": config.signal_layers,
+        "num_batches": config.signal_batches,
+        "num_noise_steps": config.signal_noise_steps,
+    }
+    usual = [job for arm in ARMS if arm.group != "weight_decay" for job in jobs_of(arm)]
+    long = [job for arm in ARMS if arm.group == "weight_decay" for job in jobs_of(arm)]
+    return [*usual, Job("signal", signal, measured), *long]
 
 
 def late_jobs(config: ExperimentConfig) -> list[Job]:
@@ -222,40 +284,44 @@ def late_jobs(config: ExperimentConfig) -> list[Job]:
     return [Job("forensics", forensics, arguments)]
 
 
-def _arm_job(arm: design.Arm, config: ExperimentConfig) -> Job:
-    num_steps = config.long_steps if arm.long else config.num_steps
-    seeds = config.reward_seeds if arm.seeds == "reward" else config.evaluation_seeds
-    sidecar: dict[str, Any] = {"hidden_size": config.hidden_size, **arm.sidecar}
-    if arm.initial_value:
-        values = arm.initial_value.items()
-        sidecar["initial_mean"] = {name: design.position_of(name, value) for name, value in values}
-
-    online = OnlineConfig(
-        env=ENV,
-        seeds=len(seeds),
-        first_seed=seeds[0] + (arm.group or 0),
-        seed_mode="independent" if arm.group is None else "grouped",
-        sidecar=SidecarConfig(**sidecar),
-        eval_interval=config.eval_interval,
-        trace_interval=math.ceil(num_steps / config.num_traces),
-        checkpoint_interval=config.eval_interval,
-        out=config.runs / arm.name,
-    )
+def _arm_jobs(arm: Arm, config: ExperimentConfig) -> list[Job]:
+    num_steps = config.long_steps if arm.group == "weight_decay" else config.num_steps
+    seeds = config.reward_seeds if arm.group == "rewards" else config.evaluation_seeds
     arguments = config.env_arguments(**arm.env_kwargs) | {"num_steps": num_steps}
     if "interval" in arguments:
         arguments["interval"] = min(arguments["interval"], config.eval_interval)
-    return Job(arm.name, run_online, {"config": online, "env_arguments": arguments})
+
+    jobs = []
+    for number, seed in enumerate(seeds if arm.is_grouped else seeds[:1]):
+        name = f"{arm.name}-{number}" if number else arm.name
+        online = OnlineConfig(
+            env=ENV,
+            seeds=len(seeds),
+            first_seed=seed,
+            seed_mode="grouped" if arm.is_grouped else "independent",
+            sidecar=SidecarConfig(**{"hidden_size": config.hidden_size, **arm.sidecar}),
+            eval_interval=config.eval_interval,
+            trace_interval=math.ceil(num_steps / config.num_traces),
+            checkpoint_interval=config.eval_interval,
+            out=config.runs / name,
+        )
+        jobs.append(Job(name, run_online, {"config": online, "env_arguments": arguments}))
+    return jobs
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program."""
-    config = configuration(ExperimentConfig, "train_agents.experiments.sidecar", __doc__, arguments)
-
-    def check() -> None:
-        make_population(ENV, 1, config.env_arguments())
-
-    run_experiment(config, make_jobs(config), report, check, lambda: late_jobs(config))
-
+REPORT = Report(
+    "sidecar", ARMS, page.arms, page.summarize, "claims", page.PARTS, page.FIGURES, page.values
+)
+EXPERIMENT = Experiment(
+    "sidecar",
+    __doc__,
+    ExperimentConfig,
+    make_jobs,
+    lambda config: make_population(ENV, 1, config.env_arguments()),
+    REPORT.write,
+    late_jobs=late_jobs,
+)
+main = EXPERIMENT.main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Tables and figures of the Sidecar's experiments, as parts of `results/sidecar/template.md`.
+"""Parts of `results/sidecar/template.md`: tables and figures of the Sidecar's experiments.
 
 Every table has bits per byte and perplexity, so that they are not confused.
 """
@@ -6,150 +6,202 @@ Every table has bits per byte and perplexity, so that they are not confused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpenv.benchmark.facts import ROOT
-from hpenv.benchmark.results import markdown_table
 from hpenv.control.channels import CHANNELS
 from train_agents import figures
 from train_agents.experiments import report as engine
-from train_agents.experiments import sidecar_claims as claims
 from train_agents.experiments.measures.weights import STATISTICS
-from train_agents.experiments.report import Cell, Column, Result, Summary, percent
-from train_agents.experiments.sidecar_claims import COMPARISONS, LABELS, UNITS, final_values, scores
+from train_agents.experiments.report import Cell, Data, Result, Row, Scores, number
+from train_agents.experiments.sidecar_claims import (
+    CLAIMS,
+    COMPARISONS,
+    UNITS,
+    Claim,
+    below_at,
+    in_both_units,
+    verdict,
+)
 
-TEMPLATE = ROOT / "results/sidecar/template.md"
 #: Correlations of a tensor's properties with its final weight decay, in the paper (section 5.4).
 PAPER_CORRELATIONS = {"frobenius_norm": "-0.20", "std": "-0.04"}
-#: Job whose cells are drawn -> channel, file (Figures 2 and 5).
-TRAJECTORIES = {
-    "long_weight_decay": ("weight_decay", "figure2_weight_decay.png"),
-    "layer_lr": ("lr", "figure5_layer_lr.png"),
-}
 
 
-def _percent(found: Sequence[float] | None) -> str:
-    return percent(found, digits=2, alone=" (one seed)")
+def arms(jobs: Mapping[str, Result]) -> dict[str, Scores]:
+    """Returns the bits per byte and perplexity of every arm."""
+    return {name: in_both_units(bits) for name, bits in engine.bpb_arms(jobs).items()}
 
 
-def arm_table(comparison: str, summary: Summary) -> str:
-    """Returns the arms of a comparison, and how far each lies below its references."""
+def summarize(data: Data) -> dict[str, dict[str, Any]]:
+    """Returns each arm's bits per byte, perplexity, differences from its references and cost."""
+    return {name: _entry(data, name) for name in data.known if name in data.arms}
+
+
+def _entry(data: Data, name: str) -> dict[str, Any]:
+    bpb, perplexity, extra = *data.arms[name].values(), data.extra(name)
+    tables = [table for group, table in COMPARISONS.items() if name in _shown(data, group)]
+    others = set(chain.from_iterable(table.references for table in tables)) & set(data.arms)
+    return {
+        "seeds": list(bpb.seeds),
+        "bpb": bpb.mean,
+        "perplexity": perplexity.mean,
+        "interval": bpb.estimate()[1:] or None,
+        "diverged": data.divergences(name),
+        "versus": {
+            other: {unit: data.below(name, other, unit) for unit in UNITS}
+            for other in sorted(others - {name})
+        },
+        **{key: extra.get(key) for key in ("agent_ms", "env_ms", "advantage_rms", "evidence")},
+        "rates": final_values(extra, "lr"),
+    }
+
+
+def _shown(data: Data, group: str) -> list[str]:
+    """Returns the arms with a result in a comparison, empty if none is of its own group."""
+    own, comparison = data.of_group(group), COMPARISONS[group]
+    every = (*comparison.before, *own, *comparison.after)
+    return [name for name in every if name in data.arms] if own else []
+
+
+def final_values(extra: Mapping[str, Any], channel: str) -> dict[str, float] | None:
+    """Returns geometric mean and ends of a channel's final values, None without it."""
+    names = extra.get("names", [])
+    columns = [column for column, name in enumerate(names) if name.split("/")[0] == channel]
+    if not columns:
+        return None
+    values = CHANNELS[channel].values(np.array(extra["final_mean"])[:, columns])
+    mean = float(np.exp(np.log(values).mean()))
+    return {"mean": mean, "low": float(values.min()), "high": float(values.max())}
+
+
+_percent = partial(engine.interval_text, form="+.2f", alone=" (one seed)")
+
+
+def claim_table(data: Data) -> str:
+    """Returns the paper's claims next to what was measured."""
+
+    def statement(claim: Claim) -> str:
+        return claim.direction if claim.number is None else f"{100 * claim.number:+.1f} %"
+
+    def gap(claim: Claim, unit: str = "perplexity") -> list[float]:
+        return below_at(data, claim.arm, claim.reference, unit, claim.step)
+
     columns = [
-        Column("arm", LABELS.__getitem__),
-        engine.bpb_column(summary),
-        Column("perplexity per byte", engine.number_cell(summary, "perplexity", ".3f")),
+        ("claim (section)", lambda claim: claim.text),
+        ("the paper's", statement),
+        ("measured, perplexity", lambda claim: _percent(gap(claim))),
+        ("measured, bits per byte", lambda claim: _percent(gap(claim, "bpb"))),
+        ("supported", lambda claim: verdict(gap(claim), claim)),
     ]
-    for reference in COMPARISONS[comparison].references:
-        if reference in summary:
-            below = f"below {reference}: bits"
-            columns.append(Column(below, _below(summary, reference, "bpb")))
-            columns.append(Column("perplexity", _below(summary, reference, "perplexity")))
-    columns.append(Column("diverged", engine.number_cell(summary, "diverged", "d")))
-    names = [name for name in COMPARISONS[comparison].arms if name in summary]
+    return engine.table(CLAIMS, columns)
+
+
+def arm_table(data: Data, group: str) -> str:
+    """Returns the arms of a comparison, and how far each lies below its references."""
+
+    def below(reference: str, unit: str) -> Cell:
+        return lambda arm: "" if arm == reference else _percent(data.below(arm, reference, unit))
+
+    columns = [
+        ("arm", data.label),
+        engine.bpb_column(data),
+        ("perplexity per byte", lambda arm: f"{data.arms[arm]['perplexity'].mean:.3f}"),
+    ]
+    for reference in COMPARISONS[group].references:
+        if reference in data.arms:
+            columns.append((f"below {reference}: bits", below(reference, "bpb")))
+            columns.append(("perplexity", below(reference, "perplexity")))
+    columns.append(("diverged", lambda arm: str(data.divergences(arm))))
+    return engine.table(_shown(data, group), columns)
+
+
+def sweep_table(data: Data, name: str) -> str:
+    """Returns what a sweep tried."""
+    if name not in data.jobs:
+        return ""
+    spent = f"Runs spent on the choice: {data.extra(name)['runs_spent']}."
+    return f"{engine.tried_table(data.jobs[name])}\n\n{spent}"
+
+
+def price_table(data: Data) -> str:
+    """Returns the cost of a decision, and the final learning rates."""
+
+    def cost(key: str, form: str) -> Cell:
+        return lambda arm: number(data.extra(arm).get(key), form)
+
+    def rates(arm: str) -> str:
+        found = final_values(data.extra(arm), "lr")
+        return "{mean:.2f} ({low:.2f} to {high:.2f})".format(**found) if found else ""
+
+    columns = [
+        ("arm", lambda arm: f"`{arm}`"),
+        ("runs [ms per decision]", cost("env_ms", ".1f")),
+        ("sidecars [ms per decision]", cost("agent_ms", ".1f")),
+        ("noise of an advantage, RMS [reward]", cost("advantage_rms", ".3g")),
+        ("evidence at the end", cost("evidence", ".3g")),
+        ("final rate multipliers, mean (range)", rates),
+    ]
+    names = [name for name in data.known if data.extra(name).get("env_ms") is not None]
     return engine.table(names, columns)
 
 
-def _below(summary: Summary, reference: str, unit: str) -> Cell:
-    return lambda name: _percent(summary[name]["versus"].get(reference, {}).get(unit))
-
-
-def claim_table(results: Mapping[str, Result]) -> str:
-    """Returns the paper's claims next to what was measured."""
-    rows = []
-    for claim in claims.CLAIMS:
-        found: dict[str, Any] = dict.fromkeys(UNITS)
-        if claim.arm in results and claim.reference in results:
-            ours, theirs = (scores(results[n], claim.step) for n in (claim.arm, claim.reference))
-            found = {unit: claims.advantage(ours, theirs, unit) for unit in UNITS}
-        said = claim.direction if claim.number is None else f"{100 * claim.number:+.1f} %"
-        measured = [_percent(found["perplexity"]), _percent(found["bpb"])]
-        rows.append([claim.text, said, *measured, claims.verdict(found["perplexity"], claim)])
-    headers = ("claim (section)", "the paper's", "measured, perplexity", "measured, bits per byte")
-    return markdown_table([*headers, "supported"], rows)
-
-
-def price_table(summary: Summary) -> str:
-    """Returns the cost of a decision, and the final learning rates."""
-
-    def rates(name: str) -> str:
-        found = summary[name]["rates"]
-        return f"{found['mean']:.2f} ({found['low']:.2f} to {found['high']:.2f})" if found else ""
-
-    columns = [
-        Column("arm", lambda name: f"`{name}`"),
-        Column("runs [ms per decision]", engine.number_cell(summary, "env_ms", ".1f")),
-        Column("sidecars [ms per decision]", engine.number_cell(summary, "agent_ms", ".1f")),
-        Column(
-            "noise of an advantage, RMS [reward]",
-            engine.number_cell(summary, "advantage_rms", ".3g"),
-        ),
-        Column("evidence at the end", engine.number_cell(summary, "evidence", ".3g")),
-        Column("final rate multipliers, mean (range)", rates),
-    ]
-    return engine.table([n for n, e in summary.items() if e["env_ms"] is not None], columns)
-
-
-def signal_table(result: Result) -> str:
+def signal_table(data: Data) -> str:
     """Returns signal and noise of each reward, at each state."""
-    rows = []
-    for row in result["rows"]:
-        place = (f"{row['step']}", f"`{row['channel']}` ({row['cells']})", row["reward"])
-        effect = f"{row['effect']:.1e} ± {row['standard_error']:.0e}"
-        ratio = f"{row['snr']:.1e}" if row["snr"] else "not told from zero"
-        steps = f"{row['steps_to_know']:.1e}" if row["steps_to_know"] else ""
-        rows.append((*place, effect, f"{row['noise']:.2e}", ratio, steps))
-    headers = (
-        *("step", "channel (cells)", "reward", "effect per sigma ± standard error [nats]"),
-        *("noise [nats]", "signal to noise", "steps to know its sign"),
-    )
-    return markdown_table(headers, rows)
+    columns: engine.Columns = [
+        ("step", "{step}".format_map),
+        ("channel (cells)", "`{channel}` ({cells})".format_map),
+        ("reward", "{reward}".format_map),
+        (
+            "effect per sigma ± standard error [nats]",
+            "{effect:.1e} ± {standard_error:.0e}".format_map,
+        ),
+        ("noise [nats]", "{noise:.2e}".format_map),
+        ("signal to noise", lambda row: number(row["snr"], ".1e") or "not told from zero"),
+        ("steps to know its sign", lambda row: number(row["steps_to_know"], ".1e")),
+    ]
+    return engine.table(data.rows("signal"), columns)
 
 
-def weight_decay_notes(results: Mapping[str, Result]) -> list[str]:
-    """Returns sections 5.2 to 5.5 in numbers, as far as they were measured."""
-    notes = []
-    if final := final_values(results.get("long_weight_decay"), "weight_decay"):
-        notes.append(
-            f"Final coefficients are {final['low']:.3g} to {final['high']:.3g} times the base "
-            f"(geometric mean {final['mean']:.3g}). The paper has nearly two orders of magnitude "
-            "between the cells."
-        )
+def values(data: Data) -> dict[str, Any]:
+    """Returns the numbers of the page's sentences, as far as they were measured."""
+    found: dict[str, Any] = {}
+    for key, value in (final_values(data.extra("long_weight_decay"), "weight_decay") or {}).items():
+        found[f"long_weight_decay.{key}"] = value
+    if "layer_lr" in data.arms:
+        found |= _layer_rates(data.extra("layer_lr"))
 
     pair = ("long_weight_decay", "long_foundational")
-    if all(name in results for name in pair):
-        steps = _curve(results[pair[0]])[0]
-        ours, theirs = (_curve(results[name])[1].mean(0) for name in pair)
+    if all(name in data.arms for name in pair):
+        (steps, ours), (_, theirs) = (_curve(data, name) for name in pair)
+        means = (ours.mean(0), theirs.mean(0))
         early = (steps > 0) & (steps <= 0.8 * steps[-1])
-        notes.append(
-            f"Behind the foundational surface at {int((ours > theirs)[early].sum())} of "
-            f"{int(early.sum())} points of the first 80 % of the run. The paper: at all of them "
-            "(12,000 of 15,000 steps)."
-        )
-        for name, values in zip(pair, (ours, theirs), strict=True):
-            late = 100 * (2.0 ** (values[-1] - values.min()) - 1)
-            notes.append(
-                f"{LABELS[name]}: final perplexity {late:.1f} % above its lowest "
-                "(the paper's loses 25 %)."
-            )
-
-    forensics = results.get("forensics")
-    return notes + (forensic_notes(forensics["rows"]) if forensics else [])
+        found |= {"points_behind": (means[0] > means[1])[early].sum(), "points": early.sum()}
+        for name, mean in zip(pair, means, strict=True):
+            found[f"{name}.rise"] = 100 * (2.0 ** (mean[-1] - mean.min()) - 1)
+    rows = data.rows("forensics")
+    return found | (forensics(rows) if rows else {})
 
 
-def forensic_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _layer_rates(extra: Mapping[str, Any]) -> dict[str, float]:
+    """Returns section 7 in numbers: the ratio of the layers' rates, and the number at the floor."""
+    rates = CHANNELS["lr"]
+    columns = [place for place, name in enumerate(extra["names"]) if name.startswith("lr/layer.")]
+    values = rates.values(np.array(extra["final_mean"])[:, columns])  # (N, L)
+    frozen = (values < 1.05 * rates.bounds[0]).sum(1)
+    ratio = np.mean(values.max(1) / values.min(1))
+    return {"layer_ratio": ratio, "layers_frozen": np.mean(frozen), "layers": len(columns)}
+
+
+def forensics(rows: Sequence[Row]) -> dict[str, Any]:
     """Returns section 5.5 in numbers, with the differences between runs without the channel."""
-    cosine, difference, count = (
-        np.mean([row[key] for row in rows])
-        for key in ("mean_cosine", "mean_relative_difference", "above_095")
-    )
-    control_cosine, control_difference = (
-        np.mean([row["control"][key] for row in rows])
-        for key in ("mean_cosine", "mean_relative_difference")
-    )
+    found: dict[str, Any] = {"above_095": np.mean([row["above_095"] for row in rows])}
+    for key in ("mean_cosine", "mean_relative_difference"):
+        found[key] = np.mean([row[key] for row in rows])
+        found[f"control.{key}"] = np.mean([row["control"][key] for row in rows])
 
     roles: dict[str, list[float]] = {}
     entries: list[Mapping[str, Any]] = []
@@ -157,185 +209,118 @@ def forensic_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if entry["cosine"] is not None:  # a tensor of zeros has no cosine
             entries.append(entry)
             roles.setdefault(name.rpartition(".")[2], []).append(entry["cosine"])
-    means = {role: float(np.mean(values)) for role, values in roles.items()}
-    lowest = min(means, key=means.__getitem__)
-
-    def mean(key: str, some: Sequence[Mapping[str, Any]]) -> float:
-        return float(np.mean([entry[key] for entry in some]))
+    cosine, role = min((np.mean(cosines), role) for role, cosines in roles.items())
+    found |= {"furthest": role, "furthest.cosine": cosine}
 
     decayed = sorted(entries, key=lambda entry: -entry["choice"])[: max(1, len(entries) // 20)]
-    loss, all_loss = (100 * mean("norm_loss", some) for some in (decayed, entries))
-    rank, reference_rank = (
-        mean(key, entries) for key in ("effective_rank", "reference_effective_rank")
-    )
-    return [
-        f"Final weights against those without the channel: mean cosine {cosine:.2f} (the paper's "
-        f"0.88), mean relative difference {difference:.2f} (0.49), {count:.1f} tensors with a "
-        "cosine above 0.95 (0). For scale: of two runs without the channel, one with the Sidecar "
-        f"and one without, these are {control_cosine:.2f} and {control_difference:.2f}.",
-        f"The twentieth of the tensors that are held down most lost {loss:.0f} % of their norm "
-        f"(all tensors: {all_loss:.0f} %). The mean effective rank is {rank:.1f} "
-        f"({reference_rank:.1f} without the channel). Furthest apart are the `{lowest}` "
-        f"projections, mean cosine {means[lowest]:.2f} (the paper's: `down`).",
-    ]
+    for key, some in (("decayed.norm_loss", decayed), ("norm_loss", entries)):
+        found[key] = 100 * np.mean([entry["norm_loss"] for entry in some])
+    for key in ("effective_rank", "reference_effective_rank"):
+        found[key] = np.mean([entry[key] for entry in entries])
+    return found
 
 
-def layer_rate_note(results: Mapping[str, Result]) -> str:
-    """Returns section 7 in numbers: the ratio of the layers' rates, and the number at the floor."""
-    if "layer_lr" not in results:
-        return ""
-    extra, rates = results["layer_lr"]["extra"], CHANNELS["lr"]
-    columns = [place for place, name in enumerate(extra["names"]) if name.startswith("lr/layer.")]
-    values = rates.values(np.array(extra["final_mean"])[:, columns])  # (N, L)
-    ratio = np.mean(values.max(1) / values.min(1))
-    frozen = np.mean((values < 1.05 * rates.bounds[0]).sum(1))
-    return (
-        f"At the end the highest rate of a layer is {ratio:.2f} times the lowest (mean over seeds; "
-        f"the paper has about 3), and {frozen:.1f} of {len(columns)} layers are at the floor (the "
-        "paper's first variant drove all there)."
-    )
+def _correlations(data: Data) -> dict[str, list[float]]:
+    """Returns the known correlations of the seeds for each property of a tensor."""
+    every = [row["correlations"] for row in data.rows("forensics")]
+    return {key: [row[key] for row in every if row[key] is not None] for key in STATISTICS}
 
 
-def _known_correlations(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    values = [row["correlations"][key] for row in rows]
-    return [value for value in values if value is not None]
-
-
-def correlation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def correlation_table(data: Data) -> str:
     """Returns section 5.4: correlations of a tensor's properties with its final weight decay."""
-    lines = []
-    for key in STATISTICS:
-        known = _known_correlations(rows, key)
-        mean = f"{np.mean(known):+.2f}" if known else ""
-        spread = f"{min(known):+.2f} to {max(known):+.2f}" if known else ""
-        paper = PAPER_CORRELATIONS.get(key, "weaker than -0.20")
-        lines.append([key.replace("_", " "), mean, spread, paper])
-    headers = ["property of the tensor", "r, mean over seeds", "range", "the paper's"]
-    return markdown_table(headers, lines)
+    known = _correlations(data)
+    columns: engine.Columns = [
+        ("property of the tensor", lambda key: key.replace("_", " ")),
+        ("r, mean over seeds", lambda key: f"{np.mean(known[key]):+.2f}"),
+        ("range", lambda key: f"{min(known[key]):+.2f} to {max(known[key]):+.2f}"),
+        ("the paper's", lambda key: PAPER_CORRELATIONS.get(key, "weaker than -0.20")),
+    ]
+    return engine.table([key for key in STATISTICS if known[key]], columns)
 
 
-def _curve(result: Result) -> tuple[np.ndarray, np.ndarray]:
+def _curve(data: Data, arm: str) -> figures.Curve:
     """Returns steps (P,) and held-out bits per byte (rows, P) of the rows that did not diverge."""
-    rows = [row for row in result["rows"] if row["divergence_reason"] is None] or result["rows"]
+    every = data.rows(arm)
+    rows = [row for row in every if row["divergence_reason"] is None] or every
     values = [[8.0 if value is None else value for value in row["bpb_curve"]] for row in rows]
     return np.array(rows[0]["steps"]), np.array(values, dtype=np.float64)
 
 
-def draw_trajectories(file: Path, result: Result, channel: str) -> bool:
-    """Draws the values of a channel's cells of the first seed, a panel per kind of tensor."""
-    means = np.array(result["extra"]["trace"]["mean"])[:, 0]  # (K, A)
-    panels: dict[str, dict[str, np.ndarray]] = {}
-    for column, name in enumerate(result["extra"]["names"]):
+def curves(group: str, data: Data) -> dict[str, figures.Curve]:
+    """Returns the held-out bits per byte over the steps of a comparison's arms."""
+    names = _shown(data, group)
+    return {data.label(name): _curve(data, name) for name in names} if len(names) > 1 else {}
+
+
+def reward_bars(data: Data) -> list[tuple[str, float, float, float]]:
+    """Returns the held-out bits per byte of the arms of the rewards, if they have intervals."""
+    names = data.of_group("rewards")
+    return engine.bpb_bars(data, [n for n in names if len(data.arms[n]["bpb"].seeds) > 1])
+
+
+def trajectories(arm: str, channel: str, data: Data) -> dict[str, dict[str, figures.Curve]]:
+    """Returns the values of a channel's cells of the first seed, a panel per kind of tensor."""
+    extra = data.extra(arm)
+    panels: dict[str, dict[str, figures.Curve]] = {}
+    for column, name in enumerate(extra.get("names", [])):
         kind, _, cell = name.partition("/layer.")
         if kind == channel and cell:
             layer, _, tensor = cell.partition(".")
+            means = np.array(extra["trace"]["mean"])[:, 0, column]  # (K,)
             panel = panels.setdefault(tensor or "all tensors of a layer", {})
-            panel[f"layer {layer}"] = CHANNELS[channel].values(means[:, column])
-    if panels:
-        quantity = channel.replace("_", " ").replace("lr", "rate")
-        steps = result["extra"]["trace"]["steps"]
-        figures.cell_trajectories(file, steps, panels, f"multiplier of the base {quantity}")
-    return bool(panels)
+            panel[f"layer {layer}"] = (extra["trace"]["steps"], CHANNELS[channel].values(means))
+    return panels
 
 
-def draw_correlations(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the final weight decay of each tensor over its properties (Figure 4)."""
-    entries = list(chain.from_iterable(row["tensors"].values() for row in rows))
+def correlation_clouds(data: Data) -> dict[str, figures.Curve]:
+    """Returns the final weight decay of each tensor over its properties (Figure 4)."""
+    tensors = (row["tensors"].values() for row in data.rows("forensics"))
+    entries = list(chain.from_iterable(tensors))
     clouds = {}
-    for key in STATISTICS:
-        known = _known_correlations(rows, key)
+    for key, known in _correlations(data).items():
         title = key.replace("_", " ") + (f", mean r = {np.mean(known):+.2f}" if known else "")
         clouds[title] = ([e[key] for e in entries], [e["choice"] for e in entries])
-    figures.scatter_panels(file, clouds, "final position of the weight decay")
+    return clouds if entries else {}
 
 
-def draw_signal(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the signal to noise of each reward, a line per channel and state."""
-    labels = {place: "{}, step {}".format(*place) for place in sorted({_place(r) for r in rows})}
-    known = {(row["reward"], _place(row)): row["snr"] for row in rows}
+def signals(data: Data) -> dict[str, dict[str, float | None]]:
+    """Returns the signal to noise of each reward, for each channel and state."""
+    rows = data.rows("signal")
+    places = sorted({(row["channel"], row["step"]) for row in rows})
+    labels = [f"{channel}, step {step}" for channel, step in places]
     series: dict[str, dict[str, float | None]] = {}
-    for reward in dict.fromkeys(row["reward"] for row in rows):
-        series[reward] = {text: known.get((reward, place)) for place, text in labels.items()}
-    figures.logarithmic_dots(file, series, "signal to noise of one step")
+    for row in rows:
+        entry = series.setdefault(row["reward"], dict.fromkeys(labels))
+        entry[f"{row['channel']}, step {row['step']}"] = row["snr"]
+    return series
 
 
-def _place(row: Mapping[str, Any]) -> tuple[str, int]:
-    return row["channel"], row["step"]
+_draw_curves = partial(figures.curves, xlabel="training step", ylabel="held-out bits per byte")
 
 
-def report(folder: Path) -> None:
-    """Writes README.md, summary.json and the figures from the job files in `folder`/jobs."""
-    results = claims.load_results(folder / "jobs")
-    if not results:
-        print(f"no report yet: no results in {folder / 'jobs'}")
-        return
-    summary, first = claims.summarize(results), next(iter(results.values()))
+def _draw_trajectories(quantity: str) -> partial[None]:
+    return partial(figures.line_panels, ylabel=f"multiplier of the base {quantity}", is_ratio=True)
 
-    def arms(comparison: str) -> str:
-        shown: set[str] = set()
-        for other in COMPARISONS:
-            if other == comparison:
-                break
-            shown.update(COMPARISONS[other].arms)
-        is_new = any(n in results and n not in shown for n in COMPARISONS[comparison].arms)
-        return arm_table(comparison, summary) if is_new else ""
 
-    def curves(comparison: str) -> str:
-        names = [name for name in COMPARISONS[comparison].arms if name in results]
-        if len(names) < 2 or not arms(comparison):
-            return ""
-        file = f"figure3_{comparison}.png"
-        drawn = {LABELS[name]: _curve(results[name]) for name in names}
-        figures.training_dynamics(folder / file, drawn, "held-out bits per byte")
-        return f"![{comparison}_curves]({file})"
-
-    def trajectories(name: str) -> str:
-        channel, file = TRAJECTORIES[name]
-        is_there = name in results and draw_trajectories(folder / file, results[name], channel)
-        return f"![{name}]({file})" if is_there else ""
-
-    def sweep(name: str) -> str:
-        if name not in results:
-            return ""
-        tried, spent = engine.tried_table(results[name], engine.SWEPT), results[name]["extra"]
-        return f"{tried}\n\nRuns spent on the choice: {spent['runs_spent']}."
-
-    def rewards() -> str:
-        names = [name for name in COMPARISONS["rewards"].arms if name in summary]
-        names = [name for name in names if summary[name]["interval"]]
-        if not names:
-            return ""
-        engine.draw_comparison(folder / "rewards.png", summary, names, LABELS.__getitem__)
-        return "![rewards](rewards.png)"
-
-    def correlations() -> str:
-        if "forensics" not in results:
-            return ""
-        rows = results["forensics"]["rows"]
-        draw_correlations(folder / "figure4_correlations.png", rows)
-        return f"{correlation_table(rows)}\n\n![forensics](figure4_correlations.png)"
-
-    def signal() -> str:
-        if "signal" not in results:
-            return ""
-        draw_signal(folder / "signal.png", results["signal"]["rows"])
-        return f"![signal](signal.png)\n\n{signal_table(results['signal'])}"
-
-    parts: dict[str, engine.Part] = {
-        "command": lambda: engine.command(first),
-        "commits": lambda: engine.commits(results),
-        "corpus": lambda: str(first["facts"]["corpus"]),
-        "claims": lambda: claim_table(results),
-        "arms": arms,
-        "curves": curves,
-        "layer_rates": lambda: layer_rate_note(results),
-        "trajectories": trajectories,
-        "sweep": sweep,
-        "rewards": rewards,
-        "weight_decay": lambda: "\n".join(f"- {note}" for note in weight_decay_notes(results)),
-        "correlations": correlations,
-        "signal": signal,
-        "prices": lambda: price_table(summary),
-    }
-    engine.write_report(folder, TEMPLATE, parts, summary)
-    print(claim_table(results))
+FIGURES: dict[str, engine.Figure] = {
+    **{f"figure3_{group}": (partial(curves, group), _draw_curves) for group in COMPARISONS},
+    "figure2_weight_decay": (
+        partial(trajectories, "long_weight_decay", "weight_decay"),
+        _draw_trajectories("weight decay"),
+    ),
+    "figure5_layer_lr": (partial(trajectories, "layer_lr", "lr"), _draw_trajectories("rate")),
+    "rewards": (reward_bars, partial(figures.comparison_bars, xlabel="held-out bits per byte")),
+    "figure4_correlations": (
+        correlation_clouds,
+        partial(figures.scatter_panels, ylabel="final position of the weight decay"),
+    ),
+    "signal": (signals, partial(figures.logarithmic_dots, xlabel="signal to noise of one step")),
+}
+PARTS: dict[str, engine.Part] = {
+    "claims": claim_table,
+    "arms": arm_table,
+    "sweep": sweep_table,
+    "correlations": correlation_table,
+    "signal": signal_table,
+    "prices": price_table,
+}

@@ -1,6 +1,7 @@
 """Statistics of the weights of runs: of a tensor, their correlation with a dial, and of two runs.
 
-Pure functions of arrays, except `body` and `compare_runs`, which take a run's final state.
+Pure functions of arrays, except `forensics`, `body` and `compare_runs`, which take final states of
+runs.
 
 References:
     "Reward-Driven Training Control", sections 5.4 (which static property predicts the policy's
@@ -10,13 +11,17 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.results import Rows, read_result
+from hpenv.plant import snapshots
 from hpenv.plant.protocol import Snapshot
+from train_agents.outputs import checkpoints
 
 #: A weight counts as zero below this fraction of its tensor's largest.
 SPARSE_FRACTION = 1e-3
@@ -176,3 +181,32 @@ def compare_runs(
         tensors[name] = {"choice": float(choices[name])} | statistics[name] | compared[name]
     predicted = correlations([choices[name] for name in ours], list(statistics.values()))
     return {"tensors": tensors, "correlations": predicted} | found
+
+
+def forensics(ours: str, reference: str, control: str, result: str, seeds: Sequence[int]) -> Rows:
+    """Compares the final weights of two runs per seed, and correlates the dial's positions.
+
+    `control` of every row compares two runs without the dial.
+
+    Args:
+        ours: folder of the run with a weight-decay cell per tensor.
+        reference: folder of the run without.
+        control: folder of another run without.
+        result: result file of `ours`, which has the final positions.
+        seeds: one per row.
+    """
+    folders = [Path(folder) for folder in (ours, reference, control)]
+    states = [snapshots.load(checkpoints(folder, "step")[-1] / "env") for folder in folders]
+    extra = read_result(result)["extra"]
+    prefix = "weight_decay/"
+
+    rows = []
+    for row, seed in enumerate(seeds):
+        cells = zip(extra["names"], extra["final_mean"][row], strict=True)
+        positions = {name: value for name, value in cells if name.startswith(f"{prefix}layer.")}
+        choices = {name.removeprefix(prefix): value for name, value in positions.items()}
+        with_dial, without, other = (body(state, row) for state in states)
+        apart = differences(without, other)
+        apart.pop("tensors")
+        rows.append({"seed": seed} | compare_runs(with_dial, without, choices) | {"control": apart})
+    return rows, {"steps": [int(state.tensors["window/steps"].max()) for state in states]}
