@@ -31,6 +31,19 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
 
 
+def check_interval(interval: object, num_steps: int) -> None:
+    """Checks that the interval of an episode is a whole number from 1 to its number of steps.
+
+    Raises:
+        ValueError: naming what was given and what is accepted.
+    """
+    if not (is_count(interval) and interval <= num_steps):  # type: ignore[operator]
+        raise ValueError(
+            f"interval must be a whole number of steps per decision, from 1 to "
+            f"num_steps={num_steps}; got {interval!r}"
+        )
+
+
 def as_python(value: Any) -> Any:
     """Returns a value with numpy's numbers and texts converted to Python's, in containers too.
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from hpenv.plot import FAINT, LEFT, RIGHT, Axis, Color, Sheet
 
 RENDER_MODES = ("rgb_array", "ansi")
-RENDER_FPS = 4  # [decisions per second]
+#: In `metadata`, where Gymnasium looks for the modes and for the number of pictures per second.
+METADATA: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}
 
 #: Largest number of cells that are drawn as lines with names. More cells become a heat map.
 MAX_NAMED_CELLS = 8
@@ -46,8 +47,21 @@ def with_render_modes(factory: Factory) -> Factory:
 
     From RENDER_MODES it then makes `human`, `rgb_array_list` and `ansi_list`, with its wrappers.
     """
-    factory.__dict__["metadata"] = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
+    factory.__dict__["metadata"] = METADATA
     return factory
+
+
+def check_render_mode(mode: str | None) -> None:
+    """Checks that a render mode is one of RENDER_MODES, or None.
+
+    Raises:
+        ValueError: for another mode.
+    """
+    if mode is not None and mode not in RENDER_MODES:
+        raise ValueError(
+            f"unknown render_mode {mode!r}; expected None or one of {list(RENDER_MODES)}; "
+            "gym.make adds 'human' and the '_list' modes, gym.make_vec has none of them"
+        )
 
 
 class History:

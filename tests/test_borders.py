@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hpenv
+from hpenv import branching
 from hpenv.lm import model
 from hpenv.lm.kernels import squared_relu_feed_forward
 from hpenv.lm.model import GPTConfig
@@ -132,7 +133,7 @@ def test_bad_arguments(arguments, message, tmp_path):
     if message is None:  # accepted, so it must work to the end
         env = gym.make(JEL, **TINY | arguments).unwrapped
         env.reset(seed=0)
-        snapshots.save(tmp_path / "s", env.snapshot())
+        snapshots.save(tmp_path / "s", branching.snapshot(env))
         return
     with pytest.raises(ValueError, match=message):
         gym.make(JEL, **TINY | arguments)
@@ -154,7 +155,7 @@ def test_a_wrapped_env_is_restored_after_one_reset():
     env.reset(seed=3)
     env.step(np.zeros(2))
     other.reset(seed=0)
-    other.unwrapped.restore(env.unwrapped.snapshot())
+    branching.restore(other, branching.snapshot(env))
     ours, theirs = other.step(np.zeros(2)), env.step(np.zeros(2))
     assert (
         np.array_equal(ours[0], theirs[0])

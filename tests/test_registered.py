@@ -22,6 +22,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import hpenv  # noqa: F401  registers the ids
+from hpenv import branching
 from hpenv.control.channels import CHANNELS, channels_of
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.optim.schedules import Constant, Cosine, WarmupFlatWarmdown
@@ -329,8 +330,8 @@ def test_the_global_generators_are_never_touched(id, small):
             play(env, random_actions(env), seed)
         env.unwrapped.evaluate()
         env.render()
-        env.unwrapped.restore(env.unwrapped.snapshot())
-        env.unwrapped.fork(2)
+        branching.restore(env, branching.snapshot(env))
+        branching.fork(env, 2)
     assert states() == before
 
 
@@ -398,7 +399,7 @@ def test_every_decision_can_be_restored_in_another_process(every_small, tmp_path
         for decision, action in enumerate(
             random_actions(env, 4)
         ):  # the last one begins the next episode
-            snapshots.save(tmp_path / id / str(decision), env.unwrapped.snapshot())
+            snapshots.save(tmp_path / id / str(decision), branching.snapshot(env))
             env.step(action)
     code = """
 import json, sys
@@ -430,7 +431,7 @@ def continued(decision, id, folder, arguments):
     actions = random_actions(env, 4)
     env.reset(seed=4 if decision is None else 99)
     if decision is not None:
-        env.unwrapped.restore(snapshots.load(f"{folder}/{decision}"))
+        branching.restore(env, snapshots.load(f"{folder}/{decision}"))
     taken = []
     for action in actions[decision or 0 :]:
         obs, rewards, terminated, _, infos = env.step(action)
@@ -448,7 +449,7 @@ def test_forks_of_a_run_go_on_like_it(id, small):
     env.reset(seed=2)
     env.step(actions[0])
     before = weights_of(env)
-    fork = env.unwrapped.fork(3)
+    fork = branching.fork(env, 3)
     copies = fork.step(np.repeat(actions[1:2], 3, axis=0))
     for name, weight in weights_of(env).items():
         assert torch.equal(weight, before[name])
@@ -870,7 +871,7 @@ def test_an_update_reaches_the_reward_one_decision_later_and_a_forward_dial_at_o
     actions = np.zeros((3, len(env.action_names)))
     actions[1, [name.startswith("lr/") for name in env.action_names]] = 0.5
     actions[2, [name.startswith("attention_gain/") for name in env.action_names]] = 0.5
-    one, two = env.counterfactual(actions, 1), env.counterfactual(actions, 2)
+    one, two = branching.counterfactual(env, actions, 1), branching.counterfactual(env, actions, 2)
     assert one[0] == pytest.approx(one[1], abs=1e-6) and abs(one[2] - one[0]) > 1e-5
     assert abs(two[1] - two[0]) > 1e-5
 
@@ -882,7 +883,7 @@ def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
     for each in (env, twin):
         each.reset(seed=3)
         each.step(actions[0])
-    assert len(set(env.counterfactual(actions, 3))) == 4
+    assert len(set(branching.counterfactual(env, actions, 3))) == 4
     for action in actions[1:]:
         assert_same([env.step(action)], [twin.step(action)])
     for name, weight in weights_of(env).items():
@@ -1009,9 +1010,9 @@ def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, s
     env = gym.make(id, **small)
     env.reset(seed=3)
     observation = env.step(random_actions(env)[0])[0]
-    saved = env.unwrapped.snapshot()
+    saved = branching.snapshot(env)
     other = gym.make(id, **small)
-    assert np.array_equal(other.unwrapped.restore(saved), observation)
+    assert np.array_equal(branching.restore(other, saved), observation)
     assert np.array_equal(
         other.step(random_actions(env)[1])[0], env.step(random_actions(env)[1])[0]
     )

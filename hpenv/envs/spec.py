@@ -13,14 +13,16 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
-from hpenv.checks import check_count, is_count, set_python_fields
+from hpenv.checks import check_count, check_interval, set_python_fields
 from hpenv.control.channels import CHANNELS, SCOPES, channels_of
-from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.envs.single import TrainLoopEnv
 from hpenv.isolation import with_torch_defaults
 from hpenv.optim.schedule_forms import schedules_of
 from hpenv.optim.schedules import Schedule
 from hpenv.render import with_render_modes
-from hpenv.telemetry.features import FEATURES, readable
+from hpenv.telemetry.features import FEATURES
+from hpenv.telemetry.reading import readable
 from hpenv.telemetry.rewards import REWARD_TERMS, check_weights
 
 Channels = tuple[tuple[str, str], ...]
@@ -63,11 +65,7 @@ class Episode:
         """
         set_python_fields(self)
         check_count("num_steps", self.num_steps)
-        if not (is_count(self.interval) and self.interval <= self.num_steps):
-            raise ValueError(
-                f"interval must be a whole number of steps per decision, from 1 to "
-                f"num_steps={self.num_steps}; got {self.interval!r}"
-            )
+        check_interval(self.interval, self.num_steps)
         if not (isinstance(self.reward, Mapping) and self.reward):
             raise ValueError(
                 f"reward must be a mapping of terms to weights, as {{'loss_change': 1.0}}, "
@@ -186,7 +184,7 @@ def factories(
             features=settings.features,
             reward=episode.reward,
             interval=episode.interval,
-            horizon=episode.num_steps,
+            num_steps=episode.num_steps,
             num_registers=episode.num_registers,
             register_leak=episode.register_leak,
             seed_mode=episode.seed_mode,

@@ -3,69 +3,19 @@
 A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is
 an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
 (`layer_gradient_norm/3`).
-
-Past the usual length of a module, because it is a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from hpenv.arrays import BoolArray, FloatArray
-from hpenv.plant.measurements import Measurement, Window, needed_groups, readable_names
-from hpenv.telemetry.trajectory import NUM_LOSSES, Trajectory, curvature, slope
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names and numbers that determine the columns of an observation.
-
-    Attributes:
-        cell_names: name of each cell of the panel.
-        cell_kinds: kind of each cell's channel.
-        num_layers: L, the number of layers of the model.
-        num_registers: R.
-    """
-
-    cell_names: tuple[str, ...] = ()
-    cell_kinds: tuple[str, ...] = ()
-    num_layers: int = 0
-    num_registers: int = 0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The measurements of one decision of every run, which features and reward terms read.
-
-    Attributes:
-        window: measurements taken while the runs advanced.
-        trajectory: the losses so far, including the window's.
-        previous_train_loss: training loss of the previous window, (N,) [nats per token].
-        previous_probe_loss: probe loss before the window, (N,) [nats per token].
-        initial_probe_loss: probe loss of the untrained run, (N,) [nats per token].
-        progress: fraction of the budget that is spent, (N,) in [0, 1].
-        positions: positions of the cells during the window, (N, A) in [-1, 1].
-        previous_positions: positions of the cells before the window, (N, A).
-        registers: registers after the decision's writes, (N, R) in [-1, 1].
-        first: True where the window was the run's first, so that no action preceded it, (N,).
-        layout: names and numbers of all these columns.
-    """
-
-    window: Window
-    trajectory: Trajectory
-    previous_train_loss: FloatArray
-    previous_probe_loss: FloatArray
-    initial_probe_loss: FloatArray
-    progress: FloatArray
-    positions: FloatArray
-    previous_positions: FloatArray
-    registers: FloatArray
-    first: BoolArray
-    layout: Layout
+from hpenv.arrays import FloatArray
+from hpenv.plant.measurements import Measurement
+from hpenv.telemetry.reading import Layout, Reading, check_readable, relative_loss
+from hpenv.telemetry.trajectory import NUM_LOSSES, curvature, slope
 
 
 @dataclass(frozen=True)
@@ -92,11 +42,6 @@ class Feature:
 
 def _column(values: FloatArray) -> FloatArray:
     return values[:, None]
-
-
-def relative_loss(values: FloatArray, reading: Reading) -> FloatArray:
-    """Returns losses (N,) divided by the untrained run's."""
-    return values / np.maximum(reading.initial_probe_loss, 1e-6)
 
 
 def _magnitude(values: FloatArray) -> FloatArray:
@@ -319,83 +264,3 @@ def check_features(names: Sequence[str], measurements: Sequence[Measurement]) ->
     check_readable("feature", names, FEATURES, measurements)
     if "progress" not in names:
         raise ValueError(f"features must include 'progress'; got {list(names)}")
-
-
-class Readable(Protocol):
-    """The field of FEATURES and rewards.REWARD_TERMS that says what an entry reads."""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Measurements that the entry reads."""
-
-
-def readable(
-    table: Mapping[str, Readable],
-    measurements: Sequence[Measurement],
-    groups: Collection[str] | None = None,
-) -> tuple[str, ...]:
-    """Returns the entries that a plant supports.
-
-    Args:
-        table: FEATURES or REWARD_TERMS.
-        measurements: of the plant.
-        groups: measured groups. None: all.
-    """
-    known = readable_names(measurements, groups)
-    return tuple(name for name, entry in table.items() if known.issuperset(entry.reads))
-
-
-def check_readable(
-    kind: str,
-    names: Iterable[str],
-    table: Mapping[str, Readable],
-    measurements: Sequence[Measurement],
-) -> None:
-    """Checks that names are in a table, and that the plant measures what they read.
-
-    Raises:
-        ValueError: naming what was given and what is accepted.
-    """
-    accepted = readable(table, measurements)
-    for name in names:
-        if name not in accepted:
-            why = f"{kind} {name!r} reads what this plant does not measure" if name in table else ""
-            raise ValueError(
-                f"{why or f'unknown {kind} {name!r}'}; expected some of {sorted(accepted)}"
-            )
-
-
-def feature_groups(names: Sequence[str], measurements: Sequence[Measurement]) -> set[str]:
-    """Returns the measurement groups that these features need."""
-    read = [own for name in names for own in FEATURES[name].reads]
-    return needed_groups(read, measurements)
-
-
-def column_names(names: Sequence[str], layout: Layout) -> tuple[str, ...]:
-    """Returns the name of every column of the observation."""
-    columns: list[str] = []
-    for name in names:
-        suffixes = FEATURES[name].columns
-        columns += [name] if suffixes is None else [f"{name}/{k}" for k in suffixes(layout)]
-    return tuple(columns)
-
-
-def bounds(names: Sequence[str], layout: Layout) -> tuple[FloatArray, FloatArray]:
-    """Returns the lowest and highest value of every column of the observation, (F,) each."""
-    widths = [len(column_names([name], layout)) for name in names]
-    low = np.repeat([FEATURES[name].low for name in names], widths)
-    high = np.repeat([FEATURES[name].high for name in names], widths)
-    return low, high
-
-
-def observe(names: Sequence[str], reading: Reading) -> FloatArray:
-    """Returns the features, concatenated and clipped to their bounds, (N, F)."""
-    values = [FEATURES[name].read(reading) for name in names]
-    low = [FEATURES[name].low for name in names]
-    high = [FEATURES[name].high for name in names]
-    widths = [value.shape[1] for value in values]
-
-    # One clip for all features: a decision may be every step, and a numpy call costs microseconds.
-    return np.minimum(
-        np.maximum(np.concatenate(values, axis=1), np.repeat(low, widths)), np.repeat(high, widths)
-    )
