@@ -10,9 +10,9 @@ import torch
 
 import hpenv
 from hpenv import branching
-from hpenv.lm import model
+from hpenv.lm import architecture, model
+from hpenv.lm.architecture import GPTConfig
 from hpenv.lm.kernels import squared_relu_feed_forward
-from hpenv.lm.model import GPTConfig
 from tests.test_registered import JEL, assert_same, play, random_actions
 
 gym.register_envs(hpenv)
@@ -106,7 +106,7 @@ def test_value_embeddings_at_a_width_below_the_gates_channels():
         return
     tokens = torch.zeros(1, 1, 4, dtype=torch.int64)
     model.mean_losses(
-        model.init_parameters(config, [0]),
+        architecture.init_parameters(config, [0]),
         config,
         tokens,
         tokens,

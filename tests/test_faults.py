@@ -12,11 +12,11 @@ import torch
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv import branching
-from hpenv.lm import model
+from hpenv.lm import architecture, model
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 
 N = 4
-NANO = model.parameter_shapes(model.preset("nano"))
+NANO = architecture.parameter_shapes(architecture.preset("nano"))
 TENSORS = [
     pytest.param(name, 1 + 3 * i % 8, i % N, id=name) for i, name in enumerate(NANO)
 ]  # tensor, step, row

@@ -20,7 +20,7 @@ import torch
 
 from hpenv.control.channels import DEAD_ZONE
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.optim.rules import AdamW
+from hpenv.optim.adamw import AdamW
 from hpenv.optim.schedules import Cosine
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS

@@ -31,7 +31,7 @@ from hpenv.plot import RIGHT
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.plant import GAUGE_NAMES, PRIVILEGED_NAMES
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.pretraining.plant import MEASUREMENTS
+from hpenv.pretraining.measurements import MEASUREMENTS
 from hpenv.render import CELLS
 from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
@@ -603,7 +603,8 @@ def test_defaults_are_the_papers():
 )
 def test_base_schedules_reach_the_plant(arguments, rates, tiny):
     plant = gym.make(JEL, **tiny, **arguments).unwrapped.plant
-    lr = plant._window_rates(23)["matrix"][0]  # (23, 1, tensors of the group)
+    plant._begin_window(23)
+    lr = plant._rates["matrix"][0]  # (23, 1, tensors of the group)
     assert lr[[0, 22], 0, 0].tolist() == pytest.approx([1e-3 * rate for rate in rates])
 
 
@@ -744,7 +745,7 @@ def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_
         assert scope == dict(cell.SPEC.channel_sets["full"]).get(
             name, "run" if name == "grad_noise" else channel.scopes[-1]
         )
-    unsafe = {name for name, channel in channels.items() if channel.kind == "two_sided"}
+    unsafe = {name for name, channel in channels.items() if channel.kind == "unsafe"}
     alone = {f"foundational_{name}": {name} for name in unsafe}
     assert {name for name, _ in cell.SPEC.channel_sets["full"]} == set(channels) - unsafe
     for surface, pairs in cell.SPEC.channel_sets.items():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
+from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
 from hpenv.telemetry.reading import Layout, groups_read
 from hpenv.telemetry.rewards import (
     LARGEST_CHANGE,

@@ -6,7 +6,7 @@ import pytest
 
 from hpenv.plant.measurements import Window, groups_of
 from hpenv.posttraining.plant import MEASUREMENTS as OF_GRPO
-from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
+from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
 from hpenv.telemetry.features import FEATURES, check_features
 from hpenv.telemetry.observation import Observation
 from hpenv.telemetry.reading import Layout, Reading, groups_read

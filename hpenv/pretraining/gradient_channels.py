@@ -9,7 +9,7 @@ Order: noise, momentum blend, one factor per tensor (scale times keep masks), no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,45 +18,7 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel
 from hpenv.plant.seeds import NOISE, ROUTE, step_generator
-
-
-def flat(gradient: Tensor) -> Tensor:
-    """Returns a gradient as (N, n), with its entries in any order.
-
-    The gradient of a matrix product is a transpose, which `flatten` alone would copy.
-    """
-    if gradient.ndim == 3 and not gradient.is_contiguous():
-        gradient = gradient.transpose(1, 2)
-    return gradient.flatten(1)
-
-
-def squared_norms(gradients: Sequence[Tensor]) -> FloatArray:
-    """Returns the squared L2 norm of the gradient of every run and tensor, (N, K)."""
-    return gradient_sizes(gradients, maxima=False)[0]
-
-
-def gradient_sizes(
-    gradients: Sequence[Tensor], maxima: bool
-) -> tuple[FloatArray, FloatArray | None]:
-    """Returns squared L2 norms and, with `maxima`, largest magnitudes of the gradients.
-
-    Both are (N, K): one number per run and tensor.
-    """
-    norms, high, low = [], [], []
-    for g in gradients:  # all reductions of one tensor before the next: it is still in the cache
-        entries = flat(g)
-        norms.append(torch.linalg.vector_norm(entries, dim=1))
-        if maxima:
-            # Two reductions without a copy. The infinity norm of torch.linalg is ten times slower
-            # on a CPU.
-            high.append(torch.amax(entries, 1))
-            low.append(torch.amin(entries, 1))
-
-    squares = torch.stack(norms, 1).double().square().cpu().numpy()
-    if not maxima:
-        return squares, None
-    largest = torch.maximum(torch.stack(high, 1), -torch.stack(low, 1))
-    return squares, largest.double().cpu().numpy()
+from hpenv.pretraining.measurements import squared_norms
 
 
 def apply_gradient_channels(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hpenv.lm.model import GPTConfig, parameter_shapes
+from hpenv.lm.architecture import GPTConfig, parameter_shapes
 from hpenv.lm.stored import read_object
 
 DESCRIPTION, WEIGHTS = "student.json", "student.safetensors"
