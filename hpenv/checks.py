@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+
+
+def suggestion(given: object, accepted: Iterable[str]) -> str:
+    """Returns the end of an error message: the accepted name nearest to an unknown one.
+
+    Empty if no name is near.
+    """
+    close = difflib.get_close_matches(given, accepted, n=1) if isinstance(given, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def is_number(value: object) -> bool:

@@ -28,7 +28,7 @@ DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
     "hpenv.plot": (),
     "hpenv.lm": ("hpenv.checks", "hpenv.isolation"),
     "hpenv.optim": ("hpenv.arrays", "hpenv.checks"),
-    "hpenv.control": ("hpenv.arrays",),
+    "hpenv.control": ("hpenv.arrays", "hpenv.checks"),
     "hpenv.plant": ("hpenv.control", "hpenv.checks", "hpenv.isolation"),
     "hpenv.telemetry": ("hpenv.plant", "hpenv.render"),
     "hpenv.pretraining": ("hpenv.lm", "hpenv.optim", "hpenv.plant"),

@@ -250,10 +250,8 @@ def test_the_infos_keys_are_those_of_the_manual_at_every_call_and_in_every_vecto
         assert list(step[4]) == keys and all(
             type(value) in (np.int64, np.float64) for value in step[4].values()
         )
-    manual = {
-        re.sub("<.*", "", key.strip("`"))
-        for key in manual_table(sys.modules[MODULES[id]].__doc__, "key", 2)
-    }
+    module = jel if id == cell.ID else sys.modules[MODULES[id]]  # cell's manual refers to jel's
+    manual = {re.sub("<.*", "", key.strip("`")) for key in manual_table(module.__doc__, "key", 2)}
     plain, families = (
         {key for key in keys if "/" not in key},
         {key.split("/")[0] + "/" for key in keys if "/" in key},
@@ -889,6 +887,22 @@ def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
         assert_same([env.step(action)], [twin.step(action)])
     for name, weight in weights_of(env).items():
         assert torch.equal(weight, weights_of(twin)[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        ({"num_step": 20}, "num_steps"),
+        ({"channels": "foundation"}, "foundational"),
+        ({"channels": ["weigth_decay"]}, "weight_decay"),
+        ({"channels": [("dropuot", "layer")]}, "dropout"),
+        ({"observation": ["progess"]}, "progress"),
+        ({"reward": {"loss_chnage": 1.0}}, "loss_change"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_that_is_known(arguments, nearest):
+    with pytest.raises(ValueError, match=rf"; did you mean '{nearest}'\?"):
+        gym.make(cell.ID, **arguments)
 
 
 def test_defaults_of_cell_are_those_of_its_manual():

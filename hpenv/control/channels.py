@@ -20,6 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hpenv.checks import suggestion
+
 #: Kinds of index of a cell. `optimizer` is finer than `run` and coarser than `group`: AdamW and
 #: Muon of a hybrid. `layer` and `tensor` index the body only: embedding and unembedding belong to
 #: no layer and have no such cell.
@@ -363,7 +365,10 @@ def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Cha
             optimizers that have no use for it.
     """
     if name not in CHANNELS:
-        raise ValueError(f"unknown channel {name!r}; expected one of {sorted(channels_of(plant))}")
+        accepted = sorted(channels_of(plant))
+        raise ValueError(
+            f"unknown channel {name!r}; expected one of {accepted}{suggestion(name, accepted)}"
+        )
     found = CHANNELS[name]
 
     if scope not in found.scopes:

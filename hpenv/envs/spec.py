@@ -13,7 +13,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
-from hpenv.checks import check_count, check_interval, set_python_fields
+from hpenv.checks import check_count, check_interval, set_python_fields, suggestion
 from hpenv.control.channels import CHANNELS, SCOPES, channels_of
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.single import TrainLoopEnv
@@ -91,7 +91,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class EnvSpec:
+class TrainLoopSpec:
     """One environment id.
 
     Attributes:
@@ -135,7 +135,7 @@ class EnvSpec:
             plural, names = "s" if len(unknown) > 1 else "", ", ".join(map(repr, unknown))
             raise UnknownArgumentError(
                 f"{self.id} got {'' if plural else 'an '}unexpected keyword argument{plural} "
-                f"{names}; expected some of {accepted}"
+                f"{names}; expected some of {accepted}{suggestion(unknown[0], accepted)}"
             )
 
         own = {entry.name for entry in fields(Episode)}
@@ -162,7 +162,7 @@ class EnvSpec:
 
 
 def factories(
-    spec: EnvSpec,
+    spec: TrainLoopSpec,
 ) -> tuple[Callable[..., TrainLoopEnv], Callable[..., TrainLoopVectorEnv]]:
     """Returns the entry points of an id, for `gym.make` and for `gym.make_vec`."""
 
@@ -220,7 +220,9 @@ def check_key(name: str, value: object, table: Collection[str], otherwise: str =
     """
     if not (isinstance(value, str) and value in table):
         accepted = f"{sorted(table)}, or {otherwise}" if otherwise else f"{sorted(table)}"
-        raise ValueError(f"unknown {name} {value!r}; expected one of {accepted}")
+        raise ValueError(
+            f"unknown {name} {value!r}; expected one of {accepted}{suggestion(value, table)}"
+        )
 
 
 def features_of(

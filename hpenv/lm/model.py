@@ -28,9 +28,9 @@ from hpenv.lm.kernels import (
 )
 from hpenv.lm.kv_cache import KVCache
 
-#: Number of a run's tokens that the activation gauges measure. It gives a standard error of a few
+#: Number of a run's tokens on which activations are measured. It gives a standard error of a few
 #: per cent.
-GAUGED_TOKENS = 32
+MEASURED_TOKENS = 32
 
 #: A SwiGLU gate beyond this is saturated: its sigmoid is within 5 % of 0 or 1.
 SATURATED_GATE = 3.0
@@ -107,7 +107,7 @@ def hidden_states(
     tokens: Tensor,
     rope: tuple[Tensor, Tensor],
     dials: Dials | None = None,
-    gauges: list[Tensor] | None = None,
+    activations: list[Tensor] | None = None,
     memory: KVCache | None = None,
     streams: list[Tensor] | None = None,
 ) -> Tensor:
@@ -119,9 +119,9 @@ def hidden_states(
         tokens: (N, B, T).
         rope: rotary tables of the positions of the tokens.
         dials: values of the channels that act in the forward pass.
-        gauges: a list that receives one (3, N) per layer: mean and variance of the stream after the
-            layer, and the fraction of its feed-forward units that are saturated (squared ReLU:
-            zero, SwiGLU: gate beyond SATURATED_GATE).
+        activations: a list that receives one (3, N) per layer: mean and variance of the stream
+            after the layer, and the fraction of its feed-forward units that are saturated (squared
+            ReLU: zero, SwiGLU: gate beyond SATURATED_GATE).
         memory: earlier positions. The tokens follow them, attend to them, and are added to them.
             `rope` is then that of the new positions.
         streams: a list that receives the stream after each layer.
@@ -161,14 +161,14 @@ def hidden_states(
         if (cap := caps[i]) is not None:
             x = _cap_norms(x, cap)
 
-        if gauges is not None:
-            stride = max(1, B * T // GAUGED_TOKENS)
+        if activations is not None:
+            stride = max(1, B * T // MEASURED_TOKENS)
             sampled.append((x[:, ::stride].detach(), normed[:, ::stride].detach()))
         if streams is not None:
             streams.append(x)
 
-    if gauges is not None:
-        gauges.extend(_activation_gauges(params, config, sampled).unbind(0))
+    if activations is not None:
+        activations.extend(_activation_statistics(params, config, sampled).unbind(0))
     if memory is not None:
         memory.length += T
     return rms_norm(x)
@@ -228,10 +228,10 @@ def _apply_dropout(
 
 
 @torch.no_grad()
-def _activation_gauges(
+def _activation_statistics(
     params: Mapping[str, Tensor], config: GPTConfig, sampled: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Returns the activation gauges of every layer, measured on some tokens: (L, 3, N).
+    """Returns statistics of the activations of every layer, measured on some tokens: (L, 3, N).
 
     They are mean and variance of the stream, and saturation of the feed-forward.
     """
@@ -343,13 +343,13 @@ def mean_losses(
     targets: Tensor,
     rope: tuple[Tensor, Tensor],
     dials: Dials | None = None,
-    gauges: list[Tensor] | None = None,
+    activations: list[Tensor] | None = None,
 ) -> Tensor:
     """Returns each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token].
 
-    Gauges: see hidden_states.
+    Activations: see hidden_states.
     """
-    states = hidden_states(params, config, inputs, rope, dials, gauges)
+    states = hidden_states(params, config, inputs, rope, dials, activations)
     return mean_softcapped_cross_entropy(
         states, params["unembedding"], targets.flatten(1), _softcap(config, dials)
     )

@@ -114,7 +114,7 @@ def layer_statistics(
     Args:
         squares: squared norms of the gradients, (N, K).
         maxima: largest magnitudes of the gradients, (N, K), if they are measured.
-        activations: gauges of each layer, (3, N) each, as `model.hidden_states` gives them.
+        activations: those of each layer, (3, N) each, as `model.hidden_states` measures them.
         in_layer: 1 where a tensor belongs to a layer and 0 elsewhere, (K, L).
     """
     values = {"layer_gradient_norm": np.sqrt(_finite(squares) @ in_layer)}

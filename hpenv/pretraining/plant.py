@@ -226,10 +226,10 @@ class PretrainingPlant(Runs):
 
         inputs, targets = self._batch()
         leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
-        gauges: list[Tensor] | None = [] if "activations" in self.measured_groups else None
+        activations: list[Tensor] | None = [] if "activations" in self.measured_groups else None
 
         with torch.enable_grad():
-            losses = self._batch_loss(leaves, inputs, targets, gauges)
+            losses = self._batch_loss(leaves, inputs, targets, activations)
             gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
@@ -237,7 +237,7 @@ class PretrainingPlant(Runs):
         self._mark_diverged(active, loss, norm)
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
-        values |= layer_statistics(squares, maxima, gauges, self._in_layer)
+        values |= layer_statistics(squares, maxima, activations, self._in_layer)
 
         if moving.any():
             given = dict(zip(leaves, gradients, strict=True))
@@ -265,7 +265,7 @@ class PretrainingPlant(Runs):
         weights: Mapping[str, Tensor],
         inputs: Tensor,
         targets: Tensor,
-        gauges: list[Tensor] | None,
+        activations: list[Tensor] | None,
     ) -> Tensor:
         """Returns each run's loss, with the dials of the window and the random numbers of its step.
 
@@ -279,7 +279,7 @@ class PretrainingPlant(Runs):
             dials = dials._replace(generators=generators)
 
         cast = self._cast(weights)
-        return self._loss(cast, self.model_config, inputs, targets, self._rope, dials, gauges)
+        return self._loss(cast, self.model_config, inputs, targets, self._rope, dials, activations)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         starts = np.stack(

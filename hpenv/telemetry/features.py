@@ -1,7 +1,7 @@
 """Features: the gauges of the observation, each a bounded function of the measurements.
 
-A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is
-an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
+A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new feature
+is an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
 (`layer_gradient_norm/3`).
 """
 
@@ -49,13 +49,13 @@ def _magnitude(values: FloatArray) -> FloatArray:
     return np.log10(np.maximum(values, 1e-8)) / 8.0
 
 
-def _gauge(name: str, low: float, high: float, doc: str) -> Feature:
-    """Returns the feature that is a plant's additional gauge, unchanged."""
+def _same_as(name: str, low: float, high: float, doc: str) -> Feature:
+    """Returns the feature that is a measurement, unchanged."""
     return Feature(lambda r: _column(r.window[name]), low, high, doc, reads=(name,))
 
 
-def _gauge_magnitude(name: str, doc: str) -> Feature:
-    """Returns the feature that is the order of magnitude of a plant's additional gauge."""
+def _order_of(name: str, doc: str) -> Feature:
+    """Returns the feature that is the order of magnitude of a measurement."""
     return Feature(
         lambda r: _column(_magnitude(r.window[name])),
         -1.0,
@@ -205,16 +205,16 @@ FEATURES: dict[str, Feature] = {
         "fraction of the probe's problems that are solved [1]",
         reads=("probe_pass",),
     ),
-    "reward_mean": _gauge(
+    "reward_mean": _same_as(
         "reward_mean", 0.0, 1.0, "mean reward that the grader paid / the largest reward [1]"
     ),
-    "reward_spread": _gauge(
+    "reward_spread": _same_as(
         "reward_spread", 0.0, 1.0, "mean standard deviation within a group / largest reward [1]"
     ),
-    "flat_groups": _gauge(
+    "flat_groups": _same_as(
         "flat_groups", 0.0, 1.0, "fraction of the groups whose rewards are all equal [1]"
     ),
-    "kl": _gauge_magnitude("kl", "the divergence from the untrained student per token"),
+    "kl": _order_of("kl", "the divergence from the untrained student per token"),
     "entropy": Feature(
         lambda r: _column(r.window["entropy"] / (1.0 + r.window["entropy"])),
         0.0,
@@ -222,23 +222,23 @@ FEATURES: dict[str, Feature] = {
         "h / (1 + h), h the policy's entropy per token [1]",
         reads=("entropy",),
     ),
-    "completion_length": _gauge(
+    "completion_length": _same_as(
         "completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"
     ),
-    "compiled": _gauge("compiled", 0.0, 1.0, "fraction of the programs that compile [1]"),
-    "flagged": _gauge(
+    "compiled": _same_as("compiled", 0.0, 1.0, "fraction of the programs that compile [1]"),
+    "flagged": _same_as(
         "flagged", 0.0, 1.0, "fraction of the programs that the weak detector flags [1]"
     ),
-    "mean_cos": _gauge(
+    "mean_cos": _same_as(
         "mean_cos", -1.0, 1.0, "mean cosine of the modules' gradients and the hacking direction [1]"
     ),
-    "frac_fired": _gauge(
+    "frac_fired": _same_as(
         "frac_fired",
         0.0,
         1.0,
         "fraction of the modules whose gradient has a component along the direction [1]",
     ),
-    "removed_fraction": _gauge(
+    "removed_fraction": _same_as(
         "removed_fraction",
         0.0,
         1.0,
@@ -251,7 +251,7 @@ FEATURES: dict[str, Feature] = {
         "mean / mean magnitude of the gradient's component along the direction [1]",
         reads=("mean_positive_c", "mean_negative_c"),
     ),
-    "knob_norm": _gauge_magnitude("knob_norm", "the norm of the adapter coefficients"),
+    "knob_norm": _order_of("knob_norm", "the norm of the adapter coefficients"),
 }
 
 

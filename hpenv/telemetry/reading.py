@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from hpenv.arrays import BoolArray, FloatArray
+from hpenv.checks import suggestion
 from hpenv.plant.measurements import Measurement, Window, readable_names
 from hpenv.telemetry.trajectory import Trajectory
 
@@ -107,6 +108,7 @@ def check_readable(
             why = f"{kind} {name!r} reads what this plant does not measure" if name in table else ""
             raise ValueError(
                 f"{why or f'unknown {kind} {name!r}'}; expected some of {sorted(accepted)}"
+                f"{'' if why else suggestion(name, accepted)}"
             )
 
 
