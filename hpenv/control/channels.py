@@ -12,13 +12,14 @@ neutral must do nothing, so the channel is neutral on all of [-1, DEAD_ZONE] and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hpenv.checks import suggestion
 
@@ -52,6 +53,10 @@ class Channel:
         optimizers: names of the optimizers that have a use for it. Empty: all.
         immediate: True if the forward pass reads it, so that the loss of the same step already
             responds to it.
+        change: function of a tensor's gradient (N, ...) and the values (N, 1, ...) that returns the
+            changed gradient. Pretraining calls it before all other channels of gradients, and not
+            for runs at neutral. A channel from outside of the package needs it, because no plant
+            reads such a channel otherwise.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Channel:
     plants: tuple[str, ...] = ("pretraining",)
     optimizers: tuple[str, ...] = ()
     immediate: bool = False
+    change: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def neutral(self) -> float:
@@ -350,6 +356,24 @@ CHANNELS: dict[str, Channel] = {
         ),
     )
 }
+
+
+def add_channel(own: Channel) -> None:
+    """Adds a channel from outside of the package to CHANNELS, where every id finds it by its name.
+
+    Processes that are spawned have to add it again, as with an id of Gymnasium.
+
+    Raises:
+        ValueError: if the name is taken, or nothing would read the channel.
+    """
+    if CHANNELS.get(own.name, own) != own:
+        raise ValueError(f"name of a channel must not be taken; got {own.name!r}")
+    if own.change is None or own.plants != ("pretraining",):
+        raise ValueError(
+            f"channel {own.name!r} must have a `change` and be of the plant 'pretraining', which "
+            f"calls it; got change={own.change} and plants={own.plants}"
+        )
+    CHANNELS[own.name] = own
 
 
 def channels_of(plant: str) -> dict[str, Channel]:

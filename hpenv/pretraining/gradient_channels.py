@@ -4,7 +4,8 @@ The channels are noise, momentum blend, scale, skip, gate, truncate and clip. A 
 on the gradient of that run alone. Random numbers are a pure function of (seed, step), so that no
 generator has state to save: a snapshot continues with the same numbers.
 
-Order: noise, momentum blend, one factor per tensor (scale times keep masks), norm clip.
+Order: functions of channels that bring their own (`Channel.change`), noise, momentum blend, one
+factor per tensor (scale times keep masks), norm clip.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel
+from hpenv.optim.rules import row_scalars
 from hpenv.plant.seeds import NOISE, ROUTE, step_generator
 from hpenv.pretraining.measurements import squared_norms
 
@@ -45,6 +47,9 @@ def apply_gradient_channels(
     Returns:
         name -> (N, ...). Tensors that no channel moves are the given ones.
     """
+    given, gradients = gradients, _change(gradients, panel)
+    if gradients is not given:
+        squares = squared_norms(list(gradients.values()))
     squares = np.where(rows[:, None], squares, 0.0)
     noise, blend = panel.table("grad_noise"), panel.table("momentum_blend")
     if noise is not None or blend is not None:
@@ -71,6 +76,25 @@ def apply_gradient_channels(
         ]
         torch._foreach_mul_(targets, matching)
 
+    return gradients
+
+
+def _change(gradients: Mapping[str, Tensor], panel: Panel) -> Mapping[str, Tensor]:
+    """Applies the functions of the channels that have one. Runs at neutral keep every bit."""
+    for dial in {bank.channel.name: bank.channel for bank in panel.banks.values()}.values():
+        table = None if dial.change is None else panel.table(dial.name)
+        if dial.change is None or table is None:
+            continue
+
+        changed = dict(gradients)
+        for k in np.flatnonzero((table != dial.neutral).any(0)):
+            name = panel.tensors[k]
+            values = row_scalars(table[:, k], gradients[name])
+            moved = values != dial.neutral
+            changed[name] = torch.where(
+                moved, dial.change(gradients[name], values), gradients[name]
+            )
+        gradients = changed
     return gradients
 
 
