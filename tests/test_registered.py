@@ -4,6 +4,7 @@ Past the usual length, because the contracts of all ids stand in one file.
 """
 
 import dataclasses
+import importlib
 import itertools
 import json
 import math
@@ -42,9 +43,7 @@ IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).st
 JEL, CELL, PROJECTION = jel.ID, cell.ID, grpo_projection.ID
 # The checkers play many episodes; these take a few steps.
 FIVE = {"num_steps": 5, "interval": 2}
-SHORT = {
-    JEL: FIVE,
-    CELL: FIVE,
+SHORT = dict.fromkeys(IDS, FIVE) | {
     PROJECTION: {"num_steps": 3, "interval": 2, "num_prompts": 1, "num_probe_problems": 1},
 }
 
@@ -62,12 +61,11 @@ def together(**tables):
 
 
 # Arguments under which an id is held to its contract: every surface and every observation.
+MODULES = {id: str(gym.spec(id).entry_point).partition(":")[0] for id in IDS}
+SPECS = {id: importlib.import_module(module).SPEC for id, module in MODULES.items()}
 VARIANTS = {
-    JEL: together(observation=jel.SPEC.observations, channels=jel.SPEC.channel_sets),
-    CELL: together(channels=cell.SPEC.channel_sets, observation=cell.SPEC.observations),
-    PROJECTION: together(
-        channels=grpo_projection.SPEC.channel_sets, observation=grpo_projection.SPEC.observations
-    ),
+    id: together(observation=spec.observations, channels=spec.channel_sets)
+    for id, spec in SPECS.items()
 }
 # Those under which all that an id can draw is drawn, and all that it can measure is measured.
 RICHEST = {
@@ -92,7 +90,6 @@ SMALL = {JEL: QUICK, CELL: QUICK | {"preset": "nano"}}
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
 MARKS = {JEL: (), CELL: (), PROJECTION: executes}
-MODULES = {module.ID: module.__name__ for module in (jel, cell, grpo_projection)}
 
 
 def cases(variants):
