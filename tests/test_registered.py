@@ -89,7 +89,7 @@ SMALL = {JEL: QUICK, CELL: QUICK | {"preset": "nano"}}
 # Programs are executed where the kernel can hold them alone.
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
-MARKS = {JEL: (), CELL: (), PROJECTION: executes}
+MARKS = dict.fromkeys(IDS, ()) | {PROJECTION: executes}
 
 
 def cases(variants):
