@@ -152,7 +152,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
     @property
     def features(self) -> tuple[str, ...]:
         """Observed features, keys of FEATURES."""
-        return self._features
+        return tuple(self.arguments["features"])
 
     @property
     def num_decisions(self) -> int:
