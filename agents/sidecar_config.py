@@ -17,7 +17,7 @@ INITIAL_STD: dict[str, float] = {
     "shrink": 0.1,
     "clip": 0.04,
     "skip": 0.04,
-    "two_sided": 0.1,
+    "unsafe": 0.1,
     "register": 0.1,
 }
 

@@ -58,7 +58,7 @@ class RunConfig:
     """Configuration of an evaluation or a tuning of baselines."""
 
     baselines: tuple[str, ...] = tuple(BASELINES)  # keys of BASELINES, or names of sweeps
-    preset: str = "nano"  # key of hpenv.lm.model.PRESETS
+    preset: str = "nano"  # key of hpenv.lm.architecture.PRESETS
     data: str = "stdlib"  # `stdlib`, `synthetic`, a path, or `hf:<name>`
     tokenizer: str = "bytes"  # `bytes`, `bpe:<vocabulary>`, or a path of a tokenizers file
     num_steps: int = 561  # length of a run [steps]

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpenv.lm.model import parameter_kind, parameter_shapes
-from hpenv.lm.model import preset as model_preset
+from hpenv.lm.architecture import parameter_kind, parameter_shapes
+from hpenv.lm.architecture import preset as model_preset
 from hpenv.optim.schedules import Constant, Cosine, LinearDecay, Schedule, WarmupFlatWarmdown
 
 #: The paper's conservative base rates, equal for all groups (JEL, section 4.1).

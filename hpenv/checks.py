@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+
+
+def suggestion(given: object, accepted: Iterable[str]) -> str:
+    """Returns the end of an error message: the accepted name nearest to an unknown one.
+
+    Empty if no name is near.
+    """
+    close = difflib.get_close_matches(given, accepted, n=1) if isinstance(given, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def is_number(value: object) -> bool:
@@ -29,6 +39,19 @@ def check_count(name: str, value: object) -> None:
     """
     if not is_count(value):
         raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+
+
+def check_interval(interval: object, num_steps: int) -> None:
+    """Checks that the interval of an episode is a whole number from 1 to its number of steps.
+
+    Raises:
+        ValueError: naming what was given and what is accepted.
+    """
+    if not (is_count(interval) and interval <= num_steps):  # type: ignore[operator]
+        raise ValueError(
+            f"interval must be a whole number of steps per decision, from 1 to "
+            f"num_steps={num_steps}; got {interval!r}"
+        )
 
 
 def as_python(value: Any) -> Any:

@@ -8,12 +8,15 @@ family of numbers has keys with a prefix: `panel/lr`, `reward_terms/progress`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpenv.arrays import BoolArray, FloatArray
+from hpenv.control.panel import Panel
+from hpenv.plant.measurements import Measurement, Window
 
 Info = dict[str, Any]
 
@@ -37,16 +40,75 @@ def _prefix_names(prefix: str, names: tuple[str, ...], separator: str = "/") -> 
     return tuple(f"{prefix}{separator}{name}" for name in names)
 
 
-def mask_rows(infos: Info, rows: BoolArray) -> Info:
-    """Returns a copy of infos whose masks are True for at most these rows."""
-    return {
-        key: value & rows if key.startswith("_") else value.copy() for key, value in infos.items()
+def decision_infos(
+    window: Window,
+    measurements: Sequence[Measurement],
+    panel: Panel,
+    terms: Mapping[str, FloatArray],
+    moved: BoolArray,
+    rows: BoolArray,
+    probes: bool,
+) -> Info:
+    """Returns the state of some rows, and training measurements of those that moved.
+
+    The keys are the same at every call. Measurements of training are 0 for a row that did not move.
+
+    Args:
+        window: measurements of the decision.
+        measurements: of the plant.
+        panel: whose values the rows trained with.
+        terms: reward terms without their weights, (N,) each.
+        moved: rows that were trained, (N,) bool.
+        rows: rows that were trained or reset, (N,) bool.
+        probes: True if the probe loss is measured.
+    """
+    state: Info = {
+        "step": window.steps.copy(),
+        "train_loss": window["train_loss"].copy(),
+        "divergence": window.divergence.copy(),
+    }
+    if probes:
+        state["probe_loss"] = window["probe_loss"].copy()
+    state |= columns("panel", panel.names, panel.values())
+
+    trained: Info = {"gradient_norm": np.minimum(window["gradient_norm"], np.finfo(np.float32).max)}
+    unweighted = np.array(list(terms.values())).reshape(-1, len(rows)).T + 0.0
+    trained |= columns("reward_terms", tuple(terms), unweighted)
+    for own in measurements:
+        if own.in_info or own.privileged:
+            prefix = "privileged" if own.privileged else "gauges"
+            trained[f"{prefix}/{own.name}"] = window[own.name].copy()
+
+    for value in trained.values():
+        value[~moved] = 0.0
+    return with_masks(state, rows) | with_masks(trained, moved)
+
+
+def infos_of_restart(
+    infos: Info, fresh: Info, observations: NDArray[np.float32], ended: BoolArray
+) -> Info:
+    """Returns the infos of a step after which some rows were reset.
+
+    Args:
+        infos: of the step.
+        fresh: of the reset.
+        observations: of the step, (N, F).
+        ended: rows whose episode has ended and that were reset, (N,) bool.
+
+    Returns:
+        The infos with the values and masks of the reset in these rows. `final_obs` and `final_info`
+        have those of the step, as Gymnasium's vector envs do.
+    """
+    final_observations = np.empty(len(ended), dtype=object)
+    for row in np.flatnonzero(ended):
+        final_observations[row] = observations[row].copy()
+    final_infos = {
+        key: value & ended if key.startswith("_") else value.copy() for key, value in infos.items()
     }
 
-
-def overwrite_rows(infos: Info, fresh: Info, rows: BoolArray) -> Info:
-    """Returns infos in which these rows have the values and masks of their reset."""
-    return {key: np.where(rows, fresh[key], value) for key, value in infos.items()}
+    merged: Info = {key: np.where(ended, fresh[key], value) for key, value in infos.items()}
+    merged |= {"final_obs": final_observations, "_final_obs": ended.copy()}
+    return merged | {"final_info": final_infos, "_final_info": ended.copy()}
 
 
 def only_row(infos: Info) -> Info:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from hpenv.plot import FAINT, LEFT, RIGHT, Axis, Color, Sheet
 
 RENDER_MODES = ("rgb_array", "ansi")
-RENDER_FPS = 4  # [decisions per second]
+#: In `metadata`, where Gymnasium looks for the modes and for the number of pictures per second.
+METADATA: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}
 
 #: Largest number of cells that are drawn as lines with names. More cells become a heat map.
 MAX_NAMED_CELLS = 8
@@ -46,8 +47,21 @@ def with_render_modes(factory: Factory) -> Factory:
 
     From RENDER_MODES it then makes `human`, `rgb_array_list` and `ansi_list`, with its wrappers.
     """
-    factory.__dict__["metadata"] = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
+    factory.__dict__["metadata"] = METADATA
     return factory
+
+
+def check_render_mode(mode: str | None) -> None:
+    """Checks that a render mode is one of RENDER_MODES, or None.
+
+    Raises:
+        ValueError: for another mode.
+    """
+    if mode is not None and mode not in RENDER_MODES:
+        raise ValueError(
+            f"unknown render_mode {mode!r}; expected None or one of {list(RENDER_MODES)}; "
+            "gym.make adds 'human' and the '_list' modes, gym.make_vec has none of them"
+        )
 
 
 class History:
@@ -82,7 +96,11 @@ class History:
 
 
 def summarize(
-    history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str
+    history: History,
+    names: tuple[str, ...],
+    neutral: NDArray[np.float64],
+    num_steps: int,
+    loss: str,
 ) -> str:
     """Returns one line of text: step, loss, and the values of the first cells.
 
@@ -90,7 +108,7 @@ def summarize(
     multiplier, and is marked by an x.
     """
     if not history.steps:
-        return f"step 0/{horizon}"
+        return f"step 0/{num_steps}"
     rows = list(zip(names, history.values[-1], neutral, strict=True))
     cells = [
         f"{name} {'x' if neutral_value == 1.0 else ''}{value:.3g}"
@@ -100,11 +118,15 @@ def summarize(
 
     name, _, unit = loss.partition(" loss ")
     measured = f"{name} {history.losses[-1]:.4f} {unit.strip('[]').removeprefix('1')}".rstrip()
-    return "  ".join([f"step {history.steps[-1]}/{horizon}", measured, *cells])
+    return "  ".join([f"step {history.steps[-1]}/{num_steps}", measured, *cells])
 
 
 def draw(
-    history: History, names: tuple[str, ...], neutral: NDArray[np.float64], horizon: int, loss: str
+    history: History,
+    names: tuple[str, ...],
+    neutral: NDArray[np.float64],
+    num_steps: int,
+    loss: str,
 ) -> NDArray[np.uint8]:
     """Draws the loss and, below it, the cells over the steps of the run: (704, 800, 3) uint8.
 
@@ -119,7 +141,7 @@ def draw(
     Raises:
         ImportError: without Pillow.
     """
-    sheet, time = Sheet(), Axis(0.0, float(horizon))
+    sheet, time = Sheet(), Axis(0.0, float(num_steps))
     steps = np.array(history.steps, dtype=np.float64)
     values = np.reshape(history.values, (len(steps), len(names)))
     positions = np.where(values == neutral, 0.0, np.reshape(history.positions, values.shape))
@@ -129,7 +151,7 @@ def draw(
     sheet.panel(LOSS, loss, time, axis)
     sheet.curve(LOSS, time.fraction(steps), axis.fraction(losses), LINES[0], 2.0)
     if len(steps):
-        sheet.text(RIGHT + 12, LOSS[0] + LINE, f"step {history.steps[-1]} of {horizon}")
+        sheet.text(RIGHT + 12, LOSS[0] + LINE, f"step {history.steps[-1]} of {num_steps}")
         sheet.text(RIGHT + 12, LOSS[0] + 2 * LINE, f"{loss.split()[0]} {losses[-1]:.4f}")
 
     for tick in time.ticks():
@@ -139,7 +161,7 @@ def draw(
     sheet.text(RIGHT + 32, CELLS[1] + 18, "step", FAINT)
 
     if len(names) > MAX_NAMED_CELLS:
-        return _with_heat_map(sheet, steps, positions, names, horizon)
+        return _with_heat_map(sheet, steps, positions, names, num_steps)
     return _with_lines(sheet, time, steps, positions, values, names, neutral)
 
 
@@ -184,7 +206,7 @@ def _with_heat_map(
     steps: NDArray[np.float64],
     positions: NDArray[np.float64],
     names: tuple[str, ...],
-    horizon: int,
+    num_steps: int,
 ) -> NDArray[np.uint8]:
     sheet.text(
         LEFT,
@@ -209,7 +231,7 @@ def _with_heat_map(
     picture = sheet.pixels()
     color_bar = _resize(HEAT[::-1, None], CELLS[1] - CELLS[0])
     picture[CELLS[0] : CELLS[1], LEFT - 24 : LEFT - 12] = color_bar
-    colors = _colors(steps, positions, horizon)
+    colors = _colors(steps, positions, num_steps)
     for columns, (top, bottom) in zip(bands.values(), places, strict=True):
         picture[top:bottom, LEFT:RIGHT] = _resize(colors[columns], bottom - top)
     return picture
@@ -238,12 +260,12 @@ def _band_edges(counts: Sequence[int], height: int) -> NDArray[np.int64]:
 
 
 def _colors(
-    steps: NDArray[np.float64], positions: NDArray[np.float64], horizon: int
+    steps: NDArray[np.float64], positions: NDArray[np.float64], num_steps: int
 ) -> NDArray[np.uint8]:
     """Returns the color of every cell in every column of pixels, (A, RIGHT - LEFT, 3)."""
     result = np.full((positions.shape[1], RIGHT - LEFT, 3), NOT_YET, dtype=np.uint8)
     if len(steps) > 1:
-        edges = np.clip(np.linspace(0, horizon, RIGHT - LEFT + 1), steps[0], steps[-1])
+        edges = np.clip(np.linspace(0, num_steps, RIGHT - LEFT + 1), steps[0], steps[-1])
         has_steps = np.diff(edges) > 0
 
         # The integral of the positions over the steps, at the end of each window and at each edge

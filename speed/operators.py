@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs import cell, grpo_projection, jel
-from hpenv.optim.rules import OPTIMIZERS, Muon
+from hpenv.optim.muon import Muon
+from hpenv.optim.optimizers import OPTIMIZERS
 from speed.timing import alternate, ratio
 
 #: Smallest fraction of a step that is reported for an operator.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpenv.lm import model
+from hpenv.lm import architecture, model
 from hpenv.lm.data import batch_starts, gather, load_corpus
-from hpenv.optim.rules import OPTIMIZERS, Rates
+from hpenv.optim.optimizers import OPTIMIZERS
+from hpenv.optim.rules import Rates
 
 
 def plain_loop(
@@ -20,10 +21,14 @@ def plain_loop(
     Returns:
         The last probe loss [nats per token].
     """
-    corpus, config, size = load_corpus(), model.PRESETS["nano"], batch_tokens // sequence_length
+    corpus, config, size = (
+        load_corpus(),
+        architecture.PRESETS["nano"],
+        batch_tokens // sequence_length,
+    )
     rope = model.rope_tables(config, sequence_length, "cpu")
-    weights = model.init_parameters(config, [0])
-    rules = {name: OPTIMIZERS["adamw_muon"][model.parameter_kind(name)] for name in weights}
+    weights = architecture.init_parameters(config, [0])
+    rules = {name: OPTIMIZERS["adamw_muon"][architecture.parameter_kind(name)] for name in weights}
     states = {name: rules[name].init(weight) for name, weight in weights.items()}
     groups = {
         rule: [name for name in weights if rules[name] is rule] for rule in set(rules.values())

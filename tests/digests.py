@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import hpenv
+from hpenv import branching
 
 gym.register_envs(hpenv)
 PRETRAINING = {"batch_tokens": 64, "sequence_length": 16, "eval_tokens": 2048}
@@ -64,7 +65,7 @@ def run(id: str, arguments: dict[str, Any], num_decisions: int) -> dict[str, str
         seen.append(observations.copy())
         paid.append(rewards.copy())
     # The last window is left out: its numbers are in the observations.
-    found = envs.snapshot().tensors.items()
+    found = branching.snapshot(envs).tensors.items()
     tensors = [tensor for name, tensor in found if "window/" not in name]
     kept = [
         tensor.detach().cpu().numpy() if torch.is_tensor(tensor) else tensor for tensor in tensors

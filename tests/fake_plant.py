@@ -15,7 +15,7 @@ from hpenv.control.panel import Panel, TensorSite
 from hpenv.plant.measurements import Measurement, Window, groups_of
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Snapshot
 from hpenv.posttraining.measurements import GAUGES as GRPO_GAUGES
-from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
+from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
 
 INITIAL_LOSS = 5.0
 NUM_LAYERS = 2

@@ -15,6 +15,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 import hpenv  # noqa: F401  registers the ids
+from hpenv import branching
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.optim.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
 from hpenv.plant import snapshots
@@ -92,7 +93,7 @@ def every_argument(id):
 
 def saved(env, folder):
     """The environment's snapshot, by way of the disk."""
-    snapshots.save(folder, env.unwrapped.snapshot())
+    snapshots.save(folder, branching.snapshot(env))
     return snapshots.load(folder)
 
 
@@ -106,7 +107,7 @@ def test_numbers_of_numpy_are_those_of_python_in_every_argument(id, tmp_path):
         env.reset(seed=3)
         snapshot = saved(env, tmp_path / name)
         expected = env.step(action)
-        other.unwrapped.restore(snapshot)
+        branching.restore(other, snapshot)
         found = other.step(action)
         assert np.array_equal(expected[0], found[0]) and repr(expected[1:]) == repr(found[1:])
 
@@ -140,7 +141,7 @@ def test_a_schedule_of_ones_own_is_restored_where_it_gives_the_same_and_refused_
         "0x" not in (tmp_path / "s" / snapshots.STATE).read_text()
     )  # no address, by which nothing is found again
     same = make(jel.ID, **{way: lambda steps: 1.0 / (1.0 + steps)})
-    same.unwrapped.restore(snapshot)
+    branching.restore(same, snapshot)
     action = np.full(2, 0.5, dtype=np.float32)
     assert repr(same.step(action)) == repr(env.step(action))
     late = make(
@@ -149,7 +150,7 @@ def test_a_schedule_of_ones_own_is_restored_where_it_gives_the_same_and_refused_
     with pytest.raises(
         ValueError, match=f"configuration differs.*'{'lr_schedule' if way == 'schedule' else way}'"
     ):
-        late.unwrapped.restore(snapshot)
+        branching.restore(late, snapshot)
 
 
 def test_of_schedules_by_group_each_must_be_the_same(tmp_path):
@@ -157,12 +158,12 @@ def test_of_schedules_by_group_each_must_be_the_same(tmp_path):
     env = make(jel.ID, schedule={group: Hyperbola(1.0) for group in groups})
     env.reset(seed=1)
     snapshot = saved(env, tmp_path / "s")
-    make(jel.ID, schedule={group: Hyperbola(1.0) for group in reversed(groups)}).unwrapped.restore(
-        snapshot
+    branching.restore(
+        make(jel.ID, schedule={group: Hyperbola(1.0) for group in reversed(groups)}), snapshot
     )
     other = make(jel.ID, schedule={group: Hyperbola(1.0 + (group == "matrix")) for group in groups})
     with pytest.raises(ValueError, match=r"configuration differs.*'lr_schedule'"):
-        other.unwrapped.restore(snapshot)
+        branching.restore(other, snapshot)
 
 
 @EVERY_ID
@@ -260,7 +261,7 @@ def run():
     """An environment, and its snapshot after the reset."""
     env = make(jel.ID)
     env.reset(seed=1)
-    return env, env.unwrapped.snapshot()
+    return env, branching.snapshot(env)
 
 
 def damaged(snapshot, tensors=(), **metadata):
@@ -322,8 +323,8 @@ def damaged(snapshot, tensors=(), **metadata):
 def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors, message):
     env, snapshot = run
     with pytest.raises(ValueError, match=message):
-        env.unwrapped.restore(damaged(snapshot, tensors))
-    for name, tensor in env.unwrapped.snapshot().tensors.items():
+        branching.restore(env, damaged(snapshot, tensors))
+    for name, tensor in branching.snapshot(env).tensors.items():
         assert torch.equal(tensor, snapshot.tensors[name]), name
 
 
@@ -337,7 +338,7 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
             {"plant": {"configuration": 5}},
             "the snapshot must be of a plant, with its configuration; it holds",
         ),
-        ({"rows": 5}, "rows of the snapshot must hold a stream of seeds and a history each"),
+        ({"rows": 5}, "snapshot must have the 1 rows of this environment; got 5"),
         (
             {"rows": [{}]},
             "rows of the snapshot must hold a stream of seeds and a history each; got KeyError",
@@ -353,8 +354,8 @@ def test_a_snapshot_of_other_tensors_is_refused_and_changes_nothing(run, tensors
 def test_a_snapshot_of_other_metadata_is_refused_and_changes_nothing(run, metadata, message):
     env, snapshot = run
     with pytest.raises(ValueError, match=message):
-        env.unwrapped.restore(damaged(snapshot, **metadata))
-    assert env.unwrapped.snapshot().metadata == snapshot.metadata
+        branching.restore(env, damaged(snapshot, **metadata))
+    assert branching.snapshot(env).metadata == snapshot.metadata
 
 
 @pytest.mark.parametrize("part", ["env", "plant"])
@@ -363,4 +364,4 @@ def test_a_setting_that_is_not_known_here_is_refused_by_name(run, part):
     metadata = copy.deepcopy(snapshot.metadata)
     (metadata["env"] if part == "env" else metadata["plant"]["configuration"])["gravity"] = 9.81
     with pytest.raises(ValueError, match=r"'gravity': \(9.81, None\)"):
-        env.unwrapped.restore(Snapshot(snapshot.tensors, metadata))
+        branching.restore(env, Snapshot(snapshot.tensors, metadata))

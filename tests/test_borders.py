@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import hpenv
-from hpenv.lm import model
+from hpenv import branching
+from hpenv.lm import architecture, model
+from hpenv.lm.architecture import GPTConfig
 from hpenv.lm.kernels import squared_relu_feed_forward
-from hpenv.lm.model import GPTConfig
 from tests.test_registered import JEL, assert_same, play, random_actions
 
 gym.register_envs(hpenv)
@@ -105,7 +106,7 @@ def test_value_embeddings_at_a_width_below_the_gates_channels():
         return
     tokens = torch.zeros(1, 1, 4, dtype=torch.int64)
     model.mean_losses(
-        model.init_parameters(config, [0]),
+        architecture.init_parameters(config, [0]),
         config,
         tokens,
         tokens,
@@ -132,7 +133,7 @@ def test_bad_arguments(arguments, message, tmp_path):
     if message is None:  # accepted, so it must work to the end
         env = gym.make(JEL, **TINY | arguments).unwrapped
         env.reset(seed=0)
-        snapshots.save(tmp_path / "s", env.snapshot())
+        snapshots.save(tmp_path / "s", branching.snapshot(env))
         return
     with pytest.raises(ValueError, match=message):
         gym.make(JEL, **TINY | arguments)
@@ -154,7 +155,7 @@ def test_a_wrapped_env_is_restored_after_one_reset():
     env.reset(seed=3)
     env.step(np.zeros(2))
     other.reset(seed=0)
-    other.unwrapped.restore(env.unwrapped.snapshot())
+    branching.restore(other, branching.snapshot(env))
     ours, theirs = other.step(np.zeros(2)), env.step(np.zeros(2))
     assert (
         np.array_equal(ours[0], theirs[0])

@@ -13,11 +13,12 @@ import torch
 from hpenv.control import channels
 from hpenv.control.channels import DEAD_ZONE, channel, channels_of
 from hpenv.control.panel import Panel, TensorSite
-from hpenv.lm import model
-from hpenv.lm.model import GPTConfig
-from hpenv.optim.rules import OPTIMIZERS
+from hpenv.lm import architecture, model
+from hpenv.lm.architecture import GPTConfig
+from hpenv.optim.optimizers import OPTIMIZERS
 from hpenv.posttraining.intervention import Intervention
 from hpenv.posttraining.plant import GRPOPlant
+from hpenv.pretraining import forward_channels, rates
 from hpenv.pretraining import gradient_channels as gradients
 from hpenv.pretraining.config import PretrainingConfig
 from hpenv.pretraining.plant import PretrainingPlant
@@ -37,12 +38,13 @@ from tests.tiny_plants import (
 NUM_STEPS = 3
 CHANNELS = channels_of("pretraining")
 READERS = {
-    "PretrainingPlant": PretrainingPlant,
+    "rates": rates,
+    "forward_channels": forward_channels,
     "GRPOPlant": GRPOPlant,
     "Intervention": Intervention,
     "gradient_channels": gradients,
 }
-SAFE = tuple((name, scope) for name, scope in FINEST if CHANNELS[name].kind != "two_sided")
+SAFE = tuple((name, scope) for name, scope in FINEST if CHANNELS[name].kind != "unsafe")
 OF_ALL_PLANTS = pytest.mark.parametrize("found", channels.CHANNELS.values(), ids=channels.CHANNELS)
 EVERY_CHANNEL = pytest.mark.parametrize("found", CHANNELS.values(), ids=CHANNELS)
 ids = "{0[0]}-{0[1]}".format
@@ -56,7 +58,8 @@ def applicable(pairs, optimizer, preset):
     """
     rules = OPTIMIZERS[optimizer]
     own = {
-        n: rules[model.parameter_kind(n)].optimizer for n in model.parameter_shapes(PRESETS[preset])
+        n: rules[architecture.parameter_kind(n)].optimizer
+        for n in architecture.parameter_shapes(PRESETS[preset])
     }
 
     def moves(name, scope):
@@ -126,7 +129,7 @@ def test_the_table_is_that_of_the_paper_and_its_further_dials():
     }
     assert surfaces["backward"] == {"grad_skip", "grad_gate", "grad_truncate", "momentum_blend"}
     assert surfaces["optimizer"] == {"beta1", "beta2", "eps", "grad_clip", "grad_noise"}
-    assert {c.name for c in CHANNELS.values() if c.kind == "two_sided"} == {
+    assert {c.name for c in CHANNELS.values() if c.kind == "unsafe"} == {
         "grad_noise",
         "momentum_blend",
     }
@@ -134,7 +137,9 @@ def test_the_table_is_that_of_the_paper_and_its_further_dials():
         "grad_clip",
         "state_norm_cap",
     }
-    assert all(found.immediate == found.reads.endswith("_dials") for found in CHANNELS.values())
+    assert all(
+        found.immediate == found.reads.endswith("forward_dials") for found in CHANNELS.values()
+    )
 
 
 # Neutral is free
@@ -227,9 +232,9 @@ def test_moving_one_cell_of_one_row_leaves_the_other_rows_bitwise_alone(pair):
 
 
 HEALTHY = {
-    "nano": model.PRESETS["nano"],
-    "cell11": model.PRESETS["cell11"],
-    "shakespeare": model.PRESETS["shakespeare"],
+    "nano": architecture.PRESETS["nano"],
+    "cell11": architecture.PRESETS["cell11"],
+    "shakespeare": architecture.PRESETS["shakespeare"],
     "jel-73m": GPTConfig(
         n_layer=6,
         n_head=3,
@@ -242,8 +247,8 @@ HEALTHY = {
 
 
 def test_every_preset_is_held_to_dormant_caps():
-    assert HEALTHY.keys() == model.PRESETS.keys()
-    original = model.PRESETS["jel-73m"]
+    assert HEALTHY.keys() == architecture.PRESETS.keys()
+    original = architecture.PRESETS["jel-73m"]
     for name in (
         "n_layer",
         "n_head",
@@ -258,7 +263,7 @@ def test_every_preset_is_held_to_dormant_caps():
 @pytest.mark.parametrize("preset", HEALTHY)
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_muon"])
 def test_caps_are_far_above_a_healthy_run(preset, optimizer, monkeypatch):
-    monkeypatch.setitem(model.PRESETS, preset, HEALTHY[preset])
+    monkeypatch.setitem(architecture.PRESETS, preset, HEALTHY[preset])
     config = PretrainingConfig(
         preset=preset,
         data="stdlib",
@@ -366,13 +371,13 @@ def test_random_actions_at_every_scope_at_once_leave_every_weight_finite(optimiz
     pairs = tuple(
         (n, s)
         for n, s in applicable(TOGETHER, optimizer, "everything")
-        if CHANNELS[n].kind != "two_sided"
+        if CHANNELS[n].kind != "unsafe"
     )
     assert torment(make(10, pairs, "everything", optimizer=optimizer, **HARSH), 20) > 60
 
 
 @pytest.mark.parametrize("corner", [-1.0, 1.0])
-@pytest.mark.parametrize("pair", [p for p in PAIRS if CHANNELS[p[0]].kind != "two_sided"], ids=ids)
+@pytest.mark.parametrize("pair", [p for p in PAIRS if CHANNELS[p[0]].kind != "unsafe"], ids=ids)
 def test_a_channel_held_at_its_end_leaves_every_weight_finite(pair, corner):
     plant = make(2, (pair,), "swiglu", **HARSH)
     plant.panel.positions[:] = corner

@@ -14,8 +14,9 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs import cell, grpo_projection, jel
+from hpenv.envs.single import TrainLoopEnv
 from hpenv.integrations.sb3 import SB3VecEnv
 from hpenv.posttraining import plant as grpo
 from tests import tiny_student
@@ -83,7 +84,7 @@ def fake(num_envs=1, mode="DISABLED"):
     return TrainLoopVectorEnv(
         FakePlant(num_envs, {0: 15}),
         interval=10,
-        horizon=20,
+        num_steps=20,
         autoreset_mode=mode,
         evaluate_at_end=True,
     )

@@ -16,7 +16,9 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv import branching
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.envs.single import TrainLoopEnv
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.telemetry.features import FEATURES
 from hpenv.telemetry.rewards import REWARD_TERMS, measured_terms
@@ -31,7 +33,7 @@ EVERYTHING = {
 
 
 def make(num_envs=3, diverges=None, mode="NEXT_STEP", **arguments):
-    arguments = {"interval": 10, "horizon": 23} | arguments
+    arguments = {"interval": 10, "num_steps": 23} | arguments
     return TrainLoopVectorEnv(FakePlant(num_envs, diverges), autoreset_mode=mode, **arguments)
 
 
@@ -48,7 +50,7 @@ def steps(env):
 
 
 def test_561_steps_are_12_decisions_the_last_of_11_steps_and_13_measurements():
-    env = make(2, horizon=561, interval=50)
+    env = make(2, num_steps=561, interval=50)
     assert env.num_decisions == 12
     env.reset(seed=0)
     seen = []
@@ -62,16 +64,16 @@ def test_561_steps_are_12_decisions_the_last_of_11_steps_and_13_measurements():
 
 
 @pytest.mark.parametrize(
-    ("horizon", "interval", "decisions"), [(23, 23, 1), (23, 1, 23), (20, 10, 2), (21, 10, 3)]
+    ("num_steps", "interval", "decisions"), [(23, 23, 1), (23, 1, 23), (20, 10, 2), (21, 10, 3)]
 )
-def test_decisions_are_the_windows_that_the_budget_holds(horizon, interval, decisions):
-    env = single(horizon=horizon, interval=interval)
+def test_decisions_are_the_windows_that_the_budget_holds(num_steps, interval, decisions):
+    env = single(num_steps=num_steps, interval=interval)
     env.reset(seed=0)
     taken, terminated = 0, False
     while not terminated:
         taken += 1
         _, _, terminated, _, info = env.step(np.zeros(2, dtype=np.float32))
-    assert taken == decisions == env.vector.num_decisions and info["step"] == horizon
+    assert taken == decisions == env.vector.num_decisions and info["step"] == num_steps
 
 
 def test_the_action_controls_the_window_that_follows_it():
@@ -264,7 +266,7 @@ def test_grouped_rows_that_begin_anew_at_different_times_play_the_same_episodes(
 
 def test_nothing_is_saved_before_the_first_reset():
     with pytest.raises(gym.error.ResetNeeded, match="before the first reset"):
-        make(1).snapshot()
+        branching.snapshot(make(1))
 
 
 def test_nothing_is_evaluated_before_the_first_reset():
@@ -276,7 +278,7 @@ def test_restoring_gives_the_observations_that_the_next_decision_is_taken_on():
     env, other = make(2), make(2)
     env.reset(seed=0)
     observations = env.step(np.full((2, 2), 0.5))[0]
-    assert np.array_equal(other.restore(env.snapshot()), observations)
+    assert np.array_equal(branching.restore(other, branching.snapshot(env)), observations)
 
 
 def test_grouped_rows_stay_one_run_however_they_are_seeded():
@@ -374,11 +376,11 @@ def test_actions_that_do_not_fit_are_refused_and_nothing_moves(action, message):
         ),
         (
             {"interval": 0},
-            "interval must be a whole number between 1 and the 23 steps of the run; got 0",
+            r"interval must be a whole number of .*, from 1 to num_steps=23; got 0",
         ),
         (
             {"interval": 24},
-            "interval must be a whole number between 1 and the 23 steps of the run; got 24",
+            r"interval must be a whole number of .*, from 1 to num_steps=23; got 24",
         ),
         ({"num_registers": -1}, "num_registers must be a whole number of at least 0; got -1"),
         ({"register_leak": 1.0}, "register_leak must be at least 0 and below 1; got 1.0"),
@@ -526,10 +528,10 @@ def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
     )
     for action in actions[:decision]:
         env.step(action)
-    snapshot = env.snapshot()
+    snapshot = branching.snapshot(env)
     kept = copy.deepcopy(snapshot)
     expected = [env.step(action) for action in actions[decision:]]
-    other.restore(snapshot)
+    branching.restore(other, snapshot)
     assert snapshot.metadata == kept.metadata
     assert all(snapshot.tensors[name].equal(value) for name, value in kept.tensors.items())
     for wanted, action in zip(expected, actions[decision:], strict=True):
@@ -543,7 +545,7 @@ def test_a_restored_env_goes_on_as_if_it_had_never_stopped(mode, decision):
     "change",
     [
         {"interval": 5},
-        {"horizon": 24},
+        {"num_steps": 24},
         {"reward": {"progress": 2.0}},
         {"seed_mode": "grouped"},
         {"num_registers": 1},
@@ -558,7 +560,7 @@ def test_a_snapshot_of_another_environment_is_refused(change):
         ValueError,
         match=f"environment with these settings; got other ones, as .*{next(iter(change))}",
     ):
-        other.restore(env.snapshot())
+        branching.restore(other, branching.snapshot(env))
 
 
 def test_what_is_no_snapshot_of_an_environment_is_refused_with_what_is_expected():
@@ -567,9 +569,9 @@ def test_what_is_no_snapshot_of_an_environment_is_refused_with_what_is_expected(
     with pytest.raises(
         TypeError, match=r"must be a Snapshot.*; got a str; .*hpenv.plant.snapshots.load\(path\)"
     ):
-        env.restore("runs/snapshot")
+        branching.restore(env, "runs/snapshot")
     with pytest.raises(ValueError, match="must be an environment snapshot; got"):
-        env.restore(env.plant.snapshot())
+        branching.restore(env, env.plant.snapshot())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -579,7 +581,7 @@ def test_forks_go_on_like_the_original_and_leave_it_alone(mode):
     for each in (env, twin):
         each.reset(seed=7)
         each.step(actions[0])
-    fork = env.fork(4, row=1)
+    fork = branching.fork(env, 4, row=1)
     assert fork.num_envs == 4 and fork.autoreset_mode == env.autoreset_mode
     for action in actions[1:]:
         expected = twin.step(action)
@@ -594,7 +596,7 @@ def test_forks_tell_what_other_actions_would_have_done():
     env = single()
     env.reset(seed=0)
     env.step(np.zeros(2))
-    fork = env.fork(3)
+    fork = branching.fork(env, 3)
     rewards = fork.step(np.array([[-0.5, 0.0], [0.0, 0.0], [0.5, 0.0]]))[1]
     assert rewards[0] < rewards[1] < rewards[2]
     assert rewards[1] == env.step(np.zeros(2))[1]
@@ -605,7 +607,7 @@ def test_forks_that_cannot_be_are_refused(k, row):
     env = make(3)
     env.reset(seed=0)
     with pytest.raises(ValueError, match=f"and row one from 0 to 2; got k={k} and row={row}"):
-        env.fork(k, row)
+        branching.fork(env, k, row)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -692,7 +694,7 @@ def test_only_what_is_asked_for_is_measured_and_every_term_that_is_measured_is_r
         f"reward_terms/{name}" for name in measured_terms(MEASUREMENTS, groups)
     }
     assert ("probe_loss" in infos) == ("probe" in groups)
-    assert env.fork(1).plant.measured_groups == groups
+    assert branching.fork(env, 1).plant.measured_groups == groups
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -754,9 +756,9 @@ def test_a_finished_row_that_waits_writes_no_register_and_remembers_no_loss():
     env.reset(seed=7)
     for _ in range(2):
         env.step(still(env) + 0.5)
-    before = env.snapshot().tensors
+    before = branching.snapshot(env).tensors
     env.step(still(env) - 0.5)
-    after = env.snapshot().tensors
+    after = branching.snapshot(env).tensors
     for name in (name for name in before if name.startswith(("trajectory/", "env/registers"))):
         assert before[name][0].equal(after[name][0]), name
     assert not before["env/registers"][1].equal(after["env/registers"][1])
@@ -769,15 +771,17 @@ def test_a_counterfactual_by_hand():
     loss, candidates = env.plant.losses[0], (-0.5, 0.0, 0.5)
     assert steps(env) == [10]
     actions = np.array([[position, 0.0] for position in candidates])
-    for horizon, hold in ((1, False), (2, False), (2, True), (9, False)):
+    for decisions, hold in ((1, False), (2, False), (2, True), (9, False)):
         expected = []
         for position in candidates:
             rest = position if hold else 0.25
             after = loss * (1 - 0.01 * 100**position) ** 10
-            if horizon > 1:
+            if decisions > 1:
                 after *= (1 - 0.01 * 100**rest) ** 3  # the last window has 3 of the 23 steps
             expected.append(loss - after)
-        assert env.counterfactual(actions, horizon, hold=hold) == pytest.approx(np.array(expected))
+        assert branching.counterfactual(env, actions, decisions, hold=hold) == pytest.approx(
+            np.array(expected)
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -787,12 +791,12 @@ def test_a_counterfactual_leaves_the_run_where_it_is(mode):
     for each in (env, twin):
         each.reset(seed=7)
     for decision, action in enumerate(actions):
-        if not env._ended[1]:
-            tried = env.counterfactual(actions[:, 1], 5, row=1, hold=decision % 2 == 0)
+        if not env.episodes.ended[1]:
+            tried = branching.counterfactual(env, actions[:, 1], 5, row=1, hold=decision % 2 == 0)
             assert tried.shape == (4,) and np.isfinite(tried).all()
         for ours, theirs in zip(env.step(action)[:4], twin.step(action)[:4], strict=True):
             assert np.array_equal(ours, theirs)
-    left, right = env.snapshot(), twin.snapshot()
+    left, right = branching.snapshot(env), branching.snapshot(twin)
     assert left.metadata == right.metadata and left.tensors.keys() == right.tensors.keys()
     assert all(left.tensors[name].equal(right.tensors[name]) for name in left.tensors)
 
@@ -802,18 +806,21 @@ def test_a_counterfactual_is_what_then_happens():
     env.reset(seed=7)
     actions = np.random.default_rng(0).uniform(-1, 1, env.action_space.shape)
     env.step(-actions)
-    expected = [env.counterfactual(actions[[row]], 2, row=row, hold=True)[0] for row in range(3)]
+    expected = [
+        branching.counterfactual(env, actions[[row]], 2, row=row, hold=True)[0] for row in range(3)
+    ]
     earned = sum(env.step(actions)[1] for _ in range(2))
     assert earned == pytest.approx(expected)
 
 
 def test_with_the_change_of_the_training_loss_the_second_decision_is_the_first_to_see_an_update():
     plant = FakePlant(1, before_update=True)
-    env = TrainLoopVectorEnv(plant, interval=1, reward={"loss_change": 1.0}, horizon=23)
+    env = TrainLoopVectorEnv(plant, interval=1, reward={"loss_change": 1.0}, num_steps=23)
     env.reset(seed=0)
     env.step(still(env))
     one, two = (
-        env.counterfactual(np.array([[0.0, 0.0], [0.5, 0.0]]), horizon) for horizon in (1, 2)
+        branching.counterfactual(env, np.array([[0.0, 0.0], [0.5, 0.0]]), decisions)
+        for decisions in (1, 2)
     )
     assert one[0] == one[1] and two[0] < two[1]
 
@@ -824,7 +831,7 @@ def test_with_the_change_of_the_training_loss_the_second_decision_is_the_first_t
         ((np.zeros((2, 3)), 1), r"actions must be of shape \(k, 2\).* got shape \(2, 3\) and 1"),
         (
             (np.zeros(2), 1),
-            r"\(k, 2\) with k >= 1, and horizon a whole number >= 1; got shape \(2,\) and 1",
+            r"\(k, 2\) with k >= 1, and num_decisions a whole number >= 1; got shape \(2,\) and 1",
         ),
         ((np.zeros((2, 2)), 0), r"got shape \(2, 2\) and 0"),
         ((np.zeros((2, 2)), 2.0), r"got shape \(2, 2\) and 2.0"),
@@ -837,19 +844,19 @@ def test_counterfactuals_that_cannot_be_are_refused(arguments, message):
     env = make(3)
     env.reset(seed=0)
     with pytest.raises(ValueError, match=message):
-        env.counterfactual(*arguments)
+        branching.counterfactual(env, *arguments)
 
 
 def test_a_counterfactual_needs_a_run_that_goes_on():
     env = make(2, {1: 13})
     with pytest.raises(gym.error.ResetNeeded, match="run 0 has not begun, or has ended"):
-        env.counterfactual(np.zeros((2, 2)), 1)
+        branching.counterfactual(env, np.zeros((2, 2)), 1)
     env.reset(seed=0)
     for _ in range(2):
         env.step(still(env))
-    env.counterfactual(np.zeros((2, 2)), 1)
+    branching.counterfactual(env, np.zeros((2, 2)), 1)
     with pytest.raises(gym.error.ResetNeeded, match="run 1 has not begun, or has ended"):
-        env.counterfactual(np.zeros((2, 2)), 1, row=1)
+        branching.counterfactual(env, np.zeros((2, 2)), 1, row=1)
 
 
 def test_lines_name_the_training_loss_where_there_is_no_probe_and_the_first_of_many_cells():
@@ -858,7 +865,7 @@ def test_lines_name_the_training_loss_where_there_is_no_probe_and_the_first_of_m
         channels=[(name, "layer") for name in ("lr", "grad_scale", "grad_clip", "dropout", "eps")],
     )
     env = TrainLoopVectorEnv(
-        plant, reward={"loss_change": 1.0}, render_mode="ansi", horizon=23, interval=10
+        plant, reward={"loss_change": 1.0}, render_mode="ansi", num_steps=23, interval=10
     )
     env.reset(seed=0)
     env.step(still(env))
@@ -919,9 +926,9 @@ def test_a_held_out_score_that_is_not_finite_is_the_largest_number_of_float32():
 def test_forks_score_their_ends_as_the_run_does_and_counterfactuals_score_none():
     env = make(2, evaluate_at_end=True)
     env.reset(seed=0)
-    assert "held_out" in env.fork(1).step(still(env)[:1])[4]
+    assert "held_out" in branching.fork(env, 1).step(still(env)[:1])[4]
     with patch.object(FakePlant, "evaluate", side_effect=AssertionError):
-        env.counterfactual(still(env), 3)
+        branching.counterfactual(env, still(env), 3)
     with pytest.raises(ValueError, match="evaluate_at_end must be True or False; got 'yes'"):
         make(2, evaluate_at_end="yes")
 
@@ -951,11 +958,11 @@ def test_a_truncated_run_waits_and_its_forks_and_snapshots_are_truncated_too():
     env = make(2, mode="DISABLED", max_episode_steps=2, evaluate_at_end=True)
     env.reset(seed=0)
     env.step(still(env))
-    fork = env.fork(1)
+    fork = branching.fork(env, 1)
     infos = env.step(still(env))[4]
     assert infos["_held_out"].all() and infos["held_out"].tolist() == env.plant.losses.tolist()
     other = make(2, mode="DISABLED", max_episode_steps=2, evaluate_at_end=True)
-    other.restore(env.snapshot())
+    branching.restore(other, branching.snapshot(env))
     for each in (env, other):
         terminated, truncated = each.step(still(env))[2:4]
         assert truncated.all() and not terminated.any() and steps(each) == [20, 20]

@@ -260,7 +260,7 @@ def test_another_environment_than_that_of_the_training_is_told(tmp_path, capsys)
 
 
 def test_the_measured_groups_are_as_before_when_measuring_fails(monkeypatch):
-    env = TrainLoopVectorEnv(FakePlant(1), interval=5, horizon=10, reward={"loss_change": 1.0})
+    env = TrainLoopVectorEnv(FakePlant(1), interval=5, num_steps=10, reward={"loss_change": 1.0})
     env.reset(seed=0)
     before = set(env.plant.measured_groups)
 

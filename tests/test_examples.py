@@ -1,9 +1,15 @@
 """The examples run, at tiny sizes."""
 
+from dataclasses import replace
+from unittest.mock import patch
+
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
-from examples import own_controller, quickstart, sb3_ppo
+from examples import own_channel, own_controller, quickstart, sb3_ppo
+from hpenv.control.channels import CHANNELS, add_channel
 from hpenv.policies import load_policy
 
 
@@ -17,6 +23,33 @@ def test_the_quickstart_draws_its_run(tiny, tmp_path):
 def test_an_own_controller_is_compared_with_none(tiny, capsys):
     gain = own_controller.main(range(2), tiny)
     assert f"{gain:+.1%} below off" in capsys.readouterr().out
+
+
+def test_a_channel_of_ones_own_is_neutral_at_0_and_moves_the_run_at_1(tiny):
+    with patch.dict(CHANNELS):
+        without, neutral = own_channel.main(0.0, **tiny)
+        again, moved = own_channel.main(1.0, **tiny)
+    assert without == neutral == again != moved
+    assert "centering" not in CHANNELS
+
+
+def test_a_channel_of_ones_own_changes_each_gradient_by_its_function():
+    gradient = torch.tensor([[[1.0, 3.0]], [[2.0, -2.0]]])
+    fraction = torch.tensor([0.5, 1.0]).view(2, 1, 1)
+    assert own_channel.center(gradient, fraction).tolist() == [[[0.0, 2.0]], [[2.0, -2.0]]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "lr"}, "name of a channel must not be taken; got 'lr'"),
+        ({"change": None}, "must have a `change` .* got change=None"),
+        ({"plants": ("posttraining",)}, "be of the plant 'pretraining'"),
+    ],
+)
+def test_a_channel_that_nothing_would_read_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        add_channel(replace(own_channel.CENTERING, **change))
 
 
 def test_a_model_of_sb3_is_trained_saved_and_scored(tiny, tmp_path):

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.lm import model
+from hpenv import branching
+from hpenv.lm import architecture, model
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 
 N = 4
-NANO = model.parameter_shapes(model.preset("nano"))
+NANO = architecture.parameter_shapes(architecture.preset("nano"))
 TENSORS = [
     pytest.param(name, 1 + 3 * i % 8, i % N, id=name) for i, name in enumerate(NANO)
 ]  # tensor, step, row
@@ -192,7 +193,7 @@ def test_the_observation_of_a_run_that_diverged_holds_the_last_numbers_that_were
     obs, rewards, terminated, _, infos = env.step(ACTIONS[1])
     assert terminated.tolist() == [False, False, False, True]
     assert infos["probe_loss"][3] == probe and infos["step"].tolist() == [8, 8, 8, 4]
-    assert rewards[3] == pytest.approx(probe - env._initial[3] - 1.0)
+    assert rewards[3] == pytest.approx(probe - env.episodes.initial[3] - 1.0)
     assert obs[3, 0] == np.float32(4 / 10)
 
 
@@ -237,7 +238,7 @@ def test_a_diverged_run_survives_a_snapshot():
     env, other = make(), make()
     env.plant.weights["layer.0.up"][2] = math.nan
     env.step(ACTIONS[0])
-    other.restore(env.snapshot())
+    branching.restore(other, branching.snapshot(env))
     left, right = env.step(ACTIONS[1]), other.step(ACTIONS[1])
     for a, b in zip(left[:4], right[:4], strict=True):
         assert np.array_equal(a, b)

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from hpenv.control.panel import Panel, TensorSite
-from hpenv.optim.rules import AdamW, Rates
+from hpenv.optim.adamw import AdamW
+from hpenv.optim.rules import Rates
 from hpenv.plant.seeds import DROPOUT, NOISE, ROUTE, step_generator
-from hpenv.pretraining.gradient_channels import (
-    apply_gradient_channels,
-    gradient_sizes,
-    squared_norms,
-)
+from hpenv.pretraining.gradient_channels import apply_gradient_channels
+from hpenv.pretraining.measurements import gradient_sizes, squared_norms
 from tests.tiny_plants import FINEST, TOGETHER, advance, different, make, state_of
 
 SITES = {

@@ -20,7 +20,7 @@ import torch
 
 from hpenv.control.channels import DEAD_ZONE
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.optim.rules import AdamW
+from hpenv.optim.adamw import AdamW
 from hpenv.optim.schedules import Cosine
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS
@@ -43,7 +43,8 @@ from hpenv.posttraining.problems import generator as recipes
 from hpenv.posttraining.problems.problem import generated_problem, split_of
 from hpenv.posttraining.splits import SPLITS, Curriculum
 from hpenv.posttraining.students.registry import student as shipped
-from hpenv.telemetry.features import FEATURES, readable
+from hpenv.telemetry.features import FEATURES
+from hpenv.telemetry.reading import readable
 from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
 from tests.tiny_student import (
@@ -956,7 +957,7 @@ def test_no_observation_or_reward_knows_what_is_true():
             features=features,
             reward=reward,
             interval=1,
-            horizon=4,
+            num_steps=4,
         )
         actions = np.random.default_rng(2).uniform(-0.5, 0.9, (4, 2, len(EVERY_CHANNEL)))
         episodes.append([(*env.reset(seed=3)[:1], 0.0), *(env.step(action) for action in actions)])

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv import isolation
+from hpenv import branching, isolation
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.isolation import AUTOCAST_DEVICES, with_torch_defaults
 from hpenv.lm import data
@@ -120,15 +120,15 @@ def play(env):
     """Every number that the methods of an env give, and its weights at the end."""
     actions = np.random.default_rng(0).uniform(-0.5, 0.5, (3, *env.action_space.shape))
     results = [env.reset(seed=3), env.step(actions[0])]
-    saved = env.snapshot()
+    saved = branching.snapshot(env)
     results += [env.step(actions[1]), env.evaluate()]
-    env.restore(saved)
+    branching.restore(env, saved)
     results += [
-        env.counterfactual(actions[:, 0], 1),
-        env.fork(1, 1).step(actions[1][:1]),
+        branching.counterfactual(env, actions[:, 0], 1),
+        branching.fork(env, 1, 1).step(actions[1][:1]),
         env.step(actions[2]),
     ]
-    tensors = env.snapshot().tensors
+    tensors = branching.snapshot(env).tensors
     return repr(results), {
         name: sha256(tensor.numpy().tobytes()).digest() for name, tensor in tensors.items()
     }
@@ -171,9 +171,9 @@ def test_a_snapshot_goes_to_disk_and_back_under_every_state_of_torch(name, tmp_p
     env, other = (jel.make_env(**MODULES[jel]) for _ in range(2))
     env.reset(seed=0)
     with STATES[name]():
-        snapshots.save(tmp_path / "here", env.snapshot())
+        snapshots.save(tmp_path / "here", branching.snapshot(env))
         saved = snapshots.load(tmp_path / "here")
-    other.restore(saved)
+    branching.restore(other, saved)
     assert repr(other.step(np.zeros(2))) == repr(env.step(np.zeros(2)))
 
 

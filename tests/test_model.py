@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpenv.lm import model
-from hpenv.lm.model import Dials, GPTConfig
+from hpenv.lm import architecture, model
+from hpenv.lm.architecture import GPTConfig
+from hpenv.lm.kv_cache import KVCache
+from hpenv.lm.model import Dials
 
 SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 64, "vocab_size": 50}
 CONFIGS = {
@@ -42,7 +44,7 @@ def random_parameters(config, num_rows):
         "embedding_lambdas": 0.5,
     }
     params = {}
-    for name, shape in model.parameter_shapes(config).items():
+    for name, shape in architecture.parameter_shapes(config).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         scale = scales.get(name.rsplit(".", 1)[-1], 0.15)
         params[name] = torch.randn(num_rows, *shape, generator=generator) * scale
@@ -206,16 +208,20 @@ def test_rows_do_not_touch_one_another():
         assert torch.equal(before[[0, 2]], after[[0, 2]])
 
 
+def num_parameters(config):
+    return sum(math.prod(shape) for shape in architecture.parameter_shapes(config).values())
+
+
 def test_nano_has_131072_parameters():
-    assert model.num_parameters(model.preset("nano")) == 131_072
+    assert num_parameters(architecture.preset("nano")) == 131_072
 
 
 def test_jel_73m_has_73531692_parameters_and_its_forward_pass_fits_on_the_meta_device():
-    config = model.preset("jel-73m")
-    assert model.num_parameters(config) == 73_531_692
+    config = architecture.preset("jel-73m")
+    assert num_parameters(config) == 73_531_692
     params = {
         name: torch.empty(1, *shape, device="meta")
-        for name, shape in model.parameter_shapes(config).items()
+        for name, shape in architecture.parameter_shapes(config).items()
     }
     assert sum(value.numel() for value in params.values()) == 73_531_692
     assert [i for i in range(6) if f"layer.{i}.value_embedding" in params] == [1, 3, 5]
@@ -226,7 +232,9 @@ def test_jel_73m_has_73531692_parameters_and_its_forward_pass_fits_on_the_meta_d
 
 def test_cell11_has_77_body_tensors():
     body = [
-        name for name in model.parameter_shapes(model.preset("cell11")) if name.startswith("layer.")
+        name
+        for name in architecture.parameter_shapes(architecture.preset("cell11"))
+        if name.startswith("layer.")
     ]
     assert len(body) == 77
     assert {name.split(".")[2] for name in body} == {
@@ -238,14 +246,14 @@ def test_cell11_has_77_body_tensors():
         "up",
         "down",
     }
-    assert all(model.parameter_kind(name) == "matrix" for name in body)
+    assert all(architecture.parameter_kind(name) == "matrix" for name in body)
 
 
 @pytest.mark.parametrize("name", ["nano", "cell11", "shakespeare"])
 def test_an_untrained_run_guesses_uniformly(name):
-    config = model.preset(name)
+    config = architecture.preset(name)
     inputs, targets = random_batch(config, 2, (4, 32))
-    params = model.init_parameters(config, [3, 4])
+    params = architecture.init_parameters(config, [3, 4])
     losses = model.mean_losses(
         params, config, inputs, targets, model.rope_tables(config, 32, "cpu")
     )
@@ -253,19 +261,19 @@ def test_an_untrained_run_guesses_uniformly(name):
 
 
 def test_initial_weights_are_those_of_the_seed_in_any_row():
-    config = model.preset("nano")
+    config = architecture.preset("nano")
     population, single = (
-        model.init_parameters(config, [5, 6, 7]),
-        model.init_parameters(config, [6]),
+        architecture.init_parameters(config, [5, 6, 7]),
+        architecture.init_parameters(config, [6]),
     )
     for name, value in population.items():
         assert torch.equal(value[1:2], single[name])
         assert torch.equal(value[0], value[1]) == (name.endswith(("output", "down"))), name
-        assert tuple(value.shape[1:]) == model.parameter_shapes(config)[name]
+        assert tuple(value.shape[1:]) == architecture.parameter_shapes(config)[name]
 
 
 def test_initial_spreads_are_nanochats():
-    params = model.init_parameters(model.preset("nano"), [0])
+    params = architecture.init_parameters(architecture.preset("nano"), [0])
     assert params["embedding"].std().item() == pytest.approx(1.0, rel=0.05)
     assert params["unembedding"].std().item() == pytest.approx(0.001, rel=0.05)
     assert params["layer.0.up"].std().item() == pytest.approx(1 / 8, rel=0.05)
@@ -273,8 +281,8 @@ def test_initial_spreads_are_nanochats():
 
 
 def test_a_preset_grows_to_the_vocabulary_of_the_corpus():
-    assert model.preset("nano", 1000).vocab_size == 1000
-    assert model.preset("jel-73m", 256).vocab_size == 32_768
+    assert architecture.preset("nano", 1000).vocab_size == 1000
+    assert architecture.preset("jel-73m", 256).vocab_size == 32_768
 
 
 @pytest.mark.parametrize(
@@ -299,7 +307,7 @@ def test_an_unknown_preset_is_refused_by_name():
     with pytest.raises(
         ValueError, match=r"unknown preset 'nan0'; expected one of \['cell11', 'jel-73m', 'nano'"
     ):
-        model.preset("nan0")
+        architecture.preset("nan0")
 
 
 def neutral_dials(config, num_rows):
@@ -474,7 +482,7 @@ def states_of(params, config, tokens, memory=None):
 @pytest.mark.parametrize("lengths", [(12,), (5, 7), (9, 1, 1, 1), (1, 3, 8)], ids=str)
 @pytest.mark.parametrize("option", SEES_ALL)
 def test_positions_read_in_pieces_are_those_read_at_once(option, lengths):
-    config, memory = CONFIGS[option], model.KVCache()
+    config, memory = CONFIGS[option], KVCache()
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     pieces = [states_of(params, config, piece, memory) for piece in tokens.split(lengths, -1)]
     assert memory.length == 12
@@ -489,7 +497,7 @@ def test_a_copied_memory_is_that_of_the_repeated_texts(room):
 
     With room the memory is written in place, and it ends early here.
     """
-    config, memory, times = CONFIGS["swiglu"], model.KVCache(), 3
+    config, memory, times = CONFIGS["swiglu"], KVCache(), 3
     params, (tokens, _) = random_parameters(config, 2), random_batch(config, 2)
     texts, _ = random_batch(config, 2, (2 * times, 4), seed=5)
     states_of(params, config, tokens, memory)
@@ -517,7 +525,7 @@ def test_gradients_flow_through_what_is_remembered():
     def gradients(shared):
         leaves = {name: weight.clone().requires_grad_() for name, weight in params.items()}
         if shared:
-            memory = model.KVCache()
+            memory = KVCache()
             states_of(leaves, config, tokens, memory)
             states = states_of(
                 leaves, config, texts, memory.copy_rows(torch.arange(4).repeat_interleave(times))

@@ -12,17 +12,11 @@ import schedulefree
 import torch
 
 from hpenv.control.channels import CHANNELS
-from hpenv.optim.rules import (
-    OPTIMIZERS,
-    SGD,
-    AdamW,
-    Muon,
-    NanochatMuon,
-    Rates,
-    ScheduleFreeAdamW,
-    ScheduleFreeSGD,
-    optimizer_rules,
-)
+from hpenv.optim.adamw import SGD, AdamW
+from hpenv.optim.muon import Muon, NanochatMuon
+from hpenv.optim.optimizers import OPTIMIZERS, optimizer_rules
+from hpenv.optim.rules import Rates
+from hpenv.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 
 STARTS = (0, 4, 9)  # when each row takes its first step
 NUM_TICKS = 16

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.lm import model
+from hpenv.lm import architecture, model
 from hpenv.lm.data import load_corpus
-from hpenv.optim.rules import JORDAN, OPTIMIZERS, Muon, Rates
+from hpenv.optim.muon import JORDAN, Muon
+from hpenv.optim.optimizers import OPTIMIZERS
+from hpenv.optim.rules import Rates
 from hpenv.optim.schedules import Constant, PiecewiseConstant, WarmupFlatWarmdown
 from hpenv.plant.protocol import Snapshot
 from hpenv.pretraining.config import PretrainingConfig
@@ -287,7 +289,9 @@ def test_a_snapshot_of_a_run_under_another_rule_of_the_same_name_is_refused(chan
 
 def test_a_snapshot_of_a_preset_of_another_shape_is_refused_by_what_differs(monkeypatch):
     snapshot = make(1).snapshot()
-    monkeypatch.setitem(model.PRESETS, "nano", replace(model.PRESETS["nano"], logit_softcap=30.0))
+    monkeypatch.setitem(
+        architecture.PRESETS, "nano", replace(architecture.PRESETS["nano"], logit_softcap=30.0)
+    )
     with pytest.raises(
         ValueError, match=r"configuration differs, as .*: {'model_logit_softcap': \(15.0, 30.0\)}"
     ):
@@ -351,7 +355,7 @@ def test_a_schedule_free_plant_is_measured_at_the_average(optimizer):
     for name, weight in plant.weights.items():
         average = plant._rule(name).evaluation_weights(weight, plant.optimizer_state[name])
         is_averaged = (
-            optimizer != "schedule_free_adamw_muon" or model.parameter_kind(name) != "matrix"
+            optimizer != "schedule_free_adamw_muon" or architecture.parameter_kind(name) != "matrix"
         )
         assert torch.equal(average, weight) != is_averaged, name
         weight.copy_(average)
@@ -376,7 +380,7 @@ def test_rates_and_schedules_of_a_group_reach_that_group_alone(group, way):
         for name, weight in plant.weights.items()
         if not torch.equal(before[f"weights/{name}"], weight)
     }
-    assert {model.parameter_kind(name) for name in moved} == {group}
+    assert {architecture.parameter_kind(name) for name in moved} == {group}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -392,7 +396,7 @@ def test_weight_decay_of_a_group_reaches_that_group_alone(group, way):
     advance(with_decay, 1)
     advance(without, 1)
     for name, weight in with_decay.weights.items():
-        decay = 1e-3 * 0.5 * first[f"weights/{name}"] * (model.parameter_kind(name) == group)
+        decay = 1e-3 * 0.5 * first[f"weights/{name}"] * (architecture.parameter_kind(name) == group)
         torch.testing.assert_close(weight, without.weights[name] - decay, rtol=0, atol=1e-6)
 
 
@@ -425,7 +429,7 @@ def test_one_cell_follows_to_the_exact_change_of_every_weight(channels, column, 
     )
     advance(plant, 1)
     for name, weight in plant.weights.items():
-        kind, g = model.parameter_kind(name), gradients[name][0]
+        kind, g = architecture.parameter_kind(name), gradients[name][0]
         lr = 2e-2 if kind in kinds else 2e-3
         assert g.any(), name
         if kind == "matrix":
@@ -545,10 +549,8 @@ def test_a_step_to_the_corner_never_flips_the_sign_of_a_weight():
 
 
 def _rates(plant):
-    return {
-        group: Rates(*(field[0] for field in fields))
-        for group, fields in plant._window_rates(1).items()
-    }
+    plant._begin_window(1)
+    return {group: Rates(*(field[0] for field in fields)) for group, fields in plant._rates.items()}
 
 
 CONFIG, PLANT = partial(replace, TINY), partial(make)

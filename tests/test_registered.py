@@ -4,6 +4,7 @@ Past the usual length, because the contracts of all ids stand in one file.
 """
 
 import dataclasses
+import importlib
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import hpenv  # noqa: F401  registers the ids
+from hpenv import branching
 from hpenv.control.channels import CHANNELS, channels_of
 from hpenv.envs import cell, grpo_projection, jel
 from hpenv.optim.schedules import Constant, Cosine, WarmupFlatWarmdown
@@ -30,7 +32,7 @@ from hpenv.plot import RIGHT
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.measurements import GAUGE_NAMES, PRIVILEGED_NAMES
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.pretraining.plant import MEASUREMENTS
+from hpenv.pretraining.measurements import MEASUREMENTS
 from hpenv.render import CELLS
 from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
@@ -41,9 +43,7 @@ IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).st
 JEL, CELL, PROJECTION = jel.ID, cell.ID, grpo_projection.ID
 # The checkers play many episodes; these take a few steps.
 FIVE = {"num_steps": 5, "interval": 2}
-SHORT = {
-    JEL: FIVE,
-    CELL: FIVE,
+SHORT = dict.fromkeys(IDS, FIVE) | {
     PROJECTION: {"num_steps": 3, "interval": 2, "num_prompts": 1, "num_probe_problems": 1},
 }
 
@@ -61,12 +61,11 @@ def together(**tables):
 
 
 # Arguments under which an id is held to its contract: every surface and every observation.
+MODULES = {id: str(gym.spec(id).entry_point).partition(":")[0] for id in IDS}
+SPECS = {id: importlib.import_module(module).SPEC for id, module in MODULES.items()}
 VARIANTS = {
-    JEL: together(observation=jel.SPEC.observations, channels=jel.SPEC.channel_sets),
-    CELL: together(channels=cell.SPEC.channel_sets, observation=cell.SPEC.observations),
-    PROJECTION: together(
-        channels=grpo_projection.SPEC.channel_sets, observation=grpo_projection.SPEC.observations
-    ),
+    id: together(observation=spec.observations, channels=spec.channel_sets)
+    for id, spec in SPECS.items()
 }
 # Those under which all that an id can draw is drawn, and all that it can measure is measured.
 RICHEST = {
@@ -90,8 +89,7 @@ SMALL = {JEL: QUICK, CELL: QUICK | {"preset": "nano"}}
 # Programs are executed where the kernel can hold them alone.
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")
-MARKS = {JEL: (), CELL: (), PROJECTION: executes}
-MODULES = {module.ID: module.__name__ for module in (jel, cell, grpo_projection)}
+MARKS = dict.fromkeys(IDS, ()) | {PROJECTION: executes}
 
 
 def cases(variants):
@@ -249,10 +247,8 @@ def test_the_infos_keys_are_those_of_the_manual_at_every_call_and_in_every_vecto
         assert list(step[4]) == keys and all(
             type(value) in (np.int64, np.float64) for value in step[4].values()
         )
-    manual = {
-        re.sub("<.*", "", key.strip("`"))
-        for key in manual_table(sys.modules[MODULES[id]].__doc__, "key", 2)
-    }
+    module = jel if id == cell.ID else sys.modules[MODULES[id]]  # cell's manual refers to jel's
+    manual = {re.sub("<.*", "", key.strip("`")) for key in manual_table(module.__doc__, "key", 2)}
     plain, families = (
         {key for key in keys if "/" not in key},
         {key.split("/")[0] + "/" for key in keys if "/" in key},
@@ -329,8 +325,8 @@ def test_the_global_generators_are_never_touched(id, small):
             play(env, random_actions(env), seed)
         env.unwrapped.evaluate()
         env.render()
-        env.unwrapped.restore(env.unwrapped.snapshot())
-        env.unwrapped.fork(2)
+        branching.restore(env, branching.snapshot(env))
+        branching.fork(env, 2)
     assert states() == before
 
 
@@ -398,7 +394,7 @@ def test_every_decision_can_be_restored_in_another_process(every_small, tmp_path
         for decision, action in enumerate(
             random_actions(env, 4)
         ):  # the last one begins the next episode
-            snapshots.save(tmp_path / id / str(decision), env.unwrapped.snapshot())
+            snapshots.save(tmp_path / id / str(decision), branching.snapshot(env))
             env.step(action)
     code = """
 import json, sys
@@ -430,7 +426,7 @@ def continued(decision, id, folder, arguments):
     actions = random_actions(env, 4)
     env.reset(seed=4 if decision is None else 99)
     if decision is not None:
-        env.unwrapped.restore(snapshots.load(f"{folder}/{decision}"))
+        branching.restore(env, snapshots.load(f"{folder}/{decision}"))
     taken = []
     for action in actions[decision or 0 :]:
         obs, rewards, terminated, _, infos = env.step(action)
@@ -448,7 +444,7 @@ def test_forks_of_a_run_go_on_like_it(id, small):
     env.reset(seed=2)
     env.step(actions[0])
     before = weights_of(env)
-    fork = env.unwrapped.fork(3)
+    fork = branching.fork(env, 3)
     copies = fork.step(np.repeat(actions[1:2], 3, axis=0))
     for name, weight in weights_of(env).items():
         assert torch.equal(weight, before[name])
@@ -602,7 +598,8 @@ def test_defaults_are_the_papers():
 )
 def test_base_schedules_reach_the_plant(arguments, rates, tiny):
     plant = gym.make(JEL, **tiny, **arguments).unwrapped.plant
-    lr = plant._window_rates(23)["matrix"][0]  # (23, 1, tensors of the group)
+    plant._begin_window(23)
+    lr = plant._rates["matrix"][0]  # (23, 1, tensors of the group)
     assert lr[[0, 22], 0, 0].tolist() == pytest.approx([1e-3 * rate for rate in rates])
 
 
@@ -743,7 +740,7 @@ def test_every_channel_has_a_usual_scope_and_no_unsafe_one_is_in_a_surface_that_
         assert scope == dict(cell.SPEC.channel_sets["full"]).get(
             name, "run" if name == "grad_noise" else channel.scopes[-1]
         )
-    unsafe = {name for name, channel in channels.items() if channel.kind == "two_sided"}
+    unsafe = {name for name, channel in channels.items() if channel.kind == "unsafe"}
     alone = {f"foundational_{name}": {name} for name in unsafe}
     assert {name for name, _ in cell.SPEC.channel_sets["full"]} == set(channels) - unsafe
     for surface, pairs in cell.SPEC.channel_sets.items():
@@ -870,7 +867,7 @@ def test_an_update_reaches_the_reward_one_decision_later_and_a_forward_dial_at_o
     actions = np.zeros((3, len(env.action_names)))
     actions[1, [name.startswith("lr/") for name in env.action_names]] = 0.5
     actions[2, [name.startswith("attention_gain/") for name in env.action_names]] = 0.5
-    one, two = env.counterfactual(actions, 1), env.counterfactual(actions, 2)
+    one, two = branching.counterfactual(env, actions, 1), branching.counterfactual(env, actions, 2)
     assert one[0] == pytest.approx(one[1], abs=1e-6) and abs(one[2] - one[0]) > 1e-5
     assert abs(two[1] - two[0]) > 1e-5
 
@@ -882,11 +879,27 @@ def test_a_counterfactual_leaves_a_real_run_bitwise_as_it_is(tiny):
     for each in (env, twin):
         each.reset(seed=3)
         each.step(actions[0])
-    assert len(set(env.counterfactual(actions, 3))) == 4
+    assert len(set(branching.counterfactual(env, actions, 3))) == 4
     for action in actions[1:]:
         assert_same([env.step(action)], [twin.step(action)])
     for name, weight in weights_of(env).items():
         assert torch.equal(weight, weights_of(twin)[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        ({"num_step": 20}, "num_steps"),
+        ({"channels": "foundation"}, "foundational"),
+        ({"channels": ["weigth_decay"]}, "weight_decay"),
+        ({"channels": [("dropuot", "layer")]}, "dropout"),
+        ({"observation": ["progess"]}, "progress"),
+        ({"reward": {"loss_chnage": 1.0}}, "loss_change"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_that_is_known(arguments, nearest):
+    with pytest.raises(ValueError, match=rf"; did you mean '{nearest}'\?"):
+        gym.make(cell.ID, **arguments)
 
 
 def test_defaults_of_cell_are_those_of_its_manual():
@@ -1009,9 +1022,9 @@ def test_restored_into_a_new_environment_it_can_be_stepped_without_a_reset(id, s
     env = gym.make(id, **small)
     env.reset(seed=3)
     observation = env.step(random_actions(env)[0])[0]
-    saved = env.unwrapped.snapshot()
+    saved = branching.snapshot(env)
     other = gym.make(id, **small)
-    assert np.array_equal(other.unwrapped.restore(saved), observation)
+    assert np.array_equal(branching.restore(other, saved), observation)
     assert np.array_equal(
         other.step(random_actions(env)[1])[0], env.step(random_actions(env)[1])[0]
     )

@@ -47,12 +47,16 @@ def history_of(positions, interval=1):
     return history
 
 
-def image(positions, horizon=None, names=None, neutral=None):
+def image(positions, num_steps=None, names=None, neutral=None):
     count = positions.shape[1]
     neutral = np.ones(count) if neutral is None else neutral
     names = names_of(count) if names is None else names
     return draw(
-        history_of(positions), names, neutral, horizon or len(positions), "probe loss [nats/token]"
+        history_of(positions),
+        names,
+        neutral,
+        num_steps or len(positions),
+        "probe loss [nats/token]",
     )
 
 
@@ -144,10 +148,10 @@ def test_windows_have_the_widths_of_their_steps():
 
 
 def test_what_has_not_been_played_is_grey():
-    shown = heat_map(np.ones((3, 9)), horizon=6)
+    shown = heat_map(np.ones((3, 9)), num_steps=6)
     width = RIGHT - LEFT
     assert (shown[5, width // 2 :] == NOT_YET).all() and (shown[5, : width // 2] == HEAT[254]).all()
-    assert (heat_map(np.ones((0, 9)), horizon=6)[5] == NOT_YET).all()
+    assert (heat_map(np.ones((0, 9)), num_steps=6)[5] == NOT_YET).all()
 
 
 def test_a_run_that_was_restored_without_its_history_is_grey_before():

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from hpenv.env import TrainLoopVectorEnv
-from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
-from hpenv.telemetry.features import Layout
+from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
+from hpenv.telemetry.reading import Layout, groups_read
 from hpenv.telemetry.rewards import (
     LARGEST_CHANGE,
     REWARD_TERMS,
     check_weights,
     measured_terms,
-    reward_groups,
     reward_terms,
 )
 from tests.fake_plant import MEASUREMENTS, FakePlant
@@ -115,10 +114,9 @@ def test_only_cells_that_scale_or_shrink_have_a_budget():
 
 
 def test_terms_name_what_the_plant_must_measure():
-    every = dict.fromkeys(REWARD_TERMS, 1.0)
-    assert reward_groups(every, MEASUREMENTS) == {"probe", "same_batch"}
-    some = {"progress": 0.0, "same_batch_change": 0.1, "stability": 1.0}
-    assert reward_groups(some, MEASUREMENTS) == {"same_batch"}
+    assert groups_read(REWARD_TERMS.values(), MEASUREMENTS) == {"probe", "same_batch"}
+    some = [REWARD_TERMS[name] for name in ("same_batch_change", "stability")]
+    assert groups_read(some, MEASUREMENTS) == {"same_batch"}
     grouped = {"progress", "probe_slope", "same_batch_change", "probe_pass"}
     assert set(REWARD_TERMS) - set(measured_terms(MEASUREMENTS, ())) == grouped
     assert set(REWARD_TERMS) - set(measured_terms(OF_PRETRAINING)) == {
@@ -148,7 +146,7 @@ def test_an_update_is_answered_after_the_delay_that_the_term_states():
     rewards = []
     for position in (0.0, 0.5):
         plant = FakePlant(1, before_update=True)
-        env = TrainLoopVectorEnv(plant, reward=dict.fromkeys(names, 1.0), interval=1, horizon=23)
+        env = TrainLoopVectorEnv(plant, reward=dict.fromkeys(names, 1.0), interval=1, num_steps=23)
         env.reset(seed=0)
         env.step(np.zeros((1, 2)))
         rewards.append([terms_of(env.step(np.array([[u, 0.0]]))[4]) for u in (position, 0.0)])
@@ -169,7 +167,7 @@ def terms_of(infos):
 
 def episode(reward, actions=None):
     env = TrainLoopVectorEnv(
-        FakePlant(2), reward=reward, interval=10, horizon=23, autoreset_mode="DISABLED"
+        FakePlant(2), reward=reward, interval=10, num_steps=23, autoreset_mode="DISABLED"
     )
     env.reset(seed=3)
     steps = [env.step(np.full((2, 2), action)) for action in actions or (0.5, -0.25, 0.0)]

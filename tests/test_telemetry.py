@@ -6,17 +6,10 @@ import pytest
 
 from hpenv.plant.measurements import Window, groups_of
 from hpenv.posttraining.measurements import MEASUREMENTS as OF_GRPO
-from hpenv.pretraining.plant import MEASUREMENTS as OF_PRETRAINING
-from hpenv.telemetry.features import (
-    FEATURES,
-    Layout,
-    Reading,
-    bounds,
-    check_features,
-    column_names,
-    feature_groups,
-    observe,
-)
+from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
+from hpenv.telemetry.features import FEATURES, check_features
+from hpenv.telemetry.observation import Observation
+from hpenv.telemetry.reading import Layout, Reading, groups_read
 from hpenv.telemetry.trajectory import Trajectory
 
 OWN = {own.name for own in OF_PRETRAINING}
@@ -70,6 +63,10 @@ def reading(**changes):
         "layout": LAYOUT,
     }
     return Reading(**(values | changes))
+
+
+def observe(names, reading):
+    return Observation(names, LAYOUT).read(reading)
 
 
 def test_every_feature_by_hand():
@@ -130,10 +127,12 @@ def test_features_are_finite_and_within_bounds_whatever_the_run_does(name, value
         progress=np.array([0.0, 1.0]),
         positions=np.array([[1.0, -1.0], [-1.0, 1.0]]),
     )
-    low, high = bounds([name], LAYOUT)
-    values = observe([name], extreme)
-    assert values.shape == (2, len(column_names([name], LAYOUT))) == (2, len(low)) == (2, len(high))
-    assert np.isfinite(values).all() and (values >= low).all() and (values <= high).all()
+    columns = Observation([name], LAYOUT)
+    values = columns.read(extreme)
+    assert values.shape == (2, len(columns.names))
+    assert columns.low.shape == columns.high.shape == (len(columns.names),)
+    assert np.isfinite(values).all()
+    assert (values >= columns.low).all() and (values <= columns.high).all()
     assert np.isfinite(values.astype(np.float32)).all()
 
 
@@ -171,15 +170,15 @@ def test_a_row_is_read_from_its_own_numbers(name):
 
 def test_features_stand_side_by_side_in_the_order_given():
     names = ["progress", "position", "probe_loss"]
-    assert column_names(names, LAYOUT) == (
+    assert Observation(names, LAYOUT).names == (
         "progress",
         "position/lr",
         "position/weight_decay/adamw",
         "probe_loss",
     )
     assert observe(names, reading())[0] == pytest.approx([0.1, 0.5, -0.5, 0.8])
-    low, high = bounds(names, LAYOUT)
-    assert low.tolist() == [0.0, -1.0, -1.0, 0.0] and high.tolist() == [1.0, 1.0, 1.0, 3.0]
+    assert Observation(names, LAYOUT).low.tolist() == [0.0, -1.0, -1.0, 0.0]
+    assert Observation(names, LAYOUT).high.tolist() == [1.0, 1.0, 1.0, 3.0]
 
 
 def test_norms_are_logarithms_of_eight_decades_either_way():
@@ -200,11 +199,11 @@ def test_an_observation_without_the_progress_of_the_run_is_refused():
 
 
 def test_columns_of_layers_and_registers_are_counted():
-    assert column_names(["layer_saturation"], LAYOUT) == tuple(
-        f"layer_saturation/{i}" for i in range(3)
-    )
-    assert column_names(["registers"], LAYOUT) == ("registers/0", "registers/1")
-    assert column_names(["progress", "registers", "layer_gradient_max"], Layout()) == ("progress",)
+    per_layer = Observation(["layer_saturation"], LAYOUT)
+    assert per_layer.names == tuple(f"layer_saturation/{i}" for i in range(3))
+    assert Observation(["registers"], LAYOUT).names == ("registers/0", "registers/1")
+    none = Observation(["progress", "registers", "layer_gradient_max"], Layout())
+    assert none.names == ("progress",)
 
 
 def test_a_run_without_losses_shows_none():
@@ -213,11 +212,13 @@ def test_a_run_without_losses_shows_none():
         assert observe([name], empty).tolist() == [[0.0], [0.0]]
 
 
+def groups_of_features(names):
+    return groups_read([FEATURES[name] for name in names], MEASUREMENTS)
+
+
 def test_features_name_what_the_plant_must_measure():
-    assert feature_groups(list(FEATURES), MEASUREMENTS) == set(groups_of(MEASUREMENTS)) - {
-        "same_batch"
-    }
+    assert groups_of_features(FEATURES) == set(groups_of(MEASUREMENTS)) - {"same_batch"}
     free = ["progress", "train_loss", "gradient_norm", "layer_gradient_norm", "registers"]
-    assert feature_groups(free, MEASUREMENTS) == set()
+    assert groups_of_features(free) == set()
     some = ["layer_saturation", "probe_loss"]
-    assert feature_groups(some, MEASUREMENTS) == {"activations", "probe"}
+    assert groups_of_features(some) == {"activations", "probe"}

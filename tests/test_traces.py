@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import hpenv  # noqa: F401  registers the ids
 from hpenv.control.channels import channels_of
 from hpenv.lm import model
+from hpenv.lm.architecture import GPTConfig, parameter_shapes
 from hpenv.plant.seeds import DROPOUT, NOISE, ROUTE, step_generator
 from hpenv.pretraining import plant as pretraining
 from tests.tiny_plants import PRESETS, advance, make, stir
@@ -151,7 +152,7 @@ class Trace:
     """
 
     name: str
-    config: model.GPTConfig
+    config: GPTConfig
     seed: int
     step: int
     positions: dict
@@ -387,7 +388,7 @@ def sampled(name, generator, shape):
 def traces(name, architecture, scope=None):
     """Plays WARM_STEPS decisions at neutral and one that is sampled; one Trace per run."""
     scope = CHANNELS[name].scopes[-1] if scope is None else scope
-    with patch.dict(model.PRESETS, PRESETS):
+    with patch.dict("hpenv.lm.architecture.PRESETS", PRESETS):
         env = gym.make_vec(
             "TrainLoop-Cell-v0",
             num_envs=N,
@@ -504,7 +505,7 @@ def doubled_leaf(monkeypatch):
 
     def grad(outputs, inputs, *more, **keywords):
         result = original(outputs, inputs, *more, **keywords)
-        names = list(model.parameter_shapes(PRESETS["relu2"]))
+        names = list(parameter_shapes(PRESETS["relu2"]))
         assert len(result) == len(names)
         return tuple(
             g * 2 if n.startswith(f"layer.{LAYERS - 1}.") else g

@@ -360,6 +360,26 @@ def test_another_direction_forgets_what_was_seen_along_the_old_one():
     assert second["weight"] == [0.0]
 
 
+def test_a_run_after_one_that_failed_projects_each_update_once():
+    model, _ = wrapped()
+    callback = ProjectionCallback(of_layers(model), "two_sided", target="update")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
+    for _ in range(2):  # the first run ends without on_train_end
+        callback.on_train_begin(
+            args, SimpleNamespace(global_step=0), None, model=model, optimizer=optimizer
+        )
+    projected = []
+    original = callback._project
+    callback._project = lambda vectors: projected.append(None) or original(vectors)
+    model.get_submodule(LAYERS[0]).knob.grad = torch.ones(len(model.get_submodule(LAYERS[0]).S))
+    optimizer.step()
+    assert len(projected) == 1
+    callback.on_train_end(args, None, None)
+    optimizer.step()
+    assert len(projected) == 1
+
+
 def test_strength_may_be_changed_while_a_model_trains(tmp_path):
     model, _ = wrapped()
     own = of_layers(model)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from hpenv.control.channels import DEAD_ZONE, channels_of
-from hpenv.lm import model
-from hpenv.lm.model import GPTConfig
+from hpenv.lm import architecture
+from hpenv.lm.architecture import GPTConfig
 from hpenv.plant.protocol import Window
 from hpenv.pretraining.config import PretrainingConfig
 from hpenv.pretraining.plant import PretrainingPlant
@@ -61,7 +61,7 @@ def make(
         "eval_tokens": 64,
         "optimizer": "adamw",
     }
-    with patch.dict(model.PRESETS, PRESETS):
+    with patch.dict(architecture.PRESETS, PRESETS):
         plant = PretrainingPlant(
             PretrainingConfig(preset=preset, **arguments | changes), num_rows, channels
         )

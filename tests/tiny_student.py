@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from hpenv.control.channels import channels_of
-from hpenv.lm import model
-from hpenv.lm.model import GPTConfig
+from hpenv.lm import architecture
+from hpenv.lm.architecture import GPTConfig
 from hpenv.plant.protocol import Window
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive import sources
@@ -74,7 +74,7 @@ def weights(gpt: GPTConfig, seed: int = 0, end: float = 3.0) -> dict[str, Tensor
     sizes = {"embedding": 1.0, "unembedding": 0.7}
     result = {
         name: torch.randn(shape, generator=generator) * sizes.get(name, shape[-1] ** -0.5)
-        for name, shape in model.parameter_shapes(gpt).items()
+        for name, shape in architecture.parameter_shapes(gpt).items()
     }
     result["unembedding"][END] *= end
     return result

@@ -29,11 +29,12 @@ from tqdm import tqdm
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.files import check_folder
-from hpenv.lm import model
+from hpenv.lm import architecture, model
+from hpenv.lm.architecture import GPTConfig
 from hpenv.lm.kernels import softcapped_cross_entropy
-from hpenv.lm.model import GPTConfig
 from hpenv.lm.stored import write_tensors
-from hpenv.optim.rules import Rates, optimizer_rules
+from hpenv.optim.optimizers import optimizer_rules
+from hpenv.optim.rules import Rates
 from hpenv.optim.schedules import WarmupFlatWarmdown
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.contrastive.pairs import PAIRS
@@ -161,9 +162,9 @@ def begin(config: StudentConfig) -> tuple[GPTConfig, Vocabulary]:
 
 def make(config: StudentConfig, gpt: GPTConfig, vocabulary: Vocabulary) -> EmbeddedStudent:
     """Trains the weights, shows progress, and writes checkpoints to config.out."""
-    weights = model.init_parameters(gpt, [config.seed])
+    weights = architecture.init_parameters(gpt, [config.seed])
     rules = optimizer_rules("adamw_muon")
-    groups = {name: model.parameter_kind(name) for name in weights}
+    groups = {name: architecture.parameter_kind(name) for name in weights}
     states = {name: rules[groups[name]].init(weight) for name, weight in weights.items()}
     schedule = WarmupFlatWarmdown(config.num_steps, warmup_steps=min(20, config.num_steps))
     rope = model.rope_tables(gpt, config.prompt_tokens + config.max_tokens, "cpu")

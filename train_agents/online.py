@@ -205,7 +205,7 @@ def _train(
 
     with (
         RunLog(folder, population.timesteps, config.tensorboard, values) as log,
-        log.progress(env.horizon, title, completed=first) as advance,
+        log.progress(env.num_steps, title, completed=first) as advance,
     ):
         while not population.done:
             before = population.step

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from hpenv import branching
 from hpenv.arrays import FloatArray
 from hpenv.benchmark.environments import columns_of
 from hpenv.benchmark.evaluate import probe_loss
@@ -66,7 +67,7 @@ class Population:
     @property
     def step(self) -> int:
         """The number of steps of a row that has not diverged."""
-        return min(self.decision * self.env.interval, self.env.horizon)
+        return min(self.decision * self.env.interval, self.env.num_steps)
 
     @property
     def timesteps(self) -> int:
@@ -161,7 +162,7 @@ class Population:
         """Writes env, agent and this object's state to a folder, atomically."""
         new = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
-        snapshots.save(new / "env", self.env.snapshot())
+        snapshots.save(new / "env", branching.snapshot(self.env))
         if hasattr(self.controller, "save"):
             self.controller.save(new / "controller")
         tensors = {"observations": self.observations, "alive": self.alive, "losses": self.losses}
@@ -191,7 +192,7 @@ class Population:
 
         if hasattr(self.controller, "load"):
             self.controller.load(folder / "controller")
-        self.env.restore(env)
+        branching.restore(self.env, env)
         self.observations = program.tensors["observations"].numpy().copy()
         self.alive = program.tensors["alive"].numpy().copy()
         self.losses = program.tensors["losses"].numpy().copy()

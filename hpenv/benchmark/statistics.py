@@ -38,7 +38,7 @@ def t_quantile(probability: float, freedom: int) -> float:
     low, high = 0.0, math.pi / 2.0  # bounds of the angle atan(t / sqrt(n))
     for _ in range(60):
         middle = 0.5 * (low + high)
-        if _within(middle, freedom) < 2.0 * probability - 1.0:
+        if _central_probability(middle, freedom) < 2.0 * probability - 1.0:
             low = middle
         else:
             high = middle
@@ -46,7 +46,7 @@ def t_quantile(probability: float, freedom: int) -> float:
     return math.sqrt(freedom) * math.tan(0.5 * (low + high))
 
 
-def _within(angle: float, freedom: int) -> float:
+def _central_probability(angle: float, freedom: int) -> float:
     """Returns P(|t| < sqrt(n) tan(angle)), a finite sum for integers n.
 
     References:

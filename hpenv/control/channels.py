@@ -7,19 +7,21 @@ plant that reads it.
 
 A channel is one-sided if its neutral is an end of its bounds (a cap, a probability). Noise around
 neutral must do nothing, so the channel is neutral on all of [-1, DEAD_ZONE] and moves beyond it.
-
-The module is longer than usual because it is a table.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from hpenv.checks import suggestion
 
 #: Kinds of index of a cell. `optimizer` is finer than `run` and coarser than `group`: AdamW and
 #: Muon of a hybrid. `layer` and `tensor` index the body only: embedding and unembedding belong to
@@ -42,33 +44,45 @@ class Channel:
         bounds: smallest and largest value.
         kind: its worst case. `scale` multiplies by at most e^lambda. `shrink` multiplies a weight
             by [0, 1]. `clip` is a cap that starts dormant. `skip` removes something with a
-            probability, or a fraction of it, that starts at 0. `two_sided` can rotate or amplify
-            a gradient and is unsafe.
+            probability, or a fraction of it, that starts at 0. `unsafe` can rotate or amplify a
+            gradient.
         unit: unit of the value.
         source: paper and section that it comes from.
         reads: the one place that reads it.
-        neutral: the value at position 0.
-        warp: scale on which the value changes evenly with the position: its logarithm (`log`) or
-            the value itself (`linear`).
         plants: kinds of plant that have it.
         optimizers: names of the optimizers that have a use for it. Empty: all.
         immediate: True if the forward pass reads it, so that the loss of the same step already
             responds to it.
+        change: function of a tensor's gradient (N, ...) and the values (N, 1, ...) that returns the
+            changed gradient. Pretraining calls it before all other channels of gradients, and not
+            for runs at neutral. A channel from outside of the package needs it, because no plant
+            reads such a channel otherwise.
     """
 
     name: str
     scopes: tuple[str, ...]
     surface: Literal["forward", "optimizer", "backward"]
     bounds: tuple[float, float]
-    kind: Literal["scale", "shrink", "clip", "skip", "two_sided"]
+    kind: Literal["scale", "shrink", "clip", "skip", "unsafe"]
     unit: str
     source: str
     reads: str
-    neutral: float = 1.0
-    warp: Literal["log", "linear"] = "log"
     plants: tuple[str, ...] = ("pretraining",)
     optimizers: tuple[str, ...] = ()
     immediate: bool = False
+    change: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def neutral(self) -> float:
+        """Value at position 0: 1 of a multiplier, the high bound of a cap, 0 of the other kinds."""
+        if self.kind == "clip":
+            return self.bounds[1]
+        return 1.0 if self.kind in ("scale", "shrink") else 0.0
+
+    @property
+    def warp(self) -> Literal["log", "linear"]:
+        """Scale on which the value changes evenly with the position: its logarithm, or itself."""
+        return "log" if self.neutral > 0 else "linear"
 
     @property
     def one_sided(self) -> bool:
@@ -78,8 +92,8 @@ class Channel:
     def values(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Maps positions in [-1, 1] to values within the bounds, exactly `neutral` at 0.
 
-        A two-sided channel goes from neutral to the high bound for u >= 0, and to the low bound
-        for u < 0. A one-sided channel goes (u - 0.1) / 0.9 of the way to the far bound.
+        The value goes from neutral to the high bound for u >= 0, and to the low bound for u < 0. Of
+        a one-sided channel it goes (u - 0.1) / 0.9 of the way to the far bound.
         """
         low, high = self.bounds
 
@@ -128,33 +142,54 @@ class Channel:
 _RATES = ("run", "optimizer", "group", "layer", "tensor")
 _LAYERS = ("run", "layer")
 _SIDECAR = "Reward-Driven Training Control"
+_FURTHER = f"{_SIDECAR}, section 2.2: further forward dials"
 _PROJECTION = "Rank-space gradient projection vs RL reward hacking"
+
+#: A rate of the optimizer.
+_rate = partial(Channel, scopes=_RATES, kind="scale", reads="rates.window_rates")
+#: A number that the forward pass reads.
+_dial = partial(
+    Channel,
+    scopes=_LAYERS,
+    surface="forward",
+    kind="scale",
+    reads="forward_channels.forward_dials",
+    immediate=True,
+)
+#: A number that changes the gradient before the optimizer.
+_gradient = partial(Channel, reads="gradient_channels.apply_gradient_channels")
+_keep = partial(_gradient, scopes=("layer",), surface="backward", bounds=(0.0, 1.0), kind="skip")
+#: A number that the plant of GRPO reads.
+_grpo = partial(
+    Channel,
+    scopes=("run",),
+    surface="backward",
+    bounds=(0.0, 1.0),
+    kind="skip",
+    plants=("posttraining",),
+)
 
 CHANNELS: dict[str, Channel] = {
     channel.name: channel
     for channel in (
-        Channel(
+        _rate(
             name="lr",
-            scopes=_RATES,
             surface="forward",
             bounds=(0.01, 100.0),
-            kind="scale",
             unit="multiplier of the base learning rate",
             source=f"JEL, section 3.3: exp(ln 100 u); {_SIDECAR}, sections 2.2 and 7",
-            reads="PretrainingPlant._window_rates, GRPOPlant._rates",
+            reads="rates.window_rates, GRPOPlant._rates",
             plants=("pretraining", "posttraining"),
         ),
-        Channel(
+        _rate(
             name="weight_decay",
-            scopes=_RATES,
             surface="forward",
             bounds=(0.01, 100.0),
             kind="shrink",
             unit="multiplier of the base weight decay",
             source=f"JEL, section 3.3: exp(ln 100 u); {_SIDECAR}, section 5",
-            reads="PretrainingPlant._window_rates",
         ),
-        Channel(
+        _gradient(
             name="grad_scale",
             scopes=_RATES,
             surface="forward",
@@ -162,270 +197,183 @@ CHANNELS: dict[str, Channel] = {
             kind="scale",
             unit="multiplier of the gradient before the optimizer",
             source=f"{_SIDECAR}, section 2.2",
-            reads="gradient_channels.apply_gradient_channels",
         ),
-        Channel(
+        _dial(
             name="state_norm_cap",
-            scopes=_LAYERS,
-            surface="forward",
             bounds=(0.1, 1000.0),
             kind="clip",
-            neutral=1000.0,
             unit="largest root mean square of a token's residual stream after the layer",
             source=f"{_SIDECAR}, sections 2.2 and 8",
-            reads="PretrainingPlant._dials",
-            immediate=True,
         ),
-        Channel(
+        _dial(
             name="attention_temperature",
-            scopes=_LAYERS,
-            surface="forward",
             bounds=(0.25, 4.0),
-            kind="scale",
             unit="temperature of the attention's softmax",
             source=f"{_SIDECAR}, section 2.2",
-            reads="PretrainingPlant._dials",
-            immediate=True,
         ),
-        Channel(
+        _dial(
             name="attention_gain",
-            scopes=_LAYERS,
-            surface="forward",
             bounds=(0.5, 2.0),
-            kind="scale",
             unit="multiplier of the attention branch",
-            source=f"{_SIDECAR}, section 2.2: further forward dials",
-            reads="PretrainingPlant._dials",
-            immediate=True,
+            source=_FURTHER,
         ),
-        Channel(
+        _dial(
             name="feed_forward_gain",
-            scopes=_LAYERS,
-            surface="forward",
             bounds=(0.5, 2.0),
-            kind="scale",
             unit="multiplier of the feed-forward branch",
-            source=f"{_SIDECAR}, section 2.2: further forward dials",
-            reads="PretrainingPlant._dials",
-            immediate=True,
+            source=_FURTHER,
         ),
-        Channel(
+        _dial(
             name="residual_gain",
-            scopes=_LAYERS,
-            surface="forward",
             bounds=(0.8, 1.25),  # compounds over the layers
-            kind="scale",
             unit="multiplier of the residual stream that enters the layer",
-            source=f"{_SIDECAR}, section 2.2: further forward dials",
-            reads="PretrainingPlant._dials",
-            immediate=True,
+            source=_FURTHER,
         ),
-        Channel(
+        _dial(
             name="embedding_gain",
             scopes=("run",),
-            surface="forward",
             bounds=(0.25, 4.0),
-            kind="scale",
             unit="multiplier of the normed embedding",
-            source=f"{_SIDECAR}, section 2.2: further forward dials",
-            reads="PretrainingPlant._dials",
-            immediate=True,
+            source=_FURTHER,
         ),
-        Channel(
+        _dial(
             name="logit_softcap",
             scopes=("run",),
-            surface="forward",
             bounds=(0.2, 4.0),
-            kind="scale",
             unit="multiplier of the logits' softcap",
             source=f"{_SIDECAR}, section 1: the clamp on every saturating function",
-            reads="PretrainingPlant._dials",
-            immediate=True,
         ),
-        Channel(
+        _dial(
             name="dropout",
-            scopes=_LAYERS,
-            surface="forward",
             bounds=(0.0, 0.5),
             kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="probability that a unit of a branch's output is dropped",
             source=f"{_SIDECAR}, section 1",
-            reads="PretrainingPlant._dials",
-            immediate=True,
         ),
-        Channel(
+        _rate(
             name="beta1",
-            scopes=_RATES,
             surface="optimizer",
             bounds=(0.1, 5.0),
-            kind="scale",
             unit="multiplier of 1 - beta1",
             source=f"{_SIDECAR}, section 4: beta schedules",
-            reads="PretrainingPlant._window_rates",
             optimizers=("adamw",),
         ),
-        Channel(
+        _rate(
             name="beta2",
-            scopes=_RATES,
             surface="optimizer",
             bounds=(0.1, 5.0),
-            kind="scale",
             unit="multiplier of 1 - beta2",
             source=f"{_SIDECAR}, section 4: beta schedules",
-            reads="PretrainingPlant._window_rates",
             optimizers=("adamw",),
         ),
-        Channel(
+        _rate(
             name="eps",
-            scopes=_RATES,
             surface="optimizer",
             bounds=(0.001, 1000.0),
-            kind="scale",
             unit="multiplier of eps",
             source=f"{_SIDECAR}, sections 1 and 4",
-            reads="PretrainingPlant._window_rates",
             optimizers=("adamw",),
         ),
-        Channel(
+        _gradient(
             name="grad_clip",
             scopes=_LAYERS,
             surface="optimizer",
             bounds=(0.001, 10_000.0),
             kind="clip",
-            neutral=10_000.0,
             unit="largest L2 norm of the gradient of the run, or of the layer",
             source=f"{_SIDECAR}, section 8",
-            reads="gradient_channels.apply_gradient_channels",
         ),
-        Channel(
+        _gradient(
             name="grad_noise",
             scopes=_LAYERS,
             surface="optimizer",
             bounds=(0.0, 1.0),
-            kind="two_sided",
-            neutral=0.0,
-            warp="linear",
+            kind="unsafe",
             unit="standard deviation of added Gaussian noise [root mean square of the gradient]",
             source=f"ours, a dial that perturbs the gradient; compare {_SIDECAR}, section 4",
-            reads="gradient_channels.apply_gradient_channels",
         ),
-        Channel(
+        _keep(
             name="grad_skip",
-            scopes=("layer",),
-            surface="backward",
-            bounds=(0.0, 1.0),
-            kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="probability that all gradients of the layer are zeroed together",
             source=f"{_SIDECAR}, section 6",
-            reads="gradient_channels.apply_gradient_channels",
         ),
-        Channel(
+        _keep(
             name="grad_gate",
-            scopes=("layer",),
-            surface="backward",
-            bounds=(0.0, 1.0),
-            kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="probability that a tensor's gradient is zeroed, drawn per tensor of the layer",
             source=f"{_SIDECAR}, section 6",
-            reads="gradient_channels.apply_gradient_channels",
         ),
-        Channel(
+        _keep(
             name="grad_truncate",
-            scopes=("layer",),
-            surface="backward",
-            bounds=(0.0, 1.0),
-            kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="its mean over the layers is the fraction of layers, from the first on, that are "
             "zeroed",
             source=f"{_SIDECAR}, section 6",
-            reads="gradient_channels.apply_gradient_channels",
         ),
-        Channel(
+        _gradient(
             name="momentum_blend",
             scopes=("layer",),
             surface="backward",
             bounds=(-1.0, 1.0),
-            kind="two_sided",
-            neutral=0.0,
-            warp="linear",
+            kind="unsafe",
             unit="b in (1 - b) gradient + b first moment (under SGD the momentum buffer, a sum)",
             source=f"{_SIDECAR}, section 6",
-            reads="gradient_channels.apply_gradient_channels",
             optimizers=("adamw", "muon", "sgd"),
         ),
-        Channel(
+        _grpo(
             name="projection_strength",
             scopes=("run", "layer", "tensor"),
-            surface="backward",
-            bounds=(0.0, 1.0),
-            kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="fraction of the gradient's component along the hacking direction that is removed",
             source=f"{_PROJECTION}, `Projection`: 1 in its arms (b) and (c)",
             reads="Intervention.project",
-            plants=("posttraining",),
         ),
-        Channel(
+        _grpo(
             name="magnitude_preservation",
-            scopes=("run",),
-            surface="backward",
-            bounds=(0.0, 1.0),
-            kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="fraction of the lost norm that is given back to the projected gradient",
             source=f"{_PROJECTION}, `Projection`: 1 in its arm (b), 0 in (c)",
             reads="Intervention.project",
-            plants=("posttraining",),
         ),
-        Channel(
+        _grpo(
             name="direction_refresh",
-            scopes=("run",),
-            surface="backward",
-            bounds=(0.0, 1.0),
-            kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="probability that the direction is extracted again before an update",
             source=f"ours, after {_PROJECTION}, which keeps its first direction",
             reads="Intervention.refresh",
-            plants=("posttraining",),
         ),
-        Channel(
+        _grpo(
             name="kl_weight",
-            scopes=("run",),
             surface="forward",
             bounds=(0.01, 100.0),
             kind="scale",
             unit="multiplier of the weight of the divergence from the untrained student",
             source=f"{_PROJECTION}, amendments: 0.04, then 1e-3",
             reads="GRPOPlant._take_step",
-            plants=("posttraining",),
         ),
-        Channel(
+        _grpo(
             name="rebound_weight",
-            scopes=("run",),
             surface="forward",
             bounds=(0.0, 5.0),
-            kind="skip",
-            neutral=0.0,
-            warp="linear",
             unit="alpha: weight of the penalty on rollouts whose states look like a hack",
             source="Wu & Tang 2026 (arXiv:2604.01476): 2",
             reads="Intervention.penalized_rewards",
-            plants=("posttraining",),
         ),
     )
 }
+
+
+def add_channel(own: Channel) -> None:
+    """Adds a channel from outside of the package to CHANNELS, where every id finds it by its name.
+
+    Processes that are spawned have to add it again, as with an id of Gymnasium.
+
+    Raises:
+        ValueError: if the name is taken, or nothing would read the channel.
+    """
+    if CHANNELS.get(own.name, own) != own:
+        raise ValueError(f"name of a channel must not be taken; got {own.name!r}")
+    if own.change is None or own.plants != ("pretraining",):
+        raise ValueError(
+            f"channel {own.name!r} must have a `change` and be of the plant 'pretraining', which "
+            f"calls it; got change={own.change} and plants={own.plants}"
+        )
+    CHANNELS[own.name] = own
 
 
 def channels_of(plant: str) -> dict[str, Channel]:
@@ -441,7 +389,10 @@ def channel(name: str, scope: str, plant: str, optimizers: Sequence[str]) -> Cha
             optimizers that have no use for it.
     """
     if name not in CHANNELS:
-        raise ValueError(f"unknown channel {name!r}; expected one of {sorted(channels_of(plant))}")
+        accepted = sorted(channels_of(plant))
+        raise ValueError(
+            f"unknown channel {name!r}; expected one of {accepted}{suggestion(name, accepted)}"
+        )
     found = CHANNELS[name]
 
     if scope not in found.scopes:

@@ -84,27 +84,7 @@ Episode End:
     not finite, or loss above 3 ln V, see `info["divergence"]`). Never `truncated`.
 
 Info:
-    One number per key, never NaN, with the same keys at reset and at every step. In a vector env
-    each is an array (N,) with a mask `_<key>` of the rows that have a measurement. Unmeasured
-    values are 0.
-
-    | key                   | number                                                               |
-    |-----------------------|----------------------------------------------------------------------|
-    | `step`                | optimizer steps that the run has taken [steps]                       |
-    | `train_loss`          | mean training loss of the window, or the probe loss at reset [nats   |
-    |                       | per token]                                                           |
-    | `probe_loss`          | loss on the probe at the end of the window, if a term or feature     |
-    |                       | reads it [nats per token]                                            |
-    | `divergence`          | 0, or the reason for the divergence: an index into                   |
-    |                       | `hpenv.plant.protocol.DIVERGENCE_REASONS`                            |
-    | `panel/<cell>`        | value of each cell in the window                                     |
-    | `gradient_norm`       | L2 norm of the window's last gradient, 0 at reset                    |
-    | `reward_terms/<term>` | each measured term without its weight, 0 at reset                    |
-    | `held_out`            | held-out score at the end of the run, with `evaluate_at_end=True`. 0 |
-    |                       | before the end, and if the TimeLimit of                              |
-    |                       | `gym.make(max_episode_steps=...)` ends the run                       |
-
-    `env.unwrapped.corpus_digest` is the sha256 of the text.
+    That of `hpenv.envs.jel`, except that `probe_loss` is there only if a term or feature reads it.
 
 Arguments:
     Those of `hpenv.envs.jel`, with other defaults (see `SPEC`).
@@ -115,7 +95,7 @@ Version History:
 
 from __future__ import annotations
 
-from hpenv.envs.spec import EnvSpec, Episode, factories
+from hpenv.envs.spec import Episode, TrainLoopSpec, factories
 from hpenv.pretraining.plant import PretrainingPlant
 
 ID = "TrainLoop-Cell-v0"
@@ -142,7 +122,7 @@ _ACTIVATIONS = ("layer_activation_mean", "layer_activation_variance", "layer_sat
 _LOSS = ("progress", "train_loss", "loss_slope", "loss_curvature", "loss_ema_deviation")
 _GAUGES = (*_LOSS, "gradient_norm", *_LAYERS, *_ACTIVATIONS, "registers")
 
-SPEC = EnvSpec(
+SPEC = TrainLoopSpec(
     ID,
     PretrainingPlant,
     Episode(

@@ -170,7 +170,7 @@ Version History:
 from __future__ import annotations
 
 from hpenv.control.channels import channels_of
-from hpenv.envs.spec import EnvSpec, Episode, factories
+from hpenv.envs.spec import Episode, TrainLoopSpec, factories
 from hpenv.posttraining.plant import GRPOPlant
 
 ID = "TrainLoop-GRPOProjection-v0"
@@ -178,7 +178,7 @@ _REWARD = ("progress", "reward_mean", "reward_spread", "flat_groups", "probe_pas
 _TEXTS = ("kl", "entropy", "completion_length", "compiled")
 _PROJECTION = ("mean_cos", "frac_fired", "removed_fraction", "component_bias", "coefficient_norm")
 
-SPEC = EnvSpec(
+SPEC = TrainLoopSpec(
     ID,
     GRPOPlant,
     Episode(

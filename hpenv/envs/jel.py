@@ -98,12 +98,12 @@ Version History:
 
 from __future__ import annotations
 
-from hpenv.envs.spec import EnvSpec, Episode, factories
+from hpenv.envs.spec import Episode, TrainLoopSpec, factories
 from hpenv.pretraining.plant import PretrainingPlant
 
 ID = "TrainLoop-JEL-v0"
 _LOSSES = ("train_loss", "probe_loss", "probe_loss_change")
-SPEC = EnvSpec(
+SPEC = TrainLoopSpec(
     ID,
     PretrainingPlant,
     Episode(

@@ -13,14 +13,16 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
-from hpenv.checks import check_count, is_count, set_python_fields
+from hpenv.checks import check_count, check_interval, set_python_fields, suggestion
 from hpenv.control.channels import CHANNELS, SCOPES, channels_of
-from hpenv.env import TrainLoopEnv, TrainLoopVectorEnv
+from hpenv.env import TrainLoopVectorEnv
+from hpenv.envs.single import TrainLoopEnv
 from hpenv.isolation import with_torch_defaults
 from hpenv.optim.schedule_forms import schedules_of
 from hpenv.optim.schedules import Schedule
 from hpenv.render import with_render_modes
-from hpenv.telemetry.features import FEATURES, readable
+from hpenv.telemetry.features import FEATURES
+from hpenv.telemetry.reading import readable
 from hpenv.telemetry.rewards import REWARD_TERMS, check_weights
 
 Channels = tuple[tuple[str, str], ...]
@@ -63,11 +65,7 @@ class Episode:
         """
         set_python_fields(self)
         check_count("num_steps", self.num_steps)
-        if not (is_count(self.interval) and self.interval <= self.num_steps):
-            raise ValueError(
-                f"interval must be a whole number of steps per decision, from 1 to "
-                f"num_steps={self.num_steps}; got {self.interval!r}"
-            )
+        check_interval(self.interval, self.num_steps)
         if not (isinstance(self.reward, Mapping) and self.reward):
             raise ValueError(
                 f"reward must be a mapping of terms to weights, as {{'loss_change': 1.0}}, "
@@ -93,7 +91,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class EnvSpec:
+class TrainLoopSpec:
     """One environment id.
 
     Attributes:
@@ -137,7 +135,7 @@ class EnvSpec:
             plural, names = "s" if len(unknown) > 1 else "", ", ".join(map(repr, unknown))
             raise UnknownArgumentError(
                 f"{self.id} got {'' if plural else 'an '}unexpected keyword argument{plural} "
-                f"{names}; expected some of {accepted}"
+                f"{names}; expected some of {accepted}{suggestion(unknown[0], accepted)}"
             )
 
         own = {entry.name for entry in fields(Episode)}
@@ -164,7 +162,7 @@ class EnvSpec:
 
 
 def factories(
-    spec: EnvSpec,
+    spec: TrainLoopSpec,
 ) -> tuple[Callable[..., TrainLoopEnv], Callable[..., TrainLoopVectorEnv]]:
     """Returns the entry points of an id, for `gym.make` and for `gym.make_vec`."""
 
@@ -186,7 +184,7 @@ def factories(
             features=settings.features,
             reward=episode.reward,
             interval=episode.interval,
-            horizon=episode.num_steps,
+            num_steps=episode.num_steps,
             num_registers=episode.num_registers,
             register_leak=episode.register_leak,
             seed_mode=episode.seed_mode,
@@ -222,7 +220,9 @@ def check_key(name: str, value: object, table: Collection[str], otherwise: str =
     """
     if not (isinstance(value, str) and value in table):
         accepted = f"{sorted(table)}, or {otherwise}" if otherwise else f"{sorted(table)}"
-        raise ValueError(f"unknown {name} {value!r}; expected one of {accepted}")
+        raise ValueError(
+            f"unknown {name} {value!r}; expected one of {accepted}{suggestion(value, table)}"
+        )
 
 
 def features_of(

@@ -164,6 +164,7 @@ class ProjectionCallback(TrainerCallback):
             ValueError: if a parameter is missing, ambiguous or of another size, if distributed
                 training hides gradients, or if the checkpoint does not hold the moments.
         """
+        self._remove_hooks()  # of a run that has failed
         self._spread = zero_moments(self.direction)
         if self._rule == "drift" and state.global_step > 0:
             self._spread = self._load_spread(state)
@@ -261,6 +262,9 @@ class ProjectionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Removes the hooks from the optimizer."""
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._before = [], {}

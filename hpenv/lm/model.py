@@ -2,14 +2,9 @@
 
 Every weight is (N, ...), and every linear layer is one batched product.
 
-The architecture is nanochat's: rotary positions, QK-norm, RMSNorm without gain, no biases, untied
-embeddings, squared-ReLU or SwiGLU feed-forward, tanh softcap on the logits. Value embeddings,
-residual lambdas and sliding windows are options. Parameters are a plain dict `name -> (N, ...)`.
+The architecture is that of `hpenv.lm.architecture`. Parameters are a plain dict `name -> (N, ...)`.
 The forward pass is a pure function of it. Row i of a population is the single run with the same
 seed, up to the order in which a batched product adds.
-
-Shapes, initialization and forward pass share one module, past its usual length, because each names
-the others' tensors.
 
 References:
     nanochat, nanochat/gpt.py at commit 8630d32.
@@ -18,29 +13,24 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpenv.lm.architecture import GATE_CHANNELS, GPTConfig
 from hpenv.lm.kernels import (
     mean_softcapped_cross_entropy,
     softcapped_cross_entropy,
     squared_relu_feed_forward,
 )
+from hpenv.lm.kv_cache import KVCache
 
-Parameters = dict[str, Tensor]
-
-#: Channels of the normed block input that a value-embedding gate reads (nanochat).
-GATE_CHANNELS = 32
-
-#: Number of a run's tokens that the activation gauges measure. It gives a standard error of a few
+#: Number of a run's tokens on which activations are measured. It gives a standard error of a few
 #: per cent.
-GAUGED_TOKENS = 32
+MEASURED_TOKENS = 32
 
 #: A SwiGLU gate beyond this is saturated: its sigmoid is within 5 % of 0 or 1.
 SATURATED_GATE = 3.0
@@ -72,234 +62,6 @@ class Dials(NamedTuple):
     embedding_gain: Tensor | None = None
     logit_softcap: Tensor | None = None
     generators: Sequence[torch.Generator] = ()
-
-
-class KVCache:
-    """Keys and values of the positions so far, so that they are not computed again.
-
-    They stay differentiable, unless room for more positions was reserved. Then they are written in
-    place.
-
-    Attributes:
-        length: number of positions so far [tokens].
-        layers: keys and values of each layer, (rows, heads, positions, size) each.
-    """
-
-    def __init__(self) -> None:
-        self.length, self.layers = 0, list[tuple[Tensor, Tensor]]()
-        self._in_place = False
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the newest positions of a layer, (rows, heads, T, size). Returns all positions."""
-        if layer == len(self.layers):
-            self.layers.append((key, value))
-            return key, value
-        keys, values = self.layers[layer]
-        if not self._in_place:
-            self.layers[layer] = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-            return self.layers[layer]
-
-        end = self.length + key.shape[2]
-        keys[:, :, self.length : end], values[:, :, self.length : end] = key, value
-        return keys[:, :, :end], values[:, :, :end]
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps only these rows (k,) int64, in this order."""
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
-
-    def copy_rows(self, rows: Tensor, room: int = 0) -> KVCache:
-        """Returns a copy of these rows, which may repeat.
-
-        Args:
-            rows: (k,) int64.
-            room: number of further positions to reserve [tokens].
-        """
-        result = KVCache()
-        result.length, result._in_place = self.length, room > 0
-        for pair in self.layers:
-            keys, values = (x.index_select(0, rows) for x in pair)
-            if room:
-                keys, values = F.pad(keys, (0, 0, 0, room)), F.pad(values, (0, 0, 0, room))
-            result.layers.append((keys, values))
-        return result
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """Shape of the model. All runs of a population share it."""
-
-    n_layer: int = 2
-    n_head: int = 2
-    n_embd: int = 64
-    vocab_size: int = 256
-    feed_forward: Literal["relu2", "swiglu"] = "relu2"
-    # Of the feed-forward. None: 4 n_embd (relu2), 8/3 n_embd up to a multiple of 16 (swiglu).
-    hidden_size: int | None = None
-    # A (vocab_size, n_embd) table on every second layer, the last always.
-    value_embeddings: bool = False
-    # Learned scalars on the residual stream and on the first embedding, per layer.
-    residual_lambdas: bool = False
-    # Tiled over layers: S sees half the sequence, L all of it. The last layer is always L.
-    window_pattern: str = "L"
-    logit_softcap: float = 15.0  # logits are c tanh(z / c)
-    rope_base: float = 10_000.0
-
-    def __post_init__(self) -> None:
-        """Checks that the shapes fit together."""
-        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
-            raise ValueError(
-                "n_embd must be an even multiple of n_head (rotary pairs); "
-                f"got n_embd={self.n_embd} and n_head={self.n_head}"
-            )
-        if self.value_embeddings and self.n_embd < GATE_CHANNELS:
-            raise ValueError(
-                f"n_embd must be at least {GATE_CHANNELS}, the channels that gate value "
-                f"embeddings; got {self.n_embd}"
-            )
-        if self.feed_forward not in ("relu2", "swiglu"):
-            raise ValueError(
-                f"unknown feed_forward {self.feed_forward!r}; expected one of ['relu2', 'swiglu']"
-            )
-        if not self.window_pattern or set(self.window_pattern) - set("SL"):
-            raise ValueError(
-                f"window_pattern must be made of 'S' and 'L'; got {self.window_pattern!r}"
-            )
-
-    @property
-    def feed_forward_size(self) -> int:
-        """Hidden width of the feed-forward."""
-        if self.hidden_size is not None:
-            return self.hidden_size
-        if self.feed_forward == "relu2":
-            return 4 * self.n_embd
-        return 16 * math.ceil(8 * self.n_embd / 3 / 16)
-
-    def window(self, layer: int, sequence_length: int) -> int:
-        """Returns how far back a token of this layer sees [tokens]."""
-        letter = self.window_pattern[layer % len(self.window_pattern)]
-        short = letter == "S" and layer < self.n_layer - 1
-        return max(1, sequence_length // 2) if short else sequence_length
-
-    def has_value_embedding(self, layer: int) -> bool:
-        """Returns True for every second layer, counted so that the last one has it."""
-        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
-
-
-PRESETS: dict[str, GPTConfig] = {
-    "nano": GPTConfig(n_layer=2, n_head=2, n_embd=64),
-    "cell11": GPTConfig(n_layer=11, n_head=2, n_embd=64, feed_forward="swiglu"),
-    "shakespeare": GPTConfig(n_layer=4, n_head=4, n_embd=128),
-    "jel-73m": GPTConfig(
-        n_layer=6,
-        n_head=3,
-        n_embd=384,
-        vocab_size=32_768,
-        value_embeddings=True,
-        residual_lambdas=True,
-        window_pattern="SSSL",
-    ),
-}
-
-
-def preset(name: str, vocab_size: int | None = None) -> GPTConfig:
-    """Returns the preset of this name, with the vocabulary of the corpus if that is larger.
-
-    Raises:
-        ValueError: for a name that is not in PRESETS.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; expected one of {sorted(PRESETS)}")
-    config = PRESETS[name]
-    if vocab_size is None:
-        return config
-    return replace(config, vocab_size=max(config.vocab_size, vocab_size))
-
-
-def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of one run's weights, by name.
-
-    They are in the order in which the weights are initialized. Matrices are (out, in).
-    """
-    C, V, H = config.n_embd, config.vocab_size, config.feed_forward_size
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (V, C)}
-    for i in range(config.n_layer):
-        shapes |= {f"layer.{i}.{name}": (C, C) for name in ("query", "key", "value", "output")}
-        if config.has_value_embedding(i):
-            shapes |= {
-                f"layer.{i}.value_embedding": (V, C),
-                f"layer.{i}.value_gate": (config.n_head, GATE_CHANNELS),
-            }
-        if config.feed_forward == "swiglu":
-            shapes[f"layer.{i}.gate"] = (H, C)
-        shapes |= {f"layer.{i}.up": (H, C), f"layer.{i}.down": (C, H)}
-
-    if config.residual_lambdas:
-        shapes |= {"residual_lambdas": (config.n_layer,), "embedding_lambdas": (config.n_layer,)}
-    return shapes | {"unembedding": (V, C)}
-
-
-def parameter_kind(name: str) -> str:
-    """Returns the optimizer group of a tensor: `embedding`, `unembedding`, `scalar` or `matrix`."""
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("embedding", "value_embedding"):
-        return "embedding"
-    if leaf in ("residual_lambdas", "embedding_lambdas"):
-        return "scalar"
-    return "unembedding" if leaf == "unembedding" else "matrix"
-
-
-def num_parameters(config: GPTConfig) -> int:
-    """Returns the number of parameters of one run."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
-
-
-def flops_per_token(config: GPTConfig, sequence_length: int) -> float:
-    """Returns the operations of one token's forward and backward pass [FLOP].
-
-    They are 6 per weight of a product, and 12 C per attended key. Causal attention is counted in
-    full, as is customary (PaLM, appendix B). Lookups are free.
-    """
-    shapes = parameter_shapes(config)
-    weights = sum(
-        math.prod(s) for n, s in shapes.items() if parameter_kind(n) in ("matrix", "unembedding")
-    )
-    attended = sum(config.window(i, sequence_length) for i in range(config.n_layer))
-    return 6.0 * weights + 12.0 * config.n_embd * attended
-
-
-def init_parameters(
-    config: GPTConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
-) -> Parameters:
-    """Returns initial weights of one run per seed: name -> (N, ...) float32.
-
-    Each run draws from its generator. The distributions are nanochat's. The embedding is N(0, 1),
-    the unembedding N(0, 0.001^2). Matrices are uniform with standard deviation 1 / sqrt(C). The two
-    projections back to the residual stream, and the value gates, are 0. Residual lambdas are 1 and
-    0.
-    """
-    rows = [_init_row(config, seed) for seed in seeds]
-    return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
-
-
-def _init_row(config: GPTConfig, seed: int) -> Parameters:
-    generator = torch.Generator().manual_seed(seed)
-    bound = math.sqrt(3.0 / config.n_embd)
-    row: Parameters = {}
-
-    for name, shape in parameter_shapes(config).items():
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf == "embedding":
-            row[name] = torch.randn(shape, generator=generator)
-        elif leaf == "unembedding":
-            row[name] = torch.randn(shape, generator=generator) * 0.001
-        elif leaf == "residual_lambdas":
-            row[name] = torch.ones(shape)
-        elif leaf in ("output", "down", "value_gate", "embedding_lambdas"):
-            row[name] = torch.zeros(shape)
-        else:
-            row[name] = (2.0 * torch.rand(shape, generator=generator) - 1.0) * bound
-
-    return row
 
 
 def rope_tables(
@@ -345,7 +107,7 @@ def hidden_states(
     tokens: Tensor,
     rope: tuple[Tensor, Tensor],
     dials: Dials | None = None,
-    gauges: list[Tensor] | None = None,
+    activations: list[Tensor] | None = None,
     memory: KVCache | None = None,
     streams: list[Tensor] | None = None,
 ) -> Tensor:
@@ -357,9 +119,9 @@ def hidden_states(
         tokens: (N, B, T).
         rope: rotary tables of the positions of the tokens.
         dials: values of the channels that act in the forward pass.
-        gauges: a list that receives one (3, N) per layer: mean and variance of the stream after the
-            layer, and the fraction of its feed-forward units that are saturated (squared ReLU:
-            zero, SwiGLU: gate beyond SATURATED_GATE).
+        activations: a list that receives one (3, N) per layer: mean and variance of the stream
+            after the layer, and the fraction of its feed-forward units that are saturated (squared
+            ReLU: zero, SwiGLU: gate beyond SATURATED_GATE).
         memory: earlier positions. The tokens follow them, attend to them, and are added to them.
             `rope` is then that of the new positions.
         streams: a list that receives the stream after each layer.
@@ -399,14 +161,14 @@ def hidden_states(
         if (cap := caps[i]) is not None:
             x = _cap_norms(x, cap)
 
-        if gauges is not None:
-            stride = max(1, B * T // GAUGED_TOKENS)
+        if activations is not None:
+            stride = max(1, B * T // MEASURED_TOKENS)
             sampled.append((x[:, ::stride].detach(), normed[:, ::stride].detach()))
         if streams is not None:
             streams.append(x)
 
-    if gauges is not None:
-        gauges.extend(_activation_gauges(params, config, sampled).unbind(0))
+    if activations is not None:
+        activations.extend(_activation_statistics(params, config, sampled).unbind(0))
     if memory is not None:
         memory.length += T
     return rms_norm(x)
@@ -466,10 +228,10 @@ def _apply_dropout(
 
 
 @torch.no_grad()
-def _activation_gauges(
+def _activation_statistics(
     params: Mapping[str, Tensor], config: GPTConfig, sampled: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Returns the activation gauges of every layer, measured on some tokens: (L, 3, N).
+    """Returns statistics of the activations of every layer, measured on some tokens: (L, 3, N).
 
     They are mean and variance of the stream, and saturation of the feed-forward.
     """
@@ -581,13 +343,13 @@ def mean_losses(
     targets: Tensor,
     rope: tuple[Tensor, Tensor],
     dials: Dials | None = None,
-    gauges: list[Tensor] | None = None,
+    activations: list[Tensor] | None = None,
 ) -> Tensor:
     """Returns each run's mean cross-entropy: inputs, targets (N, B, T) -> (N,) [nats per token].
 
-    Gauges: see hidden_states.
+    Activations: see hidden_states.
     """
-    states = hidden_states(params, config, inputs, rope, dials, gauges)
+    states = hidden_states(params, config, inputs, rope, dials, activations)
     return mean_softcapped_cross_entropy(
         states, params["unembedding"], targets.flatten(1), _softcap(config, dials)
     )

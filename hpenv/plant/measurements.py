@@ -98,9 +98,3 @@ def readable_names(
         for own in measurements
         if not own.privileged and (own.group is None or groups is None or own.group in groups)
     }
-
-
-def needed_groups(names: Iterable[str], measurements: Iterable[Measurement]) -> set[str]:
-    """Returns the measurement groups that these measurements belong to."""
-    wanted = set(names)
-    return {own.group for own in measurements if own.group is not None and own.name in wanted}

@@ -9,8 +9,6 @@ folder cannot be renamed over another, so an older snapshot at the path is first
 deleted at the end. If the process dies between the two renames, the older snapshot is found under
 its hidden name. So there is a valid snapshot at every moment. Only one process may use a path at a
 time. A process that reads while another one replaces may be refused, but never gets a mixture.
-
-The module is longer than usual because writing, reading, replacing and finding share one format.
 """
 
 from __future__ import annotations
@@ -156,8 +154,8 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
     for name, entry in manifest["files"].items():
         content = _read(folder / name)
         if len(content) != entry["size"]:
-            size = f"it has {len(content)} bytes instead of {entry['size']}"
-            raise _damage_error(folder / name, size)
+            why = f"it has {len(content)} bytes instead of {entry['size']}"
+            raise _damage_error(folder / name, why)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise _damage_error(folder / name, f"its sha256 is not the one in {MANIFEST}")
         contents[name] = content
@@ -210,27 +208,21 @@ def _damage_error(file: Path, why: str) -> SnapshotError:
 def _decode_state(file: Path, content: bytes) -> dict[str, Any]:
     """Returns the names of the tensors in their order, and the metadata."""
     try:
-        state = json.loads(content)
+        state: dict[str, Any] = json.loads(content)
         _check_json(state, "state")
     except (ValueError, RecursionError) as error:
         raise _damage_error(file, f"it is not JSON as it is written here ({error})") from error
 
-    names = (
-        state.get("tensors")
-        if isinstance(state, dict) and sorted(state) == ["metadata", "tensors"]
-        else None
-    )
-    if not (
-        isinstance(names, list)
-        and all(type(name) is str for name in names)
+    fits = (
+        type(state) is dict
+        and sorted(state) == ["metadata", "tensors"]
         and type(state["metadata"]) is dict
-    ):
-        raise _damage_error(
-            file, "it must hold the names of the tensors, and the metadata, and nothing else"
-        )
-
-    decoded: dict[str, Any] = state
-    return decoded
+        and type(state["tensors"]) is list
+        and all(type(name) is str for name in state["tensors"])
+    )
+    if not fits:
+        raise _damage_error(file, "it must hold the tensors' names and the metadata, and no more")
+    return state
 
 
 def _encode(snapshot: Snapshot) -> dict[str, bytes]:

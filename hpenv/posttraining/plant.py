@@ -25,7 +25,9 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
 from hpenv.control.panel import Panel, TensorSite
-from hpenv.optim.rules import AdamW, Rates, rule_description
+from hpenv.optim.adamw import AdamW
+from hpenv.optim.optimizers import rule_description
+from hpenv.optim.rules import Rates
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score
 from hpenv.plant.seeds import SAMPLES, step_generator

@@ -20,12 +20,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class PretrainingConfig:
     """Hyperparameters of a run. All rows of a population share them."""
 
-    preset: str = "nano"  # a key of lm.model.PRESETS
+    preset: str = "nano"  # a key of lm.architecture.PRESETS
     data: str = "stdlib"  # see lm.data.load_corpus
     tokenizer: str = "bytes"  # see lm.data.load_corpus
     batch_tokens: int = 512  # tokens of one optimizer step [tokens]
     sequence_length: int = 64  # [tokens]
-    optimizer: str = "adamw_muon"  # a key of optim.rules.OPTIMIZERS
+    optimizer: str = "adamw_muon"  # a key of optim.optimizers.OPTIMIZERS
     base_lr: PerGroup = 1e-3  # one for all groups, or group -> rate (JEL: uniform 1e-3)
     # decoupled, multiplied by the learning rate (JEL: uniform 1e-2)
     base_weight_decay: PerGroup = 1e-2
@@ -97,3 +97,19 @@ class PretrainingConfig:
         """
         names = [entry.name for entry in fields(self) if entry.name not in ("data", "tokenizer")]
         return {name: setting_description(getattr(self, name)) for name in names}
+
+
+def find_device(name: str) -> torch.device:
+    """Returns the device of this name, after writing and reading a tensor on it.
+
+    Raises:
+        ValueError: if the device is not available.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"device {name!r} is not available (no such hardware, or torch was built without it); "
+            "try device='cpu'"
+        ) from error
+    return torch.device(name)

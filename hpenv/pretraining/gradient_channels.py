@@ -4,12 +4,13 @@ The channels are noise, momentum blend, scale, skip, gate, truncate and clip. A 
 on the gradient of that run alone. Random numbers are a pure function of (seed, step), so that no
 generator has state to save: a snapshot continues with the same numbers.
 
-Order: noise, momentum blend, one factor per tensor (scale times keep masks), norm clip.
+Order: functions of channels that bring their own (`Channel.change`), noise, momentum blend, one
+factor per tensor (scale times keep masks), norm clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -17,46 +18,9 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel
+from hpenv.optim.rules import row_scalars
 from hpenv.plant.seeds import NOISE, ROUTE, step_generator
-
-
-def flat(gradient: Tensor) -> Tensor:
-    """Returns a gradient as (N, n), with its entries in any order.
-
-    The gradient of a matrix product is a transpose, which `flatten` alone would copy.
-    """
-    if gradient.ndim == 3 and not gradient.is_contiguous():
-        gradient = gradient.transpose(1, 2)
-    return gradient.flatten(1)
-
-
-def squared_norms(gradients: Sequence[Tensor]) -> FloatArray:
-    """Returns the squared L2 norm of the gradient of every run and tensor, (N, K)."""
-    return gradient_sizes(gradients, maxima=False)[0]
-
-
-def gradient_sizes(
-    gradients: Sequence[Tensor], maxima: bool
-) -> tuple[FloatArray, FloatArray | None]:
-    """Returns squared L2 norms and, with `maxima`, largest magnitudes of the gradients.
-
-    Both are (N, K): one number per run and tensor.
-    """
-    norms, high, low = [], [], []
-    for g in gradients:  # all reductions of one tensor before the next: it is still in the cache
-        entries = flat(g)
-        norms.append(torch.linalg.vector_norm(entries, dim=1))
-        if maxima:
-            # Two reductions without a copy. The infinity norm of torch.linalg is ten times slower
-            # on a CPU.
-            high.append(torch.amax(entries, 1))
-            low.append(torch.amin(entries, 1))
-
-    squares = torch.stack(norms, 1).double().square().cpu().numpy()
-    if not maxima:
-        return squares, None
-    largest = torch.maximum(torch.stack(high, 1), -torch.stack(low, 1))
-    return squares, largest.double().cpu().numpy()
+from hpenv.pretraining.measurements import squared_norms
 
 
 def apply_gradient_channels(
@@ -83,6 +47,9 @@ def apply_gradient_channels(
     Returns:
         name -> (N, ...). Tensors that no channel moves are the given ones.
     """
+    given, gradients = gradients, _change(gradients, panel)
+    if gradients is not given:
+        squares = squared_norms(list(gradients.values()))
     squares = np.where(rows[:, None], squares, 0.0)
     noise, blend = panel.table("grad_noise"), panel.table("momentum_blend")
     if noise is not None or blend is not None:
@@ -109,6 +76,25 @@ def apply_gradient_channels(
         ]
         torch._foreach_mul_(targets, matching)
 
+    return gradients
+
+
+def _change(gradients: Mapping[str, Tensor], panel: Panel) -> Mapping[str, Tensor]:
+    """Applies the functions of the channels that have one. Runs at neutral keep every bit."""
+    for dial in {bank.channel.name: bank.channel for bank in panel.banks.values()}.values():
+        table = None if dial.change is None else panel.table(dial.name)
+        if dial.change is None or table is None:
+            continue
+
+        changed = dict(gradients)
+        for k in np.flatnonzero((table != dial.neutral).any(0)):
+            name = panel.tensors[k]
+            values = row_scalars(table[:, k], gradients[name])
+            moved = values != dial.neutral
+            changed[name] = torch.where(
+                moved, dial.change(gradients[name], values), gradients[name]
+            )
+        gradients = changed
     return gradients
 
 

@@ -1,71 +1,21 @@
 """Features: the gauges of the observation, each a bounded function of the measurements.
 
-A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new gauge is
-an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
+A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new feature
+is an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
 (`layer_gradient_norm/3`).
-
-Past the usual length of a module, because it is a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from hpenv.arrays import BoolArray, FloatArray
-from hpenv.plant.measurements import Measurement, Window, needed_groups, readable_names
-from hpenv.telemetry.trajectory import NUM_LOSSES, Trajectory, curvature, slope
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names and numbers that determine the columns of an observation.
-
-    Attributes:
-        cell_names: name of each cell of the panel.
-        cell_kinds: kind of each cell's channel.
-        num_layers: L, the number of layers of the model.
-        num_registers: R.
-    """
-
-    cell_names: tuple[str, ...] = ()
-    cell_kinds: tuple[str, ...] = ()
-    num_layers: int = 0
-    num_registers: int = 0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The measurements of one decision of every run, which features and reward terms read.
-
-    Attributes:
-        window: measurements taken while the runs advanced.
-        trajectory: the losses so far, including the window's.
-        previous_train_loss: training loss of the previous window, (N,) [nats per token].
-        previous_probe_loss: probe loss before the window, (N,) [nats per token].
-        initial_probe_loss: probe loss of the untrained run, (N,) [nats per token].
-        progress: fraction of the budget that is spent, (N,) in [0, 1].
-        positions: positions of the cells during the window, (N, A) in [-1, 1].
-        previous_positions: positions of the cells before the window, (N, A).
-        registers: registers after the decision's writes, (N, R) in [-1, 1].
-        first: True where the window was the run's first, so that no action preceded it, (N,).
-        layout: names and numbers of all these columns.
-    """
-
-    window: Window
-    trajectory: Trajectory
-    previous_train_loss: FloatArray
-    previous_probe_loss: FloatArray
-    initial_probe_loss: FloatArray
-    progress: FloatArray
-    positions: FloatArray
-    previous_positions: FloatArray
-    registers: FloatArray
-    first: BoolArray
-    layout: Layout
+from hpenv.arrays import FloatArray
+from hpenv.plant.measurements import Measurement
+from hpenv.telemetry.reading import Layout, Reading, check_readable, relative_loss
+from hpenv.telemetry.trajectory import NUM_LOSSES, curvature, slope
 
 
 @dataclass(frozen=True)
@@ -94,23 +44,18 @@ def _column(values: FloatArray) -> FloatArray:
     return values[:, None]
 
 
-def relative_loss(values: FloatArray, reading: Reading) -> FloatArray:
-    """Returns losses (N,) divided by the untrained run's."""
-    return values / np.maximum(reading.initial_probe_loss, 1e-6)
-
-
 def _magnitude(values: FloatArray) -> FloatArray:
     """Returns log10 of the values / 8: in [-1, 1] over eight decades either way."""
     return np.log10(np.maximum(values, 1e-8)) / 8.0
 
 
-def _gauge(name: str, low: float, high: float, doc: str) -> Feature:
-    """Returns the feature that is a plant's additional gauge, unchanged."""
+def _same_as(name: str, low: float, high: float, doc: str) -> Feature:
+    """Returns the feature that is a measurement, unchanged."""
     return Feature(lambda r: _column(r.window[name]), low, high, doc, reads=(name,))
 
 
-def _gauge_magnitude(name: str, doc: str) -> Feature:
-    """Returns the feature that is the order of magnitude of a plant's additional gauge."""
+def _order_of(name: str, doc: str) -> Feature:
+    """Returns the feature that is the order of magnitude of a measurement."""
     return Feature(
         lambda r: _column(_magnitude(r.window[name])),
         -1.0,
@@ -260,16 +205,16 @@ FEATURES: dict[str, Feature] = {
         "fraction of the probe's problems that are solved [1]",
         reads=("probe_pass",),
     ),
-    "reward_mean": _gauge(
+    "reward_mean": _same_as(
         "reward_mean", 0.0, 1.0, "mean reward that the grader paid / the largest reward [1]"
     ),
-    "reward_spread": _gauge(
+    "reward_spread": _same_as(
         "reward_spread", 0.0, 1.0, "mean standard deviation within a group / largest reward [1]"
     ),
-    "flat_groups": _gauge(
+    "flat_groups": _same_as(
         "flat_groups", 0.0, 1.0, "fraction of the groups whose rewards are all equal [1]"
     ),
-    "kl": _gauge_magnitude("kl", "the divergence from the untrained student per token"),
+    "kl": _order_of("kl", "the divergence from the untrained student per token"),
     "entropy": Feature(
         lambda r: _column(r.window["entropy"] / (1.0 + r.window["entropy"])),
         0.0,
@@ -277,23 +222,23 @@ FEATURES: dict[str, Feature] = {
         "h / (1 + h), h the policy's entropy per token [1]",
         reads=("entropy",),
     ),
-    "completion_length": _gauge(
+    "completion_length": _same_as(
         "completion_length", 0.0, 1.0, "mean length of a completion / longest [1]"
     ),
-    "compiled": _gauge("compiled", 0.0, 1.0, "fraction of the programs that compile [1]"),
-    "flagged": _gauge(
+    "compiled": _same_as("compiled", 0.0, 1.0, "fraction of the programs that compile [1]"),
+    "flagged": _same_as(
         "flagged", 0.0, 1.0, "fraction of the programs that the weak detector flags [1]"
     ),
-    "mean_cos": _gauge(
+    "mean_cos": _same_as(
         "mean_cos", -1.0, 1.0, "mean cosine of the modules' gradients and the hacking direction [1]"
     ),
-    "frac_fired": _gauge(
+    "frac_fired": _same_as(
         "frac_fired",
         0.0,
         1.0,
         "fraction of the modules whose gradient has a component along the direction [1]",
     ),
-    "removed_fraction": _gauge(
+    "removed_fraction": _same_as(
         "removed_fraction",
         0.0,
         1.0,
@@ -306,9 +251,7 @@ FEATURES: dict[str, Feature] = {
         "mean / mean magnitude of the gradient's component along the direction [1]",
         reads=("mean_positive_c", "mean_negative_c"),
     ),
-    "coefficient_norm": _gauge_magnitude(
-        "coefficient_norm", "the norm of the adapter coefficients"
-    ),
+    "coefficient_norm": _order_of("coefficient_norm", "the norm of the adapter coefficients"),
 }
 
 
@@ -321,83 +264,3 @@ def check_features(names: Sequence[str], measurements: Sequence[Measurement]) ->
     check_readable("feature", names, FEATURES, measurements)
     if "progress" not in names:
         raise ValueError(f"features must include 'progress'; got {list(names)}")
-
-
-class Readable(Protocol):
-    """The field of FEATURES and rewards.REWARD_TERMS that says what an entry reads."""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Measurements that the entry reads."""
-
-
-def readable(
-    table: Mapping[str, Readable],
-    measurements: Sequence[Measurement],
-    groups: Collection[str] | None = None,
-) -> tuple[str, ...]:
-    """Returns the entries that a plant supports.
-
-    Args:
-        table: FEATURES or REWARD_TERMS.
-        measurements: of the plant.
-        groups: measured groups. None: all.
-    """
-    known = readable_names(measurements, groups)
-    return tuple(name for name, entry in table.items() if known.issuperset(entry.reads))
-
-
-def check_readable(
-    kind: str,
-    names: Iterable[str],
-    table: Mapping[str, Readable],
-    measurements: Sequence[Measurement],
-) -> None:
-    """Checks that names are in a table, and that the plant measures what they read.
-
-    Raises:
-        ValueError: naming what was given and what is accepted.
-    """
-    accepted = readable(table, measurements)
-    for name in names:
-        if name not in accepted:
-            why = f"{kind} {name!r} reads what this plant does not measure" if name in table else ""
-            raise ValueError(
-                f"{why or f'unknown {kind} {name!r}'}; expected some of {sorted(accepted)}"
-            )
-
-
-def feature_groups(names: Sequence[str], measurements: Sequence[Measurement]) -> set[str]:
-    """Returns the measurement groups that these features need."""
-    read = [own for name in names for own in FEATURES[name].reads]
-    return needed_groups(read, measurements)
-
-
-def column_names(names: Sequence[str], layout: Layout) -> tuple[str, ...]:
-    """Returns the name of every column of the observation."""
-    columns: list[str] = []
-    for name in names:
-        suffixes = FEATURES[name].columns
-        columns += [name] if suffixes is None else [f"{name}/{k}" for k in suffixes(layout)]
-    return tuple(columns)
-
-
-def bounds(names: Sequence[str], layout: Layout) -> tuple[FloatArray, FloatArray]:
-    """Returns the lowest and highest value of every column of the observation, (F,) each."""
-    widths = [len(column_names([name], layout)) for name in names]
-    low = np.repeat([FEATURES[name].low for name in names], widths)
-    high = np.repeat([FEATURES[name].high for name in names], widths)
-    return low, high
-
-
-def observe(names: Sequence[str], reading: Reading) -> FloatArray:
-    """Returns the features, concatenated and clipped to their bounds, (N, F)."""
-    values = [FEATURES[name].read(reading) for name in names]
-    low = [FEATURES[name].low for name in names]
-    high = [FEATURES[name].high for name in names]
-    widths = [value.shape[1] for value in values]
-
-    # One clip for all features: a decision may be every step, and a numpy call costs microseconds.
-    return np.minimum(
-        np.maximum(np.concatenate(values, axis=1), np.repeat(low, widths)), np.repeat(high, widths)
-    )

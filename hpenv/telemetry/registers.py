@@ -1,61 +1,35 @@
-"""Registers: leaky accumulators that the environment keeps as the controller's working memory."""
+"""Registers: leaky accumulators that the environment keeps as the controller's working memory.
+
+No channel reads them, so they move no weight. A controller writes them with one action and reads
+them in the next observation. (Reward-Driven Training Control, section 2.1: a small bank of
+accumulator state.)
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from hpenv.arrays import BoolArray, FloatArray
+from hpenv.arrays import FloatArray
+from hpenv.checks import is_count, is_number
 
 
-class Registers:
-    """R leaky accumulators of every run: r <- leak r + (1 - leak) a.
+def check_registers(num_registers: int, leak: float) -> None:
+    """Checks the arguments of an env with registers.
 
-    No channel reads them, so they move no weight. A controller writes them with one action and
-    reads them in the next observation. (Reward-Driven Training Control, section 2.1: a small bank
-    of accumulator state.)
-
-    Attributes:
-        values: (N, R) in [-1, 1], 0 at a run's start.
-        leak: fraction of a register that a decision keeps, in [0, 1).
+    Raises:
+        ValueError: for a negative number of registers or a leak outside [0, 1).
     """
+    if not is_count(num_registers, least=0):
+        raise ValueError(
+            f"num_registers must be a whole number of at least 0; got {num_registers!r}"
+        )
+    if not (is_number(leak) and 0.0 <= leak < 1.0):
+        raise ValueError(f"register_leak must be at least 0 and below 1; got {leak!r}")
 
-    def __init__(self, num_rows: int, num_registers: int, leak: float) -> None:
-        """Creates registers of value 0.
 
-        Raises:
-            ValueError: for a negative number of registers or a leak outside [0, 1).
-        """
-        if (
-            isinstance(num_registers, bool)
-            or not isinstance(num_registers, int | np.integer)
-            or num_registers < 0
-        ):
-            raise ValueError(
-                f"num_registers must be a whole number of at least 0; got {num_registers!r}"
-            )
+def accumulate(registers: FloatArray, actions: FloatArray, leak: float) -> FloatArray:
+    """Returns leak r + (1 - leak) a of registers r and actions a, (N, R) each.
 
-        number = isinstance(leak, int | float | np.floating) and not isinstance(leak, bool)
-        if not (number and 0.0 <= leak < 1.0):
-            raise ValueError(f"register_leak must be at least 0 and below 1; got {leak!r}")
-
-        self.values: FloatArray = np.zeros((num_rows, num_registers))
-        self.leak = float(leak)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of each action column that writes a register."""
-        return tuple(f"register/{i}" for i in range(self.values.shape[1]))
-
-    def write(self, actions: FloatArray, rows: BoolArray) -> None:
-        """Accumulates the actions of the chosen rows.
-
-        Args:
-            actions: (N, R), clipped to [-1, 1].
-            rows: the rows that are written, (N,) bool.
-        """
-        written = self.leak * self.values + (1.0 - self.leak) * np.clip(actions, -1.0, 1.0)
-        self.values = np.where(rows[:, None], written, self.values)
-
-    def clear(self, rows: BoolArray) -> None:
-        """Sets the registers of the chosen rows to 0."""
-        self.values = np.where(rows[:, None], 0.0, self.values)
+    Actions are clipped to [-1, 1]. `leak` is the fraction of a register that a decision keeps.
+    """
+    return leak * registers + (1.0 - leak) * np.clip(actions, -1.0, 1.0)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpenv.arrays import FloatArray, IntArray
-from hpenv.plant.measurements import Measurement, needed_groups
-from hpenv.telemetry.features import Reading, check_readable, readable, relative_loss
+from hpenv.checks import is_number
+from hpenv.plant.measurements import Measurement
+from hpenv.telemetry.reading import Reading, check_readable, readable, relative_loss
 from hpenv.telemetry.trajectory import slope
 
 #: Kinds of channel whose cells the term `budget` charges for their distance from neutral.
@@ -193,20 +194,11 @@ def check_weights(weights: Mapping[str, float], measurements: Sequence[Measureme
     """
     check_readable("reward term", weights, REWARD_TERMS, measurements)
     for name, weight in weights.items():
-        number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(
-            weight, bool
-        )
-        if not (number and math.isfinite(weight) and weight >= 0):
+        if not (is_number(weight) and math.isfinite(weight) and weight >= 0):
             raise ValueError(
                 f"weight of reward term {name!r} must be a number, finite and not negative; "
                 f"got {weight!r}"
             )
-
-
-def reward_groups(weights: Mapping[str, float], measurements: Sequence[Measurement]) -> set[str]:
-    """Returns the measurement groups that the terms with a weight need."""
-    read = [own for name, weight in weights.items() if weight for own in REWARD_TERMS[name].reads]
-    return needed_groups(read, measurements)
 
 
 def measured_terms(

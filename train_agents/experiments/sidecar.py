@@ -68,7 +68,7 @@ class ExperimentConfig(Sizes):
 
     out: Path = Path("results/sidecar")
     runs: Path = Path("runs/sidecar")
-    preset: str = DEFAULT["preset"]  # key of hpenv.lm.model.PRESETS; with gated feed-forward
+    preset: str = DEFAULT["preset"]  # key of hpenv.lm.architecture.PRESETS; with gated feed-forward
     data: str = "stdlib"  # see hpenv.lm.data.load_corpus
     num_steps: int = 3000  # of a run [steps]
     long_steps: int = 15_000  # of a run of the weight-decay experiment (section 5.2) [steps]

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpenv.isolation import torch_defaults
-from hpenv.lm import model
+from hpenv.lm import architecture, model
+from hpenv.lm.architecture import GPTConfig
 from hpenv.lm.kernels import softcapped_cross_entropy
-from hpenv.lm.model import GPTConfig, KVCache
+from hpenv.lm.kv_cache import KVCache
 from hpenv.posttraining.students.adapter import adapted_weight, decompose
 from hpenv.posttraining.students.embedded_files import (
     EmbeddedConfig,
@@ -58,7 +59,8 @@ class EmbeddedStudent:
         Args:
             config: shape of the model.
             vocabulary: of prompts and completions.
-            weights: name -> weight, as in model.parameter_shapes but without the population axis.
+            weights: name -> weight, as in architecture.parameter_shapes but without the
+                population axis.
 
         Raises:
             ValueError: if weights, shape and vocabulary do not fit together.
@@ -80,9 +82,11 @@ class EmbeddedStudent:
             }
 
             names = [
-                name for name in model.parameter_shapes(config.gpt) if name.startswith("layer.")
+                name
+                for name in architecture.parameter_shapes(config.gpt)
+                if name.startswith("layer.")
             ]
-            body = [name for name in names if model.parameter_kind(name) == "matrix"]
+            body = [name for name in names if architecture.parameter_kind(name) == "matrix"]
             self._axes = {name: decompose(self.weights[name]) for name in body}
             self.ranks = {name: axes.S.shape[0] for name, axes in self._axes.items()}
             self.digest = digest_of(self.weights)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from hpenv.isolation import torch_defaults
-from hpenv.lm.model import GPTConfig, parameter_shapes
+from hpenv.lm.architecture import GPTConfig, parameter_shapes
 from hpenv.lm.stored import check_folder, read_object, read_tensors, write_tensors
 
 DESCRIPTION, WEIGHTS = "student.json", "student.safetensors"

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 import hpenv
 from agents.returns import credit_weights, leave_one_out
+from hpenv import branching
 from hpenv.arrays import FloatArray
 from hpenv.benchmark.results import Rows
 from hpenv.env import TrainLoopVectorEnv
@@ -138,10 +139,10 @@ def measure_signal(
     env = gym.make_vec(env_id, num_envs=1, autoreset_mode="DISABLED", **options)
     assert isinstance(env, TrainLoopVectorEnv)
     room = max(num_batches, num_noise_steps) + HORIZON
-    ends = [*states[1:], env.horizon + 1]
+    ends = [*states[1:], env.num_steps + 1]
     if not states or any(end - start < room for start, end in zip(states, ends, strict=True)):
         raise ValueError(
-            f"states must be ascending with {room} steps after each, in {env.horizon} steps; "
+            f"states must be ascending with {room} steps after each, in {env.num_steps} steps; "
             f"got {list(states)}"
         )
 
@@ -198,7 +199,7 @@ def _effects(
 
     It is (cells,) per reward [nats per token].
     """
-    fork = env.fork(2 * len(cells))
+    fork = branching.fork(env, 2 * len(cells))
     actions = np.zeros((2 * len(cells), len(env.action_names)), dtype=np.float32)
     for pair, column in enumerate(cells):
         size = sigma[env.action_kinds[column]]
@@ -223,7 +224,7 @@ def _explore(
 
     They are (num_steps, POPULATION) each.
     """
-    fork, rng = env.fork(POPULATION), np.random.default_rng(seed)
+    fork, rng = branching.fork(env, POPULATION), np.random.default_rng(seed)
     stds = np.array([sigma[kind] for kind in env.action_kinds])
     history = []
     for _ in range(num_steps):

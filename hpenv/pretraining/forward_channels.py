@@ -1,0 +1,37 @@
+"""Reads the channels of the forward pass from the panel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpenv.control.channels import CHANNELS
+from hpenv.control.panel import Panel
+from hpenv.lm import model
+
+
+def forward_dials(panel: Panel, logit_softcap: float, device: torch.device) -> model.Dials | None:
+    """Returns the panel's values for the forward pass, or None if all are at neutral.
+
+    Every field of model.Dials but the last, `generators`, is the name of a channel.
+    """
+    moved = {
+        name: panel.per_layer(name) if "layer" in CHANNELS[name].scopes else panel.per_run(name)
+        for name in model.Dials._fields[:-1]
+    }
+
+    cap, softcap = moved["state_norm_cap"], moved["logit_softcap"]
+    if cap is not None:
+        is_active = cap < CHANNELS["state_norm_cap"].neutral
+        moved["state_norm_cap"] = np.where(is_active, cap, model.DORMANT_CAP)
+    if softcap is not None:
+        moved["logit_softcap"] = logit_softcap * softcap
+
+    given: dict[str, Any] = {
+        name: torch.as_tensor(value, dtype=torch.float32).to(device)
+        for name, value in moved.items()
+        if value is not None
+    }
+    return model.NEUTRAL._replace(**given) if given else None

@@ -1,0 +1,136 @@
+"""Measurements of a pretraining run, and the statistics of gradients and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpenv.arrays import FloatArray
+from hpenv.plant.measurements import Measurement
+
+#: Measurements of a pretraining run. Gradients are those before the optimizer.
+MEASUREMENTS = (
+    Measurement("train_loss", "nats/token", "training loss", over="mean"),
+    Measurement("probe_loss", "nats/token", "loss on the fixed probe batches", group="probe"),
+    Measurement("gradient_norm", "1", "global L2 norm of the gradient"),
+    Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),
+    Measurement(
+        "same_batch_loss",
+        "nats/token",
+        "loss of the last batch after the update on that batch",
+        group="same_batch",
+    ),
+    Measurement("layer_gradient_norm", "1", "L2 norm of the layer's gradient", per="layer"),
+    Measurement(
+        "layer_gradient_max",
+        "1",
+        "largest magnitude of the layer's gradient",
+        per="layer",
+        group="gradient_max",
+    ),
+    Measurement(
+        "layer_activation_mean",
+        "1",
+        "mean of the residual stream after the layer",
+        per="layer",
+        group="activations",
+    ),
+    Measurement(
+        "layer_activation_variance",
+        "1",
+        "variance of the residual stream after the layer",
+        per="layer",
+        group="activations",
+    ),
+    Measurement(
+        "layer_saturation",
+        "1",
+        "fraction of the layer's feed-forward units that are saturated",
+        per="layer",
+        group="activations",
+    ),
+)
+
+
+def flat(gradient: Tensor) -> Tensor:
+    """Returns a gradient as (N, n), with its entries in any order.
+
+    The gradient of a matrix product is a transpose, which `flatten` alone would copy.
+    """
+    if gradient.ndim == 3 and not gradient.is_contiguous():
+        gradient = gradient.transpose(1, 2)
+    return gradient.flatten(1)
+
+
+def squared_norms(gradients: Sequence[Tensor]) -> FloatArray:
+    """Returns the squared L2 norm of the gradient of every run and tensor, (N, K)."""
+    return gradient_sizes(gradients, maxima=False)[0]
+
+
+def gradient_sizes(
+    gradients: Sequence[Tensor], maxima: bool
+) -> tuple[FloatArray, FloatArray | None]:
+    """Returns squared L2 norms and, with `maxima`, largest magnitudes of the gradients.
+
+    Both are (N, K): one number per run and tensor.
+    """
+    norms, high, low = [], [], []
+    for g in gradients:  # all reductions of one tensor before the next: it is still in the cache
+        entries = flat(g)
+        norms.append(torch.linalg.vector_norm(entries, dim=1))
+        if maxima:
+            # Two reductions without a copy. The infinity norm of torch.linalg is ten times slower
+            # on a CPU.
+            high.append(torch.amax(entries, 1))
+            low.append(torch.amin(entries, 1))
+
+    squares = torch.stack(norms, 1).double().square().cpu().numpy()
+    if not maxima:
+        return squares, None
+    largest = torch.maximum(torch.stack(high, 1), -torch.stack(low, 1))
+    return squares, largest.double().cpu().numpy()
+
+
+def _finite(values: FloatArray) -> FloatArray:
+    """Returns values with NaN as 0 and infinities as the largest float32.
+
+    Only runs that have diverged have such values.
+    """
+    limit = float(np.finfo(np.float32).max)
+    return np.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
+
+
+def layer_statistics(
+    squares: FloatArray,
+    maxima: FloatArray | None,
+    activations: Sequence[Tensor] | None,
+    in_layer: FloatArray,
+) -> dict[str, FloatArray]:
+    """Returns statistics of each layer, (N, L) each, finite.
+
+    Args:
+        squares: squared norms of the gradients, (N, K).
+        maxima: largest magnitudes of the gradients, (N, K), if they are measured.
+        activations: those of each layer, (3, N) each, as `model.hidden_states` measures them.
+        in_layer: 1 where a tensor belongs to a layer and 0 elsewhere, (K, L).
+    """
+    values = {"layer_gradient_norm": np.sqrt(_finite(squares) @ in_layer)}
+    if maxima is not None:
+        values["layer_gradient_max"] = (_finite(maxima)[:, :, None] * in_layer).max(1)
+    if activations is not None:
+        stacked = _finite(torch.stack(list(activations), -1).double().cpu().numpy())  # (3, N, L)
+        names = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")
+        values |= dict(zip(names, stacked, strict=True))
+    return values
+
+
+def momentum_norm(states: Iterable[Mapping[str, Tensor]], num_rows: int) -> FloatArray:
+    """Returns the norm of all first moments of each run, (N,). 0 without any."""
+    moments = [state["momentum"] for state in states if "momentum" in state]
+    if not moments:
+        return np.zeros(num_rows)
+    norms = torch.stack([torch.linalg.vector_norm(m.flatten(1), dim=1) for m in moments])
+    return norms.norm(dim=0).double().cpu().numpy()
