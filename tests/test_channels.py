@@ -275,13 +275,13 @@ def test_caps_are_far_above_a_healthy_run(preset, optimizer, monkeypatch):
     caps = [(c.name, scope) for c in CHANNELS.values() if c.kind == "clip" for scope in ("layer",)]
     plain, capped = PretrainingPlant(config, 1, ()), PretrainingPlant(config, 1, caps)
     capped.panel.positions[:] = DEAD_ZONE
-    sizes, original = [], model._activation_gauges
+    sizes, original = [], model._activation_statistics
 
     def spy(params, config, sampled):
         sizes.extend(float(stream.square().mean(-1).sqrt().max()) for stream, _ in sampled)
         return original(params, config, sampled)
 
-    monkeypatch.setattr(model, "_activation_gauges", spy)
+    monkeypatch.setattr(model, "_activation_statistics", spy)
     norms = []
     for plant in (plain, capped):
         plant.measure(("activations",))
