@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from agents.returns import (
     credit_weights,
     leave_one_out,
 )
-
-Baseline = Literal["own", "population"]
-BASELINES: tuple[Baseline, ...] = ("own", "population")
+from agents.sidecar_config import Baseline
 
 
 class Advantages(NamedTuple):

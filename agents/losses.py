@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -102,3 +103,23 @@ def approximate_kl(log_prob: torch.Tensor, old_log_prob: torch.Tensor) -> torch.
 def scale_gradient(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Returns the values unchanged, with their gradient multiplied by a factor (broadcast)."""
     return values.detach() + factor * (values - values.detach())
+
+
+@torch.no_grad()
+def bound_norms(gradients: Sequence[torch.Tensor], bound: float | None) -> torch.Tensor:
+    """Scales gradients of N networks in place, each to an L2 norm of at most `bound`.
+
+    Args:
+        gradients: of stacked weights, (N, ., .) each.
+        bound: largest norm over all tensors of a network. None: unbounded.
+
+    Returns:
+        The norms before, (N,).
+    """
+    per_tensor = [torch.linalg.vector_norm(gradient, dim=(1, 2)) for gradient in gradients]
+    norms = torch.stack(per_tensor).norm(dim=0)
+    if bound is not None:
+        factors = (bound / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
+        for gradient in gradients:
+            gradient.mul_(factors)
+    return norms

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from agents.credits import BASELINES, Baseline
-
+Baseline = Literal["own", "population"]
+BASELINES: tuple[Baseline, ...] = ("own", "population")
 #: Initial standard deviation by kind of cell [position]. One-sided cells have no effect up to 0.1
 #: (hpenv.control.channels). With 0.04, 0.6 % of the samples lie beyond that. The noise of `scale`
 #: alone at 0.1 cost a run of 1000 steps 0.8 % in bits per byte. At 0.03, three seeds could show no

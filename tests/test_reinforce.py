@@ -15,8 +15,8 @@ import torch
 from agents.base import Decision, Rollout
 from agents.credits import CreditStream
 from agents.losses import gaussian_log_density
+from agents.reinforce import ReinforceAgent
 from agents.returns import discounted_returns
-from agents.sidecar import SidecarAgent
 from agents.sidecar_config import INITIAL_STD, SidecarConfig, for_episodes
 from hpenv.policies import load_policy, save_policy
 from tests.probe_envs import TargetTrackingVectorEnv, collect, regret
@@ -34,8 +34,8 @@ FAST = SidecarConfig(hidden_size=16, learning_rate=0.3, initial_std={"scale": 0.
 
 def make(
     config=SMALL, num_rows=2, kinds=KINDS, immediate=IMMEDIATE, names=NAMES, **arguments
-) -> SidecarAgent:
-    return SidecarAgent(num_rows, 3, kinds, immediate, config, action_names=names, **arguments)
+) -> ReinforceAgent:
+    return ReinforceAgent(num_rows, 3, kinds, immediate, config, action_names=names, **arguments)
 
 
 def observations(decision: int, num_rows: int = 2) -> np.ndarray:
@@ -45,7 +45,7 @@ def observations(decision: int, num_rows: int = 2) -> np.ndarray:
     ).astype(np.float32)
 
 
-def learn(agent: SidecarAgent, rollout: Rollout) -> dict[str, float]:
+def learn(agent: ReinforceAgent, rollout: Rollout) -> dict[str, float]:
     """Learns from further decisions of the same runs."""
     return agent.update(rollout, continues=True)
 
@@ -93,7 +93,7 @@ def play(agent, num_decisions, delay=0, noise=0.02, num_rows=8, targets=TARGETS,
     return agent.policy.act(obs), metrics
 
 
-def numbers(agent: SidecarAgent, row=slice(None)) -> list[torch.Tensor]:
+def numbers(agent: ReinforceAgent, row=slice(None)) -> list[torch.Tensor]:
     """Returns weights, evidence and means of credits of one row or of all rows."""
     means = [
         array
@@ -173,7 +173,7 @@ def test_rewards_of_pure_noise_leave_the_cells_where_they_are():
         """Returns mean distances from neutral (rows,) and relative deviations (rows, cells)."""
         generator, kinds = np.random.default_rng(0), ("scale",) * 100
         config = SidecarConfig(evidence=evidence)
-        agent = SidecarAgent(4, 20, kinds, (True, False) * 50, config)
+        agent = ReinforceAgent(4, 20, kinds, (True, False) * 50, config)
         for _ in range(300):
             obs = generator.normal(size=(4, 20)).astype(np.float32)
             decision = agent.sample(obs)
@@ -215,7 +215,7 @@ def test_the_cell_that_matters_passes_the_gate_and_the_others_stay_within_their_
 
 def test_the_first_decision_is_the_static_configuration_plus_noise_of_the_kinds_own_size():
     kinds = ("scale", "clip", "skip", "register")
-    agent = SidecarAgent(500, 3, kinds, (False,) * 4, SMALL)
+    agent = ReinforceAgent(500, 3, kinds, (False,) * 4, SMALL)
     assert not agent.policy.act(observations(0, 500)).any()
     actions = np.concatenate(
         [agent.sample(observations(t, 500)).action for t in range(20)]
@@ -228,7 +228,7 @@ def test_the_first_decision_is_the_static_configuration_plus_noise_of_the_kinds_
 def test_common_parts_leave_the_size_of_the_noise_as_it_was():
     kinds = ("skip", "skip", "scale", "scale")
     config = dataclasses.replace(SMALL, common=True)
-    agent = SidecarAgent(
+    agent = ReinforceAgent(
         500,
         3,
         kinds,
@@ -781,7 +781,7 @@ def test_bad_rollouts_are_refused(change, message):
 def test_one_network_learns_the_probe_environment_from_whole_episodes():
     env = TargetTrackingVectorEnv(num_envs=32, noise=0.1)
     config = dataclasses.replace(for_episodes(), hidden_size=32, horizon=1)
-    agent = SidecarAgent(32, 1, ("scale", "scale"), (False, False), config, shared=True)
+    agent = ReinforceAgent(32, 1, ("scale", "scale"), (False, False), config, shared=True)
     start = regret(env, agent.policy)
     for update in range(40):
         metrics = agent.update(collect(env, agent, update))
@@ -792,7 +792,7 @@ def test_one_network_learns_the_probe_environment_from_whole_episodes():
 
 def test_the_last_decisions_of_an_episode_are_credited_with_the_rewards_that_are_left():
     config = dataclasses.replace(for_episodes(), hidden_size=4, horizon=12)
-    agent = SidecarAgent(4, 1, ("scale", "scale"), (False, False), config, shared=True)
+    agent = ReinforceAgent(4, 1, ("scale", "scale"), (False, False), config, shared=True)
     credited = []
     push = agent._credits.push
 
@@ -803,7 +803,7 @@ def test_the_last_decisions_of_an_episode_are_credited_with_the_rewards_that_are
         return advantages
 
     agent._credits.push = noted
-    rollout = collect(TargetTrackingVectorEnv(num_envs=4), agent, 0)
+    rollout = collect(TargetTrackingVectorEnv(num_envs=4, ends={1: 5}), agent, 0)
     for _ in range(2):  # nothing of an episode is left over for the next
         credited.clear()
         agent.update(rollout)
@@ -814,7 +814,7 @@ def test_the_last_decisions_of_an_episode_are_credited_with_the_rewards_that_are
 def test_a_shared_network_continues_bitwise_after_saving(tmp_path):
     env = TargetTrackingVectorEnv(num_envs=4)
     agent, other = (
-        SidecarAgent(4, 1, ("scale",) * 2, (False,) * 2, for_episodes(), seed, shared=True)
+        ReinforceAgent(4, 1, ("scale",) * 2, (False,) * 2, for_episodes(), seed, shared=True)
         for seed in (1, 2)
     )
     agent.update(collect(env, agent, 0))
@@ -824,4 +824,4 @@ def test_a_shared_network_continues_bitwise_after_saving(tmp_path):
         learner.update(collect(env, learner, 1))
     assert equal(numbers(agent), numbers(other))
     with pytest.raises(ValueError, match="num_networks"):
-        SidecarAgent(4, 1, ("scale",) * 2, (False,) * 2, for_episodes()).load(tmp_path / "agent")
+        ReinforceAgent(4, 1, ("scale",) * 2, (False,) * 2, for_episodes()).load(tmp_path / "agent")

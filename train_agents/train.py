@@ -33,7 +33,7 @@ import torch
 from agents.base import Agent
 from agents.jel import JELAgent, JELAgentConfig
 from agents.ppo import PPOAgent, PPOAgentConfig
-from agents.sidecar import SidecarAgent
+from agents.reinforce import ReinforceAgent
 from agents.sidecar_config import SidecarConfig, for_episodes
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
 from hpenv.benchmark.environments import (
@@ -117,7 +117,7 @@ def _ppo(config: TrainConfig, columns: Columns) -> Agent:
 
 
 def _reinforce(config: TrainConfig, columns: Columns) -> Agent:
-    return SidecarAgent(
+    return ReinforceAgent(
         config.episodes_per_update,
         len(columns.observation_names),
         columns.action_kinds,
