@@ -55,8 +55,7 @@ class Channel:
             responds to it.
         change: function of a tensor's gradient (N, ...) and the values (N, 1, ...) that returns the
             changed gradient. Pretraining calls it before all other channels of gradients, and not
-            for runs at neutral. A channel from outside of the package needs it, because no plant
-            reads such a channel otherwise.
+            for runs at neutral. A channel from outside of the package needs it.
     """
 
     name: str
@@ -142,23 +141,31 @@ class Channel:
 _RATES = ("run", "optimizer", "group", "layer", "tensor")
 _LAYERS = ("run", "layer")
 _SIDECAR = "Reward-Driven Training Control"
-_FURTHER = f"{_SIDECAR}, section 2.2: further forward dials"
 _PROJECTION = "Rank-space gradient projection vs RL reward hacking"
 
 #: A rate of the optimizer.
 _rate = partial(Channel, scopes=_RATES, kind="scale", reads="rates.window_rates")
+_adam = partial(_rate, surface="optimizer", bounds=(0.1, 5.0), optimizers=("adamw",))
 #: A number that the forward pass reads.
 _dial = partial(
     Channel,
     scopes=_LAYERS,
     surface="forward",
     kind="scale",
+    source=f"{_SIDECAR}, section 2.2: further forward dials",
     reads="forward_channels.forward_dials",
     immediate=True,
 )
-#: A number that changes the gradient before the optimizer.
+#: A number that changes the gradient before the optimizer, and one of the route of a layer's.
 _gradient = partial(Channel, reads="gradient_channels.apply_gradient_channels")
-_keep = partial(_gradient, scopes=("layer",), surface="backward", bounds=(0.0, 1.0), kind="skip")
+_route = partial(
+    _gradient,
+    scopes=("layer",),
+    surface="backward",
+    bounds=(0.0, 1.0),
+    kind="skip",
+    source=f"{_SIDECAR}, section 6",
+)
 #: A number that the plant of GRPO reads.
 _grpo = partial(
     Channel,
@@ -215,26 +222,22 @@ CHANNELS: dict[str, Channel] = {
             name="attention_gain",
             bounds=(0.5, 2.0),
             unit="multiplier of the attention branch",
-            source=_FURTHER,
         ),
         _dial(
             name="feed_forward_gain",
             bounds=(0.5, 2.0),
             unit="multiplier of the feed-forward branch",
-            source=_FURTHER,
         ),
         _dial(
             name="residual_gain",
             bounds=(0.8, 1.25),  # compounds over the layers
             unit="multiplier of the residual stream that enters the layer",
-            source=_FURTHER,
         ),
         _dial(
             name="embedding_gain",
             scopes=("run",),
             bounds=(0.25, 4.0),
             unit="multiplier of the normed embedding",
-            source=_FURTHER,
         ),
         _dial(
             name="logit_softcap",
@@ -250,29 +253,21 @@ CHANNELS: dict[str, Channel] = {
             unit="probability that a unit of a branch's output is dropped",
             source=f"{_SIDECAR}, section 1",
         ),
-        _rate(
+        _adam(
             name="beta1",
-            surface="optimizer",
-            bounds=(0.1, 5.0),
             unit="multiplier of 1 - beta1",
             source=f"{_SIDECAR}, section 4: beta schedules",
-            optimizers=("adamw",),
         ),
-        _rate(
+        _adam(
             name="beta2",
-            surface="optimizer",
-            bounds=(0.1, 5.0),
             unit="multiplier of 1 - beta2",
             source=f"{_SIDECAR}, section 4: beta schedules",
-            optimizers=("adamw",),
         ),
-        _rate(
+        _adam(
             name="eps",
-            surface="optimizer",
             bounds=(0.001, 1000.0),
             unit="multiplier of eps",
             source=f"{_SIDECAR}, sections 1 and 4",
-            optimizers=("adamw",),
         ),
         _gradient(
             name="grad_clip",
@@ -292,30 +287,23 @@ CHANNELS: dict[str, Channel] = {
             unit="standard deviation of added Gaussian noise [root mean square of the gradient]",
             source=f"ours, a dial that perturbs the gradient; compare {_SIDECAR}, section 4",
         ),
-        _keep(
+        _route(
             name="grad_skip",
             unit="probability that all gradients of the layer are zeroed together",
-            source=f"{_SIDECAR}, section 6",
         ),
-        _keep(
+        _route(
             name="grad_gate",
             unit="probability that a tensor's gradient is zeroed, drawn per tensor of the layer",
-            source=f"{_SIDECAR}, section 6",
         ),
-        _keep(
+        _route(
             name="grad_truncate",
-            unit="its mean over the layers is the fraction of layers, from the first on, that are "
-            "zeroed",
-            source=f"{_SIDECAR}, section 6",
+            unit="its mean over the layers is the fraction of the first layers that are zeroed",
         ),
-        _gradient(
+        _route(
             name="momentum_blend",
-            scopes=("layer",),
-            surface="backward",
             bounds=(-1.0, 1.0),
             kind="unsafe",
             unit="b in (1 - b) gradient + b first moment (under SGD the momentum buffer, a sum)",
-            source=f"{_SIDECAR}, section 6",
             optimizers=("adamw", "muon", "sgd"),
         ),
         _grpo(
@@ -359,9 +347,7 @@ CHANNELS: dict[str, Channel] = {
 
 
 def add_channel(own: Channel) -> None:
-    """Adds a channel from outside of the package to CHANNELS, where every id finds it by its name.
-
-    Processes that are spawned have to add it again, as with an id of Gymnasium.
+    """Adds a channel from outside of the package to CHANNELS. A spawned process adds it again.
 
     Raises:
         ValueError: if the name is taken, or nothing would read the channel.
@@ -370,8 +356,8 @@ def add_channel(own: Channel) -> None:
         raise ValueError(f"name of a channel must not be taken; got {own.name!r}")
     if own.change is None or own.plants != ("pretraining",):
         raise ValueError(
-            f"channel {own.name!r} must have a `change` and be of the plant 'pretraining', which "
-            f"calls it; got change={own.change} and plants={own.plants}"
+            f"channel {own.name!r} must have a `change` and be of the plant 'pretraining'; "
+            f"got change={own.change} and plants={own.plants}"
         )
     CHANNELS[own.name] = own
 
