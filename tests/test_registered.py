@@ -1171,7 +1171,7 @@ def test_every_corner_of_the_projection_is_finite_or_an_outcome(tiny_projection)
         ),
         (
             {"observation": ["progress", "loss"]},
-            r"unknown feature 'loss'; expected one of \['compiled', ",
+            r"unknown feature 'loss'; expected one of \['coefficient_norm', ",
         ),
         (
             {"observation": ["progress", "momentum_norm"]},

@@ -93,7 +93,7 @@ def trained(tmp_path, model, callbacks, steps: int = 3, resumed=None, **argument
     return trainer
 
 
-def knobs_of(model) -> dict[str, torch.Tensor]:
+def coefficients_of(model) -> dict[str, torch.Tensor]:
     return {
         name: value.detach().clone()
         for name, value in model.named_parameters()
@@ -135,7 +135,7 @@ def test_strength_zero_is_bitwise_the_training_without(tmp_path, target):
             else [ProjectionCallback(own, "two_sided", strength, 1.0, target)]
         )
         trained(tmp_path, model, callbacks)
-        results.append(knobs_of(model))
+        results.append(coefficients_of(model))
     plain, untouched, projected = results
     assert all(torch.equal(plain[name], untouched[name]) for name in plain)
     assert not all(torch.equal(plain[name], projected[name]) for name in plain)
@@ -271,12 +271,12 @@ def test_a_run_resumed_from_a_checkpoint_is_bitwise_the_unbroken_one(tmp_path, t
     trained(
         tmp_path, model, [ProjectionCallback(of_layers(model), "drift", target=target)], **saving
     )
-    unbroken = knobs_of(model)
+    unbroken = coefficients_of(model)
     checkpoint = str(tmp_path / "checkpoint-2")
     model, _ = wrapped()
     callback = ProjectionCallback(of_layers(model), "drift", target=target)
     trained(tmp_path, model, [callback], resumed=checkpoint, **saving)
-    assert all(torch.equal(value, unbroken[name]) for name, value in knobs_of(model).items())
+    assert all(torch.equal(value, unbroken[name]) for name, value in coefficients_of(model).items())
     forgotten, _ = wrapped()
     trained(
         tmp_path,
@@ -286,12 +286,12 @@ def test_a_run_resumed_from_a_checkpoint_is_bitwise_the_unbroken_one(tmp_path, t
         **saving,
     )
     assert not all(
-        torch.equal(value, unbroken[name]) for name, value in knobs_of(forgotten).items()
+        torch.equal(value, unbroken[name]) for name, value in coefficients_of(forgotten).items()
     )
     # The same callback, trained once more from the start, has seen nothing.
     model, _ = wrapped()
     trained(tmp_path, model, [callback], **saving)
-    assert all(torch.equal(value, unbroken[name]) for name, value in knobs_of(model).items())
+    assert all(torch.equal(value, unbroken[name]) for name, value in coefficients_of(model).items())
 
 
 class Forgetful(ProjectionCallback):
@@ -372,7 +372,9 @@ def test_a_run_after_one_that_failed_projects_each_update_once():
     projected = []
     original = callback._project
     callback._project = lambda vectors: projected.append(None) or original(vectors)
-    model.get_submodule(LAYERS[0]).knob.grad = torch.ones(len(model.get_submodule(LAYERS[0]).S))
+    model.get_submodule(LAYERS[0]).coefficients.grad = torch.ones(
+        len(model.get_submodule(LAYERS[0]).S)
+    )
     optimizer.step()
     assert len(projected) == 1
     callback.on_train_end(args, None, None)
