@@ -75,8 +75,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             num_registers: number of accumulators. Further columns of the action write them, and the
                 feature `registers` reads them.
             register_leak: fraction of a register that a decision keeps, in [0, 1).
-            seed_mode: `independent`: row i of seed s is the run of seed s + i. `grouped`: all rows
-                are the run of seed s.
+            seed_mode: `independent`: row i of seed s draws the seeds of its runs from the stream
+                of s + i. `grouped`: all rows draw from the stream of s.
             autoreset_mode: an AutoresetMode, its name or its value.
             render_mode: None, `rgb_array` or `ansi`.
             evaluate_at_end: the last info of an episode has the run's held-out score as `held_out`.
@@ -318,7 +318,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
     def evaluate(self) -> FloatArray:
         """Returns the held-out score of every run, (N,), as `plant.score` describes it.
 
-        No other method reads the validation slice.
+        Only this method, `report` and `evaluate_at_end=True` use held-out data.
 
         Raises:
             gym.error.ResetNeeded: before the first reset(), when there is no run yet.

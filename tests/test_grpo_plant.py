@@ -270,8 +270,8 @@ def test_a_quarantine_is_part_of_the_model_that_trains_and_not_of_the_one_that_i
         assert not seen[0][name].any()  # the reference
         assert torch.equal(samples[1][name], plant.coefficients.values[name])  # the probe
     samples.clear()
-    plant.report(deployed=True)
-    plant.report(deployed=False)
+    plant.report()
+    plant.report(quarantine=True)
     for name in plant.names:
         assert all(
             torch.equal(given[name], plant.coefficients.values[name]) for given in samples[:3]

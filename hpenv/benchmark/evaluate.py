@@ -40,13 +40,13 @@ def evaluate_controller(
     Args:
         controller: it acts, and learns if it can. None: the panel stays at neutral.
         env_id: a registered id of a training loop.
-        env_kwargs: keyword arguments of the env. They come before those of the controller's spec.
+        env_kwargs: keyword arguments of the env. They override the controller's spec.
         seeds: one per run.
         curve: add the lists to the result.
         heldout_curve: also evaluate on the validation slice after each decision.
         max_rows: largest number of runs that train together. It bounds the memory.
-        on_progress: called after each decision with the fraction of an episode done since the last
-            call, times the number of runs.
+        on_progress: called after each decision with the episodes done since the last call, the
+            number of runs / the number of decisions.
 
     Returns:
         One dictionary per seed, with K decisions.
@@ -63,7 +63,7 @@ def evaluate_controller(
 
     Raises:
         ValueError: there are no seeds, max_rows is below 1, seeds are grouped, the id is no
-            training loop, or the controller is none or was made for other columns.
+            training loop, or the controller has no `spec` or `act`, or other columns.
     """
     if not isinstance(seeds, Sequence) or not seeds or max_rows < 1:
         raise ValueError(
@@ -106,7 +106,7 @@ def make_runs(
     """Makes a population with the columns that a controller asks for.
 
     Raises:
-        ValueError: the controller is none, or was made for other columns.
+        ValueError: the controller has no `spec` or `act`, or was made for other columns.
     """
     if controller is None:
         return make_population(env_id, num_rows, env_kwargs)
@@ -191,7 +191,9 @@ def _report(env: TrainLoopVectorEnv) -> dict[str, NDArray[np.float64]]:
 
 
 def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
-    """Measures the probe loss of an env without it, at a run's end, (N,) [nats per token].
+    """Measures the probe loss at a run's end, (N,) in the plant's unit.
+
+    The env needs no feature or term that reads it.
 
     Tuning uses this loss, because the validation slice is for reporting.
     """

@@ -42,8 +42,8 @@ class Channel:
         surface: `optimizer` (how an update is formed), `backward` (which gradients pass), or
             `forward` (everything else, as in the Sidecar paper).
         bounds: smallest and largest value.
-        kind: its worst case. `scale` multiplies by at most e^lambda. `shrink` multiplies a weight
-            by [0, 1]. `clip` is a cap that starts dormant. `skip` removes something with a
+        kind: its worst case. `scale` multiplies by at most its high bound. `shrink` multiplies a
+            weight by [0, 1]. `clip` is a cap that starts dormant. `skip` removes something with a
             probability, or a fraction of it, that starts at 0. `unsafe` can rotate or amplify a
             gradient.
         unit: unit of the value.

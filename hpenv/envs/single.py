@@ -80,7 +80,7 @@ class TrainLoopEnv(gym.Env):
         )
 
     def evaluate(self) -> float:
-        """Returns the held-out score. No other method reads the validation slice."""
+        """Returns the held-out score, as the vector env does."""
         return float(self.vector.evaluate()[0])
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ def _single(rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(_KINDS, rule)
 
 
-#: Name -> rule of each kind of parameter (`model.parameter_kind`).
+#: Name -> rule of each kind of parameter (`lm.architecture.parameter_kind`).
 OPTIMIZERS: dict[str, Mapping[str, Rule]] = {
     "adamw": _single(AdamW()),
     "sgd": _single(SGD()),

@@ -88,7 +88,6 @@ class Rule(Protocol):
 
     Attributes:
         optimizer: name of the optimizer of the rule. Cells of scope `optimizer` are indexed by it.
-        slots: names of the state's tensors. `momentum`, if there is one, is the first moment.
     """
 
     @property
@@ -106,10 +105,13 @@ class Rule(Protocol):
         rates: Rates,
         steps: NDArray[np.int64],
     ) -> None:
-        """Moves the weights of K tensors in place. `steps` (N,) counts from 0."""
+        """Moves the weights of K tensors in place. `steps` (N,) counts from 0.
+
+        A state's `momentum`, if there is one, is the first moment.
+        """
 
     def evaluation_weights(self, weight: Tensor, state: State) -> Tensor:
-        """Returns the weights that held-out numbers belong to."""
+        """Returns the weights for probe and held-out losses: of schedule-free rules the average."""
 
 
 def trained_weights(rule: Rule, weight: Tensor, state: State) -> Tensor:

@@ -1,7 +1,8 @@
 """Base class of all plants: step counts, seeds, divergence and panel of N runs, and snapshots.
 
 Subclasses call `_keep` in `__init__` once they have a panel. They declare `measurements`, and
-implement `_step` (one optimizer step of some rows), `_end_window` (measurements at a window's end),
+implement `reset`, `evaluate`, `report`, `spawn`, `_begin_window` (reads of the panel, once per
+window), `_step` (one optimizer step of some rows), `_end_window` (measurements at a window's end),
 `_tensors` (state to save) and `description` (configuration that a snapshot must match).
 """
 
@@ -35,7 +36,7 @@ class Runs(ABC):
         num_layers: L, layers of the model.
         steps: optimizer steps each run has taken, (N,).
         seeds: seed of each run, (N,). 0 .. N - 1 before the first reset.
-        divergence: index into plant.DIVERGENCE_REASONS, (N,).
+        divergence: index into protocol.DIVERGENCE_REASONS, (N,).
         measured_groups: measurement groups that `advance` measures.
     """
 
@@ -143,6 +144,7 @@ class Runs(ABC):
         """Adds the measurements of a window's end to its values."""
         alive = self.divergence == 0
         is_new = self.steps == 0
+        # New runs are always probed: losses are compared with that of the untrained run.
         probed = alive if "probe" in self.measured_groups else alive & is_new
         found = self._end_window(np.flatnonzero(alive), probed)
 

@@ -81,7 +81,7 @@ class Plant(Protocol):
         measurements: what the plant can measure.
         score: names and units of the plant's score and losses.
         stacked: True if the runs are computed together, False if one after the other.
-        panel: current value of every cell of every run, read at every step.
+        panel: current value of every cell of every run. It changes between windows only.
         num_rows: N, runs in the population.
         num_layers: L, layers of the model.
         measured_groups: measurement groups that `advance` measures.
@@ -113,7 +113,7 @@ class Plant(Protocol):
     def evaluate(self) -> FloatArray:
         """Returns the held-out score of every run, (N,), as described by `score`.
 
-        No other method reads the validation slice.
+        Only this method and `report` use held-out data.
         """
 
     def report(self) -> dict[str, FloatArray]:

@@ -84,7 +84,7 @@ class Columns(NamedTuple):
         observation_names: columns of an observation, (F,).
         action_names: cells, (A,).
         action_kinds: kind of each cell, as `hpenv.control.channels.Channel.kind`, (A,).
-        action_immediate: True for cells whose effect the reward of the same decision shows, (A,).
+        action_immediate: True for cells that change the loss of a decision's first step, (A,).
     """
 
     num_runs: int

@@ -57,8 +57,8 @@ class TrainedCoefficients:
             rates: one per run and module, (n, K).
             steps: optimizer steps that the runs have taken, (n,).
             project: splits the optimizer's update into what is subtracted and what is removed,
-                module -> (n, r) each. None subtracts the update. An update that nothing is removed
-                of keeps the optimizer's bits.
+                module -> (n, r) each. None subtracts the update. Where nothing is removed, the
+                weights are exactly the optimizer's.
         """
         index = torch.as_tensor(rows)
         weights = {name: value[index] for name, value in self.values.items()}

@@ -60,7 +60,7 @@ BETA2 = 0.99
 
 #: Coefficients, module -> (n, r), and the log-probabilities (n, P G, T) [nats] of sampled tokens,
 #: which can be differentiated in them.
-Policy = tuple[dict[str, Tensor], Tensor]
+Forward = tuple[dict[str, Tensor], Tensor]
 
 
 class _Batch(NamedTuple):
@@ -189,7 +189,7 @@ class GRPOPlant(Runs):
         if not probed.any():
             return {}
         passed, index = np.zeros(self.num_rows), np.flatnonzero(probed)
-        coefficients = self._forward_coefficients(index, deployed=True)
+        coefficients = self._forward_coefficients(index)
         passed[index] = self._evaluation.probe(coefficients, self.seeds[index])
         return {"probe_pass": passed, "probe_loss": 1.0 - passed}
 
@@ -200,11 +200,11 @@ class GRPOPlant(Runs):
         """
         return self.report()["score"]
 
-    def report(self, deployed: bool = True) -> dict[str, FloatArray]:
+    def report(self, quarantine: bool = False) -> dict[str, FloatArray]:
         """Returns the true rates of every run on held-out problems, (N,) each.
 
         Args:
-            deployed: leave the quarantine out, as in deployment.
+            quarantine: keep the quarantine, which a deployed model is without.
 
         Returns:
             `score`: `pass` minus `hack`. `pass`: right programs where there is no loophole. `hack`,
@@ -213,7 +213,7 @@ class GRPOPlant(Runs):
             `correct`: right programs under a loophole. `kl`: divergence from the untrained student,
             on the completions without a loophole [nats per token].
         """
-        coefficients = self._forward_coefficients(np.arange(self.num_rows), deployed)
+        coefficients = self._forward_coefficients(np.arange(self.num_rows), quarantine)
         return self._evaluation.report(coefficients, self.seeds)
 
     def tasks(self, row: int) -> list[Task]:
@@ -229,7 +229,7 @@ class GRPOPlant(Runs):
 
         Measurements are of the first optimizer step.
         """
-        trained = self._forward_coefficients(rows, deployed=True)
+        trained = self._forward_coefficients(rows)
         self.intervention.refresh(rows, self.seeds[rows], self.steps[rows], trained)
         batch, policy = self._sample_batch(rows)
         first = self._take_step(rows, batch, policy, 0)
@@ -240,13 +240,13 @@ class GRPOPlant(Runs):
         self.steps[rows[self.divergence[rows] == 0]] += 1
         return self._measurements(rows, batch, first)
 
-    def _sample_batch(self, rows: IntArray) -> tuple[_Batch, Policy]:
+    def _sample_batch(self, rows: IntArray) -> tuple[_Batch, Forward]:
         """Samples and grades one update's programs. Returns them and the policy that sampled."""
         config, evaluation = self.config, self._evaluation
         P, G = config.num_prompts, config.num_samples
         tasks = [self.tasks(row) for row in rows]
         generators = [step_generator(self.seeds[row], self.steps[row], SAMPLES) for row in rows]
-        coefficients = self._forward_coefficients(rows)
+        coefficients = self._forward_coefficients(rows, quarantine=True)
         rollouts = evaluation.sample(coefficients, tasks, G, generators)
 
         # Programs run in other processes while this one computes the forward passes.
@@ -266,15 +266,15 @@ class GRPOPlant(Runs):
         old_logp = policy[1].detach()
         return _Batch(rollouts, verdicts, reference, old_logp, paid, advantage, flat), policy
 
-    def _policy(self, rows: IntArray, rollouts: Rollouts) -> Policy:
+    def _policy(self, rows: IntArray, rollouts: Rollouts) -> Forward:
         leaves = {
             name: value.detach().requires_grad_()
-            for name, value in self._forward_coefficients(rows).items()
+            for name, value in self._forward_coefficients(rows, quarantine=True).items()
         }
         return leaves, self.student.log_probabilities(leaves, rollouts, self.config.temperature)
 
     def _take_step(
-        self, rows: IntArray, batch: _Batch, policy: Policy, iteration: int
+        self, rows: IntArray, batch: _Batch, policy: Forward, iteration: int
     ) -> _StepRecord:
         """Takes one optimizer step on the rollouts. A row that diverges does not move."""
         leaves, logp = policy
@@ -347,7 +347,7 @@ class GRPOPlant(Runs):
         measures, cosines = self.intervention.measures(rows, first.gradients)
         self.module_cos[torch.as_tensor(rows)] = cosines
 
-        trained = self._forward_coefficients(rows, deployed=True)
+        trained = self._forward_coefficients(rows)
         gauges = {
             "reward_mean": paid.mean((1, 2)) / LARGEST_REWARD,
             "reward_spread": paid.std(2, unbiased=False).mean(1) / LARGEST_REWARD,
@@ -368,10 +368,10 @@ class GRPOPlant(Runs):
             **{name: fractions(verdicts, name) for name in PRIVILEGED_NAMES},
         }
 
-    def _forward_coefficients(self, rows: IntArray, deployed: bool = False) -> dict[str, Tensor]:
-        """Returns the coefficients of the forward pass, with the quarantine unless deployed."""
+    def _forward_coefficients(self, rows: IntArray, quarantine: bool = False) -> dict[str, Tensor]:
+        """Returns the coefficients of the forward pass, with the quarantine in training alone."""
         forward = {name: value[rows] for name, value in self.coefficients.values.items()}
-        if self.config.route and not deployed:
+        if self.config.route and quarantine:
             return {name: v + self.quarantine.values[name][rows] for name, v in forward.items()}
         return forward
 

@@ -40,7 +40,7 @@ from hpenv.pretraining.measurements import (
 )
 from hpenv.pretraining.rates import window_rates
 
-#: A gradient of this norm counts as not finite: scaled by ten, its square would overflow float32.
+#: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
 LARGEST_NORM = 1e17
 
 

@@ -104,7 +104,7 @@ class Episodes:
         Args:
             window: measurements of the decision.
             moved: rows that were trained, (N,) bool.
-            fresh: rows that were just reset, (N,) bool. They are compared with themselves.
+            fresh: rows that were just reset, (N,) bool. Their previous losses are the present ones.
             probes: True if the probe loss is measured.
             num_steps: steps of an episode [steps].
             positions: of the cells during the window, (N, A).

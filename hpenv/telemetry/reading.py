@@ -35,17 +35,19 @@ class Layout:
 class Reading:
     """The measurements of one decision of every run, which features and reward terms read.
 
+    A [loss] is in the plant's unit, `score.loss_unit`.
+
     Attributes:
         window: measurements taken while the runs advanced.
         trajectory: the losses so far, including the window's.
-        previous_train_loss: training loss of the previous window, (N,) [nats per token].
-        previous_probe_loss: probe loss before the window, (N,) [nats per token].
-        initial_probe_loss: probe loss of the untrained run, (N,) [nats per token].
+        previous_train_loss: training loss of the previous window, (N,) [loss].
+        previous_probe_loss: probe loss before the window, (N,) [loss].
+        initial_probe_loss: probe loss of the untrained run, (N,) [loss].
         progress: fraction of the budget that is spent, (N,) in [0, 1].
         positions: positions of the cells during the window, (N, A) in [-1, 1].
         previous_positions: positions of the cells before the window, (N, A).
         registers: registers after the decision's writes, (N, R) in [-1, 1].
-        first: True where the window was the run's first, so that no action preceded it, (N,).
+        first: True where the window was the run's first: there is no earlier decision, (N,).
         layout: names and numbers of all these columns.
     """
 

@@ -37,9 +37,9 @@ class RewardTerm:
         read: Reading -> (N,).
         doc: meaning, unit and source.
         reads: measurements that the term reads. A plant without them cannot have the term.
-        delay: number of decisions between an action and the term that first responds to its effect
-            on the weights, at one step per decision. A training loss is that of the batch before
-            its update, so it responds one decision later.
+        delay: decisions until the term shows the weights after an action, at one step per decision.
+            0: the term of the same decision. 1: that of the next, as for a training loss, which is
+            measured before its update.
     """
 
     read: Callable[[Reading], FloatArray]

@@ -19,15 +19,16 @@ MEAN_DECAY = 0.95
 class Trajectory:
     """The last losses of every run, and exponential means of them.
 
+    A [loss] is in the plant's unit, `score.loss_unit`.
+
     Attributes:
-        losses: training losses of the last decisions, newest last, (N, 16) [nats per token].
+        losses: training losses of the last decisions, newest last, (N, 16) [loss].
         num_losses: number of valid entries of `losses`, (N,). The columns before them are 0.
-        mean: exponential mean of the training losses, starting at the first, (N,) [nats per token].
+        mean: exponential mean of the training losses, starting at the first, (N,) [loss].
         mean_before: `mean` before the newest loss was added, or the newest loss if it is the only
-            one, (N,) [nats per token].
-        lowest_mean: smallest `mean` so far, (N,) [nats per token].
-        probe_losses: last probe losses, newest last, with that of the untrained run, (N, 8) [nats
-            per token].
+            one, (N,) [loss].
+        lowest_mean: smallest `mean` so far, (N,) [loss].
+        probe_losses: last probe losses, newest last, with that of the untrained run, (N, 8) [loss].
         num_probe_losses: number of valid entries of `probe_losses`, (N,).
     """
 
@@ -57,7 +58,7 @@ class Trajectory:
         )
 
     def with_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
-        """Returns a trajectory with one more training loss of these rows, (N,) [nats per token]."""
+        """Returns a trajectory with one more training loss of these rows, (N,) [loss]."""
         first = self.num_losses == 0
         before = np.where(first, losses, self.mean)
         mean = MEAN_DECAY * before + (1.0 - MEAN_DECAY) * losses
@@ -74,7 +75,7 @@ class Trajectory:
         )
 
     def with_probe_losses(self, rows: BoolArray, losses: FloatArray) -> Trajectory:
-        """Returns a trajectory with one more probe loss of these rows, (N,) [nats per token]."""
+        """Returns a trajectory with one more probe loss of these rows, (N,) [loss]."""
         recent, count = _append(self.probe_losses, self.num_probe_losses, rows, losses)
         return replace(self, probe_losses=recent, num_probe_losses=count)
 

@@ -163,7 +163,7 @@ def _report(plant: GRPOPlant, step: int) -> Record:
     record = {"step": step, "report": _finite_lists(plant.report())}
     record["probe_pass"] = probe_pass.tolist()
     if plant.config.route:
-        record["knob_on"] = _finite_lists(plant.report(deployed=False))
+        record["knob_on"] = _finite_lists(plant.report(quarantine=True))
     return record
 
 
