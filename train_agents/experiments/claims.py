@@ -119,6 +119,12 @@ def versus(arm: str, reference: str) -> list[float]:
     return [100 * value for value in jel.REPORT.summarize(data)[arm]["versus"][reference]]
 
 
+def recovery(arm: str, base: str, best: str) -> list[float]:
+    """Returns the percent of the way from one method's mean to another's that an arm goes."""
+    own, start, end = (_data("jel").arms[name]["bpb"].mean for name in (arm, base, best))
+    return [100 * (start - own) / (start - end)]
+
+
 def controllers(arm: str) -> list[float]:
     """Returns the number of controllers, and their lowest and highest held-out bits per byte."""
     means = _data("jel").arms[arm]["bpb"].values.mean(1)
@@ -172,7 +178,10 @@ def file(path: str, *keys: str | int) -> list[float]:
     return [float(value)]
 
 
-_ALL = (mean, rate, below, fewer, versus, controllers, range_below, first_version, noise, file)
+_ALL = (
+    *(mean, rate, below, fewer, versus, recovery, controllers, range_below, first_version),
+    *(noise, file),
+)
 SOURCES: dict[str, Callable[..., list[float]]] = {each.__name__: each for each in _ALL}
 
 
