@@ -7,12 +7,11 @@ import concurrent.futures
 import multiprocessing
 import subprocess
 import sys
-from pathlib import Path
 
 import gymnasium
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
 
 
 def run_python(code: str) -> str:

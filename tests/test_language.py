@@ -6,11 +6,11 @@ Files are read with `ast`, so nothing is executed.
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
 FOLDERS = ("hpenv", "agents", "baselines", "speed", "examples", "train_agents")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
 PACKAGES = ("hpenv", "agents", "train_agents", "baselines")
 
 DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
@@ -299,6 +300,13 @@ def test_no_module_imports_itself_through_others():
         module: {i.target for i in imports_in_file(module) if i.target in FILES} for module in FILES
     }
     assert (cycle := find_cycle(graph)) is None, " -> ".join(cycle)
+
+
+def test_tests_stand_in_folders_that_the_source_has():
+    files = (ROOT / "tests").rglob("*.py")
+    folders = {file.parent.relative_to(ROOT / "tests") for file in files} - {Path()}
+    assert folders
+    assert not [str(folder) for folder in folders if not any((ROOT / folder).glob("*.py"))]
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -15,7 +15,7 @@ from hpenv.telemetry.rewards import (
     reward_terms,
 )
 from tests.fake_plant import MEASUREMENTS, FakePlant
-from tests.test_telemetry import EXTREMES, reading, trajectory, window
+from tests.hpenv.telemetry.test_telemetry import EXTREMES, reading, trajectory, window
 
 
 def test_every_term_by_hand():

@@ -15,7 +15,7 @@ import torch
 from agents.jel import JELAgent
 from agents.ppo import PPOAgent
 from hpenv.policies.store import load_state, save_state
-from tests import test_grpo, test_ppo, test_reinforce
+from tests.agents import test_jel, test_ppo, test_reinforce
 
 
 class Case(NamedTuple):
@@ -27,8 +27,8 @@ class Case(NamedTuple):
 
 CASES = {
     "jel": Case(
-        lambda seed: JELAgent(1, 2, test_grpo.SMALL, seed=seed),
-        lambda agent, number: agent.update(test_grpo.fixed_rollout(agent)),
+        lambda seed: JELAgent(1, 2, test_jel.SMALL, seed=seed),
+        lambda agent, number: agent.update(test_jel.fixed_rollout(agent)),
     ),
     "ppo": Case(lambda seed: PPOAgent(1, 2, test_ppo.SMALL, seed=seed), test_ppo.learn),
     "sidecar": Case(
@@ -55,9 +55,7 @@ def folders(tmp_path_factory):
         agent = case.make(1)
         case.update(agent, 0)
         agent.save(before / name)
-    code = (
-        "import sys; from tests.test_saved_agents import continue_all; continue_all(*sys.argv[1:])"
-    )
+    code = f"import sys; from {__name__} import continue_all; continue_all(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, before, after], check=True)
     return before, after
 

@@ -1,7 +1,5 @@
 """The hyperparameters that examples/ has for rl_zoo3, which itself is not needed."""
 
-from pathlib import Path
-
 import gymnasium as gym
 import pytest
 import yaml
@@ -9,11 +7,10 @@ from stable_baselines3 import PPO
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv.integrations.sb3 import SB3VecEnv
-from tests.test_render import SMALL
+from tests.hpenv.test_render import SMALL
+from tests.paths import ROOT
 
-ENTRIES = yaml.safe_load(
-    (Path(__file__).parent.parent / "examples" / "rl_zoo3" / "ppo.yml").read_text()
-)
+ENTRIES = yaml.safe_load((ROOT / "examples" / "rl_zoo3" / "ppo.yml").read_text())
 # Of the training, not of PPO.
 OUTER = ("n_envs", "n_timesteps")
 

@@ -3,7 +3,7 @@
 A forgery is never right.
 
 Where the kernel cannot hold hostile programs the verdicts on record stand in for the runs; they are
-made anew by `python tests/test_grader.py`.
+made anew by `python -m tests.hpenv.posttraining.grading.test_grader`.
 """
 
 import contextlib

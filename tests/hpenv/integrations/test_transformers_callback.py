@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +16,8 @@ from tests.tiny_qwen3 import qwen3, transformers
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'hpenv[posttraining]'")
 
 from hpenv.integrations.transformers_callback import ProjectionCallback
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = [
     {"input_ids": row, "labels": row}
     for row in torch.randint(0, 256, (8, 12), generator=torch.Generator().manual_seed(1))

@@ -23,7 +23,7 @@ from hpenv.posttraining import intervention as intervention_module
 from hpenv.posttraining import plant as plant_module
 from hpenv.posttraining.grading.grader import Submission
 from hpenv.posttraining.students.vocabulary import END
-from tests.test_embedded import plain_of_text
+from tests.hpenv.posttraining.students.test_embedded import plain_of_text
 from tests.tiny_student import (
     CHANNELS,
     EVERY_PAIR,

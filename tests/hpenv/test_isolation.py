@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from hashlib import sha256
-from pathlib import Path
 from unittest.mock import patch
 
 import gymnasium as gym
@@ -24,8 +23,8 @@ from hpenv.lm import data
 from hpenv.plant import snapshots
 from hpenv.posttraining import plant as grpo
 from tests import tiny_student
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"num_steps": 3, "interval": 1, "observation": "full"}
 TEXT = SMALL | {
     "data": "synthetic",

@@ -13,7 +13,6 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -36,9 +35,9 @@ from hpenv.pretraining.measurements import MEASUREMENTS
 from hpenv.render import CELLS
 from hpenv.telemetry.rewards import measured_terms
 from tests import tiny_student
+from tests.paths import ROOT
 from train_agents import evaluate
 
-ROOT = Path(__file__).resolve().parent.parent
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
 JEL, CELL, PROJECTION = jel.ID, cell.ID, grpo_projection.ID
 # The checkers play many episodes; these take a few steps.
@@ -401,7 +400,7 @@ import json, sys
 import torch
 torch.set_num_threads(1)
 from tests import tiny_student
-from tests.test_registered import continued
+from tests.hpenv.envs.test_registered import continued
 with tiny_student.few_pairs():
     found = {id: [continued(decision, id, f"{sys.argv[1]}/{id}", arguments)
                   for decision in range(4)]
