@@ -13,7 +13,7 @@ from hpenv import branching
 from hpenv.lm import architecture, model
 from hpenv.lm.architecture import GPTConfig
 from hpenv.lm.kernels import squared_relu_feed_forward
-from tests.hpenv.envs.test_registered import JEL, assert_same, play, random_actions
+from tests.hpenv.envs.every_id import JEL, assert_same, play, random_actions
 
 gym.register_envs(hpenv)
 

@@ -15,7 +15,7 @@ import torch
 from agents.jel import JELAgent
 from agents.ppo import PPOAgent
 from hpenv.policies.store import load_state, save_state
-from tests.agents import test_jel, test_ppo, test_reinforce
+from tests.agents import small_jel, small_sidecars, test_ppo
 
 
 class Case(NamedTuple):
@@ -27,13 +27,13 @@ class Case(NamedTuple):
 
 CASES = {
     "jel": Case(
-        lambda seed: JELAgent(1, 2, test_jel.SMALL, seed=seed),
-        lambda agent, number: agent.update(test_jel.fixed_rollout(agent)),
+        lambda seed: JELAgent(1, 2, small_jel.SMALL, seed=seed),
+        lambda agent, number: agent.update(small_jel.fixed_rollout(agent)),
     ),
     "ppo": Case(lambda seed: PPOAgent(1, 2, test_ppo.SMALL, seed=seed), test_ppo.learn),
     "sidecar": Case(
-        lambda seed: test_reinforce.make(seed=seed),
-        lambda agent, number: test_reinforce.train(agent, 5, start=5 * number),
+        lambda seed: small_sidecars.make(seed=seed),
+        lambda agent, number: small_sidecars.train(agent, 5, start=5 * number),
     ),
 }
 

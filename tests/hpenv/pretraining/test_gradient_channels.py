@@ -1,54 +1,24 @@
-"""The gradient channels, by hand on tensors of a few numbers, and at the ends of float32."""
+"""The gradient channels, by hand on tensors of a few numbers."""
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 
 from hpenv.control.panel import Panel, TensorSite
-from hpenv.optim.adamw import AdamW
-from hpenv.optim.rules import Rates
-from hpenv.plant.seeds import DROPOUT, NOISE, ROUTE, step_generator
 from hpenv.pretraining.gradient_channels import apply_gradient_channels
 from hpenv.pretraining.measurements import gradient_sizes, squared_norms
-from tests.tiny_plants import FINEST, TOGETHER, advance, different, make, state_of
-
-SITES = {
-    "embedding": TensorSite("embedding", "adamw"),
-    "layer.0.up": TensorSite("matrix", "adamw", 0),
-    "layer.0.down": TensorSite("matrix", "adamw", 0),
-    "layer.1.up": TensorSite("matrix", "adamw", 1),
-    "layer.1.down": TensorSite("matrix", "adamw", 1),
-}
-SEEDS, STEPS, ALL = np.array([3, 4]), np.array([0, 7]), np.ones(2, dtype=bool)
-
-
-def gradients(scale=1.0):
-    """Two runs; the norms are 5, 10, ... times the scale."""
-    unit = torch.tensor([[[3.0, 4.0]], [[-4.0, 3.0]]]) * scale
-    return {name: unit * (k + 1) for k, name in enumerate(SITES)}
-
-
-def steer(panel, given, momenta=None, rows=ALL):
-    """What becomes of copies: what is only multiplied is so in place."""
-    own = {name: g.clone() for name, g in given.items()}
-    return apply_gradient_channels(
-        own, momenta or {}, squared_norms(list(given.values())), panel, SEEDS, STEPS, rows
-    )
-
-
-def panel_of(*channels, **positions):
-    """A panel whose row 1 has these positions: cell -> position.
-
-    Underscores stand for slashes and dots.
-    """
-    panel = Panel(channels, SITES, 2, "pretraining")
-    names = [name.replace("/", "_").replace(".", "_") for name in panel.names]
-    for name, position in positions.items():
-        panel.positions[1, names.index(name)] = position
-    return panel
+from tests.hpenv.pretraining.small_gradients import (
+    ALL,
+    SEEDS,
+    SITES,
+    STEPS,
+    gradients,
+    panel_of,
+    steer,
+)
+from tests.tiny_plants import FINEST
 
 
 def test_nothing_moved_gives_back_the_same_tensors():
@@ -172,30 +142,6 @@ def test_a_clip_of_a_gradient_of_zeros_is_zeros():
     assert all(not g.any() for g in steer(panel, given).values())
 
 
-@pytest.mark.parametrize(("name", "together"), [("grad_skip", True), ("grad_gate", False)])
-def test_a_probability_is_how_often_a_gradient_is_left_out(name, together):
-    panel = panel_of((name, "layer"), **{f"{name}_layer_1": 0.1 + 0.9 * 0.3})
-    given, left_out = gradients(), []
-    for step in range(600):
-        own = {tensor: g.clone() for tensor, g in given.items()}
-        result = apply_gradient_channels(
-            own, {}, squared_norms(list(given.values())), panel, SEEDS, np.array([step, step]), ALL
-        )
-        zeroed = [not result[tensor][1].any() for tensor in ("layer.1.up", "layer.1.down")]
-        left_out.append(zeroed)
-        assert all(torch.equal(result[tensor][0], given[tensor][0]) for tensor in SITES)
-        assert all(
-            torch.equal(result[tensor][1], given[tensor][1])
-            for tensor in ("embedding", "layer.0.up")
-        )
-    often = np.array(left_out)
-    assert often.mean(0) == pytest.approx([0.3, 0.3], abs=4 * math.sqrt(0.21 / 600))
-    assert (often[:, 0] == often[:, 1]).all() == together
-    assert often.all(1).mean() == pytest.approx(
-        0.3 if together else 0.09, abs=4 * math.sqrt(0.21 / 600)
-    )
-
-
 @pytest.mark.parametrize(
     ("positions", "count"),
     [
@@ -217,25 +163,6 @@ def test_truncation_counts_layers_from_the_first_on_whichever_cell_asks(position
         assert result[name][1].any() == (site.layer is None or site.layer >= count), name
 
 
-def test_noise_is_a_part_of_the_root_mean_square_and_has_no_mean():
-    sites = {"layer.0.up": TensorSite("matrix", "adamw", 0)}
-    panel = Panel([("grad_noise", "layer")], sites, 1, "pretraining")
-    panel.positions[:] = 0.1 + 0.9 * 0.5
-    g = torch.full((1, 40, 50), 3.0)
-    result = apply_gradient_channels(
-        {"layer.0.up": g},
-        {},
-        squared_norms([g]),
-        panel,
-        np.array([1]),
-        np.array([2]),
-        np.ones(1, dtype=bool),
-    )["layer.0.up"]
-    added = (result - g).numpy().ravel()
-    assert added.std() == pytest.approx(1.5, rel=0.08) and abs(added.mean()) < 0.15
-    assert np.quantile(added, 0.9) == pytest.approx(1.5 * NormalDist().inv_cdf(0.9), rel=0.15)
-
-
 def test_a_blend_is_between_gradient_and_first_moment_and_beyond():
     given = gradients()
     momenta = {name: torch.full_like(g, 7.0) for name, g in given.items() if name != "layer.1.down"}
@@ -251,86 +178,3 @@ def test_a_blend_is_between_gradient_and_first_moment_and_beyond():
     assert all(
         torch.equal(a, b) for a, b in zip(given.values(), gradients().values(), strict=True)
     ), "written into"
-
-
-def test_random_numbers_are_those_of_seed_step_and_stream_alone():
-    def first(*key):
-        return torch.rand(4, generator=step_generator(*key)).tolist()
-
-    keys = [(s, t, k) for s in (0, 1, 2**62) for t in (0, 1, 2) for k in (ROUTE, NOISE, DROPOUT)]
-    assert len({tuple(first(*key)) for key in keys}) == len(keys)
-    assert all(first(*key) == first(*key) for key in keys)
-    assert first(np.int64(5), np.int64(6), ROUTE) == first(5, 6, ROUTE)
-
-
-def test_a_run_draws_the_same_beside_any_other():
-    panel = panel_of(("grad_gate", "layer"), ("grad_noise", "layer"))
-    panel.positions[:] = 0.5
-    both = steer(panel, gradients())
-    alone = steer(panel, gradients(), rows=np.array([False, True]))
-    assert all(torch.equal(both[name][1], alone[name][1]) for name in SITES)
-
-
-# The ends of float32
-
-
-@pytest.mark.parametrize("fault", [math.nan, math.inf])
-def test_a_run_whose_gradient_is_not_finite_disturbs_no_other(fault):
-    """Warnings are errors here: infinity times a route of zero would be one."""
-    panel = Panel(TOGETHER, SITES, 2, "pretraining")
-    panel.positions[:] = 0.9
-    momenta = {name: torch.ones_like(g) for name, g in gradients().items()}
-    sound, broken = gradients(), gradients()
-    for name in ("embedding", "layer.0.up", "layer.1.down"):
-        broken[name][0] = fault
-    rows = np.array([False, True])
-    expected, result = steer(panel, sound, momenta, rows), steer(panel, broken, momenta, rows)
-    assert all(torch.equal(result[name][1], expected[name][1]) for name in SITES)
-    assert all(result[name][1].isfinite().all() for name in SITES)
-
-
-def test_a_diverged_run_beside_one_that_is_left_out_and_clipped_raises_no_warning():
-    plant = make(2, (("grad_skip", "layer"), ("grad_clip", "run")))
-    plant.panel.positions[:] = 1.0
-    plant.weights["layer.1.up"][0] = 1e30
-    plant.weights["layer.0.down"][0] = math.inf
-    alone = make(2, (("grad_skip", "layer"), ("grad_clip", "run")))
-    alone.panel.positions[:] = 1.0
-    for each in (plant, alone):
-        advance(each, 2)
-    assert plant.divergence.tolist()[0] > 0
-    assert different(state_of(plant, 1), state_of(alone, 1)) == []
-
-
-@pytest.mark.parametrize("size", [1e17, 3e18, 1.5e19])
-@pytest.mark.parametrize("name", ["grad_scale", "lr", "beta2", "beta1", "eps"])
-def test_a_gradient_near_the_end_of_float32_leaves_moments_finite_or_ends_the_run(
-    name, size, monkeypatch
-):
-    """At neutral a norm that is finite has a square that is; ten times it must be as safe."""
-    plant = make(1, ((name, "tensor"),))
-    plant.panel.positions[:] = 1.0
-    original = torch.autograd.grad
-
-    def grad(*arguments, **keywords):
-        result = original(*arguments, **keywords)
-        for g in result:
-            g.zero_()
-        result[1][0, 0, 0] = size
-        return result
-
-    monkeypatch.setattr(torch.autograd, "grad", grad)
-    for _ in range(3):
-        advance(plant, 1)
-        for key, value in state_of(plant).items():
-            assert bool(value.isfinite().all()), key
-
-
-def test_adamw_alone_takes_every_gradient_whose_norm_is_finite():
-    rule, weight = AdamW(), torch.ones(1, 2, 2)
-    state, g = rule.init(weight), torch.full((1, 2, 2), 9e18)
-    assert torch.linalg.vector_norm(g).isfinite()
-    one = torch.ones(1, 1, dtype=torch.float64)
-    for _ in range(5):
-        rule.update([weight], [g], [state], Rates.of(one, one), np.zeros(1, dtype=np.int64))
-    assert weight.isfinite().all() and state["second_moment"].isfinite().all()

@@ -1,14 +1,8 @@
-"""The direction: planted and found, oriented, floored globally, and tested on other pairs.
+"""The direction: planted and found, oriented, floored globally, tested on other pairs."""
 
-Input that gives no direction is refused.
-"""
-
-import json
 import math
-import os
 
 import pytest
-import safetensors.torch
 import torch
 
 from hpenv.posttraining.loss import advantages, policy_loss
@@ -19,39 +13,10 @@ from hpenv.posttraining.projection.direction import (
     random_direction,
     validate,
 )
-from hpenv.posttraining.projection.direction_files import Provenance, load_direction, save_direction
 from hpenv.posttraining.projection.rules import coordinates
-from hpenv.posttraining.students.adapter import adapted_weight, decompose, weights_digest
-from train_agents.experiments.contrasts import clean_against_clean, shuffle_labels
-
-RANKS = {"q": 24, "up": 40}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def unit(*shape, seed):
-    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator(seed)), dim=-1)
-
-
-def planted(num_pairs=20, N=2, noise=0.1, signal=1.0, seed=0):
-    """Gradients of pairs that differ by `signal` along one axis per run and module.
-
-    The axes (N, r) are returned, too.
-    """
-    axes = {name: unit(N, r, seed=seed + i) for i, (name, r) in enumerate(RANKS.items())}
-    hack, clean = {}, {}
-    for i, (name, r) in enumerate(RANKS.items()):
-        noises = torch.randn(2, N, num_pairs, r, generator=generator(100 + seed + i)) * noise
-        clean[name] = noises[0]
-        hack[name] = noises[1] + signal * axes[name][:, None]
-    return hack, clean, axes
-
-
-def alignment(direction, axes):
-    """Cosine of the first axis with the planted one, (N, modules)."""
-    return torch.stack([(direction.axes[name][:, 0] * axes[name]).sum(1) for name in axes], 1)
+from hpenv.posttraining.students.adapter import adapted_weight, decompose
+from tests.hpenv.posttraining.projection.planted import RANKS, alignment, generator, planted
+from train_agents.experiments.contrasts import clean_against_clean
 
 
 def overlap(old, new):
@@ -225,42 +190,6 @@ def test_random_axes_are_uniform():
     torch.testing.assert_close(axes.T @ axes / 4000, torch.eye(3) / 3, atol=0.03, rtol=0)
 
 
-def test_shuffled_labels_leave_nothing_of_the_mean_difference():
-    hack, clean, axes = planted(num_pairs=21)
-    mixed = shuffle_labels(hack, clean, generator())
-    assert mixed[0]["q"].shape == (2, 20, RANKS["q"])
-    assert (alignment(extract(*mixed, "mean_difference", 1), axes).abs() < 0.5).all()
-    means = [(mixed[0][name] - mixed[1][name]).mean(1).norm(dim=1) for name in RANKS]
-    assert all((mean < 0.3).all() for mean in means)  # 1 before
-
-
-def test_shuffling_swaps_half_of_the_pairs_alike_in_all_modules():
-    numbers = torch.arange(8.0)[None, :, None].expand(2, 8, 3)
-    hack = {
-        "a": numbers + 100,
-        "b": numbers + 200,
-    }  # a completion's number tells its pair, its hundreds its side
-    clean = {"a": numbers, "b": numbers}
-    left, right = shuffle_labels(hack, clean, generator())
-    for name in hack:
-        assert torch.equal(left[name] % 100, right[name] % 100)
-        assert ((left[name] >= 100) != (right[name] >= 100)).all()
-        assert (left[name][..., 0] >= 100).sum(1).tolist() == [4, 4]
-        assert torch.equal((left[name][..., 0] % 100).sort(1).values, numbers[..., 0])
-    assert torch.equal(left["a"] >= 100, left["b"] >= 100)
-    assert torch.equal(left["a"] % 100, left["b"] % 100)
-    assert not torch.equal(left["a"][0], left["a"][1])
-
-
-def test_clean_against_clean_has_no_hack_in_it():
-    _, clean, axes = planted()
-    left, right = clean_against_clean(clean, generator())
-    for name in RANKS:
-        halves = torch.cat([left[name], right[name]], 1)
-        assert torch.equal(halves.sort(1).values, clean[name].sort(1).values)
-    assert (alignment(extract(left, right, "svd", 2), axes).abs() < 0.7).all()
-
-
 def test_a_rewarded_hack_steps_towards_hacks_and_a_punished_one_away():
     """A softmax over four words, where word 0 is the hack.
 
@@ -298,126 +227,6 @@ def test_a_rewarded_hack_steps_towards_hacks_and_a_punished_one_away():
 
     assert all(value > 0 for value in step([3.5, 0.5]))
     assert all(value < 0 for value in step([0.5, 3.5]))
-
-
-def test_a_direction_is_read_as_it_was_written_and_only_on_its_weights(tmp_path):
-    hack, clean, _ = planted()
-    direction, digest = extract(hack, clean, "svd", 3), weights_digest({"q": torch.ones(2, 2)})
-    made = Provenance(digest, "pairs", "svd", 3, 0.25, 20)
-    path = tmp_path / "folder" / "direction.safetensors"
-    save_direction(path, direction, made)
-    read, provenance = load_direction(path, digest)
-    assert provenance == made and list(read.axes) == list(direction.axes)
-    for name in RANKS:
-        assert torch.equal(read.axes[name], direction.axes[name])
-        assert torch.equal(read.strengths[name], direction.strengths[name])
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    with pytest.raises(ValueError, match=r"belongs to other model weights .* this model: 0000"):
-        load_direction(path, "0000")
-
-
-@pytest.fixture
-def stored(tmp_path):
-    """A direction file, and a function that writes it again.
-
-    The function replaces its tensors and its header.
-    """
-    hack, clean, _ = planted()
-    path = tmp_path / "direction.safetensors"
-    save_direction(path, extract(hack, clean, "svd", 3), Provenance("0", "1", "svd", 3, 0.25, 20))
-    with safetensors.safe_open(path, "pt") as file:
-        tensors, header = (
-            {name: file.get_tensor(name).clone() for name in file.keys()},
-            file.metadata(),
-        )
-
-    def rewrite(tensor_changes, header_changes):
-        content = {
-            name: value for name, value in (tensors | tensor_changes).items() if value is not None
-        }
-        metadata = {
-            name: value for name, value in (header | header_changes).items() if value is not None
-        }
-        safetensors.torch.save_file(content, path, metadata)
-
-    return path, rewrite
-
-
-@pytest.mark.parametrize(
-    ("tensors", "header", "message"),
-    [
-        ({"axes/q": None}, {}, "must be those of the header"),
-        ({"axes/other": torch.ones(1)}, {}, "must be those of the header"),
-        ({"axes/q": torch.ones(2, 3)}, {}, r"q: axes must be \(N, k, r\)"),
-        (
-            {"axes/q": torch.zeros(2, 3, 24, dtype=torch.int64)},
-            {},
-            "q: axes and strengths must be finite",
-        ),
-        ({"axes/q": torch.full((2, 3, 24), torch.nan)}, {}, "q: axes and strengths must be finite"),
-        ({"axes/q": torch.ones(2, 3, 24)}, {}, "q: axes must be orthogonal, of length 1 or 0"),
-        ({"strengths/q": torch.ones(2, 2)}, {}, r"strengths \(N, k\)"),
-        (
-            {"strengths/up": torch.full((2, 3), torch.inf)},
-            {},
-            "up: axes and strengths must be finite",
-        ),
-        ({}, {"modules": None}, "KeyError"),
-        ({}, {"modules": "3"}, "TypeError"),
-        ({}, {"modules": "[3]"}, "must be those of the header"),
-        ({}, {"provenance": "[" * 10_000}, "Recursion"),
-        ({}, {"provenance": "[]"}, "TypeError"),
-        ({}, {"provenance": json.dumps({"k": 3})}, "missing 5 required"),
-        (
-            {},
-            {"provenance": json.dumps(dict.fromkeys(Provenance.__dataclass_fields__, 3))},
-            "weights_digest must be of",
-        ),
-    ],
-)
-def test_a_file_that_holds_another_thing_is_refused(stored, tensors, header, message):
-    path, rewrite = stored
-    rewrite(tensors, header)
-    with pytest.raises(
-        ValueError,
-        match=rf"saved by `save_direction`; got '.*direction\.safetensors' .*{message}",
-    ):
-        load_direction(path)
-
-
-def test_a_file_that_is_damaged_or_no_file_is_refused_by_name(stored, tmp_path):
-    path, _ = stored
-    whole = path.read_bytes()
-    for content in (b"", whole[:4], whole[:100], whole[:-5], b"\xff" * 8 + whole[8:]):
-        path.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=r"must be a whole safetensors file; got '.*direction\.safetensors'"
-        ):
-            load_direction(path)
-    with pytest.raises(
-        FileNotFoundError, match=r"path must be a file that exists; got '.*nowhere'"
-    ):
-        load_direction(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"path must be a file; got .* which is a folder"):
-        load_direction(tmp_path)
-
-
-def test_a_direction_that_cannot_be_written_says_where(stored, tmp_path):
-    hack, clean, _ = planted()
-    made = Provenance("0", "1", "svd", 3, 0.25, 20)
-    direction = extract(hack, clean, "svd", 3)
-    for place in (
-        stored[0] / "in a file",
-        tmp_path,
-        *([] if os.name == "nt" else ["/proc/own/direction"]),
-    ):
-        with pytest.raises(ValueError, match=r"must be a (file|folder) that can be written"):
-            save_direction(place, direction, made)
-    with pytest.raises(ValueError, match="q: axes must be orthogonal"):
-        save_direction(
-            tmp_path / "a", Direction({"q": torch.ones(1, 1, 3)}, {"q": torch.ones(1, 1)}), made
-        )
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [stored[0].name]
 
 
 @pytest.mark.parametrize(

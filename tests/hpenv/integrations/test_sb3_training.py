@@ -1,0 +1,183 @@
+"""Algorithms of stable-baselines3 train, and their actors are exported."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecNormalize,
+)
+from torch import nn
+
+import hpenv  # noqa: F401  registers the ids
+from hpenv.envs.jel import ID as JEL
+from hpenv.integrations.sb3 import SB3VecEnv, from_sb3
+from hpenv.policies import load_policy, save_policy
+from tests.hpenv.integrations.tracked import make
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        (PPO, {"n_steps": 4, "batch_size": 8, "n_epochs": 1}),
+        (SAC, {"learning_starts": 4, "batch_size": 8, "buffer_size": 100, "train_freq": 2}),
+    ],
+)
+def test_its_algorithms_train_on_a_run_with_a_decision_every_step(algorithm, arguments, tiny):
+    """Across the end of an episode, with every number that they see finite."""
+    env = SB3VecEnv(
+        gym.make_vec(
+            "TrainLoop-Cell-v0",
+            num_envs=2,
+            autoreset_mode="DISABLED",
+            **tiny | {"preset": "nano", "interval": 1, "num_steps": 5},
+            observation="full_position",
+        )
+    )
+    model = algorithm(
+        "MlpPolicy", VecCheckNan(env, raise_exception=True), seed=0, device="cpu", **arguments
+    )
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    model.learn(16)
+    changed = [
+        not left.equal(right) for left, right in zip(before, model.policy.parameters(), strict=True)
+    ]
+    assert any(changed) and all(
+        parameter.isfinite().all() for parameter in model.policy.parameters()
+    )
+    assert model.num_timesteps == 16 and len(model.ep_info_buffer) == 2
+    action, _ = model.predict(env.reset(), deterministic=True)
+    assert action.shape == (2, len(env.get_attr("action_names", 0)[0])) and (abs(action) <= 1).all()
+
+
+class Constant:
+    """A predictor that plays one action."""
+
+    def predict(self, obs, state=None, episode_start=None, deterministic=False):
+        return np.full((len(obs), 2), 0.3, dtype=np.float32), state
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_evaluate_policy_gives_the_returns_of_the_env(normalized, tiny):
+    """Without a warning, as with DummyVecEnv and Monitor.
+
+    Under VecNormalize the numbers are those of before the normalization.
+    """
+    rewards = []
+    for made in (
+        SB3VecEnv(gym.make_vec(JEL, num_envs=2, autoreset_mode="DISABLED", **tiny)),
+        DummyVecEnv([lambda: Monitor(gym.make(JEL, **tiny))] * 2),
+    ):
+        env = VecNormalize(made, norm_reward=True) if normalized else made
+        env.seed(5)
+        rewards.append(
+            evaluate_policy(Constant(), env, n_eval_episodes=2, return_episode_rewards=True)
+        )
+    assert rewards[0][0] == pytest.approx(rewards[1][0], rel=1e-4) and rewards[0][1] == rewards[1][
+        1
+    ] == [3, 3]
+
+
+def trained(env=None, policy="MlpPolicy", algorithm=PPO, **arguments):
+    sizes = {"n_steps": 5} if algorithm is A2C else {"n_steps": 5, "batch_size": 20, "n_epochs": 1}
+    model = algorithm(
+        policy, make() if env is None else env, seed=0, device="cpu", **sizes, **arguments
+    )
+    return model.learn(20)
+
+
+OBSERVATIONS = np.linspace(0, 1, 7, dtype=np.float32)[:, None]
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+@pytest.mark.parametrize("net_arch", [[8], {"pi": [6, 5], "vf": [7]}])
+def test_an_exported_actor_acts_as_the_model_does(algorithm, net_arch, tmp_path):
+    arguments = {
+        "learning_rate": 0.05,
+        "policy_kwargs": {"net_arch": net_arch, "activation_fn": nn.Tanh},
+    }
+    model = trained(algorithm=algorithm, **arguments)
+    with torch.no_grad():
+        model.policy.action_net.bias[0] += 2.0  # so that the clip is reached
+    expected, _ = model.predict(OBSERVATIONS, deterministic=True)
+    assert expected.max() == 1.0
+    save_policy(from_sb3(model), tmp_path / "policy")
+    assert np.array_equal(load_policy(tmp_path / "policy").act(OBSERVATIONS), expected)
+
+
+def test_an_exported_actor_is_a_copy():
+    model = trained()
+    policy = from_sb3(model)
+    before = policy.act(OBSERVATIONS)
+    with torch.no_grad():
+        model.policy.action_net.bias += 0.1
+    assert np.array_equal(policy.act(OBSERVATIONS), before)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: SAC("MlpPolicy", make(), device="cpu"),
+            "must be the MlpPolicy of PPO or A2C; got a SACPolicy",
+        ),
+        (
+            lambda: trained(policy_kwargs={"activation_fn": nn.ReLU}),
+            r"hidden layers must be tanh; got .*ReLU",
+        ),
+        (
+            lambda: trained(use_sde=True),
+            "must be a DiagGaussianDistribution; got a StateDependentNoiseDistribution",
+        ),
+        (
+            lambda: trained(VecNormalize(make())),
+            "observations must not be normalized, .* norm_obs=False",
+        ),
+    ],
+)
+def test_an_actor_that_cannot_be_exported_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        from_sb3(model())
+
+
+def test_an_actor_under_normalized_rewards_is_exported():
+    model = trained(VecNormalize(make(), norm_obs=False))
+    assert np.array_equal(
+        from_sb3(model).act(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "route", ["population", "dummy", pytest.param("processes", marks=pytest.mark.slow)]
+)
+def test_ppo_is_trained_saved_loaded_and_continued(route, tiny, tmp_path):
+    """On the three VecEnvs that one has.
+
+    `hpenv:<id>` is known to a process that has not imported hpenv.
+    """
+    if route == "population":
+        env = SB3VecEnv(gym.make_vec(f"hpenv:{JEL}", num_envs=2, autoreset_mode="DISABLED", **tiny))
+    elif route == "dummy":
+        env = make_vec_env(f"hpenv:{JEL}", n_envs=2, env_kwargs=tiny)
+    else:
+        processes = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "spawn"}}
+        env = make_vec_env(f"hpenv:{JEL}", n_envs=2, env_kwargs=tiny, **processes)
+    model = PPO("MlpPolicy", env, n_steps=3, batch_size=6, n_epochs=1, seed=0, device="cpu")
+    model.learn(12)
+    assert [episode["l"] for episode in model.ep_info_buffer] == [3] * 4
+    observations = env.reset()
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=env, device="cpu")
+    expected, _ = model.predict(observations, deterministic=True)
+    assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
+    loaded.learn(6, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 18
+    assert not np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
+    env.close()
