@@ -9,18 +9,12 @@ name, and the rooms directly below it. A module may import those and all that li
 modules of one room may import each other, but not in a circle.
 """
 
-import ast
-import re
-import sys
-import tomllib
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from tests.import_graph import FILES, PACKAGES, Import, find_cycle, imports_in_file
 from tests.paths import ROOT
-
-PACKAGES = ("hpenv", "agents", "train_agents", "baselines")
 
 DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
     "hpenv.arrays": (),
@@ -91,52 +85,8 @@ MAY_IMPORT = {
     "train_agents": set(PACKAGES),
     "baselines": {"hpenv", "baselines"},
 }
-NAMES_THAT_SAY_NOTHING = {"util", "utils", "common", "helper", "helpers", "misc"}
 REGISTRATION = {"__future__", "gymnasium"}
-
-IMPORT_NAMES = {
-    "pillow": "PIL",
-    "stable-baselines3": "stable_baselines3",
-}  # where it is not the name on the package index
-
-
-def _requirements(requirements: list[str]) -> set[str]:
-    names = [re.match(r"[\w.-]+", requirement).group() for requirement in requirements]
-    return {IMPORT_NAMES.get(name, name) for name in names}
-
-
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CORE = _requirements(PROJECT["dependencies"])
-# What may be missing, and may therefore be imported inside a function. torch.utils.tensorboard
-# needs tensorboard.
-OPTIONAL = {"torch.utils.tensorboard"}.union(
-    *(
-        _requirements(extra)
-        for role, extra in PROJECT["optional-dependencies"].items()
-        if role != "dev"
-    )
-)
-
-
-class Import(NamedTuple):
-    """One import: the dotted name that is imported, the line, True if it is inside a function."""
-
-    target: str
-    line: int
-    in_function: bool
-
-
-def module_name(path: Path) -> str:
-    """The dotted name of a file of this repository."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = {
-    module_name(path): path
-    for package in PACKAGES
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
+NAMES_THAT_SAY_NOTHING = {"util", "utils", "common", "helper", "helpers", "misc"}
 
 
 def room_of(module: str) -> str:
@@ -145,49 +95,6 @@ def room_of(module: str) -> str:
     names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     own = next((name for name in names if name in DIRECTLY_BELOW), "")
     return own if own == module or own not in PACKAGES else ""
-
-
-def imports_of(source: str, module: str, is_package: bool, known: set[str]) -> list[Import]:
-    """All imports of a source.
-
-    `from a import b` is of `a.b` if that is a module (is in `known`), else of `a`.
-    """
-    found = []
-
-    def visit(node: ast.AST, in_function: bool) -> None:
-        match node:
-            case ast.Import():
-                found.extend(Import(alias.name, node.lineno, in_function) for alias in node.names)
-            case ast.ImportFrom():
-                base = node.module or ""
-                if node.level:
-                    parts = module.split(".")
-                    keep = len(parts) - node.level + is_package
-                    base = ".".join([*parts[:keep], *([base] if base else [])])
-                for alias in node.names:
-                    inner = f"{base}.{alias.name}"
-                    found.append(
-                        Import(inner if inner in known else base, node.lineno, in_function)
-                    )
-            case ast.Call(
-                func=ast.Name(id=name) | ast.Attribute(attr=name),
-                args=[ast.Constant(value=str(text)), *_],
-            ):
-                if name in ("import_module", "__import__"):
-                    found.append(Import(text, node.lineno, in_function))
-        in_function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            visit(child, in_function)
-
-    visit(ast.parse(source), False)
-    return found
-
-
-def imports_in_file(module: str) -> list[Import]:
-    path = FILES[module]
-    return imports_of(
-        path.read_text(encoding="utf-8"), module, path.name == "__init__.py", set(FILES)
-    )
 
 
 def below(room: str) -> set[str]:
@@ -228,63 +135,10 @@ def violations(module: str, imports: list[Import]) -> list[str]:
     return wrong
 
 
-def find_cycle(graph: dict[str, set[str]]) -> list[str] | None:
-    """One cycle of a directed graph, as the modules along it, or None."""
-    done: set[str] = set()
-
-    def walk(node: str, path: list[str]) -> list[str] | None:
-        if node in path:
-            return [*path[path.index(node) :], node]
-        if node in done:
-            return None
-        for following in sorted(graph.get(node, ())):
-            cycle = walk(following, [*path, node])
-            if cycle:
-                return cycle
-        done.add(node)
-        return None
-
-    return next((cycle for node in sorted(graph) if (cycle := walk(node, []))), None)
-
-
-def is_optional(target: str) -> bool:
-    return any(target == name or target.startswith(name + ".") for name in OPTIONAL)
-
-
 @pytest.mark.parametrize("module", FILES)
 def test_a_module_imports_only_what_lies_below_its_room(module):
     wrong = violations(module, imports_in_file(module))
     assert not wrong, "\n".join(wrong)
-
-
-@pytest.mark.parametrize("module", FILES)
-def test_only_optional_dependencies_are_imported_inside_functions(module):
-    wrong = [
-        f"line {i.line}: {i.target}"
-        for i in imports_in_file(module)
-        if i.in_function and not is_optional(i.target)
-    ]
-    assert not wrong, (
-        f"{module} imports inside a function, where only {sorted(OPTIONAL)} may stand:\n"
-        + "\n".join(wrong)
-    )
-
-
-@pytest.mark.parametrize(
-    "module", [m for m in FILES if m.startswith("hpenv") and room_of(m) != "hpenv.integrations"]
-)
-def test_hpenv_loads_with_its_core_dependencies_alone(module):
-    allowed = CORE | sys.stdlib_module_names | {"hpenv"}
-    at_load = [i for i in imports_in_file(module) if not i.in_function]
-    wrong = [
-        f"line {i.line}: {i.target}"
-        for i in at_load
-        if i.target.split(".")[0] not in allowed or is_optional(i.target)
-    ]
-    assert not wrong, (
-        f"{module} cannot be imported without extras; import these where they are used:\n"
-        + "\n".join(wrong)
-    )
 
 
 def test_the_root_of_hpenv_imports_nothing_but_registration():
@@ -334,35 +188,6 @@ def test_hpenv_has_at_most_seven_floors():
     assert max(floor(folder(room)) for room in DIRECTLY_BELOW) <= 7
 
 
-def test_every_kind_of_import_is_found():
-    source = """
-import torch.nn as nn, json
-from hpenv.lm import data
-from hpenv.lm.data import Corpus
-from . import sibling
-from ..env import TrainLoopEnv
-class A:
-    import abc
-    def f(self):
-        from rich import print
-        async def g(): importlib.import_module("cma")
-"""
-    known = {"hpenv.lm.data", "hpenv.env", "hpenv.envs.sibling"}
-    assert imports_of(source, "hpenv.envs.jel", False, known) == [
-        Import("torch.nn", 2, False),
-        Import("json", 2, False),
-        Import("hpenv.lm.data", 3, False),
-        Import("hpenv.lm.data", 4, False),
-        Import("hpenv.envs.sibling", 5, False),
-        Import("hpenv.env", 6, False),
-        Import("abc", 8, False),
-        Import("rich", 10, True),
-        Import("cma", 11, True),
-    ]
-    in_package = imports_of("from . import sibling\nfrom ..env import E", "hpenv.envs", True, known)
-    assert [i.target for i in in_package] == ["hpenv.envs.sibling", "hpenv.env"]
-
-
 @pytest.mark.parametrize(
     ("module", "target", "is_allowed"),
     [
@@ -403,8 +228,3 @@ def test_the_picture_allows_and_forbids_what_it_shows(module, target, is_allowed
 def test_an_unknown_module_is_told_where_to_go(module):
     (message,) = violations(module, [])
     assert message.startswith(f"{module} is unknown: add a room that holds it to DIRECTLY_BELOW")
-
-
-def test_a_cycle_is_found_and_named():
-    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
