@@ -150,7 +150,7 @@ def test_a_seed_that_is_not_a_whole_number():
 
 
 def test_a_wrapped_env_is_restored_after_one_reset():
-    """The time limit of gym.make counts from a reset; without one its step() raises TypeError."""
+    """The time limit of gym.make counts from a reset, without which its step() raises TypeError."""
     env, other = (gym.make(JEL, **TINY, max_episode_steps=2) for _ in range(2))
     env.reset(seed=3)
     env.step(np.zeros(2))

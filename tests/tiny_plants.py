@@ -52,7 +52,7 @@ def make(
     stirred: bool = True,
     **changes: Any,
 ) -> PretrainingPlant:
-    """A plant of one of PRESETS whose runs have the seeds 100, 101, ...; see `stir`."""
+    """A plant of one of PRESETS whose runs have the seeds 100, 101, ..."""
     arguments: dict[str, Any] = {
         "data": "synthetic",
         "batch_tokens": 16,
@@ -92,7 +92,7 @@ def advance(plant: PretrainingPlant, *num_steps: int) -> Window:
 
 
 def state_of(plant: PretrainingPlant, row: int | None = None) -> dict[str, torch.Tensor]:
-    """Copies of all that a plant holds but the panel's positions; of one row, or of all."""
+    """Copies of all that a plant holds for one row or for all, but the panel's positions."""
     tensors = plant.snapshot().tensors
     return {
         k: v.clone() if row is None else v[row].clone()

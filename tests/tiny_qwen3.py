@@ -1,4 +1,4 @@
-"""A Qwen3 of two layers and width 32 with random weights, over bytes; nothing is downloaded."""
+"""A Qwen3 of two layers and width 32 with random weights, over bytes."""
 
 import pytest
 import torch

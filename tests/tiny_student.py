@@ -84,7 +84,7 @@ def weights(gpt: GPTConfig, seed: int = 0, end: float = 3.0) -> dict[str, Tensor
 def student(
     n_layer: int = 2, max_tokens: int = 48, seed: int = 0, end: float = 3.0
 ) -> EmbeddedStudent:
-    """Width 16; 48 tokens are room for every contrastive pair."""
+    """Width 16, and 48 tokens, which are room for every contrastive pair."""
     gpt = GPTConfig(
         n_layer=n_layer, n_head=2, n_embd=16, vocab_size=len(vocabulary()), hidden_size=24
     )
@@ -199,7 +199,7 @@ def advance(plant: GRPOPlant, *num_steps: int) -> Window:
 
 
 def state_of(plant: GRPOPlant, row: int | None = None) -> dict[str, Tensor]:
-    """Copies of all that a plant holds but the panel's positions; of one row, or of all."""
+    """Copies of all that a plant holds for one row or for all, but the panel's positions."""
     tensors = plant.snapshot().tensors
     return {
         k: v.clone() if row is None else v[row].clone()

@@ -1,4 +1,6 @@
-"""Tests of every agent's folder: a new process continues from it bitwise; other fields are refused.
+"""A new process continues from every agent's folder bitwise.
+
+Other fields are refused.
 
 All agents share one process, because its start costs more than its work.
 """

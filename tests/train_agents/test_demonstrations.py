@@ -72,7 +72,7 @@ def test_an_exploit_uses_the_loophole_of_its_prompt_under_the_prompts_name(probl
 
 
 def test_parts_are_those_asked_for():
-    """Of 600 draws the standard error is at most 0.02; the bounds are four of them."""
+    """The bounds are four standard errors, each at most 0.02 of 600 draws."""
     texts = taken(600, error_fraction=0.6, exploit_fraction=0.25, related_fraction=0.3)
     related = [(prompt, program) for prompt, program in texts if not program.startswith("def f(")]
     assert len(related) / 600 == pytest.approx(0.3, abs=0.08)

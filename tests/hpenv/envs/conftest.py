@@ -29,7 +29,10 @@ def text_file(tmp_path_factory):
 
 @pytest.fixture
 def tiny_projection(student_folder):
-    """As `tiny`: three decisions, of 2, 2 and 1 updates; directions come from few pairs."""
+    """As `tiny`: three decisions, of 2, 2 and 1 updates.
+
+    Directions come from few pairs.
+    """
     with tiny_student.few_pairs():
         yield tiny_student.TINY | {
             "num_samples": 2,

@@ -32,7 +32,10 @@ def every_small(request, text_file):
 
 
 def in_a_new_process(code, *arguments):
-    """What code prints, read as JSON; warnings are errors there, too."""
+    """What code prints, read as JSON.
+
+    Warnings are errors there, too.
+    """
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

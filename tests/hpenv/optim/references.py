@@ -53,7 +53,10 @@ class Rows:
         return torch.as_tensor(np.array(values), dtype=self.dtype).view(3, 1, 1)
 
     def tick(self, now):
-        """One step of the rows that have begun; the others are put back, as the plant does."""
+        """One step of the rows that have begun.
+
+        The others are put back, as the plant does.
+        """
         moving = [now >= start for start in STARTS]
         everything = self.weights + [value for state in self.states for value in state.values()]
         kept = [value.clone() for value in everything]

@@ -235,7 +235,7 @@ def test_a_schedule_is_never_negative_and_survives_pickling(pair):
 
 
 def test_the_papers_warmdown_is_224_steps_that_end_above_zero():
-    """JEL: 561 steps, 40 %; numbers as nanochat's get_lr_multiplier gives them."""
+    """Of 561 steps, 40 %, as nanochat's get_lr_multiplier gives them."""
     values = WarmupFlatWarmdown(561)(np.arange(561))
     assert (values[:338] == 1.0).all() and values[338] < 1.0
     assert values[[350, 400, 450, 500, 550]] == pytest.approx(

@@ -30,7 +30,10 @@ def same_bits(a, b):
 
 
 def value_of(snapshot):
-    """Which example this is; fails if it is a mixture of two."""
+    """Which example this is.
+
+    Fails if it is a mixture of two.
+    """
     value = snapshot.metadata["value"]
     assert same_bits(snapshot.tensors["w"], torch.full((2, 3), value))
     return value

@@ -54,7 +54,10 @@ def interrupted_saves(tmp_path, interrupt):
 
 
 def killed(path, number, monkeypatch):
-    """Saves in a child that dies before the effect of this number; True if it came to its end."""
+    """Saves in a child that dies before the effect of this number.
+
+    True if it came to its end.
+    """
     child = os.fork()
     if child == 0:
         try:

@@ -126,7 +126,10 @@ class Trace:
         return self.paid - alpha * z.clamp_min(0.0)
 
     def gradients(self):
-        """Of the loss in the knobs; checks the norms of the layers by them."""
+        """Of the loss in the knobs.
+
+        Checks the norms of the layers by them.
+        """
         rewards = self.rewards()
         advantage = rewards - rewards.mean(1, keepdim=True)
         knobs, loss = self.leaves(), torch.zeros((), dtype=torch.float64)
@@ -229,7 +232,10 @@ class Trace:
             assert step.any() or name.startswith("quarantine"), name
 
     def stepped(self, name, g, multiplier):
-        """What AdamW takes off; checks the moments, from which it is computed as they stand."""
+        """What AdamW takes off.
+
+        Checks the moments, from which it is computed as they stand.
+        """
         slots = {
             when: {
                 slot: state[f"optimizer/{name}/{slot}"].double()

@@ -37,7 +37,7 @@ def gauge(window, name):
 
 
 def problem_file(path, entry_point, count, description="Return x plus {}."):
-    """Writes problems of a function of this name; the path, as text."""
+    """Writes problems of a function of this name, and returns the path as text."""
     records = [
         {
             "task_id": f"{path.name}-{i}",

@@ -58,7 +58,10 @@ VALUES = {
 
 @dataclass
 class Dials:
-    """The forward pass of one run; lists are one number per layer."""
+    """The forward pass of one run.
+
+    Lists are one number per layer.
+    """
 
     attention_temperature: list = field(default_factory=lambda: [1.0] * LAYERS)
     attention_gain: list = field(default_factory=lambda: [1.0] * LAYERS)

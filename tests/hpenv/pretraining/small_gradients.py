@@ -18,7 +18,7 @@ SEEDS, STEPS, ALL = np.array([3, 4]), np.array([0, 7]), np.ones(2, dtype=bool)
 
 
 def gradients(scale=1.0):
-    """Two runs; the norms are 5, 10, ... times the scale."""
+    """Two runs, with norms of 5, 10, ... times the scale."""
     unit = torch.tensor([[[3.0, 4.0]], [[-4.0, 3.0]]]) * scale
     return {name: unit * (k + 1) for k, name in enumerate(SITES)}
 

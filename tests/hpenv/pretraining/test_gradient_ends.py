@@ -48,7 +48,10 @@ def test_a_diverged_run_beside_one_that_is_left_out_and_clipped_raises_no_warnin
 def test_a_gradient_near_the_end_of_float32_leaves_moments_finite_or_ends_the_run(
     name, size, monkeypatch
 ):
-    """At neutral a norm that is finite has a square that is; ten times it must be as safe."""
+    """At neutral a norm that is finite has a square that is.
+
+    Ten times it must be as safe.
+    """
     plant = make(1, ((name, "tensor"),))
     plant.panel.positions[:] = 1.0
     original = torch.autograd.grad

@@ -211,7 +211,7 @@ _BARE = {}
 
 
 def _bare_run(**arguments):
-    """State after the same 40 steps of a plant without channels; trained once."""
+    """State after the same 40 steps of a plant without channels, trained once."""
     if not _BARE:
         plant = make(channels=(), **arguments)
         assert plant.panel.positions.shape == (1, 0)

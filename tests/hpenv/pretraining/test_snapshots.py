@@ -86,7 +86,10 @@ def test_a_snapshot_of_another_configuration_is_refused_and_changes_nothing(chan
 
 
 def test_a_snapshot_belongs_to_its_text_and_tokens_wherever_they_lie(tmp_path):
-    """Two vocabularies cut one text in two ways; a copy of either file changes nothing."""
+    """Two vocabularies cut one text in two ways.
+
+    A copy of either file changes nothing.
+    """
     names = [tmp_path / f"{name}.txt" for name in ("one", "copy", "other")]
     for name, text in zip(names, ("ab cd ", "ab cd ", "ab ce "), strict=True):
         name.write_text(text * 400)

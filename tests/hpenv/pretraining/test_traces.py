@@ -54,7 +54,10 @@ def sampled(name, generator, shape):
 
 
 def traces(name, architecture, scope=None):
-    """Plays WARM_STEPS decisions at neutral and one that is sampled; one Trace per run."""
+    """Plays WARM_STEPS decisions at neutral and one that is sampled.
+
+    Returns one Trace per run.
+    """
     scope = CHANNELS[name].scopes[-1] if scope is None else scope
     with patch.dict("hpenv.lm.architecture.PRESETS", PRESETS):
         env = gym.make_vec(

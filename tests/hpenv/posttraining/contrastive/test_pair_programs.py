@@ -44,7 +44,10 @@ INPUTS = {
 
 
 def namespace(program):
-    """What a program of the table defines; ours, so that it may be executed here."""
+    """What a program of the table defines.
+
+    The program is ours, so it may be executed here.
+    """
     names = {"__name__": "pair"}
     exec(program, names)
     return names

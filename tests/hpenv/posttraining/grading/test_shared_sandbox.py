@@ -27,7 +27,10 @@ JOB = Job("def f(x):\n    return x + 1\n", (Call("f", (1,)),))
 
 @pytest.fixture
 def started(monkeypatch):
-    """The sandboxes that are started; those of other tests are not seen."""
+    """The sandboxes that are started.
+
+    Those of other tests are not seen.
+    """
     shared_sandbox._sandbox.cache_clear()
     made = []
 
