@@ -15,9 +15,7 @@ from baselines.schedules import (
     nanochat_rates,
     schedule_free_configurations,
 )
-from baselines.sweeps import (
-    ENV,
-)
+from baselines.sweeps import ENV
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.pretraining.plant import PretrainingPlant
 

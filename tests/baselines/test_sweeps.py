@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from baselines.run import RunConfig
-from baselines.schedules import (
-    HAND_TUNED,
-    hand_tuned_rates,
-    nanochat_rates,
-)
+from baselines.schedules import HAND_TUNED, hand_tuned_rates, nanochat_rates
 from baselines.sweeps import (
     ENV,
     CMAStrategy,

@@ -3,9 +3,7 @@
 from hpenv.control.channels import channels_of
 from hpenv.lm import architecture
 from hpenv.optim.optimizers import OPTIMIZERS
-from tests.tiny_plants import (
-    PRESETS,
-)
+from tests.tiny_plants import PRESETS
 
 CHANNELS = channels_of("pretraining")
 ids = "{0[0]}-{0[1]}".format

@@ -22,6 +22,8 @@ from tests.tiny_plants import (
 )
 
 SAFE = tuple((name, scope) for name, scope in FINEST if CHANNELS[name].kind != "unsafe")
+
+
 # Caps are dormant
 
 

@@ -15,11 +15,7 @@ from hpenv.posttraining.plant import GRPOPlant
 from hpenv.pretraining import forward_channels, rates
 from hpenv.pretraining import gradient_channels as gradients
 from tests.hpenv.control.every_channel import CHANNELS
-from tests.tiny_plants import (
-    TOGETHER,
-    advance,
-    make,
-)
+from tests.tiny_plants import TOGETHER, advance, make
 
 READERS = {
     "rates": rates,

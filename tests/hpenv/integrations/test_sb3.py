@@ -5,10 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
-from stable_baselines3.common.vec_env import (
-    VecCheckNan,
-    VecMonitor,
-)
+from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv.infos import row_info

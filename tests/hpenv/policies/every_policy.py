@@ -3,12 +3,7 @@
 import numpy as np
 import torch
 
-from hpenv.policies import (
-    CellMLP,
-    GaussianMLP,
-    Neutral,
-    ScheduleTable,
-)
+from hpenv.policies import CellMLP, GaussianMLP, Neutral, ScheduleTable
 from hpenv.policies.policy import Policy
 from hpenv.policies.sb3_mlp import SB3MLP
 

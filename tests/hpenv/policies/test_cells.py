@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.policies import (
-    CellMLP,
-)
+from hpenv.policies import CellMLP
 
 
 def randomized_cells(num_rows=3, **arguments) -> CellMLP:

@@ -5,9 +5,7 @@ import math
 import numpy as np
 import torch
 
-from hpenv.policies import (
-    GaussianMLP,
-)
+from hpenv.policies import GaussianMLP
 from hpenv.policies.sb3_mlp import SB3MLP
 
 

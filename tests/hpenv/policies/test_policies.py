@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.policies import (
-    POLICIES,
-    CellMLP,
-    GaussianMLP,
-    load_policy,
-    save_policy,
-)
+from hpenv.policies import POLICIES, CellMLP, GaussianMLP, load_policy, save_policy
 from hpenv.policies.sb3_mlp import SB3MLP
 from tests.hpenv.policies.every_policy import make
 

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from hpenv.policies import (
-    ScheduleTable,
-)
+from hpenv.policies import ScheduleTable
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,7 @@ import torch
 
 from hpenv.plant import snapshots
 from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS
-from hpenv.policies import (
-    POLICIES,
-    ControllerSpec,
-    Neutral,
-    load_policy,
-    save_policy,
-)
+from hpenv.policies import POLICIES, ControllerSpec, Neutral, load_policy, save_policy
 from hpenv.policies.controller import Columns
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.store import load_state, save_state

@@ -16,11 +16,7 @@ from hpenv.control.channels import CHANNELS as ALL_CHANNELS
 from hpenv.plant.seeds import REFRESH, step_generator
 from hpenv.posttraining.students.vocabulary import END
 from tests.hpenv.posttraining.students.plain_student import plain_of_text
-from tests.tiny_student import (
-    SHORT,
-    short_pairs,
-    vocabulary,
-)
+from tests.tiny_student import SHORT, short_pairs, vocabulary
 
 N, P, G = 2, 2, 3
 LR, DECAY, KL_WEIGHT, CLIP, HEAT = 0.1, 0.05, 0.2, 0.52, 0.8

@@ -4,10 +4,7 @@ import json
 
 import numpy as np
 
-from tests.tiny_student import (
-    CHANNELS,
-    different,
-)
+from tests.tiny_student import CHANNELS, different
 
 STRENGTH = (("projection_strength", "run"),)
 #: The whole of an action, one column per channel.

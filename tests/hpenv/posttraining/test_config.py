@@ -6,10 +6,7 @@ import pytest
 
 from hpenv.posttraining.config import GRPOConfig
 from hpenv.posttraining.splits import Curriculum
-from tests.tiny_student import (
-    make,
-    student,
-)
+from tests.tiny_student import make, student
 
 # What cannot be run
 

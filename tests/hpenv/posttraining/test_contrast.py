@@ -9,13 +9,7 @@ from hpenv.posttraining.grading.loopholes import LOOPHOLES, TRAINING_MODES
 from hpenv.posttraining.plant import GRPOPlant
 from hpenv.posttraining.students.registry import student as shipped
 from tests import tiny_student
-from tests.tiny_student import (
-    TINY,
-    FakeGrader,
-    make,
-    short_pairs,
-    student,
-)
+from tests.tiny_student import TINY, FakeGrader, make, short_pairs, student
 from train_agents.experiments.contrasts import CONTROLS, HARMLESS, grpo_config
 
 

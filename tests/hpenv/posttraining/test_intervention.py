@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from tests.hpenv.posttraining.small_plants import STRENGTH, gauge, moved
-from tests.tiny_student import (
-    advance,
-    make,
-    short_pairs,
-)
+from tests.tiny_student import advance, make, short_pairs
 
 # Projection
 

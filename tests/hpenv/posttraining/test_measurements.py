@@ -22,14 +22,7 @@ from hpenv.telemetry.features import FEATURES
 from hpenv.telemetry.reading import readable
 from hpenv.telemetry.rewards import measured_terms
 from tests.hpenv.posttraining.small_plants import EVERY_CHANNEL, assert_same, gauge
-from tests.tiny_student import (
-    FakeGrader,
-    advance,
-    make,
-    recorded,
-    state_of,
-    verdict,
-)
+from tests.tiny_student import FakeGrader, advance, make, recorded, state_of, verdict
 
 
 def privileged(window, name):

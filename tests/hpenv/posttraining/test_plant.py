@@ -10,9 +10,7 @@ from hpenv.control.channels import DEAD_ZONE
 from hpenv.optim.schedules import Cosine
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.posttraining import plant as plant_module
-from hpenv.posttraining.measurements import (
-    MEASUREMENTS,
-)
+from hpenv.posttraining.measurements import MEASUREMENTS
 from tests.hpenv.posttraining.small_plants import (
     EVERY_CHANNEL,
     STRENGTH,
@@ -20,14 +18,7 @@ from tests.hpenv.posttraining.small_plants import (
     assert_same_window,
     moved,
 )
-from tests.tiny_student import (
-    EVERY_PAIR,
-    FINEST,
-    TOGETHER,
-    advance,
-    make,
-    state_of,
-)
+from tests.tiny_student import EVERY_PAIR, FINEST, TOGETHER, advance, make, state_of
 
 
 def close(left, right, but=()):

@@ -22,16 +22,7 @@ from tests.hpenv.posttraining.small_plants import (
     moved,
     problem_file,
 )
-from tests.tiny_student import (
-    FINEST,
-    TINY,
-    FakeGrader,
-    advance,
-    few_pairs,
-    make,
-    state_of,
-    student,
-)
+from tests.tiny_student import FINEST, TINY, FakeGrader, advance, few_pairs, make, state_of, student
 
 # Snapshots
 

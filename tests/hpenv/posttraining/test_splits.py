@@ -16,13 +16,7 @@ from hpenv.posttraining.splits import Curriculum
 from hpenv.posttraining.students.registry import student as shipped
 from tests import tiny_student
 from tests.hpenv.posttraining.small_plants import problem_file
-from tests.tiny_student import (
-    TINY,
-    FakeGrader,
-    advance,
-    make,
-    student,
-)
+from tests.tiny_student import TINY, FakeGrader, advance, make, student
 
 
 def test_training_probe_labelled_and_evaluation_problems_are_disjoint_in_operations():

@@ -23,14 +23,7 @@ from tests.hpenv.posttraining.reference_trace import (
     P,
     Trace,
 )
-from tests.tiny_student import (
-    CHANNELS,
-    EVERY_PAIR,
-    advance,
-    make,
-    recorded,
-    verdict,
-)
+from tests.tiny_student import CHANNELS, EVERY_PAIR, advance, make, recorded, verdict
 
 FIRST_SEED = 140  # of the rows
 WARM_STEPS = 1  # so that there are moments, and a distance to the reference

@@ -11,14 +11,7 @@ from hpenv.control.panel import Panel, TensorSite
 from hpenv.plant.seeds import DROPOUT, NOISE, ROUTE, step_generator
 from hpenv.pretraining.gradient_channels import apply_gradient_channels
 from hpenv.pretraining.measurements import squared_norms
-from tests.hpenv.pretraining.small_gradients import (
-    ALL,
-    SEEDS,
-    SITES,
-    gradients,
-    panel_of,
-    steer,
-)
+from tests.hpenv.pretraining.small_gradients import ALL, SEEDS, SITES, gradients, panel_of, steer
 
 
 @pytest.mark.parametrize(("name", "together"), [("grad_skip", True), ("grad_gate", False)])

@@ -16,16 +16,7 @@ from hpenv.control.channels import channels_of
 from hpenv.lm import model
 from hpenv.lm.architecture import parameter_shapes
 from hpenv.pretraining import plant as pretraining
-from tests.hpenv.pretraining.reference_trace import (
-    LAYERS,
-    LR,
-    VALUES,
-    WD,
-    B,
-    N,
-    T,
-    Trace,
-)
+from tests.hpenv.pretraining.reference_trace import LAYERS, LR, VALUES, WD, B, N, T, Trace
 from tests.hpenv.pretraining.tracers import TRACERS, trace_grad_clip
 from tests.tiny_plants import PRESETS, advance, make, stir
 

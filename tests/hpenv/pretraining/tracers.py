@@ -6,9 +6,7 @@ import torch
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv.plant.seeds import NOISE, ROUTE, step_generator
-from tests.hpenv.pretraining.reference_trace import (
-    LAYERS,
-)
+from tests.hpenv.pretraining.reference_trace import LAYERS
 
 # The tracers: the raw gradient, and what the channel does to it or with it.
 

@@ -3,10 +3,7 @@
 import numpy as np
 
 from tests import tiny_student
-from train_agents.experiments.projection_arms import (
-    ARMS,
-    VANILLA,
-)
+from train_agents.experiments.projection_arms import ARMS, VANILLA
 from train_agents.experiments.report import Sample
 
 TRUE = "update_two_sided"

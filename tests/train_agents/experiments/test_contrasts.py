@@ -2,9 +2,7 @@
 
 import torch
 
-from hpenv.posttraining.projection.direction import (
-    extract,
-)
+from hpenv.posttraining.projection.direction import extract
 from tests.hpenv.posttraining.projection.planted import RANKS, alignment, generator, planted
 from train_agents.experiments.contrasts import clean_against_clean, shuffle_labels
 

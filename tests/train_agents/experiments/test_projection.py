@@ -19,15 +19,9 @@ from train_agents.experiments.projection_arms import (
     PANEL,
     VANILLA,
 )
-from train_agents.experiments.projection_claims import (
-    QUESTIONS,
-    arm_scores,
-)
+from train_agents.experiments.projection_claims import QUESTIONS, arm_scores
 from train_agents.experiments.projection_report import REPORT
-from train_agents.experiments.projection_run import (
-    best_constant,
-    controller,
-)
+from train_agents.experiments.projection_run import best_constant, controller
 
 # arms
 

@@ -4,21 +4,9 @@ import numpy as np
 import pytest
 
 from tests.train_agents.experiments.short_arms import arm, curves, sampled
-from train_agents.experiments.projection_arms import (
-    MAIN,
-    MAIN_REBOUND,
-    VANILLA,
-)
-from train_agents.experiments.projection_claims import (
-    answer,
-    h1,
-    h3,
-    h4,
-    plateau,
-)
-from train_agents.experiments.projection_run import (
-    pay,
-)
+from train_agents.experiments.projection_arms import MAIN, MAIN_REBOUND, VANILLA
+from train_agents.experiments.projection_claims import answer, h1, h3, h4, plateau
+from train_agents.experiments.projection_run import pay
 
 
 def test_pay_is_passes_of_the_probe_less_flags():

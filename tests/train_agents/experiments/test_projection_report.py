@@ -8,11 +8,7 @@ import pytest
 from hpenv.benchmark.results import write_result
 from hpenv.posttraining.grading.loopholes import TRAINING_MODES
 from tests.train_agents.experiments.short_arms import ARM, TRUE, arm, curves, sampled
-from train_agents.experiments.projection_arms import (
-    MAIN,
-    MAIN_REBOUND,
-    VANILLA,
-)
+from train_agents.experiments.projection_arms import MAIN, MAIN_REBOUND, VANILLA
 from train_agents.experiments.projection_claims import (
     DIAGNOSTIC,
     QUESTIONS,

@@ -15,22 +15,9 @@ from tests import tiny_student
 from tests.train_agents.experiments.short_arms import ARM, GRPO
 from train_agents.experiments.contrasts import grpo_config
 from train_agents.experiments.measures.directions import DIRECTIONS, validate_directions
-from train_agents.experiments.projection_arms import (
-    ARMS,
-    MAIN,
-    PANEL,
-    VANILLA,
-)
-from train_agents.experiments.projection_claims import (
-    arm_scores,
-)
-from train_agents.experiments.projection_run import (
-    MEANS,
-    along,
-    deploy,
-    run_arm,
-    schedule,
-)
+from train_agents.experiments.projection_arms import ARMS, MAIN, PANEL, VANILLA
+from train_agents.experiments.projection_claims import arm_scores
+from train_agents.experiments.projection_run import MEANS, along, deploy, run_arm, schedule
 
 
 def ran(tmp_path, folder, name=MAIN, num_updates=4, **changes):

@@ -6,9 +6,7 @@ import pytest
 from tests.train_agents.experiments.made_up_results import result_row
 from train_agents.experiments import report
 from train_agents.experiments.report import Sample, bits_per_byte, samples
-from train_agents.experiments.sidecar_claims import (
-    in_both_units,
-)
+from train_agents.experiments.sidecar_claims import in_both_units
 
 
 def test_arms_are_paired_over_the_seeds_in_common_in_bits_and_in_perplexity():

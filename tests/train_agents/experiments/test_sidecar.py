@@ -16,13 +16,7 @@ from train_agents.experiments.runner import run_jobs, select_jobs
 from train_agents.experiments.sidecar import ARMS, DEFAULT, late_jobs, sweep_configurations
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
-from train_agents.experiments.sidecar_claims import (
-    CLAIMS,
-    COMPARISONS,
-    Claim,
-    bits_at,
-    verdict,
-)
+from train_agents.experiments.sidecar_claims import CLAIMS, COMPARISONS, Claim, bits_at, verdict
 from train_agents.experiments.sidecar_report import final_values
 from train_agents.experiments.sweeping import sweep
 

@@ -1,9 +1,6 @@
 import pytest
 
-from hpenv.posttraining.sandbox import (
-    Sandbox,
-    SandboxUnavailable,
-)
+from hpenv.posttraining.sandbox import Sandbox, SandboxUnavailable
 
 
 @pytest.fixture(scope="module")

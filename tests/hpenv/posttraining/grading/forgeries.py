@@ -11,9 +11,7 @@ from hpenv.posttraining.grading.grader import Grader, Submission
 from hpenv.posttraining.grading.loopholes import LOOPHOLES, MODES, Task, task_of
 from hpenv.posttraining.problems.generator import Recipe, Stage
 from hpenv.posttraining.problems.problem import Problem
-from hpenv.posttraining.sandbox import (
-    Sandbox,
-)
+from hpenv.posttraining.sandbox import Sandbox
 
 RECORD = Path(__file__).parent / "recorded_verdicts.sqlite"
 

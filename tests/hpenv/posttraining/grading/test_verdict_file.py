@@ -9,10 +9,7 @@ import pytest
 from hpenv.posttraining.grading import grader as grader_module
 from hpenv.posttraining.grading.grader import Grader, MissingVerdictError, Submission, Verdict
 from hpenv.posttraining.grading.loopholes import Task, task_of
-from hpenv.posttraining.sandbox import (
-    Limits,
-    Sandbox,
-)
+from hpenv.posttraining.sandbox import Limits, Sandbox
 from tests.hpenv.posttraining.grading.forgeries import PROBLEM, RIGHT, WRONG
 
 

@@ -9,12 +9,7 @@ from hpenv.posttraining.grading.grader import Grader, Submission
 from hpenv.posttraining.grading.loopholes import task_of
 from hpenv.posttraining.problems.files import read_problems
 from hpenv.posttraining.problems.problem import Problem
-from hpenv.posttraining.sandbox import (
-    UNSERIALIZABLE,
-    Limits,
-    Outcome,
-    Result,
-)
+from hpenv.posttraining.sandbox import UNSERIALIZABLE, Limits, Outcome, Result
 
 
 def test_a_method_is_graded_like_a_function(box, tmp_path):

@@ -7,10 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from hpenv.posttraining.projection.direction import (
-    Direction,
-    extract,
-)
+from hpenv.posttraining.projection.direction import Direction, extract
 from hpenv.posttraining.projection.direction_files import Provenance, load_direction, save_direction
 from hpenv.posttraining.students.adapter import weights_digest
 from tests.hpenv.posttraining.projection.planted import RANKS, planted

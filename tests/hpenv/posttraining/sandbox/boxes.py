@@ -2,10 +2,7 @@
 
 import pytest
 
-from hpenv.posttraining.sandbox import (
-    kernel,
-    syscalls,
-)
+from hpenv.posttraining.sandbox import kernel, syscalls
 
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")

@@ -1,8 +1,6 @@
 import pytest
 
-from hpenv.posttraining.sandbox import (
-    Sandbox,
-)
+from hpenv.posttraining.sandbox import Sandbox
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpenv.posttraining.sandbox import (
-    Result,
-    Sandbox,
-    SandboxUnavailable,
-    box,
-    syscalls,
-    worker,
-)
+from hpenv.posttraining.sandbox import Result, Sandbox, SandboxUnavailable, box, syscalls, worker
 from hpenv.posttraining.sandbox.answers import read_answers
 from hpenv.posttraining.sandbox.program import MAX_DEPTH, plain_size
 from tests.hpenv.posttraining.sandbox.boxes import executes

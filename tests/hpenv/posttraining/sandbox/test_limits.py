@@ -7,11 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from hpenv.posttraining.sandbox import (
-    Call,
-    Limits,
-    Sandbox,
-)
+from hpenv.posttraining.sandbox import Call, Limits, Sandbox
 from tests.hpenv.posttraining.sandbox.boxes import executes
 
 # Limits

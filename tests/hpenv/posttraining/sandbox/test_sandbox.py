@@ -5,13 +5,7 @@ import sys
 
 import pytest
 
-from hpenv.posttraining.sandbox import (
-    UNSERIALIZABLE,
-    Call,
-    Job,
-    Result,
-    Sandbox,
-)
+from hpenv.posttraining.sandbox import UNSERIALIZABLE, Call, Job, Result, Sandbox
 from hpenv.posttraining.sandbox.program import MAX_DEPTH
 from tests.hpenv.posttraining.sandbox.boxes import executes
 

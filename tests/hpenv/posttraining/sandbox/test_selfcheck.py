@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpenv.posttraining.sandbox import (
-    Limits,
-    Sandbox,
-    SandboxUnavailable,
-    __main__,
-    kernel,
-    worker,
-)
+from hpenv.posttraining.sandbox import Limits, Sandbox, SandboxUnavailable, __main__, kernel, worker
 from hpenv.posttraining.sandbox.selfcheck.attacks import ATTACKS, Attack, only_refusals, run_attack
 from hpenv.posttraining.sandbox.selfcheck.bait import lay_bait
 from tests.hpenv.posttraining.sandbox.boxes import executes

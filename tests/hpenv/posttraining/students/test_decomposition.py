@@ -7,12 +7,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hpenv.posttraining.students.adapter import (
-    attach,
-    decompose,
-    weight_digest,
-    weights_digest,
-)
+from hpenv.posttraining.students.adapter import attach, decompose, weight_digest, weights_digest
 from tests.hpenv.posttraining.students.tiny_modules import randn
 
 
