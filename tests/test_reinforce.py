@@ -355,7 +355,7 @@ def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_dec
     )
     agent = make(config)
     off_zero(agent.policy)
-    credits = CreditStream(2, IMMEDIATE, 1, 1, 1.0, "own", 0.95, 0.99, 5.0)
+    credits = CreditStream(2, IMMEDIATE, SidecarConfig())
     history, advantages, closed = [], [], []
     for t in range(14):
         policy = copy.deepcopy(agent.policy)
@@ -455,7 +455,7 @@ def test_a_rollout_of_many_decisions_is_taken_in_order():
         "train/credit",
     ):
         assert math.isclose(metrics[tag], trace[7][1][tag], rel_tol=1e-4), tag
-    assert torch.allclose(online._replay, whole._replay, atol=1e-5)
+    assert torch.allclose(online._replay.samples(), whole._replay.samples(), atol=1e-5)
     for ours, theirs in zip(
         online._evidence.arrays().values(), whole._evidence.arrays().values(), strict=True
     ):
