@@ -20,6 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -257,11 +258,10 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
 
     def controllers(group: str, count: int) -> list[Job]:
         sizes = {"num_updates": config.num_updates, "runs": str(config.runs)}
+        arms = [arm for arm in ARMS if arm.group == group]
         return [
             Job(f"{arm.name}-{n}", controller, {"arm": arm, "seed": n, **sizes, **transfer})
-            for n in range(count)
-            for arm in ARMS
-            if arm.group == group
+            for n, arm in product(range(count), arms)
         ]
 
     chosen = "tuned" if config.num_points else "transferred"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ def points(key: str, data: Data) -> list[tuple[str, str, FloatArray]]:
         return 100 * np.stack([data.arms[name][each].values[0] for each in ("pass", "hack")], 1)
 
     first = [name for name in (VANILLA, MAIN) if name in data.arms and name not in shown]
-    every = [name for groups in PICTURES.values() for name in data.of_group(*groups)]
+    every = data.of_group(*chain.from_iterable(PICTURES.values()))
     drawn = [(data.label(n), LETTERS.get(n, ""), rates(n)) for n in (*first, *shown)]
     return [*drawn, ("", "", np.array([rates(name).mean(0) for name in every]))]
 

@@ -135,9 +135,13 @@ def samples(
 
     found = {}
     for key in next(iter(tables[0].values()))[0]:
-        values = [[np.mean([row[key] for row in rows]) for rows in t.values()] for t in tables]
+        values = [[_mean(key, rows) for rows in table.values()] for table in tables]
         found[key] = Sample(tuple(tables[0]), np.array(values))
     return found
+
+
+def _mean(key: str, rows: Sequence[Mapping[str, float]]) -> float:
+    return float(np.mean([row[key] for row in rows]))
 
 
 def bits_per_byte(row: Row) -> dict[str, float]:
@@ -178,8 +182,10 @@ class Data:
 
     def of_group(self, *groups: str) -> list[str]:
         """Returns the arms of some groups that have numbers, in the order of the tables."""
-        names = [arm.name for group in groups for arm in self.known.values() if arm.group == group]
-        return [name for name in names if name in self.arms]
+        found: list[str] = []
+        for group in groups:
+            found += [arm.name for arm in self.known.values() if arm.group == group]
+        return [name for name in found if name in self.arms]
 
     def members(self, arm: str) -> list[Result]:
         """Returns the results of an arm: those of `<arm>-<number>` are several of one arm."""
