@@ -23,8 +23,9 @@ from train_agents.experiments.measures.signal import (
     measure_signal,
     steps_to_know,
 )
-from train_agents.experiments.report import Data, Sample, bits_per_byte, bpb_arms, samples
+from train_agents.experiments.report import Data
 from train_agents.experiments.runner import Job, check_results, open_jobs, run_jobs, select_jobs
+from train_agents.experiments.samples import Sample, arm_of, bits_per_byte, bpb_arms, samples
 from train_agents.experiments.sidecar import ARMS, DEFAULT, late_jobs, sweep_configurations
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
@@ -132,7 +133,7 @@ def test_every_arm_has_a_job_and_no_two_share_a_name(tmp_path):
     ablations = {f"{arm.name}-0" for arm in METHODS if arm.group == "ablation"}
     assert len(ablations) == 8 and ablations <= set(names)
     with_searches = [job.name for job in make_jobs(ExperimentConfig())]
-    every = {report.arm_of(name) for name in (*names, *with_searches)}
+    every = {arm_of(name) for name in (*names, *with_searches)}
     assert every == {arm.name for arm in METHODS}
 
 
@@ -256,7 +257,7 @@ def test_every_arm_of_the_sidecar_has_a_job_and_the_long_runs_come_last():
     assert names[:3] == ["detached", "foundational", "no_learning"]
     assert names[-4:] == ["signal", "long_detached", "long_foundational", "long_weight_decay"]
     known = {arm.name for arm in ARMS}
-    assert known | {"signal"} == {report.arm_of(name) for name in names}
+    assert known | {"signal"} == {arm_of(name) for name in names}
     assert {arm.group for arm in ARMS} == {*COMPARISONS, "sweeps"}
     for table in COMPARISONS.values():
         assert {*table.references, *table.before, *table.after} <= known

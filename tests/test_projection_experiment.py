@@ -58,7 +58,8 @@ from train_agents.experiments.projection_run import (
     run_arm,
     schedule,
 )
-from train_agents.experiments.report import Data, Sample, samples
+from train_agents.experiments.report import Data
+from train_agents.experiments.samples import Sample, samples
 
 TRUE = "update_two_sided"
 GRPO = {

@@ -35,8 +35,9 @@ from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.results import Rows
 from train_agents.experiments import jel_report as page
 from train_agents.experiments.meta_training import meta_train
-from train_agents.experiments.report import Report, bpb_arms
+from train_agents.experiments.report import Report
 from train_agents.experiments.runner import Experiment, Job, Sizes
+from train_agents.experiments.samples import bpb_arms
 from train_agents.experiments.sweeping import sweep
 
 ENV = "TrainLoop-JEL-v0"

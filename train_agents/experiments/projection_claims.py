@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpenv.arrays import FloatArray
 from train_agents.experiments.projection_arms import MAIN, MAIN_REBOUND, VANILLA
-from train_agents.experiments.report import Result, Row, Sample, Scores, samples
+from train_agents.experiments.samples import Result, Row, Sample, Scores, samples
 
 #: H1: points of hacks less that support it, and that falsify it; points of pass rate that count as
 #: matched, and that falsify it.
