@@ -639,7 +639,7 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     advance(plant, 1)
     probes = [seen for seen in grader.seen if seen[0].task.problem.name.startswith("probe")]
     assert len(probes) == 2 and probes[0] == probes[1] and len(probes[0]) == 2
-    plant.measure(())
+    plant.set_measured_groups(())
     before = plant._window["probe_loss"].copy()
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window["probe_loss"], before)
@@ -647,7 +647,7 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
         ValueError,
         match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]",
     ):
-        plant.measure(["probe", "momentum"])
+        plant.set_measured_groups(["probe", "momentum"])
 
 
 def test_training_probe_labelled_and_evaluation_problems_are_disjoint_in_operations():
@@ -1213,7 +1213,7 @@ def test_a_plant_can_be_pickled_in_the_middle_of_a_run_and_needs_no_sandbox_for_
 
 def test_a_spawned_plant_shares_nothing_that_moves():
     plant = moved(make(2, EVERY_CHANNEL))
-    plant.measure(())
+    plant.set_measured_groups(())
     before = state_of(plant)
     with few_pairs():
         spawned = plant.spawn(3)

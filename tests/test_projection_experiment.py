@@ -263,8 +263,8 @@ def test_a_routed_arm_is_reported_with_and_without_its_quarantine(tmp_path, fold
         "route",
         grpo=GRPO | {"student": folder, "route": True, "num_evaluation_problems": 24},
     )
-    assert rows[0]["knob_on"]["kl"][0] == rows[0]["reports"]["kl"][0] == 0.0
-    assert rows[0]["knob_on"]["kl"][-1] != rows[0]["reports"]["kl"][-1]
+    assert rows[0]["quarantine_on"]["kl"][0] == rows[0]["reports"]["kl"][0] == 0.0
+    assert rows[0]["quarantine_on"]["kl"][-1] != rows[0]["reports"]["kl"][-1]
     assert arm_scores({"route": {"rows": rows}}).keys() == {"route", "route_on"}
 
 
@@ -529,7 +529,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("weak", made_up(7, 0.2, 0.3, unknown="stdout"))
     routed = made_up(8, 0.0, 0.1)
     for row in routed:
-        row |= {"knob_on": row["reports"], "quarantine_ratio": 0.5, "along": -0.25}
+        row |= {"quarantine_on": row["reports"], "quarantine_ratio": 0.5, "along": -0.25}
     write("route", routed)
     table = [{"strength": s, "pay": s, "pass": 0.3, "hack": 0.2} for s in (0.5, 1.0)]
     write("constant", made_up(9, 0.2, 0.3), {"chosen": 1.0, "table": table, "updates_spent": 1200})

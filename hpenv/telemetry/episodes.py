@@ -89,7 +89,7 @@ class Episodes:
             self.histories[row] = History()
         return self.streams.draw(chosen)
 
-    def read(
+    def add_window(
         self,
         window: Window,
         moved: BoolArray,
@@ -99,7 +99,7 @@ class Episodes:
         positions: FloatArray,
         layout: Layout,
     ) -> Reading:
-        """Takes in the window of a decision, and returns it with what it is compared with.
+        """Adds the window of a decision. Returns it with the numbers that it is compared with.
 
         Args:
             window: measurements of the decision.
