@@ -168,7 +168,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     written = json.loads(json.dumps(policy.arguments()))
     if written != arguments:
         raise ValueError(
-            f"{folder / STATE}: arguments of a {name!r} must be {written}; got {arguments}{SAVE_AGAIN}"
+            f"{folder / STATE}: arguments of a {name!r} must be {written}; "
+            f"got {arguments}{SAVE_AGAIN}"
         )
     check_tensors(folder / TENSORS, tensors, policy.tensors())
 
@@ -181,7 +182,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(
-                f"{folder / TENSORS}: tensor {key!r} must be finite; got a NaN or an infinity{SAVE_AGAIN}"
+                f"{folder / TENSORS}: tensor {key!r} must be finite; "
+                f"got a NaN or an infinity{SAVE_AGAIN}"
             )
 
     return policy
@@ -210,7 +212,8 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
     unknown = sorted({*metadata} - {"kind", *expected})
     if unknown:
         raise ValueError(
-            f"{folder / STATE}: metadata holds {unknown}; expected {sorted(expected)} alone{SAVE_AGAIN}"
+            f"{folder / STATE}: metadata holds {unknown}; "
+            f"expected {sorted(expected)} alone{SAVE_AGAIN}"
         )
 
     if metadata["policy"] not in POLICIES:

@@ -61,9 +61,9 @@ WARMUP_UPDATES = 10
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Of the controller's Adam: with the paper's 3e-4 a dozen updates move nothing.
 POLICY_RATE = 2e-3
-#: What is recorded at a report: `step`, `report` (deployed), `quarantine_on` (with the quarantine, of an
-#: arm that routes), `probe_pass`, and, but for the first, `means` and `module_cos` since the last
-#: report. `module_cos` is 0 if there was no update. Numbers are lists, one per row.
+#: What is recorded at a report: `step`, `report` (deployed), `quarantine_on` (with the quarantine,
+#: of an arm that routes), `probe_pass`, and, but for the first, `means` and `module_cos` since the
+#: last report. `module_cos` is 0 if there was no update. Numbers are lists, one per row.
 Record = dict[str, Any]
 
 
@@ -96,8 +96,8 @@ def run_arm(
 
     Returns:
         A dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves. `reports`,
-        `quarantine_on` and `probe_pass` have one number per step. `means` and `module_cos` have one less.
-        Then `along`, `quarantine_ratio` of an arm that routes (its length / the coefficients'), and
+        `quarantine_on` and `probe_pass` have one number per step. `means` and `module_cos` have one
+        less. Then `along`, `quarantine_ratio` of an arm that routes (its length / the coefficients'), and
         `erased` (a report's numbers) where asked for. The extra is empty.
 
     Raises:
