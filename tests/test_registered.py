@@ -68,7 +68,7 @@ VARIANTS = {
     for id, spec in SPECS.items()
 }
 # Those under which all that an id can draw is drawn, and all that it can measure is measured.
-RICHEST = {
+RICHEST = VARIANTS | {
     JEL: [{"observation": "full", "channels": "per_optimizer"}],
     CELL: [
         {"channels": surface, "observation": "full_position"}
@@ -85,7 +85,7 @@ QUICK = {
     "interval": 3,
     "eval_tokens": 256,
 }
-SMALL = {JEL: QUICK, CELL: QUICK | {"preset": "nano"}}
+SMALL = dict.fromkeys(set(IDS) - {PROJECTION}, QUICK) | {CELL: QUICK | {"preset": "nano"}}
 # Programs are executed where the kernel can hold them alone.
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")

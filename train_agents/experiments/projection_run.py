@@ -97,8 +97,8 @@ def run_arm(
     Returns:
         A dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves. `reports`,
         `quarantine_on` and `probe_pass` have one number per step. `means` and `module_cos` have one
-        less. Then `along`, `quarantine_ratio` of an arm that routes (its length / the coefficients'), and
-        `erased` (a report's numbers) where asked for. The extra is empty.
+        less. Then `along`, `quarantine_ratio` of an arm that routes (its length / the
+        coefficients'), and `erased` (a report's numbers) where asked for. The extra is empty.
 
     Raises:
         ValueError: the checkpoint is of other runs.
