@@ -15,7 +15,7 @@ from agents.returns import (
     credit_weights,
     leave_one_out,
 )
-from agents.sidecar_config import Baseline
+from agents.sidecar_config import SidecarConfig
 
 
 class Advantages(NamedTuple):
@@ -33,6 +33,14 @@ class Advantages(NamedTuple):
     baseline: FloatArray
     rms: FloatArray
 
+    def metrics(self, alive: BoolArray) -> dict[str, float]:
+        """Returns means over the rows that are alive, (N,) [reward]."""
+        return {
+            "train/credit": float(self.credits[alive].mean()),
+            "train/baseline": float(self.baseline[alive].mean()),
+            "train/advantage_rms": float(self.rms[alive].mean()),
+        }
+
 
 class CreditStream:
     """Computes advantages of past decisions from the rewards of N runs, one decision at a time.
@@ -48,36 +56,20 @@ class CreditStream:
         num_rows: N.
         immediate: True for cells whose effect shows in the reward of the same decision, (M,). See
             `returns.credit_weights`.
-        delay: decisions between an action and the first reward that it affects.
-        horizon: number of rewards summed into a credit.
-        gamma: discount per decision after the delay.
-        baseline: `own`, an exponential mean of the cell's earlier credits, or `population`, the
-            mean of the other rows' credits at the same decision.
-        baseline_decay: decay of that exponential mean.
-        scale_decay: decay of the mean square.
-        bound: advantages are clipped to [-bound, bound] after the division.
+        config: its `delay`, `horizon` and `gamma` define a credit, and its `baseline`,
+            `baseline_decay`, `scale_decay` and `advantage_clip` the advantage.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        immediate: Sequence[bool],
-        delay: int,
-        horizon: int,
-        gamma: float,
-        baseline: Baseline,
-        baseline_decay: float,
-        scale_decay: float,
-        bound: float,
-    ) -> None:
+    #: Names of the arrays that the next push depends on.
+    _STATE = ("rewards", "baselines", "known", "mean", "mean_count", "square", "square_count")
+
+    def __init__(self, num_rows: int, immediate: Sequence[bool], config: SidecarConfig) -> None:
         size = (num_rows, len(immediate))
+        self._config = config
         # (M, D): one row of weights per cell
         self._weights = np.stack(
-            [credit_weights(delay, horizon, gamma, flag) for flag in immediate]
+            [credit_weights(config.delay, config.horizon, config.gamma, flag) for flag in immediate]
         )
-        self._baseline = baseline
-        self._decays = (baseline_decay, scale_decay)
-        self._bound = bound
         # Of the waiting decisions, the oldest first: rewards (at most D - 1, N), baselines, and 1
         # where a baseline was known.
         self._rewards = np.zeros((0, num_rows))
@@ -106,7 +98,7 @@ class CreditStream:
             Advantages of the decision `delay + horizon - 1` back, 0 for runs that have ended. None
             while there are fewer decisions.
         """
-        baseline_decay, scale_decay = self._decays
+        baseline_decay, scale_decay = self._config.baseline_decay, self._config.scale_decay
         waiting = np.concatenate([self._rewards, np.where(alive, rewards, 0.0)[None]])  # (<= D, N)
         newest = corrected_mean(self._mean, self._mean_count, baseline_decay)
         baselines = np.concatenate([self._baselines, newest[None]])
@@ -118,7 +110,7 @@ class CreditStream:
         self._rewards, self._baselines, self._known = waiting[1:], baselines[1:], is_known[1:]
 
         credits = np.where(alive[:, None], (self._weights @ waiting).T, 0.0)  # (N, M)
-        if self._baseline == "population":
+        if self._config.baseline == "population":
             baseline = leave_one_out(credits.T, np.broadcast_to(alive, credits.T.shape)).T
             known = (alive & (alive.sum() > 1))[:, None]
         else:
@@ -138,7 +130,8 @@ class CreditStream:
         self._square_count += known
 
         rms = np.sqrt(corrected_mean(self._square, self._square_count, scale_decay))
-        values = np.clip(difference / (rms + STD_EPSILON), -self._bound, self._bound)
+        bound = self._config.advantage_clip
+        values = np.clip(difference / (rms + STD_EPSILON), -bound, bound)
         return Advantages(values, credits, baseline, rms)
 
     def restart(self) -> None:
@@ -149,25 +142,12 @@ class CreditStream:
 
     def arrays(self) -> dict[str, FloatArray]:
         """Returns copies of the state that the next push depends on."""
-        return {
-            "rewards": self._rewards.copy(),
-            "baselines": self._baselines.copy(),
-            "known": self._known.copy(),
-            "mean": self._mean.copy(),
-            "mean_count": self._mean_count.copy(),
-            "square": self._square.copy(),
-            "square_count": self._square_count.copy(),
-        }
+        return {name: getattr(self, f"_{name}").copy() for name in self._STATE}
 
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
         """Restores the state that `arrays` returned."""
-        self._rewards = arrays["rewards"].copy()
-        self._baselines = arrays["baselines"].copy()
-        self._known = arrays["known"].copy()
-        self._mean = arrays["mean"].copy()
-        self._mean_count = arrays["mean_count"].copy()
-        self._square = arrays["square"].copy()
-        self._square_count = arrays["square_count"].copy()
+        for name in self._STATE:
+            setattr(self, f"_{name}", arrays[name].copy())
 
 
 class Evidence:

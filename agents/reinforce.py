@@ -34,15 +34,17 @@ from agents.base import (
     config_json,
     episode_metrics,
 )
-from agents.credits import Advantages, CreditStream, Evidence
+from agents.cell_networks import kind_metrics, make_networks, outputs_of_cells
+from agents.credits import CreditStream, Evidence
 from agents.losses import bound_norms, clipped_surrogate, gaussian_log_density, scale_gradient
-from agents.sidecar_config import INITIAL_STD, SidecarConfig, check_columns, initial_means
+from agents.replay import Replay
+from agents.sidecar_config import SidecarConfig
 from hpenv.policies.cells import CellMLP
 from hpenv.policies.neutral import Neutral
 from hpenv.policies.store import load_state, save_state
 
 #: Names of the counters in a saved agent's metadata.
-COUNTERS = ("num_decisions", "num_updates", "num_replayed")
+COUNTERS = ("num_decisions", "num_updates")
 
 
 class ReinforceAgent:
@@ -67,7 +69,6 @@ class ReinforceAgent:
     Attributes:
         num_decisions: number of decisions so far, learned from or waiting for their credit.
         num_updates: number of steps of the optimizer so far.
-        num_replayed: number of decisions that have entered the replay so far.
     """
 
     def __init__(
@@ -85,19 +86,11 @@ class ReinforceAgent:
         self.config = SidecarConfig() if config is None else config
         kinds, names = list(action_kinds), list(action_names)
         immediate = [bool(flag) for flag in action_immediate]
-        check_columns(kinds, immediate, names, self.config)
         if self.config.baseline == "population" and num_rows < 2:
             raise ValueError(
                 f"num_rows must be >= 2 with baseline 'population'; got {num_rows}; "
                 "give more rows, or baseline 'own'"
             )
-
-        channels = [name.split("/")[0] for name in names] if self.config.common else []
-        groups = list(dict.fromkeys(channels))
-        first = [channels.index(group) for group in groups]  # a cell of each group
-        # The Gaussians of a cell and of its channel together have the requested variance.
-        share = 1.0 / math.sqrt(2.0) if groups else 1.0
-        stds = [(INITIAL_STD | dict(self.config.initial_std))[kind] * share for kind in kinds]
 
         # Two streams per network, or the first noise would repeat the initial weights.
         num_networks = 1 if shared else num_rows
@@ -105,17 +98,17 @@ class ReinforceAgent:
             np.random.SeedSequence([seed, first_row + row]).generate_state(2)
             for row in range(num_networks)
         ]
-        self._cells = CellMLP(
-            num_networks,
-            observation_size,
-            len(kinds),
-            self.config.hidden_size,
-            [*initial_means(names, len(kinds), self.config.initial_mean), *[0.0] * len(groups)],
-            [*stds, *(stds[cell] for cell in first)],
-            self.config.std_bounds,
-            [groups.index(channel) for channel in channels],
+        self._cells = make_networks(
             [int(weights_seed) for weights_seed, _ in words],
+            observation_size,
+            kinds,
+            names,
+            self.config,
         )
+        if len(immediate) != len(kinds):
+            raise ValueError(
+                f"action_immediate must have {len(kinds)} flags, one per cell; got {len(immediate)}"
+            )
         self._neutral = Neutral(len(kinds))
 
         self._generators = [
@@ -125,37 +118,18 @@ class ReinforceAgent:
         self._optimizer = torch.optim.SGD(self._parameters, lr=self.config.learning_rate)
 
         self._credits = CreditStream(
-            num_rows,
-            [*immediate, *(immediate[cell] for cell in first)],
-            self.config.delay,
-            self.config.horizon,
-            self.config.gamma,
-            self.config.baseline,
-            self.config.baseline_decay,
-            self.config.scale_decay,
-            self.config.advantage_clip,
+            num_rows, outputs_of_cells(self._cells, immediate), self.config
         )
-        G, N, F, M = num_networks, num_rows, observation_size, self._cells.output_size
+        num_outputs = self._cells.output_size
         # Of means and of standard deviations.
-        self._evidence = Evidence((G, 2, M), self.config.evidence_decay)
+        self._evidence = Evidence((num_networks, 2, num_outputs), self.config.evidence_decay)
+        self._replay = Replay(num_rows, observation_size, num_outputs, self.config.replay_size)
         self._num_rows = num_rows
-
-        # Decisions whose credit is not complete: obs, raw, log density and (raw - mean) / std,
-        # (N, F + 3 M).
-        self._pending: list[torch.Tensor] = []
-        # Decisions with a credit: obs, raw, log density and advantages.
-        self._replay = torch.zeros(N, self.config.replay_size, F + 3 * M)
-        self._splits = (F, M, M, M)
-        self.num_replayed = 0
         self._ended = np.zeros(num_rows, dtype=bool)
         self.num_decisions = 0
         self.num_updates = 0
 
-        self._names = names
-        self._kinds = {
-            kind: torch.tensor([k == kind for k in kinds]) for kind in dict.fromkeys(kinds)
-        }
-        self._columns = {
+        self._columns: dict[str, list[Any]] = {
             "action_kinds": kinds,
             "action_immediate": immediate,
             "action_names": names,
@@ -222,8 +196,10 @@ class ReinforceAgent:
         alive = rollout.alive
         if alive.shape[1] != self._num_rows:
             raise ValueError(f"rollout must have {self._num_rows} rows; got {alive.shape[1]}")
-        if not continues:
-            self._begin()
+        if not continues:  # new runs: weights, replay, baselines and evidence stay
+            self._ended = np.zeros(self._num_rows, dtype=bool)
+            self._replay.restart()
+            self._credits.restart()
         if (alive & self._ended).any():
             rows = np.flatnonzero((alive & self._ended).any(axis=0)).tolist()
             raise ValueError(
@@ -255,7 +231,12 @@ class ReinforceAgent:
         metrics["train/staleness"] = float(difference.mean() / self._cells.output_size)
 
         last = int(np.flatnonzero(alive.any(axis=1))[-1])
-        metrics |= self._kind_metrics(mean[:, last][alive[last]], log_std[:, last][alive[last]])
+        metrics |= kind_metrics(
+            self._cells,
+            self._columns["action_kinds"],
+            mean[:, last][alive[last]],
+            log_std[:, last][alive[last]],
+        )
 
         if continues:
             for t in range(last + 1):
@@ -270,12 +251,6 @@ class ReinforceAgent:
             metrics |= self._take(decisions[:, min(t, last)], earned, credited)
         return metrics
 
-    def _begin(self) -> None:
-        """Begins new runs. Weights, replay, baselines and evidence stay."""
-        self._pending = []
-        self._ended = np.zeros(self._num_rows, dtype=bool)
-        self._credits.restart()
-
     def _per_network(self, array: torch.Tensor) -> torch.Tensor:
         """Returns an array of rows (N, T, X) as (G, N / G T, X)."""
         return array.reshape(self._cells.num_rows, -1, array.shape[-1])
@@ -284,16 +259,14 @@ class ReinforceAgent:
         self, decision: torch.Tensor, rewards: FloatArray, alive: BoolArray
     ) -> dict[str, float]:
         """Adds one decision, and learns from the earlier one whose credit its reward completes."""
-        self._pending.append(decision)
+        self._replay.add(decision)
         self.num_decisions += 1
         advantages = self._credits.push(rewards, alive)
         if advantages is None:
             return {}
 
         values = torch.from_numpy(advantages.values.astype(np.float32))
-        slot = self.num_replayed % self.config.replay_size
-        *known, noise = self._pending.pop(0).split(self._splits, dim=-1)
-        self._replay[:, slot] = torch.cat([*known, values], dim=-1)
+        noise = self._replay.complete(values)
         # Of mean and of log std.
         scores = torch.stack([noise, (noise.square() - 1.0) / math.sqrt(2.0)], dim=1)
         products = (scores * values[:, None]).double().numpy()  # (N, 2, M)
@@ -302,17 +275,15 @@ class ReinforceAgent:
         self._evidence.push(
             products.reshape(*per_network.shape, *scores.shape[1:]).mean(1), networks
         )
-        self.num_replayed += 1
 
         if self.num_decisions % self.config.update_interval:
             return {}
-        return self._step(networks) | _credit_metrics(advantages, alive)
+        return self._step(networks) | advantages.metrics(alive)
 
     def _step(self, alive: BoolArray) -> dict[str, float]:
         """Takes one step on the replay. Networks whose rows have all ended do not change."""
-        filled = min(self.num_replayed, self.config.replay_size)
-        samples = self._per_network(self._replay[:, :filled])
-        obs, raw, old, advantages = samples.split(self._splits, dim=-1)
+        samples = self._per_network(self._replay.samples())
+        obs, raw, old, advantages = self._replay.parts(samples)
         mean, log_std = self._cells(obs)
         gates = torch.from_numpy(self._evidence.gates(self.config.evidence)).float()
         gates = gates[:, :, None]  # (G, 2, 1, M)
@@ -355,26 +326,6 @@ class ReinforceAgent:
         self._optimizer.step()
         return norms
 
-    def _kind_metrics(self, mean: torch.Tensor, log_std: torch.Tensor) -> dict[str, float]:
-        """Returns standard deviation and distance of the mean from neutral, per kind of cell.
-
-        Both arguments are of rows, (., M).
-        """
-        A = self._cells.action_size
-        variance = torch.exp(2.0 * log_std)
-        of_cells = variance[:, :A]
-        if self._cells.common:
-            of_cells = of_cells + variance[:, A:][:, list(self._cells.common)]
-        std = of_cells.sqrt().mean(dim=0)  # (A,)
-        distance = self._cells.positions(mean).abs().mean(dim=0)  # (A,)
-
-        metrics = {}
-        for kind, cells in self._kinds.items():
-            metrics[f"train/std/{kind}"] = std[cells].mean().item()
-            metrics[f"train/mean_abs_position/{kind}"] = distance[cells].mean().item()
-
-        return metrics
-
     def _identity(self) -> dict[str, object]:
         """Returns the metadata that must be equal in a saved agent and in the one that loads it."""
         return {
@@ -397,19 +348,14 @@ class ReinforceAgent:
             "policy": self._cells.tensors(),
             "evidence": self._evidence.arrays(),
             "credits": self._credits.arrays(),
-        }
-        tensors = {
-            f"{part}.{name}": torch.as_tensor(value)
-            for part, values in parts.items()
-            for name, value in values.items()
+            "replay": self._replay.arrays(),
         }
         generators = [generator.get_state() for generator in self._generators]
-        return tensors | {
-            "generators": torch.stack(generators),
-            "replay": self._replay,
-            "ended": torch.from_numpy(self._ended),
-            "pending": torch.stack(self._pending) if self._pending else self._replay[:0],
-        }
+        tensors = {"generators": torch.stack(generators), "ended": torch.from_numpy(self._ended)}
+        for part, values in parts.items():
+            for name, value in values.items():
+                tensors[f"{part}.{name}"] = torch.as_tensor(value)
+        return tensors
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continues bitwise from the saved agent's state.
@@ -426,19 +372,19 @@ class ReinforceAgent:
                 f"{path} must hold the tensors {sorted(self._tensors())}; got {sorted(tensors)}"
             )
 
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            found = {name: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
-            return {name.removeprefix(f"{prefix}."): tensor for name, tensor in found.items()}
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            prefix, _, rest = name.partition(".")
+            parts.setdefault(prefix, {})[rest] = tensor
 
-        self._cells.load_state_dict(part("policy"))
-        self._evidence.restore({key: value.numpy() for key, value in part("evidence").items()})
-        self._credits.restore({key: value.numpy() for key, value in part("credits").items()})
+        self._cells.load_state_dict(parts["policy"])
+        self._evidence.restore({name: t.numpy() for name, t in parts["evidence"].items()})
+        self._credits.restore({name: t.numpy() for name, t in parts["credits"].items()})
+        self._replay.restore(parts["replay"])
         for generator, state in zip(self._generators, tensors["generators"], strict=True):
             generator.set_state(state.clone())  # it reads past the end of a view
 
-        self._replay = tensors["replay"].clone()
         self._ended = tensors["ended"].numpy().copy()
-        self._pending = [decision.clone() for decision in tensors["pending"]]
         for name in COUNTERS:
             setattr(self, name, metadata[name])
 
@@ -447,11 +393,3 @@ def _per_row(array: np.ndarray, alive: BoolArray) -> torch.Tensor:
     """Returns a rollout's array (T, N, X) as (N, T, X) float32, with 0 where not alive."""
     taken = np.where(alive[..., None], array, 0.0).astype(np.float32)
     return torch.from_numpy(np.ascontiguousarray(taken.swapaxes(0, 1)))
-
-
-def _credit_metrics(advantages: Advantages, alive: BoolArray) -> dict[str, float]:
-    return {
-        "train/credit": float(advantages.credits[alive].mean()),
-        "train/baseline": float(advantages.baseline[alive].mean()),
-        "train/advantage_rms": float(advantages.rms[alive].mean()),
-    }

@@ -1,9 +1,9 @@
-"""Hyperparameters of the Sidecar, and what they mean for the cells of an environment."""
+"""Hyperparameters of the Sidecar and of REINFORCE."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -129,47 +129,3 @@ def for_episodes() -> SidecarConfig:
         gamma=0.99,
         baseline="population",
     )
-
-
-def check_columns(
-    kinds: list[str], immediate: list[bool], names: list[str], config: SidecarConfig
-) -> None:
-    """Checks that kinds, flags and names describe the same cells.
-
-    Raises:
-        ValueError: they do not.
-    """
-    unknown = sorted(set(kinds) - set(INITIAL_STD))
-    if unknown:
-        raise ValueError(
-            f"action_kinds must be of {list(INITIAL_STD)}; got unknown kinds {unknown}"
-        )
-    if len(immediate) != len(kinds):
-        raise ValueError(
-            f"action_immediate must have {len(kinds)} flags, one per cell; got {len(immediate)}"
-        )
-
-    if names and len(names) != len(kinds):
-        raise ValueError(
-            f"action_names must have {len(kinds)} names, one per cell; got {len(names)}"
-        )
-    if not names and (config.common or config.initial_mean):
-        raise ValueError("action_names must be given with `common` and `initial_mean`; got none")
-
-
-def initial_means(names: Sequence[str], num_cells: int, wanted: Mapping[str, float]) -> list[float]:
-    """Returns the initial means of the cells [position].
-
-    An entry of `wanted` applies to a cell or to all cells of a channel. The longest entry wins.
-    """
-    means = [0.0] * num_cells
-    for prefix in sorted(wanted, key=len):
-        cells = [index for index, name in enumerate(names) if f"{name}/".startswith(f"{prefix}/")]
-        if not cells:
-            raise ValueError(
-                f"initial_mean must have names of cells; got {prefix!r}; "
-                f"the cells are {sorted(names)}"
-            )
-        for cell in cells:
-            means[cell] = wanted[prefix]
-    return means

@@ -35,10 +35,6 @@ def _vector(env: Env) -> TrainLoopVectorEnv:
     return vector
 
 
-def _rename(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    return {new if name == old else name: value for name, value in values.items()}
-
-
 @with_torch_defaults
 def snapshot(env: Env) -> Snapshot:
     """Returns everything that the next step depends on.
@@ -55,10 +51,12 @@ def snapshot(env: Env) -> Snapshot:
     tensors = {f"plant/{name}": tensor for name, tensor in inner.tensors.items()}
     for name, value in vector.episodes.arrays().items():
         tensors[name] = torch.as_tensor(value.copy())
-    # `num_steps` is called `horizon` in snapshots.
-    settings = _rename(vector.arguments, "num_steps", "horizon")
-    metadata = {"plant": inner.metadata, "env": settings}
-    return Snapshot(tensors, metadata | {"rows": vector.episodes.rows()})
+    metadata = {
+        "plant": inner.metadata,
+        "env": dict(vector.arguments),
+        "rows": vector.episodes.rows(),
+    }
+    return Snapshot(tensors, metadata)
 
 
 @with_torch_defaults
@@ -124,7 +122,7 @@ def _check_metadata(snapshot: Snapshot, vector: TrainLoopVectorEnv) -> None:
             f"{sorted(snapshot.metadata)}"
         )
 
-    ours, theirs = vector.arguments, _rename(snapshot.metadata["env"], "horizon", "num_steps")
+    ours, theirs = vector.arguments, snapshot.metadata["env"]
     different = {
         key: (theirs.get(key), ours.get(key))
         for key in ours | theirs

@@ -123,7 +123,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         paid = [REWARD_TERMS[name] for name, weight in self._weights.items() if weight]
         seen = [FEATURES[name] for name in features]
         groups = groups_read([*seen, *paid], plant.measurements)
-        plant.measure(groups)
+        plant.set_measured_groups(groups)
         self._probes, self._terms = "probe" in groups, measured_terms(plant.measurements, groups)
 
         cells = plant.panel
@@ -280,7 +280,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         episodes, panel = self.episodes, self.plant.panel
         left = np.minimum(self.interval, self.num_steps - episodes.window.steps)
         window = self.plant.advance(np.where(moving, left, 0))
-        return episodes.read(
+        return episodes.add_window(
             window, moving, fresh, self._probes, self.num_steps, panel.positions, self._layout
         )
 

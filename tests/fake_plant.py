@@ -84,7 +84,7 @@ class FakePlant:
         self.reason = DIVERGENCE_REASONS.index(reason)
         self.num_measured = 0
 
-    def measure(self, groups: Collection[str]) -> None:
+    def set_measured_groups(self, groups: Collection[str]) -> None:
         assert set(groups) <= set(GROUPS)
         self.measured_groups = frozenset(groups)
 

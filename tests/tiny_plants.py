@@ -66,7 +66,7 @@ def make(
             PretrainingConfig(preset=preset, **arguments | changes), num_rows, channels
         )
     if groups is not None:
-        plant.measure(groups)
+        plant.set_measured_groups(groups)
     plant.reset(list(range(100, 100 + num_rows)))
     if stirred:
         stir(plant)

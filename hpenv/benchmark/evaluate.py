@@ -130,58 +130,58 @@ def run_episodes(
     observations, infos = env.reset(seed=seeds)
     begin(controller, columns_of(env))
     alive = np.ones(len(seeds), dtype=bool)
-    corpus = env.plant.corpus_digest
     neutral = np.zeros((len(seeds), len(env.action_names)), dtype=np.float32)
-    steps, probe = [infos["step"]], [infos["probe_loss"]] if "probe_loss" in infos else []
-    score = env.plant.score.key
-    heldout: list[NDArray[np.float64]] = [_report(env)[score]] if heldout_curve else []
-    report: dict[str, NDArray[np.float64]] = {}
-    train: list[NDArray[np.float64]] = []
-    panel: dict[str, list[NDArray[np.float64]]] = {name: [] for name in env.plant.panel.names}
-    reasons: list[str | None] = [None] * len(seeds)
+    history = [infos]  # after the reset and after every decision
+    reports = [_report(env)] if heldout_curve else []
 
     for _ in range(env.num_decisions):
         positions = neutral if controller is None else controller.act(observations)
         observations, rewards, terminated, truncated, infos = env.step(positions)
         teach(controller, rewards, alive)
         alive = alive & ~(terminated | truncated)
-        steps.append(infos["step"])
-        if "probe_loss" in infos:
-            probe.append(infos["probe_loss"])
-        train.append(infos["train_loss"])
-
-        for name, values in panel.items():
-            values.append(infos[f"panel/{name}"])
-        for index in np.flatnonzero(infos["divergence"]):
-            reasons[index] = DIVERGENCE_REASONS[infos["divergence"][index]]
-
+        history.append(infos)
         if heldout_curve:
-            report = _report(env)
-            heldout.append(report[score])
+            reports.append(_report(env))
         if on_progress is not None:
             on_progress(len(seeds) / env.num_decisions)
 
-    report = report or _report(env)
+    report = reports[-1] if reports else _report(env)
     last_probe = infos["probe_loss"] if "probe_loss" in infos else probe_loss(env)
+    score = env.plant.score.key
 
     rows = []
     for i, seed in enumerate(seeds):
-        row: dict[str, Any] = {"seed": seed, "corpus": corpus}
+        row: dict[str, Any] = {"seed": seed, "corpus": env.plant.corpus_digest}
         row |= {name: float(values[i]) for name, values in report.items()}
-        row["train_loss"] = float(train[-1][i]) if steps[-1][i] > 0 else None
-        row |= {"probe_loss": float(last_probe[i]), "divergence_reason": reasons[i]}
+        row["train_loss"] = float(infos["train_loss"][i]) if infos["step"][i] > 0 else None
+        row |= {"probe_loss": float(last_probe[i]), "divergence_reason": _reason(history, i)}
         if curve:
-            row |= {"steps": [int(s[i]) for s in steps]}
-            if len(probe) == len(steps):
-                row |= {"probe_curve": [float(p[i]) for p in probe]}
-            row |= {"train_curve": [float(t[i]) for t in train]}
-            in_force = {name: [float(v[i]) for v in values] for name, values in panel.items()}
-            row |= {"panel": in_force}
+            row |= _curves(history, i, env.plant.panel.names)
         if heldout_curve:
-            row[f"{score}_curve"] = [float(b[i]) for b in heldout]
+            row[f"{score}_curve"] = [float(earlier[score][i]) for earlier in reports]
         rows.append(row)
 
     return rows
+
+
+def _reason(history: Sequence[Mapping[str, Any]], row: int) -> str | None:
+    """Returns the reason for which a row has diverged, or None."""
+    codes = [int(infos["divergence"][row]) for infos in history[1:]]
+    return next((DIVERGENCE_REASONS[code] for code in reversed(codes) if code), None)
+
+
+def _curves(history: Sequence[Mapping[str, Any]], row: int, names: Sequence[str]) -> dict[str, Any]:
+    """Returns a row's steps, losses and panel after every decision."""
+    curves: dict[str, Any] = {"steps": [int(infos["step"][row]) for infos in history]}
+    if all("probe_loss" in infos for infos in history):
+        curves["probe_curve"] = [float(infos["probe_loss"][row]) for infos in history]
+
+    decisions = history[1:]
+    curves["train_curve"] = [float(infos["train_loss"][row]) for infos in decisions]
+    curves["panel"] = {}
+    for name in names:
+        curves["panel"][name] = [float(infos[f"panel/{name}"][row]) for infos in decisions]
+    return curves
 
 
 def _report(env: TrainLoopVectorEnv) -> dict[str, NDArray[np.float64]]:
@@ -198,8 +198,8 @@ def probe_loss(env: TrainLoopVectorEnv) -> NDArray[np.float64]:
     Tuning uses this loss, because the validation slice is for reporting.
     """
     groups = env.plant.measured_groups
-    env.plant.measure(groups | {"probe"})
+    env.plant.set_measured_groups(groups | {"probe"})
     try:
         return env.plant.advance(np.zeros(env.num_envs, dtype=np.int64))["probe_loss"]
     finally:
-        env.plant.measure(groups)
+        env.plant.set_measured_groups(groups)

@@ -50,7 +50,12 @@ def progress(total: float, description: str, completed: float = 0) -> Iterator[A
 
     with Progress(*columns, console=Console(stderr=True)) as bar:
         title = escape(description)
-        task = bar.add_task(title, total=total, completed=completed, text="")  # type: ignore[arg-type]
+        task = bar.add_task(
+            title,
+            total=total,
+            completed=completed,  # type: ignore[arg-type]
+            text="",
+        )
 
         def advance(amount: float = 1.0, text: str = "") -> None:
             bar.update(task, advance=amount, text=escape(text))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 from hpenv.arrays import FloatArray
 
@@ -28,38 +29,13 @@ class Interval(NamedTuple):
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """Returns the quantile of Student's t at a probability in [0.5, 1), by bisection."""
+    """Returns the quantile of Student's t at a probability in [0.5, 1)."""
     if not 0.5 <= probability < 1.0 or freedom < 1:
         raise ValueError(
             "probability must be in [0.5, 1), and freedom must be >= 1; "
             f"got {probability} and {freedom}"
         )
-
-    low, high = 0.0, math.pi / 2.0  # bounds of the angle atan(t / sqrt(n))
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if _central_probability(middle, freedom) < 2.0 * probability - 1.0:
-            low = middle
-        else:
-            high = middle
-
-    return math.sqrt(freedom) * math.tan(0.5 * (low + high))
-
-
-def _central_probability(angle: float, freedom: int) -> float:
-    """Returns P(|t| < sqrt(n) tan(angle)), a finite sum for integers n.
-
-    References:
-        Abramowitz & Stegun 1964, 26.7.3 and 26.7.4.
-    """
-    odd, term, total = freedom % 2, 1.0, 0.0
-    for power in range(odd, freedom - 1, 2):  # cos^odd, then times k / (k + 1) cos^2 each
-        if power == odd:
-            term = math.cos(angle) ** odd
-        else:
-            term = term * (power - 1) / power * math.cos(angle) ** 2
-        total += term
-    return 2.0 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return float(stdtrit(freedom, probability))
 
 
 def _sample(values: ArrayLike, least: int = 2) -> FloatArray:

@@ -14,6 +14,7 @@ Every function is differentiable once. create_graph=True raises an error.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ def squared_relu_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 class _SquaredReLUFeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, up: Tensor, down: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
         N, M, _ = x.shape
         hidden = x.new_empty(N, M, up.shape[1])
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -77,7 +78,7 @@ class _SquaredReLUFeedForward(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _refuse_second_derivative()
         x, up, down, hidden = ctx.saved_tensors
         N, M, _ = x.shape
@@ -126,7 +127,9 @@ class _MeanSoftcappedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, caps: list[float]) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, caps: list[float]
+    ) -> Tensor:
         N, M, _ = states.shape
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         totals = torch.zeros(N, dtype=torch.float32)
@@ -158,7 +161,7 @@ class _MeanSoftcappedCrossEntropy(torch.autograd.Function):
         return totals / M
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         _refuse_second_derivative()
         d_states, d_weight = ctx.saved_tensors
         scale = gradient[:, None, None].to(d_states.dtype)

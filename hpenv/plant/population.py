@@ -154,10 +154,21 @@ class Runs(ABC):
         untrained = is_new & (self.divergence == 0)
         values["train_loss"][untrained] = values["probe_loss"][untrained]
 
+    def _mark_diverged(self, rows: IntArray, found: Mapping[str, BoolArray]) -> None:
+        """Ends rows for the first reason that is found. A row that has ended keeps its reason.
+
+        Args:
+            rows: indices of rows, (M,).
+            found: reason of DIVERGENCE_REASONS -> True for the rows that it applies to, (M,).
+        """
+        for reason, applies in found.items():
+            ended = rows[applies & (self.divergence[rows] == 0)]
+            self.divergence[ended] = DIVERGENCE_REASONS.index(reason)
+
     def _group(self, name: str) -> str | None:
         return next(own.group for own in self.measurements if own.name == name)
 
-    def measure(self, groups: Collection[str]) -> None:
+    def set_measured_groups(self, groups: Collection[str]) -> None:
         """Sets the measurement groups that `advance` measures.
 
         Raises:

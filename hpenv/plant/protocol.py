@@ -98,7 +98,7 @@ class Plant(Protocol):
     measured_groups: frozenset[str]
     corpus_digest: str
 
-    def measure(self, groups: Collection[str]) -> None:
+    def set_measured_groups(self, groups: Collection[str]) -> None:
         """Sets the groups that `advance` measures. The default is `probe`, `momentum`."""
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:

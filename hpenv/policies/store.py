@@ -21,7 +21,7 @@ from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.schedule_table import ScheduleTable
 
 #: Cure for a folder whose contents have changed since they were written.
-CURE = "; copy the folder again, or save the policy again"
+SAVE_AGAIN = "; copy the folder again, or save the policy again"
 
 #: name in a saved folder -> class
 POLICIES: dict[str, type[Policy]] = {
@@ -161,14 +161,15 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         raise ValueError(
             f"{folder / STATE} and {folder / TENSORS} must make a {name!r}; "
             f"got arguments {arguments} and tensors of "
-            f"{ {key: tuple(tensor.shape) for key, tensor in tensors.items()} }: {text}{CURE}"
+            f"{ {key: tuple(tensor.shape) for key, tensor in tensors.items()} }: {text}{SAVE_AGAIN}"
         ) from error
 
     # The policy must write what was read: nothing was dropped, cast or filled in.
     written = json.loads(json.dumps(policy.arguments()))
     if written != arguments:
         raise ValueError(
-            f"{folder / STATE}: arguments of a {name!r} must be {written}; got {arguments}{CURE}"
+            f"{folder / STATE}: arguments of a {name!r} must be {written}; "
+            f"got {arguments}{SAVE_AGAIN}"
         )
     check_tensors(folder / TENSORS, tensors, policy.tensors())
 
@@ -176,12 +177,13 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         policy.spec = ControllerSpec.from_values(metadata["spec"])
         check_names(policy)
     except ValueError as error:
-        raise ValueError(f"{folder / STATE}: {error}{CURE}") from error
+        raise ValueError(f"{folder / STATE}: {error}{SAVE_AGAIN}") from error
 
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(
-                f"{folder / TENSORS}: tensor {key!r} must be finite; got a NaN or an infinity{CURE}"
+                f"{folder / TENSORS}: tensor {key!r} must be finite; "
+                f"got a NaN or an infinity{SAVE_AGAIN}"
             )
 
     return policy
@@ -193,10 +195,10 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         tensors, metadata = load_state(folder, "policy")
     except SnapshotError as error:
         if folder.exists():
-            raise SnapshotError(f"{error}{CURE}") from error
-        cause = str(error).partition("; expected")[0]
+            raise SnapshotError(f"{error}{SAVE_AGAIN}") from error
         raise SnapshotError(
-            f"{cause}; expected the folder of a saved policy, or of a training run"
+            f"no snapshot at {str(folder)!r}; expected the folder of a saved policy, or of a "
+            "training run"
         ) from error
 
     expected = {"policy": str, "arguments": dict, "spec": dict}
@@ -204,13 +206,14 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         if type(metadata.get(key)) is not kind:
             raise ValueError(
                 f"{folder / STATE}: metadata must have {key!r}, a {kind.__name__}; "
-                f"got {metadata.get(key)!r}{CURE}"
+                f"got {metadata.get(key)!r}{SAVE_AGAIN}"
             )
 
     unknown = sorted({*metadata} - {"kind", *expected})
     if unknown:
         raise ValueError(
-            f"{folder / STATE}: metadata holds {unknown}; expected {sorted(expected)} alone{CURE}"
+            f"{folder / STATE}: metadata holds {unknown}; "
+            f"expected {sorted(expected)} alone{SAVE_AGAIN}"
         )
 
     if metadata["policy"] not in POLICIES:

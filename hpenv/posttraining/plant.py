@@ -29,7 +29,7 @@ from hpenv.optim.adamw import AdamW
 from hpenv.optim.optimizers import rule_description
 from hpenv.optim.rules import Rates
 from hpenv.plant.population import Runs
-from hpenv.plant.protocol import DIVERGENCE_REASONS, Score
+from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import SAMPLES, step_generator
 from hpenv.posttraining.coefficients import TrainedCoefficients, layer_norms, layer_of, total_norm
 from hpenv.posttraining.config import GRPOConfig
@@ -49,11 +49,6 @@ from hpenv.posttraining.splits import Curriculum
 from hpenv.posttraining.students.registry import student as load_student
 from hpenv.posttraining.students.student import Rollouts, Student
 
-#: Indices of the reasons for which a run may diverge, in the order in which they are checked.
-DIVERGED = [
-    DIVERGENCE_REASONS.index(reason)
-    for reason in ("loss_nonfinite", "gradient_nonfinite", "kl_above_limit")
-]
 #: Of AdamW (the experiment on rank-space projection, amendment b).
 BETA2 = 0.99
 
@@ -163,7 +158,7 @@ class GRPOPlant(Runs):
         plant = GRPOPlant(
             self.config, num_rows, self.channels, student=self.student, grader=self._grader
         )
-        plant.measure(self.measured_groups)
+        plant.set_measured_groups(self.measured_groups)
         return plant
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
@@ -293,7 +288,12 @@ class GRPOPlant(Runs):
         found = torch.autograd.grad(loss.sum(), list(leaves.values()))
         gradients = dict(zip(leaves, found, strict=True))
         norm = total_norm(gradients)
-        self._mark_diverged(rows, loss.detach().double().numpy(), norm, metrics.kl.double().numpy())
+        reasons = {
+            "loss_nonfinite": ~loss.detach().isfinite().numpy(),
+            "gradient_nonfinite": ~np.isfinite(norm),
+            "kl_above_limit": ~(metrics.kl.double().numpy() <= self.config.divergence_kl),  # or NaN
+        }
+        self._mark_diverged(rows, reasons)
 
         moving = self.divergence[rows] == 0
         if moving.any():
@@ -374,13 +374,6 @@ class GRPOPlant(Runs):
         if self.config.route and quarantine:
             return {name: v + self.quarantine.values[name][rows] for name, v in forward.items()}
         return forward
-
-    def _mark_diverged(
-        self, rows: IntArray, loss: FloatArray, norm: FloatArray, kl: FloatArray
-    ) -> None:
-        is_far = ~(kl <= self.config.divergence_kl)  # also True for NaN
-        reasons = np.select([~np.isfinite(loss), ~np.isfinite(norm), is_far], DIVERGED, default=0)
-        self.divergence[rows] = np.where(self.divergence[rows] == 0, reasons, self.divergence[rows])
 
     def _tensors(self) -> dict[str, Tensor]:
         """See Runs."""

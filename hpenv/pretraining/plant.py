@@ -155,7 +155,7 @@ class PretrainingPlant(Runs):
     def spawn(self, num_rows: int) -> PretrainingPlant:
         """Returns a new plant of the same configuration with another number of rows."""
         plant = PretrainingPlant(self.config, num_rows, self.channels, self.corpus)
-        plant.measure(self.measured_groups)
+        plant.set_measured_groups(self.measured_groups)
         return plant
 
     def _rule(self, name: str) -> Rule:
@@ -200,14 +200,13 @@ class PretrainingPlant(Runs):
 
     def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
         """Measures probe loss and momentum norm. See Runs."""
-        alive = self.divergence == 0
         measures_momentum = "momentum" in self.measured_groups
         states = self.optimizer_state.values() if measures_momentum else ()
         momentum = momentum_norm(states, self.num_rows)
         probe = self._probe() if probed.any() else np.zeros(self.num_rows)
 
-        self._mark_diverged(probed, probe, momentum)
-        self._mark_diverged(alive & (self.divergence == 0), np.zeros(self.num_rows), momentum)
+        loss = np.where(probed, probe, 0.0)
+        self._mark_diverged(rows, self._divergence(loss[rows], momentum[rows]))
         return {"probe_loss": probe, "momentum_norm": momentum}
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
@@ -234,7 +233,7 @@ class PretrainingPlant(Runs):
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
         loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
-        self._mark_diverged(active, loss, norm)
+        self._mark_diverged(rows, self._divergence(loss[rows], norm[rows]))
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
         values |= layer_statistics(squares, maxima, activations, self._in_layer)
@@ -299,11 +298,14 @@ class PretrainingPlant(Runs):
     def _cast(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: weight.to(self._dtype) for name, weight in weights.items()}
 
-    def _mark_diverged(self, active: BoolArray, loss: FloatArray, norm: FloatArray) -> None:
+    def _divergence(self, loss: FloatArray, norm: FloatArray) -> dict[str, BoolArray]:
+        """Returns the reasons for which rows with this loss and norm diverge. See Runs."""
         limit = self.config.divergence_multiple * math.log(self.model_config.vocab_size)
-        broken = ~(norm < LARGEST_NORM)  # also True for NaN
-        reasons = np.select([~np.isfinite(loss), broken, loss > limit], [1, 2, 3], default=0)
-        self.divergence = np.where(active, reasons, self.divergence)
+        return {
+            "loss_nonfinite": ~np.isfinite(loss),
+            "gradient_nonfinite": ~(norm < LARGEST_NORM),  # also True for NaN
+            "loss_above_limit": loss > limit,
+        }
 
     @torch.no_grad()
     def _update(

@@ -89,7 +89,7 @@ class Episodes:
             self.histories[row] = History()
         return self.streams.draw(chosen)
 
-    def read(
+    def add_window(
         self,
         window: Window,
         moved: BoolArray,
@@ -99,7 +99,7 @@ class Episodes:
         positions: FloatArray,
         layout: Layout,
     ) -> Reading:
-        """Takes in the window of a decision, and returns it with what it is compared with.
+        """Adds the window of a decision. Returns it with the numbers that it is compared with.
 
         Args:
             window: measurements of the decision.
@@ -150,15 +150,12 @@ class Episodes:
 
     def arrays(self) -> Arrays:
         """Returns all arrays by their names in a snapshot, without copies."""
-        return {
-            f"{part}/{name}": value
-            for part, values in (
-                ("env", {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}),
-                ("window", self.window.arrays()),
-                ("trajectory", vars(self.trajectory)),
-            )
-            for name, value in values.items()
-        }
+        own = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        parts = {"env": own, "window": self.window.arrays(), "trajectory": vars(self.trajectory)}
+        named: Arrays = {}
+        for part, values in parts.items():
+            named |= {f"{part}/{name}": value for name, value in values.items()}
+        return named
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the rest of the state: stream of seeds and history of each row, JSON-able."""

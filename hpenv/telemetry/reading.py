@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -116,5 +117,5 @@ def check_readable(
 
 def groups_read(entries: Iterable[Readable], measurements: Iterable[Measurement]) -> set[str]:
     """Returns the measurement groups that features or terms need."""
-    wanted = {name for entry in entries for name in entry.reads}
+    wanted = set(chain.from_iterable(entry.reads for entry in entries))
     return {own.group for own in measurements if own.group is not None and own.name in wanted}

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from agents.credits import CreditStream, Evidence
+from agents.sidecar_config import SidecarConfig
 
 
 def stream(
     num_rows=1, immediate=(False,), delay=0, horizon=1, gamma=1.0, baseline="own", **changes
 ) -> CreditStream:
-    settings = {"baseline_decay": 0.5, "scale_decay": 0.5, "bound": 100.0} | changes
-    return CreditStream(num_rows, immediate, delay, horizon, gamma, baseline, **settings)
+    settings = {"baseline_decay": 0.5, "scale_decay": 0.5, "advantage_clip": 100.0} | changes
+    config = SidecarConfig(delay=delay, horizon=horizon, gamma=gamma, baseline=baseline, **settings)
+    return CreditStream(num_rows, immediate, config)
 
 
 def push(credits, *rewards, alive=None):
@@ -97,7 +99,7 @@ def test_the_unit_of_the_reward_does_not_matter(baseline):
 
 
 def test_advantages_are_bounded():
-    credits = stream(scale_decay=0.99, bound=1.5)
+    credits = stream(scale_decay=0.99, advantage_clip=1.5)
     rewards = [0.0, *[1.0, -1.0] * 20, 50.0]
     assert push(credits, 0.0) is not None
     assert [push(credits, r) for r in rewards][-1].values.item() == 1.5

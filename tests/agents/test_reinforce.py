@@ -12,7 +12,7 @@ from agents.base import Rollout
 from agents.credits import CreditStream
 from agents.losses import gaussian_log_density
 from agents.reinforce import ReinforceAgent
-from agents.sidecar_config import INITIAL_STD
+from agents.sidecar_config import INITIAL_STD, SidecarConfig
 from tests.agents.small_sidecars import (
     IMMEDIATE,
     SMALL,
@@ -167,7 +167,7 @@ def test_an_update_averages_the_clipped_objective_of_each_cell_over_the_last_dec
     )
     agent = make(config)
     off_zero(agent.policy)
-    credits = CreditStream(2, IMMEDIATE, 1, 1, 1.0, "own", 0.95, 0.99, 5.0)
+    credits = CreditStream(2, IMMEDIATE, SidecarConfig())
     history, advantages, closed = [], [], []
     for t in range(14):
         policy = copy.deepcopy(agent.policy)
@@ -267,7 +267,7 @@ def test_a_rollout_of_many_decisions_is_taken_in_order():
         "train/credit",
     ):
         assert math.isclose(metrics[tag], trace[7][1][tag], rel_tol=1e-4), tag
-    assert torch.allclose(online._replay, whole._replay, atol=1e-5)
+    assert torch.allclose(online._replay.samples(), whole._replay.samples(), atol=1e-5)
     for ours, theirs in zip(
         online._evidence.arrays().values(), whole._evidence.arrays().values(), strict=True
     ):

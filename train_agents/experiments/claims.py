@@ -24,7 +24,8 @@ import numpy as np
 from hpenv.benchmark.results import read_result
 from train_agents.experiments import jel, projection_report, sidecar, sidecar_claims
 from train_agents.experiments.projection_claims import curve
-from train_agents.experiments.report import Data, Sample, bits_per_byte, samples
+from train_agents.experiments.report import Data
+from train_agents.experiments.samples import Sample, bits_per_byte, samples
 
 RESULTS = Path("results")
 TABLE = RESULTS / "CLAIMS.md"

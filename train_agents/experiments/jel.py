@@ -20,6 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.results import Rows
 from train_agents.experiments import jel_report as page
 from train_agents.experiments.meta_training import meta_train
-from train_agents.experiments.report import Report, bpb_arms
+from train_agents.experiments.report import Report
 from train_agents.experiments.runner import Experiment, Job, Sizes
+from train_agents.experiments.samples import bpb_arms
 from train_agents.experiments.sweeping import sweep
 
 ENV = "TrainLoop-JEL-v0"
@@ -257,11 +259,10 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
 
     def controllers(group: str, count: int) -> list[Job]:
         sizes = {"num_updates": config.num_updates, "runs": str(config.runs)}
+        arms = [arm for arm in ARMS if arm.group == group]
         return [
             Job(f"{arm.name}-{n}", controller, {"arm": arm, "seed": n, **sizes, **transfer})
-            for n in range(count)
-            for arm in ARMS
-            if arm.group == group
+            for n, arm in product(range(count), arms)
         ]
 
     chosen = "tuned" if config.num_points else "transferred"

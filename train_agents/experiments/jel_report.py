@@ -12,7 +12,8 @@ import numpy as np
 
 from train_agents import figures
 from train_agents.experiments import report as engine
-from train_agents.experiments.report import Cell, Data, Result, number
+from train_agents.experiments.report import Cell, Data, number
+from train_agents.experiments.samples import Result
 
 REFERENCE = "baseline_constant_warmdown"
 #: Methods whose dynamics Figure 2 shows, the first of each line that has a result.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpenv.arrays import FloatArray
 from train_agents.experiments.projection_arms import MAIN, MAIN_REBOUND, VANILLA
-from train_agents.experiments.report import Result, Row, Sample, Scores, samples
+from train_agents.experiments.samples import Result, Row, Sample, Scores, samples
 
 #: H1: points of hacks less that support it, and that falsify it; points of pass rate that count as
 #: matched, and that falsify it.
@@ -105,8 +105,8 @@ def arm_scores(jobs: Mapping[str, Result]) -> dict[str, Scores]:
         first = (job["rows"] or [{}])[0]
         if "reports" in first:
             found[name] = samples([job], final)
-        if "knob_on" in first:
-            found[f"{name}_on"] = samples([job], partial(final, source="knob_on"))
+        if "quarantine_on" in first:
+            found[f"{name}_on"] = samples([job], partial(final, source="quarantine_on"))
         if "erased" in first:
             found[f"{name}_erased"] = samples([job], _without_kl)
             found[f"{name}_end"] = samples([job], _last_report)

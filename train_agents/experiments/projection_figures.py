@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from train_agents.experiments.projection_arms import (
     VANILLA,
 )
 from train_agents.experiments.projection_claims import EMERGED, curve
-from train_agents.experiments.report import Data, Row
+from train_agents.experiments.report import Data
+from train_agents.experiments.samples import Row, arm_of
 
 #: The number of markers has no divisor in common with the number of colors, so that no two of many
 #: arms look the same.
@@ -83,7 +85,7 @@ def points(key: str, data: Data) -> list[tuple[str, str, FloatArray]]:
         return 100 * np.stack([data.arms[name][each].values[0] for each in ("pass", "hack")], 1)
 
     first = [name for name in (VANILLA, MAIN) if name in data.arms and name not in shown]
-    every = [name for groups in PICTURES.values() for name in data.of_group(*groups)]
+    every = data.of_group(*chain.from_iterable(PICTURES.values()))
     drawn = [(data.label(n), LETTERS.get(n, ""), rates(n)) for n in (*first, *shown)]
     return [*drawn, ("", "", np.array([rates(name).mean(0) for name in every]))]
 
@@ -144,7 +146,7 @@ def long_curves(data: Data) -> dict[str, figures.Curve]:
 def strengths(data: Data) -> dict[str, figures.Curve]:
     """Returns the strengths that the learned controllers chose, in percent."""
     curves = {}
-    for name in (name for name in data.arms if engine.arm_of(name) == CONTROLLER):
+    for name in (name for name in data.arms if arm_of(name) == CONTROLLER):
         used = 100 * np.array([row["strengths"] for row in data.rows(name)])
         end = data.rows(name)[0]["steps"][-1]
         curves[data.label(name)] = (np.linspace(0, end, used.shape[1], endpoint=False), used)

@@ -26,7 +26,8 @@ from train_agents.experiments.projection_arms import (
 )
 from train_agents.experiments.projection_claims import answer, safe_pass
 from train_agents.experiments.projection_figures import FIGURES
-from train_agents.experiments.report import Cell, Data, Sample, plus_minus, points
+from train_agents.experiments.report import Cell, Data, plus_minus, points
+from train_agents.experiments.samples import Sample, arm_of
 
 #: Arms that are run twice as long.
 LONG = frozenset(arm.name for arm in ARMS if arm.length > 1)
@@ -252,7 +253,7 @@ def halves_table(data: Data) -> str:
 
 def controller_table(data: Data) -> str:
     """Returns the learned strength next to constants, at equal updates."""
-    learned = [name for name in data.arms if engine.arm_of(name) == CONTROLLER]
+    learned = [name for name in data.arms if arm_of(name) == CONTROLLER]
     titles = {VANILLA: "never on", PLAIN: "always on"}
     if BEST_CONSTANT in data.jobs:
         titles[BEST_CONSTANT] = f"best constant, {data.extra(BEST_CONSTANT)['chosen']:g}"

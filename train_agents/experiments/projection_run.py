@@ -61,9 +61,9 @@ WARMUP_UPDATES = 10
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Of the controller's Adam: with the paper's 3e-4 a dozen updates move nothing.
 POLICY_RATE = 2e-3
-#: What is recorded at a report: `step`, `report` (deployed), `knob_on` (with the quarantine, of an
-#: arm that routes), `probe_pass`, and, but for the first, `means` and `module_cos` since the last
-#: report. `module_cos` is 0 if there was no update. Numbers are lists, one per row.
+#: What is recorded at a report: `step`, `report` (deployed), `quarantine_on` (with the quarantine,
+#: of an arm that routes), `probe_pass`, and, but for the first, `means` and `module_cos` since the
+#: last report. `module_cos` is 0 if there was no update. Numbers are lists, one per row.
 Record = dict[str, Any]
 
 
@@ -96,9 +96,9 @@ def run_arm(
 
     Returns:
         A dictionary per run: `seed`, `corpus`, `divergence_reason`, `steps`, and curves. `reports`,
-        `knob_on` and `probe_pass` have one number per step. `means` and `module_cos` have one less.
-        Then `along`, `quarantine_ratio` of an arm that routes (its length / the coefficients'), and
-        `erased` (a report's numbers) where asked for. The extra is empty.
+        `quarantine_on` and `probe_pass` have one number per step. `means` and `module_cos` have one
+        less. Then `along`, `quarantine_ratio` of an arm that routes (its length / the
+        coefficients'), and `erased` (a report's numbers) where asked for. The extra is empty.
 
     Raises:
         ValueError: the checkpoint is of other runs.
@@ -124,7 +124,7 @@ def run_arm(
 
 
 def _begin(plant: GRPOPlant, seeds: Sequence[int], positions: Mapping[str, float]) -> list[Record]:
-    plant.measure(())
+    plant.set_measured_groups(())
     plant.reset([first_run_seed(seed) for seed in seeds])
     row = [positions.get(name, 0.0) for name in plant.panel.names]
     plant.panel.move(np.array([row] * plant.num_rows), np.ones(plant.num_rows, dtype=bool))
@@ -157,13 +157,13 @@ def _train(plant: GRPOPlant, num_updates: int, last: Mapping[str, list[float]]) 
 
 def _report(plant: GRPOPlant, step: int) -> Record:
     """Measures what is true of the runs."""
-    plant.measure(("probe",))
+    plant.set_measured_groups(("probe",))
     probe_pass = 1.0 - plant.advance(np.zeros(plant.num_rows, dtype=np.int64))["probe_loss"]
-    plant.measure(())
+    plant.set_measured_groups(())
     record = {"step": step, "report": _finite_lists(plant.report())}
     record["probe_pass"] = probe_pass.tolist()
     if plant.config.route:
-        record["knob_on"] = _finite_lists(plant.report(quarantine=True))
+        record["quarantine_on"] = _finite_lists(plant.report(quarantine=True))
     return record
 
 
@@ -174,7 +174,7 @@ def _save(plant: GRPOPlant, file: Path, about: Record, records: list[Record]) ->
 
 
 def _resume(plant: GRPOPlant, file: Path, about: Record) -> list[Record]:
-    plant.measure(())
+    plant.set_measured_groups(())
     found = snapshots.load(file)
     if found.metadata["about"] != about:
         raise ValueError(
@@ -202,7 +202,7 @@ def _rows(
             "module_cos": _curves(records[1:], "module_cos", row),
         }
         if plant.config.route:
-            entry["knob_on"] = _curves(records, "knob_on", row)
+            entry["quarantine_on"] = _curves(records, "quarantine_on", row)
         rows.append(entry)
 
     ends = {"along": along(plant)}

@@ -261,8 +261,9 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         "num_batches": config.signal_batches,
         "num_noise_steps": config.signal_noise_steps,
     }
-    usual = [job for arm in ARMS if arm.group != "weight_decay" for job in jobs_of(arm)]
-    long = [job for arm in ARMS if arm.group == "weight_decay" for job in jobs_of(arm)]
+    usual, long = list[Job](), list[Job]()
+    for arm in ARMS:
+        (long if arm.group == "weight_decay" else usual).extend(jobs_of(arm))
     return [*usual, Job("signal", signal, measured), *long]
 
 

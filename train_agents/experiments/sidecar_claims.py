@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from train_agents.experiments.report import Data, Row, Sample, Scores, bits_per_byte, samples
+from train_agents.experiments.report import Data
+from train_agents.experiments.samples import Row, Sample, Scores, bits_per_byte, samples
 
 #: Gain in perplexity that an arm which is "not better" must be shown to lie below.
 NOT_BETTER_MARGIN = 0.01

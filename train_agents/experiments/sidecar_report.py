@@ -16,7 +16,8 @@ from hpenv.control.channels import CHANNELS
 from train_agents import figures
 from train_agents.experiments import report as engine
 from train_agents.experiments.measures.weights import STATISTICS
-from train_agents.experiments.report import Cell, Data, Result, Row, Scores, number
+from train_agents.experiments.report import Cell, Data, number
+from train_agents.experiments.samples import Result, Row, Scores, bpb_arms
 from train_agents.experiments.sidecar_claims import (
     CLAIMS,
     COMPARISONS,
@@ -33,7 +34,7 @@ PAPER_CORRELATIONS = {"frobenius_norm": "-0.20", "std": "-0.04"}
 
 def arms(jobs: Mapping[str, Result]) -> dict[str, Scores]:
     """Returns the bits per byte and perplexity of every arm."""
-    return {name: in_both_units(bits) for name, bits in engine.bpb_arms(jobs).items()}
+    return {name: in_both_units(bits) for name, bits in bpb_arms(jobs).items()}
 
 
 def summarize(data: Data) -> dict[str, dict[str, Any]]:

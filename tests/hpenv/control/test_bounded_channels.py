@@ -80,7 +80,7 @@ def test_caps_are_far_above_a_healthy_run(preset, optimizer, monkeypatch):
     monkeypatch.setattr(model, "_activation_statistics", spy)
     norms = []
     for plant in (plain, capped):
-        plant.measure(("activations",))
+        plant.set_measured_groups(("activations",))
         for _ in range(4):
             norms.append(float(advance(plant, 1)["gradient_norm"][0]))
     assert len(sizes) == 2 * 4 * HEALTHY[preset].n_layer

@@ -21,7 +21,7 @@ QUICK = {
     "interval": 3,
     "eval_tokens": 256,
 }
-SMALL = {JEL: QUICK, CELL: QUICK | {"preset": "nano"}}
+SMALL = dict.fromkeys(set(IDS) - {PROJECTION}, QUICK) | {CELL: QUICK | {"preset": "nano"}}
 # Programs are executed where the kernel can hold them alone.
 MISSING = kernel.missing_support(syscalls.NUMBERS)
 executes = pytest.mark.skipif(bool(MISSING), reason=f"programs cannot be executed here: {MISSING}")

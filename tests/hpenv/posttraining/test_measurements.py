@@ -108,7 +108,7 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     advance(plant, 1)
     probes = [seen for seen in grader.seen if seen[0].task.problem.name.startswith("probe")]
     assert len(probes) == 2 and probes[0] == probes[1] and len(probes[0]) == 2
-    plant.measure(())
+    plant.set_measured_groups(())
     before = plant._window["probe_loss"].copy()
     window = advance(plant, 1)
     assert len(grader.seen) == 5 and np.array_equal(window["probe_loss"], before)
@@ -116,7 +116,7 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
         ValueError,
         match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]",
     ):
-        plant.measure(["probe", "momentum"])
+        plant.set_measured_groups(["probe", "momentum"])
 
 
 def test_the_clip_acts_from_the_second_step_on_the_same_rollouts():

@@ -193,7 +193,7 @@ def test_a_plant_can_be_pickled_in_the_middle_of_a_run_and_needs_no_sandbox_for_
 
 def test_a_spawned_plant_shares_nothing_that_moves():
     plant = moved(make(2, EVERY_CHANNEL))
-    plant.measure(())
+    plant.set_measured_groups(())
     before = state_of(plant)
     with few_pairs():
         spawned = plant.spawn(3)

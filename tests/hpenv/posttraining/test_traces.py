@@ -68,7 +68,7 @@ def warm(pairs, changes):
     }
     arguments["temperature"] = HEAT
     plant = make(N, pairs, **arguments | dict(changes))
-    plant.measure(())
+    plant.set_measured_groups(())
     plant.reset(list(range(FIRST_SEED, FIRST_SEED + N)))
     if (
         dict(changes).get("route") or dict(changes).get("rule") == "drift"

@@ -160,7 +160,7 @@ def test_what_is_not_measured_is_zero_and_moves_nothing(groups):
 def test_what_is_no_longer_measured_is_zero_and_not_what_it_was(group):
     plant = tiny_plants.make(2, (), groups=ALL_GROUPS)
     tiny_plants.advance(plant, 2)
-    plant.measure([other for other in ALL_GROUPS if other != group])
+    plant.set_measured_groups([other for other in ALL_GROUPS if other != group])
     window = tiny_plants.advance(plant, 1)
     for other, names in TIER_FIELDS.items():
         for name in names:
@@ -200,9 +200,9 @@ def test_tiers_that_are_not_in_the_table_are_refused_and_those_of_a_plant_are_th
         ValueError,
         match=r"unknown measurement groups .*hessian.* of the pretraining plant; .*probe",
     ):
-        plant.measure(["probe", "hessian"])
+        plant.set_measured_groups(["probe", "hessian"])
     assert plant.measured_groups == {"probe", "momentum"}
-    plant.measure(["activations"])
+    plant.set_measured_groups(["activations"])
     assert plant.spawn(2).measured_groups == {"activations"}
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests import tiny_student
 from train_agents.experiments.projection_arms import ARMS, VANILLA
-from train_agents.experiments.report import Sample
+from train_agents.experiments.samples import Sample
 
 TRUE = "update_two_sided"
 GRPO = {

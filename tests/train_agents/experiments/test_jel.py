@@ -8,12 +8,13 @@ import pytest
 
 from hpenv.benchmark.results import write_result
 from tests.train_agents.experiments.made_up_results import result_row
-from train_agents.experiments import jel, report
+from train_agents.experiments import jel
 from train_agents.experiments.jel import ARMS as METHODS
 from train_agents.experiments.jel import ExperimentConfig, make_jobs
 from train_agents.experiments.jel_report import REFERENCE, ablation_table, main_table, summarize
-from train_agents.experiments.report import Data, bits_per_byte, bpb_arms, samples
+from train_agents.experiments.report import Data
 from train_agents.experiments.runner import run_jobs
+from train_agents.experiments.samples import arm_of, bits_per_byte, bpb_arms, samples
 
 TINY = ExperimentConfig(
     num_steps=24, interval=2, deployment_tokens=64, meta_tokens=64, num_updates=2,
@@ -30,7 +31,7 @@ def test_every_arm_has_a_job_and_no_two_share_a_name(tmp_path):
     ablations = {f"{arm.name}-0" for arm in METHODS if arm.group == "ablation"}
     assert len(ablations) == 8 and ablations <= set(names)
     with_searches = [job.name for job in make_jobs(ExperimentConfig())]
-    every = {report.arm_of(name) for name in (*names, *with_searches)}
+    every = {arm_of(name) for name in (*names, *with_searches)}
     assert every == {arm.name for arm in METHODS}
 
 

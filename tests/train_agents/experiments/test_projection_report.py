@@ -21,7 +21,8 @@ from train_agents.experiments.projection_claims import (
 )
 from train_agents.experiments.projection_figures import pareto_front
 from train_agents.experiments.projection_report import REPORT, unknown_table
-from train_agents.experiments.report import Data, samples
+from train_agents.experiments.report import Data
+from train_agents.experiments.samples import samples
 
 
 def test_the_pareto_front_has_the_points_that_none_dominates():
@@ -124,7 +125,7 @@ def test_the_report_is_made_of_whatever_is_there(tmp_path):
     write("weak", made_up(7, 0.2, 0.3, unknown="stdout"))
     routed = made_up(8, 0.0, 0.1)
     for row in routed:
-        row |= {"knob_on": row["reports"], "quarantine_ratio": 0.5, "along": -0.25}
+        row |= {"quarantine_on": row["reports"], "quarantine_ratio": 0.5, "along": -0.25}
     write("route", routed)
     table = [{"strength": s, "pay": s, "pass": 0.3, "hack": 0.2} for s in (0.5, 1.0)]
     write("constant", made_up(9, 0.2, 0.3), {"chosen": 1.0, "table": table, "updates_spent": 1200})

@@ -133,8 +133,8 @@ def test_a_routed_arm_is_reported_with_and_without_its_quarantine(tmp_path, fold
         "route",
         grpo=GRPO | {"student": folder, "route": True, "num_evaluation_problems": 24},
     )
-    assert rows[0]["knob_on"]["kl"][0] == rows[0]["reports"]["kl"][0] == 0.0
-    assert rows[0]["knob_on"]["kl"][-1] != rows[0]["reports"]["kl"][-1]
+    assert rows[0]["quarantine_on"]["kl"][0] == rows[0]["reports"]["kl"][0] == 0.0
+    assert rows[0]["quarantine_on"]["kl"][-1] != rows[0]["reports"]["kl"][-1]
     assert arm_scores({"route": {"rows": rows}}).keys() == {"route", "route_on"}
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.train_agents.experiments.made_up_results import result_row
 from train_agents.experiments import report
-from train_agents.experiments.report import Sample, bits_per_byte, samples
+from train_agents.experiments.samples import Sample, bits_per_byte, samples
 from train_agents.experiments.sidecar_claims import in_both_units
 
 

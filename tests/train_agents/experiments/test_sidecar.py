@@ -11,8 +11,8 @@ from hpenv.benchmark.results import write_result
 from hpenv.control.channels import CHANNELS
 from tests.train_agents.experiments.made_up_results import TINY_SIDECAR
 from train_agents.experiments import report, sidecar
-from train_agents.experiments.report import bits_per_byte, samples
 from train_agents.experiments.runner import run_jobs, select_jobs
+from train_agents.experiments.samples import arm_of, bits_per_byte, samples
 from train_agents.experiments.sidecar import ARMS, DEFAULT, late_jobs, sweep_configurations
 from train_agents.experiments.sidecar import ExperimentConfig as SidecarExperiment
 from train_agents.experiments.sidecar import make_jobs as make_sidecar_jobs
@@ -27,7 +27,7 @@ def test_every_arm_of_the_sidecar_has_a_job_and_the_long_runs_come_last():
     assert names[:3] == ["detached", "foundational", "no_learning"]
     assert names[-4:] == ["signal", "long_detached", "long_foundational", "long_weight_decay"]
     known = {arm.name for arm in ARMS}
-    assert known | {"signal"} == {report.arm_of(name) for name in names}
+    assert known | {"signal"} == {arm_of(name) for name in names}
     assert {arm.group for arm in ARMS} == {*COMPARISONS, "sweeps"}
     for table in COMPARISONS.values():
         assert {*table.references, *table.before, *table.after} <= known

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from agents.credits import CreditStream
+from agents.sidecar_config import SidecarConfig
 from tests.train_agents.experiments.made_up_results import TINY_SIDECAR
 from train_agents.experiments.measures.signal import (
     CREDITS,
@@ -44,7 +45,7 @@ def test_credits_and_signal_by_hand():
 @pytest.mark.parametrize(("delay", "horizon"), [(0, 1), (0, 2), (1, 1), (1, 3)])
 def test_credits_are_those_that_the_agent_learns_from(delay, horizon, immediate):
     rewards = np.random.default_rng(3).normal(size=(7, 2))
-    stream = CreditStream(2, [immediate], delay, horizon, 1.0, "own", 0.9, 0.9, 5.0)
+    stream = CreditStream(2, [immediate], SidecarConfig(delay=delay, horizon=horizon))
     alive = np.ones(2, dtype=bool)
     learned = [
         found.credits[:, 0] for row in rewards if (found := stream.push(row, alive)) is not None
