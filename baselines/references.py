@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from baselines.schedules import groups_of, nanochat_rates
+from baselines.trials import tuning_loss, tuning_seeds
 from baselines.tuning import TOLERANCE, spend
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
-from hpenv.benchmark.environments import make_population
-from hpenv.benchmark.evaluate import evaluate_controller, probe_loss
-from hpenv.benchmark.executors import run_all
+from hpenv.benchmark.evaluate import evaluate_controller
+from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.files import check_file, write_text
 from hpenv.benchmark.instances import Instance, load_suite, seed_of
@@ -35,8 +35,6 @@ from hpenv.benchmark.references import REFERENCES
 ADAMW_MATRIX_LR = 0.005
 #: First fraction of a run in which the rate decays linearly to zero.
 WARMDOWN = 0.4
-#: Value of a point at which a run diverged [nats per token].
-DIVERGED = 1e3
 
 
 @dataclass(frozen=True)
@@ -85,25 +83,9 @@ def arguments_of(instance: Instance, point: Mapping[str, float]) -> dict[str, An
     }
 
 
-def tuning_loss(instance: Instance, changed: Mapping[str, Any], seeds: Sequence[int]) -> float:
-    """Returns the mean probe loss at the end of runs without a controller [nats per token].
-
-    Validation is not read.
-    """
-    arguments = dict(instance.arguments) | dict(changed)
-    plain = {"channels": [], "num_registers": 0, "interval": arguments["num_steps"]}
-    env = make_population(instance.env_id, len(seeds), arguments | plain)
-    env.reset(seed=list(seeds))
-    env.step(np.zeros((len(seeds), 0), dtype=np.float32))
-    losses = np.where(env.plant.divergence == 0, probe_loss(env), DIVERGED)
-    return float(np.nan_to_num(losses, nan=DIVERGED).mean())
-
-
 def make_reference(instance: Instance, config: ReferencesConfig) -> dict[str, Any]:
     """Returns the reference of an instance, with the table of its search."""
-    tuning = [
-        seed_of(f"{config.suite}/tuning", instance.digest, i) for i in range(config.tuning_seeds)
-    ]
+    tuning = tuning_seeds(instance, config.tuning_seeds)
 
     def loss(point: Mapping[str, float]) -> float:
         return tuning_loss(instance, arguments_of(instance, point), tuning)
@@ -167,8 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     left = [each for each in suite.test if not file_of(each, config).is_file()]
     work = partial(write_reference, config=config)
-    with progress(len(suite.test), "references", len(suite.test) - len(left)) as advance:
-        for instance, _ in run_all(work, left, config.executor, name=lambda each: each.name):
+    with (
+        open_executor(config.executor) as executor,
+        progress(len(suite.test), "references", len(suite.test) - len(left)) as advance,
+    ):
+        for instance, _ in run_all(work, left, executor, name=lambda each: each.name):
             print(f"{instance.name} is done", flush=True)
             advance(1, instance.name)
 

@@ -1,12 +1,13 @@
 """Executors: where independent pieces of work are computed.
 
-A piece of work is a pure function of its arguments, and writes its own file. The executor decides
-where it runs. It never changes a number: threads are set to one everywhere, and how runs are
-stacked is part of the work.
+A piece of work is a pure function of its arguments, and writes its own file or returns a small
+result. The executor decides where it runs. It never changes a number: every piece has one thread,
+and how runs are stacked is part of the work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,11 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
+#: What became of an item: its result, or the error that it raised.
+Outcome = tuple[Item, Any, BaseException | None]
 
 #: Forms of an executor, for messages and help texts.
 FORMS = "inline, processes[:n], ray[:address] or slurm[:partition]"
@@ -33,47 +36,79 @@ class WorkError(RuntimeError):
     """Some pieces of work failed. The message names them, and the first error is the cause."""
 
 
+class Executor(Protocol):
+    """A place where pieces of work are computed. It keeps its workers until it is closed."""
+
+    def outcomes(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome]:
+        """Computes `work(item)` for all items. Yields outcomes in the order of completion."""
+
+    def close(self) -> None:
+        """Ends the workers, whatever they are doing."""
+
+
+@contextlib.contextmanager
+def open_executor(form: str = "processes") -> Iterator[Executor]:
+    """Makes an executor, and closes it at the end of the block.
+
+    Args:
+        form: one of FORMS. `processes` has as many workers as the machine has cores.
+
+    Raises:
+        ValueError: the form is unknown, or its package is missing.
+    """
+    executor = _make(form)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _make(form: str) -> Executor:
+    kind, _, argument = form.partition(":")
+    if kind == "inline" and not argument:
+        return Inline()
+    if kind == "processes":
+        return Processes(_num_workers(form, argument))
+    if kind in ("ray", "slurm"):
+        from hpenv.benchmark import clusters
+
+        return clusters.Ray(argument) if kind == "ray" else clusters.Slurm(argument)
+    raise ValueError(f"executor must be {FORMS}; got {form!r}")
+
+
 def run_all(
     work: Callable[[Item], Any],
     items: Sequence[Item],
-    executor: str = "processes",
+    executor: Executor,
     *,
     name: Callable[[Item], str] = str,
 ) -> Iterator[tuple[Item, Any]]:
     """Computes `work(item)` for all items, and yields (item, result) in the order of completion.
 
-    A killed worker costs the pieces of work that it and its pool were computing, which start again.
-    A piece that raises does not stop the others.
+    A killed worker costs only the pieces of work that were running, which start again. A piece that
+    raises does not stop the others.
 
     Args:
         work: a function of a module, which a worker process can import. Its arguments and results
             can be pickled.
         items: arguments, one per piece of work.
-        executor: one of FORMS. `processes` has as many workers as the machine has cores.
+        executor: where.
         name: name of an item, for messages.
 
     Raises:
-        ValueError: the executor is unknown, or its package is missing.
         WorkError: after all others are done, naming the pieces of work that failed.
     """
-    kind, _, argument = executor.partition(":")
-    if kind == "inline" and not argument:
-        return _report(_inline(work, items), name)
-    if kind == "processes":
-        return _report(_processes(work, items, _num_workers(executor, argument)), name)
-    if kind == "ray":
-        from hpenv.benchmark.clusters import on_ray
+    failed: dict[str, BaseException] = {}
+    for item, result, error in executor.outcomes(work, items):
+        if error is None:
+            yield item, result
+        else:
+            failed[name(item)] = error
 
-        return _report(on_ray(work, items, argument), name)
-    if kind == "slurm":
-        from hpenv.benchmark.clusters import on_slurm
-
-        return _report(on_slurm(work, items, argument), name)
-    raise ValueError(f"executor must be {FORMS}; got {executor!r}")
-
-
-#: What became of an item: its result, or the error that it raised.
-Outcome = tuple[Item, Any, BaseException | None]
+    if failed:
+        first = next(iter(failed.values()))
+        texts = {key: f"{type(error).__name__}: {error}" for key, error in failed.items()}
+        raise WorkError(f"{len(failed)} pieces of work failed: {texts}") from first
 
 
 def on_one_thread(work: Callable[[Item], Any], item: Item) -> Any:
@@ -86,94 +121,93 @@ def on_one_thread(work: Callable[[Item], Any], item: Item) -> Any:
         torch.set_num_threads(threads)
 
 
-def _report(
-    outcomes: Iterator[Outcome[Item]], name: Callable[[Item], str]
-) -> Iterator[tuple[Item, Any]]:
-    failed: dict[str, BaseException] = {}
-    for item, result, error in outcomes:
-        if error is None:
-            yield item, result
-        else:
-            failed[name(item)] = error
+class Inline:
+    """This process, one piece of work after the other."""
 
-    if failed:
-        first = next(iter(failed.values()))
-        texts = {key: f"{type(error).__name__}: {error}" for key, error in failed.items()}
-        raise WorkError(f"{len(failed)} pieces of work failed: {texts}") from first
+    def outcomes(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome]:
+        """See Executor."""
+        for item in items:
+            try:
+                result = on_one_thread(work, item)
+            except Exception as error:
+                yield item, None, error
+            else:
+                yield item, result, None
+
+    def close(self) -> None:
+        """See Executor."""
 
 
-def _inline(work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]:
-    for item in items:
+class Processes:
+    """A pool of processes on this machine. A pool of which a worker died is replaced.
+
+    The pool is given as many pieces of work as it has workers, so that a death costs no more.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def outcomes(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome]:
+        """See Executor."""
+        waiting, deaths = list(range(len(items)))[::-1], [0] * len(items)
+        running: dict[Future[Any], int] = {}
+
+        while waiting or running:
+            while waiting and len(running) < self._num_workers:
+                index = waiting.pop()
+                future = self._submit(work, items[index])
+                if future is None:  # a worker died between two pieces of work
+                    waiting.append(index)
+                    break
+                running[future] = index
+
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                index, error = running.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    self.close()
+                    deaths[index] += 1
+                    if deaths[index] < MOST_DEATHS:
+                        waiting.insert(0, index)  # last, apart from what ran beside it
+                        continue
+                yield items[index], None if error else future.result(), error
+
+    def _submit(self, work: Callable[[Item], Any], item: Item) -> Future[Any] | None:
+        """Starts a piece of work. Returns None if the pool was broken, and drops it."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._num_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(os.getpid(),),
+            )
         try:
-            result = on_one_thread(work, item)
-        except Exception as error:
-            yield item, None, error
-        else:
-            yield item, result, None
+            return self._pool.submit(on_one_thread, work, item)
+        except BrokenProcessPool:
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """See Executor."""
+        if self._pool is None:
+            return
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(5)
 
 
-def _num_workers(executor: str, argument: str) -> int:
+def _num_workers(form: str, argument: str) -> int:
     if not argument:
         return os.cpu_count() or 1
     if not argument.isdecimal() or int(argument) < 1:
         raise ValueError(
-            f"processes must have a number of workers of at least 1, as processes:2; "
-            f"got {executor!r}"
+            f"processes must have a number of workers of at least 1, as processes:2; got {form!r}"
         )
     return int(argument)
-
-
-def _processes(
-    work: Callable[[Item], Any], items: Sequence[Item], num_workers: int
-) -> Iterator[Outcome[Item]]:
-    """Yields outcomes of a pool of processes. A broken pool is replaced.
-
-    The pool holds as many pieces of work as it has workers, so that the death of a worker costs no
-    more than those.
-    """
-    waiting, deaths = list(range(len(items)))[::-1], [0] * len(items)
-    while waiting:
-        pool = _pool(min(num_workers, len(waiting)))
-        running: dict[Future[Any], int] = {}
-        broken = False
-        try:
-            while (waiting or running) and not broken:
-                while waiting and len(running) < num_workers:
-                    index = waiting.pop()
-                    running[pool.submit(on_one_thread, work, items[index])] = index
-
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    index, error = running.pop(future), future.exception()
-                    if isinstance(error, BrokenProcessPool):
-                        broken, deaths[index] = True, deaths[index] + 1
-                        if deaths[index] < MOST_DEATHS:
-                            waiting.insert(0, index)  # last, apart from what ran beside it
-                            continue
-                    yield items[index], None if error else future.result(), error
-        except BrokenProcessPool:  # of `submit`, after a worker died between two pieces of work
-            waiting.insert(0, index)
-        finally:
-            _stop(pool)
-        waiting[:0] = [index for index in running.values() if index not in waiting]
-
-
-def _pool(num_workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(),),
-    )
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """Ends a pool and its worker processes, whatever they are doing."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(5)
 
 
 def _start_worker(parent: int) -> None:

@@ -148,8 +148,8 @@ def arguments_for(controller: Controller | None, instance: Instance) -> dict[str
     """Returns the keyword arguments of an instance's environment under a controller.
 
     A baseline is a controller with a method `arguments(instance)`: the arguments of the instance
-    that it changes, such as base rates and schedules. The interval of the instance is for
-    controllers that ask for none.
+    that it changes, such as base rates and schedules. It is called once, before the runs begin. The
+    interval of the instance is for controllers that ask for none.
     """
     own = getattr(controller, "arguments", None)
     found = dict(instance.arguments) | (dict(own(instance)) if own is not None else {})

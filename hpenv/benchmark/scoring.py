@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -17,7 +16,7 @@ import numpy as np
 from hpenv.benchmark.aggregates import FEWEST_SEEDS
 from hpenv.benchmark.board import Board, Standing, make_board
 from hpenv.benchmark.controllers import load_controller
-from hpenv.benchmark.executors import run_all
+from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
 from hpenv.benchmark.instances import Suite, load_suite
 from hpenv.benchmark.page import html_board, markdown_board
@@ -178,11 +177,12 @@ def run_methods(
     total = sum(len(block.seeds) for block in blocks)
     done = total - sum(len(block.seeds) for block in left)
 
-    with progress(total, f"{suite.name} rows", done) as advance:
-        outcomes = run_all(compute_block, left, executor, name=lambda block: block.label)
-        with contextlib.closing(outcomes):  # type: ignore[type-var]
-            for block, _ in outcomes:
-                advance(len(block.seeds), block.label)
+    with (
+        open_executor(executor) as place_of_work,
+        progress(total, f"{suite.name} rows", done) as advance,
+    ):
+        for block, _ in run_all(compute_block, left, place_of_work, name=lambda block: block.label):
+            advance(len(block.seeds), block.label)
 
 
 def all_blocks(
