@@ -283,8 +283,9 @@ def _compare(standings: Sequence[Standing]) -> tuple[Standing, ...]:
     """Returns the standings with their comparisons. P-values are corrected over the methods."""
     off = next((standing for standing in standings if standing.method == OFF), None)
     others = [None if off is standing else off for standing in standings]
-    against_off = _comparisons(standings, others)
-    against_above = _comparisons(standings, [None, *standings[:-1]])
+    against_off = _comparisons(standings, others, sides=1)
+    # The scores decide which of two neighbors stands above, so their test has two sides.
+    against_above = _comparisons(standings, [None, *standings[:-1]], sides=2)
     return tuple(
         replace(
             standing,
@@ -298,7 +299,7 @@ def _compare(standings: Sequence[Standing]) -> tuple[Standing, ...]:
 
 
 def _comparisons(
-    standings: Sequence[Standing], others: Sequence[Standing | None]
+    standings: Sequence[Standing], others: Sequence[Standing | None], sides: int
 ) -> list[tuple[PairedComparison | None, bool]]:
     found = [
         None
@@ -306,7 +307,8 @@ def _comparisons(
         else paired_comparison(standing.scores, other.scores, seed=RESAMPLING_SEED)
         for standing, other in zip(standings, others, strict=True)
     ]
-    corrected = iter(holm([each.p_value for each in found if each is not None]))
+    p_values = [min(1.0, sides * each.p_value) for each in found if each is not None]
+    corrected = iter(holm(p_values) if p_values else [])
     return [(each, each is not None and next(corrected) < SIGNIFICANCE) for each in found]
 
 

@@ -38,7 +38,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "base_weight_decay": (0.01, 0.1),
     "sequence_length": (32, 64),
     "batch_tokens": (128, 192),
-    "num_steps": (120, 150, 180),
+    "num_steps": (80, 100, 120),
     "schedule": ("warmup_flat_warmdown", "none", "cosine"),
 }
 LEAST_LR, MOST_LR = 5e-4, 5e-3
@@ -53,12 +53,12 @@ SHIFTS: dict[str, dict[str, Any]] = {
     "low-lr": {"base_lr": 1.5e-5},
     "high-lr": {"base_lr": 0.15},
     "small-batch": {"batch_tokens": 32, "sequence_length": 32},
-    "large-batch": {"batch_tokens": 512},
-    "width": {"preset": "nano-wide"},
-    "depth": {"preset": "nano-deep", "num_steps": 120},
+    "large-batch": {"batch_tokens": 512, "num_steps": 80},
+    "width": {"preset": "nano-wide", "num_steps": 80},
+    "depth": {"preset": "nano-deep", "num_steps": 80},
     "optimizer": {"optimizer": "adamw_muon_nanochat"},
     "corpus": {"data": "package:pydoc_data"},
-    "budget": {"num_steps": 600},
+    "budget": {"num_steps": 400},
     "sequence-length": {"sequence_length": 128, "batch_tokens": 128},
 }
 _MIDDLE: dict[str, Any] = NANO | {
@@ -66,8 +66,8 @@ _MIDDLE: dict[str, Any] = NANO | {
     "base_lr": 1.5e-3,
     "batch_tokens": 128,
     "sequence_length": 64,
-    "num_steps": 150,
-    "eval_tokens": 16_384,
+    "num_steps": 100,
+    "eval_tokens": 8192,
     "interval": 10,
 }
 

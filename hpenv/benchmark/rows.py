@@ -127,21 +127,26 @@ def compute_block(block: Block) -> None:
     Validation is read once per row, at its end.
     """
     controller = block.method.load()
-    start = time.monotonic()
+    times: list[float] = []
     results = evaluate_controller(
         controller,
         block.instance.env_id,
         arguments_for(controller, block.instance),
         block.seeds,
         max_rows=len(block.seeds),
+        on_progress=lambda _: times.append(time.process_time()),
     )
-    seconds = time.monotonic() - start
 
     facts = {name: value for name, value in environment_facts().items() if name in FACTS}
     rows = [_row(block, result) | facts for result in results]
     write_text(block.file, "".join(line_of(row) for row in rows))
-    steps = sum(result["steps"][-1] for result in results)
-    write_text(block.times_file, json.dumps({"seconds": seconds, "steps": steps}) + "\n")
+    write_text(block.times_file, json.dumps(_time(times, results)) + "\n")
+
+
+def _time(times: Sequence[float], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the processor time from the first decision's end to the last's, and its steps."""
+    steps = sum(result["steps"][-1] - result["steps"][1] for result in results)
+    return {"seconds": times[-1] - times[0], "steps": steps}
 
 
 def arguments_for(controller: Controller | None, instance: Instance) -> dict[str, Any]:
@@ -149,12 +154,17 @@ def arguments_for(controller: Controller | None, instance: Instance) -> dict[str
 
     A baseline is a controller with a method `arguments(instance)`: the arguments of the instance
     that it changes, such as base rates and schedules. It is called once, before the runs begin. The
-    interval of the instance is for controllers that ask for none.
+    interval of the instance is for controllers that ask for none, and a controller that asks for no
+    registers has none.
     """
     own = getattr(controller, "arguments", None)
     found = dict(instance.arguments) | (dict(own(instance)) if own is not None else {})
-    if getattr(getattr(controller, "spec", None), "interval", None) is not None:
+    if controller is None:
+        return found | {"num_registers": 0}
+    if controller.spec.interval is not None:
         found.pop("interval", None)
+    if controller.spec.num_registers is None:
+        found["num_registers"] = 0
     return found
 
 
