@@ -72,8 +72,7 @@ def _matrix(scores: ArrayLike, name: str = "scores") -> FloatArray:
 def interquartile_mean(scores: ArrayLike) -> Any:
     """Returns the mean of the middle half of all scores (IQM), rliable's `aggregate_iqm`.
 
-    A quarter of the scores, rounded down, is left out at each end, over instances and seeds
-    together.
+    A quarter of all scores, rounded down, is cut at each end (Agarwal et al. 2021, section 4.3).
 
     Args:
         scores: (..., I, S).
@@ -83,9 +82,6 @@ def interquartile_mean(scores: ArrayLike) -> Any:
 
     Raises:
         ValueError: scores have fewer than two dimensions, are empty, or are not finite.
-
-    References:
-        Agarwal et al. 2021, section 4.3.
     """
     array = _matrix(scores)
     flat = array.reshape(*array.shape[:-2], -1)
@@ -99,7 +95,7 @@ def interquartile_mean(scores: ArrayLike) -> Any:
 def optimality_gap(scores: ArrayLike, gamma: float = 1.0) -> Any:
     """Returns the mean distance of the scores below `gamma`, rliable's `aggregate_optimality_gap`.
 
-    gamma - mean(min(score, gamma)). Lower is better.
+    gamma - mean(min(score, gamma)); lower is better (Agarwal et al. 2021, section 4.3).
 
     Args:
         scores: (..., I, S).
@@ -110,9 +106,6 @@ def optimality_gap(scores: ArrayLike, gamma: float = 1.0) -> Any:
 
     Raises:
         ValueError: scores have fewer than two dimensions, are empty, or are not finite.
-
-    References:
-        Agarwal et al. 2021, section 4.3.
     """
     return gamma - np.minimum(_matrix(scores), gamma).mean((-1, -2))
 
@@ -129,9 +122,6 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
 
     Raises:
         ValueError: the instances differ in number, or an array is empty or not finite.
-
-    References:
-        Agarwal et al. 2021, section 4.3.
     """
     first, second = _matrix(x, "x"), _matrix(y, "y")
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
@@ -146,6 +136,8 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> FloatArray:
     """Returns the fraction of all scores above each threshold, rliable's score distribution.
 
+    The curve of Agarwal et al. 2021, section 4.2, after Dolan & More 2002.
+
     Args:
         scores: (I, S).
         thresholds: (K,).
@@ -155,9 +147,6 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> FloatArray:
 
     Raises:
         ValueError: scores have fewer than two dimensions, are empty, or are not finite.
-
-    References:
-        Agarwal et al. 2021, section 4.2; Dolan & More 2002.
     """
     ordered = np.sort(_matrix(scores), axis=None)
     at_most = np.searchsorted(ordered, np.asarray(thresholds, dtype=np.float64), side="right")
@@ -229,9 +218,11 @@ def hierarchical_interval(
     `_freedom`: a sample of U units has too small a spread, and an unknown one. The ends may lie a
     little outside the range of a score.
 
-    Coverage of 95 % intervals at 20 instances and 10 seeds, over five simulated distributions (1500
-    data sets each): IQM 94.9 to 96.3 %, optimality gap 92.5 to 95.5 %. The percentile bootstrap
-    covers 92.0 to 94.8 % and 84.3 to 92.8 %.
+    Coverage of 95 % intervals at 20 instances and 10 seeds, over five simulated distributions
+    (1500 data sets each): IQM 94.9 to 96.3 %, optimality gap 92.5 to 95.5 %. The percentile
+    bootstrap of instances covers 92.0 to 94.8 % and 84.3 to 92.8 %. If it resamples seeds, too, it
+    covers 93 % where instances differ and 97 % where seeds do. BCa alone covers 90 to 92 % of IQMs.
+    The bootstrap-t has no useful width with four instances.
 
     Args:
         statistic: reduces (..., I, S) to (...), as `interquartile_mean` and `optimality_gap` do.
@@ -261,7 +252,8 @@ def hierarchical_interval(
     ends = np.quantile(bootstrap, _corrected_levels(bootstrap, estimate, influence, tail))
 
     ratio = stats.t.isf(tail, _freedom(influence)) / stats.norm.isf(tail)
-    low, high = estimate + _small_sample_factor(len(units)) * ratio * (ends - estimate)
+    stretch = ratio * np.sqrt(len(units) / (len(units) - 1.0))
+    low, high = estimate + stretch * (ends - estimate)
     return Interval(estimate, min(estimate, float(low)), max(estimate, float(high)))
 
 
@@ -269,11 +261,6 @@ def _tail(confidence: float) -> float:
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1); got {confidence}")
     return 0.5 - confidence / 2.0
-
-
-def _small_sample_factor(num_units: int) -> float:
-    """Returns the factor from a bootstrap's standard deviation to an unbiased standard error."""
-    return float(np.sqrt(num_units / (num_units - 1.0)))
 
 
 def paired_comparison(
@@ -287,10 +274,11 @@ def paired_comparison(
 ) -> PairedComparison:
     """Compares method a with method b on the same instances and seeds.
 
-    The difference is statistic(a) - statistic(b). Both are computed of the same resampled
-    instances, with all their seeds. The interval and the p-value are Student's t with one degree of
-    freedom less than instances, and the standard error is the bootstrap's times sqrt(I / (I - 1)).
-    So the p-value is below (1 - confidence) / 2 exactly if the interval lies above zero.
+    The difference is statistic(a) - statistic(b), both of the same resampled instances with all
+    their seeds. Interval and p-value are Student's t with I - 1 degrees of freedom and the
+    bootstrap's standard error times sqrt(I / (I - 1)). So the interval lies above zero exactly if
+    the p-value is below (1 - confidence) / 2. At 20 instances and 10 seeds 95 % intervals cover 95
+    to 97 %. With four instances they are wider than they need to be.
 
     With one instance, the difference is the mean over seeds of a - b, with Student's t over the
     seeds, and `statistic` is not used.
@@ -324,7 +312,7 @@ def paired_comparison(
         difference = float(statistic(x) - statistic(y))
         chosen = _resample(len(x), num_resamples, seed)
         bootstrap = np.asarray(statistic(x[chosen]) - statistic(y[chosen]), dtype=np.float64)
-        error = float(bootstrap.std()) * _small_sample_factor(len(x))
+        error = float(bootstrap.std() * np.sqrt(len(x) / (len(x) - 1.0)))
 
     freedom = len(x) - 1
     half = float(stats.t.isf(_tail(confidence), freedom)) * error
