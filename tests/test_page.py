@@ -90,10 +90,14 @@ def board_and_rows(
             )
         )
     rows.append(rows[0] | {"method": "half-done"})
+    rows.append(rows[0] | {"suite": "another", "method": "stranger"})
+    detectable = np.full(num_instances, np.nan)
+    if num_seeds > 1:
+        detectable = 0.1 + 0.2 * rng.random(num_instances)
     board = Board(
         suite=suite, num_seeds=num_seeds, instances=tuple(each.name for each in instances),
         standings=tuple(standings), base=base, reference=reference,
-        detectable=0.1 + 0.2 * rng.random(num_instances), unfinished=("half-done",),
+        detectable=detectable, unfinished=("half-done (1 of 200 rows)",),
         facts={
             "commit": ["671a96412ab34cd56ef78ab90cd12ef34ab56cd7"],
             "processor": ["Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz"],
@@ -216,12 +220,12 @@ def test_a_small_board_has_all_its_rows_and_a_large_one_their_scores(large):
     small = html_board(board, rows)
     data = re.search(r"data:application/jsonl;base64,([^\"]+)", small).group(1)
     lines = base64.b64decode(data).decode().splitlines()
-    assert sorted(map(json.loads, lines), key=str) == sorted(rows, key=str)
+    assert sorted(map(json.loads, lines), key=str) == sorted(rows[:-1], key=str)
 
     board, rows, page = large
     data = re.search(r"data:text/csv;charset=utf-8,([^\"]+)", page).group(1)
     text = urllib.parse.unquote(data)
-    assert text == compact_rows(rows)
+    assert text == compact_rows(rows[:-1])
     lines = text.splitlines()
     assert lines[0].split(",") == ["instance", "seed", *sorted([*METHODS, "half-done"])]
     assert len(lines) == 201 and "loss" in text
@@ -399,7 +403,8 @@ def test_the_script_draws_the_first_instance_as_the_page_has_it(large, browser, 
     assert before[1] == after[1]
     for old, new in zip(before[0], after[0], strict=True):
         a, b = ([float(x) for x in re.findall(r"-?[\d.]+", path)] for path in (old, new))
-        np.testing.assert_allclose(a, b, atol=0.3)
+        # The script has the levels of a text. Far above the chart they are coarser.
+        np.testing.assert_allclose(a, b, atol=0.6, rtol=2e-3)
 
 
 def test_the_policy_stops_a_foreign_script(browser, tmp_path):

@@ -47,7 +47,7 @@ def markdown_board(board: Board) -> str:
     lines = [standings_markdown(board)]
     if board.unfinished:
         lines += ["", f"Unfinished: {', '.join(board.unfinished)}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def html_board(board: Board, rows: Rows) -> str:
@@ -55,9 +55,10 @@ def html_board(board: Board, rows: Rows) -> str:
 
     Args:
         board: the board.
-        rows: its rows, as `read_rows` returns them. Their order has no effect.
+        rows: its rows, as `read_rows` returns them. Their order has no effect, and those of other
+            suites, instances and seeds are left out.
     """
-    rows = sorted(rows, key=lambda row: (row["method"], row["instance"], row["seed"]))
+    rows = _rows_of(board, rows)
     unit = _unit(rows)
     curves = curves_of(rows, board.instances, [each.method for each in board.standings])
     sections = [
@@ -71,6 +72,20 @@ def html_board(board: Board, rows: Rows) -> str:
     start, end = _frame(board, curves)
     size = len((start + "".join(sections) + end).encode())
     return start + "\n".join([*sections, _downloads(board, rows, size)]) + end
+
+
+def _rows_of(board: Board, rows: Rows) -> Rows:
+    """Returns the rows of a board's suite, instances and seeds, sorted."""
+    seeds = {}
+    for name in board.instances:
+        instance = board.suite.instance(name)
+        seeds[instance.digest] = board.suite.seeds(instance)[: board.num_seeds]
+    kept = [
+        row
+        for row in rows
+        if row["suite"] == board.suite.name and row["seed"] in seeds.get(row["instance_digest"], [])
+    ]
+    return sorted(kept, key=lambda row: (row["method"], row["instance"], row["seed"]))
 
 
 def _frame(board: Board, curves: Curves) -> tuple[str, str]:
@@ -111,7 +126,7 @@ def _header(board: Board) -> str:
     suite = board.suite
     facts = [("runs", f"{len(board.instances)} instances × {board.num_seeds} seeds per method")]
     facts += [(name.replace("_", " "), _fact(board.facts[name])) for name in sorted(board.facts)]
-    facts += [("made by", f"python -m hpenv.benchmark page {suite.name}")]
+    facts += [("made by", f"python -m hpenv.benchmark board --suite {suite.name}")]
     items = [element("dt", plain(k)) + element("dd", plain(v)) for k, v in facts]
     low = f"{LOWEST:g}".replace("-", "−")
     score = (
@@ -168,8 +183,10 @@ def _standings(board: Board, rows: Rows) -> str:
     notes = [
         "Rows go from the lowest to the highest score. A tick says that the method is better at "
         f"p < {SIGNIFICANCE:g} after Holm's correction over the methods. After it come the p-value "
-        "and the probability that a run of the method is better. The thin marks of a bar are the "
-        "scores 0 and 1. A question mark is an unknown cost."
+        "before the correction, and the probability that a run of the method is better. Against "
+        "off the test has one side. Against the row above it has two, because the scores decide "
+        "which of the two stands above. The thin marks of a bar are the scores 0 and 1. A question "
+        "mark is an unknown cost."
     ]
     reason = ranks(board)[1]
     if reason:
@@ -180,8 +197,8 @@ def _standings(board: Board, rows: Rows) -> str:
     if board.unfinished:
         missing = missing_runs(board, rows)
         items = [
-            element("li", element("b", plain(name)), plain(f": {missing[name]}"))
-            for name in board.unfinished
+            element("li", element("b", plain(name)), plain(f": {text}"))
+            for name, text in missing.items()
         ]
         parts += [element("h3", "Unfinished"), element("ul", *items, class_="unfinished")]
     return _section("standings", "Standings", *parts)

@@ -50,11 +50,6 @@ def interval_text(interval: Interval, digits: int = 2) -> str:
     return f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
 
 
-def p_value_text(p: float) -> str:
-    """Returns a p-value as `p = 0.012`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
 def runs_text(cost: float | None) -> str:
     """Returns a cost in runs with three digits, or a question mark if it is unknown."""
     if cost is None:
@@ -78,7 +73,8 @@ def ranks(board: Board) -> tuple[list[int | None], str]:
 def missing_runs(board: Board, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Returns, for every unfinished method, a sentence on the runs that it lacks."""
     found = {}
-    for method in board.unfinished:
+    for entry in board.unfinished:
+        method = entry.rpartition(" (")[0] or entry  # the board adds the number of rows
         lacking = {}
         for name in board.instances:
             seeds = {
@@ -101,8 +97,8 @@ def standings_markdown(board: Board) -> str:
                 NOTHING if rank is None else rank,
                 standing.method,
                 f"{number(standing.score.mean)} {interval_text(standing.score)}",
-                _verdict(standing.against_off, standing.better_than_off),
-                _verdict(standing.against_above, standing.better_than_above),
+                _verdict(standing.against_off, standing.better_than_off, 1),
+                _verdict(standing.against_above, standing.better_than_above, 2),
                 number(standing.optimality_gap.mean),
                 standing.diverged,
                 runs_text(standing.costs.get("meta_training")),
@@ -113,11 +109,17 @@ def standings_markdown(board: Board) -> str:
     return markdown_table(list(HEADERS), lines)
 
 
-def _verdict(comparison: PairedComparison | None, is_better: bool) -> str:
+def _verdict(comparison: PairedComparison | None, is_better: bool, sides: int) -> str:
     if comparison is None:
         return NOTHING
+    return f"{'✓' if is_better else '✗'} {_evidence(comparison, sides)}"
+
+
+def _evidence(comparison: PairedComparison, sides: int) -> str:
+    """Returns the p-value of a test with one or two sides, and the probability of improvement."""
+    p = min(1.0, sides * comparison.p_value)
     chance = f"{100.0 * comparison.probability_of_improvement:.0f} %"
-    return f"{'✓' if is_better else '✗'} {p_value_text(comparison.p_value)}, {chance}"
+    return f"{'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}, {chance}"
 
 
 def standings_table(board: Board) -> str:
@@ -131,8 +133,8 @@ def standings_table(board: Board) -> str:
             _cell(NOTHING if rank is None else str(rank), -1 if rank is None else rank),
             _method_header(standing.method, index),
             _score_cell(standing, axis),
-            _comparison_cell(standing.against_off, standing.better_than_off, OFF),
-            _comparison_cell(standing.against_above, standing.better_than_above, above),
+            _comparison_cell(standing.against_off, standing.better_than_off, OFF, 1),
+            _comparison_cell(standing.against_above, standing.better_than_above, above, 2),
             _cell(
                 number(standing.optimality_gap.mean),
                 standing.optimality_gap.mean,
@@ -162,7 +164,8 @@ def standings_table(board: Board) -> str:
 
 
 def _cell(text: str, value: float, **attributes: object) -> str:
-    return element("td", plain(text), class_="n", data_v=f"{value:.6g}", **attributes)
+    known = f"{value:.6g}" if math.isfinite(value) else "-1"
+    return element("td", plain(text), class_="n", data_v=known, **attributes)
 
 
 def _cost_cell(standing: Standing, name: str, text: Any) -> str:
@@ -188,17 +191,18 @@ def _score_cell(standing: Standing, axis: Axis) -> str:
     return element("td", element("span", *parts, class_="score"), data_v=value)
 
 
-def _comparison_cell(comparison: PairedComparison | None, is_better: bool, other: str) -> str:
+def _comparison_cell(
+    comparison: PairedComparison | None, is_better: bool, other: str, sides: int
+) -> str:
     if comparison is None:
         return element("td", NOTHING, data_v="2")
 
     difference = comparison.difference
     title = f"difference from {other}: {number(difference.mean)} {interval_text(difference)}"
-    chance = f"{100.0 * comparison.probability_of_improvement:.0f} %"
     parts = [
         element("b", "✓" if is_better else "✗", aria_hidden="true"),
         element("span", "yes" if is_better else "no", class_="hidden"),
-        element("small", plain(f"{p_value_text(comparison.p_value)}, {chance}")),
+        element("small", plain(_evidence(comparison, sides))),
     ]
     name = "verdict yes" if is_better else "verdict no"
     return element("td", *parts, class_=name, title=title, data_v=f"{comparison.p_value:.6g}")
