@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpenv.benchmark import executors
+from hpenv.benchmark import workers
 from hpenv.benchmark.executors import WorkError, open_executor, run_all
 
 
@@ -71,7 +71,7 @@ def test_a_killed_worker_costs_what_it_was_computing(tmp_path):
 
 
 def test_a_piece_that_kills_its_workers_is_given_up(monkeypatch):
-    monkeypatch.setattr(executors, "MOST_DEATHS", 2)
+    monkeypatch.setattr(workers, "MOST_DEATHS", 2)
     done = []
     with open_executor("processes:1") as executor, pytest.raises(WorkError, match="1 pieces"):
         for item, _ in run_all(always_die, [0, 1], executor):

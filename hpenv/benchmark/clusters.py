@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpenv.benchmark.executors import Item, Outcome, on_one_thread
+from hpenv.benchmark.workers import Item, Outcome, on_one_thread
 
 #: A piece of work is started again this often after the death of its worker or node.
 MOST_RETRIES = 5

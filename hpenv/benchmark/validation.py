@@ -6,11 +6,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from hpenv.benchmark.executors import on_one_thread
 from hpenv.benchmark.files import write_text
 from hpenv.benchmark.instances import load_suite
 from hpenv.benchmark.rows import Block, blocks_of, compute_block, read_rows
 from hpenv.benchmark.scoring import method_of
+from hpenv.benchmark.workers import on_one_thread
 
 #: Keys of `submission.toml`.
 KEYS = {
@@ -24,7 +24,7 @@ KEYS = {
 }
 #: Number of blocks that are computed, each twice.
 CHECKED_BLOCKS = 2
-"""Facts that decide whether two machines give the same bits."""
+#: Facts that decide whether two machines give the same bits.
 SAME_MACHINE = ("versions", "processor", "cpu_capability", "torch_threads")
 
 
