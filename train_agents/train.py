@@ -43,17 +43,19 @@ from hpenv.benchmark.environments import (
     spec_of,
 )
 from hpenv.benchmark.evaluate import run_episodes
+from hpenv.benchmark.executors import open_executor
 from hpenv.benchmark.facts import environment_facts
+from hpenv.benchmark.workers import Executor
 from hpenv.policies.controller import Columns
 from hpenv.policies.store import save_policy
 from train_agents import outputs
 from train_agents.logs import RunLog, keep_lines
-from train_agents.rollout import Episodes, collect, episode_seeds
+from train_agents.rollout import Episodes, collect, collect_on, episode_seeds
 
 #: Default id of meta-training, and its tokens per step in meta-training.
 JEL, META_TOKENS = "TrainLoop-JEL-v0", 128
 #: Fields of the configuration that may differ when a run continues.
-MAY_CHANGE = ("num_updates",)
+MAY_CHANGE = ("num_updates", "executor")
 #: Files and folders that the program writes, in addition to config.json and the checkpoints.
 WRITTEN = ("progress.jsonl", "rollouts.jsonl", "tensorboard", "policy")
 #: Number for the seeds of the held-out score, in place of an update's number. No update has it.
@@ -77,6 +79,8 @@ class TrainConfig:
     seed: int = 0  # seed of the agent and of all episodes
     out: Path = Path("runs/jel")  # folder; a run of the same configuration continues
     threads: int = 1  # torch threads
+    # where an update's episodes are computed, num_envs at a time: see hpenv.benchmark.executors
+    executor: str = "inline"
     tensorboard: bool = True  # also write TensorBoard events
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)  # hyperparameters, if agent is jel
     ppo: PPOAgentConfig = field(default_factory=PPOAgentConfig)  # hyperparameters, if agent is ppo
@@ -210,12 +214,13 @@ class Training:
 
         with (
             self.log as log,
+            open_executor(config.executor) as executor,
             log.progress(config.num_updates, title, completed=self.first) as advance,
         ):
             for update in range(self.first, config.num_updates):
                 done = update + 1
                 seeds = episode_seeds(config.seed, update, config.episodes_per_update)
-                episodes = collect(self.env, self.agent, seeds)
+                episodes = self.collect(executor, seeds)
                 metrics = self.agent.update(episodes.rollout)
                 metrics |= inner_metrics(episodes, self.env.action_names)
                 with open(folder / "rollouts.jsonl", "a", encoding="utf-8") as file:
@@ -233,6 +238,13 @@ class Training:
         policy.spec = spec_of(self.env)
         save_policy(policy, folder / "policy")
         return metrics
+
+    def collect(self, executor: Executor, seeds: list[int]) -> Episodes:
+        """Returns the episodes of an update. The executor changes no bit of them."""
+        config = self.config
+        if config.executor == "inline":
+            return collect(self.env, self.agent, seeds)
+        return collect_on(executor, self.env, config.env, config.arguments(), self.agent, seeds)
 
     def held_out(self) -> float:
         """Returns the mean held-out score of one episode per row under the policy's mean.

@@ -9,10 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 from hpenv.policies.controller import Controller, check_controller
+from hpenv.policies.sb3_controller import SB3Controller
 from hpenv.policies.store import load_policy
 
 #: Forms of a controller's name, for messages and help texts.
-FORMS = "the folder of a saved policy or of a training run, module:Class, or file.py:Class"
+FORMS = (
+    "the folder of a saved policy or of a training run, module:Class, file.py:Class, "
+    "or Algorithm@model.zip of stable-baselines3"
+)
 
 
 def load_controller(name: str) -> Controller:
@@ -21,11 +25,16 @@ def load_controller(name: str) -> Controller:
     A class is called without arguments. So is a function that returns a controller.
 
     Args:
-        name: the folder of a saved policy or of a training run, `module:Class`, or `file.py:Class`.
+        name: the folder of a saved policy or of a training run, `module:Class`, `file.py:Class`, or
+            `PPO@model.zip`, a class of stable-baselines3 with the file of its model.
 
     Raises:
         ValueError: there is nothing under that name, or it is no controller.
     """
+    algorithm, at, file = name.partition("@")
+    if at and file.endswith(".zip"):
+        return _sb3_controller(algorithm, Path(file))
+
     place, colon, attribute = name.rpartition(":")
     if not colon or not attribute.isidentifier():
         return load_policy(name)
@@ -41,6 +50,18 @@ def load_controller(name: str) -> Controller:
     controller = make()
     check_controller(controller)
     return controller
+
+
+def _sb3_controller(algorithm: str, file: Path) -> Controller:
+    library = importlib.import_module("stable_baselines3")
+    kind = getattr(library, algorithm, None)
+    if not isinstance(kind, type) or not hasattr(kind, "load"):
+        raise ValueError(
+            f"before @ must stand an algorithm of stable_baselines3, as PPO; got {algorithm!r}"
+        )
+    if not file.is_file():
+        raise ValueError(f"the part after @ must be a file; got {file}, which does not exist")
+    return SB3Controller(kind.load(file, device="cpu"))
 
 
 def _module(name: str, place: str) -> ModuleType:

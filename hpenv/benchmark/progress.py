@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ Advance = Callable[..., None]
 
 @contextmanager
 def progress(total: float, description: str, completed: float = 0) -> Iterator[Advance]:
-    """Shows a progress bar on stderr, or nothing if stderr is not a terminal.
+    """Shows a progress bar on stderr, or nothing if stderr is not a terminal or rich is missing.
 
     Args:
         total: amount of work, in any unit.
@@ -24,7 +25,7 @@ def progress(total: float, description: str, completed: float = 0) -> Iterator[A
     Yields:
         `advance(amount=1, text="")`: moves the bar, and shows a text after it.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
         yield lambda amount=1.0, text="": None
         return
 

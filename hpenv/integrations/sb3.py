@@ -18,7 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from hpenv.infos import row_info, row_value
-from hpenv.policies.controller import ControllerSpec
+from hpenv.policies.sb3_controller import SB3Controller as SB3Controller
 from hpenv.policies.sb3_mlp import SB3MLP
 
 try:
@@ -300,26 +300,3 @@ def from_sb3(model: BaseAlgorithm) -> SB3MLP:
         )
 
     return SB3MLP.from_layers(body, head, actor.log_std)
-
-
-class SB3Controller:
-    """Any model of stable-baselines3 as a controller, without exploration.
-
-    Args:
-        model: a trained model whose actions are a Box in [-1, 1].
-        spec: what it asks of an environment.
-
-    Example:
-        >>> evaluate_controller(SB3Controller(model), "TrainLoop-JEL-v0", {}, [0])  # doctest: +SKIP
-    """
-
-    def __init__(self, model: BaseAlgorithm, spec: ControllerSpec | None = None) -> None:
-        self.model = model
-        self.spec = ControllerSpec() if spec is None else spec
-
-    def act(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the model's actions, (N, A), at observations (N, F)."""
-        normalizer = self.model.get_vec_normalize_env()
-        inputs = observations if normalizer is None else normalizer.normalize_obs(observations)
-        actions, _ = self.model.predict(inputs, deterministic=True)
-        return actions

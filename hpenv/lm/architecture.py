@@ -84,6 +84,10 @@ class GPTConfig:
 
 PRESETS: dict[str, GPTConfig] = {
     "nano": GPTConfig(n_layer=2, n_head=2, n_embd=64),
+    # Relatives of `nano` whose blocks have 4 times as many weights (wide, deep), and 16 times.
+    "nano-wide": GPTConfig(n_layer=2, n_head=4, n_embd=128),
+    "nano-deep": GPTConfig(n_layer=8, n_head=2, n_embd=64),
+    "nano-16x": GPTConfig(n_layer=8, n_head=4, n_embd=128),
     "cell11": GPTConfig(n_layer=11, n_head=2, n_embd=64, feed_forward="swiglu"),
     "shakespeare": GPTConfig(n_layer=4, n_head=4, n_embd=128),
     "jel-73m": GPTConfig(

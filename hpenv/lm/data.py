@@ -22,15 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpenv.isolation import with_torch_defaults
-from hpenv.lm.sources import (
-    DATASET_FORM,
-    Content,
-    check_file,
-    dataset_content,
-    parquet_content,
-    read_file,
-    stdlib_content,
-)
+from hpenv.lm.sources import Content, check_file, read_file, text_content
 from hpenv.lm.synthetic import BATCH_STREAM, random_words, synthetic_symbols, uniform_numbers
 from hpenv.lm.tokenization import encode_slices, read_tokenizer, token_bytes, whole_number
 
@@ -100,12 +92,17 @@ def load_corpus(
         machine. The next symbol is one of eight, of fixed probabilities. The last symbol and two
         bits of the one before determine which eight. Every context has the same probabilities, so
         the entropy rate is exactly their entropy, from any state.
+      - `package:<name>[:<suffix>]`: the files of an installed package with a suffix, `.py` by
+        default, in such an order: `package:numpy`, `package:pydoc_data` (Python's manual, English
+        text), `package:torch:.h` (C++).
       - `hf:<name>[:<split>[:<column>]]`: a dataset of the Hugging Face hub, or a local folder or
         parquet file, read by `datasets`. Split `train` and column `text` by default.
       - a path: `.txt`, `.parquet` (column `text`), or `.bin` (uint16 tokens without a header, as
         nanoGPT writes them). Rows of a dataset or parquet file are joined by newlines. A `.bin`
         file is mapped into memory, not read. While a run uses it, put a new file in its place
         instead of writing into it.
+      - one of the texts above with `@<k>/<n>`: the k-th of n equal parts of its bytes, as
+        `stdlib@1/2`. Each part has slices of its own.
 
     Args:
         data: see above. `~` stands for the home folder.
@@ -136,22 +133,10 @@ def load_corpus(
             "'synthetic' accepts tokenizer 'bytes' alone, all other data vocab_size 256 alone"
         )
 
-    if data == "stdlib":
-        content = stdlib_content()
-    elif source == "hf":
-        content = dataset_content(data)
-    elif data.endswith(".parquet"):
-        content = parquet_content(data)
-    elif data.endswith(".txt"):
-        content = read_file("data", data)
-    elif data.endswith(".bin"):
+    if data.endswith(".bin"):
         return _binary(data, _content_of(tokenizer, accepts_bpe=False))
-    else:
-        raise ValueError(
-            f"unknown data {data!r}; expected one of 'stdlib', 'synthetic[:<seed>]', "
-            f"{DATASET_FORM}, a path to a .txt, .bin or .parquet"
-        )
-    return replace(_tokenize(content, _content_of(tokenizer)), name=data)
+
+    return replace(_tokenize(text_content(data), _content_of(tokenizer)), name=data)
 
 
 def require_length(corpus: Corpus, slice_name: str, needed: int) -> None:

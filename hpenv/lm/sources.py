@@ -1,14 +1,16 @@
-"""Sources of text, each as its bytes: the standard library, text and parquet files, and datasets.
+"""Sources of text, each as its bytes: installed packages, text and parquet files, and datasets.
 
-Every call reads its source again. Only the standard library's text is cached, because nobody
-rewrites it.
+Every call reads its source again. Only the text of the standard library and of installed packages
+is cached, because nobody rewrites it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import os
+import re
 import sysconfig
 import tempfile
 from dataclasses import dataclass, field
@@ -29,6 +31,9 @@ SKIPPED_FOLDERS = frozenset(
 )
 
 DATASET_FORM = "'hf:<name or path>[:<split>[:<column>]]'"
+PACKAGE_FORM = "'package:<name>[:<suffix>]'"
+#: End of `data` that asks for one of n equal parts of a text, as `stdlib@1/2`.
+PART = re.compile(r"(?P<source>.+)@(?P<number>\d+)/(?P<count>\d+)")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,19 @@ class Content:
         values = np.frombuffer(raw, dtype=np.uint8).copy()
         return Content(hashlib.sha256(raw).hexdigest(), name, values)
 
+    def part(self, number: int, count: int) -> Content:
+        """Returns part `number` (from 1) of `count` equal parts of the bytes.
+
+        Raises:
+            ValueError: `number` is not from 1 to `count`.
+        """
+        if not 1 <= number <= count:
+            raise ValueError(
+                f"a part of data must be from 1 to the number of parts; got @{number}/{count}"
+            )
+        ends = [len(self.raw) * i // count for i in (number - 1, number)]
+        return Content.of(f"{self.name}@{number}/{count}", self.raw[slice(*ends)].tobytes())
+
     def text(self) -> str:
         """Decodes the bytes.
 
@@ -59,6 +77,36 @@ class Content:
             UnicodeDecodeError: if they are not UTF-8.
         """
         return str(self.raw.data, "utf-8")
+
+
+def text_content(data: str) -> Content:
+    """Reads a text, or one of its parts. See `hpenv.lm.data.load_corpus`.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ValueError: for an unknown name, or a source that cannot be read.
+    """
+    part = PART.fullmatch(data)
+    content = _whole_text(part["source"] if part else data)
+    return content.part(int(part["number"]), int(part["count"])) if part else content
+
+
+def _whole_text(data: str) -> Content:
+    source = data.partition(":")[0]
+    if data == "stdlib":
+        return stdlib_content()
+    if source == "package":
+        return package_content(data)
+    if source == "hf":
+        return dataset_content(data)
+    if data.endswith(".parquet"):
+        return parquet_content(data)
+    if data.endswith(".txt"):
+        return read_file("data", data)
+    raise ValueError(
+        f"unknown data {data!r}; expected one of 'stdlib', 'synthetic[:<seed>]', {PACKAGE_FORM}, "
+        f"{DATASET_FORM}, a path to a .txt, .bin or .parquet, or one of these texts with @<k>/<n>"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -75,10 +123,48 @@ def stdlib_content() -> Content:
         if not path.name.startswith("_sysconfigdata")
     ]
     names = [name for name in names if SKIPPED_FOLDERS.isdisjoint(name.parts)]
+    return Content.of("stdlib", _joined(root, names))
+
+
+@lru_cache(maxsize=4)
+def package_content(data: str) -> Content:
+    """Reads the files of an installed package that have a suffix, `.py` by default.
+
+    Files stand in the order of a seeded digest of their paths. Tests are left out. The licence of
+    the text is the package's.
+
+    Args:
+        data: the package in the form of PACKAGE_FORM, as `package:numpy` or `package:torch:.h`.
+
+    Raises:
+        ValueError: `data` has another form, the package is not installed, or has no such files.
+    """
+    name, suffix, *rest = [*data.split(":")[1:], ""]
+    if not name.isidentifier() or any(rest):
+        raise ValueError(f"data must have the form {PACKAGE_FORM}; got {data!r}")
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(
+            f"data must name an installed package; got {data!r}, and there is no {name}"
+        )
+
+    root = Path(next(iter(found.submodule_search_locations)))
+    names = [path.relative_to(root) for path in root.rglob(f"*{suffix or '.py'}")]
+    names = [name for name in names if {"test", "tests"}.isdisjoint(name.parts)]
+    if not names:
+        raise ValueError(
+            f"data must name a package with files of its suffix; got {data!r}, "
+            f"and {root} has none of {suffix or '.py'}"
+        )
+    return Content.of(data, _joined(root, names))
+
+
+def _joined(root: Path, names: list[Path]) -> bytes:
+    """Returns the bytes of files below a folder, in the order of a seeded digest of their paths."""
     names.sort(
         key=lambda name: hashlib.sha256(f"{STDLIB_SEED}:{name.as_posix()}".encode()).digest()
     )
-    return Content.of("stdlib", b"".join((root / name).read_bytes() for name in names))
+    return b"".join((root / name).read_bytes() for name in names)
 
 
 def check_file(argument: str, path: str) -> None:

@@ -6,20 +6,18 @@ Jobs that have a result file are skipped, so that the same command goes on after
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
+from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_file, check_folder
 from hpenv.benchmark.progress import progress
 from hpenv.benchmark.results import Rows, read_result, write_result
@@ -83,9 +81,12 @@ class Job:
 
 def _execute(job: Job, folder: Path) -> float:
     """Runs a job, writes its result, and returns the time that it took [seconds]."""
-    torch.set_num_threads(1)
     start = time.monotonic()
-    rows, extra = job.run(**job.arguments)
+    try:
+        rows, extra = job.run(**job.arguments)
+    except Exception:
+        traceback.print_exc()  # here, where it says what the job's process was doing
+        raise
     write_result(job.file(folder), job.name, job.configuration, rows, extra)
     return time.monotonic() - start
 
@@ -147,7 +148,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
 
     Raises:
         ValueError: see `open_jobs`.
-        RuntimeError: naming the jobs that failed, after all others are done.
+        WorkError: naming the jobs that failed, after all others are done.
     """
     missing = open_jobs(jobs, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,34 +157,21 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int) -> None:
     if not missing:
         return
 
-    failed: dict[str, str] = {}
-    # SIGTERM must interrupt, or the worker processes would outlive this one.
+    # SIGTERM must interrupt, so that the result files and the pool are left in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
-    futures: dict[Future[float], Job] = {pool.submit(_execute, job, folder): job for job in missing}
-
+    work = partial(_execute, folder=folder)
+    left = len(missing)
     try:
-        with progress(len(missing), folder.parent.name) as advance:
-            while futures:
-                for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                    job, error = futures.pop(future), future.exception()
-                    if error is None:
-                        left = f"{len(futures)} to go"
-                        print(f"{job.name}: {future.result():.0f} s, {left}", flush=True)
-                    else:
-                        failed[job.name] = f"{type(error).__name__}: {error}"
-                        traceback.print_exception(error)  # of the job's own process
-                        print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
-                    advance(1, job.name)
+        with (
+            open_executor(f"processes:{num_workers}") as executor,
+            progress(left, folder.parent.name) as advance,
+        ):
+            for job, seconds in run_all(work, missing, executor, name=lambda job: job.name):
+                left -= 1
+                print(f"{job.name}: {seconds:.0f} s, {left} to go", flush=True)
+                advance(1, job.name)
     except KeyboardInterrupt:
-        for process in list(pool._processes.values()):
-            process.terminate()
         sys.exit(f"interrupted; the same command goes on with what is missing in {folder}")
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-    if failed:
-        raise RuntimeError(f"{len(failed)} jobs failed: {failed}")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def ran(tmp_path_factory):
 
 def test_a_failed_job_is_named_after_the_others_are_done(ran):
     folder, _, error = ran
-    assert error.match(r"1 jobs failed.*bad.*no luck")
+    assert error.match(r"1 pieces of work failed.*bad.*no luck")
     assert [file.name for file in (folder / "jobs").iterdir()] == ["good.json"]
 
 

@@ -1,0 +1,113 @@
+"""Check of a submission: a folder with `submission.toml`, a controller, and its rows."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from hpenv.benchmark.files import write_text
+from hpenv.benchmark.instances import load_suite
+from hpenv.benchmark.rows import Block, blocks_of, compute_block, read_rows
+from hpenv.benchmark.scoring import method_of
+from hpenv.benchmark.workers import on_one_thread
+
+#: Keys of `submission.toml`.
+KEYS = {
+    "name": "name on the board",
+    "suite": "name of the suite",
+    "controller": "file.py:Class, or the folder of a saved policy, below the submission",
+    "authors": "list of names",
+    "description": "what the controller does, in a few sentences",
+    "meta_training": "cost of its training [runs of an instance, by tokens]",
+    "tuning": "cost of its tuning [runs of an instance, by tokens]",
+}
+#: Facts that decide whether two machines give the same bits.
+SAME_MACHINE = ("versions", "processor", "cpu_capability", "torch_threads")
+
+
+def read_submission(folder: Path) -> dict[str, Any]:
+    """Returns the values of `submission.toml`.
+
+    Raises:
+        ValueError: the file is missing, or has other keys.
+    """
+    file = folder / "submission.toml"
+    if not file.is_file():
+        raise ValueError(f"submission must be a folder with submission.toml; got {folder}")
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file} must be TOML; {error}") from error
+    if set(values) != set(KEYS):
+        about = "; ".join(f"{key}: {text}" for key, text in KEYS.items())
+        raise ValueError(f"{file} must have the keys {sorted(KEYS)}; got {sorted(values)}; {about}")
+    return values
+
+
+def validate(folder: Path, scratch: Path | None = None) -> str:
+    """Computes the first and the last block of a submission twice, and compares them bitwise.
+
+    On the machine that the submitted rows are of, they
+    must be equal to those, too.
+
+    Args:
+        folder: the submission: `submission.toml`, the controller, and `rows/`.
+        scratch: folder for the computed rows. None: `validation` in the submission.
+
+    Returns:
+        What was checked, in words.
+
+    Raises:
+        ValueError: a file is missing or wrong, or two computations differ.
+    """
+    values = read_submission(folder)
+    suite = load_suite(values["suite"])
+    controller = str(folder / values["controller"])
+    costs = {name: values[name] for name in ("meta_training", "tuning")}
+    method = method_of(controller, values["name"], costs)
+    submitted = {
+        (row["instance_digest"], row["seed"]): row
+        for row in read_rows([folder / "rows"])
+        if row["method"] == method.name
+    }
+
+    blocks = blocks_of(suite, method, scratch or folder / "validation")
+    missing = [
+        (block.instance.name, seed)
+        for block in blocks
+        for seed in block.seeds
+        if (block.instance.digest, seed) not in submitted
+    ]
+    if missing:
+        raise ValueError(f"rows must have every instance and seed; {len(missing)} are missing")
+
+    compared = 0
+    chosen = blocks[:1] + blocks[1:][-1:]  # the first and the last
+    for block in chosen:
+        first, second = _compute(block), _compute(block)
+        if first != second:
+            raise ValueError(f"{block.label} must give the same rows twice; it gave other rows")
+        for row in read_rows([block.file]):
+            compared += _compare(row, submitted[row["instance_digest"], row["seed"]])
+
+    own = "equal to the submitted rows" if compared else "the submitted rows are of another machine"
+    return f"{method.name} on {suite.name}: {len(chosen)} blocks, each twice, bitwise equal; {own}"
+
+
+def _compute(block: Block) -> str:
+    write_text(block.file, "")
+    on_one_thread(compute_block, block)
+    return block.file.read_text(encoding="utf-8")
+
+
+def _compare(row: dict[str, Any], submitted: dict[str, Any]) -> bool:
+    """Returns True if a row was compared with a submitted row of this machine."""
+    if any(row[name] != submitted[name] for name in SAME_MACHINE):
+        return False
+    if row["final"] != submitted["final"]:
+        raise ValueError(
+            f"{row['method']} on {row['instance']} with seed {row['seed']} must have the submitted "
+            f"number; got {row['final']} and {submitted['final']}"
+        )
+    return True
