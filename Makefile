@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # One thread per test process: more would fight over the cores, and a sum's order would depend on the machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo projection test test-slow test-newest test-oldest test-processors lock check format bench bench-processors clean
+.PHONY: help setup demo benchmark projection test test-slow test-newest test-oldest test-processors lock check format bench bench-processors clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -45,6 +45,10 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock, at the newes
 
 demo: setup  ## the main experiment, cut to fit ten minutes on two cores
 	$(BIN)/python -m train_agents.experiments.jel --demo
+
+benchmark: setup  ## the tuned baselines on the suites smoke and jel-nano: rows, scores and pages in runs/benchmark/
+	$(BIN)/python -m baselines.field --suite smoke --executor processes:$(WORKERS)
+	$(BIN)/python -m baselines.field --suite jel-nano --executor processes:$(WORKERS)
 
 projection: setup  ## gradient projection against reward hacking, all arms; hours, goes on where it stopped
 	$(BIN)/python -m train_agents.experiments.projection --num-workers $(WORKERS)

@@ -1,0 +1,88 @@
+"""The field of the benchmark: equal searches, interior optima, and arguments that make runs."""
+
+import json
+
+import pytest
+
+from baselines.field import FIELD, NUM_POINTS, TUNED, TUNING_SEEDS, Search, Tuned, tune
+from baselines.references import arguments_of, start_of
+from baselines.trials import DIVERGED, tuning_loss, tuning_seeds
+from hpenv.benchmark.environments import make_population
+from hpenv.benchmark.instances import load_suite
+from hpenv.benchmark.references import load_references
+from hpenv.policies.controller import check_controller
+from tests.hpenv.benchmark.tiny_suite import Braking, tiny_suite
+
+INSTANCE = tiny_suite().test[0]
+
+
+@pytest.mark.parametrize("name", FIELD)
+@pytest.mark.parametrize("shape", ["text", "adamw"])
+def test_every_baseline_makes_runs_of_an_instance(name, shape):
+    instance, baseline = load_suite("smoke").instance(shape), FIELD[name]
+    changed = baseline.arguments(instance, baseline.start)
+    assert set(changed) - {"optimizer"} <= {
+        "base_lr", "base_weight_decay", "schedule", "weight_decay_schedule",
+    }  # fmt: skip
+    make_population(instance.env_id, 1, dict(instance.arguments) | changed)
+
+
+def test_a_search_has_the_stated_size_and_its_best_point_is_acted_on(tmp_path):
+    search = Search("constant", INSTANCE, tmp_path)
+    tune(search)
+    found = json.loads(search.file.read_text())
+    assert len(found["points"]) == NUM_POINTS and len(found["seeds"]) == TUNING_SEEDS
+    below, above = found["neighbors"]["lr"]
+    assert below < found["point"]["lr"] < above
+    losses = {point: loss for point, loss in found["points"]}
+    assert losses[found["point"]["lr"]] <= min(losses.values()) + 1e-3
+
+    tuned = Tuned("constant", tmp_path)
+    check_controller(tuned)
+    assert tuned.arguments(INSTANCE) == {"base_lr": found["point"]["lr"], "schedule": "none"}
+    assert tuned.costs["tuning"] == NUM_POINTS * TUNING_SEEDS
+    with pytest.raises(ValueError, match="second must be tuned; run"):
+        tuned.arguments(tiny_suite().test[1])
+
+
+def test_digest_of_a_tuned_baseline_is_that_of_its_points(tmp_path):
+    before = Tuned("constant", tmp_path).digest
+    assert before != Tuned("cosine", tmp_path).digest
+    tune(Search("constant", INSTANCE, tmp_path))
+    assert Tuned("constant", tmp_path).digest != before
+
+
+def test_committed_points_are_of_the_stated_size_and_interior():
+    files = sorted(TUNED.rglob("*.json"))
+    for file in files:
+        found = json.loads(file.read_text())
+        assert len(found["points"]) == NUM_POINTS, file
+        assert found["point"].keys() == found["neighbors"].keys(), file
+
+
+def test_committed_references_lie_inside_their_grids():
+    for name in ("smoke", "jel-nano"):
+        suite = load_suite(name)
+        assert load_references(name).keys() == {each.digest for each in suite.test}
+
+
+def test_tuning_sees_the_probe_of_its_own_seeds():
+    seeds = tuning_seeds(INSTANCE, 2)
+    suite = tiny_suite()
+    assert set(seeds).isdisjoint(suite.seeds(INSTANCE))
+    low, high = (tuning_loss(INSTANCE, {"base_lr": rate}, seeds) for rate in (1e-6, 0.02))
+    assert high < low < DIVERGED
+    assert tuning_loss(INSTANCE, {}, seeds, Braking()) < tuning_loss(INSTANCE, {}, seeds)
+
+
+def test_a_run_that_diverges_in_tuning_loses():
+    changed = {"base_lr": 1e9, "optimizer": "sgd"}
+    assert tuning_loss(INSTANCE, changed, tuning_seeds(INSTANCE, 1)) == DIVERGED
+
+
+def test_points_of_a_reference_become_rates_and_a_schedule():
+    point = start_of(INSTANCE) | {"warmdown": 1.6}
+    changed = arguments_of(INSTANCE, point)
+    assert changed["schedule"]["warmdown_fraction"] == 1.0
+    assert changed["base_lr"]["matrix"] == point["lr/matrix"]
+    assert changed["base_weight_decay"]["embedding"] == 0.0
