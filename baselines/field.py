@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_folder("tuned", config.tuned)
 
     searches = [
-        Search(name, instance, config.tuned) for name in config.baselines for instance in suite.test
+        Search(name, instance, config.tuned)
+        for name, instance in product(config.baselines, suite.test)
     ]
     left = [search for search in searches if not search.file.is_file()]
     with (

@@ -140,11 +140,10 @@ def make_board(
             than `off`.
     """
     count = suite.num_seeds if num_seeds is None else num_seeds
-    places = {
-        (instance.digest, seed): (i, s)
-        for i, instance in enumerate(suite.test)
-        for s, seed in enumerate(suite.seeds(instance)[:count])
-    }
+    places: dict[tuple[str, int], tuple[int, int]] = {}
+    for i, instance in enumerate(suite.test):
+        seeds = suite.seeds(instance)[:count]
+        places |= {(instance.digest, seed): (i, s) for s, seed in enumerate(seeds)}
     kept = [
         row
         for row in rows

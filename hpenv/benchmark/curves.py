@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from hpenv.arrays import FloatArray
 #: Digits of a number in base 64, none of which markup or JSON would escape.
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 #: All numbers of two digits.
-NUMBERS = [high + low for high in DIGITS for low in DIGITS]
+NUMBERS = ["".join(pair) for pair in product(DIGITS, repeat=2)]
 #: The last number says that a value is missing.
 MISSING = len(NUMBERS) - 1
 #: Points of a curve before it is thinned.
@@ -57,8 +58,9 @@ class Curves(NamedTuple):
     @property
     def num_points(self) -> int:
         """Number of points of every curve, 0 without curves."""
-        curves = [*self.probe.values(), *(c for cell in self.panel.values() for c in cell.values())]
-        return len(curves[0]) if curves else 0
+        cells = (cell.values() for cell in self.panel.values())
+        first = next(chain(self.probe.values(), chain.from_iterable(cells)), ())
+        return len(first)
 
     def text(self) -> str:
         """Returns the curves as JSON for the page's script, without a character `<`."""
@@ -137,7 +139,7 @@ def _thin(curves: Curves, most_traces: int, stride: int) -> Curves:
         panel[key] = {name: curve[::stride] for name, curve in cell.items() if name in kept}
         left_out += len(cell) - len(kept)
 
-    uses = Counter(name for cell in panel.values() for name in cell)
+    uses = Counter(chain.from_iterable(panel.values()))
     return curves._replace(
         channels=tuple(sorted(uses, key=lambda name: (-uses[name], name))),
         probe={key: curve[::stride] for key, curve in curves.probe.items()},

@@ -140,7 +140,7 @@ def cost_chart(points: Sequence[Point], title: str, description: str, unit: str)
         description: likewise, in a sentence.
         unit: label of the horizontal axis.
     """
-    ends = [value for point in points for value in (point.score.low, point.score.high)]
+    ends = [point.score.low for point in points] + [point.score.high for point in points]
     up = Axis.around(np.array([*ends, 0.0]), 0.06)
     positive = np.array([point.cost for point in points if point.cost > 0.0])
     across = Axis.around(positive, 0.05, log=True) if positive.size else None

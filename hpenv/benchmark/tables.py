@@ -124,7 +124,8 @@ def _evidence(comparison: PairedComparison, sides: int) -> str:
 
 def standings_table(board: Board) -> str:
     """Returns the standings as an HTML table."""
-    ends = [end for each in board.standings for end in (each.score.low, each.score.high)]
+    scores = [standing.score for standing in board.standings]
+    ends = [score.low for score in scores] + [score.high for score in scores]
     axis = Axis(max(min([*ends, 0.0]), LOWEST), min(max([*ends, 1.0]), HIGHEST))
 
     body, above = [], ""

@@ -73,13 +73,10 @@ def validate(folder: Path, scratch: Path | None = None) -> str:
     }
 
     blocks = blocks_of(suite, method, scratch or folder / "validation")
-    missing = [
-        (block.instance.name, seed)
-        for block in blocks
-        for seed in block.seeds
-        if (block.instance.digest, seed) not in submitted
-    ]
-    if missing:
+    expected: set[tuple[str, int]] = set()
+    for block in blocks:
+        expected |= {(block.instance.digest, seed) for seed in block.seeds}
+    if missing := expected - set(submitted):
         raise ValueError(f"rows must have every instance and seed; {len(missing)} are missing")
 
     compared = 0
