@@ -38,7 +38,8 @@ from hpenv.benchmark.files import check_folder, write_text
 from hpenv.benchmark.instances import Instance, load_suite
 from hpenv.benchmark.progress import progress
 from hpenv.benchmark.references import AtNeutral
-from hpenv.benchmark.rows import OFF, Method, is_done
+from hpenv.benchmark.rows import OFF, Method, is_done, line_of, read_rows
+from hpenv.benchmark.scoring import FIELD as PUBLISHED
 from hpenv.benchmark.scoring import (
     FOLDER,
     all_blocks,
@@ -240,6 +241,7 @@ class FieldConfig:
     executor: str = "processes"  # see hpenv.benchmark.executors
     folder: Path = FOLDER  # folder of rows and boards
     tuned: Path = TUNED  # folder of the tuned points
+    publish: bool = False  # also write the rows to the package, for the ranks of other controllers
 
     def __post_init__(self) -> None:
         """Checks the names."""
@@ -276,6 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if needs_reference(suite, place):
         run_methods(suite, [reference_method(suite)], place, executor=config.executor)
 
+    if config.publish:
+        names = {OFF, *config.baselines}
+        rows = [row for row in read_rows([place / "rows"]) if row["method"] in names]
+        write_text(PUBLISHED / f"{suite.name}.jsonl", "".join(map(line_of, rows)))
     _, page = write_board(suite, place)
     print((place / "board.md").read_text(encoding="utf-8"), end="")
     print(f"page: {page}")

@@ -53,6 +53,8 @@ class Ray:
             item = running.pop(done[0])
             try:
                 result = self._ray.get(done[0])
+            except self._ray.exceptions.RayTaskError as error:
+                yield item, None, error.cause
             except self._ray.exceptions.RayError as error:
                 yield item, None, error
             else:
@@ -98,3 +100,4 @@ class Slurm:
         for job in self._jobs:
             if not job.done():
                 job.cancel()
+        self._jobs = []

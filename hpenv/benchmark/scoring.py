@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from hpenv.policies.controller import Controller, check_controller
 
 #: Rows of the field that ship with the package, one file per suite.
 FIELD = Path(__file__).with_name("field")
+Row = dict[str, Any]
 #: Default folder of rows and boards.
 FOLDER = Path("runs/benchmark")
 #: A method's name is a folder's.
@@ -216,9 +218,8 @@ def write_board(
     field = FIELD / f"{suite.name}.jsonl"
     places = [place / "rows", *others]
     rows = read_rows(places)
-    known = {row["method"] for row in rows}
     if field.is_file():
-        rows += [row for row in read_rows([field]) if row["method"] not in known]
+        rows += _rows_of_others(rows, read_rows([field]))
 
     board = make_board(
         suite,
@@ -231,6 +232,24 @@ def write_board(
     write_text(page, html_board(board, rows))
     write_text(place / "board.md", markdown_board(board) + "\n")
     return board, page
+
+
+def _rows_of_others(own: Sequence[Row], field: Sequence[Row]) -> list[Row]:
+    """Returns the field's rows of methods that one's own rows do not have.
+
+    The field's rows of `off` are kept if they are of another text: the field's scores need them.
+    """
+    methods = {row["method"] for row in own} - {OFF}
+    there = {(row["instance_digest"], row["seed"], row["corpus"]) for row in own}
+    return [
+        row
+        for row in field
+        if row["method"] not in methods
+        and (
+            row["method"] != OFF
+            or (row["instance_digest"], row["seed"], row["corpus"]) not in there
+        )
+    ]
 
 
 def overheads(folder: Path) -> dict[str, float]:

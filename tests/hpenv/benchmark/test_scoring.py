@@ -5,7 +5,7 @@ import pytest
 
 from hpenv.benchmark import scoring
 from hpenv.benchmark.references import Reference, References
-from hpenv.benchmark.rows import OFF, Method, read_rows
+from hpenv.benchmark.rows import OFF, Method, line_of, read_rows
 from tests.hpenv.benchmark.tiny_suite import Braking, Failing, tiny_suite
 
 
@@ -94,3 +94,28 @@ def test_a_controller_that_raises_is_named(tmp_path):
 def test_score_refuses_more_seeds_than_the_suite_has(tmp_path):
     with pytest.raises(ValueError, match="seeds must be from 1 to 3"):
         scoring.score(Braking(), tiny_suite(), seeds=4, executor="inline", folder=tmp_path)
+
+
+def test_the_field_is_ranked_also_on_another_text(scored, tmp_path, monkeypatch):
+    """Rows of the field keep the scale of their text. One's own have that of this machine."""
+    folder, suite, values, result = scored
+    rows = read_rows([folder / "tiny" / "rows"])
+    foreign = [row | {"corpus": "theirs"} for row in rows if row["method"] != "braking"]
+    (tmp_path / "tiny.jsonl").write_text("".join(map(line_of, foreign)))
+    theirs = {
+        digest: Reference(each.value, "theirs", {"base_lr": 0.02})
+        for digest, each in values.items()
+    }
+    monkeypatch.setattr(scoring, "FIELD", tmp_path)
+    monkeypatch.setattr(scoring, "load_references", lambda name: theirs)
+    own = [row for row in rows if row["method"] in ("braking", OFF)]
+    reruns = [row | {"method": "reference", "final": 4.0} for row in own if row["method"] == OFF]
+    place = tmp_path / "place"
+    (place / "rows").mkdir(parents=True)
+    (place / "rows/own.jsonl").write_text("".join(map(line_of, [*own, *reruns])))
+
+    board, _ = scoring.write_board(suite, place)
+    before = {each.method: each.scores for each in result.board.standings}
+    assert {each.method for each in board.standings} == set(before)
+    for standing in board.standings:
+        assert standing.scores == pytest.approx(before[standing.method])
