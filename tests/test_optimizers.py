@@ -15,6 +15,7 @@ from hpenv.control.channels import CHANNELS
 from hpenv.optim.adamw import SGD, AdamW
 from hpenv.optim.muon import Muon, NanochatMuon
 from hpenv.optim.optimizers import OPTIMIZERS, optimizer_rules
+from hpenv.optim.parameter_free import DAdaptAdamW, Prodigy
 from hpenv.optim.rules import Rates
 from hpenv.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 
@@ -23,6 +24,8 @@ NUM_TICKS = 16
 DECAYS = (0.1, 0.0, 0.02)
 SHAPES = ((6, 4), (3, 5))  # tall and wide
 RULES = {type(rule): rule for rules in OPTIMIZERS.values() for rule in rules.values()}
+# From a first distance at which a few steps are of the size of the other rules'.
+RULES |= {kind: kind(d0=0.02) for kind in (Prodigy, DAdaptAdamW)}
 
 
 def rates(scale, kind):
@@ -382,14 +385,20 @@ def rule(request):
     return request.param
 
 
-def test_every_rule_of_the_table_has_a_reference_above():
-    assert set(RULES) == {AdamW, SGD, Muon, NanochatMuon, ScheduleFreeSGD, ScheduleFreeAdamW}
+def test_every_rule_of_the_table_has_a_reference_above_or_in_test_parameter_free():
+    above = {AdamW, SGD, Muon, NanochatMuon, ScheduleFreeSGD, ScheduleFreeAdamW}
+    assert set(RULES) == above | {Prodigy, DAdaptAdamW}
+
+
+def sizes(rule, kind):
+    """Rates of a rule, 0.02 or a multiplier of its own estimate."""
+    return rates(1.0 if hasattr(rule, "d0") else 0.02, kind)
 
 
 def test_a_rule_is_deterministic_and_leaves_the_global_generator_alone(rule):
     before = torch.get_rng_state()
     first, second = (
-        Rows(rule, rates(0.02, "changing"), dtype=torch.float32).run() for _ in range(2)
+        Rows(rule, sizes(rule, "changing"), dtype=torch.float32).run() for _ in range(2)
     )
     for a, b in zip(first.weights, second.weights, strict=True):
         assert torch.equal(a, b)
@@ -406,11 +415,15 @@ OTHER_VALUES = {
     "momentum_steps": 3,
     "weight_lr_power": 0.0,
     "newton_schulz_dtype": "bfloat16",
+    "d0": 0.1,
+    "d_coef": 0.5,
+    "bias_correction": True,
+    "safeguard_warmup": True,
 }
 
 
 def test_every_hyperparameter_of_a_rule_has_an_effect(rule):
-    lrs = rates(0.02, "changing")
+    lrs = sizes(rule, "changing")
     plain = Rows(rule, lrs, dtype=torch.float32).run()
     for name in (f.name for f in fields(rule) if f.name != "optimizer"):
         assert getattr(rule, name) != OTHER_VALUES[name]
@@ -420,7 +433,7 @@ def test_every_hyperparameter_of_a_rule_has_an_effect(rule):
 
 
 def test_rate_and_decay_have_an_effect_on_their_own_row_alone(rule):
-    lrs = rates(0.02, "constant")
+    lrs = sizes(rule, "constant")
     plain = Rows(rule, lrs, dtype=torch.float32).run()
     faster = lrs.copy()
     faster[1] *= 2

@@ -75,7 +75,9 @@ def _ramp(steps: NDArray[np.int64], warmup_steps: int) -> FloatArray:
     return np.minimum(1.0, (np.asarray(steps, dtype=np.float64) + 1.0) / warmup_steps)
 
 
-def _cooldown_progress(steps: NDArray[np.int64], num_steps: int, cooldown_fraction: float) -> FloatArray:
+def _cooldown_progress(
+    steps: NDArray[np.int64], num_steps: int, cooldown_fraction: float
+) -> FloatArray:
     """Returns the fraction of a cooldown at the end of a run that has passed, in [0, 1]."""
     length = round(cooldown_fraction * num_steps)
     if length == 0:

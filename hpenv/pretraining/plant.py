@@ -309,18 +309,27 @@ class PretrainingPlant(Runs):
     def _update(
         self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
     ) -> None:
-        """Applies every group's rule to all rows, then restores the rows that must not move."""
+        """Applies every rule to all rows, then restores the rows that must not move.
+
+        Groups with the same rule are updated together, since a rule may depend on all its tensors.
+        """
         frozen = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
         state = self._tensors().values() if len(frozen) else ()
         copies = [value[frozen].clone() for value in state]
 
-        for group in dict.fromkeys(self._groups.values()):
-            names = [name for name, member_of in self._groups.items() if member_of == group]
-            self._rules[group].update(
+        for rule in dict.fromkeys(self._rules[group] for group in self._members):
+            groups = [group for group in self._members if self._rules[group] == rule]
+            names = [
+                name for group in groups for name in self._groups if self._groups[name] == group
+            ]
+            joined = Rates(
+                *map(torch.hstack, zip(*(rates[group] for group in groups), strict=True))
+            )
+            rule.update(
                 [self.weights[name] for name in names],
                 [gradients[name] for name in names],
                 [self.optimizer_state[name] for name in names],
-                rates[group],
+                joined,
                 self.steps,
             )
 
