@@ -21,7 +21,7 @@ from hpenv.optim.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import Snapshot
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.pretraining import plant as pretraining
+from hpenv.pretraining import evaluation as pretraining
 from tests import tiny_student
 
 TINY = {
