@@ -127,7 +127,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._probes, self._terms = "probe" in groups, measured_terms(plant.measurements, groups)
 
         cells = plant.panel
-        self._layout = Layout(cells.names, cells.kinds, plant.num_layers, num_registers)
+        self._layout = Layout(
+            cells.names, cells.kinds, plant.num_layers, num_registers, cells.groups
+        )
         self._observation = columns = Observation(features, self._layout)
         self.action_names = cells.names + tuple(f"register/{i}" for i in range(num_registers))
         self.action_kinds = cells.kinds + ("register",) * num_registers
@@ -140,7 +142,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-        window = Window.empty(self.num_envs, plant.num_layers, plant.measurements)
+        window = Window.empty(
+            self.num_envs, plant.num_layers, len(cells.groups), plant.measurements
+        )
         numbers = (len(cells.names), len(columns.names), num_registers)
         self.episodes = Episodes.empty(window, *numbers, seed_mode)
 

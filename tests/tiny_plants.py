@@ -41,7 +41,15 @@ TOGETHER = tuple(
 )
 #: Every channel once, at its finest scope.
 FINEST = tuple((name, found.scopes[-1]) for name, found in CHANNELS.items())
-ALL_GROUPS = ("probe", "momentum", "gradient_max", "activations", "same_batch")
+ALL_GROUPS = (
+    "probe",
+    "momentum",
+    "gradient_max",
+    "activations",
+    "same_batch",
+    "updates",
+    "alignment",
+)
 
 
 def make(

@@ -55,6 +55,7 @@ class Panel:
         banks: cells of each (channel, scope), in the order of the action's columns.
         tensors: names of the K tensors, in the order of the tables.
         layers: layer of each tensor, -1 for none, (K,).
+        groups: names of the G optimizer groups.
         positions: (N, A) in [-1, 1]. 0 is neutral.
     """
 
@@ -83,6 +84,7 @@ class Panel:
             )
 
         self.tensors = tuple(sites)
+        self.groups = tuple(dict.fromkeys(site.group for site in sites.values()))
         self.layers: IntArray = np.array(
             [-1 if site.layer is None else site.layer for site in sites.values()]
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hpenv.checks import as_python
 from hpenv.optim.adamw import SGD, AdamW
 from hpenv.optim.muon import Muon, NanochatMuon
+from hpenv.optim.parameter_free import DAdaptAdamW, Prodigy
 from hpenv.optim.rules import Rule
 from hpenv.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 
@@ -33,6 +34,10 @@ OPTIMIZERS: dict[str, Mapping[str, Rule]] = {
     "adamw_schedule_free": _single(ScheduleFreeAdamW()),
     "schedule_free_sgd_muon": _hybrid(ScheduleFreeSGD(), Muon()),
     "schedule_free_adamw_muon": _hybrid(ScheduleFreeAdamW(), Muon()),
+    "prodigy": _single(Prodigy()),
+    "dadapt_adamw": _single(DAdaptAdamW()),
+    "prodigy_muon": _hybrid(Prodigy(), Muon()),
+    "dadapt_adamw_muon": _hybrid(DAdaptAdamW(), Muon()),
 }
 
 

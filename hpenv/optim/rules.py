@@ -105,7 +105,7 @@ class Rule(Protocol):
         rates: Rates,
         steps: NDArray[np.int64],
     ) -> None:
-        """Moves the weights of K tensors in place. `steps` (N,) counts from 0.
+        """Moves the weights of the rule's K tensors in place. `steps` (N,) counts from 0.
 
         A state's `momentum`, if there is one, is the first moment.
         """

@@ -75,6 +75,17 @@ def _ramp(steps: NDArray[np.int64], warmup_steps: int) -> FloatArray:
     return np.minimum(1.0, (np.asarray(steps, dtype=np.float64) + 1.0) / warmup_steps)
 
 
+def _cooldown_progress(
+    steps: NDArray[np.int64], num_steps: int, cooldown_fraction: float
+) -> FloatArray:
+    """Returns the fraction of a cooldown at the end of a run that has passed, in [0, 1]."""
+    length = round(cooldown_fraction * num_steps)
+    if length == 0:
+        return np.zeros(np.shape(steps))
+    passed = np.asarray(steps, dtype=np.float64) - (num_steps - length)
+    return np.clip(passed / length, 0.0, 1.0)
+
+
 @dataclass(frozen=True)
 class Constant:
     """1 at every step, after an optional linear warmup."""
@@ -165,6 +176,69 @@ class LinearDecay:
 
 
 @dataclass(frozen=True)
+class SqrtCooldown:
+    """Linear warmup, flat, then 1 - sqrt(x) over the last `cooldown_fraction` of the run.
+
+    x is the fraction of the cooldown that has passed (Haegele et al. 2024, arXiv 2405.18392: WSD
+    with "1-sqrt" and a cooldown of 20 %). With w = round(cooldown_fraction T) steps of cooldown,
+    x = (t - T + w) / w, so that the last step still moves.
+    """
+
+    num_steps: int
+    warmup_steps: int = 0
+    cooldown_fraction: float = 0.2
+    name: str = field(default="sqrt_cooldown", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks the parameters."""
+        _set_count(self, "num_steps", 1)
+        _set_warmup(self)
+        _set_fraction(self, "cooldown_fraction", 1.0)
+
+    def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
+        """Returns multipliers at `steps`, same shape."""
+        passed = _cooldown_progress(steps, self.num_steps, self.cooldown_fraction)
+        return _ramp(steps, self.warmup_steps) * (1.0 - np.sqrt(passed))
+
+
+@dataclass(frozen=True)
+class PowerDecay:
+    """Linear warmup, then min(1, (flat_steps / n)^exponent), then a linear cooldown to zero.
+
+    n = t + 1 counts steps. This is the power scheduler min(eta_max, beta a n^b) of Shen et al.
+    2024 (arXiv 2408.13359) at a constant batch: their tokens are steps times a constant, eta_max
+    is the base rate, and the law is below it from step `flat_steps` on. They find b = -0.51. The
+    warmup goes up to the law's value at its end. The cooldown starts from the law's value at its
+    beginning. Its length and its linear form are our choice, since the law is there to need no
+    length of a run.
+    """
+
+    num_steps: int
+    warmup_steps: int = 0
+    flat_steps: int = 100
+    exponent: float = 0.51
+    cooldown_fraction: float = 0.1
+    name: str = field(default="power_decay", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks the parameters."""
+        _set_count(self, "num_steps", 1)
+        _set_warmup(self)
+        _set_count(self, "flat_steps", 1)
+        _set_fraction(self, "exponent")
+        _set_fraction(self, "cooldown_fraction", 1.0)
+
+    def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
+        """Returns multipliers at `steps`, same shape."""
+        first = max(1.0, self.warmup_steps)
+        last = max(first, self.num_steps - round(self.cooldown_fraction * self.num_steps))
+        number = np.clip(np.asarray(steps, dtype=np.float64) + 1.0, first, last)
+        law = np.minimum(1.0, (self.flat_steps / number) ** self.exponent)
+        passed = _cooldown_progress(steps, self.num_steps, self.cooldown_fraction)
+        return _ramp(steps, self.warmup_steps) * law * (1.0 - passed)
+
+
+@dataclass(frozen=True)
 class PiecewiseConstant:
     """values[t // interval], times `base`.
 
@@ -213,6 +287,8 @@ SCHEDULES: dict[str, type[Any]] = {
     "cosine": Cosine,
     "warmup_flat_warmdown": WarmupFlatWarmdown,
     "linear_decay": LinearDecay,
+    "sqrt_cooldown": SqrtCooldown,
+    "power_decay": PowerDecay,
     "piecewise_constant": PiecewiseConstant,
 }
 

@@ -19,7 +19,8 @@ class Measurement:
         name: name in windows and snapshots, and of what features and reward terms read.
         unit: unit of the number.
         doc: meaning.
-        per: `run` for one number per run, (N,), `layer` for one per layer, (N, L).
+        per: `run` for one number per run, (N,), `layer` for one per layer, (N, L), `group` for one
+            per optimizer group, (N, G).
         over: `last`: of the window's last step, or of its end. `mean`: mean over its steps.
         group: measurement group. Its measurements cost time and are taken only if a feature or term
             reads one of them. None: always taken.
@@ -31,7 +32,7 @@ class Measurement:
     name: str
     unit: str
     doc: str
-    per: Literal["run", "layer"] = "run"
+    per: Literal["run", "layer", "group"] = "run"
     over: Literal["last", "mean"] = "last"
     group: str | None = None
     in_info: bool = False
@@ -48,7 +49,7 @@ class Window:
     Attributes:
         steps: optimizer steps each run has taken, (N,).
         divergence: index into DIVERGENCE_REASONS, (N,).
-        values: name of a measurement -> (N,), or (N, L) per layer.
+        values: name of a measurement -> (N,), (N, L) per layer, or (N, G) per optimizer group.
     """
 
     steps: IntArray
@@ -60,12 +61,14 @@ class Window:
         return self.values[name]
 
     @staticmethod
-    def empty(num_rows: int, num_layers: int, measurements: Sequence[Measurement]) -> Window:
+    def empty(
+        num_rows: int, num_layers: int, num_groups: int, measurements: Sequence[Measurement]
+    ) -> Window:
         """Returns the window of runs before any measurement."""
         counts, values = np.zeros(num_rows, dtype=np.int64), {}
+        shapes = {"run": (), "layer": (num_layers,), "group": (num_groups,)}
         for own in measurements:
-            shape = (num_rows, num_layers) if own.per == "layer" else (num_rows,)
-            values[own.name] = np.zeros(shape)
+            values[own.name] = np.zeros((num_rows, *shapes[own.per]))
         return Window(counts, counts.copy(), values)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 Importing this imports torch.
 """
 
+from hpenv.policies.adaptive_rates import AdaLRS, Hypergradient, UpdateRatio
 from hpenv.policies.cells import CellMLP
 from hpenv.policies.controller import Columns, Controller, ControllerSpec
 from hpenv.policies.gaussian_mlp import GaussianMLP
@@ -15,14 +16,17 @@ from hpenv.policies.store import POLICIES, load_policy, save_policy
 __all__ = [
     "POLICIES",
     "SB3MLP",
+    "AdaLRS",
     "CellMLP",
     "Columns",
     "Controller",
     "ControllerSpec",
     "GaussianMLP",
+    "Hypergradient",
     "Neutral",
     "Policy",
     "ScheduleTable",
+    "UpdateRatio",
     "load_policy",
     "save_policy",
 ]

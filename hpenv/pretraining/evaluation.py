@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpenv.arrays import FloatArray, IntArray
 from hpenv.lm.data import gather
+from hpenv.lm.model import mean_losses
 
 #: Sequences per forward pass of a measurement. Bounds its memory.
 MEASURE_SEQUENCES = 64
@@ -72,3 +76,16 @@ def bits_per_byte(
         nats += (losses(inputs, targets).double() * (counted > 0)).sum(1).cpu().numpy()
         size += float(counted.double().sum())
     return nats / (math.log(2.0) * size)
+
+
+@lru_cache(maxsize=1)
+def _compile_mean_losses() -> Callable[..., Tensor]:
+    return torch.compile(mean_losses)
+
+
+def compiled_losses(*arguments: Any) -> Tensor:
+    """Calls the compiled `mean_losses`, which all plants share.
+
+    Unlike the compiled function, this one can be pickled with a plant.
+    """
+    return _compile_mean_losses()(*arguments)

@@ -52,6 +52,31 @@ MEASUREMENTS = (
         per="layer",
         group="activations",
     ),
+    Measurement(
+        "update_ratio",
+        "1",
+        "norm of the optimizer group's update / norm of its weights after it",
+        per="group",
+        over="mean",
+        group="updates",
+    ),
+    Measurement(
+        "layer_update_ratio",
+        "1",
+        "norm of the layer's update / norm of its weights after it",
+        per="layer",
+        over="mean",
+        group="updates",
+    ),
+    Measurement(
+        "update_alignment",
+        "1",
+        "cosine of the optimizer group's gradient and the opposite of the update before it, "
+        "0 at the window's first step",
+        per="group",
+        over="mean",
+        group="alignment",
+    ),
 )
 
 
@@ -94,7 +119,7 @@ def gradient_sizes(
     return squares, largest.double().cpu().numpy()
 
 
-def _finite(values: FloatArray) -> FloatArray:
+def finite(values: FloatArray) -> FloatArray:
     """Returns values with NaN as 0 and infinities as the largest float32.
 
     Only runs that have diverged have such values.
@@ -117,11 +142,11 @@ def layer_statistics(
         activations: those of each layer, (3, N) each, as `model.hidden_states` measures them.
         in_layer: 1 where a tensor belongs to a layer and 0 elsewhere, (K, L).
     """
-    values = {"layer_gradient_norm": np.sqrt(_finite(squares) @ in_layer)}
+    values = {"layer_gradient_norm": np.sqrt(finite(squares) @ in_layer)}
     if maxima is not None:
-        values["layer_gradient_max"] = (_finite(maxima)[:, :, None] * in_layer).max(1)
+        values["layer_gradient_max"] = (finite(maxima)[:, :, None] * in_layer).max(1)
     if activations is not None:
-        stacked = _finite(torch.stack(list(activations), -1).double().cpu().numpy())  # (3, N, L)
+        stacked = finite(torch.stack(list(activations), -1).double().cpu().numpy())  # (3, N, L)
         names = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")
         values |= dict(zip(names, stacked, strict=True))
     return values

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from hpenv.plant.population import Runs
 from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import DROPOUT, step_generator
 from hpenv.pretraining.config import DTYPES, PretrainingConfig, find_device
-from hpenv.pretraining.evaluation import Losses, bits_per_byte, mean_loss
+from hpenv.pretraining.evaluation import Losses, bits_per_byte, compiled_losses, mean_loss
 from hpenv.pretraining.forward_channels import forward_dials
 from hpenv.pretraining.gradient_channels import apply_gradient_channels
 from hpenv.pretraining.measurements import (
@@ -39,22 +37,10 @@ from hpenv.pretraining.measurements import (
     momentum_norm,
 )
 from hpenv.pretraining.rates import window_rates
+from hpenv.pretraining.updates import UpdateMeter
 
 #: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
 LARGEST_NORM = 1e17
-
-
-@lru_cache(maxsize=1)
-def _compile_mean_losses() -> Callable[..., Tensor]:
-    return torch.compile(model.mean_losses)
-
-
-def _compiled_losses(*arguments: Any) -> Tensor:
-    """Calls the compiled `model.mean_losses`, which all plants share.
-
-    Unlike the compiled function, this one can be pickled with a plant.
-    """
-    return _compile_mean_losses()(*arguments)
 
 
 class PretrainingPlant(Runs):
@@ -132,9 +118,13 @@ class PretrainingPlant(Runs):
             for group in dict.fromkeys(self._groups.values())
         }
 
+        groups = np.array([self._groups[name] for name in sites])
+        self._in_group = (groups[:, None] == np.array(self.panel.groups)).astype(np.float64)
+
         self._rates: dict[str, tuple[Tensor, ...]] = {}
         self._window_dials: model.Dials | None = None
         self._window_step = 0
+        self._meter = UpdateMeter((), self._in_group, self._in_layer)
 
         self._dtype = DTYPES[config.dtype]
         rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
@@ -143,7 +133,7 @@ class PretrainingPlant(Runs):
             part: getattr(self.corpus, part).to(self.device)
             for part in ("train", "probe", "validation")
         }
-        self._loss = _compiled_losses if config.compile else model.mean_losses
+        self._loss = compiled_losses if config.compile else model.mean_losses
 
         self.weights = architecture.init_parameters(
             self.model_config, list(range(num_rows)), self.device
@@ -194,6 +184,7 @@ class PretrainingPlant(Runs):
         steps = self.steps + np.arange(num_steps)[:, None]  # (S, N)
         self._rates = window_rates(self.config, self.panel, self._members, steps, self.device)
         self._window_dials, self._window_step = self._dials(), 0
+        self._meter = UpdateMeter(self.measured_groups, self._in_group, self._in_layer)
 
     def _dials(self) -> model.Dials | None:
         return forward_dials(self.panel, self.model_config.logit_softcap, self.device)
@@ -237,6 +228,7 @@ class PretrainingPlant(Runs):
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
         values |= layer_statistics(squares, maxima, activations, self._in_layer)
+        values |= self._meter.alignment(gradients)
 
         if moving.any():
             given = dict(zip(leaves, gradients, strict=True))
@@ -248,7 +240,9 @@ class PretrainingPlant(Runs):
                     given, momenta, squares, self.panel, self.seeds, self.steps, moving
                 )
             )
+            self._meter.start(self.weights)
             self._update(given, rates, moving)
+            values |= self._meter.finish(self.weights)
 
         if "same_batch" in self.measured_groups:
             with torch.no_grad():
@@ -311,18 +305,27 @@ class PretrainingPlant(Runs):
     def _update(
         self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
     ) -> None:
-        """Applies every group's rule to all rows, then restores the rows that must not move."""
+        """Applies every rule to all rows, then restores the rows that must not move.
+
+        Groups with the same rule are updated together, since a rule may depend on all its tensors.
+        """
         frozen = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
         state = self._tensors().values() if len(frozen) else ()
         copies = [value[frozen].clone() for value in state]
 
-        for group in dict.fromkeys(self._groups.values()):
-            names = [name for name, member_of in self._groups.items() if member_of == group]
-            self._rules[group].update(
+        for rule in dict.fromkeys(self._rules[group] for group in self._members):
+            groups = [group for group in self._members if self._rules[group] == rule]
+            names = [
+                name for group in groups for name in self._groups if self._groups[name] == group
+            ]
+            joined = Rates(
+                *map(torch.hstack, zip(*(rates[group] for group in groups), strict=True))
+            )
+            rule.update(
                 [self.weights[name] for name in names],
                 [gradients[name] for name in names],
                 [self.optimizer_state[name] for name in names],
-                rates[group],
+                joined,
                 self.steps,
             )
 

@@ -184,6 +184,31 @@ FEATURES: dict[str, Feature] = {
         reads=("layer_saturation",),
         columns=_layers,
     ),
+    "update_ratio": Feature(
+        lambda r: _magnitude(r.window["update_ratio"]),
+        -1.0,
+        1.0,
+        "log10 of the mean norm of an update / that of the weights, of each optimizer group, / 8 "
+        "[1]",
+        reads=("update_ratio",),
+        columns=lambda layout: layout.group_names,
+    ),
+    "layer_update_ratio": Feature(
+        lambda r: _magnitude(r.window["layer_update_ratio"]),
+        -1.0,
+        1.0,
+        "log10 of the mean norm of an update / that of the weights, of each layer, / 8 [1]",
+        reads=("layer_update_ratio",),
+        columns=_layers,
+    ),
+    "update_alignment": Feature(
+        lambda r: r.window["update_alignment"],
+        -1.0,
+        1.0,
+        "mean cosine of an optimizer group's gradient and the opposite of the update before it [1]",
+        reads=("update_alignment",),
+        columns=lambda layout: layout.group_names,
+    ),
     "registers": Feature(
         lambda r: r.registers,
         -1.0,

@@ -24,12 +24,14 @@ class Layout:
         cell_kinds: kind of each cell's channel.
         num_layers: L, the number of layers of the model.
         num_registers: R.
+        group_names: name of each optimizer group.
     """
 
     cell_names: tuple[str, ...] = ()
     cell_kinds: tuple[str, ...] = ()
     num_layers: int = 0
     num_registers: int = 0
+    group_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

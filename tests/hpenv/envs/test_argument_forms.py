@@ -17,7 +17,7 @@ from hpenv.envs import cell, grpo_projection, jel
 from hpenv.optim.schedules import Cosine, PiecewiseConstant, WarmupFlatWarmdown
 from hpenv.plant import snapshots
 from hpenv.posttraining.sandbox import kernel, syscalls
-from hpenv.pretraining import plant as pretraining
+from hpenv.pretraining import evaluation as pretraining
 from tests.hpenv.envs.small_arguments import PRETRAINING, SMALL, make
 
 SPECS = {module.ID: module.SPEC for module in (jel, cell, grpo_projection)}

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from hpenv.optim.optimizers import OPTIMIZERS
+from hpenv.optim.parameter_free import DAdaptAdamW, Prodigy
 from hpenv.optim.rules import Rates
 
 STARTS = (0, 4, 9)  # when each row takes its first step
@@ -11,6 +12,8 @@ NUM_TICKS = 16
 DECAYS = (0.1, 0.0, 0.02)
 SHAPES = ((6, 4), (3, 5))  # tall and wide
 RULES = {type(rule): rule for rules in OPTIMIZERS.values() for rule in rules.values()}
+# From a first distance at which a few steps are of the size of the other rules'.
+RULES |= {kind: kind(d0=0.02) for kind in (Prodigy, DAdaptAdamW)}
 
 
 def rates(scale, kind):

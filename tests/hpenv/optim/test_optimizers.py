@@ -9,18 +9,25 @@ import torch
 from hpenv.optim.adamw import SGD, AdamW
 from hpenv.optim.muon import Muon, NanochatMuon
 from hpenv.optim.optimizers import OPTIMIZERS, optimizer_rules
+from hpenv.optim.parameter_free import DAdaptAdamW, Prodigy
 from hpenv.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from tests.hpenv.optim.references import RULES, Rows, rates, same
 
 
-def test_every_rule_of_the_table_has_a_reference_above():
-    assert set(RULES) == {AdamW, SGD, Muon, NanochatMuon, ScheduleFreeSGD, ScheduleFreeAdamW}
+def test_every_rule_of_the_table_has_a_reference_here_or_in_test_parameter_free():
+    above = {AdamW, SGD, Muon, NanochatMuon, ScheduleFreeSGD, ScheduleFreeAdamW}
+    assert set(RULES) == above | {Prodigy, DAdaptAdamW}
+
+
+def sizes(rule, kind):
+    """Rates of a rule, 0.02 or a multiplier of its own estimate."""
+    return rates(1.0 if hasattr(rule, "d0") else 0.02, kind)
 
 
 def test_a_rule_is_deterministic_and_leaves_the_global_generator_alone(rule):
     before = torch.get_rng_state()
     first, second = (
-        Rows(rule, rates(0.02, "changing"), dtype=torch.float32).run() for _ in range(2)
+        Rows(rule, sizes(rule, "changing"), dtype=torch.float32).run() for _ in range(2)
     )
     for a, b in zip(first.weights, second.weights, strict=True):
         assert torch.equal(a, b)
@@ -37,11 +44,15 @@ OTHER_VALUES = {
     "momentum_steps": 3,
     "weight_lr_power": 0.0,
     "newton_schulz_dtype": "bfloat16",
+    "d0": 0.1,
+    "d_coef": 0.5,
+    "bias_correction": True,
+    "safeguard_warmup": True,
 }
 
 
 def test_every_hyperparameter_of_a_rule_has_an_effect(rule):
-    lrs = rates(0.02, "changing")
+    lrs = sizes(rule, "changing")
     plain = Rows(rule, lrs, dtype=torch.float32).run()
     for name in (f.name for f in fields(rule) if f.name != "optimizer"):
         assert getattr(rule, name) != OTHER_VALUES[name]
@@ -51,7 +62,7 @@ def test_every_hyperparameter_of_a_rule_has_an_effect(rule):
 
 
 def test_rate_and_decay_have_an_effect_on_their_own_row_alone(rule):
-    lrs = rates(0.02, "constant")
+    lrs = sizes(rule, "constant")
     plain = Rows(rule, lrs, dtype=torch.float32).run()
     faster = lrs.copy()
     faster[1] *= 2

@@ -14,6 +14,8 @@ from hpenv.optim.schedules import (
     Cosine,
     LinearDecay,
     PiecewiseConstant,
+    PowerDecay,
+    SqrtCooldown,
     WarmupFlatWarmdown,
     check_schedule,
     setting_description,
@@ -40,6 +42,27 @@ def trapezoid(t, num_steps, warmup, warmdown, final=0.0):
     return ramp(t, warmup) * (final + (1 - final) * down)
 
 
+def cooled(t, num_steps, cooldown):
+    """How much of a cooldown has passed."""
+    return min(1.0, max(0.0, (t - (num_steps - cooldown)) / cooldown)) if cooldown else 0.0
+
+
+def sqrt_cooldown(t, num_steps, warmup, cooldown):
+    return ramp(t, warmup) * (1 - math.sqrt(cooled(t, num_steps, cooldown)))
+
+
+def power(t, num_steps, warmup, flat, cooldown, exponent=0.51):
+    """The law between warmup and cooldown, which are straight lines from and to its ends."""
+
+    def law(n):
+        return min(1.0, (n / flat) ** -exponent)
+
+    if t < warmup:
+        return (t + 1) / warmup * law(warmup)
+    last = max(warmup, num_steps - cooldown)
+    return law(max(1, min(t + 1, last))) * (1 - cooled(t, num_steps, cooldown))
+
+
 def linear(t, num_steps):
     return max(0.0, (num_steps - t) / num_steps)
 
@@ -64,6 +87,21 @@ FORMULAS = {
     ),
     "no warmdown": (WarmupFlatWarmdown(100, 3, 0.0), lambda t: ramp(t, 3)),
     "linear": (LinearDecay(100), lambda t: linear(t, 100)),
+    "sqrt cooldown": (SqrtCooldown(100), lambda t: sqrt_cooldown(t, 100, 0, 20)),
+    "sqrt cooldown, warmup": (
+        SqrtCooldown(107, 5, 0.35),
+        lambda t: sqrt_cooldown(t, 107, 5, 37),
+    ),
+    "no cooldown": (SqrtCooldown(100, 3, 0.0), lambda t: ramp(t, 3)),
+    "power": (PowerDecay(100, 5, 20), lambda t: power(t, 100, 5, 20, 10)),
+    "power that the warmup ends in": (
+        PowerDecay(100, 10, 4, 0.7, 0.0),
+        lambda t: power(t, 100, 10, 4, 0, 0.7),
+    ),
+    "power from the first step": (
+        PowerDecay(100, 0, 1, 1.0, 0.3),
+        lambda t: power(t, 100, 0, 1, 30, 1.0),
+    ),
     "pieces": (PiecewiseConstant((2.0, 0.5, 3.0), 40), lambda t: (2.0, 0.5, 3.0)[min(t // 40, 2)]),
     "pieces of a base": (
         PiecewiseConstant((2.0, 0.5), 50, Cosine(100, 10)),
@@ -149,6 +187,18 @@ def test_every_schedule_is_in_the_table_under_its_own_name(pair):
         (
             lambda: LinearDecay(0),
             "num_steps of LinearDecay must be a whole number of at least 1; got 0",
+        ),
+        (
+            lambda: SqrtCooldown(9, 0, 1.5),
+            "cooldown_fraction of SqrtCooldown must be a number from 0 to 1; got 1.5",
+        ),
+        (
+            lambda: PowerDecay(9, 0, 0),
+            "flat_steps of PowerDecay must be a whole number of at least 1; got 0",
+        ),
+        (
+            lambda: PowerDecay(9, 0, 1, -0.5),
+            "exponent of PowerDecay must be finite and not negative; got -0.5",
         ),
         (
             lambda: PiecewiseConstant((), 1),
@@ -244,11 +294,29 @@ def test_the_papers_warmdown_is_224_steps_that_end_above_zero():
     assert values[560] == pytest.approx(1 / 224)
 
 
-@pytest.mark.parametrize("schedule", [Constant(5), Cosine(20, 5), WarmupFlatWarmdown(20, 5)])
+@pytest.mark.parametrize(
+    "schedule",
+    [Constant(5), Cosine(20, 5), WarmupFlatWarmdown(20, 5), SqrtCooldown(20, 5), PowerDecay(20, 5)],
+)
 def test_no_step_of_a_warmup_is_wasted_and_the_last_is_full(schedule):
     assert schedule(np.arange(5)) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-@pytest.mark.parametrize("schedule", [Cosine(20), WarmupFlatWarmdown(20), LinearDecay(20)])
+@pytest.mark.parametrize(
+    "schedule",
+    [Cosine(20), WarmupFlatWarmdown(20), LinearDecay(20), SqrtCooldown(20), PowerDecay(20)],
+)
 def test_the_last_step_of_a_schedule_that_ends_at_zero_still_moves(schedule):
     assert schedule(19) > 0 and schedule(20) == 0
+
+
+def test_the_cooldown_of_haegele_et_al_by_hand():
+    """4 steps of cooldown: 1 - sqrt of 0, 1/4, 1/2 and 3/4."""
+    values = SqrtCooldown(20)(np.arange(15, 21))
+    assert values == pytest.approx([1.0, 1.0, 0.5, 1 - 0.5**0.5, 1 - 0.75**0.5, 0.0])
+
+
+def test_a_power_decay_does_not_depend_on_the_length_of_the_run_until_its_cooldown():
+    short, long = PowerDecay(100, 5, 10), PowerDecay(1000, 5, 10)
+    assert np.array_equal(short(np.arange(90)), long(np.arange(90)))
+    assert short(39) == pytest.approx(4**-0.51)

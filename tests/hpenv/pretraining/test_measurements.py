@@ -227,3 +227,12 @@ def test_rows_that_stand_still_or_have_diverged_do_not_notice_the_dials_of_other
                     or name == "window/probe_loss"
                 ), name
         assert all(np.isfinite(value).all() for value in window.arrays().values())
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "dadapt_adamw_muon"])
+def test_a_rule_with_an_estimate_has_one_for_all_groups_of_the_rule(optimizer):
+    plant = make(2, optimizer=optimizer, base_lr=1.0)
+    advance(plant, 20)
+    found = [state["d"] for state in plant.optimizer_state.values() if "d" in state]
+    assert len(found) == (2 if "muon" in optimizer else len(plant.weights))
+    assert all(torch.equal(d, found[0]) for d in found) and (found[0] > 1e-6).all()

@@ -16,7 +16,14 @@ OWN = {own.name for own in OF_PRETRAINING}
 MEASUREMENTS = (*OF_PRETRAINING, *(own for own in OF_GRPO if own.name not in OWN))
 GAUGES = tuple(own.name for own in OF_GRPO if own.in_info)
 PER_LAYER = tuple(own.name for own in OF_PRETRAINING if own.per == "layer")
-LAYOUT = Layout(("lr", "weight_decay/adamw"), ("scale", "shrink"), num_layers=3, num_registers=2)
+PER_GROUP = tuple(own.name for own in OF_PRETRAINING if own.per == "group")
+LAYOUT = Layout(
+    ("lr", "weight_decay/adamw"),
+    ("scale", "shrink"),
+    num_layers=3,
+    num_registers=2,
+    group_names=("embedding", "matrix"),
+)
 ALL = np.array([True, True])
 
 
@@ -32,6 +39,9 @@ def window(**changes):
         "layer_activation_mean": np.array([[1.0, -1.0, 3.0], [0.0, -9.0, 0.25]]),
         "layer_activation_variance": np.array([[1.0, 100.0, 0.01], [1e4, 1e-4, 0.0]]),
         "layer_saturation": np.array([[0.0, 0.5, 1.0], [0.25, 0.75, 0.125]]),
+        "update_ratio": np.array([[1.0, 0.01], [1e-4, 0.0]]),
+        "layer_update_ratio": np.array([[0.01, 1.0, 100.0], [1e4, 1e-4, 0.0]]),
+        "update_alignment": np.array([[0.5, -0.25], [1.0, 0.0]]),
     }
     values |= {name: np.array([0.01, 0.02]) * (i + 1) for i, name in enumerate(GAUGES)}
     values |= {"steps": np.array([50, 100]), "divergence": np.array([0, 0])}
@@ -83,6 +93,9 @@ def test_every_feature_by_hand():
         "layer_activation_mean": [[0.5, -0.5, 0.75], [0.0, -0.9, 0.2]],
         "layer_activation_variance": [[0.0, 0.25, -0.25], [0.5, -0.5, -1.0]],
         "layer_saturation": [[0.0, 0.5, 1.0], [0.25, 0.75, 0.125]],
+        "update_ratio": [[0.0, -0.25], [-0.5, -1.0]],
+        "layer_update_ratio": [[-0.25, 0.0, 0.25], [0.5, -0.5, -1.0]],
+        "update_alignment": [[0.5, -0.25], [1.0, 0.0]],
         "registers": [[0.25, -0.75], [0.0, 1.0]],
         "loss_slope": [[-1.0], [1.0]],  # -0.5 and 0.5 per decision, times 16 / initial, clipped
         "loss_curvature": [[0.0], [-0.75]],
@@ -119,6 +132,7 @@ def test_features_are_finite_and_within_bounds_whatever_the_run_does(name, value
             **dict.fromkeys(("train_loss", "probe_loss"), both),
             **dict.fromkeys(("gradient_norm", "momentum_norm"), abs(both)),
             **dict.fromkeys(PER_LAYER, layers) | {"layer_saturation": abs(layers)},
+            **dict.fromkeys(PER_GROUP, layers[:, :2]),
             **dict.fromkeys(GAUGES, abs(both)),
         ),
         trajectory=trajectory(np.stack([both, both / 2, -both, both], axis=1)),
@@ -202,6 +216,8 @@ def test_columns_of_layers_and_registers_are_counted():
     per_layer = Observation(["layer_saturation"], LAYOUT)
     assert per_layer.names == tuple(f"layer_saturation/{i}" for i in range(3))
     assert Observation(["registers"], LAYOUT).names == ("registers/0", "registers/1")
+    per_group = Observation(["update_ratio"], LAYOUT).names
+    assert per_group == ("update_ratio/embedding", "update_ratio/matrix")
     none = Observation(["progress", "registers", "layer_gradient_max"], Layout())
     assert none.names == ("progress",)
 

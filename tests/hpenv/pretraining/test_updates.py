@@ -1,0 +1,74 @@
+"""Measurements of updates by hand, and that they are free of effects."""
+
+import numpy as np
+import pytest
+import torch
+
+from hpenv.pretraining.updates import UpdateMeter
+from tests.hpenv.pretraining.small_plants import advance, make, state_of
+
+GROUPS = ("embedding", "matrix", "unembedding")
+
+
+def test_ratio_and_cosine_by_hand():
+    """Two tensors of two groups, of which the second is of a layer, in two runs."""
+    in_group, in_layer = np.eye(2), np.array([[0.0], [1.0]])
+    meter = UpdateMeter({"updates", "alignment"}, in_group, in_layer)
+    weights = {"a": torch.tensor([[3.0, 4.0], [1.0, 0.0]]), "b": torch.ones(2, 2, 2)}
+    gradients = [torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.ones(2, 2, 2)]
+    assert (meter.alignment(gradients)["update_alignment"] == 0).all()
+
+    meter.start(weights)
+    weights["a"][0] -= torch.tensor([0.0, 4.0])  # to (3, 0): 4 / 3
+    weights["b"][1] += 1.0  # from 1 to 2 everywhere: 1 / 2
+    found = meter.finish(weights)
+    assert found["update_ratio"] == pytest.approx(np.array([[4 / 3, 0.0], [0.0, 0.5]]))
+    assert found["layer_update_ratio"] == pytest.approx(np.array([[0.0], [0.5]]))
+
+    gradients[0][0] = torch.tensor([3.0, 4.0])  # against the update (0, -4): 4 / 5
+    cosines = meter.alignment(gradients)["update_alignment"]
+    assert cosines == pytest.approx(np.array([[0.8, 0.0], [0.0, -1.0]]))
+
+
+def test_a_plant_measures_the_change_of_its_weights_over_the_weights():
+    plant = make(2, base_lr=0.02)
+    plant.set_measured_groups({"updates"})
+    before = {name: weight.clone() for name, weight in plant.weights.items()}
+    window = advance(plant, 1)
+    for index, group in enumerate(plant.panel.groups):
+        names = [name for name, own in plant._groups.items() if own == group]
+        for row in range(2):
+            moved = torch.cat([(plant.weights[n] - before[n])[row].flatten() for n in names])
+            size = torch.cat([plant.weights[n][row].flatten() for n in names])
+            expected = float(moved.norm() / size.norm())
+            assert window["update_ratio"][row, index] == pytest.approx(expected, rel=1e-5)
+    assert plant.panel.groups == GROUPS and (window["update_alignment"] == 0).all()
+
+
+def test_a_window_has_the_mean_over_its_steps():
+    whole, steps = make(1, base_lr=0.02), make(1, base_lr=0.02)
+    whole.set_measured_groups({"updates"}), steps.measure({"updates"})
+    found = [advance(steps, 1)["update_ratio"] for _ in range(4)]
+    assert advance(whole, 4)["update_ratio"] == pytest.approx(np.mean(found, axis=0))
+
+
+def test_measuring_updates_changes_no_weight_and_what_is_not_measured_is_zero():
+    plain, measured = make(2, base_lr=0.02), make(2, base_lr=0.02)
+    measured.set_measured_groups({"probe", "updates", "alignment"})
+    first, second = advance(plain, 5), advance(measured, 5)
+    for name, value in state_of(plain).items():
+        if not name.startswith("window/"):
+            assert torch.equal(value, state_of(measured)[name]), name
+    assert (second["update_ratio"] > 0).all() and (second["update_alignment"] != 0).all()
+    for name in ("update_ratio", "layer_update_ratio", "update_alignment"):
+        assert (first[name] == 0).all()
+
+
+def test_a_rate_that_is_far_too_high_turns_the_cosine():
+    found = []
+    for lr in (1e-3, 3.0):
+        plant = make(1, optimizer="sgd", base_lr=lr, batch_tokens=512)
+        plant.set_measured_groups({"alignment"})
+        advance(plant, 5)
+        found.append(advance(plant, 20)["update_alignment"])
+    assert (found[0] > 0).all() and found[1].mean() < found[0].mean()
