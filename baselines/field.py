@@ -48,6 +48,7 @@ from hpenv.benchmark.scoring import (
     run_methods,
     write_board,
 )
+from hpenv.policies.adaptive_rates import AdaLRS, Hypergradient, UpdateRatio
 from hpenv.policies.controller import Columns, Controller, ControllerSpec, begin, teach
 
 #: Size of the search of every baseline on an instance: points, and runs of each.
@@ -107,6 +108,27 @@ def _schedule_free(instance: Instance, point: Point) -> dict[str, Any]:
     return schedule_free("adamw", point["lr"], 0.01, 16.0, num_steps, groups_of(preset))
 
 
+def _power(instance: Instance, point: Point) -> dict[str, Any]:
+    flat = max(1, int(instance.arguments["num_steps"]) // 10)
+    return {"base_lr": point["lr"], "schedule": {"name": "power_decay", "flat_steps": flat}}
+
+
+def _parameter_free(optimizer: str, instance: Instance, point: Point) -> dict[str, Any]:
+    """Returns a rule that estimates its rate, at a multiplier of the estimate, under a cosine."""
+    return {"optimizer": optimizer, "base_lr": point["multiplier"], "schedule": "cosine"}
+
+
+def _adapted(instance: Instance, point: Point) -> dict[str, Any]:
+    """Returns the rate at which an adaptive controller begins, without a base schedule."""
+    return {"base_lr": point["lr"], "schedule": "none"}
+
+
+def _held(instance: Instance, point: Point) -> dict[str, Any]:
+    """Returns nanochat's rates, from which the controller of the update ratio begins."""
+    rates = nanochat_rates(str(instance.arguments["preset"]))["base_lr"]
+    return {"base_lr": rates, "schedule": "none"}
+
+
 def _rate(doc: str, schedule: Any) -> Baseline:
     return Baseline(doc, {"lr": FIRST_LR}, partial(_one_rate, schedule))
 
@@ -120,6 +142,38 @@ FIELD: dict[str, Baseline] = {
     "wsd": _rate(
         "one rate, warmup, stable, 20 % linear decay (Hu et al. 2024)",
         {"name": "warmup_flat_warmdown", "warmdown_fraction": 0.2},
+    ),
+    "sqrt_cooldown": _rate(
+        "one rate, stable, 1-sqrt cooldown (Haegele et al. 2024)", "sqrt_cooldown"
+    ),
+    "power": Baseline("one rate under a power law (Shen et al. 2024)", {"lr": FIRST_LR}, _power),
+    "prodigy": Baseline(
+        "Prodigy under a cosine (Mishchenko & Defazio 2023)",
+        {"multiplier": 1.0},
+        partial(_parameter_free, "prodigy"),
+    ),
+    "dadapt_adamw": Baseline(
+        "D-Adaptation's AdamW under a cosine (Defazio & Mishchenko 2023)",
+        {"multiplier": 1.0},
+        partial(_parameter_free, "dadapt_adamw"),
+    ),
+    "update_ratio": Baseline(
+        "a constant update-to-weight ratio per group, held by feedback",
+        {"target": 0.01},
+        _held,
+        lambda point: UpdateRatio(point["target"]),
+    ),
+    "hypergradient": Baseline(
+        "hypergradient descent per group, from one rate (Baydin et al. 2018)",
+        {"lr": FIRST_LR},
+        _adapted,
+        lambda point: Hypergradient(),
+    ),
+    "adalrs": Baseline(
+        "AdaLRS from one rate (Dong et al. 2025)",
+        {"lr": FIRST_LR},
+        _adapted,
+        lambda point: AdaLRS(),
     ),
     "schedule_free": Baseline(
         "schedule-free AdamW beside Muon at nanochat's rate (Defazio et al. 2024)",

@@ -47,7 +47,7 @@ def test_a_plant_measures_the_change_of_its_weights_over_the_weights():
 
 def test_a_window_has_the_mean_over_its_steps():
     whole, steps = make(1, base_lr=0.02), make(1, base_lr=0.02)
-    whole.set_measured_groups({"updates"}), steps.measure({"updates"})
+    whole.set_measured_groups({"updates"}), steps.set_measured_groups({"updates"})
     found = [advance(steps, 1)["update_ratio"] for _ in range(4)]
     assert advance(whole, 4)["update_ratio"] == pytest.approx(np.mean(found, axis=0))
 
