@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from baselines.field import FIELD, NUM_POINTS, TUNED, TUNING_SEEDS, Search, Tuned, tune
@@ -9,7 +10,7 @@ from baselines.references import arguments_of, start_of
 from baselines.trials import DIVERGED, tuning_loss, tuning_seeds
 from hpenv.benchmark.environments import make_population
 from hpenv.benchmark.instances import load_suite
-from hpenv.benchmark.references import load_references
+from hpenv.benchmark.references import REFERENCES, load_references
 from hpenv.policies.controller import check_controller
 from tests.hpenv.benchmark.tiny_suite import Braking, tiny_suite
 
@@ -60,10 +61,25 @@ def test_committed_points_are_of_the_stated_size_and_interior():
         assert found["point"].keys() == found["neighbors"].keys(), file
 
 
-def test_committed_references_lie_inside_their_grids():
-    for name in ("smoke", "jel-nano"):
-        suite = load_suite(name)
-        assert load_references(name).keys() == {each.digest for each in suite.test}
+@pytest.mark.parametrize("file", sorted(REFERENCES.glob("*.json")), ids=lambda file: file.stem)
+def test_committed_references_are_medians_at_points_inside_their_grids(file):
+    suite, found = load_suite(file.stem), json.loads(file.read_text())
+    assert load_references(file.stem).keys() == {each.digest for each in suite.test}
+    for instance in suite.test:
+        reference = found["instances"][instance.name]
+        assert len(reference["points"]) == found["num_points"]
+        assert len(reference["reruns"]) == 20
+        assert reference["value"] == np.median(reference["reruns"])
+
+        best = min(reference["points"], key=lambda point: point[-1])
+        assert reference["neighbors"].keys() == set(reference["coordinates"])
+        for name, value in zip(reference["coordinates"], best, strict=False):
+            below, above = reference["neighbors"][name]
+            assert below < above and below <= value * (1 + 1e-9)
+
+
+def test_suites_that_are_scored_have_references():
+    assert {"smoke", "jel-nano"} <= {file.stem for file in REFERENCES.glob("*.json")}
 
 
 def test_tuning_sees_the_probe_of_its_own_seeds():
