@@ -35,9 +35,9 @@ def tuning_loss(
         seeds: one per run.
         controller: a controller, or None.
     """
-    arguments = dict(instance.arguments) | dict(changed)
+    arguments = dict(instance.arguments) | dict(changed) | {"num_registers": 0}
     if controller is None:
-        arguments |= {"channels": [], "num_registers": 0, "interval": arguments["num_steps"]}
+        arguments |= {"channels": [], "interval": arguments["num_steps"]}
     else:
         arguments |= controller.spec.arguments()
 

@@ -18,14 +18,16 @@ INSTANCE = tiny_suite().test[0]
 
 
 @pytest.mark.parametrize("name", FIELD)
-@pytest.mark.parametrize("shape", ["text", "adamw"])
+@pytest.mark.parametrize("shape", ["text", "adamw", "cell"])
 def test_every_baseline_makes_runs_of_an_instance(name, shape):
     instance, baseline = load_suite("smoke").instance(shape), FIELD[name]
     changed = baseline.arguments(instance, baseline.start)
     assert set(changed) - {"optimizer"} <= {
         "base_lr", "base_weight_decay", "schedule", "weight_decay_schedule",
     }  # fmt: skip
-    make_population(instance.env_id, 1, dict(instance.arguments) | changed)
+    acting = None if baseline.controller is None else baseline.controller(baseline.start)
+    asked = {} if acting is None else acting.spec.arguments()
+    make_population(instance.env_id, 1, dict(instance.arguments) | changed | asked)
 
 
 def test_a_search_has_the_stated_size_and_its_best_point_is_acted_on(tmp_path):

@@ -69,9 +69,7 @@ def compute_slowly(seconds, block):
 @pytest.mark.slow
 def test_lost_nodes_of_ray_cost_their_unfinished_rows_alone(tmp_path):
     """Twenty nodes are killed at random instants, each replaced by another."""
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
+    Cluster = pytest.importorskip("ray.cluster_utils").Cluster
     with open_executor("inline") as executor:
         list(run_all(compute_block, blocks(tmp_path / "whole"), executor))
 
