@@ -196,7 +196,7 @@ class Tuned:
     costs = {"meta_training": 0.0, "tuning": float(NUM_POINTS * TUNING_SEEDS)}
 
     def __init__(self, name: str, folder: Path = TUNED) -> None:
-        self._baseline, self._points = FIELD[name], read_points(name, folder)
+        self._name, self._points = name, read_points(name, folder)
         self._acting: Controller = AtNeutral()
         text = json.dumps([name, self._points], sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -209,10 +209,10 @@ class Tuned:
         """
         if instance.digest not in self._points:
             raise ValueError(f"{instance.name} must be tuned; run: python -m baselines.field")
-        point = self._points[instance.digest]
-        if self._baseline.controller is not None:
-            self._acting = self._baseline.controller(point)
-        return self._baseline.arguments(instance, point)
+        point, baseline = self._points[instance.digest], FIELD[self._name]
+        if baseline.controller is not None:
+            self._acting = baseline.controller(point)
+        return baseline.arguments(instance, point)
 
     @property
     def spec(self) -> ControllerSpec:

@@ -1,18 +1,20 @@
 """The field of the benchmark: equal searches, interior optima, and arguments that make runs."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
 
-from baselines.field import FIELD, NUM_POINTS, TUNED, TUNING_SEEDS, Search, Tuned, tune
+from baselines.field import FIELD, NUM_POINTS, TUNED, TUNING_SEEDS, Search, Tuned, method, tune
 from baselines.references import arguments_of, start_of
 from baselines.trials import DIVERGED, tuning_loss, tuning_seeds
 from hpenv.benchmark.environments import make_population
-from hpenv.benchmark.instances import load_suite
+from hpenv.benchmark.instances import Instance, load_suite
 from hpenv.benchmark.references import REFERENCES, load_references
+from hpenv.benchmark.rows import Block, compute_block, read_rows
 from hpenv.policies.controller import check_controller
-from tests.hpenv.benchmark.tiny_suite import Braking, tiny_suite
+from tests.hpenv.benchmark.tiny_suite import JEL, TINY, Braking, tiny_suite
 
 INSTANCE = tiny_suite().test[0]
 
@@ -40,12 +42,24 @@ def test_a_search_has_the_stated_size_and_its_best_point_is_acted_on(tmp_path):
     losses = {point: loss for point, loss in found["points"]}
     assert losses[found["point"]["lr"]] <= min(losses.values()) + 1e-3
 
-    tuned = Tuned("constant", tmp_path)
+    tuned = pickle.loads(pickle.dumps(Tuned("constant", tmp_path)))  # as for another process
     check_controller(tuned)
     assert tuned.arguments(INSTANCE) == {"base_lr": found["point"]["lr"], "schedule": "none"}
     assert tuned.costs["tuning"] == NUM_POINTS * TUNING_SEEDS
     with pytest.raises(ValueError, match="second must be tuned; run"):
         tuned.arguments(tiny_suite().test[1])
+
+
+@pytest.mark.parametrize("name", [name for name, each in FIELD.items() if each.controller])
+def test_an_adaptive_baseline_acts_at_its_tuned_point_in_any_process(name, tmp_path):
+    instance, point = Instance("longer", JEL, TINY | {"num_steps": 60}), dict(FIELD[name].start)
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps({"digest": instance.digest, "point": point}))
+    block = Block("tiny", instance, method(name, tmp_path), (1, 2), 0, tmp_path / "rows")
+    compute_block(pickle.loads(pickle.dumps(block)))
+    row = read_rows([block.file])[0]
+    assert any(len(set(values)) > 1 for values in row["panel"].values())
 
 
 def test_digest_of_a_tuned_baseline_is_that_of_its_points(tmp_path):
