@@ -36,9 +36,10 @@ from hpenv.benchmark.command_line import configuration, refusals
 from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
 from hpenv.benchmark.instances import Instance, load_suite
+from hpenv.benchmark.methods import OFF, Method
 from hpenv.benchmark.progress import progress
 from hpenv.benchmark.references import AtNeutral
-from hpenv.benchmark.rows import OFF, Method, is_done, line_of, read_rows
+from hpenv.benchmark.rows import is_done, line_of, read_rows
 from hpenv.benchmark.scoring import FIELD as PUBLISHED
 from hpenv.benchmark.scoring import (
     FOLDER,
@@ -198,8 +199,12 @@ class Tuned:
     def __init__(self, name: str, folder: Path = TUNED) -> None:
         self._name, self._points = name, read_points(name, folder)
         self._acting: Controller = AtNeutral()
-        text = json.dumps([name, self._points], sort_keys=True)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def digest(self, instances: Sequence[Instance]) -> str:
+        """Returns a hash of the tuned points of some instances and of what the baseline is."""
+        points = {each.digest: self._points.get(each.digest) for each in instances}
+        text = json.dumps([self._name, FIELD[self._name].doc, points], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def arguments(self, instance: Instance) -> dict[str, Any]:
         """Returns the arguments of the instance at its tuned point, and takes its controller.
@@ -241,10 +246,10 @@ def read_points(name: str, folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def method(name: str, folder: Path = TUNED) -> Method:
-    """Returns a tuned baseline as a method of the board."""
+def method(name: str, instances: Sequence[Instance], folder: Path = TUNED) -> Method:
+    """Returns a baseline that is tuned on some instances as a method of the board."""
     tuned = Tuned(name, folder)
-    return Method(name, tuned, tuned.digest, tuned.costs)
+    return Method(name, tuned, tuned.digest(instances), tuned.costs)
 
 
 @dataclass(frozen=True)
@@ -324,7 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for search, _ in run_all(tune, left, executor, name=lambda search: search.label):
             advance(1, search.label)
 
-    methods = [Method(OFF, None), *(method(name, config.tuned) for name in config.baselines)]
+    tuned = [method(name, suite.test, config.tuned) for name in config.baselines]
+    methods = [Method(OFF, None), *tuned]
     with refusals():
         for block in all_blocks(suite, methods, place):
             is_done(block)

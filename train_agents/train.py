@@ -91,6 +91,11 @@ class TrainConfig:
         """Checks counts, and that only the chosen agent has hyperparameters."""
         check_counts(self, "num_updates", "num_envs", "episodes_per_update", "threads")
         check_counts(self, "seed", least=0)
+        if self.threads > 1 and self.executor != "inline":
+            raise ValueError(
+                f"threads must be 1 unless executor is 'inline'; got {self.threads} threads and "
+                f"executor {self.executor!r}, whose workers have one thread each"
+            )
         if self.episodes_per_update % self.num_envs:
             raise ValueError(
                 f"episodes_per_update must be a multiple of num_envs={self.num_envs}; "

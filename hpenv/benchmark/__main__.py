@@ -20,13 +20,13 @@ from hpenv.benchmark.command_line import refusals
 from hpenv.benchmark.controllers import FORMS
 from hpenv.benchmark.generate import GENERATORS
 from hpenv.benchmark.instances import load_suite, suite_names
-from hpenv.benchmark.references import REFERENCE
-from hpenv.benchmark.rows import OFF, Method, is_done
+from hpenv.benchmark.methods import OFF, REFERENCE, Method, method_of
+from hpenv.benchmark.rows import is_done
 from hpenv.benchmark.scoring import (
     FOLDER,
     Result,
     all_blocks,
-    method_of,
+    check_scorable,
     needs_reference,
     reference_method,
     run_methods,
@@ -125,6 +125,7 @@ def _methods(given: argparse.Namespace) -> list[Method]:
 def _run(given: argparse.Namespace) -> None:
     with refusals():
         suite = load_suite(given.suite)
+        check_scorable(suite, given.seeds)
         methods = _methods(given)
         place = given.folder / suite.name
         if OFF not in [method.name for method in methods]:

@@ -26,12 +26,14 @@ from hpenv.benchmark.aggregates import (
     paired_comparison,
 )
 from hpenv.benchmark.instances import Suite
-from hpenv.benchmark.references import REFERENCE, Reference
-from hpenv.benchmark.rows import OFF
+from hpenv.benchmark.methods import OFF, REFERENCE
+from hpenv.benchmark.references import Reference
 from hpenv.benchmark.statistics import Interval
 
 #: Bounds of a score in aggregates. A diverged run gets the lowest.
 LOWEST, HIGHEST = -1.0, 1.5
+#: Scores of plants of which a lower one is better.
+LOWER_IS_BETTER = ("bpb",)
 #: Seed of the resampling.
 RESAMPLING_SEED = 0
 #: A method is called better at a p-value below this, after Holm's correction.
@@ -140,6 +142,8 @@ def make_board(
             than `off`.
     """
     count = suite.num_seeds if num_seeds is None else num_seeds
+    if not 1 <= count <= suite.num_seeds:
+        raise ValueError(f"num_seeds must be from 1 to {suite.num_seeds}; got {count}")
     places: dict[tuple[str, int], tuple[int, int]] = {}
     for i, instance in enumerate(suite.test):
         seeds = suite.seeds(instance)[:count]
@@ -153,7 +157,7 @@ def make_board(
 
     standings, unfinished = [], []
     for method in dict.fromkeys(row["method"] for row in kept):
-        own = {places[row["instance_digest"], row["seed"]]: row for row in _of(kept, method)}
+        own = _rows_by_place(_of(kept, method), places)
         if len(own) < len(places):
             unfinished.append(f"{method} ({len(own)} of {len(places)} rows)")
         elif method != REFERENCE:
@@ -175,6 +179,23 @@ def make_board(
     )
 
 
+def _rows_by_place(
+    rows: Rows, places: Mapping[tuple[str, int], tuple[int, int]]
+) -> dict[tuple[int, int], Mapping[str, Any]]:
+    """Returns one row per place of a method. Of rows from blocks of two sizes, the larger counts.
+
+    Raises:
+        ValueError: the rows are of two controllers.
+    """
+    if len({row["controller_digest"] for row in rows}) > 1:
+        raise ValueError(
+            f"rows of {rows[0]['method']!r} must be of one controller; got those of "
+            f"{sorted({row['controller_digest'] for row in rows})}; remove one of them"
+        )
+    ordered = sorted(rows, key=lambda row: row["block_size"])
+    return {places[row["instance_digest"], row["seed"]]: row for row in ordered}
+
+
 class _Scales:
     """The two ends of the scale of every instance, per text: `off` and the reference."""
 
@@ -194,33 +215,39 @@ class _Scales:
         self.reference = np.full(len(suite.test), np.nan)
         for i, instance in enumerate(suite.test):
             corpora = [row["corpus"] for row in rows if row["instance_digest"] == instance.digest]
-            if corpora:
-                self.base[i] = self._base(instance.digest, corpora[-1])
-                self.reference[i] = self._reference[instance.digest, corpora[-1]]
+            if corpora:  # one's own rows come first
+                self.base[i] = self._base(instance.digest, corpora[0])
+                self.reference[i] = self._reference[instance.digest, corpora[0]]
 
     def _base(self, digest: str, corpus: str) -> float:
         values = [
             row["final"]
             for (other, _, text), row in self._off.items()
-            if (other, text) == (digest, corpus)
+            if (other, text) == (digest, corpus) and not _has_diverged(row)
         ]
         return float(np.mean(values)) if values else np.nan
 
     def score(self, row: Mapping[str, Any]) -> float:
         """Returns the clipped score of a row."""
-        if row["divergence_reason"] is not None or row["final"] is None:
+        if _has_diverged(row):
             return LOWEST
         digest, corpus = row["instance_digest"], row["corpus"]
         off = self._off.get((digest, row["seed"], corpus))
-        if off is None or off["final"] is None:
+        if off is None:
             raise ValueError(
                 f"every row must have a row of {OFF!r} with its seed and text; {row['method']} on "
-                f"{row['instance']} with seed {row['seed']} has none; run the method {OFF!r}"
+                f"{row['instance']} with seed {row['seed']} has none; run the method {OFF!r}, "
+                "after removing its rows if they are of another text"
             )
-        span = self._base(digest, corpus) - self._reference[digest, corpus]
-        if not abs(span) > 0:
-            raise ValueError(f"the reference of {row['instance']} must differ from {OFF!r}")
-        return float(np.clip((off["final"] - row["final"]) / span, LOWEST, HIGHEST))
+        base = self._base(digest, corpus)
+        span = base - self._reference[digest, corpus]
+        if not span * (1.0 if row["score"] in LOWER_IS_BETTER else -1.0) > 0.0:
+            raise ValueError(
+                f"the reference of {row['instance']} must be better than {OFF!r}; got "
+                f"{self._reference[digest, corpus]:.4g} and {base:.4g}"
+            )
+        start = base if _has_diverged(off) else off["final"]
+        return float(np.clip((start - row["final"]) / span, LOWEST, HIGHEST))
 
 
 def _reference(digest: str, corpus: str, rows: Rows, references: Mapping[str, Reference]) -> float:
@@ -231,7 +258,7 @@ def _reference(digest: str, corpus: str, rows: Rows, references: Mapping[str, Re
     values = [
         row["final"]
         for row in _of(rows, REFERENCE)
-        if (row["instance_digest"], row["corpus"]) == (digest, corpus)
+        if (row["instance_digest"], row["corpus"]) == (digest, corpus) and not _has_diverged(row)
     ]
     if not values:
         raise ValueError(
@@ -239,6 +266,10 @@ def _reference(digest: str, corpus: str, rows: Rows, references: Mapping[str, Re
             f"run the method {REFERENCE!r}, or make it with: python -m baselines.references"
         )
     return float(np.median(values))
+
+
+def _has_diverged(row: Mapping[str, Any]) -> bool:
+    return row["divergence_reason"] is not None or row["final"] is None
 
 
 def _of(rows: Rows, method: str) -> list[Mapping[str, Any]]:
@@ -254,8 +285,7 @@ def _standing(
 ) -> Standing:
     values, scores = np.full(shape, np.nan), np.zeros(shape)
     for place, row in rows.items():
-        diverged = row["divergence_reason"] is not None or row["final"] is None
-        values[place] = np.nan if diverged else row["final"]
+        values[place] = np.nan if _has_diverged(row) else row["final"]
         scores[place] = scales.score(row)
 
     costs = next(iter(rows.values()))["costs"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -34,6 +35,8 @@ FOREIGN = frozenset(
     }
 )
 SPLITS = ("train", "test")
+#: Names of suites and instances, which become names of folders and files.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Instance:
         Raises:
             ValueError: naming the field, what is accepted, and what was given.
         """
-        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+        if not NAME.fullmatch(self.name):
             raise ValueError(f"name must be letters, digits, - and _; got {self.name!r}")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {list(SPLITS)}; got {self.split!r}")
@@ -115,6 +118,8 @@ class Suite:
         """
         for name in ("num_seeds", "block_size"):
             check_count(name, getattr(self, name))
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name must be letters, digits, - and _; got {self.name!r}")
         names = [instance.name for instance in self.instances]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"instances must have names that differ; got {names}")

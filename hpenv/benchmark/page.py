@@ -20,7 +20,8 @@ from hpenv.benchmark.board import HIGHEST, LOWEST, SIGNIFICANCE, Board
 from hpenv.benchmark.curves import Curves, curves_of
 from hpenv.benchmark.drawings import Line, Point, cost_chart, line_chart, style_of, swatch
 from hpenv.benchmark.markup import element, plain
-from hpenv.benchmark.rows import OFF, line_of
+from hpenv.benchmark.methods import OFF
+from hpenv.benchmark.rows import line_of
 from hpenv.benchmark.tables import (
     color_legend,
     heat_map,

@@ -22,8 +22,6 @@ from hpenv.policies.controller import Columns, ControllerSpec
 
 #: Files of the references, one per suite that ships with the package.
 REFERENCES = Path(__file__).with_name("references")
-#: Name of the method that runs the rates of the references.
-REFERENCE = "reference"
 
 
 @dataclass(frozen=True)

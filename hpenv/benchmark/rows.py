@@ -11,50 +11,27 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpenv.benchmark.controllers import load_controller
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.files import write_text
 from hpenv.benchmark.instances import Instance, Suite
+from hpenv.benchmark.methods import Method
 from hpenv.policies.controller import Controller
 
 #: Largest number of points of a curve in a row.
 MOST_POINTS = 64
 #: Significant digits of the numbers of a curve.
 CURVE_DIGITS = 6
-#: Name of the method without a controller: every cell at neutral. Scores are 0 there.
-OFF = "off"
+#: Arguments of an instance that a baseline may change. All others are the problem itself.
+CHANGEABLE = ("base_lr", "base_weight_decay", "optimizer", "schedule", "weight_decay_schedule")
 #: Facts of a row's computation.
 FACTS = ("versions", "commit", "torch_threads", "processor", "cpu_capability")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A controller under its name on the board.
-
-    Attributes:
-        name: name on the board.
-        controller: a controller, a name for `load_controller`, or None for the method `off`.
-        digest: hash of the controller's code or weights, "" if unknown.
-        costs: `meta_training` and `tuning` [runs of an instance, by tokens].
-    """
-
-    name: str
-    controller: Controller | str | None
-    digest: str = ""
-    costs: Mapping[str, float] = field(default_factory=dict)
-
-    def load(self) -> Controller | None:
-        """Returns the controller."""
-        if isinstance(self.controller, str):
-            return load_controller(self.controller)
-        return self.controller
 
 
 @dataclass(frozen=True)
@@ -80,7 +57,8 @@ class Block:
     @property
     def file(self) -> Path:
         """Path of the block's rows."""
-        return self.folder / self.method.name / f"{self.instance.name}.{self.number}.jsonl"
+        name = f"{self.instance.name}.{self.number}.of-{len(self.seeds)}.jsonl"
+        return self.folder / self.method.name / name
 
     @property
     def times_file(self) -> Path:
@@ -90,7 +68,8 @@ class Block:
     @property
     def label(self) -> str:
         """Name in messages."""
-        return f"{self.method.name} on {self.instance.name} ({len(self.seeds)} seeds)"
+        seeds = f"block {self.number} of {len(self.seeds)} seeds"
+        return f"{self.method.name} on {self.instance.name} ({seeds})"
 
 
 def blocks_of(
@@ -127,6 +106,7 @@ def compute_block(block: Block) -> None:
     Validation is read once per row, at its end.
     """
     controller = block.method.load()
+    changed = json.loads(json.dumps(changes_of(controller, block.instance), default=_as_json))
     times: list[float] = []
     results = evaluate_controller(
         controller,
@@ -138,9 +118,14 @@ def compute_block(block: Block) -> None:
     )
 
     facts = {name: value for name, value in environment_facts().items() if name in FACTS}
-    rows = [_row(block, result) | facts for result in results]
+    rows = [_row(block, result) | {"changed": changed} | facts for result in results]
     write_text(block.file, "".join(line_of(row) for row in rows))
     write_text(block.times_file, json.dumps(_time(times, results)) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    """Returns the fields of a schedule, or the text of something else."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else repr(value)
 
 
 def _time(times: Sequence[float], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -156,9 +141,11 @@ def arguments_for(controller: Controller | None, instance: Instance) -> dict[str
     that it changes, such as base rates and schedules. It is called once, before the runs begin. The
     interval of the instance is for controllers that ask for none, and a controller that asks for no
     registers has none.
+
+    Raises:
+        ValueError: the baseline changes another argument than CHANGEABLE.
     """
-    own = getattr(controller, "arguments", None)
-    found = dict(instance.arguments) | (dict(own(instance)) if own is not None else {})
+    found = dict(instance.arguments) | changes_of(controller, instance)
     if controller is None:
         return found | {"num_registers": 0}
     if controller.spec.interval is not None:
@@ -166,6 +153,22 @@ def arguments_for(controller: Controller | None, instance: Instance) -> dict[str
     if controller.spec.num_registers is None:
         found["num_registers"] = 0
     return found
+
+
+def changes_of(controller: Controller | None, instance: Instance) -> dict[str, Any]:
+    """Returns the arguments of an instance that a baseline changes. Empty for a controller.
+
+    Raises:
+        ValueError: it changes another argument than CHANGEABLE.
+    """
+    own = getattr(controller, "arguments", None)
+    changed = {} if own is None else dict(own(instance))
+    if wrong := sorted(set(changed) - set(CHANGEABLE)):
+        raise ValueError(
+            f"arguments of a baseline must be of {list(CHANGEABLE)}; got {wrong}, "
+            "which are part of the instance"
+        )
+    return changed
 
 
 def _row(block: Block, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,11 +239,13 @@ def is_done(block: Block) -> bool:
         return False
 
     rows = read_file(block.file)
-    expected = {
+    expected: dict[str, Any] = {
         "suite": block.suite,
         "instance_digest": block.instance.digest,
         "controller_digest": block.method.digest,
     }
+    if block.method.costs:
+        expected["costs"] = dict(block.method.costs)
     for row in rows:
         found = {name: row[name] for name in expected}
         if found != expected:
@@ -251,8 +256,7 @@ def is_done(block: Block) -> bool:
     seeds = [row["seed"] for row in rows]
     if seeds != list(block.seeds):
         raise ValueError(
-            f"{block.file} must hold the seeds {list(block.seeds)}; got {seeds}; "
-            "take another folder for another number of seeds"
+            f"{block.file} must hold the seeds {list(block.seeds)}; got {seeds}; remove it"
         )
     return True
 

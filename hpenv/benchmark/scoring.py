@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,31 +13,27 @@ import numpy as np
 
 from hpenv.benchmark.aggregates import FEWEST_SEEDS
 from hpenv.benchmark.board import Board, Standing, make_board
-from hpenv.benchmark.controllers import load_controller
 from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
 from hpenv.benchmark.instances import Suite, load_suite
+from hpenv.benchmark.methods import OFF, REFERENCE, Method, method_of
 from hpenv.benchmark.page import html_board, markdown_board
 from hpenv.benchmark.progress import progress
-from hpenv.benchmark.references import REFERENCE, References, load_references
+from hpenv.benchmark.references import References, load_references
 from hpenv.benchmark.rows import (
-    OFF,
     Block,
-    Method,
     blocks_of,
     compute_block,
     is_done,
     read_rows,
 )
-from hpenv.policies.controller import Controller, check_controller
+from hpenv.policies.controller import Controller
 
 #: Rows of the field that ship with the package, one file per suite.
 FIELD = Path(__file__).with_name("field")
 Row = dict[str, Any]
 #: Default folder of rows and boards.
 FOLDER = Path("runs/benchmark")
-#: A method's name is a folder's.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -116,43 +109,53 @@ def score(
         >>> print(score("my_controller.py:Braking", suite="jel-nano"))  # doctest: +SKIP
     """
     chosen = load_suite(suite) if isinstance(suite, str) else suite
+    check_scorable(chosen, seeds)
     place = Path(folder) / chosen.name
     check_folder("folder", place)
     method = method_of(controller, name, costs)
-    if not isinstance(controller, str):
-        shutil.rmtree(place / "rows" / method.name, ignore_errors=True)
-        executor = "inline" if controller is not None else executor
+    methods = [method] if method.name == OFF else [Method(OFF, None), method]
+    if not isinstance(controller, str) and controller is not None:
+        _remove_rows(place / "rows" / method.name)
+        executor = "inline"
 
-    needed = [Method(OFF, None)] if method.name != OFF else []
-    run_methods(chosen, [*needed, method], place, seeds=seeds, executor=executor)
+    run_methods(chosen, methods, place, seeds=seeds, executor=executor)
     if needs_reference(chosen, place):
         run_methods(chosen, [reference_method(chosen)], place, seeds=seeds, executor=executor)
     board, page = write_board(chosen, place, seeds=seeds)
     return Result(method.name, board, page)
 
 
-def method_of(
-    controller: Controller | str | None, name: str = "", costs: Mapping[str, float] | None = None
-) -> Method:
-    """Returns the method of a controller.
+def check_scorable(suite: Suite, seeds: int | None = None) -> None:
+    """Checks that a suite has references, and enough runs for an interval.
 
     Raises:
-        ValueError: there is no such controller, or the name is no name of a folder.
+        ValueError: it has not. The message says which.
     """
-    if controller is None:
-        return Method(OFF, None)
-
-    loaded = load_controller(controller) if isinstance(controller, str) else controller
-    check_controller(loaded)
-    chosen = name or _name_of(controller)
-    if not NAME.fullmatch(chosen) or chosen in (OFF, REFERENCE):
+    references = load_references(suite.name)
+    missing = [each.name for each in suite.test if each.digest not in references]
+    if missing:
         raise ValueError(
-            f"name must be letters, digits, '.', '_' and '-', and not {OFF!r} or {REFERENCE!r}; "
-            f"got {chosen!r}; give another one"
+            f"every test instance of {suite.name} must have a reference; {missing} have none; "
+            "take another suite, or make them with: python -m baselines.references"
         )
-    digest = digest_of(controller) if isinstance(controller, str) else ""
-    own = dict(costs if costs is not None else getattr(loaded, "costs", {}))
-    return Method(chosen, controller, digest, own)
+    if len(suite.test) * (suite.num_seeds if seeds is None else seeds) < 2:
+        raise ValueError(f"a score of {suite.name} needs two runs at least; give more seeds")
+
+
+def _remove_rows(folder: Path) -> None:
+    """Removes the rows of a controller that was given as an object, whose code is not known.
+
+    Raises:
+        ValueError: the rows are of a named controller.
+    """
+    rows = read_rows([folder]) if folder.is_dir() else []
+    if any(row["controller_digest"] for row in rows):
+        raise ValueError(
+            f"{folder} must hold rows of an object; it holds those of a named controller; "
+            "give another name"
+        )
+    if folder.is_dir():
+        shutil.rmtree(folder)
 
 
 def reference_method(suite: Suite) -> Method:
@@ -190,7 +193,15 @@ def run_methods(
 def all_blocks(
     suite: Suite, methods: Sequence[Method], place: Path, seeds: int | None = None
 ) -> list[Block]:
-    """Returns the blocks of methods on the test instances of a suite."""
+    """Returns the blocks of methods on the test instances of a suite.
+
+    Raises:
+        ValueError: two methods have one name, or there are more seeds than the suite has.
+    """
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(f"methods must have different names; got {names}; give names")
+
     blocks: list[Block] = []
     for method in methods:
         blocks += blocks_of(suite, method, place / "rows", seeds)
@@ -240,7 +251,9 @@ def _rows_of_others(own: Sequence[Row], field: Sequence[Row]) -> list[Row]:
     The field's rows of `off` are kept if they are of another text: the field's scores need them.
     """
     methods = {row["method"] for row in own} - {OFF}
-    there = {(row["instance_digest"], row["seed"], row["corpus"]) for row in own}
+    there = {
+        (row["instance_digest"], row["seed"], row["corpus"]) for row in own if row["method"] == OFF
+    }
     return [
         row
         for row in field
@@ -267,33 +280,3 @@ def overheads(folder: Path) -> dict[str, float]:
         for method, own in seconds.items()
         if set(own) & set(off)
     }
-
-
-def _name_of(controller: Controller | str) -> str:
-    if not isinstance(controller, str):
-        return type(controller).__name__.lower()
-    _, colon, attribute = controller.rpartition(":")
-    if colon and attribute.isidentifier():
-        return attribute.lower()
-    path = Path(controller.rpartition("@")[2])
-    return path.parent.name if path.name == "policy" else path.stem
-
-
-def digest_of(controller: str) -> str:
-    """Returns a hash of a named controller's files, 12 hexadecimal digits.
-
-    A class stands for the file that defines it, a saved policy for the files of its folder.
-    """
-    place, colon, attribute = controller.rpartition(":")
-    if colon and attribute.isidentifier():
-        spec = None if place.endswith(".py") else importlib.util.find_spec(place)
-        files = [Path(spec.origin if spec is not None and spec.origin else place)]
-    else:
-        path = Path(controller.rpartition("@")[2])
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-
-    found = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            found.update(file.name.encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()[:12]

@@ -12,8 +12,8 @@ from hpenv.benchmark.aggregates import PairedComparison
 from hpenv.benchmark.board import HIGHEST, LOWEST, Board, Standing
 from hpenv.benchmark.drawings import interval_bar, style_of, swatch
 from hpenv.benchmark.markup import element, plain
+from hpenv.benchmark.methods import OFF
 from hpenv.benchmark.results import markdown_table
-from hpenv.benchmark.rows import OFF
 from hpenv.benchmark.statistics import Interval, mean_interval
 from hpenv.plot import Axis
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from hpenv.benchmark.files import write_text
 from hpenv.benchmark.instances import load_suite
+from hpenv.benchmark.methods import method_of
 from hpenv.benchmark.rows import Block, blocks_of, compute_block, read_rows
-from hpenv.benchmark.scoring import method_of
 from hpenv.benchmark.workers import on_one_thread
 
 #: Keys of `submission.toml`.
@@ -78,6 +78,12 @@ def validate(folder: Path, scratch: Path | None = None) -> str:
         expected |= {(block.instance.digest, seed) for seed in block.seeds}
     if missing := expected - set(submitted):
         raise ValueError(f"rows must have every instance and seed; {len(missing)} are missing")
+    wrong = [row for row in submitted.values() if row["controller_digest"] != method.digest]
+    if wrong:
+        raise ValueError(
+            f"rows must be of the submitted controller, {method.digest}; got "
+            f"{wrong[0]['controller_digest']}; compute them again"
+        )
 
     compared = 0
     chosen = blocks[:1] + blocks[1:][-1:]  # the first and the last
@@ -102,7 +108,8 @@ def _compare(row: dict[str, Any], submitted: dict[str, Any]) -> bool:
     """Returns True if a row was compared with a submitted row of this machine."""
     if any(row[name] != submitted[name] for name in SAME_MACHINE):
         return False
-    if row["final"] != submitted["final"]:
+    different = [name for name in row if row[name] != submitted.get(name)]
+    if set(different) - {"commit", "costs"}:
         raise ValueError(
             f"{row['method']} on {row['instance']} with seed {row['seed']} must have the submitted "
             f"number; got {row['final']} and {submitted['final']}"

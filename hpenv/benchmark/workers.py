@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +34,18 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Ends the workers, whatever they are doing."""
+
+
+def _portable(work: Callable[[Item], Any], item: Item) -> Any:
+    """Computes a piece of work in a worker. An error that cannot be sent becomes its text."""
+    try:
+        return on_one_thread(work, item)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
+        raise
 
 
 def on_one_thread(work: Callable[[Item], Any], item: Item) -> Any:
@@ -75,6 +89,7 @@ class Processes:
         """See Executor."""
         waiting, deaths = list(range(len(items)))[::-1], [0] * len(items)
         running: dict[Future[Any], int] = {}
+        pools: dict[int, ProcessPoolExecutor | None] = {}
 
         while waiting or running:
             while waiting and len(running) < self._num_workers:
@@ -83,12 +98,13 @@ class Processes:
                 if future is None:  # a worker died between two pieces of work
                     waiting.append(index)
                     break
-                running[future] = index
+                running[future], pools[index] = index, self._pool
 
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 index, error = running.pop(future), future.exception()
                 if isinstance(error, BrokenProcessPool):
-                    self.close()
+                    if self._pool is pools.pop(index):  # not one that has replaced it
+                        self.close()
                     deaths[index] += 1
                     if deaths[index] < MOST_DEATHS:
                         waiting.insert(0, index)  # last, apart from what ran beside it
@@ -105,7 +121,7 @@ class Processes:
                 initargs=(os.getpid(),),
             )
         try:
-            return self._pool.submit(on_one_thread, work, item)
+            return self._pool.submit(_portable, work, item)
         except BrokenProcessPool:
             self.close()
             return None

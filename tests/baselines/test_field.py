@@ -56,17 +56,22 @@ def test_an_adaptive_baseline_acts_at_its_tuned_point_in_any_process(name, tmp_p
     folder = tmp_path / name
     folder.mkdir()
     (folder / "a.json").write_text(json.dumps({"digest": instance.digest, "point": point}))
-    block = Block("tiny", instance, method(name, tmp_path), (1, 2), 0, tmp_path / "rows")
+    block = Block(
+        "tiny", instance, method(name, [instance], tmp_path), (1, 2), 0, tmp_path / "rows"
+    )
     compute_block(pickle.loads(pickle.dumps(block)))
     row = read_rows([block.file])[0]
     assert any(len(set(values)) > 1 for values in row["panel"].values())
 
 
 def test_digest_of_a_tuned_baseline_is_that_of_its_points(tmp_path):
-    before = Tuned("constant", tmp_path).digest
-    assert before != Tuned("cosine", tmp_path).digest
+    other = tiny_suite().test[1]
+    before = Tuned("constant", tmp_path).digest([INSTANCE])
+    assert before != Tuned("cosine", tmp_path).digest([INSTANCE])
+    elsewhere = Tuned("constant", tmp_path).digest([other])
     tune(Search("constant", INSTANCE, tmp_path))
-    assert Tuned("constant", tmp_path).digest != before
+    assert Tuned("constant", tmp_path).digest([INSTANCE]) != before
+    assert Tuned("constant", tmp_path).digest([other]) == elsewhere
 
 
 def test_committed_points_are_of_the_stated_size_and_interior():

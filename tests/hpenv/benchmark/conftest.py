@@ -4,8 +4,9 @@ import pytest
 
 from hpenv.benchmark import scoring
 from hpenv.benchmark.instances import Suite
+from hpenv.benchmark.methods import Method
 from hpenv.benchmark.references import Reference
-from hpenv.benchmark.rows import Method, blocks_of, compute_block, read_rows
+from hpenv.benchmark.rows import blocks_of, compute_block, read_rows
 from tests.hpenv.benchmark.tiny_suite import Braking, TwentyTimes, tiny_suite
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from hpenv.benchmark.executors import WorkError, open_executor, run_all
 from hpenv.benchmark.instances import Instance, Suite
-from hpenv.benchmark.rows import Method, blocks_of, compute_block, is_done
+from hpenv.benchmark.methods import Method
+from hpenv.benchmark.rows import blocks_of, compute_block, is_done
 from tests.hpenv.benchmark.tiny_suite import JEL, TINY, Braking
 from tests.paths import ROOT
 

@@ -127,6 +127,25 @@ def wait_until(condition, seconds=60):
         time.sleep(0.1)
 
 
+class NeedsTwo(Exception):
+    """Cannot be sent from one process to another."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+def raise_what_cannot_be_sent(number):
+    raise NeedsTwo("salt", "pepper")
+
+
+def test_an_error_that_cannot_be_sent_is_named_and_kills_no_worker():
+    with (
+        open_executor("processes:1") as executor,
+        pytest.raises(WorkError, match="salt and pepper"),
+    ):
+        list(run_all(raise_what_cannot_be_sent, [0], executor))
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [

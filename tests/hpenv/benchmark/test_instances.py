@@ -100,6 +100,7 @@ def test_seeds_are_a_hash_of_suite_and_instance():
     ("change", "message"),
     [
         ({"name": "a b"}, "name must be letters"),
+        ({"name": "../a"}, "name must be letters"),
         ({"split": "validation"}, "split must be one of"),
         ({"arguments": {"channels": "shared"}}, "must leave out .*got \\['channels'\\]"),
         ({"arguments": {"seed_mode": "grouped"}}, "belong to the controller or to the score"),

@@ -15,8 +15,8 @@ from hpenv.benchmark.curves import DIGITS, MISSING, encode, mean_curve
 from hpenv.benchmark.drawings import _label_places, _overlap
 from hpenv.benchmark.instances import Instance, Suite
 from hpenv.benchmark.markup import VOID
+from hpenv.benchmark.methods import OFF
 from hpenv.benchmark.page import MOST_BYTES, compact_rows, html_board, markdown_board
-from hpenv.benchmark.rows import OFF
 from hpenv.benchmark.statistics import Interval
 from hpenv.benchmark.tables import color_class
 from tests.chromium import PROGRAM, Chromium

@@ -4,8 +4,17 @@ import json
 
 import pytest
 
-from hpenv.benchmark.rows import Method, blocks_of, compute_block, is_done, read_rows
-from tests.hpenv.benchmark.tiny_suite import TINY, Braking, row_of, tiny_suite
+from hpenv.benchmark.methods import Method
+from hpenv.benchmark.rows import blocks_of, compute_block, is_done, read_rows
+from tests.hpenv.benchmark.tiny_suite import (
+    TINY,
+    Braking,
+    Counting,
+    Longer,
+    TwentyTimes,
+    row_of,
+    tiny_suite,
+)
 
 
 def test_rows_are_the_same_bytes_whatever_was_interrupted(tmp_path):
@@ -40,13 +49,33 @@ def test_another_number_under_the_same_key_is_an_error_that_shows_both(tmp_path)
         read_rows([tmp_path])
 
 
-def test_rows_of_another_controller_or_other_seeds_are_refused(tmp_path):
+def test_rows_of_another_controller_are_refused_and_blocks_of_another_size_are_others(tmp_path):
     suite = tiny_suite(num_seeds=2)
     compute_block(blocks_of(suite, Method("braking", Braking(), "old"), tmp_path)[0])
     with pytest.raises(ValueError, match=r"'controller_digest': 'new'.*give the method another"):
         is_done(blocks_of(suite, Method("braking", Braking(), "new"), tmp_path)[0])
-    with pytest.raises(ValueError, match="must hold the seeds"):
-        is_done(blocks_of(suite, Method("braking", Braking(), "old"), tmp_path, seeds=1)[0])
+    assert not is_done(blocks_of(suite, Method("braking", Braking(), "old"), tmp_path, seeds=1)[0])
+
+
+def test_a_baseline_changes_rates_and_schedules_alone(tmp_path):
+    suite = tiny_suite(num_seeds=1)
+    (block, _) = blocks_of(suite, Method("longer", Longer()), tmp_path)
+    with pytest.raises(ValueError, match=r"must be of \['base_lr'.*got \['num_steps'\]"):
+        compute_block(block)
+    (block, _) = blocks_of(suite, Method("twenty", TwentyTimes()), tmp_path)
+    compute_block(block)
+    assert read_rows([block.file])[0]["changed"] == {"base_lr": 0.02}
+
+
+def test_every_block_has_a_controller_that_has_seen_no_run(tmp_path):
+    """What one learned in a block does not reach another, so a row is a function of its key."""
+    shared = Method("counting", Counting())
+    for method, folder in ((shared, "shared"), (Method("counting", Counting()), "fresh")):
+        blocks = blocks_of(tiny_suite(), method, tmp_path / folder)
+        for block in blocks if folder == "shared" else blocks[1:2]:
+            compute_block(block)
+    fresh = read_rows([tmp_path / "fresh"])
+    assert fresh and all(row in read_rows([tmp_path / "shared"]) for row in fresh)
 
 
 def test_curves_of_a_row_have_at_most_64_points(tmp_path):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hpenv.benchmark import scoring
+from hpenv.benchmark.methods import OFF, Method
 from hpenv.benchmark.references import Reference, References
-from hpenv.benchmark.rows import OFF, Method, line_of, read_rows
+from hpenv.benchmark.rows import line_of, read_rows
 from tests.hpenv.benchmark.tiny_suite import Braking, Failing, tiny_suite
 
 
@@ -91,7 +92,8 @@ def test_a_controller_that_raises_is_named(tmp_path):
         )
 
 
-def test_score_refuses_more_seeds_than_the_suite_has(tmp_path):
+def test_score_refuses_more_seeds_than_the_suite_has(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "load_references", lambda name: scored[2])
     with pytest.raises(ValueError, match="seeds must be from 1 to 3"):
         scoring.score(Braking(), tiny_suite(), seeds=4, executor="inline", folder=tmp_path)
 
@@ -119,3 +121,58 @@ def test_the_field_is_ranked_also_on_another_text(scored, tmp_path, monkeypatch)
     assert {each.method for each in board.standings} == set(before)
     for standing in board.standings:
         assert standing.scores == pytest.approx(before[standing.method])
+
+
+def test_a_suite_without_references_is_refused_before_anything_is_computed(tmp_path):
+    with pytest.raises(ValueError, match=r"must have a reference; \['first', 'second'\] have none"):
+        scoring.score(Braking(), tiny_suite(), executor="inline", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_that_is_worse_than_off_is_refused(scored):
+    folder, suite, values, _ = scored
+    rows = read_rows([folder / "tiny" / "rows"])
+    worse = {digest: Reference(9.0, each.corpus, {}) for digest, each in values.items()}
+    with pytest.raises(ValueError, match="reference of first must be better than 'off'; got 9"):
+        scoring.make_board(suite, rows, worse)
+
+
+@pytest.mark.parametrize("final", [None, 9.0])
+def test_a_diverged_run_of_off_moves_no_other_score_much(scored, final):
+    folder, suite, values, result = scored
+    rows = read_rows([folder / "tiny" / "rows"])
+    for row in rows:
+        if row["method"] == OFF and row["seed"] == suite.seeds(suite.test[0])[0]:
+            row["divergence_reason"], row["final"] = "loss_above_limit", final
+    standings = {each.method: each for each in scoring.make_board(suite, rows, values).standings}
+    assert standings[OFF].scores[0, 0] == -1.0
+    before = next(each for each in result.board.standings if each.method == "twenty")
+    assert standings["twenty"].scores == pytest.approx(before.scores, abs=0.1)
+
+
+def test_rows_of_two_controllers_under_one_name_are_refused(scored):
+    folder, suite, values, _ = scored
+    rows = read_rows([folder / "tiny" / "rows"])
+    next(row for row in rows if row["method"] == "twenty")["controller_digest"] = "other"
+    with pytest.raises(ValueError, match=r"'twenty' must be of one controller; got .*'other'"):
+        scoring.make_board(suite, rows, values)
+    with pytest.raises(ValueError, match="num_seeds must be from 1 to 5; got 20"):
+        scoring.make_board(suite, rows, values, num_seeds=20)
+
+
+def test_two_methods_of_one_name_are_refused(tmp_path):
+    methods = [Method("braking", Braking()), Method("braking", Failing())]
+    with pytest.raises(ValueError, match="methods must have different names"):
+        scoring.run_methods(tiny_suite(), methods, tmp_path, executor="inline")
+
+
+def test_rows_of_a_named_controller_are_not_removed_for_an_object(scored, tmp_path, monkeypatch):
+    folder, suite, values, _ = scored
+    monkeypatch.setattr(scoring, "load_references", lambda name: values)
+    rows = [row for row in read_rows([folder]) if row["method"] == "braking"]
+    place = tmp_path / "tiny" / "rows" / "braking"
+    place.mkdir(parents=True)
+    (place / "a.jsonl").write_text(line_of(rows[0] | {"controller_digest": "named"}))
+    with pytest.raises(ValueError, match="holds those of a named controller"):
+        scoring.score(Braking(), suite, executor="inline", folder=tmp_path)
+    assert (place / "a.jsonl").exists()

@@ -3,7 +3,9 @@
 import numpy as np
 
 from hpenv.benchmark.instances import Instance, Suite
-from hpenv.benchmark.rows import Method, blocks_of, compute_block, read_rows
+from hpenv.benchmark.methods import Method
+from hpenv.benchmark.references import AtNeutral
+from hpenv.benchmark.rows import blocks_of, compute_block, read_rows
 from hpenv.policies import ControllerSpec
 
 JEL = "TrainLoop-JEL-v0"
@@ -54,16 +56,29 @@ class Failing(Braking):
         raise RuntimeError("no idea")
 
 
-class TwentyTimes:
+class TwentyTimes(AtNeutral):
     """A baseline: twenty times the base rate."""
 
-    spec = ControllerSpec()
+    def arguments(self, instance):
+        return {"base_lr": 20 * instance.arguments["base_lr"]}
+
+
+class Longer(AtNeutral):
+    """No baseline: it makes the problem another one."""
 
     def arguments(self, instance):
-        return {"base_lr": 20 * instance.arguments["base_lr"], "channels": []}
+        return {"num_steps": 10 * instance.arguments["num_steps"]}
+
+
+class Counting(Braking):
+    """Learns from whatever it has seen since it was made."""
+
+    def __init__(self):
+        self.seen = 0
 
     def act(self, observations):
-        return np.zeros((len(observations), 0), dtype=np.float32)
+        self.seen += 1
+        return np.full((len(observations), 1), min(1.0, 0.1 * self.seen), np.float32)
 
 
 def tiny_suite(num_seeds=3, block_size=2):
