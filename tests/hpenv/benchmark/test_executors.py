@@ -127,7 +127,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.1)
 
 
-class NeedsTwo(Exception):
+class TwoPartsError(Exception):
     """Cannot be sent from one process to another."""
 
     def __init__(self, one, other):
@@ -135,7 +135,7 @@ class NeedsTwo(Exception):
 
 
 def raise_what_cannot_be_sent(number):
-    raise NeedsTwo("salt", "pepper")
+    raise TwoPartsError("salt", "pepper")
 
 
 def test_an_error_that_cannot_be_sent_is_named_and_kills_no_worker():
