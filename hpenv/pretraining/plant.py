@@ -315,9 +315,9 @@ class PretrainingPlant(Runs):
 
         for rule in dict.fromkeys(self._rules[group] for group in self._members):
             groups = [group for group in self._members if self._rules[group] == rule]
-            names = [
-                name for group in groups for name in self._groups if self._groups[name] == group
-            ]
+            names: list[str] = []
+            for group in groups:
+                names += [name for name, own in self._groups.items() if own == group]
             joined = Rates(
                 *map(torch.hstack, zip(*(rates[group] for group in groups), strict=True))
             )
