@@ -82,8 +82,8 @@ class AtNeutral:
         return np.zeros((len(observations), self._num_cells), dtype=np.float32)
 
     def arguments(self, instance: Instance) -> Mapping[str, Any]:
-        """Returns the arguments of an instance that the baseline changes."""
-        raise NotImplementedError
+        """Returns the arguments of an instance that the baseline changes. Here: none."""
+        return {}
 
 
 class References(AtNeutral):

@@ -43,7 +43,7 @@ def _portable(work: Callable[[Item], Any], item: Item) -> Any:
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:
+        except Exception:  # whatever the error's own class raises when it is rebuilt
             raise RuntimeError("".join(traceback.format_exception(error))) from None
         raise
 

@@ -68,7 +68,7 @@ def test_a_baseline_changes_rates_and_schedules_alone(tmp_path):
 
 
 def test_every_block_has_a_controller_that_has_seen_no_run(tmp_path):
-    """What one learned in a block does not reach another, so a row is a function of its key."""
+    """A row is a function of its key: nothing learned in one block reaches another."""
     shared = Method("counting", Counting())
     for method, folder in ((shared, "shared"), (Method("counting", Counting()), "fresh")):
         blocks = blocks_of(tiny_suite(), method, tmp_path / folder)

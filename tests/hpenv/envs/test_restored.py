@@ -32,7 +32,7 @@ def every_small(request, text_file):
 
 
 def in_a_new_process(code, *arguments):
-    """What code prints, read as JSON.
+    """Output of code, read as JSON.
 
     Warnings are errors there, too.
     """

@@ -1,4 +1,4 @@
-"""What does not fit a callback is refused, and the examples run."""
+"""Refusals of what does not fit a callback, and runs of the examples."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Where a text comes from, and what cannot be read."""
+"""Sources of a text, and refusals of what cannot be read."""
 
 import hashlib
 import os

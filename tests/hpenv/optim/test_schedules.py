@@ -43,7 +43,7 @@ def trapezoid(t, num_steps, warmup, warmdown, final=0.0):
 
 
 def cooled(t, num_steps, cooldown):
-    """How much of a cooldown has passed."""
+    """Fraction of a cooldown that has passed."""
     return min(1.0, max(0.0, (t - (num_steps - cooldown)) / cooldown)) if cooldown else 0.0
 
 

@@ -30,7 +30,7 @@ def same_bits(a, b):
 
 
 def value_of(snapshot):
-    """Which example this is.
+    """Name of an example.
 
     Fails if it is a mixture of two.
     """

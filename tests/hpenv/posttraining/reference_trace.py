@@ -99,7 +99,7 @@ class Trace:
         return (ahead / HEAT).log_softmax(-1).gather(1, torch.tensor(self.tokens[m])[:, None])[:, 0]
 
     def rewards(self):
-        """What is left of what was paid after Rebound."""
+        """Rest of the reward after Rebound."""
         alpha = self.of("rebound_weight")
         if alpha == 0.0:
             return self.paid
@@ -228,7 +228,7 @@ class Trace:
             assert step.any() or name.startswith("quarantine"), name
 
     def stepped(self, name, g, multiplier):
-        """What AdamW takes off.
+        """Update of AdamW.
 
         Checks the moments, from which it is computed as they stand.
         """

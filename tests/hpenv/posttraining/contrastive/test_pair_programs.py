@@ -44,7 +44,7 @@ INPUTS = {
 
 
 def namespace(program):
-    """What a program of the table defines.
+    """Functions that a program of the table defines.
 
     The program is ours, so it may be executed here.
     """
@@ -63,7 +63,7 @@ def answer(function, arguments):
 
 
 def answers(pair, program):
-    """What a program answers to all inputs of its signature."""
+    """Answers of a program to all inputs of its signature."""
     function = namespace(program)["g"]
     return [answer(function, arguments) for arguments in inputs(pair)]
 
@@ -109,7 +109,7 @@ def test_false_checks_stand_under_the_same_function(pair):
 
 
 def accepts(program, function):
-    """Whether the program's check is content with this function in the place of g."""
+    """True if the program's check is content with this function in the place of g."""
     names = namespace(program)
     (check,) = names.keys() - {"__name__", "__builtins__", "g"}
     names["g"] = function

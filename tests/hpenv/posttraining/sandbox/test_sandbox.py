@@ -1,4 +1,4 @@
-"""What programs may do in a sandbox, and what comes back."""
+"""Powers of programs in a sandbox, and their results."""
 
 import subprocess
 import sys
