@@ -35,7 +35,7 @@ from hpenv.arrays import BoolArray, FloatArray
 from hpenv.benchmark.command_line import configuration, refusals
 from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
-from hpenv.benchmark.instances import Instance, load_suite
+from hpenv.benchmark.instances import Instance, Suite, load_suite
 from hpenv.benchmark.methods import OFF, Method
 from hpenv.benchmark.progress import progress
 from hpenv.benchmark.references import AtNeutral
@@ -124,7 +124,7 @@ def _adapted(instance: Instance, point: Point) -> dict[str, Any]:
     return {"base_lr": point["lr"], "schedule": "none"}
 
 
-def _held(instance: Instance, point: Point) -> dict[str, Any]:
+def nanochat_base(instance: Instance, point: Point) -> dict[str, Any]:
     """Returns nanochat's rates, from which the controller of the update ratio begins."""
     rates = nanochat_rates(str(instance.arguments["preset"]))["base_lr"]
     return {"base_lr": rates, "schedule": "none"}
@@ -161,7 +161,7 @@ FIELD: dict[str, Baseline] = {
     "update_ratio": Baseline(
         "a constant update-to-weight ratio per group, held by feedback",
         {"target": 0.01},
-        _held,
+        nanochat_base,
         lambda point: UpdateRatio(point["target"]),
     ),
     "hypergradient": Baseline(
@@ -203,18 +203,31 @@ class Tuned:
     def digest(self, instances: Sequence[Instance]) -> str:
         """Returns a hash of the tuned points of some instances and of what the baseline is."""
         points = {each.digest: self._points.get(each.digest) for each in instances}
-        text = json.dumps([self._name, FIELD[self._name].doc, points], sort_keys=True)
+        text = json.dumps([self._name, self.baseline.doc, points], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def arguments(self, instance: Instance) -> dict[str, Any]:
-        """Returns the arguments of the instance at its tuned point, and takes its controller.
+    @property
+    def baseline(self) -> Baseline:
+        """The baseline."""
+        return FIELD[self._name]
+
+    def point(self, instance: Instance) -> Point:
+        """Returns the tuned point of an instance.
 
         Raises:
             ValueError: the baseline is not tuned on the instance.
         """
         if instance.digest not in self._points:
             raise ValueError(f"{instance.name} must be tuned; run: python -m baselines.field")
-        point, baseline = self._points[instance.digest], FIELD[self._name]
+        return self._points[instance.digest]
+
+    def arguments(self, instance: Instance) -> dict[str, Any]:
+        """Returns the arguments of the instance at its tuned point, and takes its controller.
+
+        Raises:
+            ValueError: see `point`.
+        """
+        point, baseline = self.point(instance), self.baseline
         if baseline.controller is not None:
             self._acting = baseline.controller(point)
         return baseline.arguments(instance, point)
@@ -329,19 +342,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for search, _ in run_all(tune, left, executor, name=lambda search: search.label):
             advance(1, search.label)
 
-    tuned = [method(name, suite.test, config.tuned) for name in config.baselines]
-    methods = [Method(OFF, None), *tuned]
-    with refusals():
-        for block in all_blocks(suite, methods, place):
-            is_done(block)
-    run_methods(suite, methods, place, executor=config.executor)
-    if needs_reference(suite, place):
-        run_methods(suite, [reference_method(suite)], place, executor=config.executor)
-
+    methods = [method(name, suite.test, config.tuned) for name in config.baselines]
+    rows_and_board(suite, methods, place, config.executor)
     if config.publish:
         names = {OFF, *config.baselines}
         rows = [row for row in read_rows([place / "rows"]) if row["method"] in names]
         write_text(PUBLISHED / f"{suite.name}.jsonl", "".join(map(line_of, rows)))
+
+
+def rows_and_board(suite: Suite, methods: Sequence[Method], place: Path, executor: str) -> None:
+    """Computes the missing rows of methods and of `off`, writes the board, and prints it."""
+    methods = [Method(OFF, None), *methods]
+    with refusals():
+        for block in all_blocks(suite, methods, place):
+            is_done(block)
+    run_methods(suite, methods, place, executor=executor)
+    if needs_reference(suite, place):
+        run_methods(suite, [reference_method(suite)], place, executor=executor)
+
     _, page = write_board(suite, place)
     print((place / "board.md").read_text(encoding="utf-8"), end="")
     print(f"page: {page}")

@@ -8,6 +8,7 @@ multiplies it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class UpdateRatio:
     Weights that start near zero, as the unembedding, grow by a factor of about 1 + target a step.
 
     Args:
-        target: ratio of an update to the weights.
+        target: ratio of an update to the weights, of all cells, or group (layer) -> ratio.
         scope: `group` or `layer`.
         gain: fraction of the error that a decision removes, in (0, 1].
         warmdown: fraction of the run, at its end, over which the target falls linearly to zero.
@@ -54,13 +55,14 @@ class UpdateRatio:
 
     def __init__(
         self,
-        target: float = 1e-2,
+        target: float | Mapping[str, float] = 1e-2,
         scope: str = "group",
         gain: float = 0.5,
         warmdown: float = 0.4,
         interval: int = 10,
     ) -> None:
-        _check_positive(target=target, gain=gain)
+        targets = target if isinstance(target, Mapping) else {"target": target}
+        _check_positive(**targets, gain=gain)
         features = {"group": "update_ratio", "layer": "layer_update_ratio"}
         if scope not in features or gain > 1 or not 0 <= warmdown <= 1:
             raise ValueError(
@@ -68,18 +70,32 @@ class UpdateRatio:
                 f"got {scope!r}, {gain} and {warmdown}"
             )
         self._target, self._gain, self._warmdown = target, gain, warmdown
+        self._log_targets: FloatArray = np.zeros(0)
         self._logs: FloatArray = np.zeros((0, 0))
         self.spec = ControllerSpec([["lr", scope]], ["progress", features[scope]], interval)
 
     def reset(self, columns: Columns) -> None:
-        """Starts at the base rates."""
+        """Starts at the base rates.
+
+        Raises:
+            ValueError: a cell has no target.
+        """
         self._logs = np.zeros((columns.num_runs, len(columns.action_names)))
+        cells = [name.partition("/")[2] for name in columns.action_names]
+        targets = self._target
+        if not isinstance(targets, Mapping):
+            targets = dict.fromkeys(cells, targets)
+        if missing := sorted(set(cells) - set(targets)):
+            raise ValueError(
+                f"target must have a ratio for each of {cells}; got {dict(targets)}; add {missing}"
+            )
+        self._log_targets = np.log([targets[cell] for cell in cells])
 
     def act(self, observations: FloatArray) -> Float32Array:
         """Returns positions (N, A) at observations (N, 1 + A): progress, and a ratio per cell."""
         batch = as_observations(observations, 1 + self._logs.shape[1]).astype(np.float64)
         left = (1.0 - batch[:, :1]) / max(self._warmdown, 1e-9)
-        targets = math.log(self._target) + np.log(np.clip(left, 1e-3, 1.0))
+        targets = self._log_targets + np.log(np.clip(left, 1e-3, 1.0))
         ratios = batch[:, 1:] * 8.0 * math.log(10.0)
         measured = batch[:, 1:] > -1.0  # the feature's end: nothing has moved yet
         moves = np.where(measured, self._gain * (targets - ratios), 0.0)

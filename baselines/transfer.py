@@ -1,0 +1,251 @@
+"""Methods at one point for all instances: `python -m baselines.transfer --suite pretraining-v1`.
+
+A baseline of the field has a tuned point on every test instance. A method here has one point, the
+best over the train instances of a suite, and is scored on test instances that its search has not
+seen. The search minimizes the mean logarithm of the probe loss over the train instances, with one
+run of each. What was found before is not searched again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baselines.field import (
+    FIELD,
+    NUM_POINTS,
+    Baseline,
+    Point,
+    Tuned,
+    nanochat_base,
+    rows_and_board,
+)
+from baselines.references import ADAMW_MATRIX_LR, WARMDOWN, arguments_of, start_of
+from baselines.trials import tuning_loss, tuning_seeds
+from baselines.tuning import TOLERANCE, spend
+from hpenv.benchmark.command_line import configuration, refusals
+from hpenv.benchmark.executors import open_executor, run_all
+from hpenv.benchmark.files import check_folder, write_text
+from hpenv.benchmark.instances import Instance, Suite, load_suite
+from hpenv.benchmark.methods import Method
+from hpenv.benchmark.progress import progress
+from hpenv.benchmark.scoring import FOLDER
+from hpenv.policies.adaptive_rates import UpdateRatio
+
+#: What was found: suite -> method -> point.
+FOUND = Path(__file__).with_name("transferred")
+#: Points of a search with more than one coordinate.
+MANY_POINTS = 40
+#: Steps per decision of the laws [steps].
+INTERVAL = 5
+#: Coordinate of the matrices' rate under AdamW, for instances without Muon.
+ADAMW_MATRIX = "lr/matrix_adamw"
+
+
+def _group_rates(instance: Instance, point: Point) -> dict[str, Any]:
+    """Returns rates per group, weight decay and final decay, with two rates of the matrices."""
+    values = dict(point)
+    adamw = values.pop(ADAMW_MATRIX)
+    if "muon" not in str(instance.arguments["optimizer"]):
+        values["lr/matrix"] = adamw
+    return arguments_of(instance, values)
+
+
+def _law(point: Point) -> UpdateRatio:
+    targets = {
+        name.removeprefix("ratio/"): value
+        for name, value in point.items()
+        if name.startswith("ratio/")
+    }
+    return UpdateRatio(targets, warmdown=min(1.0, point["warmdown"]), interval=INTERVAL)
+
+
+def _nothing(instance: Instance, point: Point) -> dict[str, Any]:
+    """Leaves the instance's base rates and schedule: the law multiplies them."""
+    return {}
+
+
+_RATIOS = {
+    "ratio/embedding": 0.02,
+    "ratio/matrix": 0.02,
+    "ratio/unembedding": 0.02,
+    "warmdown": WARMDOWN,
+}
+
+
+def _first_rates() -> dict[str, float]:
+    jel_nano = load_suite("jel-nano").test[0]
+    return start_of(jel_nano) | {ADAMW_MATRIX: ADAMW_MATRIX_LR}
+
+
+#: Methods with several coordinates: name -> method.
+LAWS: dict[str, Baseline] = {
+    "group_rates": Baseline(
+        "one learning rate per group, one weight decay and one warmdown",
+        _first_rates(),
+        _group_rates,
+    ),
+    "ratio_law": Baseline(
+        "an update-to-weight ratio per group, held by feedback, from nanochat's rates",
+        _RATIOS,
+        nanochat_base,
+        _law,
+    ),
+    "ratio_law_multiplier": Baseline(
+        "the same law as a controller alone: it multiplies the instance's rates by 0.01 to 100",
+        _RATIOS,
+        _nothing,
+        _law,
+    ),
+}
+#: Every method with one point: name -> method.
+TRANSFERS: dict[str, Baseline] = FIELD | LAWS
+
+
+def points_of(name: str) -> int:
+    """Returns the number of points of a method's search."""
+    return NUM_POINTS if len(TRANSFERS[name].start) == 1 else MANY_POINTS
+
+
+class Transferred(Tuned):
+    """A method at its point of the train instances, on any instance."""
+
+    def __init__(self, name: str, suite: Suite, folder: Path = FOUND) -> None:
+        """Reads the point.
+
+        Raises:
+            ValueError: it has not been searched.
+        """
+        super().__init__(name)
+        file = Search(name, suite, folder).file
+        if not file.is_file():
+            raise ValueError(
+                f"{name} must be searched on {suite.name}; there is no {file}; "
+                f"run: python -m baselines.transfer --suite {suite.name} --methods {name}"
+            )
+        self._point: Point = json.loads(file.read_text(encoding="utf-8"))["point"]
+        self._points = {each.digest: dict(self._point) for each in suite.test}
+        #: Runs of the search in all. They serve every instance.
+        self.costs = {"meta_training": float(points_of(name) * len(suite.train)), "tuning": 0.0}
+
+    @property
+    def baseline(self) -> Baseline:
+        """The method."""
+        return TRANSFERS[self._name]
+
+    def point(self, instance: Instance) -> Point:
+        """Returns the point, which is the same for all instances."""
+        return self._point
+
+
+def method(name: str, suite: Suite, folder: Path = FOUND) -> Method:
+    """Returns a method at its point of the train instances, as `<name>-train` of the board."""
+    found = Transferred(name, suite, folder)
+    return Method(f"{name}-train", found, found.digest(suite.test), found.costs)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search: a method on the train instances of a suite."""
+
+    name: str
+    suite: Suite
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """Path of the result."""
+        return self.folder / self.suite.name / f"{self.name}.json"
+
+    @property
+    def label(self) -> str:
+        """Name in messages."""
+        return f"{self.name} on the train instances of {self.suite.name}"
+
+
+def _mean_log_loss(baseline: Baseline, instances: Sequence[Instance], point: Point) -> float:
+    """Returns the mean over the instances of log(probe loss), with one run of each."""
+    losses = [
+        tuning_loss(
+            instance,
+            baseline.arguments(instance, point),
+            tuning_seeds(instance, 1),
+            None if baseline.controller is None else baseline.controller(point),
+        )
+        for instance in instances
+    ]
+    return float(np.mean(np.log(losses)))
+
+
+def search(one: Search) -> None:
+    """Searches, and writes the point with the table of the search. A log makes it resumable."""
+    baseline, train = TRANSFERS[one.name], one.suite.train
+    best, table, around = spend(
+        partial(_mean_log_loss, baseline, train),
+        baseline.start,
+        points_of(one.name),
+        one.file.with_suffix(".log.jsonl"),
+        {"instances": [each.digest for each in train], "method": baseline.doc},
+        TOLERANCE,
+    )
+    found: Mapping[str, Any] = {
+        "point": best,
+        "neighbors": around,
+        "coordinates": list(best),
+        "points": [[*entry["point"].values(), entry["score"]] for entry in table],
+        "instances": [each.digest for each in train],
+    }
+    write_text(one.file, json.dumps(found) + "\n")
+    one.file.with_suffix(".log.jsonl").unlink()
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Configuration of the searches on train instances, and of the rows on test instances."""
+
+    suite: str = "pretraining-v1"  # name of a suite with train instances
+    methods: tuple[str, ...] = (*LAWS, "constant", "warmdown")  # keys of TRANSFERS
+    executor: str = "processes"  # see hpenv.benchmark.executors
+    found: Path = FOUND  # folder of the points
+    folder: Path = FOLDER  # folder of rows and boards
+    rows: bool = True  # also compute the rows of the test instances, and write the board
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        if unknown := sorted(set(self.methods) - set(TRANSFERS)):
+            raise ValueError(f"methods must be of {sorted(TRANSFERS)}; got {unknown}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Searches what has not been searched, computes the rows that are missing, and the board."""
+    config = configuration(TransferConfig, "baselines.transfer", __doc__, arguments)
+    with refusals():
+        suite = load_suite(config.suite)
+        if not suite.train:
+            raise ValueError(f"suite must have train instances; {suite.name} has none")
+        check_folder("found", config.found)
+        check_folder("folder", config.folder / suite.name)
+
+    searches = [Search(name, suite, config.found) for name in config.methods]
+    left = [each for each in searches if not each.file.is_file()]
+    with (
+        open_executor(config.executor) as executor,
+        progress(len(searches), "searches", len(searches) - len(left)) as advance,
+    ):
+        for each, _ in run_all(search, left, executor, name=lambda each: each.label):
+            advance(1, each.label)
+    for each in searches:
+        print(f"{each.name}: {json.loads(each.file.read_text(encoding='utf-8'))['point']}")
+    if config.rows:
+        methods = [method(name, suite, config.found) for name in config.methods]
+        rows_and_board(suite, methods, config.folder / suite.name, config.executor)
+
+
+if __name__ == "__main__":
+    main()
