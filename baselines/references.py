@@ -143,6 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = configuration(ReferencesConfig, "baselines.references", __doc__, arguments)
     with refusals():
         suite = load_suite(config.suite)
+        if strange := sorted(
+            {each.env_id for each in suite.test if "preset" not in each.arguments}
+        ):
+            raise ValueError(
+                f"suite must be of language-model pretraining, whose rates are searched; "
+                f"{suite.name} has instances of {strange}"
+            )
         out = config.out / f"{suite.name}.json"
         check_file("out", out)
         check_file("logs", file_of(suite.test[0], config))

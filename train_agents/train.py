@@ -21,6 +21,7 @@ held-out score of one further episode per row under the policy's mean, on seeds 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,6 +52,7 @@ from hpenv.policies.store import save_policy
 from train_agents import outputs
 from train_agents.logs import RunLog, keep_lines
 from train_agents.rollout import Episodes, collect, collect_on, episode_seeds
+from train_agents.tasks import Task, Tasks
 
 #: Default id of meta-training, and its tokens per step in meta-training.
 JEL, META_TOKENS = "TrainLoop-JEL-v0", 128
@@ -73,6 +75,10 @@ class TrainConfig:
     # arguments of the env, key=value; by default batch_tokens=128 for TrainLoop-JEL-v0, a quarter
     # of the id's default, for cheap runs
     env_kwargs: tuple[str, ...] | None = None
+    # name of a suite: the runs of an update are of one of its train instances. `env` is not read
+    suite: str = ""
+    # with a suite, the base learning rate of an update is drawn up to so many decades either way
+    lr_decades: float = 0.0
     num_updates: int = 50  # number of updates of the agent (JEL, table 2)
     episodes_per_update: int = 8  # runs per update (JEL, table 2)
     num_envs: int = 8  # runs that train together; divides episodes_per_update
@@ -102,6 +108,11 @@ class TrainConfig:
                 f"got {self.episodes_per_update}"
             )
 
+        if not 0.0 <= self.lr_decades <= 4.0 or (self.lr_decades and not self.suite):
+            raise ValueError(
+                f"lr_decades must be from 0 to 4, and 0 without a suite; got {self.lr_decades}"
+            )
+
         defaults = {"jel": JELAgentConfig(), "ppo": PPOAgentConfig(), "reinforce": for_episodes()}
         for agent, unused in defaults.items():
             if agent != self.agent and getattr(self, agent) != unused:
@@ -113,8 +124,18 @@ class TrainConfig:
     def arguments(self) -> dict[str, Any]:
         """Returns the keyword arguments of the env."""
         if self.env_kwargs is None:
-            return {"batch_tokens": META_TOKENS} if self.env == JEL else {}
+            return {"batch_tokens": META_TOKENS} if self.env == JEL and not self.suite else {}
         return parse_assignments(self.env_kwargs)
+
+    def task(self, update: int) -> Task:
+        """Returns what the runs of an update are of, counted from 0.
+
+        Raises:
+            ValueError: there is no such suite, or it has no train instances.
+        """
+        if self.suite:
+            return Tasks(self.suite, self.arguments(), self.lr_decades, self.seed)[update]
+        return Task(self.env, self.env, self.arguments())
 
 
 def _jel(config: TrainConfig, columns: Columns) -> Agent:
@@ -198,9 +219,10 @@ class Training:
                 f"num_updates must be at least the {done} of {folder}; got {config.num_updates}"
             )
 
-        self.env = make_population(config.env, config.num_envs, config.arguments())
+        self.task = config.task(0)
+        self.env = make_population(self.task.env_id, config.num_envs, self.task.arguments)
         self.agent = AGENTS[config.agent](config, columns_of(self.env))
-        facts = environment_facts(config.arguments(), self.env.plant.corpus_digest)
+        facts = environment_facts(self.task.arguments, self.env.plant.corpus_digest)
         outputs.claim(folder, values, facts)  # last, so that an error leaves no folder
 
         resumed = outputs.resume(folder, "update", self.agent.load)
@@ -210,7 +232,20 @@ class Training:
 
     def timesteps(self, num_updates: int) -> int:
         """Returns the timesteps of a number of updates: the decisions of all episodes."""
-        return num_updates * self.config.episodes_per_update * self.env.num_decisions
+        if not self.config.suite:
+            return num_updates * self.config.episodes_per_update * self.env.num_decisions
+        tasks = [self.config.task(update).arguments for update in range(num_updates)]
+        decisions = sum(math.ceil(each["num_steps"] / each["interval"]) for each in tasks)
+        return decisions * self.config.episodes_per_update
+
+    def take_task(self, update: int) -> None:
+        """Makes the env of an update's task, if it is another one."""
+        task = self.config.task(update)
+        if task != self.task:
+            columns = columns_of(self.env)
+            self.task = task
+            self.env = make_population(task.env_id, self.config.num_envs, task.arguments)
+            spec_of(self.env).check(columns)
 
     def run(self) -> dict[str, float]:
         """Trains to the last update, saves the policy, and returns the last update's metrics."""
@@ -224,6 +259,7 @@ class Training:
         ):
             for update in range(self.first, config.num_updates):
                 done = update + 1
+                self.take_task(update)
                 seeds = episode_seeds(config.seed, update, config.episodes_per_update)
                 episodes = self.collect(executor, seeds)
                 metrics = self.agent.update(episodes.rollout)
@@ -237,7 +273,8 @@ class Training:
                 log.write(metrics, self.timesteps(done))
                 self.agent.save(folder / "checkpoints" / f"update-{done:06d}")
                 outputs.drop_old(folder, "update")
-                advance(1, f"return {metrics.get('rollout/ep_rew_mean', float('nan')):.3f}")
+                title = f"{self.task.name}, " if config.suite else ""
+                advance(1, f"{title}return {metrics.get('rollout/ep_rew_mean', np.nan):.3f}")
 
         policy = self.agent.policy
         policy.spec = spec_of(self.env)
@@ -249,12 +286,13 @@ class Training:
         config = self.config
         if config.executor == "inline":
             return collect(self.env, self.agent, seeds)
-        return collect_on(executor, self.env, config.env, config.arguments(), self.agent, seeds)
+        env_id, arguments = self.task.env_id, self.task.arguments
+        return collect_on(executor, self.env, env_id, arguments, self.agent, seeds)
 
     def held_out(self) -> float:
         """Returns the mean held-out score of one episode per row under the policy's mean.
 
-        No update has these seeds.
+        No update has these seeds. With a suite, the episodes are of the last update's instance.
         """
         key = self.env.plant.score.key
         seeds = episode_seeds(self.config.seed, HELD_OUT, self.config.num_envs)
@@ -266,6 +304,8 @@ def _json_values(config: TrainConfig) -> dict[str, Any]:
     """Returns the configuration in config.json: no other agent's options, out or tensorboard."""
     left_out = {"out", "tensorboard", *AGENTS} - {config.agent}
     values = {key: value for key, value in asdict(config).items() if key not in left_out}
+    if not config.suite:
+        del values["suite"], values["lr_decades"]
     return values | {"env_kwargs": config.arguments()}
 
 

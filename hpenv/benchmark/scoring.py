@@ -136,7 +136,8 @@ def check_scorable(suite: Suite, seeds: int | None = None) -> None:
     if missing:
         raise ValueError(
             f"every test instance of {suite.name} must have a reference; {missing} have none; "
-            "take another suite, or make them with: python -m baselines.references"
+            "take another suite, or make them for one of pretraining with: "
+            "python -m baselines.references"
         )
     if len(suite.test) * (suite.num_seeds if seeds is None else seeds) < 2:
         raise ValueError(f"a score of {suite.name} needs two runs at least; give more seeds")
