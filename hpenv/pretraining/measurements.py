@@ -77,6 +77,36 @@ MEASUREMENTS = (
         over="mean",
         group="alignment",
     ),
+    Measurement(
+        "gradient_agreement",
+        "1",
+        "cosine of the optimizer group's gradient and that of the step before, 0 at the window's "
+        "first step",
+        per="group",
+        over="mean",
+        group="agreement",
+    ),
+    Measurement(
+        "mean_gradient_norm",
+        "1",
+        "global L2 norm of the gradient",
+        over="mean",
+        group="spread",
+    ),
+    Measurement(
+        "mean_squared_gradient_norm",
+        "1",
+        "square of the global L2 norm of the gradient",
+        over="mean",
+        group="spread",
+    ),
+    Measurement(
+        "update_gain",
+        "1",
+        "decrease of the last batch's loss by its own update / the decrease that its gradient "
+        "promised",
+        group="gain",
+    ),
 )
 
 

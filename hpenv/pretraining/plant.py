@@ -37,7 +37,7 @@ from hpenv.pretraining.measurements import (
     momentum_norm,
 )
 from hpenv.pretraining.rates import window_rates
-from hpenv.pretraining.updates import UpdateMeter
+from hpenv.pretraining.updates import UpdateMeter, gain
 
 #: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
 LARGEST_NORM = 1e17
@@ -117,13 +117,12 @@ class PretrainingPlant(Runs):
             group: np.array([k for k, name in enumerate(sites) if self._groups[name] == group])
             for group in dict.fromkeys(self._groups.values())
         }
-
         groups = np.array([self._groups[name] for name in sites])
         self._in_group = (groups[:, None] == np.array(self.panel.groups)).astype(np.float64)
 
         self._rates: dict[str, tuple[Tensor, ...]] = {}
         self._window_dials: model.Dials | None = None
-        self._window_step = 0
+        self._window_step = self._window_steps = 0
         self._meter = UpdateMeter((), self._in_group, self._in_layer)
 
         self._dtype = DTYPES[config.dtype]
@@ -184,6 +183,7 @@ class PretrainingPlant(Runs):
         steps = self.steps + np.arange(num_steps)[:, None]  # (S, N)
         self._rates = window_rates(self.config, self.panel, self._members, steps, self.device)
         self._window_dials, self._window_step = self._dials(), 0
+        self._window_steps = num_steps
         self._meter = UpdateMeter(self.measured_groups, self._in_group, self._in_layer)
 
     def _dials(self) -> model.Dials | None:
@@ -203,8 +203,8 @@ class PretrainingPlant(Runs):
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
         """Takes one optimizer step of these rows. See Runs.
 
-        Every measurement comes from this forward and backward pass, except `same_batch_loss`, which
-        needs a second forward pass. All rows are computed, and only these rows move.
+        Every measurement comes from this forward and backward pass, except those of `_same_batch`.
+        All rows are computed, and only these rows move.
         """
         active = np.zeros(self.num_rows, dtype=bool)
         active[rows] = True
@@ -228,7 +228,7 @@ class PretrainingPlant(Runs):
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
         values |= layer_statistics(squares, maxima, activations, self._in_layer)
-        values |= self._meter.alignment(gradients)
+        values |= self._meter.before_update(gradients, norm)
 
         if moving.any():
             given = dict(zip(leaves, gradients, strict=True))
@@ -243,15 +243,27 @@ class PretrainingPlant(Runs):
             self._meter.start(self.weights)
             self._update(given, rates, moving)
             values |= self._meter.finish(self.weights)
-
-        if "same_batch" in self.measured_groups:
-            with torch.no_grad():
-                losses = self._batch_loss(self.weights, inputs, targets, None)
-            after = losses.double().cpu().numpy()
-            values["same_batch_loss"] = np.where(np.isfinite(after), after, loss)
+            values |= self._same_batch(list(given.values()), inputs, targets, loss)
 
         self.steps[moving] += 1
         return {name: value[rows] for name, value in values.items()}
+
+    def _same_batch(
+        self, gradients: Sequence[Tensor], inputs: Tensor, targets: Tensor, loss: FloatArray
+    ) -> dict[str, FloatArray]:
+        """Measures what an update did to its own batch, with a second forward pass if asked for."""
+        is_last = self._window_step == self._window_steps
+        promise = self._meter.promise(gradients) if is_last else None
+        kept, found = "same_batch" in self.measured_groups, dict[str, FloatArray]()
+        if kept or promise is not None:
+            with torch.no_grad():
+                losses = self._batch_loss(self.weights, inputs, targets, None)
+            after = losses.double().cpu().numpy()
+            after = np.where(np.isfinite(after), after, loss)
+            found = {"same_batch_loss": after} if kept else {}
+            if promise is not None:
+                found["update_gain"] = gain(loss - after, promise)
+        return found
 
     def _batch_loss(
         self,
@@ -275,19 +287,12 @@ class PretrainingPlant(Runs):
         return self._loss(cast, self.model_config, inputs, targets, self._rope, dials, activations)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        starts = np.stack(
-            [
-                batch_starts(
-                    len(self._tokens["train"]),
-                    int(seed),
-                    int(step),
-                    self.config.batch_size,
-                    self.config.sequence_length,
-                )
-                for seed, step in zip(self.seeds, self.steps, strict=True)
-            ]
-        )
-        return gather(self._tokens["train"], starts, self.config.sequence_length)
+        tokens, shape = self._tokens["train"], (self.config.batch_size, self.config.sequence_length)
+        starts = [
+            batch_starts(len(tokens), int(seed), int(step), *shape)
+            for seed, step in zip(self.seeds, self.steps, strict=True)
+        ]
+        return gather(tokens, np.stack(starts), shape[1])
 
     def _cast(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: weight.to(self._dtype) for name, weight in weights.items()}

@@ -74,6 +74,14 @@ def _component_bias(reading: Reading) -> FloatArray:
     return (positive + negative) / np.maximum(np.abs(positive) + np.abs(negative), 1e-30)
 
 
+def _spread(reading: Reading) -> FloatArray:
+    """Returns s / (1 + s) of the gradient norm's relative standard deviation s, (N,)."""
+    mean = reading.window["mean_gradient_norm"]
+    variance = np.maximum(reading.window["mean_squared_gradient_norm"] - np.square(mean), 0.0)
+    deviation = np.sqrt(variance) / np.maximum(mean, 1e-30)
+    return deviation / (1.0 + deviation)
+
+
 def _layers(layout: Layout) -> Sequence[str]:
     return [str(i) for i in range(layout.num_layers)]
 
@@ -208,6 +216,31 @@ FEATURES: dict[str, Feature] = {
         "mean cosine of an optimizer group's gradient and the opposite of the update before it [1]",
         reads=("update_alignment",),
         columns=lambda layout: layout.group_names,
+    ),
+    "gradient_agreement": Feature(
+        lambda r: r.window["gradient_agreement"],
+        -1.0,
+        1.0,
+        "mean cosine of an optimizer group's gradients of two steps in a row: 1 / (1 + noise scale "
+        "/ batch) of independent batches [1]",
+        reads=("gradient_agreement",),
+        columns=lambda layout: layout.group_names,
+    ),
+    "gradient_norm_spread": Feature(
+        lambda r: _column(_spread(r)),
+        0.0,
+        1.0,
+        "s / (1 + s), s the standard deviation of the gradient's norm over the window / its mean "
+        "[1]",
+        reads=("mean_gradient_norm", "mean_squared_gradient_norm"),
+    ),
+    "update_gain": Feature(
+        lambda r: _column(r.window["update_gain"] / 2.0),
+        -1.0,
+        1.0,
+        "half the decrease of the last batch's loss by its own update / the promised decrease: 0.5 "
+        "where the loss is linear, 0 at the edge of stability [1]",
+        reads=("update_gain",),
     ),
     "registers": Feature(
         lambda r: r.registers,

@@ -42,6 +42,10 @@ def window(**changes):
         "update_ratio": np.array([[1.0, 0.01], [1e-4, 0.0]]),
         "layer_update_ratio": np.array([[0.01, 1.0, 100.0], [1e4, 1e-4, 0.0]]),
         "update_alignment": np.array([[0.5, -0.25], [1.0, 0.0]]),
+        "gradient_agreement": np.array([[0.25, -0.5], [0.0, 1.0]]),
+        "mean_gradient_norm": np.array([3.0, 5.0]),
+        "mean_squared_gradient_norm": np.array([10.0, 25.0]),
+        "update_gain": np.array([1.0, -2.0]),
     }
     values |= {name: np.array([0.01, 0.02]) * (i + 1) for i, name in enumerate(GAUGES)}
     values |= {"steps": np.array([50, 100]), "divergence": np.array([0, 0])}
@@ -96,6 +100,9 @@ def test_every_feature_by_hand():
         "update_ratio": [[0.0, -0.25], [-0.5, -1.0]],
         "layer_update_ratio": [[-0.25, 0.0, 0.25], [0.5, -0.5, -1.0]],
         "update_alignment": [[0.5, -0.25], [1.0, 0.0]],
+        "gradient_agreement": [[0.25, -0.5], [0.0, 1.0]],
+        "gradient_norm_spread": [[0.25], [0.0]],  # of 1 / 3
+        "update_gain": [[0.5], [-1.0]],
         "registers": [[0.25, -0.75], [0.0, 1.0]],
         "loss_slope": [[-1.0], [1.0]],  # -0.5 and 0.5 per decision, times 16 / initial, clipped
         "loss_curvature": [[0.0], [-0.75]],
@@ -202,7 +209,7 @@ def test_norms_are_logarithms_of_eight_decades_either_way():
 
 def test_unknown_features_are_refused_by_name():
     with pytest.raises(
-        ValueError, match=r"unknown feature 'loss'; expected some of \['gradient_norm', "
+        ValueError, match=r"unknown feature 'loss'; expected some of \['gradient_agreement', "
     ):
         check_features(["progress", "loss"], OF_PRETRAINING)
 
