@@ -10,6 +10,7 @@ Rates, decays and schedules are arguments of the plant, true at every step.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ from hpenv.benchmark.command_line import configuration, refusals
 from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
 from hpenv.benchmark.instances import Instance, Suite, load_suite
-from hpenv.benchmark.methods import OFF, Method
+from hpenv.benchmark.methods import OFF, REFERENCE, Method
 from hpenv.benchmark.progress import progress
 from hpenv.benchmark.references import AtNeutral
 from hpenv.benchmark.rows import is_done, line_of, read_rows
@@ -54,6 +55,8 @@ from hpenv.policies.controller import Columns, Controller, ControllerSpec, begin
 
 #: Size of the search of every baseline on an instance: points, and runs of each.
 NUM_POINTS, TUNING_SEEDS = 8, 2
+#: Published rows of this size are compressed [characters].
+LARGE = 1_000_000
 #: What was found: method -> digest of an instance -> point.
 TUNED = Path(__file__).with_name("tuned")
 #: First learning rate of a search over one rate for all tensors.
@@ -313,7 +316,7 @@ class FieldConfig:
     executor: str = "processes"  # see hpenv.benchmark.executors
     folder: Path = FOLDER  # folder of rows and boards
     tuned: Path = TUNED  # folder of the tuned points
-    publish: bool = False  # also write the rows to the package, for the ranks of other controllers
+    publish: bool = False  # also write all rows to the package, for the ranks of other controllers
 
     def __post_init__(self) -> None:
         """Checks the names."""
@@ -345,9 +348,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = [method(name, suite.test, config.tuned) for name in config.baselines]
     rows_and_board(suite, methods, place, config.executor)
     if config.publish:
-        names = {OFF, *config.baselines}
-        rows = [row for row in read_rows([place / "rows"]) if row["method"] in names]
-        write_text(PUBLISHED / f"{suite.name}.jsonl", "".join(map(line_of, rows)))
+        publish(suite, place)
+
+
+def publish(suite: Suite, place: Path) -> None:
+    """Writes the rows of a suite to the package, compressed if they are many."""
+    rows = [row for row in read_rows([place / "rows"]) if row["method"] != REFERENCE]
+    text = "".join(map(line_of, rows))
+    for file in PUBLISHED.glob(f"{suite.name}.jsonl*"):
+        file.unlink()
+    if len(text) < LARGE:
+        write_text(PUBLISHED / f"{suite.name}.jsonl", text)
+    else:
+        packed = gzip.compress(text.encode(), mtime=0)
+        (PUBLISHED / f"{suite.name}.jsonl.gz").write_bytes(packed)
 
 
 def rows_and_board(suite: Suite, methods: Sequence[Method], place: Path, executor: str) -> None:

@@ -24,6 +24,7 @@ from baselines.field import (
     Point,
     Tuned,
     nanochat_base,
+    publish,
     rows_and_board,
 )
 from baselines.references import ADAMW_MATRIX_LR, WARMDOWN, arguments_of, start_of
@@ -41,16 +42,18 @@ from hpenv.policies.adaptive_rates import UpdateRatio
 #: What was found: suite -> method -> point.
 FOUND = Path(__file__).with_name("transferred")
 #: Points of a search with more than one coordinate.
-MANY_POINTS = 40
+MANY_POINTS = 32
 #: Steps per decision of the laws [steps].
 INTERVAL = 5
+#: Coordinate that `group_rates` leaves at nanochat's value.
+DECAY = "weight_decay/matrix"
 #: Coordinate of the matrices' rate under AdamW, for instances without Muon.
 ADAMW_MATRIX = "lr/matrix_adamw"
 
 
 def _group_rates(instance: Instance, point: Point) -> dict[str, Any]:
-    """Returns rates per group, weight decay and final decay, with two rates of the matrices."""
-    values = dict(point)
+    """Returns rates per group and a warmdown, with two rates of the matrices."""
+    values = dict(point) | {DECAY: start_of(instance)[DECAY]}
     adamw = values.pop(ADAMW_MATRIX)
     if "muon" not in str(instance.arguments["optimizer"]):
         values["lr/matrix"] = adamw
@@ -80,14 +83,14 @@ _RATIOS = {
 
 
 def _first_rates() -> dict[str, float]:
-    jel_nano = load_suite("jel-nano").test[0]
-    return start_of(jel_nano) | {ADAMW_MATRIX: ADAMW_MATRIX_LR}
+    rates = start_of(load_suite("jel-nano").test[0]) | {ADAMW_MATRIX: ADAMW_MATRIX_LR}
+    return {name: value for name, value in rates.items() if name != DECAY}
 
 
 #: Methods with several coordinates: name -> method.
 LAWS: dict[str, Baseline] = {
     "group_rates": Baseline(
-        "one learning rate per group, one weight decay and one warmdown",
+        "one learning rate per group and one warmdown, with nanochat's weight decay",
         _first_rates(),
         _group_rates,
     ),
@@ -215,6 +218,7 @@ class TransferConfig:
     found: Path = FOUND  # folder of the points
     folder: Path = FOLDER  # folder of rows and boards
     rows: bool = True  # also compute the rows of the test instances, and write the board
+    publish: bool = False  # also write all rows to the package, for the ranks of other controllers
 
     def __post_init__(self) -> None:
         """Checks the names."""
@@ -245,6 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.rows:
         methods = [method(name, suite, config.found) for name in config.methods]
         rows_and_board(suite, methods, config.folder / suite.name, config.executor)
+    if config.publish:
+        publish(suite, config.folder / suite.name)
 
 
 if __name__ == "__main__":

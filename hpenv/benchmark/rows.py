@@ -7,6 +7,7 @@ block is done. Two folders of rows merge by copying.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import time
@@ -262,13 +263,15 @@ def is_done(block: Block) -> bool:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a file.
+    """Returns the rows of a file of lines, or of such a file that gzip has compressed (`.gz`).
 
     Raises:
         ValueError: a line is no row.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    rows, contents = [], path.read_bytes()
+    if path.suffix == ".gz":
+        contents = gzip.decompress(contents)
+    for number, line in enumerate(contents.decode("utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
             key_of(row)

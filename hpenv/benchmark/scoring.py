@@ -227,11 +227,8 @@ def write_board(
     Returns:
         The board, and the path of its page. `board.md` beside it holds the table.
     """
-    field = FIELD / f"{suite.name}.jsonl"
-    places = [place / "rows", *others]
-    rows = read_rows(places)
-    if field.is_file():
-        rows += _rows_of_others(rows, read_rows([field]))
+    rows = read_rows([place / "rows", *others])
+    rows += _rows_of_others(rows, read_rows(FIELD.glob(f"{suite.name}.jsonl*")))
 
     board = make_board(
         suite,

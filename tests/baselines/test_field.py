@@ -6,13 +6,15 @@ import pickle
 import numpy as np
 import pytest
 
+from baselines import field
 from baselines.field import FIELD, NUM_POINTS, TUNED, TUNING_SEEDS, Search, Tuned, method, tune
 from baselines.references import arguments_of, start_of
 from baselines.trials import DIVERGED, tuning_loss, tuning_seeds
 from hpenv.benchmark.environments import make_population
 from hpenv.benchmark.instances import Instance, load_suite
+from hpenv.benchmark.methods import Method
 from hpenv.benchmark.references import REFERENCES, load_references
-from hpenv.benchmark.rows import Block, compute_block, read_rows
+from hpenv.benchmark.rows import Block, blocks_of, compute_block, read_rows
 from hpenv.policies.controller import check_controller
 from tests.hpenv.benchmark.tiny_suite import JEL, TINY, Braking, tiny_suite
 
@@ -123,3 +125,22 @@ def test_points_of_a_reference_become_rates_and_a_schedule():
     assert changed["schedule"]["warmdown_fraction"] == 1.0
     assert changed["base_lr"]["matrix"] == point["lr/matrix"]
     assert changed["base_weight_decay"]["embedding"] == 0.0
+
+
+@pytest.mark.parametrize("large", [10, 10**9])
+def test_published_rows_are_those_of_the_folder_compressed_if_many(large, tmp_path, monkeypatch):
+    suite, folder = tiny_suite(), tmp_path / "package"
+    folder.mkdir()
+    (folder / f"{suite.name}.jsonl").write_text("of an earlier time")
+    monkeypatch.setattr(field, "PUBLISHED", folder)
+    monkeypatch.setattr(field, "LARGE", large)
+    for block in blocks_of(suite, Method("off", None), tmp_path / "place" / "rows"):
+        compute_block(block)
+    rows = read_rows([tmp_path / "place" / "rows"])
+    field.publish(suite, tmp_path / "place")
+    (file,) = folder.iterdir()
+    assert file.name == f"{suite.name}.jsonl" + (".gz" if large == 10 else "")
+    assert read_rows([file]) == rows
+    before = file.read_bytes()
+    field.publish(suite, tmp_path / "place")
+    assert file.read_bytes() == before
