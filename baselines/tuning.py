@@ -29,6 +29,12 @@ from baselines.schedules import (
 from baselines.sweeps import Population, read_log, write_log
 
 Point = Mapping[str, float]
+
+
+class OpenSearchError(ValueError):
+    """The points of a search were spent before both sides of its best point were tried."""
+
+
 #: A move must lower the mean probe loss by more than this [nats per token], which is less than a
 #: twentieth of a percent. Without it, a search follows a flat tail to its end, such as that of a
 #: decay towards 0.
@@ -136,8 +142,9 @@ def spend(
         point.
 
     Raises:
-        ValueError: the points were spent before both sides of the best point were tried in every
-            coordinate, or a finer search finds no further point.
+        OpenSearchError: the points were spent before both sides of the best point were tried in
+            every coordinate.
+        ValueError: a finer search finds no further point.
     """
     header = {
         "search": json.loads(
@@ -180,7 +187,7 @@ def spend(
 
     around = neighbors(best, seen, boxes)
     if edges := [name for name in best if name not in around]:
-        raise ValueError(
+        raise OpenSearchError(
             "num_points must be enough to try both sides of the best point in every coordinate; "
             f"got {num_points}, and the best point {best} lies at the edge in {edges}; "
             "start nearer to it, or give more points"
