@@ -32,7 +32,11 @@ from hpenv.benchmark.scoring import (
     run_methods,
     write_board,
 )
+from hpenv.benchmark.submissions import is_submission, read_submission, submitted_method
 from hpenv.benchmark.validation import validate
+
+#: Help of the argument that names controllers.
+CONTROLLERS = f"{FORMS}; the folder of a submission; or {OFF}, or {REFERENCE}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         ("missing", "list the rows that are not there yet"),
     ):
         command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("controllers", nargs="+", help=f"{FORMS}; or {OFF}, or {REFERENCE}")
+        command.add_argument("controllers", nargs="+", help=CONTROLLERS)
         command.add_argument("--name", help="name on the board, of a single controller")
         command.add_argument("--seeds", type=int, help="seeds of every instance (default: all)")
         _add_common(command)
@@ -116,10 +120,24 @@ def _methods(given: argparse.Namespace) -> list[Method]:
         if (value := getattr(given, name, None)) is not None
     }
     special = {OFF: Method(OFF, None), REFERENCE: reference_method(suite)}
-    return [
-        special.get(name) or method_of(name, given.name or "", costs or None)
-        for name in given.controllers
-    ]
+    methods = []
+    for name in given.controllers:
+        if is_submission(name):
+            methods.append(_submitted(Path(name), suite.name))
+        else:
+            own = special.get(name) or method_of(name, given.name or "", costs or None)
+            methods.append(own)
+    return methods
+
+
+def _submitted(folder: Path, suite: str) -> Method:
+    values = read_submission(folder)
+    if load_suite(values["suite"]).name != suite:
+        raise ValueError(
+            f"suite must be {values['suite']!r}, of the submission {folder}; got {suite!r}; "
+            f"give --suite {values['suite']}"
+        )
+    return submitted_method(folder)
 
 
 def _run(given: argparse.Namespace) -> None:

@@ -1,55 +1,24 @@
-"""Check of a submission: a folder with `submission.toml`, a controller, and its rows."""
+"""Check of a submission: its rows are those that its controller has."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from hpenv.benchmark.files import write_text
 from hpenv.benchmark.instances import load_suite
-from hpenv.benchmark.methods import method_of
 from hpenv.benchmark.rows import Block, blocks_of, compute_block, read_rows
+from hpenv.benchmark.submissions import read_submission, submitted_method
 from hpenv.benchmark.workers import on_one_thread
 
-#: Keys of `submission.toml`.
-KEYS = {
-    "name": "name on the board",
-    "suite": "name of the suite",
-    "controller": "file.py:Class, or the folder of a saved policy, below the submission",
-    "authors": "list of names",
-    "description": "what the controller does, in a few sentences",
-    "meta_training": "cost of its training [runs of an instance, by tokens]",
-    "tuning": "cost of its tuning [runs of an instance, by tokens]",
-}
 #: Facts that decide whether two machines give the same bits.
 SAME_MACHINE = ("versions", "processor", "cpu_capability", "torch_threads")
-
-
-def read_submission(folder: Path) -> dict[str, Any]:
-    """Returns the values of `submission.toml`.
-
-    Raises:
-        ValueError: the file is missing, or has other keys.
-    """
-    file = folder / "submission.toml"
-    if not file.is_file():
-        raise ValueError(f"submission must be a folder with submission.toml; got {folder}")
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{file} must be TOML; {error}") from error
-    if set(values) != set(KEYS):
-        about = "; ".join(f"{key}: {text}" for key, text in KEYS.items())
-        raise ValueError(f"{file} must have the keys {sorted(KEYS)}; got {sorted(values)}; {about}")
-    return values
 
 
 def validate(folder: Path, scratch: Path | None = None) -> str:
     """Computes the first and the last block of a submission twice, and compares them bitwise.
 
-    On the machine that the submitted rows are of, they
-    must be equal to those, too.
+    On the machine that the submitted rows are of, they must be equal to those, too.
 
     Args:
         folder: the submission: `submission.toml`, the controller, and `rows/`.
@@ -62,10 +31,7 @@ def validate(folder: Path, scratch: Path | None = None) -> str:
         ValueError: a file is missing or wrong, or two computations differ.
     """
     values = read_submission(folder)
-    suite = load_suite(values["suite"])
-    controller = str(folder / values["controller"])
-    costs = {name: values[name] for name in ("meta_training", "tuning")}
-    method = method_of(controller, values["name"], costs)
+    suite, method = load_suite(values["suite"]), submitted_method(folder)
     submitted = {
         (row["instance_digest"], row["seed"]): row
         for row in read_rows([folder / "rows"])

@@ -79,6 +79,15 @@ def test_validate_computes_a_submission_again(project, capsys):
         capsys.readouterr().out
     )
 
+    program.main(["run", "submission", "--suite", "tiny.json", "--folder", "again"])
+    assert "mine on tiny: score" in capsys.readouterr().out
+    again, submitted = read_rows([project / "again/tiny/rows/mine"]), read_rows([place / "rows"])
+    assert [row["final"] for row in again] == [row["final"] for row in submitted]
+    assert again[0]["costs"] == {"meta_training": 0.0, "tuning": 0.0}
+    with pytest.raises(SystemExit):
+        program.main(["run", "submission", "--suite", "smoke"])
+    assert "give --suite tiny.json" in capsys.readouterr().err
+
     file = next((place / "rows/mine").glob("second*.jsonl"))
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[0]["final"] += 1e-6
