@@ -85,7 +85,7 @@ def test_validate_computes_a_submission_again(project, capsys):
     assert [row["final"] for row in again] == [row["final"] for row in submitted]
     assert again[0]["costs"] == {"meta_training": 0.0, "tuning": 0.0}
     with pytest.raises(SystemExit):
-        program.main(["run", "submission", "--suite", "smoke"])
+        program.main(["missing", "submission", "--suite", "smoke"])
     assert "give --suite tiny.json" in capsys.readouterr().err
 
     file = next((place / "rows/mine").glob("second*.jsonl"))
