@@ -12,7 +12,7 @@ After an interruption, the same command continues: every point of a search is a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from baselines.schedules import groups_of, nanochat_rates
 from baselines.trials import tuning_loss, tuning_seeds
-from baselines.tuning import TOLERANCE, OpenSearchError, spend
+from baselines.tuning import TOLERANCE, spend, spend_until_closed
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.executors import open_executor, run_all
@@ -36,10 +36,6 @@ from hpenv.benchmark.references import REFERENCES
 ADAMW_MATRIX_LR = 0.005
 #: First fraction of a run in which the rate decays linearly to zero.
 WARMDOWN = 0.4
-#: Points that are added to a search whose best point has an untried side.
-MORE_POINTS = 10
-#: What `spend` returns.
-Searched = tuple[dict[str, float], list[dict[str, Any]], dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def make_reference(instance: Instance, config: ReferencesConfig) -> dict[str, An
 
     log = config.logs / config.suite / f"{instance.name}.jsonl"
     description = {"instance": instance.digest, "seeds": tuning}
-    best, table, around = _closed(
+    best, table, around = spend_until_closed(
         lambda count: spend(loss, start_of(instance), count, log, description, TOLERANCE),
         config.num_points,
     )
@@ -128,20 +124,6 @@ def make_reference(instance: Instance, config: ReferencesConfig) -> dict[str, An
         "coordinates": list(best),
         "facts": {name: facts[name] for name in ("commit", "processor", "versions")},
     }
-
-
-def _closed(search: Callable[[int], Searched], num_points: int) -> Searched:
-    """Returns a search of `num_points`, or of more if its best point has an untried side.
-
-    Raises:
-        OpenSearchError: it still has one after twice as many points.
-    """
-    for count in range(num_points, 2 * num_points, MORE_POINTS):
-        try:
-            return search(count)
-        except OpenSearchError:
-            continue
-    return search(2 * num_points)
 
 
 def file_of(instance: Instance, config: ReferencesConfig) -> Path:

@@ -29,7 +29,7 @@ from baselines.field import (
 )
 from baselines.references import ADAMW_MATRIX_LR, WARMDOWN, arguments_of, start_of
 from baselines.trials import tuning_loss, tuning_seeds
-from baselines.tuning import TOLERANCE, spend
+from baselines.tuning import TOLERANCE, spend, spend_until_closed
 from hpenv.benchmark.command_line import configuration, refusals
 from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
@@ -41,8 +41,8 @@ from hpenv.policies.adaptive_rates import UpdateRatio
 
 #: What was found: suite -> method -> point.
 FOUND = Path(__file__).with_name("transferred")
-#: Points of a search with more than one coordinate.
-MANY_POINTS = 32
+#: Points of a search with more than one coordinate, if its best point has no untried side then.
+MANY_POINTS = 24
 #: Steps per decision of the laws [steps].
 INTERVAL = 5
 #: Coordinate that `group_rates` leaves at nanochat's value.
@@ -132,10 +132,12 @@ class Transferred(Tuned):
                 f"{name} must be searched on {suite.name}; there is no {file}; "
                 f"run: python -m baselines.transfer --suite {suite.name} --methods {name}"
             )
-        self._point: Point = json.loads(file.read_text(encoding="utf-8"))["point"]
+        found = json.loads(file.read_text(encoding="utf-8"))
+        self._point: Point = found["point"]
         self._points = {each.digest: dict(self._point) for each in suite.test}
         #: Runs of the search in all. They serve every instance.
-        self.costs = {"meta_training": float(points_of(name) * len(suite.train)), "tuning": 0.0}
+        num_runs = len(found["points"]) * len(found["instances"])
+        self.costs = {"meta_training": float(num_runs), "tuning": 0.0}
 
     @property
     def baseline(self) -> Baseline:
@@ -189,13 +191,12 @@ def _mean_log_loss(baseline: Baseline, instances: Sequence[Instance], point: Poi
 def search(one: Search) -> None:
     """Searches, and writes the point with the table of the search. A log makes it resumable."""
     baseline, train = TRANSFERS[one.name], one.suite.train
-    best, table, around = spend(
-        partial(_mean_log_loss, baseline, train),
-        baseline.start,
+    log = one.file.with_suffix(".log.jsonl")
+    description = {"instances": [each.digest for each in train], "method": baseline.doc}
+    loss = partial(_mean_log_loss, baseline, train)
+    best, table, around = spend_until_closed(
+        lambda count: spend(loss, baseline.start, count, log, description, TOLERANCE),
         points_of(one.name),
-        one.file.with_suffix(".log.jsonl"),
-        {"instances": [each.digest for each in train], "method": baseline.doc},
-        TOLERANCE,
     )
     found: Mapping[str, Any] = {
         "point": best,
@@ -205,7 +206,7 @@ def search(one: Search) -> None:
         "instances": [each.digest for each in train],
     }
     write_text(one.file, json.dumps(found) + "\n")
-    one.file.with_suffix(".log.jsonl").unlink()
+    log.unlink()
 
 
 @dataclass(frozen=True)

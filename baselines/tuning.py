@@ -29,6 +29,10 @@ from baselines.schedules import (
 from baselines.sweeps import Population, read_log, write_log
 
 Point = Mapping[str, float]
+#: Points that are added to a search whose best point has an untried side.
+MORE_POINTS = 10
+#: What `spend` returns.
+Searched = tuple[dict[str, float], list[dict[str, Any]], dict[str, list[float]]]
 
 
 class OpenSearchError(ValueError):
@@ -126,7 +130,7 @@ def spend(
     log: Path | None = None,
     description: Any = None,
     tolerance: float = 0.0,
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, list[float]]]:
+) -> Searched:
     """Searches with exactly `num_points` evaluations.
 
     Args:
@@ -194,6 +198,20 @@ def spend(
         )
 
     return best, seen, around
+
+
+def spend_until_closed(search: Callable[[int], Searched], num_points: int) -> Searched:
+    """Returns a search of `num_points`, or of more if its best point has an untried side.
+
+    Raises:
+        OpenSearchError: it still has one after twice as many points.
+    """
+    for count in range(num_points, 2 * num_points, MORE_POINTS):
+        try:
+            return search(count)
+        except OpenSearchError:
+            continue
+    return search(2 * num_points)
 
 
 def _key(point: Point) -> tuple[tuple[str, float], ...]:

@@ -8,9 +8,8 @@ import pytest
 
 from baselines import field
 from baselines.field import FIELD, NUM_POINTS, TUNED, TUNING_SEEDS, Search, Tuned, method, tune
-from baselines.references import _closed, arguments_of, start_of
+from baselines.references import arguments_of, start_of
 from baselines.trials import DIVERGED, tuning_loss, tuning_seeds
-from baselines.tuning import OpenSearchError
 from hpenv.benchmark.environments import make_population
 from hpenv.benchmark.instances import Instance, load_suite
 from hpenv.benchmark.methods import Method
@@ -145,18 +144,3 @@ def test_published_rows_are_those_of_the_folder_compressed_if_many(large, tmp_pa
     before = file.read_bytes()
     field.publish(suite, tmp_path / "place")
     assert file.read_bytes() == before
-
-
-def test_a_search_with_an_untried_side_gets_more_points():
-    counts = []
-
-    def search(count):
-        counts.append(count)
-        if count < 60:
-            raise OpenSearchError("open")
-        return {}, [], {}
-
-    assert _closed(search, 40) == ({}, [], {}) and counts == [40, 50, 60]
-    with pytest.raises(OpenSearchError):
-        _closed(search, 20)
-    assert counts[3:] == [20, 30, 40]

@@ -6,7 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from baselines.tuning import SEARCHES, neighbors, spend, tune
+from baselines.tuning import (
+    SEARCHES,
+    OpenSearchError,
+    neighbors,
+    spend,
+    spend_until_closed,
+    tune,
+)
 
 OPTIMUM = {"lr": 0.037, "decay": 5.0}
 
@@ -132,3 +139,18 @@ def test_a_tuned_baseline_is_as_good_as_its_start_on_the_tuning_seeds(name):
     scores = [entry["score"] for entry in extra["table"]]
     assert extra["interior"] and extra["runs_spent"] == 24 and len(scores) == 12
     assert min(scores) <= scores[0] and {"base_lr", "base_weight_decay", "schedule"} <= set(found)
+
+
+def test_a_search_with_an_untried_side_gets_more_points():
+    counts = []
+
+    def search(count):
+        counts.append(count)
+        if count < 60:
+            raise OpenSearchError("open")
+        return {}, [], {}
+
+    assert spend_until_closed(search, 40) == ({}, [], {}) and counts == [40, 50, 60]
+    with pytest.raises(OpenSearchError):
+        spend_until_closed(search, 20)
+    assert counts[3:] == [20, 30, 40]
