@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpenv.arrays import FloatArray, IntArray
-from hpenv.control.channels import Channel, channel
+from hpenv.control.channel import Channel
+from hpenv.control.channels import channel
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Panel:
         by_warp: dict[object, list[ChannelCells]] = {}
         for bank in self.banks.values():
             by_warp.setdefault(
-                (bank.channel.bounds, bank.channel.neutral, bank.channel.warp), []
+                (bank.channel.bounds, bank.channel.neutral, bank.channel.floor), []
             ).append(bank)
 
         #: A channel, and the columns of all channels with the same warp. A call of numpy costs more

@@ -14,7 +14,8 @@ from typing import Any
 from gymnasium.vector import AutoresetMode
 
 from hpenv.checks import check_count, check_interval, set_python_fields, suggestion
-from hpenv.control.channels import CHANNELS, SCOPES, channels_of
+from hpenv.control.channel import SCOPES
+from hpenv.control.channels import CHANNELS, channels_of
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.single import TrainLoopEnv
 from hpenv.isolation import with_torch_defaults
