@@ -50,6 +50,7 @@ ALL_GROUPS = (
     "same_batch",
     "updates",
     "alignment",
+    "step_losses",
 )
 
 
