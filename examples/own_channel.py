@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 import hpenv
-from hpenv.control.channels import Channel, add_channel
+from hpenv.control.channel import Channel
+from hpenv.control.channels import add_channel
 
 gym.register_envs(hpenv)
 

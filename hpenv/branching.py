@@ -205,7 +205,8 @@ def counterfactual(
         num_decisions: number of decisions to play. A copy that ends earlier earns nothing more.
         row: index of the run.
         hold: True: play the candidate at every decision. False: play it at the first decision
-            alone. Then the cells return to where they are now.
+            alone. Then the cells return to where they are now, or, if actions are moves, stay where
+            the candidate has put them.
 
     Returns:
         Sums of the rewards, (k,).
@@ -232,7 +233,8 @@ def counterfactual(
     if not hold:
         positions = vector.plant.panel.positions[row]
         after = np.zeros(array.shape)
-        after[:, : len(positions)] = positions
+        if not vector.moves:
+            after[:, : len(positions)] = positions
 
     total = copies.step(array)[1]
     for _ in range(num_decisions - 1):

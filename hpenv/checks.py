@@ -1,4 +1,4 @@
-"""Argument checks for numbers, and conversion of numpy values to Python's types."""
+"""Checks of arguments, and conversion of numpy values to Python's types."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 
 def suggestion(given: object, accepted: Iterable[str]) -> str:
@@ -52,6 +53,21 @@ def check_interval(interval: object, num_steps: int) -> None:
             f"interval must be a whole number of steps per decision, from 1 to "
             f"num_steps={num_steps}; got {interval!r}"
         )
+
+
+def autoreset_mode_of(given: str | AutoresetMode) -> AutoresetMode:
+    """Returns the mode of this name or value.
+
+    Gymnasium's vector envs accept the value too: `NextStep` for `NEXT_STEP`.
+
+    Raises:
+        ValueError: for another name or value.
+    """
+    for mode in AutoresetMode:
+        if given in (mode, mode.name, mode.value):
+            return mode
+    names = sorted(mode.name for mode in AutoresetMode)
+    raise ValueError(f"unknown autoreset_mode {given!r}; expected one of {names}")
 
 
 def as_python(value: Any) -> Any:

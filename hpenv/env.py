@@ -17,13 +17,15 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
-from hpenv.checks import as_python, check_count, check_interval
+from hpenv.checks import as_python, autoreset_mode_of, check_count, check_interval
+from hpenv.control.moves import MaxMoves, check_mapping, largest_moves, move_positions
 from hpenv.infos import Info, decision_infos, infos_of_restart, row_value, with_masks
 from hpenv.isolation import with_torch_defaults
 from hpenv.plant.measurements import Window
 from hpenv.plant.protocol import Plant
 from hpenv.render import METADATA, check_render_mode, draw, summarize
 from hpenv.telemetry.episodes import Episodes
+from hpenv.telemetry.estimators import estimation_of, estimation_values
 from hpenv.telemetry.features import FEATURES, check_features
 from hpenv.telemetry.observation import Observation
 from hpenv.telemetry.reading import Layout, Reading, groups_read
@@ -46,6 +48,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         observation_names: name of each column of the observation.
         autoreset_mode: what happens to a row whose episode has ended.
         corpus_digest: sha256 of the training data, or of the student that the runs begin with.
+        moves: True if an action is a change of the positions.
     """
 
     def __init__(
@@ -59,6 +62,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         num_registers: int = 0,
         register_leak: float = 0.9,
         seed_mode: str = "independent",
+        mapping: str = "position",
+        max_moves: MaxMoves | None = None,
+        estimators: str | Mapping[str, Any] = "stepwise",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         evaluate_at_end: bool = False,
@@ -77,6 +83,11 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             register_leak: fraction of a register that a decision keeps, in [0, 1).
             seed_mode: `independent`: row i of seed s draws the seeds of its runs from the stream
                 of s + i. `grouped`: all rows draw from the stream of s.
+            mapping: `position`: an action is the position of each cell. `move`: it is a fraction of
+                the largest change of the position. 0 then holds the cell.
+            max_moves: channel -> largest changes of its position per decision, down and up. Other
+                channels have `hpenv.control.moves.DEFAULT_MOVE`.
+            estimators: key of `hpenv.telemetry.estimators.ESTIMATIONS`, or fields of Estimation.
             autoreset_mode: an AutoresetMode, its name or its value.
             render_mode: None, `rgb_array` or `ansi`.
             evaluate_at_end: the last info of an episode has the run's held-out score as `held_out`.
@@ -107,13 +118,16 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 "num_registers": num_registers,
                 "register_leak": register_leak,
                 "seed_mode": seed_mode,
+                "mapping": mapping,
+                "max_moves": check_mapping(mapping, max_moves),
+                "estimators": estimation_values(estimators),
                 "max_episode_steps": max_episode_steps,
             }
         )
         self.plant, self.num_envs = plant, plant.num_rows
         self.corpus_digest = plant.corpus_digest
         self.interval, self.num_steps, self.seed_mode = interval, num_steps, seed_mode
-        self.autoreset_mode = mode = _autoreset_mode(autoreset_mode)
+        self.autoreset_mode = mode = autoreset_mode_of(autoreset_mode)
         self.render_mode = render_mode
         self._limit = math.inf if max_episode_steps is None else max_episode_steps
         # stacked: True if all rows are trained as one population, False if one after the other.
@@ -127,6 +141,9 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self._probes, self._terms = "probe" in groups, measured_terms(plant.measurements, groups)
 
         cells = plant.panel
+        self._estimation = estimation_of(estimators)
+        self.moves = mapping == "move"
+        self._largest = largest_moves(cells.channel_names, self.arguments["max_moves"])
         self._layout = Layout(
             cells.names, cells.kinds, plant.num_layers, num_registers, cells.groups
         )
@@ -146,7 +163,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self.num_envs, plant.num_layers, len(cells.groups), plant.measurements
         )
         numbers = (len(cells.names), len(columns.names), num_registers)
-        self.episodes = Episodes.empty(window, *numbers, seed_mode)
+        self.episodes = Episodes.empty(window, *numbers, seed_mode, "step_losses" in groups)
 
     @property
     def steps(self) -> IntArray:
@@ -213,7 +230,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         """Sets the panel and advances every run by one interval.
 
         Args:
-            actions: (N, A) floating point. 0 is neutral. Values outside [-1, 1] are clipped.
+            actions: (N, A) floating point. 0 is neutral, or holds the cell if actions are moves.
+                Values outside [-1, 1] are clipped.
 
         Returns:
             Observations (N, F), rewards (N,), terminated (N,), truncated (N,) and infos.
@@ -233,7 +251,10 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         if restarting.any():
             self._begin(restarting)
 
-        self.plant.panel.move(positions[:, :cells], moving)
+        panel, wanted = self.plant.panel, positions[:, :cells]
+        if self.moves:
+            wanted = move_positions(panel.positions, wanted, self._largest, panel.one_sided)
+        panel.move(wanted, moving)
         episodes.registers[moving] = accumulate(
             episodes.registers, positions[:, cells:], self.arguments["register_leak"]
         )[moving]
@@ -284,9 +305,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         episodes, panel = self.episodes, self.plant.panel
         left = np.minimum(self.interval, self.num_steps - episodes.window.steps)
         window = self.plant.advance(np.where(moving, left, 0))
-        return episodes.add_window(
-            window, moving, fresh, self._probes, self.num_steps, panel.positions, self._layout
-        )
+        common = (self.num_steps, panel.positions, self._layout, self._estimation)
+        return episodes.add_window(window, moving, fresh, self._probes, *common)
 
     def _results(
         self, reading: Reading, moved: BoolArray, rows: BoolArray, terms: Mapping[str, FloatArray]
@@ -378,15 +398,3 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
                 f"rows share it; got {values!r}"
             )
         setattr(self, name, rows[0])
-
-
-def _autoreset_mode(given: str | AutoresetMode) -> AutoresetMode:
-    """Returns the mode of this name or value.
-
-    Gymnasium's vector envs accept the value too: `NextStep` for `NEXT_STEP`.
-    """
-    for mode in AutoresetMode:
-        if given in (mode, mode.name, mode.value):
-            return mode
-    names = sorted(mode.name for mode in AutoresetMode)
-    raise ValueError(f"unknown autoreset_mode {given!r}; expected one of {names}")

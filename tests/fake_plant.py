@@ -100,6 +100,7 @@ class FakePlant:
 
     def advance(self, num_steps: IntArray) -> Window:
         self.num_measured += 1
+        step_losses = self._step_losses(num_steps)
         before = self.losses.copy()
         taken = np.where(self.divergence > 0, 0, np.minimum(num_steps, self.ends - self.steps))
         table = self.panel.table("lr")
@@ -132,7 +133,18 @@ class FakePlant:
             "probe_pass": self._if("probe", self.losses / 20),
             "truth": self.losses.copy(),
         }
-        return Window(self.steps.copy(), self.divergence.copy(), values)
+        return Window(self.steps.copy(), self.divergence.copy(), values, step_losses)
+
+    def _step_losses(self, num_steps: IntArray) -> FloatArray:
+        """The loss before each step of the window ahead, (S, N)."""
+        if "step_losses" not in self.measured_groups:
+            return np.zeros((0, self.num_rows))
+        taken = np.where(self.divergence > 0, 0, np.minimum(num_steps, self.ends - self.steps))
+        table = self.panel.table("lr")
+        rates = np.ones(self.num_rows) if table is None else table.mean(1)
+        number = np.arange(taken.max(initial=0))[:, None]
+        losses = self.losses * np.maximum(1.0 - 0.01 * rates, 0.0) ** number
+        return np.where(number < taken, losses, np.nan)
 
     def _if(self, group: str, values: FloatArray) -> FloatArray:
         return values if group in self.measured_groups else np.zeros_like(values)

@@ -12,7 +12,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from hpenv.control.channels import DEAD_ZONE, channels_of
+from hpenv.control.channel import DEAD_ZONE
+from hpenv.control.channels import channels_of
 from hpenv.lm import architecture
 from hpenv.lm.architecture import GPTConfig
 from hpenv.plant.protocol import Window
@@ -49,6 +50,7 @@ ALL_GROUPS = (
     "same_batch",
     "updates",
     "alignment",
+    "step_losses",
 )
 
 

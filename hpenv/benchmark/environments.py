@@ -126,4 +126,7 @@ def spec_of(env: TrainLoopVectorEnv) -> ControllerSpec:
         num_registers=len(env.action_names) - len(env.plant.panel.names),
         observation_names=env.observation_names,
         action_names=env.action_names,
+        mapping=env.arguments["mapping"],
+        max_moves=env.arguments["max_moves"] if env.moves else None,
+        estimators=env.arguments["estimators"],
     )

@@ -24,6 +24,7 @@ from hpenv.benchmark.files import write_text
 from hpenv.benchmark.instances import Instance, Suite
 from hpenv.benchmark.methods import Method
 from hpenv.policies.controller import Controller
+from hpenv.policies.store import POLICIES
 
 #: Largest number of points of a curve in a row.
 MOST_POINTS = 64
@@ -163,7 +164,9 @@ def changes_of(controller: Controller | None, instance: Instance) -> dict[str, A
         ValueError: it changes another argument than CHANGEABLE.
     """
     own = getattr(controller, "arguments", None)
-    changed = {} if own is None else dict(own(instance))
+    if own is None or type(controller) in POLICIES.values():  # `arguments` of a policy are its own
+        return {}
+    changed = dict(own(instance))
     if wrong := sorted(set(changed) - set(CHANGEABLE)):
         raise ValueError(
             f"arguments of a baseline must be of {list(CHANGEABLE)}; got {wrong}, "

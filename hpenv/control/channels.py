@@ -4,148 +4,33 @@ A channel is one kind of quantity that may be moved. It has one cell per run, op
 layer or tensor, as its scope says. An action holds one number in [-1, 1] per cell. At 0 the cell
 leaves training as it is, bit for bit. A new channel needs an entry of CHANNELS and the line of the
 plant that reads it.
-
-A channel is one-sided if its neutral is an end of its bounds (a cap, a probability). Noise around
-neutral must do nothing, so the channel is neutral on all of [-1, DEAD_ZONE] and moves beyond it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from hpenv.checks import suggestion
-
-#: Kinds of index of a cell. `optimizer` is finer than `run` and coarser than `group`: AdamW and
-#: Muon of a hybrid. `layer` and `tensor` index the body only: embedding and unembedding belong to
-#: no layer and have no such cell.
-SCOPES = ("run", "optimizer", "group", "layer", "tensor")
-
-#: One-sided channels are neutral up to this position.
-DEAD_ZONE = 0.1
-
-
-@dataclass(frozen=True)
-class Channel:
-    """One dial.
-
-    Attributes:
-        name: key in CHANNELS.
-        scopes: scopes it may be asked for at.
-        surface: `optimizer` (how an update is formed), `backward` (which gradients pass), or
-            `forward` (everything else, as in the Sidecar paper).
-        bounds: smallest and largest value.
-        kind: its worst case. `scale` multiplies by at most its high bound. `shrink` multiplies a
-            weight by [0, 1]. `clip` is a cap that starts dormant. `skip` removes something with a
-            probability, or a fraction of it, that starts at 0. `unsafe` can rotate or amplify a
-            gradient.
-        unit: unit of the value.
-        source: paper and section that it comes from.
-        reads: the one place that reads it.
-        plants: kinds of plant that have it.
-        optimizers: names of the optimizers that have a use for it. Empty: all.
-        immediate: True if the forward pass reads it, so that the loss of the same step already
-            responds to it.
-        change: function of a tensor's gradient (N, ...) and the values (N, 1, ...) that returns the
-            changed gradient. Pretraining calls it before all other channels of gradients, and not
-            for runs at neutral. A channel from outside of the package needs it.
-    """
-
-    name: str
-    scopes: tuple[str, ...]
-    surface: Literal["forward", "optimizer", "backward"]
-    bounds: tuple[float, float]
-    kind: Literal["scale", "shrink", "clip", "skip", "unsafe"]
-    unit: str
-    source: str
-    reads: str
-    plants: tuple[str, ...] = ("pretraining",)
-    optimizers: tuple[str, ...] = ()
-    immediate: bool = False
-    change: Callable[[Tensor, Tensor], Tensor] | None = None
-
-    @property
-    def neutral(self) -> float:
-        """Value at position 0: 1 of a multiplier, the high bound of a cap, 0 of the other kinds."""
-        if self.kind == "clip":
-            return self.bounds[1]
-        return 1.0 if self.kind in ("scale", "shrink") else 0.0
-
-    @property
-    def warp(self) -> Literal["log", "linear"]:
-        """Scale on which the value changes evenly with the position: its logarithm, or itself."""
-        return "log" if self.neutral > 0 else "linear"
-
-    @property
-    def one_sided(self) -> bool:
-        """True if neutral is an end of the bounds."""
-        return self.neutral in self.bounds
-
-    def values(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Maps positions in [-1, 1] to values within the bounds, exactly `neutral` at 0.
-
-        The value goes from neutral to the high bound for u >= 0, and to the low bound for u < 0. Of
-        a one-sided channel it goes (u - 0.1) / 0.9 of the way to the far bound.
-        """
-        low, high = self.bounds
-
-        if self.one_sided:
-            far = low if self.neutral == high else high
-            values = self._between(
-                far, np.clip((positions - DEAD_ZONE) / (1.0 - DEAD_ZONE), 0.0, 1.0)
-            )
-        else:
-            values = np.where(
-                positions >= 0,
-                self._between(high, np.abs(positions)),
-                self._between(low, np.abs(positions)),
-            )
-
-        return np.clip(values, low, high)
-
-    def position(self, value: float) -> float:
-        """Returns the position of a value, the inverse of `values`. It is 0 for neutral.
-
-        Raises:
-            ValueError: the value is out of bounds.
-        """
-        low, high = self.bounds
-        if not low <= value <= high:
-            raise ValueError(f"{self.name} must be from {low} to {high}; got {value}")
-        if value == self.neutral:
-            return 0.0
-
-        far = high if value > self.neutral else low
-        if self.warp == "log":
-            fraction = math.log(value / self.neutral) / math.log(far / self.neutral)
-        else:
-            fraction = (value - self.neutral) / (far - self.neutral)
-        if self.one_sided:
-            return DEAD_ZONE + (1.0 - DEAD_ZONE) * fraction
-        return fraction if far == high else -fraction
-
-    def _between(self, end: float, fraction: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the value at a fraction of the way from neutral to an end of the bounds."""
-        if self.warp == "log":
-            return self.neutral * np.exp(math.log(end / self.neutral) * fraction)
-        return self.neutral + (end - self.neutral) * fraction
-
+from hpenv.control.channel import Channel
 
 _RATES = ("run", "optimizer", "group", "layer", "tensor")
 _LAYERS = ("run", "layer")
 _SIDECAR = "Reward-Driven Training Control"
+_ADAPTIVE = "AdaptiveRL"
 _PROJECTION = "Rank-space gradient projection vs RL reward hacking"
 
 #: A rate of the optimizer.
 _rate = partial(Channel, scopes=_RATES, kind="scale", reads="rates.window_rates")
 _adam = partial(_rate, surface="optimizer", bounds=(0.1, 5.0), optimizers=("adamw",))
+#: Noise that is off at its floor. Its bound is the largest that the paper has.
+_noise = partial(
+    Channel,
+    scopes=_LAYERS,
+    surface="optimizer",
+    bounds=(0.0, 0.2),
+    kind="unsafe",
+)
 #: A number that the forward pass reads.
 _dial = partial(
     Channel,
@@ -269,6 +154,14 @@ CHANNELS: dict[str, Channel] = {
             unit="multiplier of eps",
             source=f"{_SIDECAR}, sections 1 and 4",
         ),
+        _rate(
+            name="momentum",
+            surface="optimizer",
+            bounds=(1.0 / 30.0, 30.0),  # 0.23 to 0.996 around 0.9, in the logit as far either way
+            unit="multiplier of the odds m / (1 - m) of the momentum m, beta1 of AdamW",
+            source=f"{_ADAPTIVE}, section 2: the momentum moves in its logit",
+            optimizers=("adamw", "muon", "sgd", "schedule_free"),
+        ),
         _gradient(
             name="grad_clip",
             scopes=_LAYERS,
@@ -286,6 +179,21 @@ CHANNELS: dict[str, Channel] = {
             kind="unsafe",
             unit="standard deviation of added Gaussian noise [root mean square of the gradient]",
             source=f"ours, a dial that perturbs the gradient; compare {_SIDECAR}, section 4",
+        ),
+        _noise(
+            name="exploration",
+            floor=0.01,  # ours: the paper's logarithm could never leave its smallest value, 0
+            unit="standard deviation of added Gaussian noise [root mean square of the gradient]",
+            source=f"{_ADAPTIVE}, section 2: gradient noise, per tensor",
+            reads="exploration.explore_gradients",
+        ),
+        _noise(
+            name="weight_noise",
+            floor=0.0005,  # ours, and the bound: the noise of all steps adds up in the weights
+            bounds=(0.0, 0.01),
+            unit="standard deviation of each step's noise [root mean square of the weights]",
+            source=f"{_ADAPTIVE}, section 8: the ablation of noise on parameters",
+            reads="exploration.explore_weights",
         ),
         _route(
             name="grad_skip",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpenv.arrays import FloatArray, IntArray
-from hpenv.control.channels import Channel, channel
+from hpenv.arrays import BoolArray, FloatArray, IntArray
+from hpenv.control.channel import Channel
+from hpenv.control.channels import channel
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Panel:
         by_warp: dict[object, list[ChannelCells]] = {}
         for bank in self.banks.values():
             by_warp.setdefault(
-                (bank.channel.bounds, bank.channel.neutral, bank.channel.warp), []
+                (bank.channel.bounds, bank.channel.neutral, bank.channel.floor), []
             ).append(bank)
 
         #: A channel, and the columns of all channels with the same warp. A call of numpy costs more
@@ -168,6 +169,16 @@ class Panel:
         The loss of the same step responds to such a column.
         """
         return tuple(dial.immediate for dial in self._column_channels())
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Channel of each column."""
+        return tuple(dial.name for dial in self._column_channels())
+
+    @property
+    def one_sided(self) -> BoolArray:
+        """True for each column of a one-sided channel, (A,)."""
+        return np.array([dial.one_sided for dial in self._column_channels()], dtype=bool)
 
     def _column_channels(self) -> list[Channel]:
         """Returns the channel of each column."""

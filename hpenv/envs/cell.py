@@ -18,10 +18,10 @@ Action Space:
 
     `channels` is one of the channel sets below, a list of channels, or a mapping name -> scope. An
     entry of a list is a name or a pair (name, scope). A name alone has the scope that it has in
-    `full`. Among the other channels, grad_noise then has the scope run, and the rest their finest
-    scope. `channels="foundational_weight_decay"` is the channel set: `foundational` plus that
-    channel. `channels=["weight_decay"]` is that channel alone. A is for the `cell11` preset with
-    its 11 layers, without registers.
+    `full`. Among the other channels, those of noise and momentum then have the scope run, and the
+    rest their finest scope. `channels="foundational_weight_decay"` is the channel set:
+    `foundational` plus that channel. `channels=["weight_decay"]` is that channel alone. A is for
+    the `cell11` preset with its 11 layers, without registers.
 
     | channels                      | A   | channel/scope                                          |
     |-------------------------------|-----|--------------------------------------------------------|
@@ -45,9 +45,11 @@ Action Space:
     |                               |     | weight_decay/tensor, those of `optimizer`,             |
     |                               |     | grad_skip/layer, grad_gate/layer, grad_truncate/layer  |
 
-    Two channels can rotate or amplify a gradient: `momentum_blend`, and `grad_noise`, which is in
-    no channel set. The channels of `optimizer`, which `full` contains, are for AdamW. Without
-    channels and registers the action is empty: a plain run. Numbers beyond [-1, 1] are clipped.
+    Some channels can rotate or amplify a gradient, or move the weights at random: `momentum_blend`,
+    and `grad_noise`, `exploration` and `weight_noise`, which are in no channel set. Neither is
+    `momentum`, the odds of the momentum of any optimizer. The channels of `optimizer`, which
+    `full` contains, are for AdamW. Without channels and registers the action is empty: a plain run.
+    Numbers beyond [-1, 1] are clipped.
 
 Observation Space:
     `Box(low, high, (F,), float32)` of one of these observations, or of a list of features that
@@ -117,6 +119,8 @@ _SAFE_BACKWARD = (("grad_skip", "layer"), ("grad_gate", "layer"), ("grad_truncat
 _TENSORS = (("lr", "tensor"), *_FORWARD, ("weight_decay", "tensor"))
 _FULL = (*_TENSORS, *_OPTIMIZER, *_SAFE_BACKWARD)
 
+_OF_THE_RUN = ("grad_noise", "exploration", "weight_noise", "momentum")
+
 _LAYERS = ("layer_gradient_norm", "layer_gradient_max")
 _ACTIVATIONS = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")
 _LOSS = ("progress", "train_loss", "loss_slope", "loss_curvature", "loss_ema_deviation")
@@ -158,6 +162,6 @@ SPEC = TrainLoopSpec(
         "batch_tokens": 256,
         "eval_tokens": 16_384,
     },
-    usual_scopes={"grad_noise": "run"} | dict(_FULL),
+    usual_scopes=dict.fromkeys(_OF_THE_RUN, "run") | dict(_FULL),
 )
 make_env, make_vector_env = factories(SPEC)

@@ -14,13 +14,16 @@ from typing import Any
 from gymnasium.vector import AutoresetMode
 
 from hpenv.checks import check_count, check_interval, set_python_fields, suggestion
-from hpenv.control.channels import CHANNELS, SCOPES, channels_of
+from hpenv.control.channel import SCOPES
+from hpenv.control.channels import CHANNELS, channels_of
+from hpenv.control.moves import MaxMoves, check_mapping
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.single import TrainLoopEnv
 from hpenv.isolation import with_torch_defaults
 from hpenv.optim.schedule_forms import schedules_of
 from hpenv.optim.schedules import Schedule
 from hpenv.render import with_render_modes
+from hpenv.telemetry.estimators import estimation_of
 from hpenv.telemetry.features import FEATURES
 from hpenv.telemetry.reading import readable
 from hpenv.telemetry.rewards import REWARD_TERMS, check_weights
@@ -54,6 +57,12 @@ class Episode:
     num_registers: int = 0  # accumulators that the controller writes and observes
     register_leak: float = 0.9  # fraction of a register that a decision keeps [1]
     seed_mode: str = "independent"  # or `grouped`: the same seed for all rows
+    mapping: str = "position"  # or `move`: an action changes the position, and 0 holds it
+    # channel -> largest changes of its position per decision, down and up, if actions are moves
+    max_moves: MaxMoves = field(default_factory=dict)
+    # of trends and plateaus: a key of hpenv.telemetry.estimators.ESTIMATIONS, or fields of
+    # Estimation
+    estimators: str | Mapping[str, Any] = "stepwise"
     # True puts the held-out score of a finished run into its last info, as `held_out`
     evaluate_at_end: bool = False
 
@@ -66,6 +75,8 @@ class Episode:
         set_python_fields(self)
         check_count("num_steps", self.num_steps)
         check_interval(self.interval, self.num_steps)
+        check_mapping(self.mapping, self.max_moves)
+        estimation_of(self.estimators)
         if not (isinstance(self.reward, Mapping) and self.reward):
             raise ValueError(
                 f"reward must be a mapping of terms to weights, as {{'loss_change': 1.0}}, "
@@ -188,6 +199,9 @@ def factories(
             num_registers=episode.num_registers,
             register_leak=episode.register_leak,
             seed_mode=episode.seed_mode,
+            mapping=episode.mapping,
+            max_moves=episode.max_moves,
+            estimators=episode.estimators,
             autoreset_mode=autoreset_mode,
             render_mode=render_mode,
             evaluate_at_end=episode.evaluate_at_end,

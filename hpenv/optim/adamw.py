@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpenv.optim.rules import State, decay_, per_tensor, spread, trained_weights
+from hpenv.optim.rules import (
+    State,
+    decay_,
+    move_momentum,
+    per_tensor,
+    spread,
+    trained_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class AdamW:
     The betas may move during a run. The bias corrections of the moments therefore divide by 1 minus
     the product of all betas so far, which is beta^t if they never moved. The corrected moments are
     weighted means of the gradients (and their squares) whatever the betas did, and cannot exceed
-    the largest of them.
+    the largest of them. The multiplier of 1 - beta1 is applied before that of the odds of beta1.
     """
 
     beta1: float = 0.9
@@ -37,6 +44,7 @@ class AdamW:
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
         new1, new2 = (1.0 - self.beta1) * rates.beta1, (1.0 - self.beta2) * rates.beta2  # (N, K)
+        _, new1 = move_momentum(1.0 - new1, new1, rates.momentum)
         first = 1.0 - _product(states, "beta1_product", 1.0 - new1)
         root = (1.0 - _product(states, "beta2_product", 1.0 - new2)).sqrt()
         scalars = torch.stack(
@@ -86,8 +94,11 @@ class SGD:
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
-        for w, g, state, lr, wd in per_tensor(weights, gradients, states, rates):
+        moved, _ = move_momentum(self.momentum, 1.0 - self.momentum, rates.momentum)
+        momenta = spread(moved, weights)
+        rows = per_tensor(weights, gradients, states, rates)
+        for mu, (w, g, state, lr, wd) in zip(momenta, rows, strict=True):
             decay_(w, lr, wd)
-            buffer = state["momentum"].mul_(self.momentum).add_(g)
-            direction = g.add(buffer, alpha=self.momentum) if self.nesterov else buffer
+            buffer = state["momentum"].mul_(mu).add_(g)
+            direction = g.addcmul(buffer, mu) if self.nesterov else buffer
             w.sub_(direction * lr)

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.optim.rules import State, decay_, per_tensor, row_scalars, trained_weights
+from hpenv.optim.rules import (
+    State,
+    decay_,
+    move_momentum,
+    per_tensor,
+    spread,
+    trained_weights,
+)
 
 #: Quintic Newton-Schulz iteration of Keller Jordan's Muon. It has the steepest slope at zero, and
 #: singular values end in about [0.5, 1.5].
@@ -100,10 +107,13 @@ class Muon:
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
+        moved, new = move_momentum(self.momentum, 1.0 - self.momentum, rates.momentum)
+        momenta, shares = spread(moved, weights), spread(new, weights)
+
         directions = []
-        for g, state in zip(gradients, states, strict=True):
-            buffer = state["momentum"].lerp_(g, 1.0 - self.momentum)
-            directions.append(g.lerp(buffer, self.momentum))
+        for g, state, mu, share in zip(gradients, states, momenta, shares, strict=True):
+            buffer = state["momentum"].lerp_(g, share)
+            directions.append(g.lerp(buffer, mu))
         orthogonal = _orthogonalize_all(directions, JORDAN, dtype=self.newton_schulz_dtype)
         for w, direction, _, lr, wd in per_tensor(weights, orthogonal, states, rates):
             decay_(w, lr, wd)
@@ -174,9 +184,11 @@ class NanochatMuon:
         fraction = np.minimum(steps / self.momentum_steps, 1.0)
         momentum = self.start_momentum + fraction * (self.momentum - self.start_momentum)
 
+        base = torch.as_tensor(momentum, device=rates.momentum.device)[:, None]
+        moved, _ = move_momentum(base, 1.0 - base, rates.momentum)
+
         directions = []
-        for g, state in zip(gradients, states, strict=True):
-            mu = row_scalars(momentum, g)
+        for g, state, mu in zip(gradients, states, spread(moved, weights), strict=True):
             buffer = state["momentum"]
             buffer.add_((g - buffer) * (1.0 - mu))
             directions.append(g + (buffer - g) * mu)

@@ -36,6 +36,7 @@ class Rates(NamedTuple):
         beta1: multiplier of 1 - beta1.
         beta2: multiplier of 1 - beta2.
         eps: multiplier of eps.
+        momentum: multiplier of the odds m / (1 - m) of the momentum m.
     """
 
     lr: Tensor
@@ -43,12 +44,29 @@ class Rates(NamedTuple):
     beta1: Tensor
     beta2: Tensor
     eps: Tensor
+    momentum: Tensor
 
     @staticmethod
     def of(lr: Tensor, weight_decay: Tensor) -> Rates:
         """Returns these rates with all multipliers at 1."""
         one = torch.ones_like(lr)
-        return Rates(lr, weight_decay, one, one, one)
+        return Rates(lr, weight_decay, one, one, one, one)
+
+
+def move_momentum(
+    momentum: float | Tensor, complement: float | Tensor, odds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Multiplies the odds m / (1 - m) of a momentum m in [0, 1]. Returns the new m and 1 - m.
+
+    At odds of 1 both are the given numbers, bit for bit.
+
+    Args:
+        momentum: m, a number or (N, 1) or (N, K).
+        complement: 1 - m.
+        odds: multiplier of the odds, above 0, (N, K).
+    """
+    divisor = 1.0 + momentum * (odds - 1.0)
+    return momentum * odds / divisor, complement / divisor
 
 
 def spread(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

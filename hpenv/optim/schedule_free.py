@@ -3,21 +3,31 @@
 They decay the base iterate by the weights, as the package `schedulefree` does. The weights lag
 behind the base iterate. So decay alone takes both past zero after a few times 1 / (lr wd) steps, at
 any product lr wd below 1, while they shrink.
+
+The momentum beta may move during a run, which the package does not have. The state keeps the beta
+of the present weights y. After an update y is put at the new beta between z and x, which both stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hpenv.optim.rules import State, per_tensor, row_scalars
+from hpenv.optim.rules import Rates, State, move_momentum, per_tensor, row_scalars
 
 
 def _average(rule: ScheduleFreeSGD | ScheduleFreeAdamW, weight: Tensor, state: State) -> Tensor:
     """Returns the average x of a schedule-free rule."""
-    return (weight - (1.0 - rule.momentum) * state["z"]) / rule.momentum
+    beta = state["interpolation"]
+    return (weight - _rows(1.0 - beta, weight) * state["z"]) / _rows(beta, weight)
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    """Returns numbers (N,) as multipliers of a tensor (N, ...), in its dtype."""
+    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -35,17 +45,17 @@ class ScheduleFreeSGD:
     evaluation_weights = _average
 
     def init(self, weight: Tensor) -> State:
-        """Returns the base iterate and two numbers per run.
+        """Returns the base iterate and three numbers per run.
 
-        They are the sum of averaging weights and the largest rate so far.
+        They are the sum of averaging weights, the largest rate so far, and beta.
         """
-        zeros = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
-        return {"z": weight.detach().clone(), "weight_sum": zeros, "largest_lr": zeros.clone()}
+        return _initial_state(weight, self.momentum)
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
         for w, g, state, lr, wd in per_tensor(weights, gradients, states, rates):
-            _schedule_free_update(w, g, state, lr, wd, self.momentum, self.weight_lr_power)
+            _schedule_free_update(w, g, state, lr, wd, self.weight_lr_power)
+        _interpolate(self.momentum, weights, states, rates)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,8 @@ class ScheduleFreeAdamW:
 
     def init(self, weight: Tensor) -> State:
         """Returns the state of ScheduleFreeSGD and the second moment."""
-        return ScheduleFreeSGD().init(weight) | {"second_moment": torch.zeros_like(weight)}
+        state = _initial_state(weight, self.momentum)
+        return state | {"second_moment": torch.zeros_like(weight)}
 
     def update(self, weights, gradients, states, rates, steps):  # type: ignore[no-untyped-def]
         """See Rule."""
@@ -73,16 +84,39 @@ class ScheduleFreeAdamW:
         for w, g, state, lr, wd in per_tensor(weights, gradients, states, rates):
             v = state["second_moment"].mul_(self.beta2).addcmul_(g, g, value=1.0 - self.beta2)
             direction = g / v.div(row_scalars(correction, w)).sqrt_().add_(self.eps)
-            _schedule_free_update(w, direction, state, lr, wd, self.momentum, self.weight_lr_power)
+            _schedule_free_update(w, direction, state, lr, wd, self.weight_lr_power)
+        _interpolate(self.momentum, weights, states, rates)
+
+
+def _initial_state(weight: Tensor, momentum: float) -> State:
+    zeros = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+    numbers = {"weight_sum": zeros, "largest_lr": zeros.clone()}
+    return {"z": weight.detach().clone(), **numbers, "interpolation": zeros + momentum}
+
+
+def _interpolate(
+    momentum: float, weights: Sequence[Tensor], states: Sequence[State], rates: Rates
+) -> None:
+    """Puts the weights y at the momentum of the next step between z and x, in place.
+
+    y <- y + (y - z) (new / old - 1), since y - z = beta (x - z).
+    """
+    wanted, _ = move_momentum(momentum, 1.0 - momentum, rates.momentum)  # (N, K)
+    for y, state, new in zip(weights, states, wanted.unbind(1), strict=True):
+        old = state["interpolation"]
+        if not torch.equal(old, new):
+            y.add_((y - state["z"]) * _rows(new / old - 1.0, y))
+            old.copy_(new)
 
 
 def _schedule_free_update(
-    y: Tensor, direction: Tensor, state: State, lr: Tensor, wd: Tensor, beta: float, power: float
+    y: Tensor, direction: Tensor, state: State, lr: Tensor, wd: Tensor, power: float
 ) -> None:
     """Updates y <- lerp(y, z, c) + lr (beta (1 - c) - 1) u and z <- z - lr u, in place.
 
     u = direction + wd y, and c is the weight of the step in the average.
     """
+    beta = _rows(state["interpolation"], y)
     rate = lr.flatten().double()
     state["largest_lr"].copy_(torch.maximum(state["largest_lr"], rate))
     weight = state["largest_lr"] ** power

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,8 @@ class Measurement:
         unit: unit of the number.
         doc: meaning.
         per: `run` for one number per run, (N,), `layer` for one per layer, (N, L), `group` for one
-            per optimizer group, (N, G).
+            per optimizer group, (N, G). `step` for one per step of the window, which are the rows
+            of `Window.step_losses`.
         over: `last`: of the window's last step, or of its end. `mean`: mean over its steps.
         group: measurement group. Its measurements cost time and are taken only if a feature or term
             reads one of them. None: always taken.
@@ -32,7 +33,7 @@ class Measurement:
     name: str
     unit: str
     doc: str
-    per: Literal["run", "layer", "group"] = "run"
+    per: Literal["run", "layer", "group", "step"] = "run"
     over: Literal["last", "mean"] = "last"
     group: str | None = None
     in_info: bool = False
@@ -50,11 +51,14 @@ class Window:
         steps: optimizer steps each run has taken, (N,).
         divergence: index into DIVERGENCE_REASONS, (N,).
         values: name of a measurement -> (N,), (N, L) per layer, or (N, G) per optimizer group.
+        step_losses: training losses of the steps of the window, (S, N) in their order. NaN where a
+            row took no step. S is 0 unless they are measured. A snapshot does not hold them.
     """
 
     steps: IntArray
     divergence: IntArray
     values: dict[str, FloatArray]
+    step_losses: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __getitem__(self, name: str) -> FloatArray:
         """Returns a measurement by its name."""
@@ -67,7 +71,7 @@ class Window:
         """Returns the window of runs before any measurement."""
         counts, values = np.zeros(num_rows, dtype=np.int64), {}
         shapes = {"run": (), "layer": (num_layers,), "group": (num_groups,)}
-        for own in measurements:
+        for own in kept(measurements):
             values[own.name] = np.zeros((num_rows, *shapes[own.per]))
         return Window(counts, counts.copy(), values)
 
@@ -80,6 +84,18 @@ class Window:
         """Returns the window of these arrays. See `arrays`."""
         values = dict(arrays)
         return Window(values.pop("steps"), values.pop("divergence"), values)
+
+
+def kept(measurements: Iterable[Measurement]) -> tuple[Measurement, ...]:
+    """Returns the measurements that a window keeps under their names: all but those per step."""
+    return tuple(own for own in measurements if own.per != "step")
+
+
+def step_losses(unit: str) -> Measurement:
+    """Returns the measurement of the training loss of every step, in this unit."""
+    return Measurement(
+        "step_losses", unit, "training loss of every step", per="step", group="step_losses"
+    )
 
 
 def groups_of(measurements: Iterable[Measurement]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import as_python
 from hpenv.control.panel import Panel
-from hpenv.plant.measurements import Measurement, Window, groups_of
+from hpenv.plant.measurements import Measurement, Window, groups_of, kept
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot, check_tensors
 
 #: Largest step count of a run.
@@ -108,6 +109,7 @@ class Runs(ABC):
         self._begin_window(longest)
 
         values = self._kept_values()
+        step_losses = np.full((longest, self.num_rows), np.nan)
         means = {own.name for own in self.measurements if own.over == "mean"}
         sums = {name: np.zeros_like(values[name]) for name in means}
         taken = np.zeros(self.num_rows)
@@ -118,6 +120,7 @@ class Runs(ABC):
             found = self._step(rows)
             moved = self.divergence[rows] == 0
             taken[rows[moved]] += 1
+            step_losses[step, rows[moved]] = found["train_loss"][moved]
             for name, value in found.items():
                 if name in means:
                     sums[name][rows[moved]] += value[moved]
@@ -129,16 +132,18 @@ class Runs(ABC):
             values[name][trained] = (total.T / np.maximum(taken, 1.0)).T[trained]
         self._measure_end(values)
         self._window = Window(self.steps.copy(), self.divergence.copy(), values)
+        if "step_losses" in self.measured_groups:
+            return replace(self._window, step_losses=step_losses)
         return self._window
 
     def _kept_values(self) -> dict[str, FloatArray]:
         """Returns copies of the last window's values, 0 of groups that are not measured."""
-        kept = {}
-        for own in self.measurements:
+        values = {}
+        for own in kept(self.measurements):
             value = self._window[own.name]
             is_kept = own.group in (None, "probe") or own.group in self.measured_groups
-            kept[own.name] = value.copy() if is_kept else np.zeros_like(value)
-        return kept
+            values[own.name] = value.copy() if is_kept else np.zeros_like(value)
+        return values
 
     def _measure_end(self, values: dict[str, FloatArray]) -> None:
         """Adds the measurements of a window's end to its values."""

@@ -17,7 +17,7 @@ from hpenv.arrays import BoolArray
 SEED_MODES = ("independent", "grouped")
 
 #: Random streams of a run. Those of the corpus are keyed by the seed without the step.
-ROUTE, NOISE, DROPOUT = 1, 2, 3
+ROUTE, NOISE, DROPOUT, EXPLORATION = 1, 2, 3, 4
 TASKS, SAMPLES, DIRECTION, REFRESH, PROBE, EVALUATION = 11, 12, 13, 14, 15, 16
 
 

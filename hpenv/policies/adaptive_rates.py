@@ -72,7 +72,9 @@ class UpdateRatio:
         self._target, self._gain, self._warmdown = target, gain, warmdown
         self._log_targets: FloatArray = np.zeros(0)
         self._logs: FloatArray = np.zeros((0, 0))
-        self.spec = ControllerSpec([["lr", scope]], ["progress", features[scope]], interval)
+        self.spec = ControllerSpec(
+            [["lr", scope]], ["progress", features[scope]], interval, mapping="position"
+        )
 
     def reset(self, columns: Columns) -> None:
         """Starts at the base rates.
@@ -131,7 +133,9 @@ class Hypergradient:
             raise ValueError(f"interval must be at least 2; got {interval}")
         self._step, self._most = rate * interval, most
         self._logs: FloatArray = np.zeros((0, 0))
-        self.spec = ControllerSpec([["lr", "group"]], ["progress", "update_alignment"], interval)
+        self.spec = ControllerSpec(
+            [["lr", "group"]], ["progress", "update_alignment"], interval, mapping="position"
+        )
 
     def reset(self, columns: Columns) -> None:
         """Starts at the base rates."""
@@ -188,7 +192,9 @@ class AdaLRS:
             )
         self._factor, self._shrink, self._windows = math.log(factor), shrink, windows
         self._search = search
-        self.spec = ControllerSpec([["lr", "run"]], ["progress", "train_loss"], interval)
+        self.spec = ControllerSpec(
+            [["lr", "run"]], ["progress", "train_loss"], interval, mapping="position"
+        )
         self._losses: list[FloatArray] = []
         self._time, self._mean_loss = 0.0, np.zeros(0)
         self._kept, self._moves, self._level = np.zeros(0), np.zeros(0), np.zeros(0)

@@ -16,6 +16,20 @@ from numpy.typing import NDArray
 
 from hpenv.arrays import BoolArray, FloatArray
 
+#: Fields of a spec that are arguments of an environment.
+ARGUMENTS = (
+    "channels",
+    "observation",
+    "interval",
+    "num_registers",
+    "mapping",
+    "max_moves",
+    "estimators",
+)
+
+#: Field of a spec that older files do not have -> its value there.
+LATER_FIELDS: dict[str, Any] = {"mapping": "position", "max_moves": None, "estimators": None}
+
 
 @dataclass(frozen=True)
 class ControllerSpec:
@@ -28,6 +42,9 @@ class ControllerSpec:
         num_registers: the id's argument `num_registers`.
         observation_names: columns of the observation, (F,). Empty: any.
         action_names: cells of the action, (A,). Empty: any.
+        mapping: the id's argument `mapping`: `position` or `move`.
+        max_moves: the id's argument `max_moves`: channel -> largest changes of its position.
+        estimators: the id's argument `estimators`: a name, or constants of the trends.
     """
 
     channels: str | Sequence[str | Sequence[str]] | Mapping[str, str] | None = None
@@ -36,11 +53,13 @@ class ControllerSpec:
     num_registers: int | None = None
     observation_names: Sequence[str] = ()
     action_names: Sequence[str] = ()
+    mapping: str | None = None
+    max_moves: Mapping[str, Sequence[float]] | None = None
+    estimators: str | Mapping[str, Any] | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Returns the keyword arguments of an environment that the controller asks for."""
-        names = ("channels", "observation", "interval", "num_registers")
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in ARGUMENTS}
         return {name: value for name, value in values.items() if value is not None}
 
     def check(self, columns: Columns) -> None:
@@ -65,14 +84,18 @@ class ControllerSpec:
     def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Returns the spec with these `values`.
 
+        Specs that were saved before a field of LATER_FIELDS was added do not have it. It then has
+        the value that all environments had at the time.
+
         Raises:
             ValueError: a field is missing or unknown.
         """
-        if set(values) != set(cls.__dataclass_fields__):
+        whole = LATER_FIELDS | dict(values)
+        if set(whole) != set(cls.__dataclass_fields__):
             raise ValueError(
                 f"a spec must have the fields {list(cls.__dataclass_fields__)}; got {list(values)}"
             )
-        return cls(**values)
+        return cls(**whole)
 
 
 class Columns(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpenv.plant.measurements import Measurement
+from hpenv.plant.measurements import Measurement, step_losses
 from hpenv.posttraining.grading.grader import COMPILE_REWARD, PASS_REWARD
 
 #: Reward of a right program that compiles. Gauges count rewards in this unit.
@@ -50,6 +50,7 @@ PRIVILEGED = (
 PRIVILEGED_NAMES = tuple(own.name for own in PRIVILEGED)
 MEASUREMENTS = (
     Measurement("train_loss", "1", "fraction of the largest reward not earned", over="mean"),
+    step_losses("1"),
     Measurement("probe_loss", "1", "fraction of the probe's problems not solved", group="probe"),
     Measurement("gradient_norm", "1", "norm of the gradient of all coefficients"),
     Measurement("layer_gradient_norm", "1", "norm of the layer's gradient", per="layer"),

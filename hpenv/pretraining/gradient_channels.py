@@ -1,11 +1,11 @@
 """Applies the gradient channels between the backward pass and the optimizer.
 
-The channels are noise, momentum blend, scale, skip, gate, truncate and clip. A run's channels act
-on the gradient of that run alone. Random numbers are a pure function of (seed, step), so that no
-generator has state to save: a snapshot continues with the same numbers.
+The channels are exploration, noise, momentum blend, scale, skip, gate, truncate and clip. A run's
+channels act on the gradient of that run alone. Random numbers are a pure function of (seed, step),
+so that no generator has state to save: a snapshot continues with the same numbers.
 
-Order: functions of channels that bring their own (`Channel.change`), noise, momentum blend, one
-factor per tensor (scale times keep masks), norm clip.
+Order: functions of channels that bring their own (`Channel.change`), exploration, noise, momentum
+blend, one factor per tensor (scale times keep masks), norm clip.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel
 from hpenv.optim.rules import row_scalars
 from hpenv.plant.seeds import NOISE, ROUTE, step_generator
+from hpenv.pretraining.exploration import explore_gradients
 from hpenv.pretraining.measurements import squared_norms
 
 
@@ -38,8 +39,8 @@ def apply_gradient_channels(
         gradients: name -> (N, ...), finite in the chosen rows, in the order of `panel.tensors`.
         momenta: name -> first moment, for tensors whose optimizer has one.
         squares: squared norms of the gradients, (N, K).
-        panel: read for grad_scale, grad_noise, momentum_blend, grad_skip, grad_gate, grad_truncate
-            and grad_clip.
+        panel: read for exploration, grad_scale, grad_noise, momentum_blend, grad_skip, grad_gate,
+            grad_truncate and grad_clip.
         seeds: seed of each run, (N,).
         steps: optimizer steps each run has taken, (N,).
         rows: runs that will move, (N,) bool. The gradients of other runs come back in any state.
@@ -48,6 +49,12 @@ def apply_gradient_channels(
         name -> (N, ...). Tensors that no channel moves are the given ones.
     """
     given, gradients = gradients, _change(gradients, panel)
+    if gradients is not given:
+        squares = squared_norms(list(gradients.values()))
+    given, gradients = (
+        gradients,
+        explore_gradients(gradients, squares, panel, seeds, steps, rows),
+    )
     if gradients is not given:
         squares = squared_norms(list(gradients.values()))
     squares = np.where(rows[:, None], squares, 0.0)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from hpenv.arrays import FloatArray
-from hpenv.plant.measurements import Measurement
+from hpenv.plant.measurements import Measurement, step_losses
 
 #: Measurements of a pretraining run. Gradients are those before the optimizer.
 MEASUREMENTS = (
     Measurement("train_loss", "nats/token", "training loss", over="mean"),
+    step_losses("nats/token"),
     Measurement("probe_loss", "nats/token", "loss on the fixed probe batches", group="probe"),
     Measurement("gradient_norm", "1", "global L2 norm of the gradient"),
     Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),

@@ -28,6 +28,7 @@ from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import DROPOUT, step_generator
 from hpenv.pretraining.config import DTYPES, PretrainingConfig, find_device
 from hpenv.pretraining.evaluation import Losses, bits_per_byte, compiled_losses, mean_loss
+from hpenv.pretraining.exploration import explore_weights
 from hpenv.pretraining.forward_channels import forward_dials
 from hpenv.pretraining.gradient_channels import apply_gradient_channels
 from hpenv.pretraining.measurements import (
@@ -242,6 +243,7 @@ class PretrainingPlant(Runs):
             )
             self._meter.start(self.weights)
             self._update(given, rates, moving)
+            explore_weights(self.weights, self.panel, self.seeds, self.steps, moving)
             values |= self._meter.finish(self.weights)
             values |= self._same_batch(list(given.values()), inputs, targets, loss)
 

@@ -15,6 +15,7 @@ from hpenv.control.panel import Panel
 from hpenv.plant.measurements import Window
 from hpenv.plant.seeds import SeedStreams
 from hpenv.render import History
+from hpenv.telemetry.estimators import Estimates, Estimation, Estimators
 from hpenv.telemetry.reading import Layout, Reading
 from hpenv.telemetry.trajectory import Trajectory
 
@@ -33,6 +34,7 @@ class Episodes:
         registers: values of the registers, (N, R) in [-1, 1].
         window: measurements of the last decision.
         trajectory: the losses so far.
+        estimators: exponential means of the losses of all steps. None unless a feature reads them.
         streams: random streams from which the rows draw the seeds of their runs.
         histories: data of `render()`, one per run.
         begun: True after the first reset.
@@ -47,13 +49,22 @@ class Episodes:
     trajectory: Trajectory
     streams: SeedStreams
     histories: list[History]
+    estimators: Estimators | None = None
     begun: bool = False
 
     @staticmethod
     def empty(
-        window: Window, num_cells: int, num_columns: int, num_registers: int, seed_mode: str
+        window: Window,
+        num_cells: int,
+        num_columns: int,
+        num_registers: int,
+        seed_mode: str,
+        estimates: bool = False,
     ) -> Episodes:
-        """Returns the state before the first reset, with the window before any measurement."""
+        """Returns the state before the first reset, with the window before any measurement.
+
+        `estimates` is True if a feature reads the estimators.
+        """
         N = len(window.steps)
         return Episodes(
             ended=np.ones(N, dtype=bool),
@@ -65,6 +76,7 @@ class Episodes:
             trajectory=Trajectory.empty(N),
             streams=SeedStreams(N, seed_mode),
             histories=[History() for _ in range(N)],
+            estimators=Estimators.empty(N) if estimates else None,
         )
 
     def require_reset(self, purpose: str) -> None:
@@ -83,6 +95,8 @@ class Episodes:
         for name in ("ended", "previous_positions", "registers"):
             getattr(self, name)[rows] = 0
         self.trajectory = self.trajectory.with_reset(rows)
+        if self.estimators is not None:
+            self.estimators = self.estimators.with_reset(rows)
 
         chosen = np.flatnonzero(rows).tolist()
         for row in chosen:
@@ -98,6 +112,7 @@ class Episodes:
         num_steps: int,
         positions: FloatArray,
         layout: Layout,
+        estimation: Estimation,
     ) -> Reading:
         """Adds the window of a decision. Returns it with the numbers that it is compared with.
 
@@ -109,6 +124,7 @@ class Episodes:
             num_steps: steps of an episode [steps].
             positions: of the cells during the window, (N, A).
             layout: names and numbers of the observation's columns.
+            estimation: constants of the estimators.
         """
         train_loss, probe_loss, previous = window["train_loss"], window["probe_loss"], self.window
         self.window, self.begun = window, True
@@ -116,6 +132,15 @@ class Episodes:
         self.trajectory = self.trajectory.with_losses(moved, train_loss)
         if probes:
             self.trajectory = self.trajectory.with_probe_losses(moved | fresh, probe_loss)
+
+        estimates = Estimates.empty(len(moved))
+        if self.estimators is not None:
+            losses = window.step_losses
+            if estimation.every == "window":
+                has_stepped = moved & (window.steps > previous.steps)
+                losses = np.where(has_stepped, train_loss, np.nan)[None]
+            self.estimators = self.estimators.with_losses(estimation, losses)
+            estimates = self.estimators.estimates(estimation)
 
         return Reading(
             window=window,
@@ -127,6 +152,7 @@ class Episodes:
             positions=positions,
             previous_positions=self.previous_positions,
             registers=self.registers,
+            estimates=estimates,
             first=fresh | (previous.steps == 0),
             layout=layout,
         )
@@ -152,6 +178,8 @@ class Episodes:
         """Returns all arrays by their names in a snapshot, without copies."""
         own = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         parts = {"env": own, "window": self.window.arrays(), "trajectory": vars(self.trajectory)}
+        if self.estimators is not None:
+            parts["estimators"] = vars(self.estimators)
         named: Arrays = {}
         for part, values in parts.items():
             named |= {f"{part}/{name}": value for name, value in values.items()}
@@ -169,7 +197,7 @@ class Episodes:
         arrays: Mapping[str, NDArray[Any]], rows: Sequence[Mapping[str, Any]], seed_mode: str
     ) -> Episodes:
         """Returns the state whose `arrays` and `rows` these are. Arrays are copied."""
-        parts: dict[str, Arrays] = {"env": {}, "window": {}, "trajectory": {}}
+        parts: dict[str, Arrays] = {"env": {}, "window": {}, "trajectory": {}, "estimators": {}}
         for key, value in arrays.items():
             part, name = key.split("/", 1)
             parts[part][name] = value.copy()
@@ -182,5 +210,6 @@ class Episodes:
             trajectory=Trajectory(**parts["trajectory"]),
             streams=streams,
             histories=[History(row["history"]) for row in rows],
+            estimators=Estimators(**parts["estimators"]) if parts["estimators"] else None,
             begun=True,
         )

@@ -2,7 +2,7 @@
 
 A feature maps a Reading to (N, k) numbers within its bounds, whatever the run does. A new feature
 is an entry of FEATURES. A per-layer feature has one column per layer, named by the layer's index
-(`layer_gradient_norm/3`).
+(`layer_gradient_norm/3`). The module is one table, and longer than 300 lines for that reason.
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ def _magnitude(values: FloatArray) -> FloatArray:
 def _same_as(name: str, low: float, high: float, doc: str) -> Feature:
     """Returns the feature that is a measurement, unchanged."""
     return Feature(lambda r: _column(r.window[name]), low, high, doc, reads=(name,))
+
+
+def _estimate(name: str, low: float, high: float, doc: str) -> Feature:
+    """Returns the feature that is a field of `Estimates`, which is of the losses of all steps."""
+    return Feature(
+        lambda r: _column(getattr(r.estimates, name)), low, high, doc, reads=("step_losses",)
+    )
 
 
 def _order_of(name: str, doc: str) -> Feature:
@@ -121,6 +128,28 @@ FEATURES: dict[str, Feature] = {
         1.0,
         "training loss minus the exponential mean of those before it (decay 0.95) / initial [1]",
         reads=("train_loss",),
+    ),
+    "loss_trend": _estimate(
+        "loss_trend",
+        -1.0,
+        1.0,
+        "change of the mean loss by the newest step / mean size of such changes (AdaptiveRL, 1) "
+        "[1]",
+    ),
+    "reward_trend": _estimate(
+        "reward_trend",
+        -1.0,
+        1.0,
+        "the same of the mean reward, minus the training loss of each step (AdaptiveRL, 1) [1]",
+    ),
+    "loss_variance_ratio": _estimate(
+        "loss_variance_ratio",
+        0.0,
+        10.0,
+        "mean squared distance of the losses from their mean / its own mean (AdaptiveRL, 1) [1]",
+    ),
+    "plateau": _estimate(
+        "plateau", 0.0, 1.0, "score of a flat loss with little variance (AdaptiveRL, 1) [1]"
     ),
     "probe_loss": Feature(
         lambda r: _column(relative_loss(r.window["probe_loss"], r)),

@@ -12,6 +12,7 @@ import numpy as np
 from hpenv.arrays import BoolArray, FloatArray
 from hpenv.checks import suggestion
 from hpenv.plant.measurements import Measurement, Window, readable_names
+from hpenv.telemetry.estimators import Estimates
 from hpenv.telemetry.trajectory import Trajectory
 
 
@@ -50,6 +51,8 @@ class Reading:
         positions: positions of the cells during the window, (N, A) in [-1, 1].
         previous_positions: positions of the cells before the window, (N, A).
         registers: registers after the decision's writes, (N, R) in [-1, 1].
+        estimates: trends of the losses of the steps so far. Of `Estimates.empty` unless a feature
+            reads them.
         first: True where the window was the run's first: there is no earlier decision, (N,).
         layout: names and numbers of all these columns.
     """
@@ -63,6 +66,7 @@ class Reading:
     positions: FloatArray
     previous_positions: FloatArray
     registers: FloatArray
+    estimates: Estimates
     first: BoolArray
     layout: Layout
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from hpenv.benchmark.methods import Method
-from hpenv.benchmark.rows import blocks_of, compute_block, is_done, read_rows
+from hpenv.benchmark.rows import blocks_of, changes_of, compute_block, is_done, read_rows
+from hpenv.policies import ScheduleTable
 from tests.hpenv.benchmark.tiny_suite import (
     TINY,
     Braking,
@@ -65,6 +66,17 @@ def test_a_baseline_changes_rates_and_schedules_alone(tmp_path):
     (block, _) = blocks_of(suite, Method("twenty", TwentyTimes()), tmp_path)
     compute_block(block)
     assert read_rows([block.file])[0]["changed"] == {"base_lr": 0.02}
+
+
+def test_a_saved_policy_is_scored_and_its_arguments_change_no_instance(tmp_path):
+    """`arguments` of a policy rebuild it. Those of a baseline are of an instance."""
+    suite = tiny_suite(num_seeds=1)
+    policy = ScheduleTable([[0.5, 0.0]])
+    assert changes_of(policy, suite.instances[0]) == {}
+    block = blocks_of(suite, Method("table", policy), tmp_path)[0]
+    compute_block(block)
+    (row,) = read_rows([block.file])
+    assert row["method"] == "table" and row["changed"] == {}
 
 
 def test_every_block_has_a_controller_that_has_seen_no_run(tmp_path):

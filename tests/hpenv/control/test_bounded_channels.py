@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpenv.control.channels import DEAD_ZONE
+from hpenv.control.channel import DEAD_ZONE
 from hpenv.lm import architecture, model
 from hpenv.lm.architecture import GPTConfig
 from hpenv.optim.optimizers import OPTIMIZERS

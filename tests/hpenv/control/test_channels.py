@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from hpenv.control import channels
-from hpenv.control.channels import DEAD_ZONE, channel
+from hpenv.control.channel import DEAD_ZONE
+from hpenv.control.channels import channel
 from hpenv.control.panel import Panel, TensorSite
 from hpenv.optim.optimizers import OPTIMIZERS
 from hpenv.posttraining.intervention import Intervention
 from hpenv.posttraining.plant import GRPOPlant
-from hpenv.pretraining import forward_channels, rates
+from hpenv.pretraining import exploration, forward_channels, rates
 from hpenv.pretraining import gradient_channels as gradients
 from tests.hpenv.control.every_channel import CHANNELS
 from tests.tiny_plants import TOGETHER, advance, make
@@ -23,6 +24,7 @@ READERS = {
     "GRPOPlant": GRPOPlant,
     "Intervention": Intervention,
     "gradient_channels": gradients,
+    "exploration": exploration,
 }
 OF_ALL_PLANTS = pytest.mark.parametrize("found", channels.CHANNELS.values(), ids=channels.CHANNELS)
 EVERY_CHANNEL = pytest.mark.parametrize("found", CHANNELS.values(), ids=CHANNELS)
@@ -62,20 +64,58 @@ def test_values_move_strictly_away_from_neutral_on_each_side(found):
 def test_half_the_way_is_half_the_way_of_the_logarithm_or_of_the_value(found):
     far = found.bounds[0] if found.neutral == found.bounds[1] else found.bounds[1]
     position = (1 + DEAD_ZONE) / 2 if found.one_sided else 0.5
-    middle = math.sqrt(far * found.neutral) if found.warp == "log" else (far + found.neutral) / 2
+    start = found.floor or found.neutral
+    middle = math.sqrt(far * start) if found.warp == "log" else (far + start) / 2
     assert found.values(np.array([position])) == pytest.approx([middle], rel=1e-12)
 
 
 @OF_ALL_PLANTS
 def test_the_entry_is_consistent(found):
     assert found.bounds[0] <= found.neutral <= found.bounds[1]
-    assert found.warp == "linear" or found.bounds[0] > 0
-    assert found.one_sided == (found.kind in ("clip", "skip") or found.name == "grad_noise")
+    assert found.warp == "linear" or found.bounds[0] > 0 or 0 < found.floor < found.bounds[1]
+    assert found.floor == 0 or (found.neutral == 0 and found.one_sided)
+    is_noise = found.kind == "unsafe" and found.name.endswith(("noise", "exploration"))
+    assert found.one_sided == (found.kind in ("clip", "skip") or is_noise)
     assert found.immediate <= (found.surface == "forward")
     assert found.unit and found.source
     for reader in found.reads.split(", "):  # each is there
         holder, _, name = reader.partition(".")
         assert callable(vars(READERS[holder])[name]), reader
+
+
+@pytest.mark.parametrize("name", ["exploration", "weight_noise"])
+def test_noise_moves_in_its_logarithm_above_the_floor_and_is_exactly_off_at_it(name):
+    found = CHANNELS[name]
+    low, high = found.floor, found.bounds[1]
+    assert found.values(np.array([-1.0, 0.0, DEAD_ZONE])).tolist() == [0.0, 0.0, 0.0]
+    just_above = found.values(np.array([DEAD_ZONE + 1e-6]))[0]
+    assert just_above == pytest.approx(low, rel=1e-4) and just_above > low
+    thirds = found.values(np.array([0.4, 0.7, 1.0]))
+    ratio = (high / low) ** (1 / 3)
+    assert thirds == pytest.approx([low * ratio, low * ratio**2, high], rel=1e-12)
+    for value in (low, low / 2):
+        with pytest.raises(ValueError, match=f"{name} must be 0.0 or above its floor of"):
+            found.position(value)
+
+
+def test_a_factor_moves_a_value_by_the_same_position_wherever_it_stands():
+    for name in ("lr", "momentum", "exploration"):
+        found = CHANNELS[name]
+        for position in (0.2, 0.35, 0.5):
+            up, down = found.move_of(1.2), found.move_of(0.9)
+            before, higher, lower = found.values(
+                np.array([position, position + up, position + down])
+            )
+            assert higher / before == pytest.approx(1.2) and lower / before == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="grad_noise must move up in the logarithm"):
+        CHANNELS["grad_noise"].move_of(1.2)
+
+
+def test_the_momentum_reaches_beyond_the_bounds_of_the_paper_around_its_base():
+    for base in (0.8, 0.9, 0.95):
+        odds = base / (1 - base) * CHANNELS["momentum"].values(np.array([-1.0, 1.0]))
+        low, high = odds / (1 + odds)
+        assert low < 0.85 and high > 0.99
 
 
 def test_the_table_is_that_of_the_paper_and_its_further_dials():
@@ -84,10 +124,14 @@ def test_the_table_is_that_of_the_paper_and_its_further_dials():
         for s in ("forward", "optimizer", "backward")
     }
     assert surfaces["backward"] == {"grad_skip", "grad_gate", "grad_truncate", "momentum_blend"}
-    assert surfaces["optimizer"] == {"beta1", "beta2", "eps", "grad_clip", "grad_noise"}
+    of_adaptive = {"momentum", "exploration", "weight_noise"}
+    of_sidecar = {"beta1", "beta2", "eps", "grad_clip", "grad_noise"}
+    assert surfaces["optimizer"] == of_sidecar | of_adaptive
     assert {c.name for c in CHANNELS.values() if c.kind == "unsafe"} == {
+        "exploration",
         "grad_noise",
         "momentum_blend",
+        "weight_noise",
     }
     assert {c.name for c in CHANNELS.values() if c.kind == "clip"} == {
         "grad_clip",
@@ -153,7 +197,9 @@ def test_an_optimizer_without_a_constant_refuses_its_channel(name, optimizer):
         Panel([(name, "run")], {"layer.0.up": TensorSite("matrix", optimizer, 0)}, 1, "pretraining")
 
 
-@pytest.mark.parametrize("name", ["dropout", "state_norm_cap", "grad_clip", "grad_noise"])
+@pytest.mark.parametrize(
+    "name", ["dropout", "state_norm_cap", "grad_clip", "grad_noise", "exploration"]
+)
 def test_what_is_no_multiplier_is_refused_at_two_scopes(name):
     with pytest.raises(
         ValueError, match=f"'{name}' is not a multiplier, so it can be asked for at one scope only"

@@ -234,7 +234,7 @@ def test_the_panel_keeps_no_hold_of_the_action():
         (
             ("learning_rate", "run"),
             "pretraining",
-            r"'learning_rate'; expected one of \['attention_gain', .*'weight_decay'\]",
+            r"'learning_rate'; expected one of \['attention_gain', .*'weight_noise'\]",
         ),
         (
             ("lr", "head"),

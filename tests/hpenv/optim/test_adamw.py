@@ -76,7 +76,9 @@ def test_moving_betas_by_hand():
             torch.full((2, 1), 0.1, dtype=torch.float64),
         )
         g = torch.tensor(gradient, dtype=torch.float64)[:, None]
-        rule.update([weight], [g], [state], Rates(lr, decay, *column), np.full(2, t))
+        rule.update(
+            [weight], [g], [state], Rates(lr, decay, *column, torch.ones_like(lr)), np.full(2, t)
+        )
         for row in range(2):
             shares1, shares2 = (
                 np.array([new[row, i] * np.prod(1 - new[row, i + 1 : t + 1]) for i in range(t + 1)])

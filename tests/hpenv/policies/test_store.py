@@ -10,7 +10,7 @@ import torch
 from hpenv.plant import snapshots
 from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS
 from hpenv.policies import POLICIES, ControllerSpec, Neutral, load_policy, save_policy
-from hpenv.policies.controller import Columns
+from hpenv.policies.controller import LATER_FIELDS, Columns
 from hpenv.policies.sb3_mlp import SB3MLP
 from hpenv.policies.store import load_state, save_state
 from tests.hpenv.policies.every_policy import make
@@ -29,8 +29,27 @@ def test_a_spec_is_saved_whole_and_an_unknown_field_of_it_is_refused(tmp_path):
     assert loaded.arguments()["channels"] == [["lr", "run"], ["weight_decay", "run"]]
     tensors, metadata = load_state(tmp_path / "policy", "policy")
     changed = {key: value for key, value in metadata.items() if key != "kind"}
-    changed["spec"] = changed["spec"] | {"mapping": "move"}
+    changed["spec"] = changed["spec"] | {"moves": "large"}
     save_state(tmp_path / "bad", "policy", tensors, changed)
+    with pytest.raises(ValueError, match="a spec must have the fields"):
+        load_policy(tmp_path / "bad")
+
+
+def test_the_mapping_of_a_policy_is_saved_and_one_from_before_it_sets_positions(tmp_path):
+    policy = make("neutral")
+    policy.spec = ControllerSpec(mapping="move", max_moves={"lr": (0.02, 0.04)})
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy").spec
+    assert loaded.arguments() == {"mapping": "move", "max_moves": {"lr": [0.02, 0.04]}}
+
+    tensors, metadata = load_state(tmp_path / "policy", "policy")
+    old = {key: value for key, value in metadata.items() if key != "kind"}
+    old["spec"] = {k: v for k, v in old["spec"].items() if k not in LATER_FIELDS}
+    save_state(tmp_path / "old", "policy", tensors, old)
+    assert load_policy(tmp_path / "old").spec.arguments() == {"mapping": "position"}
+
+    del old["spec"]["interval"]
+    save_state(tmp_path / "bad", "policy", tensors, old)
     with pytest.raises(ValueError, match="a spec must have the fields"):
         load_policy(tmp_path / "bad")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpenv.control.channels import DEAD_ZONE
+from hpenv.control.channel import DEAD_ZONE
 from hpenv.optim.schedules import Cosine
 from hpenv.plant.protocol import DIVERGENCE_REASONS
 from hpenv.posttraining import plant as plant_module

@@ -47,8 +47,11 @@ VALUES = {
     "beta1": lambda u: 5.0**u if u > 0 else 10.0**u,
     "beta2": lambda u: 5.0**u if u > 0 else 10.0**u,
     "eps": lambda u: 1000.0**u,
+    "momentum": lambda u: 30.0**u,
     "grad_clip": lambda u: 1e4 * 1e-7 ** one(u),
     "grad_noise": one,
+    "exploration": lambda u: 0.01 * 20 ** one(u) * (one(u) > 0),
+    "weight_noise": lambda u: 0.0005 * 20 ** one(u) * (one(u) > 0),
     "grad_skip": one,
     "grad_gate": one,
     "grad_truncate": one,
@@ -184,10 +187,11 @@ class Trace:
     def of_layer(tensors, i):
         return [value for name, value in tensors.items() if name.startswith(f"layer.{i}.")]
 
-    def check(self, gradients, lr=1.0, decay=1.0, new1=1.0, new2=1.0, eps=1.0):
+    def check(self, gradients, lr=1.0, decay=1.0, new1=1.0, new2=1.0, eps=1.0, finish=None):
         """AdamW of these gradients takes the state before to the state after.
 
-        Multipliers are numbers, or numbers by name.
+        Multipliers are numbers, or numbers by name. A function of a name and the weights after the
+        update returns the weights after the step.
         """
         for name, g in gradients.items():
             lr_, decay_, a1, a2, eps_ = (
@@ -209,6 +213,7 @@ class Trace:
             m, v = new["momentum"].double() / (1 - p1), new["second_moment"].double() / (1 - p2)
             w = self.before["weights"][name].double() * (1 - LR * lr_ * WD * decay_)
             w -= LR * lr_ * m / (v.sqrt() + EPS * eps_)
+            w = w if finish is None else finish(name, w)
             torch.testing.assert_close(
                 self.after["weights"][name].double(), w, rtol=1e-6, atol=LR * lr_ * 1e-4
             )

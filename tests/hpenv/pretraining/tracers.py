@@ -5,8 +5,8 @@ import math
 import torch
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.plant.seeds import NOISE, ROUTE, step_generator
-from tests.hpenv.pretraining.reference_trace import LAYERS
+from hpenv.plant.seeds import EXPLORATION, NOISE, ROUTE, step_generator
+from tests.hpenv.pretraining.reference_trace import BETA1, LAYERS
 
 # The tracers: the raw gradient, and what the channel does to it or with it.
 
@@ -54,14 +54,35 @@ def trace_grad_clip(t):
     t.check(gradients)
 
 
-def trace_grad_noise(t):
+def trace_momentum(t):
+    """The odds of beta1 are multiplied: 1 - beta1 becomes (1 - beta1) / (1 + beta1 (o - 1))."""
+    odds = {name: t.value(name) * BETA1 / (1 - BETA1) for name in t.before["weights"]}
+    t.check(t.raw(), new1={name: 1 / (1 + o) / (1 - BETA1) for name, o in odds.items()})
+
+
+def trace_grad_noise(t, stream=NOISE):
     gradients = t.raw()
-    generator = step_generator(t.seed, t.step, NOISE)
+    generator = step_generator(t.seed, t.step, stream)
     for name, g in gradients.items():
         if name.startswith("layer.") and (size := t.by_layer()[int(name.split(".")[1])]) > 0:
             noise = torch.randn(g.shape, generator=generator).double()
             gradients[name] = g + size * g.square().mean().sqrt() * noise
     t.check(gradients)
+
+
+def trace_exploration(t):
+    trace_grad_noise(t, EXPLORATION)
+
+
+def trace_weight_noise(t):
+    generator = step_generator(t.seed, t.step, EXPLORATION)
+
+    def finish(name, w):
+        if name.startswith("layer.") and (size := t.by_layer()[int(name.split(".")[1])]) > 0:
+            return w + size * w.square().mean().sqrt() * torch.randn(w.shape, generator=generator)
+        return w
+
+    t.check(t.raw(), finish=finish)
 
 
 def trace_grad_skip(t):
@@ -133,8 +154,11 @@ TRACERS = {
     "beta1": trace_beta1,
     "beta2": trace_beta2,
     "eps": trace_eps,
+    "momentum": trace_momentum,
     "grad_clip": trace_grad_clip,
     "grad_noise": trace_grad_noise,
+    "exploration": trace_exploration,
+    "weight_noise": trace_weight_noise,
     "grad_skip": trace_grad_skip,
     "grad_gate": trace_grad_gate,
     "grad_truncate": trace_grad_truncate,

@@ -7,6 +7,7 @@ import pytest
 from hpenv.plant.measurements import Window, groups_of
 from hpenv.posttraining.measurements import MEASUREMENTS as OF_GRPO
 from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
+from hpenv.telemetry.estimators import Estimates, Estimation, Estimators
 from hpenv.telemetry.features import FEATURES, check_features
 from hpenv.telemetry.observation import Observation
 from hpenv.telemetry.reading import Layout, Reading, groups_read
@@ -73,6 +74,7 @@ def reading(**changes):
         "positions": np.array([[0.5, -0.5], [1.0, 0.0]]),
         "previous_positions": np.array([[0.0, 0.0], [0.5, 0.5]]),
         "registers": np.array([[0.25, -0.75], [0.0, 1.0]]),
+        "estimates": Estimates(*np.array([[0.5, -1.0], [-0.25, 1.0], [0.75, 2.5], [0.1, 0.9]])),
         "first": np.array([True, False]),
         "layout": LAYOUT,
     }
@@ -104,6 +106,10 @@ def test_every_feature_by_hand():
         "gradient_norm_spread": [[0.25], [0.0]],  # of 1 / 3
         "update_gain": [[0.5], [-1.0]],
         "registers": [[0.25, -0.75], [0.0, 1.0]],
+        "loss_trend": [[0.5], [-1.0]],
+        "reward_trend": [[-0.25], [1.0]],
+        "loss_variance_ratio": [[0.75], [2.5]],
+        "plateau": [[0.1], [0.9]],
         "loss_slope": [[-1.0], [1.0]],  # -0.5 and 0.5 per decision, times 16 / initial, clipped
         "loss_curvature": [[0.0], [-0.75]],
         # exponential means of those before: 6 - 0.05 * 0.5 and 3 + 0.05 * 2
@@ -147,6 +153,9 @@ def test_features_are_finite_and_within_bounds_whatever_the_run_does(name, value
         initial_probe_loss=np.full(2, initial),
         progress=np.array([0.0, 1.0]),
         positions=np.array([[1.0, -1.0], [-1.0, 1.0]]),
+        estimates=Estimators.empty(2)
+        .with_losses(Estimation(), np.array([both, both / 2, -both, both]))
+        .estimates(Estimation()),
     )
     columns = Observation([name], LAYOUT)
     values = columns.read(extreme)
@@ -170,6 +179,7 @@ def test_features_are_not_constant(name):
         registers=np.array([[0.3, -0.7], [0.1, 0.9]]),
         progress=np.array([0.5, 0.6]),
         positions=np.array([[0.1, 0.2], [0.3, 0.4]]),
+        estimates=Estimates(*np.full((4, 2), 0.35)),
     )
     assert (observe([name], other) != values).all()
 
@@ -185,7 +195,8 @@ def test_a_row_is_read_from_its_own_numbers(name):
         }
         own = Window.of_arrays({key: value[[row]] for key, value in window().arrays().items()})
         past = Trajectory(**{key: value[[row]] for key, value in vars(trajectory()).items()})
-        alone = reading(window=own, trajectory=past, **part)
+        estimates = Estimates(*(value[[row]] for value in reading().estimates))
+        alone = reading(window=own, trajectory=past, estimates=estimates, **part)
         assert np.array_equal(observe([name], alone)[0], whole[row])
 
 
