@@ -183,8 +183,7 @@ class PretrainingPlant(Runs):
         """Reads the panel. See Runs."""
         steps = self.steps + np.arange(num_steps)[:, None]  # (S, N)
         self._rates = window_rates(self.config, self.panel, self._members, steps, self.device)
-        self._window_dials, self._window_step = self._dials(), 0
-        self._window_steps = num_steps
+        self._window_dials, self._window_step, self._window_steps = self._dials(), 0, num_steps
         self._meter = UpdateMeter(self.measured_groups, self._in_group, self._in_layer)
 
     def _dials(self) -> model.Dials | None:
@@ -263,8 +262,7 @@ class PretrainingPlant(Runs):
             after = losses.double().cpu().numpy()
             after = np.where(np.isfinite(after), after, loss)
             found = {"same_batch_loss": after} if kept else {}
-            if promise is not None:
-                found["update_gain"] = gain(loss - after, promise)
+            found |= {} if promise is None else {"update_gain": gain(loss - after, promise)}
         return found
 
     def _batch_loss(
