@@ -101,12 +101,14 @@ LAWS: dict[str, Baseline] = {
         _law,
     ),
     "ratio_law_multiplier": Baseline(
-        "the same law as a controller alone: it multiplies the instance's rates by 0.01 to 100",
+        "the same law and targets, which multiplies the instance's rates by 0.01 to 100",
         _RATIOS,
         _nothing,
         _law,
     ),
 }
+#: Method -> the method whose search serves it too.
+SHARED = {"ratio_law_multiplier": "ratio_law"}
 #: Every method with one point: name -> method.
 TRANSFERS: dict[str, Baseline] = FIELD | LAWS
 
@@ -166,7 +168,7 @@ class Search:
     @property
     def file(self) -> Path:
         """Path of the result."""
-        return self.folder / self.suite.name / f"{self.name}.json"
+        return self.folder / self.suite.name / f"{SHARED.get(self.name, self.name)}.json"
 
     @property
     def label(self) -> str:
@@ -237,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_folder("found", config.found)
         check_folder("folder", config.folder / suite.name)
 
-    searches = [Search(name, suite, config.found) for name in config.methods]
+    names = dict.fromkeys(SHARED.get(name, name) for name in config.methods)
+    searches = [Search(name, suite, config.found) for name in names]
     left = [each for each in searches if not each.file.is_file()]
     with (
         open_executor(config.executor) as executor,
