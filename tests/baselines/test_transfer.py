@@ -13,6 +13,7 @@ from hpenv.benchmark.instances import Instance, Suite, load_suite
 from hpenv.policies.controller import check_controller
 from tests.hpenv.benchmark.tiny_suite import JEL, TINY
 
+#: The train instances that a search runs are the first and the third.
 SUITE = Suite(
     "made",
     "two to search on and one to score on",
@@ -20,10 +21,12 @@ SUITE = Suite(
     2,
     (
         Instance("one", JEL, TINY | {"num_steps": 6, "interval": 2}, "train"),
+        Instance("between", JEL, TINY | {"base_lr": 77.0}, "train"),
         Instance("two", JEL, TINY | {"num_steps": 8, "optimizer": "adamw"}, "train"),
         Instance("seen-by-nobody", JEL, TINY | {"num_steps": 10}),
     ),
 )
+SEARCHED = SUITE.train[:: transfer.STRIDE]
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def found(tmp_path):
 
 def test_a_search_reads_the_train_instances_alone(found, monkeypatch):
     values = json.loads(transfer.Search("constant", SUITE, found).file.read_text())
-    assert values["instances"] == [each.digest for each in SUITE.train]
+    assert values["instances"] == [each.digest for each in SEARCHED]
     assert len(values["points"]) == transfer.points_of("constant")
     below, above = values["neighbors"]["lr"]
     assert below < values["point"]["lr"] < above
@@ -42,7 +45,7 @@ def test_a_search_reads_the_train_instances_alone(found, monkeypatch):
     losses = [
         tuning_loss(each, {"base_lr": values["point"]["lr"], "schedule": "none"},
                     tuning_seeds(each, 1))
-        for each in SUITE.train
+        for each in SEARCHED
     ]  # fmt: skip
     assert np.mean(np.log(losses)) == min(score for _, score in values["points"])
 
@@ -83,7 +86,7 @@ def test_laws_have_targets_and_rates_of_every_group(name):
     baseline = transfer.LAWS[name]
     assert set(transfer.TRANSFERS) == {*FIELD, *transfer.LAWS}
     assert isinstance(baseline, Baseline) and transfer.points_of(name) == transfer.MANY_POINTS
-    for instance in (*SUITE.train, *load_suite("pretraining-v1").test):
+    for instance in (*SEARCHED, *load_suite("pretraining-v1").test):
         changed = baseline.arguments(instance, baseline.start)
         assert set(changed) <= {"base_lr", "base_weight_decay", "schedule"}
     loss = tuning_loss(
@@ -97,7 +100,7 @@ def test_laws_have_targets_and_rates_of_every_group(name):
 
 def test_matrices_have_a_rate_of_their_own_without_muon():
     point = dict(transfer.LAWS["group_rates"].start) | {transfer.ADAMW_MATRIX: 0.123}
-    muon, adamw = (transfer.LAWS["group_rates"].arguments(each, point) for each in SUITE.train)
+    muon, adamw = (transfer.LAWS["group_rates"].arguments(each, point) for each in SEARCHED)
     assert adamw["base_lr"]["matrix"] == 0.123 != muon["base_lr"]["matrix"]
 
 
@@ -108,7 +111,9 @@ def test_committed_points_are_of_the_stated_size_and_interior():
         assert least <= len(values["points"]) <= 2 * least, file
         assert values["point"].keys() == values["neighbors"].keys(), file
         suite = load_suite(file.parent.name)
-        assert values["instances"] == [each.digest for each in suite.train], file
+        assert values["instances"] == [each.digest for each in suite.train[:: transfer.STRIDE]], (
+            file
+        )
 
 
 def test_errors_say_what_to_do(tmp_path):
