@@ -2,6 +2,7 @@
 
 The docstring of an environment's module is its manual, as in `help("hpenv.envs.jel")`:
 `hpenv.envs.jel` for TrainLoop-JEL-v0, `hpenv.envs.cell` for TrainLoop-Cell-v0,
+`hpenv.envs.adaptive` for TrainLoop-Adaptive-v0,
 `hpenv.envs.grpo_projection` for TrainLoop-GRPOProjection-v0.
 """
 
@@ -10,6 +11,7 @@ from gymnasium.envs.registration import register
 for _id, _module in (
     ("TrainLoop-JEL-v0", "jel"),
     ("TrainLoop-Cell-v0", "cell"),
+    ("TrainLoop-Adaptive-v0", "adaptive"),
     ("TrainLoop-GRPOProjection-v0", "grpo_projection"),
 ):
     register(

@@ -71,7 +71,7 @@ class Window:
         """Returns the window of runs before any measurement."""
         counts, values = np.zeros(num_rows, dtype=np.int64), {}
         shapes = {"run": (), "layer": (num_layers,), "group": (num_groups,)}
-        for own in kept(measurements):
+        for own in window_measurements(measurements):
             values[own.name] = np.zeros((num_rows, *shapes[own.per]))
         return Window(counts, counts.copy(), values)
 
@@ -86,7 +86,7 @@ class Window:
         return Window(values.pop("steps"), values.pop("divergence"), values)
 
 
-def kept(measurements: Iterable[Measurement]) -> tuple[Measurement, ...]:
+def window_measurements(measurements: Iterable[Measurement]) -> tuple[Measurement, ...]:
     """Returns the measurements that a window keeps under their names: all but those per step."""
     return tuple(own for own in measurements if own.per != "step")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import as_python
 from hpenv.control.panel import Panel
-from hpenv.plant.measurements import Measurement, Window, groups_of, kept
+from hpenv.plant.measurements import Measurement, Window, groups_of, window_measurements
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot, check_tensors
 
 #: Largest step count of a run.
@@ -139,7 +139,7 @@ class Runs(ABC):
     def _kept_values(self) -> dict[str, FloatArray]:
         """Returns copies of the last window's values, 0 of groups that are not measured."""
         values = {}
-        for own in kept(self.measurements):
+        for own in window_measurements(self.measurements):
             value = self._window[own.name]
             is_kept = own.group in (None, "probe") or own.group in self.measured_groups
             values[own.name] = value.copy() if is_kept else np.zeros_like(value)

@@ -5,6 +5,7 @@ Importing this imports torch.
 
 from hpenv.policies.adaptive_rates import AdaLRS, Hypergradient, UpdateRatio
 from hpenv.policies.cells import CellMLP
+from hpenv.policies.control_law import AdaptiveRL, Law
 from hpenv.policies.controller import Columns, Controller, ControllerSpec
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
@@ -17,12 +18,14 @@ __all__ = [
     "POLICIES",
     "SB3MLP",
     "AdaLRS",
+    "AdaptiveRL",
     "CellMLP",
     "Columns",
     "Controller",
     "ControllerSpec",
     "GaussianMLP",
     "Hypergradient",
+    "Law",
     "Neutral",
     "Policy",
     "ScheduleTable",

@@ -13,6 +13,7 @@ import torch
 from hpenv.plant.protocol import Snapshot
 from hpenv.plant.snapshots import MANIFEST, STATE, TENSORS, SnapshotError, load, save
 from hpenv.policies.cells import CellMLP
+from hpenv.policies.control_law import AdaptiveRL
 from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.neutral import Neutral
@@ -25,6 +26,7 @@ SAVE_AGAIN = "; copy the folder again, or save the policy again"
 
 #: name in a saved folder -> class
 POLICIES: dict[str, type[Policy]] = {
+    "adaptive_rl": AdaptiveRL,
     "cells": CellMLP,
     "gaussian_mlp": GaussianMLP,
     "neutral": Neutral,

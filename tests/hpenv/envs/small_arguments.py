@@ -3,7 +3,7 @@
 import gymnasium as gym
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.envs import cell, grpo_projection, jel
+from hpenv.envs import adaptive, cell, grpo_projection, jel
 from tests import tiny_student
 
 TINY = {
@@ -15,6 +15,7 @@ TINY = {
 }
 PRETRAINING = TINY | {"eval_tokens": 64}
 SMALL = {
+    adaptive.ID: PRETRAINING,
     jel.ID: PRETRAINING,
     cell.ID: PRETRAINING | {"preset": "nano", "channels": ["lr"], "observation": "loss"},
     grpo_projection.ID: tiny_student.TINY | {"num_samples": 2, "num_steps": 4, "interval": 2},

@@ -10,7 +10,7 @@ import pytest
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv.control.channels import channels_of
-from hpenv.envs import cell, grpo_projection, jel
+from hpenv.envs import adaptive, cell, grpo_projection, jel
 from tests.hpenv.envs.every_id import (
     CELL,
     EVERY_ID,
@@ -33,7 +33,8 @@ def test_the_infos_keys_are_those_of_the_manual_at_every_call_and_in_every_vecto
         assert list(step[4]) == keys and all(
             type(value) in (np.int64, np.float64) for value in step[4].values()
         )
-    module = jel if id == cell.ID else sys.modules[MODULES[id]]  # cell's manual refers to jel's
+    refers = id in (cell.ID, adaptive.ID)  # their manuals refer to jel's
+    module = jel if refers else sys.modules[MODULES[id]]
     manual = {re.sub("<.*", "", key.strip("`")) for key in manual_table(module.__doc__, "key", 2)}
     plain, families = (
         {key for key in keys if "/" not in key},

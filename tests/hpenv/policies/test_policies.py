@@ -10,39 +10,37 @@ import torch
 
 from hpenv.policies import POLICIES, CellMLP, GaussianMLP, load_policy, save_policy
 from hpenv.policies.sb3_mlp import SB3MLP
-from tests.hpenv.policies.every_policy import make
-
-OBSERVATIONS = np.linspace(0.0, 1.0, 9, dtype=np.float32)[:, None]
+from tests.hpenv.policies.every_policy import make, observations_of
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_acts_in_the_box_and_repeats_itself(name):
-    policy = make(name)
-    positions = policy.act(OBSERVATIONS)
+    policy, observations = make(name), observations_of(name)
+    positions = policy.act(observations)
     assert positions.shape == (9, policy.action_size) == (9, 2)
     assert positions.dtype == np.float32
     assert np.abs(positions).max() <= 1.0
-    assert np.array_equal(positions, policy.act(OBSERVATIONS))
+    assert np.array_equal(positions, policy.act(observations))
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_acts_the_same_after_saving_and_loading(name, tmp_path):
-    policy = make(name)
+    policy, observations = make(name), observations_of(name)
     save_policy(policy, tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
     assert type(loaded) is POLICIES[name]
     assert loaded.arguments() == policy.arguments()
-    assert np.array_equal(loaded.act(OBSERVATIONS), policy.act(OBSERVATIONS))
+    assert np.array_equal(loaded.act(observations), policy.act(observations))
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_what_a_policy_hands_out_is_a_copy(name):
-    policy = make(name)
-    before = policy.act(OBSERVATIONS)
+    policy, observations = make(name), observations_of(name)
+    before = policy.act(observations)
     for tensor in policy.tensors().values():
         tensor.fill_(0.5)
-    policy.act(OBSERVATIONS)[:] = 9.0
-    assert np.array_equal(policy.act(OBSERVATIONS), before)
+    policy.act(observations)[:] = 9.0
+    assert np.array_equal(policy.act(observations), before)
 
 
 @pytest.mark.parametrize("name", POLICIES)
