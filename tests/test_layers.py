@@ -58,6 +58,7 @@ DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
     "hpenv.posttraining": ("hpenv.posttraining.plant",),
     "hpenv.policies": ("hpenv.plant",),
     "hpenv.deploy": ("hpenv.policies", "hpenv.telemetry"),
+    "hpenv.traces": ("hpenv.deploy",),
     "hpenv.infos": ("hpenv.plant",),
     "hpenv.render": ("hpenv.plot",),
     "hpenv.env": ("hpenv.telemetry", "hpenv.infos"),

@@ -104,7 +104,11 @@ class _Call(dict[str, Any]):
 
 
 class Attachment:
-    """A controller at work on an optimizer. `attach` makes it."""
+    """A controller at work on an optimizer. `attach` makes it.
+
+    Attributes:
+        contract: cells, observation and steps per decision.
+    """
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class Attachment:
         probe: Callable[[], float | Tensor] | None,
         dry_run: bool,
     ) -> None:
-        self._optimizer, self._contract, self._pilot = optimizer, contract, pilot
+        self._optimizer, self.contract, self._pilot = optimizer, contract, pilot
         self._probe, self._dry_run = probe, dry_run
         # The loss is cheap and the rails read it, so it is measured in any case.
         self._meter = Meter(contract.wanted | {"train_loss"})
@@ -163,7 +167,7 @@ class Attachment:
         """
         groups = self._optimizer.param_groups
         values = current_values(groups) if self._applied is None else self._applied
-        names = self._contract.panel.groups
+        names = self.contract.panel.groups
         return {name: as_floats(own) for name, own in zip(names, values, strict=False)}
 
     def observe(self, loss: float | Tensor) -> None:
@@ -225,14 +229,14 @@ class Attachment:
         pilot, groups = self._pilot, optimizer.param_groups
         decision = None
         if not pilot.fault:
-            if len(groups) != len(self._contract.panel.groups):
+            if len(groups) != len(self.contract.panel.groups):
                 raise ValueError(
-                    f"the optimizer must keep its {len(self._contract.panel.groups)} groups; "
+                    f"the optimizer must keep its {len(self.contract.panel.groups)} groups; "
                     f"got {len(groups)}; detach() and attach again after adding a group"
                 )
             if self._is_due():
                 decision = pilot.decide(self._steps, self._measured())
-                self._next = self._steps + self._contract.every
+                self._next = self._steps + self.contract.every
             self._meter.start_step(
                 parameters_of(optimizer),
                 self._keep,
@@ -253,7 +257,7 @@ class Attachment:
         decision may be due.
         """
         due = self._steps >= self._next and self.steps >= self._next
-        return due and self._steps < self._contract.total_steps
+        return due and self._steps < self.contract.total_steps
 
     def _measured(self) -> dict[str, np.ndarray]:
         """Returns the measurements of the window that ends, or of the run before its first step."""
@@ -291,7 +295,7 @@ class Attachment:
 
         `torch.save` writes it, and `torch.load(..., weights_only=True)` reads it.
         """
-        contract = self._contract
+        contract = self.contract
         return {
             "cells": list(contract.panel.names),
             "groups": list(contract.panel.groups),
@@ -309,7 +313,7 @@ class Attachment:
         Raises:
             ValueError: it is the state of another controller or optimizer.
         """
-        contract = self._contract
+        contract = self.contract
         own = {
             "cells": list(contract.panel.names),
             "groups": list(contract.panel.groups),

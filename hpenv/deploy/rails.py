@@ -116,7 +116,7 @@ def spend(
 
 
 def check_positions(positions: object, num_cells: int) -> FloatArray:
-    """Returns a controller's positions within [-1, 1], (1, A).
+    """Returns a controller's positions within [-1, 1], (1, A), rounded to float32.
 
     Raises:
         ValueError: they have another shape, or are no finite numbers.
@@ -129,7 +129,7 @@ def check_positions(positions: object, num_cells: int) -> FloatArray:
         )
     if not np.isfinite(array).all():
         raise ValueError(f"act must return finite numbers; got {array.tolist()}")
-    return np.clip(array.astype(np.float64), -1.0, 1.0)
+    return np.clip(array.astype(np.float32), -1.0, 1.0).astype(np.float64)
 
 
 def is_usable(loss: float | None) -> bool:

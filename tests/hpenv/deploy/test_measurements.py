@@ -127,7 +127,7 @@ def test_an_environment_shows_what_the_loop_shows():
         opt, controller, total_steps=12, every=3, probe=lambda: losses(net, 0)[0].item()
     )
     train(net, opt, attachment=attachment, steps=range(1))
-    assert attachment._contract.columns().observation_names == tuple(names)
+    assert attachment.contract.columns().observation_names == tuple(names)
     moving = [i for i, name in enumerate(names) if name not in ("gradient_norm", "momentum_norm")]
     assert controller.seen[0][0, moving] == pytest.approx(expected[moving])
 
