@@ -11,6 +11,8 @@ arguments that nobody else holds, and a weak reference to it. The mapping dies w
 Whoever keeps the exception keeps the call alive. For that case the values are restored before the
 next step, and before `optimizer.state_dict()` and `load_state_dict()`. `Attachment.restore` does so
 at once.
+
+The module is longer than usual because the hooks share their state.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def attach(
     fixed names. It fits if the groups have the names and the order of its training: `embedding`,
     `matrix`, `scalar` and `unembedding` are those of hpenv's models. Otherwise it is refused. A
     policy at the scope `run` fits any optimizer, and so do control laws like
-    `hpenv.policies.UpdateRatio`, with any number of groups.
+    `hpenv.policies.UpdateRatio`, with any number of groups. There are no rewards here, so `learn`
+    of a controller is not called.
 
     Args:
         optimizer: the optimizer that takes the steps. With accelerate, `wrapped.optimizer`.

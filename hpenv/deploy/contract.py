@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hpenv.checks import check_count, check_interval
+from hpenv.checks import check_count, is_count
 from hpenv.control.panel import Panel
 from hpenv.deploy.groups import KEYS, lay_out_panel
 from hpenv.deploy.meter import MEASUREMENTS
@@ -87,7 +87,11 @@ def agree(
     steps = spec.interval if every is None else every
     if steps is None:
         raise ValueError("every must be given: the controller names no interval; got None")
-    check_interval(steps, total_steps)
+    if not is_count(steps) or steps > total_steps:
+        raise ValueError(
+            f"every must be a whole number of steps per decision, from 1 to "
+            f"total_steps={total_steps}; got {steps!r}"
+        )
     if spec.num_registers:
         raise ValueError(
             f"num_registers of the controller must be 0 outside of hpenv; got {spec.num_registers};"

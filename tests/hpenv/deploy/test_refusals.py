@@ -63,7 +63,7 @@ def test_a_spec_that_depends_on_an_id_is_refused(field, value, text):
     ("arguments", "text"),
     [
         ({"total_steps": 0}, "total_steps must be a whole number"),
-        ({"total_steps": 4, "every": 5}, "interval must be .* from 1 to num_steps=4; got 5"),
+        ({"total_steps": 4, "every": 5}, "every must be .* from 1 to total_steps=4; got 5"),
         ({"total_steps": 4, "keys": ("betas",)}, r"keys must have 'lr'.*got \['betas'\]"),
         ({"total_steps": 4, "keys": ("rate",)}, r"keys must be some of \['lr'.*got \['rate'\]"),
         ({"total_steps": 4, "channels": [("lr", "run")]}, "channels must not be given"),
