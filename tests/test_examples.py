@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples import own_channel, own_controller, quickstart, sb3_ppo
+from examples import deploy_nanogpt_loop, own_channel, own_controller, quickstart, sb3_ppo
 from hpenv.control.channels import CHANNELS, add_channel
 from hpenv.policies import load_policy
 
@@ -57,3 +57,22 @@ def test_a_model_of_sb3_is_trained_saved_and_scored(tiny, tmp_path):
     assert 0.0 < score < 8.0
     positions = load_policy(tmp_path / "ppo").act(np.zeros((2, 1), dtype=np.float32))
     assert positions.shape == (2, 2) and np.abs(positions).max() <= 1.0
+
+
+def test_a_foreign_loop_logs_the_applied_rate_beside_the_schedulers(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loss = deploy_nanogpt_loop.main(logs=tmp_path, num_steps=24, batch_size=4)
+    assert 2.0 < loss < 6.0
+    log = accumulator.EventAccumulator(str(tmp_path))
+    log.Reload()
+    curves = {
+        f"{kind}/{group}": [entry.value for entry in log.Scalars(f"lr/{kind}/{group}")]
+        for kind in ("base", "effective")
+        for group in ("matrices", "vectors")
+    }
+    base, applied = curves["base/matrices"], curves["effective/matrices"]
+    assert base == pytest.approx(
+        [1e-4 * (0.55 + 0.45 * np.cos(np.pi * t / 24)) for t in range(24)]
+    )  # the scheduler's own
+    ratios = np.array(applied) / base
+    assert ratios[:10] == pytest.approx(1.0) and ratios[20:].min() > 2.0

@@ -93,6 +93,14 @@ class UpdateRatio:
             )
         self._log_targets = np.log([targets[cell] for cell in cells])
 
+    def state(self) -> dict[str, FloatArray]:
+        """Returns the logarithms of the multipliers."""
+        return {"logs": self._logs}
+
+    def set_state(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Continues from the arrays of `state`."""
+        self._logs = np.array(arrays["logs"])
+
     def act(self, observations: FloatArray) -> Float32Array:
         """Returns positions (N, A) at observations (N, 1 + A): progress, and a ratio per cell."""
         batch = as_observations(observations, 1 + self._logs.shape[1]).astype(np.float64)
@@ -141,6 +149,14 @@ class Hypergradient:
         """Starts at the base rates."""
         self._logs = np.zeros((columns.num_runs, len(columns.action_names)))
 
+    def state(self) -> dict[str, FloatArray]:
+        """Returns the logarithms of the multipliers."""
+        return {"logs": self._logs}
+
+    def set_state(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Continues from the arrays of `state`."""
+        self._logs = np.array(arrays["logs"])
+
     def act(self, observations: FloatArray) -> Float32Array:
         """Returns positions (N, A) at observations (N, 1 + A): progress, and a cosine per cell."""
         batch = as_observations(observations, 1 + self._logs.shape[1]).astype(np.float64)
@@ -177,6 +193,8 @@ class AdaLRS:
         ValueError: an argument is out of its range.
     """
 
+    _ARRAYS = ("mean_loss", "kept", "moves", "level", "logs")
+
     def __init__(
         self,
         factor: float = 3.0,
@@ -206,6 +224,18 @@ class AdaLRS:
         self._losses, self._time, self._mean_loss = [], 0.0, np.zeros(count)
         self._kept, self._logs = np.zeros(count), np.zeros(count)
         self._moves, self._level = np.full(count, self._factor), np.full(count, -1e3)
+
+    def state(self) -> dict[str, FloatArray]:
+        """Returns the losses of all windows, and the arrays of the search."""
+        losses = np.stack(self._losses) if self._losses else np.zeros((0, len(self._logs)))
+        arrays = {name: getattr(self, f"_{name}") for name in self._ARRAYS}
+        return arrays | {"losses": losses, "time": np.array(self._time)}
+
+    def set_state(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Continues from the arrays of `state`."""
+        for name in self._ARRAYS:
+            setattr(self, f"_{name}", np.array(arrays[name]))
+        self._losses, self._time = list(np.array(arrays["losses"])), float(arrays["time"])
 
     def act(self, observations: FloatArray) -> Float32Array:
         """Returns positions (N, 1) at observations (N, 2): progress, and the window's loss."""

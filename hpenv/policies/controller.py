@@ -122,9 +122,10 @@ class Columns(NamedTuple):
 class Controller(Protocol):
     """A controller of N runs.
 
-    A controller may have two further methods. `reset(columns)` is called before the first decision
-    of new runs. `learn(rewards, alive)` is called after each decision with the rewards (N,) of its
-    window, and True for the runs that took it, (N,).
+    A controller may have further methods. `reset(columns)` is called before the first decision of
+    new runs. `learn(rewards, alive)` is called after each decision with the rewards (N,) of its
+    window, and True for the runs that took it, (N,). `state()` returns all that changes within a
+    run, as named arrays, and `set_state(arrays)` continues from them. `hpenv.deploy` saves them.
     """
 
     @property
@@ -154,6 +155,28 @@ def begin(controller: object, columns: Columns) -> None:
     reset = getattr(controller, "reset", None)
     if reset is not None:
         reset(columns)
+
+
+def state_of(controller: object) -> dict[str, np.ndarray]:
+    """Returns copies of the arrays that change within a run. Empty for a controller without any."""
+    state = getattr(controller, "state", None)
+    return {} if state is None else {name: np.array(value) for name, value in state().items()}
+
+
+def restore_state(controller: object, arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets the arrays that `state_of` returned.
+
+    Raises:
+        ValueError: the controller has no `set_state`, and there are arrays.
+    """
+    set_state = getattr(controller, "set_state", None)
+    if set_state is not None:
+        set_state(dict(arrays))
+    elif arrays:
+        raise ValueError(
+            f"the controller must have `set_state(arrays)` to continue from {sorted(arrays)}; "
+            f"got {type(controller).__name__}, which has none"
+        )
 
 
 def teach(controller: object, rewards: FloatArray, alive: BoolArray) -> dict[str, float]:

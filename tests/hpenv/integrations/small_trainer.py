@@ -40,11 +40,12 @@ def trained(tmp_path, model, callbacks, steps: int = 3, resumed=None, **argument
         per_device_train_batch_size=2,
         learning_rate=0.01,
         weight_decay=0.0,
-        lr_scheduler_type="constant",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **({"logging_steps": 1, "save_strategy": "no"} | arguments),
+        **(
+            {"logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant"} | arguments
+        ),
     )
     trainer = transformers.Trainer(model=model, args=args, train_dataset=DATA, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resumed)

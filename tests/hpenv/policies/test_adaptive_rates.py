@@ -6,7 +6,14 @@ import pytest
 from hpenv.benchmark.environments import columns_of, make_population
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.policies.adaptive_rates import AdaLRS, Hypergradient, UpdateRatio
-from hpenv.policies.controller import begin, check_controller
+from hpenv.policies.controller import (
+    Columns,
+    begin,
+    check_controller,
+    restore_state,
+    state_of,
+)
+from hpenv.policies.neutral import Neutral
 
 JEL = "TrainLoop-JEL-v0"
 TINY = {
@@ -104,3 +111,30 @@ def test_a_law_is_a_controller_and_starts_at_the_base_rates(make):
 def test_what_is_impossible_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [UpdateRatio, Hypergradient, AdaLRS])
+def test_a_law_that_continues_from_its_state_acts_as_one_that_never_stopped(kind):
+    columns = Columns(2, 30, (), ("a",), ("scale",), (False,))
+    observations = np.random.default_rng(0).uniform(0.1, 1.0, (30, 2, 2)).astype(np.float32)
+    observations[:, :, 0] = np.linspace(0, 1, 30)[:, None]
+
+    straight, stopped = kind(), kind()
+    for each in (straight, stopped):
+        begin(each, columns)
+    expected = [straight.act(batch) for batch in observations]
+    found = []
+    for batch in observations:
+        state = state_of(stopped)
+        stopped = kind()
+        begin(stopped, columns)
+        restore_state(stopped, state)
+        found.append(stopped.act(batch))
+    assert np.array_equal(expected, found) and np.std(expected) > 0
+
+
+def test_a_controller_without_a_state_has_none_to_restore():
+    assert state_of(Neutral(1)) == {}
+    restore_state(Neutral(1), {})
+    with pytest.raises(ValueError, match=r"must have `set_state\(arrays\)`.*\['logs'\].*Neutral"):
+        restore_state(Neutral(1), {"logs": np.zeros(1)})

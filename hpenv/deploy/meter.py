@@ -1,0 +1,234 @@
+"""Measurements of a training loop, added up on the device of its parameters.
+
+Nothing is read before the end of a window: `Meter.read` is the one place that waits for a device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from hpenv.plant.measurements import Measurement
+
+#: Measurements of any training loop with a torch optimizer. Those of hpenv's plant of pretraining
+#: with the same name have the same formulas.
+MEASUREMENTS = (
+    Measurement("train_loss", "loss", "mean of the observed losses", over="mean"),
+    Measurement("probe_loss", "loss", "result of `probe`", group="probe"),
+    Measurement("gradient_norm", "1", "global L2 norm of the gradient at the optimizer's step"),
+    Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),
+    Measurement(
+        "update_ratio",
+        "1",
+        "norm of the group's update / norm of its weights after it",
+        per="group",
+        over="mean",
+        group="updates",
+    ),
+    Measurement(
+        "update_alignment",
+        "1",
+        "cosine of the group's gradient and the opposite of the update before it, 0 at the "
+        "window's first step",
+        per="group",
+        over="mean",
+        group="alignment",
+    ),
+)
+
+#: Names of first moments in the state of an optimizer.
+MOMENTS = ("exp_avg", "momentum_buffer")
+
+Parameters = Sequence[Sequence[Tensor]]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
+    """Returns the parameters of every group."""
+    return [list(group["params"]) for group in optimizer.param_groups]
+
+
+class Meter:
+    """Measures the steps of a window, as far as it is asked to.
+
+    Update ratio and alignment need a copy of all weights during a step, alignment another one
+    between steps.
+
+    Args:
+        wanted: names of measurements.
+    """
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        self._wanted = frozenset(wanted)
+        self._sums: dict[str, Tensor] = {}
+        self._pending: tuple[Tensor | float, int] = (0.0, 0)
+        self._held: Tensor | None = None
+        self._before: list[list[Tensor]] = []
+        self._last: list[list[Tensor]] = []
+
+    @property
+    def pending_loss(self) -> float | None:
+        """Mean of the losses since the last step. None without any. It waits for their device."""
+        total, count = self._pending
+        return float(total) / count if count else None
+
+    def observe(self, loss: Tensor | float) -> bool:
+        """Adds a loss of the coming step. Returns False if it is known not to be finite.
+
+        The number of an accelerator is not known yet.
+
+        Raises:
+            ValueError: a tensor of several numbers.
+        """
+        total, count = self._pending
+        value: Tensor | float
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(
+                    f"loss must be one number; got shape {tuple(loss.shape)}; give its mean"
+                )
+            value = _wide(loss.detach().reshape(()))
+        else:
+            value = float(loss)
+        self._pending = (total + value, count + 1)
+        return (isinstance(value, Tensor) and value.device.type != "cpu") or math.isfinite(
+            float(value)
+        )
+
+    @torch.no_grad()
+    def start_step(
+        self, groups: Parameters, keep: Tensor | None, scale: Tensor | None, is_last: bool
+    ) -> None:
+        """Measures gradients, and keeps the weights before the step.
+
+        Args:
+            groups: parameters of every group.
+            keep: 1 for a step that moves the weights, 0 for one that a GradScaler skips. None: 1.
+            scale: the gradients are this many times too large. None: 1.
+            is_last: True if this may be the window's last step.
+        """
+        self._held, self._before = None, []
+        if "gradient_norm" in self._wanted and (is_last or keep is not None):
+            norm = _norm([p.grad for group in groups for p in group if p.grad is not None])
+            self._set("gradient_norm", norm if scale is None else norm / scale, keep)
+        if "update_alignment" in self._wanted and self._last:
+            self._held = _stack([_cosine(*pair) for pair in zip(groups, self._last, strict=True)])
+        if self._wanted & {"update_ratio", "update_alignment"}:
+            self._before = [[p.detach().clone() for p in group] for group in groups]
+
+    @torch.no_grad()
+    def finish_step(self, groups: Parameters, keep: Tensor | None) -> None:
+        """Measures the update, and adds the step and its losses to the window."""
+        self._add("steps", _number(1.0), keep)
+        total, count = self._pending
+        if count:
+            mean = total / count
+            self._add("train_loss", mean if isinstance(mean, Tensor) else _number(mean), keep)
+            self._add("num_losses", _number(1.0), keep)
+            self._pending = (0.0, 0)
+
+        if self._held is not None:
+            self._add("update_alignment", self._held, keep)
+        if not self._before:
+            return
+
+        updates = [
+            [p.detach() - old for p, old in zip(group, olds, strict=True)]
+            for group, olds in zip(groups, self._before, strict=True)
+        ]
+        if "update_ratio" in self._wanted:
+            moved = _stack([_norm(group) for group in updates])
+            sizes = _stack([_norm([p.detach() for p in group]) for group in groups])
+            self._add("update_ratio", moved / sizes.clamp(min=1e-15), keep)
+        self._before, self._last = [], updates if "update_alignment" in self._wanted else []
+
+    def read(self, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+        """Returns the window's measurements and begins the next window.
+
+        A name without a number is left out: the loss, if none was observed.
+        """
+        sums = {name: value.double().cpu().numpy() for name, value in self._sums.items()}
+        steps = max(float(sums.pop("steps", 0.0)), 1.0)
+        losses = float(sums.pop("num_losses", 0.0))
+        found = {name: sums[name] / steps for name in sums if name.startswith("update")}
+
+        if losses:
+            found["train_loss"] = sums["train_loss"] / losses
+        if "gradient_norm" in sums:
+            found["gradient_norm"] = sums["gradient_norm"]
+        if "momentum_norm" in self._wanted:
+            states = optimizer.state.values()
+            moments = [s[name] for s in states for name in MOMENTS if s.get(name) is not None]
+            found["momentum_norm"] = _norm(moments).double().cpu().numpy()
+
+        self._sums, self._last = {}, []
+        return found
+
+    def _add(self, name: str, value: Tensor, keep: Tensor | None) -> None:
+        """Adds a number to the window. That of a step that is skipped counts as 0."""
+        value = _wide(value)
+        if keep is not None:
+            value = torch.where(keep > 0, value.to(keep.device), 0.0)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _set(self, name: str, value: Tensor, keep: Tensor | None) -> None:
+        """Sets a number of the window, unless the step is skipped."""
+        value = _wide(value)
+        if keep is not None:
+            old = self._sums.get(name, torch.zeros_like(value))
+            value = torch.where(keep > 0, value.to(keep.device), old.to(keep.device))
+        self._sums[name] = value
+
+    def state(self) -> dict[str, Any]:
+        """Returns the window so far: tensors and numbers."""
+        total, count = self._pending
+        return {
+            "sums": {name: value.clone() for name, value in self._sums.items()},
+            "pending": [float(total), count],
+            "last": [[update.clone() for update in group] for group in self._last],
+        }
+
+    def set_state(self, state: Mapping[str, Any], groups: Parameters) -> None:
+        """Continues a window of `state`, on the devices of the parameters."""
+        home = groups[0][0].device
+        self._sums = {name: value.to(home) for name, value in state["sums"].items()}
+        self._pending = (float(state["pending"][0]), int(state["pending"][1]))
+        self._last = [
+            [update.to(p.device) for update, p in zip(updates, group, strict=True)]
+            for updates, group in zip(state["last"], groups, strict=bool(state["last"]))
+        ]
+
+
+def _number(value: float) -> Tensor:
+    """Returns a number in the memory of the host."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Returns a number as float64, or as float32 on a device without that."""
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the L2 norm of all tensors together."""
+    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    return _wide(get_total_norm(dense))
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    """Returns numbers of several devices as one tensor, on the first device."""
+    return torch.stack([value.to(values[0].device) for value in values])
+
+
+def _cosine(parameters: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
+    """Returns the cosine of a group's gradient and the opposite of its last update."""
+    pairs = [(p.grad, u) for p, u in zip(parameters, updates, strict=True) if p.grad is not None]
+    size = _norm([g for g, _ in pairs]) * _norm(updates)
+    products = [_wide((g * u).sum()).to(size.device) for g, u in pairs]
+    total = torch.stack(products).sum() if products else torch.zeros_like(size)
+    return (-total / size.clamp(min=1e-30)).clamp(-1.0, 1.0)
