@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # One thread per test process: more would fight over the cores, and a sum's order would depend on the machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo benchmark projection test test-slow test-newest test-oldest test-processors lock check format bench bench-processors clean
+.PHONY: help setup demo benchmark benchmark-full projection test test-slow test-newest test-oldest test-processors lock check format bench bench-processors clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -46,9 +46,24 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock, at the newes
 demo: setup  ## the main experiment, cut to fit ten minutes on two cores
 	$(BIN)/python -m train_agents.experiments.jel --demo
 
-benchmark: setup  ## the tuned baselines on the suites smoke and jel-nano: rows, scores and pages in runs/benchmark/
+SUBMISSIONS := submissions
+benchmark: setup  ## the suites smoke and jel-nano: tuned baselines, submitted controllers, rows and pages in runs/benchmark/
 	$(BIN)/python -m baselines.field --suite smoke --executor processes:$(WORKERS)
 	$(BIN)/python -m baselines.field --suite jel-nano --executor processes:$(WORKERS)
+	$(call submitted,jel-nano)
+
+benchmark-full: benchmark  ## the suite pretraining-v1 as well; hours, goes on where it stopped
+	$(BIN)/python -m baselines.field --suite pretraining-v1 --executor processes:$(WORKERS) \
+		--baselines constant warmdown schedule_free update_ratio
+	$(BIN)/python -m baselines.transfer --suite pretraining-v1 --executor processes:$(WORKERS)
+	$(call submitted,pretraining-v1)
+
+# Scores what is below submissions/<suite>/, if there is anything.
+define submitted
+	@if compgen -G "$(SUBMISSIONS)/$(1)/*/submission.toml" > /dev/null; then \
+		$(BIN)/python -m hpenv.benchmark run $(SUBMISSIONS)/$(1)/* --suite $(1) --executor processes:$(WORKERS); \
+	fi
+endef
 
 projection: setup  ## gradient projection against reward hacking, all arms; hours, goes on where it stopped
 	$(BIN)/python -m train_agents.experiments.projection --num-workers $(WORKERS)

@@ -10,6 +10,7 @@ from hpenv.arrays import Float32Array, FloatArray
 from hpenv.deploy.meter import MEASUREMENTS
 from hpenv.plant.measurements import Window
 from hpenv.telemetry.episodes import Episodes
+from hpenv.telemetry.estimators import estimation_of
 from hpenv.telemetry.observation import Observation
 from hpenv.telemetry.reading import Layout
 from hpenv.telemetry.trajectory import Trajectory
@@ -69,7 +70,14 @@ class Readings:
         moved = _YES if "train_loss" in measured and not first else _NO
         fresh = _YES if first else _NO
         reading = episodes.add_window(
-            window, moved, fresh, self._probes, self._total, positions, self._layout
+            window,
+            moved,
+            fresh,
+            self._probes,
+            self._total,
+            positions,
+            self._layout,
+            estimation_of("stepwise"),
         )
         observed = self._observation.read(reading).astype(np.float32)
         episodes.previous_positions = positions.copy()
