@@ -44,7 +44,7 @@ def test_updates_are_measured_as_by_the_plant():
                 torch.zeros_like(p)[None] if p.grad is None else p.grad[None]
                 for p in net.parameters()
             ]
-            values = plant.alignment(gradients)
+            values = plant.before_update(gradients, np.ones(1))
             plant.start(weights)
             meter.start_step(groups, None, None, False)
             opt.step()
