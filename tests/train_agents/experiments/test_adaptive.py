@@ -1,0 +1,95 @@
+"""The AdaptiveRL experiment: its jobs, the law on planted losses, its report, a tiny whole run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hpenv.policies.control_law import AdaptiveRL
+from train_agents.experiments import adaptive, adaptive_report
+from train_agents.experiments.measures import planted
+
+TINY = [
+    "--num-steps", "40", "--num-evaluation-seeds", "2", "--num-tuning-seeds", "1",
+    "--batch-tokens", "32", "--sequence-length", "16", "--eval-tokens", "256",
+    "--data", "synthetic", "--num-drift-runs", "2", "--num-workers", "1",
+]  # fmt: skip
+
+
+def test_every_arm_has_a_job_and_poor_starts_are_of_the_tuned_rate():
+    config = adaptive.ExperimentConfig()
+    jobs = {job.name: job for job in adaptive.make_jobs(config)}
+    assert list(jobs) == [*(arm.name for arm in adaptive.ARMS), "drift"]
+    assert {arm.group for arm in adaptive.ARMS} == set(adaptive_report.GROUPS)
+    for name, factor in (("low", 1 / 30), ("high", 10.0)):
+        for kind in ("constant", "published", "own"):
+            arguments = jobs[f"{name}_{kind}"].arguments["env_arguments"]
+            assert arguments["base_lr"] == adaptive.TUNED_LR * factor
+    assert not set(config.evaluation_seeds) & set(config.tuning_seeds)
+
+
+@pytest.mark.parametrize("arm", [arm for arm in adaptive.ARMS if arm.law is not None])
+def test_laws_of_the_arms_are_laws(arm):
+    law = AdaptiveRL(law=dict(arm.gains) or None, **arm.law)
+    assert set(arm.gains) <= set(law.arguments()["law"])
+
+
+def test_a_stationary_loss_lowers_the_published_rate_as_the_formula_says():
+    noise = np.random.default_rng(1).normal(3.0, 0.15, (3000, 8))
+    controller = AdaptiveRL(law={"damping": 1.0, "rate_caps": (0.5, 2.0)})
+    values, seen = planted.play(controller, noise)
+    assert values["lr"].shape == (300, 8)
+    law = controller.arguments()["law"]
+    changes = (
+        law["rate_reward"] * seen["reward_trend"]
+        - law["rate_loss"] * np.maximum(seen["loss_trend"], 0)
+    )  # fmt: skip
+    logs = np.concatenate([np.zeros((1, 8)), np.log(values["lr"])])
+    inside = values["lr"].min(0) > 0.011  # the low bound was not met
+    assert inside.any()
+    assert np.diff(logs, axis=0)[:, inside] == pytest.approx(changes[:, inside], abs=1e-5)
+    assert changes.mean() < -0.01
+
+
+def test_dials_turn_as_section_7_says():
+    rows, _ = planted.measure_drift(4, adaptive.OWN)
+    found = {(row["stream"], row["gains"]): row for row in rows}
+    assert set(found) == {
+        (s, g) for s in planted.STREAMS for g in ("published", "undamped", "ours")
+    }
+    law = "undamped"
+    assert found["improvement", law]["lr"]["before"] > 1
+    regression = found["regression", law]
+    assert regression["lr"]["after"] < regression["lr"]["before"]
+    assert regression["momentum"]["after"] < regression["momentum"]["before"]
+    shift = found["shift", law]
+    assert (
+        shift["lr"]["lowest"] < shift["lr"]["before"]
+        and shift["lr"]["lowest"] < shift["lr"]["after"]
+    )
+    assert shift["exploration"]["highest"] > shift["exploration"]["before"]
+
+
+def test_a_tiny_run_writes_every_part_of_the_page_and_goes_on(tmp_path, capsys):
+    arguments = [*TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    adaptive.main([*arguments, "--only", "sweep_constant", "adaptive"])
+    assert "| AdaptiveRL, replacing the schedule |" in capsys.readouterr().out
+    adaptive.main(arguments)
+    page = (tmp_path / "out/README.md").read_text()
+    for words in ("Ablations", "30 times too low, our gains", "without a model", "stationary"):
+        assert words in page, words
+    assert "{{" not in page
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert set(summary) == {arm.name for arm in adaptive.ARMS}
+    assert summary["adaptive"]["seeds"] == 2
+    pictures = {file.stem for file in (tmp_path / "out").glob("*.png")}
+    assert pictures == set(adaptive_report.FIGURES)
+
+
+def test_area_and_time_by_hand():
+    row = {
+        "bpb": 3.0, "divergence_reason": None, "steps": [0, 10, 20], "probe_curve": [5.0, 3.0, 1.0],
+    }  # fmt: skip
+    found = adaptive_report._numbers(3.0, row)
+    assert found == {"bpb": 3.0, "area": 3.0, "time": 10.0}
+    assert adaptive_report._numbers(0.5, row)["time"] == 20.0
