@@ -74,6 +74,9 @@ Arguments:
     whose `lr_schedule` is given as `schedule`. Each is a keyword argument of `gym.make` and
     `gym.make_vec`. The defaults that belong to the id are in `SPEC`.
 
+    With `mapping="move"` an action is a bounded change of the positions, and 0 holds them (see
+    `hpenv.envs.adaptive`).
+
     `schedule` and `weight_decay_schedule` map the step to a multiplier of the base rate, over the
     `num_steps` of a run:
 
