@@ -68,6 +68,7 @@ class ExperimentConfig(Sizes):
     sequence_length: int = 64  # [tokens]
     eval_tokens: int = 16_384  # of a held-out evaluation [tokens]
     num_drift_runs: int = 50  # of the law without a model
+    num_drift_decisions: int = 300  # of each of them
 
     def env_arguments(self, **more: Any) -> dict[str, Any]:
         """Returns the arguments of a run."""
@@ -160,8 +161,12 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
             law["interval"] = min(law["interval"], config.num_steps)
         given = {"env_arguments": arguments, "seeds": config.evaluation_seeds}
         jobs.append(Job(arm.name, run_arm, {**given, "law": law, "gains": dict(arm.gains)}))
-    runs = {"num_runs": config.num_drift_runs, "own_gains": OWN}
-    return [*jobs, Job("drift", measure_drift, runs)]
+    drift = {
+        "num_runs": config.num_drift_runs,
+        "num_decisions": config.num_drift_decisions,
+        "own_gains": OWN,
+    }
+    return [*jobs, Job("drift", measure_drift, drift)]
 
 
 def _sweep(name: str, config: ExperimentConfig) -> Job:

@@ -19,39 +19,37 @@ from hpenv.policies.control_law import FEATURES, AdaptiveRL
 from hpenv.policies.controller import Columns
 from hpenv.telemetry.estimators import Estimates, Estimators, estimation_of
 
-#: Decisions of a stream, steps of each, and the decision at which something happens.
-NUM_DECISIONS, INTERVAL, EVENT = 300, 10, 150
-#: Decisions after the event over which a dial's change is measured.
-WINDOW = 30
+#: Steps of a decision.
+INTERVAL = 10
+#: Fraction of a stream's decisions after its event over which a dial's change is measured.
+WINDOW = 0.1
 #: Standard deviation of a step's loss. That of batches of 128 tokens on `nano` is about as large.
 NOISE = 0.15
 
 
-def _falling(steps: FloatArray) -> FloatArray:
-    return 2.0 + 2.0 * np.exp(-steps / 600.0)
+def _falling(steps: FloatArray, event: float) -> FloatArray:
+    return 2.0 + 2.0 * np.exp(-steps / (0.4 * event))
 
 
-def _stationary(steps: FloatArray) -> FloatArray:
+def _stationary(steps: FloatArray, event: float) -> FloatArray:
     return np.full_like(steps, 3.0)
 
 
-def _plateau(steps: FloatArray) -> FloatArray:
-    start = EVENT * INTERVAL
-    return np.where(steps < start, 6.0 - 3.0 * steps / start, 3.0)
+def _plateau(steps: FloatArray, event: float) -> FloatArray:
+    return np.where(steps < event, 6.0 - 3.0 * steps / event, 3.0)
 
 
-def _regression(steps: FloatArray) -> FloatArray:
-    after = np.maximum(steps - EVENT * INTERVAL, 0.0)
-    return _falling(steps) + after / 500.0
+def _regression(steps: FloatArray, event: float) -> FloatArray:
+    return _falling(steps, event) + 3.0 * np.maximum(steps - event, 0.0) / event
 
 
-def _shift(steps: FloatArray) -> FloatArray:
-    after = steps - EVENT * INTERVAL
-    return _falling(steps) + np.where(after >= 0, 1.5 * np.exp(-np.maximum(after, 0.0) / 200.0), 0)
+def _shift(steps: FloatArray, event: float) -> FloatArray:
+    after = np.maximum(steps - event, 0.0) / event
+    return _falling(steps, event) + np.where(steps >= event, 1.5 * np.exp(-after / 0.13), 0.0)
 
 
-#: Name -> mean loss as a function of the step. The first has no event.
-STREAMS: dict[str, Callable[[FloatArray], FloatArray]] = {
+#: Name -> mean loss as a function of the steps and the event's step. The first has no event.
+STREAMS: dict[str, Callable[[FloatArray, float], FloatArray]] = {
     "stationary": _stationary,
     "improvement": _falling,
     "plateau": _plateau,
@@ -103,23 +101,25 @@ def play(
     )
 
 
-def measure_drift(num_runs: int, own_gains: Mapping[str, Any]) -> Rows:
+def measure_drift(num_runs: int, num_decisions: int, own_gains: Mapping[str, Any]) -> Rows:
     """Plays the law with the published gains, without damping, and with ours, on every stream.
+
+    The event is in the middle of a stream.
 
     Returns:
         A row per stream and gains: `drift`, the mean change of log rate per decision over the
         second half, `expected_drift`, that of the formula without caps and damping at the trends
-        that were seen, and for every channel its `before` (at the event), `after` (WINDOW decisions
+        that were seen, and for every channel its `before` (at the event), `after` (a WINDOW
         later), `lowest` and `highest` in between (means over runs).
     """
-    steps = np.arange(NUM_DECISIONS * INTERVAL, dtype=np.float64)
+    steps = np.arange(num_decisions * INTERVAL, dtype=np.float64)
     noise = np.random.default_rng(0).normal(0.0, NOISE, (len(steps), num_runs))
     laws = {"published": {}, "undamped": {"damping": 1.0}, "ours": dict(own_gains)}
     rows = []
     for stream, mean in STREAMS.items():
         for gains, changes in laws.items():
             controller = AdaptiveRL(law=changes or None)
-            values, seen = play(controller, mean(steps)[:, None] + noise)
+            values, seen = play(controller, mean(steps, len(steps) / 2)[:, None] + noise)
             rows.append(
                 {"stream": stream, "gains": gains}
                 | _drift(controller, values, seen)
@@ -131,7 +131,7 @@ def measure_drift(num_runs: int, own_gains: Mapping[str, Any]) -> Rows:
 def _drift(
     controller: AdaptiveRL, values: Mapping[str, FloatArray], seen: Mapping[str, FloatArray]
 ) -> dict[str, float]:
-    law, half = controller.arguments()["law"], NUM_DECISIONS // 2
+    law, half = controller.arguments()["law"], len(values["lr"]) // 2
     logs = np.log(values["lr"][half:])
     pushed = law["rate_reward"] * seen["reward_trend"][half:]
     pulled = law["rate_loss"] * np.maximum(seen["loss_trend"][half:], 0.0)
@@ -143,10 +143,10 @@ def _drift(
 
 def _around_event(values: FloatArray) -> dict[str, float]:
     """Returns the mean over runs of a dial at the event and after it, and its ends in between."""
-    mean = values.mean(1)
-    between = mean[EVENT : EVENT + WINDOW + 1]
+    mean, event = values.mean(1), len(values) // 2
+    between = mean[event : event + round(WINDOW * len(values)) + 1]
     return {
-        "before": float(mean[EVENT - 1]),
+        "before": float(mean[event - 1]),
         "after": float(between[-1]),
         "lowest": float(between.min()),
         "highest": float(between.max()),
