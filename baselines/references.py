@@ -22,7 +22,7 @@ import numpy as np
 
 from baselines.schedules import groups_of, nanochat_rates
 from baselines.trials import tuning_loss, tuning_seeds
-from baselines.tuning import TOLERANCE, spend, spend_until_closed
+from baselines.tuning import TOLERANCE, closed_search, spend
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.executors import open_executor, run_all
@@ -93,7 +93,7 @@ def make_reference(instance: Instance, config: ReferencesConfig) -> dict[str, An
 
     log = config.logs / config.suite / f"{instance.name}.jsonl"
     description = {"instance": instance.digest, "seeds": tuning}
-    best, table, around = spend_until_closed(
+    best, table, around = closed_search(
         lambda count: spend(loss, start_of(instance), count, log, description, TOLERANCE),
         config.num_points,
     )

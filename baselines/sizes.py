@@ -1,4 +1,4 @@
-"""Whether small runs tell which method wins on larger ones: `python -m baselines.sizes`.
+"""Rank correlation of methods between model sizes: `python -m baselines.sizes`.
 
 Every baseline of the field, at the first point of its search, and the untouched run train models of
 three sizes: `nano`, and models whose blocks have 4 and 16 times as many weights. Everything else is

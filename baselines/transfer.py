@@ -29,7 +29,7 @@ from baselines.field import (
 )
 from baselines.references import ADAMW_MATRIX_LR, WARMDOWN, arguments_of, start_of
 from baselines.trials import tuning_loss, tuning_seeds
-from baselines.tuning import TOLERANCE, spend, spend_until_closed
+from baselines.tuning import TOLERANCE, closed_search, spend
 from hpenv.benchmark.command_line import configuration, refusals
 from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
@@ -198,7 +198,7 @@ def search(one: Search) -> None:
     log = one.file.with_suffix(".log.jsonl")
     description = {"instances": [each.digest for each in train], "method": baseline.doc}
     loss = partial(_mean_log_loss, baseline, train)
-    best, table, around = spend_until_closed(
+    best, table, around = closed_search(
         lambda count: spend(loss, baseline.start, count, log, description, TOLERANCE),
         points_of(one.name),
     )

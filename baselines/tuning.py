@@ -200,7 +200,7 @@ def spend(
     return best, seen, around
 
 
-def spend_until_closed(search: Callable[[int], Searched], num_points: int) -> Searched:
+def closed_search(search: Callable[[int], Searched], num_points: int) -> Searched:
     """Returns a search of `num_points`, or of more if its best point has an untried side.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which training runs the episodes of an update are of: one environment, or those of a suite.
+"""Tasks of updates: the training runs of one environment, or of the instances of a suite.
 
 With a suite, the episodes of an update are runs of one of its train instances. All instances come
 once in an order drawn from the seed, then again in another order. The base learning rate of an

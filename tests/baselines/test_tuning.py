@@ -9,9 +9,9 @@ import pytest
 from baselines.tuning import (
     SEARCHES,
     OpenSearchError,
+    closed_search,
     neighbors,
     spend,
-    spend_until_closed,
     tune,
 )
 
@@ -150,7 +150,7 @@ def test_a_search_with_an_untried_side_gets_more_points():
             raise OpenSearchError("open")
         return {}, [], {}
 
-    assert spend_until_closed(search, 40) == ({}, [], {}) and counts == [40, 50, 60]
+    assert closed_search(search, 40) == ({}, [], {}) and counts == [40, 50, 60]
     with pytest.raises(OpenSearchError):
-        spend_until_closed(search, 20)
+        closed_search(search, 20)
     assert counts[3:] == [20, 30, 40]
