@@ -73,13 +73,13 @@ class Baseline:
         doc: what it is, with its source.
         start: coordinate -> first value.
         arguments: function from an instance and a point to the arguments that it changes.
-        controller: function from a point to the controller that acts, or None.
+        controller: function from an instance and a point to the controller that acts, or None.
     """
 
     doc: str
     start: Mapping[str, float]
     arguments: Callable[[Instance, Point], dict[str, Any]]
-    controller: Callable[[Point], Controller] | None = None
+    controller: Callable[[Instance, Point], Controller] | None = None
 
 
 def _one_rate(schedule: Any, instance: Instance, point: Point) -> dict[str, Any]:
@@ -165,19 +165,19 @@ FIELD: dict[str, Baseline] = {
         "a constant update-to-weight ratio per group, held by feedback",
         {"target": 0.01},
         nanochat_base,
-        lambda point: UpdateRatio(point["target"]),
+        lambda instance, point: UpdateRatio(point["target"]),
     ),
     "hypergradient": Baseline(
         "hypergradient descent per group, from one rate (Baydin et al. 2018)",
         {"lr": FIRST_LR},
         _adapted,
-        lambda point: Hypergradient(),
+        lambda instance, point: Hypergradient(),
     ),
     "adalrs": Baseline(
         "AdaLRS from one rate (Dong et al. 2025)",
         {"lr": FIRST_LR},
         _adapted,
-        lambda point: AdaLRS(),
+        lambda instance, point: AdaLRS(),
     ),
     "schedule_free": Baseline(
         "schedule-free AdamW beside Muon at nanochat's rate (Defazio et al. 2024)",
@@ -232,7 +232,7 @@ class Tuned:
         """
         point, baseline = self.point(instance), self.baseline
         if baseline.controller is not None:
-            self._acting = baseline.controller(point)
+            self._acting = baseline.controller(instance, point)
         return baseline.arguments(instance, point)
 
     @property
@@ -293,7 +293,8 @@ def tune(search: Search) -> None:
 
     def loss(point: Point) -> float:
         changed = baseline.arguments(search.instance, point)
-        acting = None if baseline.controller is None else baseline.controller(point)
+        make = baseline.controller
+        acting = None if make is None else make(search.instance, point)
         return tuning_loss(search.instance, changed, seeds, acting)
 
     best, table, around = spend(loss, baseline.start, NUM_POINTS, tolerance=TOLERANCE)

@@ -86,7 +86,7 @@ def run(piece: Piece) -> list[float]:
         baseline = FIELD[piece.method]
         changed = baseline.arguments(piece.instance, baseline.start)
         if baseline.controller is not None:
-            controller = baseline.controller(baseline.start)
+            controller = baseline.controller(piece.instance, baseline.start)
 
     arguments = dict(piece.instance.arguments) | changed
     if controller is not None:

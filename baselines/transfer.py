@@ -62,12 +62,16 @@ def _group_rates(instance: Instance, point: Point) -> dict[str, Any]:
     return arguments_of(instance, values)
 
 
-def _law(point: Point) -> UpdateRatio:
+def _law(instance: Instance, point: Point) -> UpdateRatio:
+    """Returns the law at targets per group. Matrices under AdamW may have another one."""
     targets = {
         name.removeprefix("ratio/"): value
         for name, value in point.items()
         if name.startswith("ratio/")
     }
+    adamw = targets.pop("matrix_adamw", targets["matrix"])
+    if "muon" not in str(instance.arguments["optimizer"]):
+        targets["matrix"] = adamw
     return UpdateRatio(targets, warmdown=min(1.0, point["warmdown"]), interval=INTERVAL)
 
 
@@ -99,6 +103,12 @@ LAWS: dict[str, Baseline] = {
     "ratio_law": Baseline(
         "an update-to-weight ratio per group, held by feedback, from nanochat's rates",
         _RATIOS,
+        nanochat_base,
+        _law,
+    ),
+    "ratio_law_rules": Baseline(
+        "the same law, with another target for matrices under AdamW",
+        _RATIOS | {"ratio/matrix_adamw": 0.005},
         nanochat_base,
         _law,
     ),
@@ -185,7 +195,7 @@ def _mean_log_loss(baseline: Baseline, instances: Sequence[Instance], point: Poi
             instance,
             baseline.arguments(instance, point),
             tuning_seeds(instance, 1),
-            None if baseline.controller is None else baseline.controller(point),
+            None if baseline.controller is None else baseline.controller(instance, point),
         )
         for instance in instances
     ]

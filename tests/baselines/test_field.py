@@ -29,7 +29,7 @@ def test_every_baseline_makes_runs_of_an_instance(name, shape):
     assert set(changed) - {"optimizer"} <= {
         "base_lr", "base_weight_decay", "schedule", "weight_decay_schedule",
     }  # fmt: skip
-    acting = None if baseline.controller is None else baseline.controller(baseline.start)
+    acting = None if baseline.controller is None else baseline.controller(instance, baseline.start)
     asked = {} if acting is None else acting.spec.arguments()
     make_population(instance.env_id, 1, dict(instance.arguments) | changed | asked)
 

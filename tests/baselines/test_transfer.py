@@ -93,7 +93,9 @@ def test_laws_have_targets_and_rates_of_every_group(name):
         SUITE.train[0],
         baseline.arguments(SUITE.train[0], baseline.start),
         tuning_seeds(SUITE.train[0], 1),
-        None if baseline.controller is None else baseline.controller(baseline.start),
+        None
+        if baseline.controller is None
+        else baseline.controller(SUITE.train[0], baseline.start),
     )
     assert 0 < loss < 6.0
 
@@ -102,6 +104,15 @@ def test_matrices_have_a_rate_of_their_own_without_muon():
     point = dict(transfer.LAWS["group_rates"].start) | {transfer.ADAMW_MATRIX: 0.123}
     muon, adamw = (transfer.LAWS["group_rates"].arguments(each, point) for each in SEARCHED)
     assert adamw["base_lr"]["matrix"] == 0.123 != muon["base_lr"]["matrix"]
+
+
+def test_matrices_have_a_target_of_their_own_under_adamw():
+    point = dict(transfer.LAWS["ratio_law_rules"].start) | {"ratio/matrix_adamw": 0.123}
+    muon, adamw = (
+        transfer.LAWS["ratio_law_rules"].controller(each, point)._target for each in SEARCHED
+    )
+    assert set(muon) == set(adamw) == {"embedding", "matrix", "unembedding"}
+    assert adamw["matrix"] == 0.123 != muon["matrix"]
 
 
 def test_committed_points_are_of_the_stated_size_and_interior():
