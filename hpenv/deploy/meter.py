@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from hpenv.plant.measurements import Measurement
+from hpenv.plant.measurements import Measurement, step_losses
 
 #: Measurements of any training loop with a torch optimizer. Those of hpenv's plant of pretraining
 #: with the same name have the same formulas.
 MEASUREMENTS = (
     Measurement("train_loss", "loss", "mean of the observed losses", over="mean"),
+    step_losses("loss"),
     Measurement("probe_loss", "loss", "result of `probe`", group="probe"),
     Measurement("gradient_norm", "1", "global L2 norm of the gradient at the optimizer's step"),
     Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),
@@ -40,12 +41,39 @@ MEASUREMENTS = (
         over="mean",
         group="alignment",
     ),
+    Measurement(
+        "gradient_agreement",
+        "1",
+        "cosine of the group's gradient and that of the step before, 0 at the window's first step",
+        per="group",
+        over="mean",
+        group="agreement",
+    ),
+    Measurement(
+        "mean_gradient_norm", "1", "global L2 norm of the gradient", over="mean", group="spread"
+    ),
+    Measurement(
+        "mean_squared_gradient_norm",
+        "1",
+        "square of the global L2 norm of the gradient",
+        over="mean",
+        group="spread",
+    ),
 )
+
+#: Measurements that are means over the steps of a window.
+MEANS = frozenset(own.name for own in MEASUREMENTS if own.over == "mean") - {"train_loss"}
+
+#: Moments of the gradient's norm over a window.
+SPREAD = ("mean_gradient_norm", "mean_squared_gradient_norm")
 
 #: Names of first moments in the state of an optimizer.
 MOMENTS = ("exp_avg", "momentum_buffer")
 
 Parameters = Sequence[Sequence[Tensor]]
+
+#: Gradients of every group. None: the parameter has none.
+Gradients = Sequence[Sequence[Tensor | None]]
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
@@ -57,7 +85,7 @@ class Meter:
     """Measures the steps of a window, as far as it is asked to.
 
     Update ratio and alignment need a copy of all weights during a step, alignment another one
-    between steps.
+    between steps. Agreement needs a copy of all gradients between steps.
 
     Args:
         wanted: names of measurements.
@@ -67,8 +95,11 @@ class Meter:
         self._wanted = frozenset(wanted)
         self._sums: dict[str, Tensor] = {}
         self._pending: tuple[Tensor | float, int] = (0.0, 0)
-        self._held: Tensor | None = None
+        self._losses: list[Tensor] = []
+        self._held: dict[str, Tensor] = {}
         self._before: list[list[Tensor]] = []
+        self._gradients: Gradients = []
+        self._coming: Gradients = []
         self._last: list[list[Tensor]] = []
 
     @property
@@ -112,12 +143,22 @@ class Meter:
             scale: the gradients are this many times too large. None: 1.
             is_last: True if this may be the window's last step.
         """
-        self._held, self._before = None, []
-        if "gradient_norm" in self._wanted and (is_last or keep is not None):
-            norm = _norm([p.grad for group in groups for p in group if p.grad is not None])
-            self._set("gradient_norm", norm if scale is None else norm / scale, keep)
+        self._held, self._before = {}, []
+        gradients = [[p.grad for p in group] for group in groups]
+        spreads = not self._wanted.isdisjoint(SPREAD)
+        if spreads or ("gradient_norm" in self._wanted and (is_last or keep is not None)):
+            norm = _norm([g for group in gradients for g in group if g is not None])
+            norm = norm if scale is None else norm / scale
+            if "gradient_norm" in self._wanted:
+                self._set("gradient_norm", norm, keep)
+            if spreads:
+                self._held |= dict(zip(SPREAD, (norm, norm.square()), strict=True))
         if "update_alignment" in self._wanted and self._last:
-            self._held = _stack([_cosine(*pair) for pair in zip(groups, self._last, strict=True)])
+            self._held["update_alignment"] = -_cosines(gradients, self._last)
+        if "gradient_agreement" in self._wanted:
+            if self._gradients:
+                self._held["gradient_agreement"] = _cosines(gradients, self._gradients)
+            self._coming = _kept_gradients(gradients, self._gradients, keep)
         if self._wanted & {"update_ratio", "update_alignment"}:
             self._before = [[p.detach().clone() for p in group] for group in groups]
 
@@ -128,12 +169,16 @@ class Meter:
         total, count = self._pending
         if count:
             mean = total / count
-            self._add("train_loss", mean if isinstance(mean, Tensor) else _number(mean), keep)
+            loss = mean if isinstance(mean, Tensor) else _number(mean)
+            self._add("train_loss", loss, keep)
+            if "step_losses" in self._wanted:
+                self._losses.append(loss if keep is None else _where(keep, loss, torch.nan))
             self._add("num_losses", _number(1.0), keep)
             self._pending = (0.0, 0)
 
-        if self._held is not None:
-            self._add("update_alignment", self._held, keep)
+        for name, value in self._held.items():
+            self._add(name, value, keep)
+        self._gradients = self._coming
         if not self._before:
             return
 
@@ -150,12 +195,16 @@ class Meter:
     def read(self, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
         """Returns the window's measurements and begins the next window.
 
-        A name without a number is left out: the loss, if none was observed.
+        A name without a number is left out: the loss, if none was observed. `step_losses` has the
+        finite losses of the steps, (S,).
         """
         sums = {name: value.double().cpu().numpy() for name, value in self._sums.items()}
         steps = max(float(sums.pop("steps", 0.0)), 1.0)
         losses = float(sums.pop("num_losses", 0.0))
-        found = {name: sums[name] / steps for name in sums if name.startswith("update")}
+        found = {name: sums[name] / steps for name in sums if name in MEANS}
+        if "step_losses" in self._wanted:
+            step_losses = self._read_losses()
+            found["step_losses"] = step_losses[np.isfinite(step_losses)]
 
         if losses:
             found["train_loss"] = sums["train_loss"] / losses
@@ -166,14 +215,19 @@ class Meter:
             moments = [s[name] for s in states for name in MOMENTS if s.get(name) is not None]
             found["momentum_norm"] = _norm(moments).double().cpu().numpy()
 
-        self._sums, self._last = {}, []
+        self._sums, self._last, self._losses = {}, [], []
+        self._gradients = self._coming = []
         return found
+
+    def _read_losses(self) -> np.ndarray:
+        """Returns the loss of every step so far, (S,). NaN for one that is skipped."""
+        return _stack(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
 
     def _add(self, name: str, value: Tensor, keep: Tensor | None) -> None:
         """Adds a number to the window. That of a step that is skipped counts as 0."""
         value = _wide(value)
         if keep is not None:
-            value = torch.where(keep > 0, value.to(keep.device), 0.0)
+            value = _where(keep, value, 0.0)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _set(self, name: str, value: Tensor, keep: Tensor | None) -> None:
@@ -181,7 +235,7 @@ class Meter:
         value = _wide(value)
         if keep is not None:
             old = self._sums.get(name, torch.zeros_like(value))
-            value = torch.where(keep > 0, value.to(keep.device), old.to(keep.device))
+            value = _where(keep, value, old)
         self._sums[name] = value
 
     def state(self) -> dict[str, Any]:
@@ -191,6 +245,8 @@ class Meter:
             "sums": {name: value.clone() for name, value in self._sums.items()},
             "pending": [float(total), count],
             "last": [[update.clone() for update in group] for group in self._last],
+            "step_losses": torch.from_numpy(self._read_losses().copy()),
+            "gradients": _kept_gradients(self._gradients, [], None),
         }
 
     def set_state(self, state: Mapping[str, Any], groups: Parameters) -> None:
@@ -202,6 +258,12 @@ class Meter:
             [update.to(p.device) for update, p in zip(updates, group, strict=True)]
             for updates, group in zip(state["last"], groups, strict=bool(state["last"]))
         ]
+        self._losses = list(state["step_losses"].to(home).unbind())
+        self._gradients = [
+            [None if g is None else g.to(p.device) for g, p in zip(own, group, strict=True)]
+            for own, group in zip(state["gradients"], groups, strict=bool(state["gradients"]))
+        ]
+        self._coming = self._gradients
 
 
 def _number(value: float) -> Tensor:
@@ -225,10 +287,40 @@ def _stack(values: Sequence[Tensor]) -> Tensor:
     return torch.stack([value.to(values[0].device) for value in values])
 
 
-def _cosine(parameters: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
-    """Returns the cosine of a group's gradient and the opposite of its last update."""
-    pairs = [(p.grad, u) for p, u in zip(parameters, updates, strict=True) if p.grad is not None]
-    size = _norm([g for g, _ in pairs]) * _norm(updates)
-    products = [_wide((g * u).sum()).to(size.device) for g, u in pairs]
+def _where(keep: Tensor, value: Tensor, other: Tensor | float) -> Tensor:
+    """Returns a value, or another one for a step that is skipped, on the device of `keep`."""
+    other = other.to(keep.device) if isinstance(other, Tensor) else other
+    return torch.where(keep > 0, value.to(keep.device), other)
+
+
+def _cosines(first: Gradients, second: Gradients) -> Tensor:
+    """Returns the cosine of two lists of tensors in every group, (G,)."""
+    return _stack([_cosine(*pair) for pair in zip(first, second, strict=True)])
+
+
+def _cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
+    """Returns the cosine of two lists of tensors. A tensor that is missing counts as 0."""
+    size = _norm([a for a in first if a is not None]) * _norm([b for b in second if b is not None])
+    products = [
+        _wide((a * b).sum()).to(size.device)
+        for a, b in zip(first, second, strict=True)
+        if a is not None and b is not None
+    ]
     total = torch.stack(products).sum() if products else torch.zeros_like(size)
-    return (-total / size.clamp(min=1e-30)).clamp(-1.0, 1.0)
+    return (total / size.clamp(min=1e-30)).clamp(-1.0, 1.0)
+
+
+def _kept_gradients(gradients: Gradients, old: Gradients, keep: Tensor | None) -> Gradients:
+    """Returns copies of the gradients of a step, or the old ones, or 0, if the step is skipped."""
+    if keep is None:
+        return [[None if g is None else g.detach().clone() for g in group] for group in gradients]
+    olds = old or [[None] * len(group) for group in gradients]
+    return [
+        [None if g is None else _choice(keep, g.detach(), o) for g, o in zip(*pair, strict=True)]
+        for pair in zip(gradients, olds, strict=True)
+    ]
+
+
+def _choice(keep: Tensor, gradient: Tensor, old: Tensor | None) -> Tensor:
+    kept = torch.zeros_like(gradient) if old is None else old
+    return torch.where(keep.to(gradient.device) > 0, gradient, kept)
