@@ -283,7 +283,7 @@ class AdaptiveRL:
         self._gain, self._sign = np.ones(columns.num_runs), np.zeros(columns.num_runs)
 
     def state(self) -> dict[str, FloatArray]:
-        """Returns the damping of the runs: multipliers of the gains, and signs of the last moves."""
+        """Returns multipliers of the gains, and signs of the last moves, (N,) each."""
         return {"gain": self._gain, "sign": self._sign}
 
     def set_state(self, arrays: Mapping[str, FloatArray]) -> None:
