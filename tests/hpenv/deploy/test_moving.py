@@ -92,7 +92,9 @@ def test_a_saved_policy_of_moves_works_on_any_optimizer(env, tmp_path):
         positions = np.array([[0.0, 0.0]] + [d.positions for d in attachment.history])
         change = np.diff(positions, axis=0)
         assert len(change) == 6 and not attachment.fault
-        assert (change <= [0.05 + 1e-12, 1e-12]).all() and (change >= [-0.02, -0.3]).all()
+        assert (change <= [0.05 + 1e-12, 1e-12]).all() and (
+            change >= [-0.02 - 1e-12, -0.3 - 1e-12]
+        ).all()
         assert np.abs(change).max() > 0.01
 
 
@@ -193,7 +195,7 @@ def test_the_odds_of_the_momentum_are_those_of_the_rules(name, position):
     for p in net.parameters():
         p.grad = torch.ones_like(p)
     opt.step()
-    odds = torch.tensor(CHANNELS["momentum"].values(np.array([position])))
+    odds = torch.tensor(CHANNELS["momentum"].values(np.array([np.float32(position)], float)))
     expected, _ = move_momentum(base, 1.0 - base, odds)
     exact = {} if name == "adamw_tensor" else {"rel": 1e-12}
     assert seen == [pytest.approx(float(expected), **exact)]
@@ -210,8 +212,6 @@ def test_beta1_is_multiplied_before_the_odds_as_in_the_rules():
         # The cells are in the other order.
         pairs = [("momentum", "run"), ("beta1", "run")]
         attach(opt, Constant(0.5, 0.5, channels=pairs), total_steps=STEPS)
-        opt.zero_grad()
-        opt.step = opt.step  # the recorder sees the values within its step
         losses(net, 0)[0].backward()
         opt.step()
         rest = 0.1 * 5**0.5

@@ -11,7 +11,7 @@ from hpenv.telemetry.estimators import Estimators, estimation_of
 from tests.hpenv.deploy.loops import Constant, losses, model, train
 
 TRENDS = ("loss_trend", "reward_trend", "loss_variance_ratio", "plateau")
-STEPS = 24
+STEPS = 300  # the scales have forgotten the first steps after some 100
 
 
 def observing(estimators, every=3):
@@ -47,7 +47,7 @@ def test_the_estimators_are_those_of_the_same_losses(form, parts):
         state = state.with_losses(settings, rows)
         expected.append([float(number[0]) for number in state.estimates(settings)])
     found = np.concatenate(controller.seen)[:, 1:]
-    assert found == pytest.approx(np.array(expected), rel=1e-4, abs=1e-5)
+    assert found == pytest.approx(np.minimum(expected, 10.0), rel=1e-5, abs=1e-6)
     assert (found[2:].std(0) > 1e-3).all()
 
 
@@ -71,7 +71,7 @@ def test_a_loss_that_is_not_finite_is_not_in_the_means():
     net = model()
     opt = torch.optim.SGD(net.parameters(), lr=0.05)
     attachment = attach(opt, controller, total_steps=60, rails=Rails(spike=None, pause=1))
-    values = [1.0, 0.9, 0.8, 0.7, float("inf"), 0.6, 0.5, 0.4, 0.3, 0.2]
+    values = [1.0, 0.6, 0.9, 0.5, float("inf"), 0.9, 0.6, 0.8, 0.5, 0.7]
     for step, value in enumerate(values):
         losses(net, step)[0].backward()
         with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +81,8 @@ def test_a_loss_that_is_not_finite_is_not_in_the_means():
     settings = estimation_of("stepwise")
     finite = np.array([value for value in values[:9] if np.isfinite(value)])[:, None]
     expected = Estimators.empty(1).with_losses(settings, finite).estimates(settings)
-    assert controller.seen[-1][0, 1:] == pytest.approx([float(n[0]) for n in expected], rel=1e-5)
+    found, bounded = controller.seen[-1][0, 1:], [min(float(n[0]), 10.0) for n in expected]
+    assert found == pytest.approx(bounded, rel=1e-5)
 
 
 def test_trends_without_a_loss_pause_the_controller():
