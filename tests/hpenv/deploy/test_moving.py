@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import schedulefree
 import torch
 
 from hpenv.benchmark.environments import make_population, spec_of
@@ -9,8 +10,7 @@ from hpenv.control.channels import CHANNELS
 from hpenv.control.moves import moves_of_factors
 from hpenv.deploy import ControllerWarning, Rails, attach
 from hpenv.optim.rules import move_momentum
-from hpenv.policies import ControllerSpec, GaussianMLP, save_policy
-from hpenv.policies.control_law import AdaptiveRL
+from hpenv.policies import AdaptiveRL, ControllerSpec, GaussianMLP, save_policy
 from hpenv.traces import Recording, trace_of
 from tests.hpenv.deploy.loops import STEPS, Constant, Recorder, losses, model, train
 
@@ -233,8 +233,6 @@ def test_bounds_of_the_momentum_are_of_its_odds():
 
 
 def test_a_momentum_that_cannot_be_moved_is_refused():
-    import schedulefree
-
     parameters = list(model().parameters())
     for opt, text in (
         (torch.optim.SGD(parameters, lr=0.1), "the momentum of all groups is 0.*such as 0.9"),

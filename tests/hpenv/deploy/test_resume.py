@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hpenv.deploy import Rails, attach
-from hpenv.policies import AdaLRS, Hypergradient, UpdateRatio
-from hpenv.policies.control_law import AdaptiveRL
+from hpenv.policies import AdaLRS, AdaptiveRL, Hypergradient, UpdateRatio
 from tests.hpenv.deploy.loops import SCHEDULERS, Constant, Wandering, assert_same, model, train
 
 STEPS = 20
