@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
+from hpenv.deploy.tensors import Gradients, cosines, kept_gradients, norm, stack, where, wide
 from hpenv.plant.measurements import Measurement, step_losses
 
 #: Measurements of any training loop with a torch optimizer. Those of hpenv's plant of pretraining
@@ -72,9 +72,6 @@ MOMENTS = ("exp_avg", "momentum_buffer")
 
 Parameters = Sequence[Sequence[Tensor]]
 
-#: Gradients of every group. None: the parameter has none.
-Gradients = Sequence[Sequence[Tensor | None]]
-
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
     """Returns the parameters of every group."""
@@ -123,7 +120,7 @@ class Meter:
                 raise ValueError(
                     f"loss must be one number; got shape {tuple(loss.shape)}; give its mean"
                 )
-            value = _wide(loss.detach().reshape(()))
+            value = wide(loss.detach().reshape(()))
         else:
             value = float(loss)
         self._pending = (total + value, count + 1)
@@ -147,18 +144,18 @@ class Meter:
         gradients = [[p.grad for p in group] for group in groups]
         spreads = not self._wanted.isdisjoint(SPREAD)
         if spreads or ("gradient_norm" in self._wanted and (is_last or keep is not None)):
-            norm = _norm([g for group in gradients for g in group if g is not None])
-            norm = norm if scale is None else norm / scale
+            size = norm([g for group in gradients for g in group if g is not None])
+            size = size if scale is None else size / scale
             if "gradient_norm" in self._wanted:
-                self._set("gradient_norm", norm, keep)
+                self._set("gradient_norm", size, keep)
             if spreads:
-                self._held |= dict(zip(SPREAD, (norm, norm.square()), strict=True))
+                self._held |= dict(zip(SPREAD, (size, size.square()), strict=True))
         if "update_alignment" in self._wanted and self._last:
-            self._held["update_alignment"] = -_cosines(gradients, self._last)
+            self._held["update_alignment"] = -cosines(gradients, self._last)
         if "gradient_agreement" in self._wanted:
             if self._gradients:
-                self._held["gradient_agreement"] = _cosines(gradients, self._gradients)
-            self._coming = _kept_gradients(gradients, self._gradients, keep)
+                self._held["gradient_agreement"] = cosines(gradients, self._gradients)
+            self._coming = kept_gradients(gradients, self._gradients, keep)
         if self._wanted & {"update_ratio", "update_alignment"}:
             self._before = [[p.detach().clone() for p in group] for group in groups]
 
@@ -172,7 +169,7 @@ class Meter:
             loss = mean if isinstance(mean, Tensor) else _number(mean)
             self._add("train_loss", loss, keep)
             if "step_losses" in self._wanted:
-                self._losses.append(loss if keep is None else _where(keep, loss, torch.nan))
+                self._losses.append(loss if keep is None else where(keep, loss, torch.nan))
             self._add("num_losses", _number(1.0), keep)
             self._pending = (0.0, 0)
 
@@ -187,8 +184,8 @@ class Meter:
             for group, olds in zip(groups, self._before, strict=True)
         ]
         if "update_ratio" in self._wanted:
-            moved = _stack([_norm(group) for group in updates])
-            sizes = _stack([_norm([p.detach() for p in group]) for group in groups])
+            moved = stack([norm(group) for group in updates])
+            sizes = stack([norm([p.detach() for p in group]) for group in groups])
             self._add("update_ratio", moved / sizes.clamp(min=1e-15), keep)
         self._before, self._last = [], updates if "update_alignment" in self._wanted else []
 
@@ -213,7 +210,7 @@ class Meter:
         if "momentum_norm" in self._wanted:
             states = optimizer.state.values()
             moments = [s[name] for s in states for name in MOMENTS if s.get(name) is not None]
-            found["momentum_norm"] = _norm(moments).double().cpu().numpy()
+            found["momentum_norm"] = norm(moments).double().cpu().numpy()
 
         self._sums, self._last, self._losses = {}, [], []
         self._gradients = self._coming = []
@@ -221,21 +218,21 @@ class Meter:
 
     def _read_losses(self) -> np.ndarray:
         """Returns the loss of every step so far, (S,). NaN for one that is skipped."""
-        return _stack(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
+        return stack(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
 
     def _add(self, name: str, value: Tensor, keep: Tensor | None) -> None:
         """Adds a number to the window. That of a step that is skipped counts as 0."""
-        value = _wide(value)
+        value = wide(value)
         if keep is not None:
-            value = _where(keep, value, 0.0)
+            value = where(keep, value, 0.0)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _set(self, name: str, value: Tensor, keep: Tensor | None) -> None:
         """Sets a number of the window, unless the step is skipped."""
-        value = _wide(value)
+        value = wide(value)
         if keep is not None:
             old = self._sums.get(name, torch.zeros_like(value))
-            value = _where(keep, value, old)
+            value = where(keep, value, old)
         self._sums[name] = value
 
     def state(self) -> dict[str, Any]:
@@ -246,7 +243,7 @@ class Meter:
             "pending": [float(total), count],
             "last": [[update.clone() for update in group] for group in self._last],
             "step_losses": torch.from_numpy(self._read_losses().copy()),
-            "gradients": _kept_gradients(self._gradients, [], None),
+            "gradients": kept_gradients(self._gradients, [], None),
         }
 
     def set_state(self, state: Mapping[str, Any], groups: Parameters) -> None:
@@ -269,58 +266,3 @@ class Meter:
 def _number(value: float) -> Tensor:
     """Returns a number in the memory of the host."""
     return torch.tensor(value, dtype=torch.float64, device="cpu")
-
-
-def _wide(value: Tensor) -> Tensor:
-    """Returns a number as float64, or as float32 on a device without that."""
-    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Returns the L2 norm of all tensors together."""
-    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    return _wide(get_total_norm(dense))
-
-
-def _stack(values: Sequence[Tensor]) -> Tensor:
-    """Returns numbers of several devices as one tensor, on the first device."""
-    return torch.stack([value.to(values[0].device) for value in values])
-
-
-def _where(keep: Tensor, value: Tensor, other: Tensor | float) -> Tensor:
-    """Returns a value, or another one for a step that is skipped, on the device of `keep`."""
-    other = other.to(keep.device) if isinstance(other, Tensor) else other
-    return torch.where(keep > 0, value.to(keep.device), other)
-
-
-def _cosines(first: Gradients, second: Gradients) -> Tensor:
-    """Returns the cosine of two lists of tensors in every group, (G,)."""
-    return _stack([_cosine(*pair) for pair in zip(first, second, strict=True)])
-
-
-def _cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
-    """Returns the cosine of two lists of tensors. A tensor that is missing counts as 0."""
-    size = _norm([a for a in first if a is not None]) * _norm([b for b in second if b is not None])
-    products = [
-        _wide((a * b).sum()).to(size.device)
-        for a, b in zip(first, second, strict=True)
-        if a is not None and b is not None
-    ]
-    total = torch.stack(products).sum() if products else torch.zeros_like(size)
-    return (total / size.clamp(min=1e-30)).clamp(-1.0, 1.0)
-
-
-def _kept_gradients(gradients: Gradients, old: Gradients, keep: Tensor | None) -> Gradients:
-    """Returns copies of the gradients of a step, or the old ones, or 0, if the step is skipped."""
-    if keep is None:
-        return [[None if g is None else g.detach().clone() for g in group] for group in gradients]
-    olds = old or [[None] * len(group) for group in gradients]
-    return [
-        [None if g is None else _choice(keep, g.detach(), o) for g, o in zip(*pair, strict=True)]
-        for pair in zip(gradients, olds, strict=True)
-    ]
-
-
-def _choice(keep: Tensor, gradient: Tensor, old: Tensor | None) -> Tensor:
-    kept = torch.zeros_like(gradient) if old is None else old
-    return torch.where(keep.to(gradient.device) > 0, gradient, kept)
