@@ -55,10 +55,11 @@ def attach(
 ) -> Attachment:
     """Attaches a controller to an optimizer.
 
-    Channels are `lr`, `weight_decay`, `beta1`, `beta2` and `eps`, at the scopes `run`, `optimizer`
-    and `group`. The observation may have `progress`, all features of the training loss,
-    `gradient_norm`, `momentum_norm`, `update_ratio`, `update_alignment`, `position`, and, with
-    `probe`, those of the probe loss.
+    Channels are `lr`, `weight_decay`, `beta1`, `beta2`, `eps` and `momentum`, at the scopes `run`,
+    `optimizer` and `group`. The observation may have `progress`, all features of the training loss
+    with its trends, `gradient_norm`, `gradient_norm_spread`, `gradient_agreement`, `momentum_norm`,
+    `update_ratio`, `update_alignment`, `position`, and, with `probe`, those of the probe loss. An
+    action is a position or, as the controller's `mapping` says, a move.
 
     One group of the optimizer is one cell of the scope `group`, and one column of a feature per
     group. A cell is named by `group["name"]`, or else by the group's index. A saved policy has
@@ -76,7 +77,8 @@ def attach(
         channels: (channel, scope) pairs of a controller that names none. None: `lr` at `run`.
         observation: features of a controller that names none. None: `progress`.
         bounds: key of a group -> smallest and largest multiplier, as {"lr": (0.2, 5.0)}. None:
-            those of the channels. For `betas` it is a multiplier of 1 - beta.
+            those of the channels. For `betas` it is a multiplier of 1 - beta, and for `momentum`
+            one of the odds. Moves end at the bounds.
         keys: keys of a group that may be multiplied.
         probe: function that returns the loss on fixed data. It is called before a decision, within
             `torch.no_grad()`, and must neither draw random numbers nor leave the model in another
@@ -97,7 +99,13 @@ def attach(
     if optimizer in _attached:
         raise ValueError("optimizer must have one controller; detach() the other one first")
 
-    readings = Readings(contract.features, contract.layout, contract.total_steps, probe is not None)
+    readings = Readings(
+        contract.features,
+        contract.layout,
+        contract.total_steps,
+        probe is not None,
+        contract.estimation,
+    )
     pilot = Pilot(controller, contract, rails, limits, readings)
     return Attachment(optimizer, contract, pilot, probe, dry_run)
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
+from hpenv.arrays import FloatArray
 from hpenv.checks import check_count, is_count
+from hpenv.control.moves import check_mapping, largest_moves
 from hpenv.control.panel import Panel
 from hpenv.deploy.groups import KEYS, lay_out_panel
 from hpenv.deploy.meter import MEASUREMENTS
 from hpenv.policies.controller import Columns, Controller, ControllerSpec, check_controller
+from hpenv.telemetry.estimators import Estimation, estimation_of
 from hpenv.telemetry.features import FEATURES, check_features
 from hpenv.telemetry.observation import Observation
 from hpenv.telemetry.reading import Layout
@@ -33,6 +36,9 @@ class Contract:
         every: steps per decision [steps].
         total_steps: steps of the run [steps].
         wanted: names of the measurements that the features read.
+        moves: largest moves down and up of each cell, (2, A), if an action is a move. None: an
+            action is a position.
+        estimation: constants of the estimators.
     """
 
     panel: Panel
@@ -41,6 +47,8 @@ class Contract:
     every: int
     total_steps: int
     wanted: frozenset[str]
+    moves: FloatArray | None
+    estimation: Estimation
 
     def columns(self) -> Columns:
         """Returns the columns of the controller's arrays."""
@@ -103,7 +111,18 @@ def agree(
     panel = lay_out_panel(optimizer, pairs, keys)
     layout = Layout(panel.names, panel.kinds, 0, 0, panel.groups)
     wanted = frozenset(name for feature in features for name in FEATURES[feature].reads)
-    contract = Contract(panel, features, layout, int(steps), int(total_steps), wanted)
+    mapping = "position" if spec.mapping is None else spec.mapping
+    largest = largest_moves(panel.channel_names, check_mapping(mapping, spec.max_moves))
+    contract = Contract(
+        panel,
+        features,
+        layout,
+        int(steps),
+        int(total_steps),
+        wanted,
+        largest if mapping == "move" else None,
+        estimation_of("stepwise" if spec.estimators is None else spec.estimators),
+    )
 
     columns = contract.columns()
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,27 +28,35 @@ class Dial:
     Attributes:
         key: key of the group.
         index: index within a tuple of values. None: the value itself.
-        is_rest: True if the channel multiplies 1 minus the value.
+        of: number that the channel multiplies: the value v, its `rest` 1 - v, or its `odds`
+            v / (1 - v).
     """
 
     key: str
     index: int | None = None
-    is_rest: bool = False
+    of: Literal["value", "rest", "odds"] = "value"
 
 
-#: Channel -> the value that it multiplies.
-DIALS = {
-    "lr": Dial("lr"),
-    "weight_decay": Dial("weight_decay"),
-    "beta1": Dial("betas", 0, is_rest=True),
-    "beta2": Dial("betas", 1, is_rest=True),
-    "eps": Dial("eps"),
+#: Channel -> the values that it may multiply. In a group it is the first one whose key is there.
+#: Channels of the same value are applied in this order, as in `hpenv.optim`.
+DIALS: dict[str, tuple[Dial, ...]] = {
+    "lr": (Dial("lr"),),
+    "weight_decay": (Dial("weight_decay"),),
+    "beta1": (Dial("betas", 0, "rest"),),
+    "beta2": (Dial("betas", 1, "rest"),),
+    "eps": (Dial("eps"),),
+    "momentum": (Dial("momentum", None, "odds"), Dial("betas", 0, "odds")),
 }
 
 #: All keys of a group that a controller may be allowed to multiply.
-KEYS = tuple(dict.fromkeys(dial.key for dial in DIALS.values()))
+KEYS = tuple(dict.fromkeys(dial.key for dials in DIALS.values() for dial in dials))
 
 Groups = Sequence[dict[str, Any]]
+
+
+def dial_of(name: str, group: Mapping[str, Any]) -> Dial | None:
+    """Returns the place of a channel's value in a group. None: the group has no such value."""
+    return next((dial for dial in DIALS[name] if dial.key in group), None)
 
 
 def group_names(groups: Groups) -> tuple[str, ...]:
@@ -98,8 +106,8 @@ def _check_channel(name: str, scope: str, groups: Groups, keys: Sequence[str]) -
     if name not in DIALS:
         raise ValueError(
             f"the controller sets the channel {name!r}, which an optimizer does not have; expected "
-            f"some of {list(DIALS)}{suggestion(name, DIALS)}; train a controller with "
-            "channels=[['lr', 'run']], for example"
+            f"some of {list(DIALS)}{suggestion(name, DIALS)}; use a controller of these alone, as "
+            "with channels=[['lr', 'run']] or noise=None"
         )
     if scope not in SCOPES:
         raise ValueError(
@@ -108,22 +116,50 @@ def _check_channel(name: str, scope: str, groups: Groups, keys: Sequence[str]) -
             f"channels=[[{name!r}, 'group']], for example"
         )
 
-    key = DIALS[name].key
-    if key not in keys:
-        raise ValueError(f"keys must have {key!r}, which {name!r} multiplies; got {list(keys)}")
-    if not any(key in group for group in groups):
+    places = [(group, dial) for group in groups if (dial := dial_of(name, group)) is not None]
+    for key in (dial.key for _, dial in places):
+        if key not in keys:
+            raise ValueError(f"keys must have {key!r}, which {name!r} multiplies; got {list(keys)}")
+    if not places:
         found = sorted({own for group in groups for own in group} - {"params"})
+        accepted = " or ".join(repr(dial.key) for dial in DIALS[name])
         raise ValueError(
-            f"the controller sets the channel {name!r}, but no group has the key {key!r}; got "
+            f"the controller sets the channel {name!r}, but no group has the key {accepted}; got "
             f"groups with {found}; attach to the optimizer that has it, not to a wrapper"
         )
+    if name == "momentum":
+        _check_momentum(places)
 
-    tensors = [group[key] for group in groups if isinstance(group.get(key), Tensor)]
+    values = [_value(group, dial) for group, dial in places]
+    tensors = [value for value in values if isinstance(value, Tensor)]
     if scope != "run" and len({id(value) for value in tensors}) < len(tensors):
         raise ValueError(
-            f"each group must have its own tensor {key!r} at the scope {scope!r}; got one tensor "
-            "in several groups; give every group a clone of it"
+            f"each group must have its own tensor {places[0][1].key!r} at the scope {scope!r}; got "
+            "one tensor in several groups; give every group a clone of it"
         )
+
+
+def _check_momentum(places: Sequence[tuple[dict[str, Any], Dial]]) -> None:
+    """Checks that the odds of the momentum can be multiplied.
+
+    Raises:
+        ValueError: all momenta are 0, or an optimizer computes its weights from the momentum.
+    """
+    if any("train_mode" in group for group, _ in places):
+        raise ValueError(
+            "the controller sets the channel 'momentum', but a schedule-free optimizer computes "
+            "its weights from a momentum that stays the same; attach to another optimizer"
+        )
+    if not any(float(_value(group, dial)) > 0.0 for group, dial in places):
+        raise ValueError(
+            "the controller sets the channel 'momentum', but the momentum of all groups is 0, "
+            "whose odds stay 0; give the optimizer a momentum, such as 0.9"
+        )
+
+
+def _value(group: Mapping[str, Any], dial: Dial) -> Any:
+    whole = group[dial.key]
+    return whole if dial.index is None else whole[dial.index]
 
 
 class Changes:
@@ -147,29 +183,26 @@ class Changes:
             multipliers: channel -> multiplier of each group, (G,). A group without the channel's
                 key stays as it is.
         """
-        seen: set[int] = set()  # one tensor may be the value of several groups
-        for name, factors in multipliers.items():
-            dial = DIALS[name]
-            for group, factor in zip(groups, factors.tolist(), strict=True):
-                if factor != 1.0 and dial.key in group:
+        for name in DIALS:
+            if name not in multipliers:
+                continue
+            seen: set[int] = set()  # one tensor may be the value of several groups
+            for group, factor in zip(groups, multipliers[name].tolist(), strict=True):
+                dial = dial_of(name, group)
+                if factor != 1.0 and dial is not None:
                     self._multiply(group, dial, factor, seen)
 
     def _multiply(self, group: dict[str, Any], dial: Dial, factor: float, seen: set[int]) -> None:
-        whole = group[dial.key]
-        value = whole if dial.index is None else whole[dial.index]
-
+        whole, value = group[dial.key], _value(group, dial)
         if isinstance(value, Tensor):
             if id(value) not in seen:
                 seen.add(id(value))
                 self._saved.append((group, dial.key, value, value.clone()))
-                if dial.is_rest:
-                    value.neg_().add_(1.0).mul_(factor).neg_().add_(1.0).clamp_(min=0.0)
-                else:
-                    value.mul_(factor)
+                value.copy_(_multiplied(value, dial, factor))
             return
 
         self._saved.append((group, dial.key, whole, None))
-        new = max(0.0, 1.0 - (1.0 - value) * factor) if dial.is_rest else value * factor
+        new = _multiplied(value, dial, factor)
         if dial.index is None:
             group[dial.key] = new
         else:
@@ -186,6 +219,16 @@ class Changes:
                 value.copy_(copy)
             else:
                 group[key] = value
+
+
+def _multiplied(value: Any, dial: Dial, factor: float) -> Any:
+    """Returns a value, a number or a tensor, whose number `dial.of` is multiplied."""
+    if dial.of == "rest":
+        rest = 1.0 - (1.0 - value) * factor
+        return rest.clamp(min=0.0) if isinstance(rest, Tensor) else max(0.0, rest)
+    if dial.of == "odds":
+        return value * factor / (1.0 + value * (factor - 1.0))
+    return value * factor
 
 
 def current_values(groups: Groups) -> list[dict[str, Any]]:

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
-from hpenv.plant.measurements import Measurement
+from hpenv.deploy.tensors import Gradients, cosines, kept_gradients, norm, stack, where, wide
+from hpenv.plant.measurements import Measurement, step_losses
 
 #: Measurements of any training loop with a torch optimizer. Those of hpenv's plant of pretraining
 #: with the same name have the same formulas.
 MEASUREMENTS = (
     Measurement("train_loss", "loss", "mean of the observed losses", over="mean"),
+    step_losses("loss"),
     Measurement("probe_loss", "loss", "result of `probe`", group="probe"),
     Measurement("gradient_norm", "1", "global L2 norm of the gradient at the optimizer's step"),
     Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),
@@ -40,7 +41,31 @@ MEASUREMENTS = (
         over="mean",
         group="alignment",
     ),
+    Measurement(
+        "gradient_agreement",
+        "1",
+        "cosine of the group's gradient and that of the step before, 0 at the window's first step",
+        per="group",
+        over="mean",
+        group="agreement",
+    ),
+    Measurement(
+        "mean_gradient_norm", "1", "global L2 norm of the gradient", over="mean", group="spread"
+    ),
+    Measurement(
+        "mean_squared_gradient_norm",
+        "1",
+        "square of the global L2 norm of the gradient",
+        over="mean",
+        group="spread",
+    ),
 )
+
+#: Measurements that are means over the steps of a window.
+MEANS = frozenset(own.name for own in MEASUREMENTS if own.over == "mean") - {"train_loss"}
+
+#: Moments of the gradient's norm over a window.
+SPREAD = ("mean_gradient_norm", "mean_squared_gradient_norm")
 
 #: Names of first moments in the state of an optimizer.
 MOMENTS = ("exp_avg", "momentum_buffer")
@@ -57,7 +82,7 @@ class Meter:
     """Measures the steps of a window, as far as it is asked to.
 
     Update ratio and alignment need a copy of all weights during a step, alignment another one
-    between steps.
+    between steps. Agreement needs a copy of all gradients between steps.
 
     Args:
         wanted: names of measurements.
@@ -67,8 +92,11 @@ class Meter:
         self._wanted = frozenset(wanted)
         self._sums: dict[str, Tensor] = {}
         self._pending: tuple[Tensor | float, int] = (0.0, 0)
-        self._held: Tensor | None = None
+        self._losses: list[Tensor] = []
+        self._held: dict[str, Tensor] = {}
         self._before: list[list[Tensor]] = []
+        self._gradients: Gradients = []
+        self._coming: Gradients = []
         self._last: list[list[Tensor]] = []
 
     @property
@@ -92,7 +120,7 @@ class Meter:
                 raise ValueError(
                     f"loss must be one number; got shape {tuple(loss.shape)}; give its mean"
                 )
-            value = _wide(loss.detach().reshape(()))
+            value = wide(loss.detach().reshape(()))
         else:
             value = float(loss)
         self._pending = (total + value, count + 1)
@@ -112,12 +140,22 @@ class Meter:
             scale: the gradients are this many times too large. None: 1.
             is_last: True if this may be the window's last step.
         """
-        self._held, self._before = None, []
-        if "gradient_norm" in self._wanted and (is_last or keep is not None):
-            norm = _norm([p.grad for group in groups for p in group if p.grad is not None])
-            self._set("gradient_norm", norm if scale is None else norm / scale, keep)
+        self._held, self._before = {}, []
+        gradients = [[p.grad for p in group] for group in groups]
+        spreads = not self._wanted.isdisjoint(SPREAD)
+        if spreads or ("gradient_norm" in self._wanted and (is_last or keep is not None)):
+            size = norm([g for group in gradients for g in group if g is not None])
+            size = size if scale is None else size / scale
+            if "gradient_norm" in self._wanted:
+                self._set("gradient_norm", size, keep)
+            if spreads:
+                self._held |= dict(zip(SPREAD, (size, size.square()), strict=True))
         if "update_alignment" in self._wanted and self._last:
-            self._held = _stack([_cosine(*pair) for pair in zip(groups, self._last, strict=True)])
+            self._held["update_alignment"] = -cosines(gradients, self._last)
+        if "gradient_agreement" in self._wanted:
+            if self._gradients:
+                self._held["gradient_agreement"] = cosines(gradients, self._gradients)
+            self._coming = kept_gradients(gradients, self._gradients, keep)
         if self._wanted & {"update_ratio", "update_alignment"}:
             self._before = [[p.detach().clone() for p in group] for group in groups]
 
@@ -128,12 +166,16 @@ class Meter:
         total, count = self._pending
         if count:
             mean = total / count
-            self._add("train_loss", mean if isinstance(mean, Tensor) else _number(mean), keep)
+            loss = mean if isinstance(mean, Tensor) else _number(mean)
+            self._add("train_loss", loss, keep)
+            if "step_losses" in self._wanted:
+                self._losses.append(loss if keep is None else where(keep, loss, torch.nan))
             self._add("num_losses", _number(1.0), keep)
             self._pending = (0.0, 0)
 
-        if self._held is not None:
-            self._add("update_alignment", self._held, keep)
+        for name, value in self._held.items():
+            self._add(name, value, keep)
+        self._gradients = self._coming
         if not self._before:
             return
 
@@ -142,20 +184,24 @@ class Meter:
             for group, olds in zip(groups, self._before, strict=True)
         ]
         if "update_ratio" in self._wanted:
-            moved = _stack([_norm(group) for group in updates])
-            sizes = _stack([_norm([p.detach() for p in group]) for group in groups])
+            moved = stack([norm(group) for group in updates])
+            sizes = stack([norm([p.detach() for p in group]) for group in groups])
             self._add("update_ratio", moved / sizes.clamp(min=1e-15), keep)
         self._before, self._last = [], updates if "update_alignment" in self._wanted else []
 
     def read(self, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
         """Returns the window's measurements and begins the next window.
 
-        A name without a number is left out: the loss, if none was observed.
+        A name without a number is left out: the loss, if none was observed. `step_losses` has the
+        finite losses of the steps, (S,).
         """
         sums = {name: value.double().cpu().numpy() for name, value in self._sums.items()}
         steps = max(float(sums.pop("steps", 0.0)), 1.0)
         losses = float(sums.pop("num_losses", 0.0))
-        found = {name: sums[name] / steps for name in sums if name.startswith("update")}
+        found = {name: sums[name] / steps for name in sums if name in MEANS}
+        if "step_losses" in self._wanted:
+            step_losses = self._read_losses()
+            found["step_losses"] = step_losses[np.isfinite(step_losses)]
 
         if losses:
             found["train_loss"] = sums["train_loss"] / losses
@@ -164,24 +210,29 @@ class Meter:
         if "momentum_norm" in self._wanted:
             states = optimizer.state.values()
             moments = [s[name] for s in states for name in MOMENTS if s.get(name) is not None]
-            found["momentum_norm"] = _norm(moments).double().cpu().numpy()
+            found["momentum_norm"] = norm(moments).double().cpu().numpy()
 
-        self._sums, self._last = {}, []
+        self._sums, self._last, self._losses = {}, [], []
+        self._gradients = self._coming = []
         return found
+
+    def _read_losses(self) -> np.ndarray:
+        """Returns the loss of every step so far, (S,). NaN for one that is skipped."""
+        return stack(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
 
     def _add(self, name: str, value: Tensor, keep: Tensor | None) -> None:
         """Adds a number to the window. That of a step that is skipped counts as 0."""
-        value = _wide(value)
+        value = wide(value)
         if keep is not None:
-            value = torch.where(keep > 0, value.to(keep.device), 0.0)
+            value = where(keep, value, 0.0)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _set(self, name: str, value: Tensor, keep: Tensor | None) -> None:
         """Sets a number of the window, unless the step is skipped."""
-        value = _wide(value)
+        value = wide(value)
         if keep is not None:
             old = self._sums.get(name, torch.zeros_like(value))
-            value = torch.where(keep > 0, value.to(keep.device), old.to(keep.device))
+            value = where(keep, value, old)
         self._sums[name] = value
 
     def state(self) -> dict[str, Any]:
@@ -191,6 +242,8 @@ class Meter:
             "sums": {name: value.clone() for name, value in self._sums.items()},
             "pending": [float(total), count],
             "last": [[update.clone() for update in group] for group in self._last],
+            "step_losses": torch.from_numpy(self._read_losses().copy()),
+            "gradients": kept_gradients(self._gradients, [], None),
         }
 
     def set_state(self, state: Mapping[str, Any], groups: Parameters) -> None:
@@ -202,33 +255,14 @@ class Meter:
             [update.to(p.device) for update, p in zip(updates, group, strict=True)]
             for updates, group in zip(state["last"], groups, strict=bool(state["last"]))
         ]
+        self._losses = list(state["step_losses"].to(home).unbind())
+        self._gradients = [
+            [None if g is None else g.to(p.device) for g, p in zip(own, group, strict=True)]
+            for own, group in zip(state["gradients"], groups, strict=bool(state["gradients"]))
+        ]
+        self._coming = self._gradients
 
 
 def _number(value: float) -> Tensor:
     """Returns a number in the memory of the host."""
     return torch.tensor(value, dtype=torch.float64, device="cpu")
-
-
-def _wide(value: Tensor) -> Tensor:
-    """Returns a number as float64, or as float32 on a device without that."""
-    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Returns the L2 norm of all tensors together."""
-    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    return _wide(get_total_norm(dense))
-
-
-def _stack(values: Sequence[Tensor]) -> Tensor:
-    """Returns numbers of several devices as one tensor, on the first device."""
-    return torch.stack([value.to(values[0].device) for value in values])
-
-
-def _cosine(parameters: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
-    """Returns the cosine of a group's gradient and the opposite of its last update."""
-    pairs = [(p.grad, u) for p, u in zip(parameters, updates, strict=True) if p.grad is not None]
-    size = _norm([g for g, _ in pairs]) * _norm(updates)
-    products = [_wide((g * u).sum()).to(size.device) for g, u in pairs]
-    total = torch.stack(products).sum() if products else torch.zeros_like(size)
-    return (-total / size.clamp(min=1e-30)).clamp(-1.0, 1.0)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from hpenv.arrays import FloatArray
+from hpenv.control.moves import move_positions
 from hpenv.deploy.contract import Contract
-from hpenv.deploy.rails import Rails, check_positions, is_usable, spend
+from hpenv.deploy.rails import Rails, check_actions, is_usable, position_limits, spend
 from hpenv.deploy.readings import Readings
 from hpenv.isolation import torch_defaults
 from hpenv.policies.controller import Controller, begin, restore_state, state_of
@@ -66,6 +67,7 @@ class Pilot:
         self._controller, self._contract, self._rails = controller, contract, rails
         self._bounds, self._readings = bounds, readings
         self._panel = contract.panel
+        self._limits = position_limits(self._panel.channel_names, bounds)
 
         count = len(self._panel.groups)
         self.multipliers: dict[str, FloatArray] = {}
@@ -111,22 +113,29 @@ class Pilot:
             if not np.isfinite(value).all():
                 return f"{name} is not finite"
         loss = float(measured["train_loss"]) if "train_loss" in measured else None
-        if self._begun and not is_usable(loss) and "train_loss" in self._contract.wanted:
+        reads_losses = bool(self._contract.wanted & {"train_loss", "step_losses"})
+        if self._begun and not is_usable(loss) and reads_losses:
             return "no loss was observed; call attachment.observe(loss) before optimizer.step()"
         if loss is not None and self._rails.is_spike(loss, self._readings.trajectory):
             return f"the loss is above {self._rails.spike} times its mean"
         return ""
 
     def _ask(self, observation: np.ndarray) -> FloatArray:
+        """Returns the positions that the controller wants, (1, A)."""
         start = clock()
         with torch_defaults(), torch.no_grad():
             given = self._controller.act(observation)
-        positions = check_positions(given, len(self._panel.names))
+        actions = check_actions(given, len(self._panel.names))
         if (seconds := clock() - start) > self._rails.patience:
             raise TimeoutError(
                 f"act took {seconds:.3g} s, more than patience={self._rails.patience:g}"
             )
-        return positions
+        if self._contract.moves is None:
+            return actions
+        positions = move_positions(
+            self.positions, actions, self._contract.moves, self._panel.one_sided
+        )
+        return np.clip(positions, *self._limits)
 
     def _set_multipliers(self) -> None:
         contract, rails = self._contract, self._rails

@@ -71,14 +71,14 @@ def bounds_of(
 
     Args:
         channels: names of channels.
-        given: key of a group -> bounds of its multiplier. A channel that is not given has its own
-            bounds.
+        given: key of a group -> bounds of its multiplier, and `momentum` for the channel of that
+            name, in any group. A channel that is not given has its own bounds.
 
     Raises:
         ValueError: bounds of a key that no channel multiplies, or bounds without 1 between them.
     """
     channels, given = list(channels), dict(given or {})
-    keys = {DIALS[name].key for name in channels}
+    keys = {DIALS[name][0].key for name in channels}
     if set(given) - keys:
         raise ValueError(
             f"bounds must be of the keys {sorted(keys)} that the controller sets; "
@@ -93,7 +93,7 @@ def bounds_of(
 
     result = {}
     for name in channels:
-        low, high = given.get(DIALS[name].key, CHANNELS[name].bounds)
+        low, high = given.get(DIALS[name][0].key, CHANNELS[name].bounds)
         result[name] = (float(low), float(high))
     return result
 
@@ -115,13 +115,31 @@ def spend(
     return np.where(spent + np.abs(np.log(multipliers)) * steps > budget * total, 1.0, multipliers)
 
 
-def check_positions(positions: object, num_cells: int) -> FloatArray:
-    """Returns a controller's positions within [-1, 1], (1, A), rounded to float32.
+def position_limits(
+    channels: Iterable[str], bounds: Mapping[str, tuple[float, float]]
+) -> FloatArray:
+    """Returns the positions at the bounds of the multipliers, low and high, (2, A).
+
+    Moves end there. Further positions would have no effect, and the way back would take decisions.
+
+    Args:
+        channels: channel of each cell, (A,).
+        bounds: channel -> smallest and largest multiplier.
+    """
+    pairs = [
+        [CHANNELS[name].position(float(np.clip(b, *CHANNELS[name].bounds))) for b in bounds[name]]
+        for name in channels
+    ]
+    return np.array(pairs).T
+
+
+def check_actions(actions: object, num_cells: int) -> FloatArray:
+    """Returns a controller's actions within [-1, 1], (1, A), rounded to float32.
 
     Raises:
         ValueError: they have another shape, or are no finite numbers.
     """
-    array = np.asarray(positions)
+    array = np.asarray(actions)
     if array.shape != (1, num_cells) or not np.issubdtype(array.dtype, np.number):
         raise ValueError(
             f"act must return numbers of shape (1, {num_cells}); got {array.dtype} of shape "

@@ -10,7 +10,8 @@ from hpenv.arrays import Float32Array, FloatArray
 from hpenv.deploy.meter import MEASUREMENTS
 from hpenv.plant.measurements import Window
 from hpenv.telemetry.episodes import Episodes
-from hpenv.telemetry.estimators import estimation_of
+from hpenv.telemetry.estimators import Estimation
+from hpenv.telemetry.features import FEATURES
 from hpenv.telemetry.observation import Observation
 from hpenv.telemetry.reading import Layout
 from hpenv.telemetry.trajectory import Trajectory
@@ -29,17 +30,25 @@ class Readings:
         layout: names of cells and groups.
         total_steps: steps of the run.
         probes: True if `probe_loss` is measured.
+        estimation: constants of the estimators.
     """
 
     def __init__(
-        self, features: Sequence[str], layout: Layout, total_steps: int, probes: bool
+        self,
+        features: Sequence[str],
+        layout: Layout,
+        total_steps: int,
+        probes: bool,
+        estimation: Estimation,
     ) -> None:
         self._layout, self._total, self._probes = layout, total_steps, probes
+        self._estimation = estimation
         self._observation = Observation(features, layout)
         self.names = self._observation.names
         window = Window.empty(1, 0, len(layout.group_names), MEASUREMENTS)
         cells = len(layout.cell_names)
-        self._episodes = Episodes.empty(window, cells, len(self.names), 0, "independent")
+        estimates = any("step_losses" in FEATURES[name].reads for name in features)
+        self._episodes = Episodes.empty(window, cells, len(self.names), 0, "independent", estimates)
 
     @property
     def trajectory(self) -> Trajectory:
@@ -54,11 +63,14 @@ class Readings:
         Args:
             step: steps that the run has taken.
             measured: measurements of the window, finite. At the first decision, the losses of the
-                run that has not moved yet. A name that is missing keeps its last value.
+                run that has not moved yet. A name that is missing keeps its last value. The
+                `step_losses` are (S,).
             positions: positions of the cells during the window, (1, A).
         """
         episodes, first = self._episodes, not self._episodes.begun
         values = {name: value.copy() for name, value in episodes.window.values.items()}
+        measured = dict(measured)
+        step_losses = measured.pop("step_losses", np.zeros(0)).reshape(-1, 1)
         for name, value in measured.items():
             values[name] = np.asarray(value, dtype=np.float64).reshape(values[name].shape)
         if not self._probes and "train_loss" in measured and episodes.initial[0] == 0.0:
@@ -66,7 +78,7 @@ class Readings:
             episodes.initial = values["probe_loss"].copy()
 
         steps = np.array([min(step, self._total)], dtype=np.int64)
-        window = Window(steps, np.zeros(1, dtype=np.int64), values)
+        window = Window(steps, np.zeros(1, dtype=np.int64), values, step_losses)
         moved = _YES if "train_loss" in measured and not first else _NO
         fresh = _YES if first else _NO
         reading = episodes.add_window(
@@ -77,7 +89,7 @@ class Readings:
             self._total,
             positions,
             self._layout,
-            estimation_of("stepwise"),
+            self._estimation,
         )
         observed = self._observation.read(reading).astype(np.float32)
         episodes.previous_positions = positions.copy()

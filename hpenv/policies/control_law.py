@@ -282,6 +282,14 @@ class AdaptiveRL:
         """Starts at the full gains."""
         self._gain, self._sign = np.ones(columns.num_runs), np.zeros(columns.num_runs)
 
+    def state(self) -> dict[str, FloatArray]:
+        """Returns multipliers of the gains, and signs of the last moves, (N,) each."""
+        return {"gain": self._gain, "sign": self._sign}
+
+    def set_state(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Continues from the arrays of `state`."""
+        self._gain, self._sign = np.array(arrays["gain"]), np.array(arrays["sign"])
+
     def act(self, observations: np.ndarray) -> Float32Array:
         """Returns moves (N, A) at observations (N, 4 + A), whose columns are those of FEATURES."""
         batch = as_observations(observations, len(FEATURES) - 1 + self.action_size)

@@ -78,13 +78,15 @@ class Trace:
         """Returns a policy that takes the same positions at the same steps, and can be saved.
 
         With the base values, bounds and rails of the recorded run, but without its pauses
-        (`Rails(spike=None)`), a run with it is bitwise the recorded one.
+        (`Rails(spike=None)`), a run with it is bitwise the recorded one. Positions that were
+        reached by moves are rounded to float32.
         """
         table = ScheduleTable(self.positions)
         table.spec = ControllerSpec(
             channels=self.channels or None,
             observation=("progress",),
             interval=self.interval,
+            mapping="position",
             observation_names=("progress",),
             action_names=self.cells,
         )

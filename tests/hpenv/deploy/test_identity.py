@@ -1,6 +1,7 @@
 """A neutral controller changes no bit, and any controller changes what nobody else sees."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tests.hpenv.deploy.loops import (
 )
 
 ALL = ("progress", "train_loss", "loss_slope", "gradient_norm", "momentum_norm", "update_ratio")
+ALL += ("loss_trend", "plateau", "gradient_agreement", "gradient_norm_spread")
 
 
 def run(optimizer, scheduler, controller=None, **arguments):
@@ -68,6 +70,17 @@ def test_a_dry_run_decides_and_changes_no_bit(optimizer):
     history = attached[4].history
     assert [d.multipliers["lr"][0] for d in history] == [pytest.approx(100**0.4)] * len(history)
     assert [d.applied[0]["lr"] for d in history] == [rates[0] for rates in attached[3][::2]]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adamw_fused", "muon"])
+def test_moves_of_0_leave_every_bit(optimizer):
+    pairs = [("lr", "run"), ("momentum", "run")]
+    controller = Constant(0.0, 0.0, channels=pairs, observation=[*ALL, "position"])
+    controller.spec = replace(controller.spec, mapping="move")
+    plain = run(optimizer, "cosine")
+    attached = run(optimizer, "cosine", controller)
+    assert_same(attached[:4], plain[:4])
+    assert len(controller.seen) == STEPS // 2 and not attached[4].fault
 
 
 def test_a_detached_controller_leaves_no_hook():

@@ -99,7 +99,16 @@ def test_a_step_that_a_gradscaler_skips_is_not_counted_and_measures_nothing(fuse
         scaler.scale(torch.zeros(()))  # makes its scale
         controller = Constant(
             0.2,
-            observation=["progress", "train_loss", "gradient_norm", "update_ratio"],
+            observation=[
+                "progress",
+                "train_loss",
+                "gradient_norm",
+                "update_ratio",
+                "loss_trend",
+                "loss_variance_ratio",
+                "gradient_norm_spread",
+                "gradient_agreement",
+            ],
             every=3,
         )
         attachment = attach(opt, controller, total_steps=STEPS, rails=FREE)

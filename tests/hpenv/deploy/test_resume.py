@@ -6,19 +6,22 @@ import pytest
 import torch
 
 from hpenv.deploy import Rails, attach
-from hpenv.policies import AdaLRS, Hypergradient, UpdateRatio
+from hpenv.policies import AdaLRS, AdaptiveRL, Hypergradient, UpdateRatio
 from tests.hpenv.deploy.loops import SCHEDULERS, Constant, Wandering, assert_same, model, train
 
 STEPS = 20
 EVERYTHING = (
     "progress", "train_loss", "loss_slope", "loss_curvature", "loss_ema_deviation",
     "probe_loss", "probe_loss_change", "gradient_norm", "momentum_norm", "update_ratio",
-    "update_alignment", "position",
+    "update_alignment", "loss_trend", "reward_trend", "loss_variance_ratio", "plateau",
+    "gradient_agreement", "gradient_norm_spread", "position",
 )  # fmt: skip
 CONTROLLERS = {
     "ratio": lambda: UpdateRatio(interval=3),
     "hypergradient": lambda: Hypergradient(interval=3),
     "adalrs": lambda: AdaLRS(interval=2),
+    "adaptive": lambda: AdaptiveRL(noise=None, interval=3),
+    "adaptive_epochs": lambda: AdaptiveRL(noise=None, interval=3, pace="epochwise"),
     "wandering": lambda: Wandering(observation=EVERYTHING),
 }
 
