@@ -26,6 +26,7 @@ from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.jel import make_vector_env
 from hpenv.lm import architecture
 from speed.cell import sidecar_price, surface_price
+from speed.features import feature_prices
 from speed.operators import newton_schulz_price, operator_shares
 from speed.plain import plain_loop
 from speed.posttraining import program_price, update_price
@@ -242,6 +243,21 @@ def sidecar_share(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def features(config: BenchmarkConfig) -> dict[str, Any]:
+    """Compares windows with and without the features that travel.
+
+    The goals are at most 1.03 at `nano` with 512 tokens, and 1.05 at `cell11`.
+    """
+    found = {
+        f"{preset}, {tokens} tokens: with / without": feature_prices(preset, tokens, rounds)
+        for preset, tokens, rounds in (
+            ("nano", config.deployment_tokens, config.cell_rounds),
+            ("cell11", config.meta_tokens, config.cell_rounds),
+        )
+    }
+    return found | {"goal": "all: <= 1.03 at nano, <= 1.05 at cell11"}
+
+
 def projection_update(config: BenchmarkConfig) -> dict[str, Any]:
     """Times a GRPO update of TrainLoop-GRPOProjection-v0 with two sandboxes.
 
@@ -279,6 +295,7 @@ BENCHMARKS = (
     controller_overhead,
     cell_surface,
     sidecar_share,
+    features,
     projection_update,
     sandboxed_program,
     newton_schulz,
