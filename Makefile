@@ -53,8 +53,7 @@ benchmark: setup  ## the suites smoke and jel-nano: tuned baselines, submitted c
 	$(call submitted,jel-nano)
 
 benchmark-full: benchmark  ## the suite pretraining-v1 as well; hours, goes on where it stopped
-	$(BIN)/python -m baselines.field --suite pretraining-v1 --executor processes:$(WORKERS) \
-		--baselines constant warmdown schedule_free update_ratio
+	$(BIN)/python -m baselines.field --suite pretraining-v1 --executor processes:$(WORKERS) --baselines constant
 	$(BIN)/python -m baselines.transfer --suite pretraining-v1 --executor processes:$(WORKERS)
 	$(call submitted,pretraining-v1)
 

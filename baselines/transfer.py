@@ -63,15 +63,11 @@ def _group_rates(instance: Instance, point: Point) -> dict[str, Any]:
 
 
 def _law(instance: Instance, point: Point) -> UpdateRatio:
-    """Returns the law at targets per group. Matrices under AdamW may have another one."""
     targets = {
         name.removeprefix("ratio/"): value
         for name, value in point.items()
         if name.startswith("ratio/")
     }
-    adamw = targets.pop("matrix_adamw", targets["matrix"])
-    if "muon" not in str(instance.arguments["optimizer"]):
-        targets["matrix"] = adamw
     return UpdateRatio(targets, warmdown=min(1.0, point["warmdown"]), interval=INTERVAL)
 
 
@@ -106,12 +102,6 @@ LAWS: dict[str, Baseline] = {
         nanochat_base,
         _law,
     ),
-    "ratio_law_rules": Baseline(
-        "the same law, with another target for matrices under AdamW",
-        _RATIOS | {"ratio/matrix_adamw": 0.005},
-        nanochat_base,
-        _law,
-    ),
     "ratio_law_multiplier": Baseline(
         "the same law and targets, which multiplies the instance's rates by 0.01 to 100",
         _RATIOS,
@@ -121,6 +111,8 @@ LAWS: dict[str, Baseline] = {
 }
 #: Method -> the method whose search serves it too.
 SHARED = {"ratio_law_multiplier": "ratio_law"}
+#: Baselines of the field that are searched by default.
+SINGLES = ("constant", "warmdown", "schedule_free")
 #: Every method with one point: name -> method.
 TRANSFERS: dict[str, Baseline] = FIELD | LAWS
 
@@ -228,7 +220,7 @@ class TransferConfig:
     """Configuration of the searches on train instances, and of the rows on test instances."""
 
     suite: str = "pretraining-v1"  # name of a suite with train instances
-    methods: tuple[str, ...] = (*LAWS, "constant", "warmdown")  # keys of TRANSFERS
+    methods: tuple[str, ...] = (*LAWS, *SINGLES)  # keys of TRANSFERS
     executor: str = "processes"  # see hpenv.benchmark.executors
     found: Path = FOUND  # folder of the points
     folder: Path = FOLDER  # folder of rows and boards

@@ -106,15 +106,6 @@ def test_matrices_have_a_rate_of_their_own_without_muon():
     assert adamw["base_lr"]["matrix"] == 0.123 != muon["base_lr"]["matrix"]
 
 
-def test_matrices_have_a_target_of_their_own_under_adamw():
-    point = dict(transfer.LAWS["ratio_law_rules"].start) | {"ratio/matrix_adamw": 0.123}
-    muon, adamw = (
-        transfer.LAWS["ratio_law_rules"].controller(each, point)._target for each in SEARCHED
-    )
-    assert set(muon) == set(adamw) == {"embedding", "matrix", "unembedding"}
-    assert adamw["matrix"] == 0.123 != muon["matrix"]
-
-
 def test_committed_points_are_of_the_stated_size_and_interior():
     for file in sorted(transfer.FOUND.rglob("*.json")):
         values = json.loads(file.read_text())
