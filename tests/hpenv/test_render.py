@@ -7,20 +7,22 @@ from gymnasium.wrappers import HumanRendering, RenderCollection
 from gymnasium.wrappers.vector import HumanRendering as VectorHumanRendering
 
 import hpenv  # noqa: F401  registers the ids
-from hpenv.envs import cell, grpo_projection, jel
+from hpenv.envs import adaptive, cell, grpo_projection, jel
 from hpenv.plot import HEIGHT, LEFT, RIGHT, WIDTH
 from hpenv.render import CELLS, HEAT, LINES, NOT_YET, History, draw
 
 WHITE = [255, 255, 255]
 # Arguments under which an id is made in a moment; none of its runs begins.
+_FEW = {
+    "data": "synthetic",
+    "batch_tokens": 32,
+    "sequence_length": 16,
+    "num_steps": 4,
+    "interval": 2,
+}
 SMALL = {
-    jel.ID: {
-        "data": "synthetic",
-        "batch_tokens": 32,
-        "sequence_length": 16,
-        "num_steps": 4,
-        "interval": 2,
-    },
+    jel.ID: _FEW,
+    adaptive.ID: _FEW,
     cell.ID: {
         "data": "synthetic",
         "batch_tokens": 32,

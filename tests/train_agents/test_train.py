@@ -29,6 +29,7 @@ TINY = (
 )
 IDS = sorted(id for id, spec in gym.registry.items() if str(spec.entry_point).startswith("hpenv."))
 CELL, JEL, PROJECTION = "TrainLoop-Cell-v0", "TrainLoop-JEL-v0", "TrainLoop-GRPOProjection-v0"
+ADAPTIVE = "TrainLoop-Adaptive-v0"
 #: Keys that differ between processes, and keys of only the last line of a training.
 CLOCKS = ("time/fps", "time/time_elapsed")
 LAST = "eval/held_out"
@@ -209,7 +210,7 @@ def arguments(tmp_path_factory):
         "preset=nano",
         "channels=layer_lr",
     )
-    return {JEL: TINY, CELL: cell, PROJECTION: texts}
+    return {JEL: TINY, ADAPTIVE: TINY, CELL: cell, PROJECTION: texts}
 
 
 MISSING = kernel.missing_support(syscalls.NUMBERS)

@@ -214,7 +214,7 @@ def test_defaults_of_cell_are_those_of_its_manual():
         ),
         (
             {"observation": [["progress"]]},
-            r"unknown feature \['progress'\]; expected one of \['gradient_norm', ",
+            r"unknown feature \['progress'\]; expected one of \['gradient_agreement', ",
         ),
         ({"observation": ["progress", "loss", "rate"]}, "unknown feature 'loss'; expected one of"),
         (

@@ -187,7 +187,7 @@ def test_a_student_that_was_loaded_in_another_way_is_taken_as_it_is(tiny_project
 
 def test_gauges_of_another_plant_are_refused_by_name(tiny, tiny_projection):
     with pytest.raises(
-        ValueError, match=r"unknown feature 'probe_pass'; expected one of \['gradient_norm', "
+        ValueError, match=r"unknown feature 'probe_pass'; expected one of \['gradient_agreement', "
     ):
         gym.make(CELL, **tiny, preset="nano", observation=["progress", "probe_pass"])
     with pytest.raises(

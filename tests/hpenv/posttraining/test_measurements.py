@@ -114,7 +114,7 @@ def test_the_probe_has_the_same_draws_at_every_step_and_is_measured_when_asked_f
     assert len(grader.seen) == 5 and np.array_equal(window["probe_loss"], before)
     with pytest.raises(
         ValueError,
-        match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*\['probe'\]",
+        match=r"unknown measurement groups \['momentum'\] of the posttraining plant; .*'probe'",
     ):
         plant.set_measured_groups(["probe", "momentum"])
 
