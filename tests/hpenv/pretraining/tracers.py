@@ -1,4 +1,4 @@
-"""What a sampled value of each channel must have done to the weights."""
+"""Traces: the effect on the weights that a sampled value of each channel must have."""
 
 import math
 
