@@ -151,8 +151,8 @@ def test_an_update_of_several_steps_is_measured_in_the_first():
         assert np.array_equal(window[name], expected[name]), name
 
 
+def test_a_run_that_diverges_in_an_update_s_first_step_has_diverged(monkeypatch):
     """The measurements of its other steps are not looked at."""
-    """What its other steps show is not asked."""
     plant, losses = make(2, num_iterations=3), []
 
     def broken(*arguments, **named):
