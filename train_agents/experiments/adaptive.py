@@ -11,6 +11,9 @@ the probe loss is that of the tuned constant at half its run.
     law         the published gains, replacing the schedule and modulating a cosine (section 4)
     ablations   one signal alone, no noise, noise on the weights, decisions by epoch (section 8)
     starts      30 times too low and 10 times too high, with the published gains and our own
+    shift       another text from half of the run on (section 7)
+    stability   many seeds from three starts: how many runs diverge
+    gains       the choice of our gains, on tuning seeds from both poor starts
     drift       the law on a stationary loss, and on a planted plateau, regression and shift
                 (section 7), without a model
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +35,17 @@ from hpenv.benchmark.results import Rows
 from hpenv.optim.schedules import Constant, Cosine
 from hpenv.policies.control_law import AdaptiveRL
 from train_agents.experiments import adaptive_report as page
+from train_agents.experiments.measures.gains import try_gains
 from train_agents.experiments.measures.planted import measure_drift
+from train_agents.experiments.measures.shifted import run_shift
 from train_agents.experiments.report import Report
-from train_agents.experiments.runner import Experiment, Job, Sizes
+from train_agents.experiments.runner import (
+    FIRST_EVALUATION_SEED,
+    Experiment,
+    Job,
+    Sizes,
+    seeds_from,
+)
 from train_agents.experiments.sweeping import sweep
 
 ENV = "TrainLoop-Adaptive-v0"
@@ -42,6 +54,8 @@ DEFAULT_LR = 1e-3
 #: Constant rate that the sweep of the baselines chooses at the default sizes. Poor starts are
 #: multiples of it, and a test holds that the sweep of the committed results chose it.
 TUNED_LR = 1e-2
+#: Poor starts: name -> multiple of TUNED_LR.
+POOR_STARTS = {"low": 1 / 30, "high": 10.0}
 #: Multiples of DEFAULT_LR that the sweeps try.
 MULTIPLIERS = (3.0, 10.0, 30.0)
 #: Our gains, chosen on tuning seeds: larger, so that 300 decisions reach any rate, and without the
@@ -67,6 +81,8 @@ class ExperimentConfig(Sizes):
     batch_tokens: int = 128  # of a step [tokens]
     sequence_length: int = 64  # [tokens]
     eval_tokens: int = 16_384  # of a held-out evaluation [tokens]
+    num_stability_seeds: int = 50  # of an arm whose divergences are counted
+    num_stability_steps: int = 1000  # of its runs [steps]
     num_drift_runs: int = 50  # of the law without a model
     num_drift_decisions: int = 300  # of each of them
 
@@ -89,15 +105,37 @@ class Arm:
     law: Mapping[str, Any] | None = None  # arguments of AdaptiveRL. None: no controller
     #: Changes of the law's fields.
     gains: Mapping[str, Any] = field(default_factory=dict)
+    second: str = ""  # text from half of the run on
 
 
-def _start(name: str, factor: float, words: str) -> list[Arm]:
-    """Returns the arms of a base rate that is wrong by a factor."""
-    rate = TUNED_LR * factor
+def _start(name: str, words: str) -> list[Arm]:
+    """Returns the arms of a poor start."""
+    rate = TUNED_LR * POOR_STARTS[name]
     return [
         Arm(f"{name}_constant", f"{words}, constant", "starts", rate),
         Arm(f"{name}_published", f"{words}, published gains", "starts", rate, law={}),
         Arm(f"{name}_own", f"{words}, our gains", "starts", rate, law={}, gains=OWN),
+    ]
+
+
+#: Text from half of a run on in the arms of the shift: English in place of Python.
+SECOND = "package:pydoc_data"
+
+
+def _stability() -> list[Arm]:
+    """Returns the arms of many seeds, from every start with both gains."""
+    starts = {"tuned": 1.0} | POOR_STARTS
+    kinds: dict[str, Mapping[str, Any]] = {"published": {}, "own": OWN}
+    return [
+        Arm(
+            f"stable_{start}_{kind}",
+            f"{start} start, {kind} gains",
+            "stability",
+            TUNED_LR * factor,
+            law={},
+            gains=gains,
+        )
+        for (start, factor), (kind, gains) in product(starts.items(), kinds.items())
     ]
 
 
@@ -119,8 +157,12 @@ ARMS: tuple[Arm, ...] = (
         "ablations",
         law={"pace": "epochwise", "interval": 100},
     ),
-    *_start("low", 1 / 30, "30 times too low"),
-    *_start("high", 10.0, "10 times too high"),
+    *_start("low", "30 times too low"),
+    *_start("high", "10 times too high"),
+    Arm("shift_constant", "the tuned constant", "shift", TUNED_LR, second=SECOND),
+    Arm("shift_published", "published gains", "shift", TUNED_LR, law={}, second=SECOND),
+    Arm("shift_own", "our gains", "shift", TUNED_LR, law={}, gains=OWN, second=SECOND),
+    *_stability(),
 )
 
 
@@ -148,25 +190,42 @@ def schedule_of(arm: Arm, num_steps: int) -> Constant | Cosine:
 
 def make_jobs(config: ExperimentConfig) -> list[Job]:
     """Returns all jobs."""
-    jobs = []
-    for arm in ARMS:
-        if arm.name.startswith("sweep_"):
-            jobs.append(_sweep(arm.name, config))
-            continue
-        arguments = config.env_arguments(
-            base_lr=arm.base_lr, schedule=schedule_of(arm, config.num_steps)
-        )
-        law = None if arm.law is None else dict(arm.law)
-        if law and "interval" in law:
-            law["interval"] = min(law["interval"], config.num_steps)
-        given = {"env_arguments": arguments, "seeds": config.evaluation_seeds}
-        jobs.append(Job(arm.name, run_arm, {**given, "law": law, "gains": dict(arm.gains)}))
+    jobs = [
+        _sweep(arm.name, config) if arm.name.startswith("sweep_") else _job(arm, config)
+        for arm in ARMS
+    ]
     drift = {
         "num_runs": config.num_drift_runs,
         "num_decisions": config.num_drift_decisions,
         "own_gains": OWN,
     }
-    return [*jobs, Job("drift", measure_drift, drift)]
+    gains = {
+        "env_id": ENV,
+        "env_arguments": config.env_arguments(schedule=Constant()),
+        "rates": {name: TUNED_LR * factor for name, factor in POOR_STARTS.items()},
+        "seeds": config.tuning_seeds,
+    }
+    return [*jobs, Job("gains", try_gains, gains), Job("drift", measure_drift, drift)]
+
+
+def _job(arm: Arm, config: ExperimentConfig) -> Job:
+    """Returns the job of an arm without a sweep."""
+    arguments = config.env_arguments(
+        base_lr=arm.base_lr, schedule=schedule_of(arm, config.num_steps)
+    )
+    law = None if arm.law is None else dict(arm.law)
+    if law and "interval" in law:
+        law["interval"] = min(law["interval"], config.num_steps)
+    given = {"env_arguments": arguments, "law": law, "gains": dict(arm.gains)}
+
+    if arm.second:
+        more = {"env_id": ENV, "second": arm.second, "seeds": config.evaluation_seeds}
+        return Job(arm.name, run_shift, given | more)
+    if arm.group == "stability":
+        given["env_arguments"] = arguments | {"num_steps": config.num_stability_steps}
+        seeds = seeds_from(FIRST_EVALUATION_SEED, config.num_stability_seeds)
+        return Job(arm.name, run_arm, given | {"seeds": seeds})
+    return Job(arm.name, run_arm, given | {"seeds": config.evaluation_seeds})
 
 
 def _sweep(name: str, config: ExperimentConfig) -> Job:

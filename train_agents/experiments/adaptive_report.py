@@ -11,12 +11,15 @@ import numpy as np
 from hpenv.arrays import FloatArray
 from train_agents import figures
 from train_agents.experiments import report as engine
+from train_agents.experiments.measures.shifted import around_shift
 from train_agents.experiments.report import Data
 from train_agents.experiments.samples import Result, Row, Scores, arm_of, bits_per_byte, samples
 
 #: Arm that the others are compared with.
 REFERENCE = "sweep_constant"
 GROUPS = ("baselines", "law", "ablations", "starts")
+#: Groups with tables of their own: their runs are of another text or length.
+OTHERS = ("shift", "stability")
 DIALS = ("lr", "momentum", "exploration")
 #: Fraction of the run after which the reference's mean probe loss is the target.
 TARGET_AT = 0.5
@@ -52,13 +55,13 @@ def arms(jobs: Mapping[str, Result]) -> dict[str, Scores]:
 def summarize(data: Data) -> dict[str, dict[str, Any]]:
     """Returns each arm's numbers, its intervals, and how far it lies below the reference."""
     found: dict[str, dict[str, Any]] = {}
+    comparable = data.of_group(*GROUPS)
     for arm, scores in data.arms.items():
         entry: dict[str, Any] = {key: each.estimate() for key, each in scores.items()}
-        found[arm] = entry | {
-            "seeds": len(scores["bpb"].seeds),
-            "diverged": data.divergences(arm),
-            "below_constant": data.below(arm, REFERENCE),
-        }
+        entry |= {"seeds": len(scores["bpb"].seeds), "diverged": data.divergences(arm)}
+        if arm in comparable:
+            entry["below_constant"] = data.below(arm, REFERENCE)
+        found[arm] = entry
     return found
 
 
@@ -103,6 +106,48 @@ def drift_table(data: Data) -> str:
         *((f"{name}: before, range, after", turn(name)) for name in DIALS),
     ]
     return engine.table(data.rows("drift"), columns)
+
+
+def gains_table(data: Data) -> str:
+    """Returns the gains that were tried, with the mean final probe loss from either start."""
+    columns: engine.Columns = [
+        ("gains", "{gains}".format_map),
+        ("from 30 times too low [nats]", "{low:.3f}".format_map),
+        ("from 10 times too high [nats]", "{high:.3f}".format_map),
+        ("mean [nats]", "{probe_loss:.3f}".format_map),
+    ]
+    return engine.table(data.rows("gains"), columns)
+
+
+def shift_table(data: Data) -> str:
+    """Returns the dials around the change of the text, and the score on the second text."""
+
+    def turn(name: str) -> engine.Cell:
+        def cell(arm: str) -> str:
+            rows = data.rows(arm)
+            if name not in rows[0]["panel"]:
+                return ""
+            found = around_shift(rows, name)
+            return "{before:.3g}, {lowest:.3g} to {highest:.3g}, {end:.3g}".format_map(found)
+
+        return cell
+
+    columns: engine.Columns = [
+        ("arm", data.label),
+        engine.bpb_column(data),
+        *((f"{name}: before, range, end", turn(name)) for name in DIALS),
+    ]
+    return engine.table(data.of_group("shift"), columns)
+
+
+def stability_table(data: Data) -> str:
+    """Returns how many runs of every start and gains diverged."""
+    columns: engine.Columns = [
+        ("start and gains", data.label),
+        ("runs", lambda arm: str(len(data.rows(arm)))),
+        ("diverged", lambda arm: str(data.divergences(arm))),
+    ]
+    return engine.table(data.of_group("stability"), columns)
 
 
 def _correlation(rows: list[Row]) -> dict[str, float]:
@@ -174,4 +219,11 @@ FIGURES: dict[str, engine.Figure] = {
     "starts": (partial(losses, ("starts",)), _draw_losses),
     "dials": (dials, partial(figures.line_panels, ylabel="value", is_ratio=False)),
 }
-PARTS: dict[str, engine.Part] = {"arms": arm_table, "sweep": sweep_table, "drift": drift_table}
+PARTS: dict[str, engine.Part] = {
+    "arms": arm_table,
+    "sweep": sweep_table,
+    "gains": gains_table,
+    "shift": shift_table,
+    "stability": stability_table,
+    "drift": drift_table,
+}

@@ -1,18 +1,20 @@
 """The AdaptiveRL experiment: its jobs, the law on planted losses, its report, a tiny whole run."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 from hpenv.policies.control_law import AdaptiveRL
 from train_agents.experiments import adaptive, adaptive_report
-from train_agents.experiments.measures import planted
+from train_agents.experiments.measures import planted, shifted
 
 TINY = [
     "--num-steps", "40", "--num-evaluation-seeds", "2", "--num-tuning-seeds", "1",
     "--batch-tokens", "32", "--sequence-length", "16", "--eval-tokens", "256",
     "--data", "synthetic", "--num-drift-runs", "2", "--num-drift-decisions", "6",
+    "--num-stability-seeds", "2", "--num-stability-steps", "20",
     "--num-workers", "1", "--only", "sweep_constant",
 ]  # fmt: skip
 
@@ -20,8 +22,9 @@ TINY = [
 def test_every_arm_has_a_job_and_poor_starts_are_of_the_tuned_rate():
     config = adaptive.ExperimentConfig()
     jobs = {job.name: job for job in adaptive.make_jobs(config)}
-    assert list(jobs) == [*(arm.name for arm in adaptive.ARMS), "drift"]
-    assert {arm.group for arm in adaptive.ARMS} == set(adaptive_report.GROUPS)
+    assert list(jobs) == [*(arm.name for arm in adaptive.ARMS), "gains", "drift"]
+    groups = {*adaptive_report.GROUPS, *adaptive_report.OTHERS}
+    assert {arm.group for arm in adaptive.ARMS} == groups
     for name, factor in (("low", 1 / 30), ("high", 10.0)):
         for kind in ("constant", "published", "own"):
             arguments = jobs[f"{name}_{kind}"].arguments["env_arguments"]
@@ -72,10 +75,12 @@ def test_a_tiny_run_writes_every_part_of_the_page_and_goes_on(tmp_path, capsys):
     arguments = [*TINY, "adaptive", "loss_only", "--out", str(tmp_path / "out")]
     adaptive.main(arguments)
     assert "| AdaptiveRL, replacing the schedule |" in capsys.readouterr().out
-    adaptive.main([*TINY, "adaptive", "loss_only", "low_own", "drift", *arguments[-2:]])
-    assert "5 to do" not in capsys.readouterr().out
+    adaptive.main([*TINY, "adaptive", "loss_only", "low_own", "stable_high_own", "gains", "drift",
+                   *arguments[-2:]])  # fmt: skip
+    assert "7 to do" not in capsys.readouterr().out
     page = (tmp_path / "out/README.md").read_text()
-    for words in ("Ablations", "30 times too low, our gains", "without a model", "stationary"):
+    for words in ("Ablations", "30 times too low, our gains", "without a model", "stationary",
+                  "k_r 0.05, k_l 0.025", "high start, own gains"):  # fmt: skip
         assert words in page, words
     assert "{{" not in page
     summary = json.loads((tmp_path / "out/summary.json").read_text())
@@ -83,6 +88,26 @@ def test_a_tiny_run_writes_every_part_of_the_page_and_goes_on(tmp_path, capsys):
     assert summary["adaptive"]["seeds"] == 2
     pictures = {file.stem for file in (tmp_path / "out").glob("*.png")}
     assert pictures == set(adaptive_report.FIGURES)
+
+
+def test_a_changed_text_is_read_from_the_middle_of_a_run_on():
+    arguments = {
+        "num_steps": 8, "interval": 1, "batch_tokens": 32, "sequence_length": 16,
+        "eval_tokens": 256, "data": "synthetic:1", "optimizer": "adamw", "base_lr": 0.01,
+    }  # fmt: skip
+    run = partial(shifted.run_shift, adaptive.ENV, arguments, seeds=[5, 6], law=None, gains={})
+    changed, same = run("synthetic:2")[0], run("synthetic:1")[0]
+    for row, other in zip(changed, same, strict=True):
+        assert row["train_curve"][:4] == other["train_curve"][:4]
+        assert row["train_curve"][4] != other["train_curve"][4]
+        assert row["bpb"] != other["bpb"]
+        assert row["steps"] == list(range(9))
+
+
+def test_ends_of_a_dial_around_the_shift_by_hand():
+    rows = [{"panel": {"lr": [1.0] * 10 + [0.5, 2.0] + [3.0] * 8}}]
+    found = shifted.around_shift(rows, "lr")
+    assert found == {"before": 1.0, "lowest": 0.5, "highest": 2.0, "end": 3.0}
 
 
 def test_area_and_time_by_hand():
