@@ -53,7 +53,7 @@ ENV = "TrainLoop-Adaptive-v0"
 DEFAULT_LR = 1e-3
 #: Constant rate that the sweep of the baselines chooses at the default sizes. Poor starts are
 #: multiples of it, and a test holds that the sweep of the committed results chose it.
-TUNED_LR = 1e-2
+TUNED_LR = 3e-3
 #: Poor starts: name -> multiple of TUNED_LR.
 POOR_STARTS = {"low": 1 / 30, "high": 10.0}
 #: Multiples of DEFAULT_LR that the sweeps try.
