@@ -11,9 +11,15 @@ from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.results import Rows
 from hpenv.policies.control_law import AdaptiveRL
 
-#: Changes of every candidate: without damping, the law follows every trend. With caps that wide, a
-#: decision is bounded by its gains.
-COMMON: dict[str, Any] = {"damping": 1.0, "rate_caps": (0.6, 1.6)}
+#: Changes of every candidate: no damping, wide caps, and neither momentum nor noise, so that what a
+#: start loses or gains is due to the rate.
+COMMON: dict[str, Any] = {
+    "damping": 1.0,
+    "rate_caps": (0.6, 1.6),
+    "momentum_reward": 0.0,
+    "momentum_loss": 0.0,
+    "noise_plateau": 0.0,
+}
 #: k_r and k_l of the candidates.
 RATE_GAINS = (
     (0.05, 0.025),
@@ -28,10 +34,17 @@ RATE_GAINS = (
 
 def candidates() -> dict[str, dict[str, Any]]:
     """Returns the gains that are tried: name -> changes of the law's fields."""
-    return {
-        f"k_r {reward:g}, k_l {loss:g}": COMMON | {"rate_reward": reward, "rate_loss": loss}
-        for reward, loss in RATE_GAINS
-    }
+    return {name_of(*pair): gains_of(*pair) for pair in RATE_GAINS}
+
+
+def name_of(reward: float, loss: float) -> str:
+    """Returns the name of a candidate."""
+    return f"k_r {reward:g}, k_l {loss:g}"
+
+
+def gains_of(reward: float, loss: float) -> dict[str, Any]:
+    """Returns the changes of the law's fields with these k_r and k_l."""
+    return COMMON | {"rate_reward": reward, "rate_loss": loss}
 
 
 def try_gains(
