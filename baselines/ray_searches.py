@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,9 +186,10 @@ def _results(
                 storage_path=folder,
                 stop=stop,
                 verbose=0,
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             ),
         )
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # not a line for every copy
         with contextlib.redirect_stdout(io.StringIO()):  # its tables
             grid = tuner.fit()
         for error in grid.errors:
