@@ -1,9 +1,9 @@
 """Rank correlation of methods between model sizes: `python -m baselines.sizes`.
 
-Every baseline of the field, at the first point of its search, and the untouched run train models of
-three sizes: `nano`, and models whose blocks have 4 and 16 times as many weights. Everything else is
-the same: text, batch, steps and seeds. The result is Spearman's rank correlation of the mean
-held-out score between the sizes.
+Every baseline of the field with one coordinate, at the first point of its search, and the untouched
+run train models of three sizes: `nano`, and models whose blocks have 4 and 16 times as many
+weights. Everything else is the same: text, batch, steps and seeds. The result is Spearman's rank
+correlation of the mean held-out score between the sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from baselines.field import FIELD
+from baselines.methods import FIELD, ONE_COORDINATE
 from hpenv.benchmark.command_line import check_counts, configuration, refusals
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.executors import open_executor, run_all
@@ -36,7 +36,7 @@ class SizesConfig:
     """Configuration of the comparison of sizes."""
 
     presets: tuple[str, ...] = ("nano", "nano-wide", "nano-16x")  # the smallest first
-    methods: tuple[str, ...] = (OFF, *FIELD)  # keys of FIELD, or `off`
+    methods: tuple[str, ...] = (OFF, *ONE_COORDINATE)  # keys of FIELD, or `off`
     num_steps: int = 100  # of a run [steps]
     batch_tokens: int = 128  # of a step [tokens]
     seeds: int = 3  # runs of every method and size, which train together

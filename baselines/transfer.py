@@ -17,25 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from baselines.field import (
-    FIELD,
-    NUM_POINTS,
-    Baseline,
-    Point,
-    Tuned,
-    nanochat_base,
-    publish,
-    rows_and_board,
-)
+from baselines.boards import publish, rows_and_board, run_searches
+from baselines.field import Tuned
+from baselines.methods import FIELD, ONE_COORDINATE, Baseline, nanochat_base
 from baselines.references import ADAMW_MATRIX_LR, WARMDOWN, arguments_of, start_of
-from baselines.trials import tuning_loss, tuning_seeds
+from baselines.searches import NUM_POINTS
+from baselines.trials import Point, tuning_loss, tuning_seeds
 from baselines.tuning import TOLERANCE, closed_search, spend
 from hpenv.benchmark.command_line import configuration, refusals
-from hpenv.benchmark.executors import open_executor, run_all
 from hpenv.benchmark.files import check_folder, write_text
 from hpenv.benchmark.instances import Instance, Suite, load_suite
 from hpenv.benchmark.methods import Method
-from hpenv.benchmark.progress import progress
 from hpenv.benchmark.scoring import FOLDER
 from hpenv.policies.adaptive_rates import UpdateRatio
 
@@ -114,7 +106,7 @@ SHARED = {"ratio_law_multiplier": "ratio_law"}
 #: Baselines of the field that are searched by default.
 SINGLES = ("constant", "warmdown", "schedule_free")
 #: Every method with one point: name -> method.
-TRANSFERS: dict[str, Baseline] = FIELD | LAWS
+TRANSFERS: dict[str, Baseline] = {name: FIELD[name] for name in ONE_COORDINATE} | LAWS
 
 
 def points_of(name: str) -> int:
@@ -141,9 +133,12 @@ class Transferred(Tuned):
         found = json.loads(file.read_text(encoding="utf-8"))
         self._point: Point = found["point"]
         self._points = {each.digest: dict(self._point) for each in suite.test}
-        #: Runs of the search in all. They serve every instance.
         num_runs = len(found["points"]) * len(found["instances"])
-        self.costs = {"meta_training": float(num_runs), "tuning": 0.0}
+        self._num_runs = float(num_runs)
+
+    def costs_on(self, instances: Sequence[Instance]) -> dict[str, float]:
+        """Returns the runs of the search in all, which serve every instance."""
+        return {"meta_training": self._num_runs, "tuning": 0.0}
 
     @property
     def baseline(self) -> Baseline:
@@ -158,7 +153,7 @@ class Transferred(Tuned):
 def method(name: str, suite: Suite, folder: Path = FOUND) -> Method:
     """Returns a method at its point of the train instances, as `<name>-train` of the board."""
     found = Transferred(name, suite, folder)
-    return Method(f"{name}-train", found, found.digest(suite.test), found.costs)
+    return Method(f"{name}-train", found, found.digest(suite.test), found.costs_on(suite.test))
 
 
 @dataclass(frozen=True)
@@ -245,13 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     names = dict.fromkeys(SHARED.get(name, name) for name in config.methods)
     searches = [Search(name, suite, config.found) for name in names]
-    left = [each for each in searches if not each.file.is_file()]
-    with (
-        open_executor(config.executor) as executor,
-        progress(len(searches), "searches", len(searches) - len(left)) as advance,
-    ):
-        for each, _ in run_all(search, left, executor, name=lambda each: each.label):
-            advance(1, each.label)
+    run_searches(search, searches, config.executor, "searches")
     for each in searches:
         print(f"{each.name}: {json.loads(each.file.read_text(encoding='utf-8'))['point']}")
     if config.rows:

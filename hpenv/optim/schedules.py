@@ -55,6 +55,23 @@ def _set_fraction(schedule: object, name: str, most: float = math.inf) -> None:
     object.__setattr__(schedule, name, value)
 
 
+def _set_values(schedule: Any, positive: bool = False) -> None:
+    """Checks that `values` are finite and not negative, or positive, and stores a tuple."""
+    given, kind = schedule.values, type(schedule).__name__
+    values = tuple(map(as_python, given)) if isinstance(given, Sequence | np.ndarray) else ()
+    if not values or isinstance(given, str):
+        raise ValueError(f"values of {kind} must be numbers, at least one; got {given!r}")
+
+    expected = "above 0" if positive else "not negative"
+    for place, value in enumerate(values):
+        fits = is_number(value) and math.isfinite(value) and value >= 0
+        if not fits or (positive and value == 0):
+            raise ValueError(
+                f"values of {kind} must be finite and {expected}; got {value!r} at place {place}"
+            )
+    object.__setattr__(schedule, "values", values)
+
+
 def _set_warmup(schedule: Any) -> None:
     """Checks that `warmup_steps` is not longer than the run."""
     _set_count(schedule, "warmup_steps", 0)
@@ -252,21 +269,7 @@ class PiecewiseConstant:
 
     def __post_init__(self) -> None:
         """Checks the parameters."""
-        given = self.values
-        values = tuple(map(as_python, given)) if isinstance(given, Sequence | np.ndarray) else ()
-        if not values or isinstance(given, str):
-            raise ValueError(
-                f"values of PiecewiseConstant must be numbers, at least one; got {given!r}"
-            )
-
-        for place, value in enumerate(values):
-            if not (is_number(value) and math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    "values of PiecewiseConstant must be finite and not negative; "
-                    f"got {value!r} at place {place}"
-                )
-
-        object.__setattr__(self, "values", values)
+        _set_values(self)
         _set_count(self, "interval", 1)
         check_schedule("base of PiecewiseConstant", self.base)
 
@@ -280,6 +283,30 @@ class PiecewiseConstant:
         return self._table[index] * self.base(steps)
 
 
+@dataclass(frozen=True)
+class LogLinear:
+    """Straight lines in the logarithm between evenly spaced knots.
+
+    With K values, value k holds at step k (T - 1) / (K - 1). The first value is that of the first
+    step, and the last value that of the last step and of all later ones. One value is a constant.
+    """
+
+    values: tuple[float, ...]
+    num_steps: int
+    name: str = field(default="log_linear", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks the parameters."""
+        _set_values(self, positive=True)
+        _set_count(self, "num_steps", 1)
+
+    def __call__(self, steps: NDArray[np.int64]) -> FloatArray:
+        """Returns multipliers at `steps`, same shape."""
+        last = len(self.values) - 1
+        place = np.asarray(steps, dtype=np.float64) * (last / max(1, self.num_steps - 1))
+        return np.exp(np.interp(place, np.arange(last + 1), np.log(self.values)))
+
+
 #: Name -> schedule. `none` means no schedule.
 SCHEDULES: dict[str, type[Any]] = {
     "none": Constant,
@@ -290,6 +317,7 @@ SCHEDULES: dict[str, type[Any]] = {
     "sqrt_cooldown": SqrtCooldown,
     "power_decay": PowerDecay,
     "piecewise_constant": PiecewiseConstant,
+    "log_linear": LogLinear,
 }
 
 

@@ -1,14 +1,17 @@
 """The field of the benchmark: equal searches, interior optima, and arguments that make runs."""
 
+import importlib.util
 import json
 import pickle
 
 import numpy as np
 import pytest
 
-from baselines import field
-from baselines.field import FIELD, NUM_POINTS, TUNED, TUNING_SEEDS, Search, Tuned, method, tune
+from baselines import boards, field
+from baselines.field import TUNED, FieldConfig, Search, Tuned, method, tune
+from baselines.methods import FIELD, ONE_COORDINATE
 from baselines.references import arguments_of, start_of
+from baselines.searches import NUM_POINTS, RUNS, SEARCHES, TUNING_SEEDS
 from baselines.trials import DIVERGED, tuning_loss, tuning_seeds
 from hpenv.benchmark.environments import make_population
 from hpenv.benchmark.instances import Instance, load_suite
@@ -47,7 +50,7 @@ def test_a_search_has_the_stated_size_and_its_best_point_is_acted_on(tmp_path):
     tuned = pickle.loads(pickle.dumps(Tuned("constant", tmp_path)))  # as for another process
     check_controller(tuned)
     assert tuned.arguments(INSTANCE) == {"base_lr": found["point"]["lr"], "schedule": "none"}
-    assert tuned.costs["tuning"] == NUM_POINTS * TUNING_SEEDS
+    assert tuned.costs_on([INSTANCE]) == {"meta_training": 0.0, "tuning": 16.0}
     with pytest.raises(ValueError, match="second must be tuned; run"):
         tuned.arguments(tiny_suite().test[1])
 
@@ -77,11 +80,17 @@ def test_digest_of_a_tuned_baseline_is_that_of_its_points(tmp_path):
 
 
 def test_committed_points_are_of_the_stated_size_and_interior():
-    files = sorted(TUNED.rglob("*.json"))
-    for file in files:
-        found = json.loads(file.read_text())
-        assert len(found["points"]) == NUM_POINTS, file
-        assert found["point"].keys() == found["neighbors"].keys(), file
+    for file in sorted(TUNED.rglob("*.json")):
+        found, baseline = json.loads(file.read_text()), FIELD[file.parent.name]
+        kind = SEARCHES[baseline.search]
+        assert len(found["seeds"]) == kind.seeds, file
+        assert found.get("runs", RUNS) <= RUNS, file
+        if baseline.search != "asha":  # which has more points, as most of them are stopped
+            assert len(found["points"]) * kind.seeds == RUNS, file
+        if file.parent.name in ONE_COORDINATE:
+            assert found["point"].keys() == found["neighbors"].keys(), file
+        else:
+            assert list(found["point"].values()) in [point[:-1] for point in found["points"]], file
 
 
 @pytest.mark.parametrize("file", sorted(REFERENCES.glob("*.json")), ids=lambda file: file.stem)
@@ -132,15 +141,66 @@ def test_published_rows_are_those_of_the_folder_compressed_if_many(large, tmp_pa
     suite, folder = tiny_suite(), tmp_path / "package"
     folder.mkdir()
     (folder / f"{suite.name}.jsonl").write_text("of an earlier time")
-    monkeypatch.setattr(field, "PUBLISHED", folder)
-    monkeypatch.setattr(field, "LARGE", large)
+    monkeypatch.setattr(boards, "PUBLISHED", folder)
+    monkeypatch.setattr(boards, "LARGE", large)
     for block in blocks_of(suite, Method("off", None), tmp_path / "place" / "rows"):
         compute_block(block)
     rows = read_rows([tmp_path / "place" / "rows"])
-    field.publish(suite, tmp_path / "place")
+    boards.publish(suite, tmp_path / "place")
     (file,) = folder.iterdir()
     assert file.name == f"{suite.name}.jsonl" + (".gz" if large == 10 else "")
     assert read_rows([file]) == rows
     before = file.read_bytes()
-    field.publish(suite, tmp_path / "place")
+    boards.publish(suite, tmp_path / "place")
     assert file.read_bytes() == before
+
+
+def test_a_suite_is_searched_scored_and_gone_on_with(tmp_path, monkeypatch, capsys):
+    suite, names = tiny_suite(num_seeds=2), ("constant", "random_schedule", "cma_es_schedule")
+    monkeypatch.setattr(field, "load_suite", lambda name: suite)
+    folders = ["--folder", str(tmp_path / "rows"), "--tuned", str(tmp_path / "tuned")]
+    program = ["--suite", "tiny", "--executor", "inline", *folders, "--baselines", *names]
+    monkeypatch.setattr(boards, "write_board", no_board)
+    field.main(program)
+    rows = read_rows([tmp_path / "rows" / "tiny" / "rows"])
+    assert {row["method"] for row in rows} == {"off", *names}
+    for name in names[1:]:
+        mine = [row for row in rows if row["method"] == name]
+        assert len(mine) == 2 * len(suite.test)
+        assert {row["changed"]["schedule"]["name"] for row in mine} == {"log_linear"}
+        assert all(row["costs"] == {"meta_training": 0.0, "tuning": 16.0} for row in mine)
+
+    monkeypatch.setattr(field, "tune", None)  # nothing is left to search
+    field.main(program)
+    assert read_rows([tmp_path / "rows" / "tiny" / "rows"]) == rows
+
+
+def no_board(suite, place):
+    """The board of a suite without references."""
+    place.joinpath("board.md").write_text("")
+    return None, place / "board.html"
+
+
+def test_costs_are_the_runs_that_were_spent(tmp_path):
+    suite, folder = tiny_suite(), tmp_path / "asha"
+    folder.mkdir()
+    for instance, runs in zip(suite.test, (15.5, 15.75), strict=True):
+        found = {"digest": instance.digest, "point": dict(FIELD["asha"].start), "runs": runs}
+        (folder / f"{instance.name}.json").write_text(json.dumps(found))
+    assert method("asha", suite.test, tmp_path).costs["tuning"] == 15.625
+    assert method("asha", suite.test[:1], tmp_path).costs["tuning"] == 15.5
+    assert method("pbt", suite.test, tmp_path).costs["tuning"] == 16.0
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "ray" else find(name)
+    )
+    folders = ["--folder", str(tmp_path / "rows"), "--tuned", str(tmp_path / "tuned")]
+    with pytest.raises(SystemExit):
+        field.main(["--suite", "smoke", *folders, "--baselines", "asha"])
+    assert "needs the package ray; install it with: pip install 'hpenv[ray]'" in (
+        capsys.readouterr().err
+    )
+    assert {"asha", "pbt"} == set(FIELD) - set(FieldConfig().baselines)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from baselines import transfer
-from baselines.field import FIELD, Baseline
+from baselines.methods import ONE_COORDINATE, Baseline
 from baselines.trials import tuning_loss, tuning_seeds
 from hpenv.benchmark.instances import Instance, Suite, load_suite
 from hpenv.policies.controller import check_controller
@@ -84,7 +84,7 @@ def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", transfer.LAWS)
 def test_laws_have_targets_and_rates_of_every_group(name):
     baseline = transfer.LAWS[name]
-    assert set(transfer.TRANSFERS) == {*FIELD, *transfer.LAWS}
+    assert set(transfer.TRANSFERS) == {*ONE_COORDINATE, *transfer.LAWS}
     assert isinstance(baseline, Baseline) and transfer.points_of(name) == transfer.MANY_POINTS
     for instance in (*SEARCHED, *load_suite("pretraining-v1").test):
         changed = baseline.arguments(instance, baseline.start)

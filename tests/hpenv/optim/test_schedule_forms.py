@@ -17,6 +17,7 @@ from hpenv.optim.schedules import (
     Constant,
     Cosine,
     LinearDecay,
+    LogLinear,
     PiecewiseConstant,
     WarmupFlatWarmdown,
 )
@@ -83,6 +84,7 @@ SAME = {
             },
             PiecewiseConstant((1.0,), 5, Cosine(T)),
         ),
+        ({"name": "log_linear", "values": [1, 0.5]}, LogLinear((1, 0.5), T)),
         (Cosine(8, 2), Cosine(8, 2)),
     ],
     ids=str,
@@ -99,6 +101,9 @@ def test_every_name_needs_no_more_than_a_run_has_or_says_what_it_needs(name):
             ValueError,
             match=r"must include \['values', 'interval'\]; got {'name': 'piecewise_const",
         ):
+            of(name)
+    elif name == "log_linear":
+        with pytest.raises(ValueError, match=r"must include \['values'\]; got {'name': 'log_lin"):
             of(name)
     else:
         assert type(of(name)) is SCHEDULES[name]

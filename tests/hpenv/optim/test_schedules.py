@@ -13,6 +13,7 @@ from hpenv.optim.schedules import (
     Constant,
     Cosine,
     LinearDecay,
+    LogLinear,
     PiecewiseConstant,
     PowerDecay,
     SqrtCooldown,
@@ -67,6 +68,14 @@ def linear(t, num_steps):
     return max(0.0, (num_steps - t) / num_steps)
 
 
+def log_line(t, num_steps, values):
+    """Between its neighbors, a value is their geometric mean, weighted by the distances."""
+    place = min(t, num_steps - 1) * (len(values) - 1) / (num_steps - 1)
+    left = min(int(place), len(values) - 2)
+    right = place - left
+    return values[left] ** (1 - right) * values[left + 1] ** right
+
+
 FORMULAS = {
     "constant": (Constant(), lambda t: 1.0),
     "constant, warmup": (Constant(7), lambda t: ramp(t, 7)),
@@ -107,6 +116,16 @@ FORMULAS = {
         PiecewiseConstant((2.0, 0.5), 50, Cosine(100, 10)),
         lambda t: (2.0, 0.5)[min(t // 50, 1)] * cosine(t, 100, 10),
     ),
+    "four knots": (
+        LogLinear((1.0, 8.0, 8.0, 0.001), 100),
+        lambda t: log_line(t, 100, (1.0, 8.0, 8.0, 0.001)),
+    ),
+    "knots between steps": (
+        LogLinear((3.0, 0.5, 0.7), 107),
+        lambda t: log_line(t, 107, (3.0, 0.5, 0.7)),
+    ),
+    "one knot": (LogLinear((0.3,), 100), lambda t: 0.3),
+    "knots of one step": (LogLinear((0.3, 0.1), 1), lambda t: 0.1 if t else 0.3),
 }
 
 
@@ -223,6 +242,18 @@ def test_every_schedule_is_in_the_table_under_its_own_name(pair):
         (
             lambda: PiecewiseConstant((1.0,), 1, None),
             "base of PiecewiseConstant must be a schedule of hpenv.optim.schedules",
+        ),
+        (
+            lambda: LogLinear((1.0, 0.0), 9),
+            "values of LogLinear must be finite and above 0; got 0.0 at place 1",
+        ),
+        (
+            lambda: LogLinear((1.0, math.inf), 9),
+            "values of LogLinear must be finite and above 0; got inf at place 1",
+        ),
+        (
+            lambda: LogLinear((1.0,), 0),
+            "num_steps of LogLinear must be a whole number of at least 1; got 0",
         ),
     ],
 )
