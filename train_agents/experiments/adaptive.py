@@ -59,7 +59,7 @@ POOR_STARTS = {"low": 1 / 30, "high": 10.0}
 #: Multiples of DEFAULT_LR that the sweeps try.
 MULTIPLIERS = (3.0, 10.0, 30.0)
 #: k_r and k_l of our gains, which the job `gains` chooses on tuning seeds from both poor starts.
-OWN_GAINS = (0.15, 0.075)
+OWN_GAINS = (0.1, 0.05)
 OWN: dict[str, Any] = gains_of(*OWN_GAINS)
 
 
