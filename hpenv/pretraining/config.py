@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -88,6 +88,20 @@ class PretrainingConfig:
     def batch_size(self) -> int:
         """Number of sequences in a batch."""
         return self.batch_tokens // self.sequence_length
+
+    def check_groups(self, groups: Collection[str]) -> None:
+        """Checks that values per optimizer group are for these groups, which the model has.
+
+        Raises:
+            ValueError: naming the field and the groups.
+        """
+        for name in ("base_lr", "base_weight_decay", "lr_schedule", "weight_decay_schedule"):
+            given = getattr(self, name)
+            if isinstance(given, Mapping) and set(given) != set(groups):
+                raise ValueError(
+                    f"{name} must have one value, or one for each of the groups {sorted(groups)} "
+                    f"of {self.preset!r}; got the groups {sorted(given)}"
+                )
 
     def description(self) -> dict[str, object]:
         """Returns the fields that a snapshot must match, as JSON-able values.

@@ -4,20 +4,27 @@ import numpy as np
 import pytest
 import torch
 
+from hpenv.plant.step_measurements import NUM_COMPARED_STEPS
+from hpenv.pretraining.flat import FlatLayout
 from hpenv.pretraining.updates import UpdateMeter, gain
 from tests.hpenv.pretraining.small_plants import advance, make, state_of
 
 GROUPS = ("embedding", "matrix", "unembedding")
 
 
+def squares_of(gradients):
+    """Squared norms, (N, K)."""
+    return np.stack([g.flatten(1).double().square().sum(1).numpy() for g in gradients], 1)
+
+
 def test_ratio_and_cosine_by_hand():
     """Two tensors of two groups, of which the second is of a layer, in two runs."""
     in_group, in_layer = np.eye(2), np.array([[0.0], [1.0]])
-    meter = UpdateMeter({"updates", "alignment"}, in_group, in_layer)
+    meter = UpdateMeter(in_group, in_layer)
+    meter.begin({"updates", "alignment"}, np.array([2, 2]))
     weights = {"a": torch.tensor([[3.0, 4.0], [1.0, 0.0]]), "b": torch.ones(2, 2, 2)}
     gradients = [torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.ones(2, 2, 2)]
-    norms = np.ones(2)
-    assert (meter.before_update(gradients, norms)["update_alignment"] == 0).all()
+    assert meter.before_update(gradients, squares_of(gradients)) == {}  # there is no update yet
 
     meter.start(weights)
     weights["a"][0] -= torch.tensor([0.0, 4.0])  # to (3, 0): 4 / 3
@@ -27,8 +34,28 @@ def test_ratio_and_cosine_by_hand():
     assert found["layer_update_ratio"] == pytest.approx(np.array([[0.0], [0.5]]))
 
     gradients[0][0] = torch.tensor([3.0, 4.0])  # against the update (0, -4): 4 / 5
-    cosines = meter.before_update(gradients, norms)["update_alignment"]
+    cosines = meter.before_update(gradients, squares_of(gradients))["update_alignment"]
     assert cosines == pytest.approx(np.array([[0.8, 0.0], [0.0, -1.0]]))
+    meter.start(weights)
+    weights["a"][0] += torch.tensor([1.0, 0.0])  # the weights before are those after: 1 / 4
+    assert meter.finish(weights)["update_ratio"][0] == pytest.approx([1 / 4, 0.0])
+
+
+def test_sums_of_groups_and_layers_are_those_of_their_tensors():
+    """Tensors of mixed order, and a gradient that is a transpose."""
+    groups, layers = [1, 0, 1, 1, 0], [0, -1, 1, 0, 1]
+    in_group, in_layer = np.eye(2)[groups], np.eye(3)[layers][:, :2]
+    layout = FlatLayout(in_group, in_layer)
+    torch.manual_seed(0)
+    first = [torch.randn(2, k + 1, 3) for k in range(5)]
+    second = [torch.randn(2, 3, k + 1).transpose(1, 2) for k in range(5)]
+    buffers = layout.empty(first), layout.empty(first)
+    layout.copy(first, buffers[0]), layout.copy(second, buffers[1])
+    dots = [(a * b).flatten(1).sum(1).numpy() for a, b in zip(first, second, strict=True)]
+    assert layout.products(*buffers) == pytest.approx(np.stack(dots, 1) @ in_group, rel=1e-5)
+    squares = layout.squares(buffers[1])
+    assert squares @ layout.in_group == pytest.approx(squares_of(second) @ in_group, rel=1e-5)
+    assert squares @ layout.in_layer == pytest.approx(squares_of(second) @ in_layer, rel=1e-5)
 
 
 def test_a_plant_measures_the_change_of_its_weights_over_the_weights():
@@ -46,11 +73,48 @@ def test_a_plant_measures_the_change_of_its_weights_over_the_weights():
     assert plant.panel.groups == GROUPS and (window["update_alignment"] == 0).all()
 
 
-def test_a_window_has_the_mean_over_its_steps():
+def test_a_window_has_the_mean_over_its_last_steps():
     whole, steps = make(1, base_lr=0.02), make(1, base_lr=0.02)
     whole.set_measured_groups({"updates"}), steps.set_measured_groups({"updates"})
-    found = [advance(steps, 1)["update_ratio"] for _ in range(4)]
-    assert advance(whole, 4)["update_ratio"] == pytest.approx(np.mean(found, axis=0))
+    found = [advance(steps, 1)["update_ratio"] for _ in range(NUM_COMPARED_STEPS + 3)]
+    expected = np.mean(found[-NUM_COMPARED_STEPS:], axis=0)
+    assert advance(whole, len(found))["update_ratio"] == pytest.approx(expected)
+    short = make(1, base_lr=0.02)
+    short.set_measured_groups({"updates"})
+    assert advance(short, 2)["update_ratio"] == pytest.approx(np.mean(found[:2], axis=0))
+
+
+@pytest.mark.parametrize("name", ["update_alignment", "gradient_agreement"])
+def test_cosines_are_of_the_last_pairs_of_steps(name):
+    """A window of two steps has one pair. A longer one ends with such pairs."""
+    groups = {"alignment", "agreement"}
+    count, pairs = NUM_COMPARED_STEPS + 3, []
+    for first in range(count - 1 - NUM_COMPARED_STEPS, count - 1):
+        plant = make(1, base_lr=0.02)
+        advance(plant, first)
+        plant.set_measured_groups(groups)
+        pairs.append(advance(plant, 2)[name])
+    whole = make(1, base_lr=0.02)
+    whole.set_measured_groups(groups)
+    assert advance(whole, count)[name] == pytest.approx(np.mean(pairs, axis=0), rel=1e-5, abs=1e-6)
+    assert np.ptp(pairs) > 0
+
+
+def test_a_runs_window_ends_at_its_own_last_step():
+    """Runs of a population whose windows have other lengths are measured as single runs."""
+    groups = {"updates", "alignment", "agreement", "gain", "probe_gain"}
+    lengths = (7, 1, 9)
+    together = make(3, base_lr=0.02)
+    together.set_measured_groups(groups)
+    window = advance(together, *lengths)
+    for row, length in enumerate(lengths):
+        single = make(1, [100 + row], base_lr=0.02)
+        single.set_measured_groups(groups)
+        alone = advance(single, length)
+        for name in ("update_ratio", "layer_update_ratio", "update_alignment"):
+            assert window[name][row] == pytest.approx(alone[name][0], rel=1e-3, abs=1e-5), name
+        for name in ("gradient_agreement", "update_gain", "probe_gain"):
+            assert window[name][row] == pytest.approx(alone[name][0], rel=2e-2, abs=1e-4), name
 
 
 def test_measuring_updates_changes_no_weight_and_what_is_not_measured_is_zero():
@@ -77,17 +141,19 @@ def test_a_rate_that_is_far_too_high_turns_the_cosine():
 
 def test_agreement_promise_and_spread_by_hand():
     """One tensor of one group: gradients (3, 4), (4, 3), and an update of -0.1 along the first."""
-    meter = UpdateMeter({"agreement", "gain", "spread"}, np.ones((1, 1)), np.ones((1, 1)))
+    meter = UpdateMeter(np.ones((1, 1)), np.ones((1, 1)))
+    meter.begin({"agreement", "gain", "spread"}, np.array([2]))
     weights, gradient = {"a": torch.tensor([[1.0, 2.0]])}, torch.tensor([[3.0, 4.0]])
-    found = meter.before_update([gradient], np.array([5.0]))
-    assert found["gradient_agreement"] == 0 and found["mean_squared_gradient_norm"] == 25.0
-    assert meter.promise([gradient]) is None
+    found = meter.before_update([gradient], np.array([[25.0]]))
+    assert found == {"mean_gradient_norm": [5.0], "mean_squared_gradient_norm": [25.0]}
+    meter.start(weights)
+    assert meter.finish(weights) == {} and meter.is_last
+    found = meter.before_update([torch.tensor([[4.0, 3.0]])], np.array([[25.0]]))
+    assert found["gradient_agreement"] == pytest.approx(24 / 25)
     meter.start(weights)
     weights["a"] -= 0.1 * gradient
     assert meter.finish(weights) == {}
     assert meter.promise([gradient]) == pytest.approx(2.5)  # 0.1 |g|^2
-    found = meter.before_update([torch.tensor([[4.0, 3.0]])], np.array([5.0]))
-    assert found["gradient_agreement"] == pytest.approx(24 / 25)
     assert gain(np.array([1.25, 1.0, 99.0, np.nan]), np.array([2.5, 0.0, 1.0, 1.0])).tolist() == [
         0.5, 0.0, 2.0, 0.0,
     ]  # fmt: skip
