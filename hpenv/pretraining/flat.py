@@ -19,10 +19,14 @@ class Flat(NamedTuple):
     Attributes:
         entries: (N, P).
         views: views of `entries` with the shapes of the tensors, in the order of the layout.
+        parts: views of those of each group and layer, (N, n) each.
+        groups: views of those of each optimizer group, (N, n) each.
     """
 
     entries: Tensor
     views: list[Tensor]
+    parts: list[Tensor]
+    groups: list[Tensor]
 
 
 class FlatLayout:
@@ -50,32 +54,35 @@ class FlatLayout:
         chosen = [tensors[k] for k in self._order]
         sizes = [tensor[0].numel() for tensor in chosen]
         entries = chosen[0].new_empty(len(chosen[0]), sum(sizes))
-        parts = entries.split(sizes, 1)
-        views = [p.unflatten(1, t.shape[1:]) for p, t in zip(parts, chosen, strict=True)]
-        return Flat(entries, views)
+        ends = np.cumsum([0, *sizes])
+        views = [
+            p.unflatten(1, t.shape[1:])
+            for p, t in zip(entries.split(sizes, 1), chosen, strict=True)
+        ]
+        parts, groups = (
+            [entries[:, slice(*pair)] for pair in pairwise(ends[starts].tolist())]
+            for starts in (self._parts, self._groups)
+        )
+        return Flat(entries, views, parts, groups)
 
     def copy(self, tensors: Sequence[Tensor], buffer: Flat) -> None:
         """Copies K tensors into a buffer."""
         torch._foreach_copy_(buffer.views, [tensors[k] for k in self._order])
 
-    def squares(self, buffer: Flat) -> FloatArray:
+    @staticmethod
+    def squares(buffer: Flat) -> FloatArray:
         """Returns the squared norms of the tensors of each group and layer, (N, S)."""
-        ranges = self._ranges(buffer, self._parts)
-        norms = [torch.linalg.vector_norm(buffer.entries[:, own], dim=1) for own in ranges]
+        norms = [torch.linalg.vector_norm(part, dim=1) for part in buffer.parts]
         return torch.stack(norms, 1).double().square().cpu().numpy()
 
-    def products(self, first: Flat, second: Flat) -> FloatArray:
+    @staticmethod
+    def products(first: Flat, second: Flat) -> FloatArray:
         """Returns the inner product of the tensors of each optimizer group, (N, G)."""
         dots = [
-            torch.bmm(first.entries[:, None, own], second.entries[:, own, None]).flatten()
-            for own in self._ranges(first, self._groups)
+            torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
+            for a, b in zip(first.groups, second.groups, strict=True)
         ]
         return torch.stack(dots, 1).double().cpu().numpy()
-
-    def _ranges(self, buffer: Flat, starts: IntArray) -> list[slice]:
-        sizes = [0, *(view[0].numel() for view in buffer.views)]
-        bounds = np.cumsum(sizes)[starts].tolist()
-        return [slice(*pair) for pair in pairwise(bounds)]
 
 
 def _starts(labels: IntArray) -> IntArray:

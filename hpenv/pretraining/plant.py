@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
-from hpenv.control.panel import Panel, TensorSite
+from hpenv.control.panel import Panel
 from hpenv.lm import architecture, model
-from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus, require_length
+from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus
 from hpenv.optim.optimizers import optimizer_rules, rule_description
 from hpenv.optim.rules import Rates, Rule
 from hpenv.plant.population import Runs
@@ -39,7 +40,7 @@ from hpenv.pretraining.measurements import (
     momentum_norm,
 )
 from hpenv.pretraining.rates import window_rates
-from hpenv.pretraining.steps import loss_and_gradients, update_weights
+from hpenv.pretraining.steps import loss_and_gradients, tensor_sites, update_weights
 from hpenv.pretraining.updates import UpdateMeter, gain
 
 #: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
@@ -84,13 +85,7 @@ class PretrainingPlant(Runs):
         self.corpus: Corpus = (
             load_corpus(config.data, config.tokenizer) if corpus is None else corpus
         )
-        needed = config.batch_tokens + config.sequence_length
-        for part, tokens in (
-            ("train", needed),
-            ("probe", needed),
-            ("validation", config.sequence_length + 1),
-        ):
-            require_length(self.corpus, part, tokens)
+        config.check_corpus(self.corpus)
         self.corpus_digest = self.corpus.sha256
 
         self.model_config = architecture.preset(config.preset, self.corpus.vocab_size)
@@ -101,14 +96,7 @@ class PretrainingPlant(Runs):
         }
         config.check_groups(set(self._groups.values()))
 
-        sites = {
-            name: TensorSite(
-                group,
-                self._rules[group].optimizer,
-                int(name.split(".")[1]) if "." in name else None,
-            )
-            for name, group in self._groups.items()
-        }
+        sites = tensor_sites(self._groups, self._rules)
         self._keep(
             Panel(self.channels, sites, num_rows, self.kind), num_rows, self.model_config.n_layer
         )
@@ -210,10 +198,10 @@ class PretrainingPlant(Runs):
         }
         self._window_step += 1
 
-        inputs, targets = self._batch()
+        batch_loss = partial(self._batch_loss, *self._batch())
         activations: list[Tensor] | None = [] if "activations" in self.measured_groups else None
         losses, gradients = loss_and_gradients(
-            lambda weights: self._batch_loss(weights, inputs, targets, activations), self.weights
+            partial(batch_loss, activations=activations), self.weights
         )
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
@@ -234,9 +222,8 @@ class PretrainingPlant(Runs):
                     given, momenta, squares, self.panel, self.seeds, self.steps, moving
                 )
             )
-            is_last = self._meter.is_last
             probed = None
-            if is_last and "probe_gain" in self.measured_groups:
+            if "probe_gain" in self.measured_groups and self._meter.is_last:
                 probed = loss_and_gradients(self._probe_batch_loss, self.weights)
 
             self._meter.start(self.weights)
@@ -244,34 +231,28 @@ class PretrainingPlant(Runs):
             explore_weights(self.weights, self.panel, self.seeds, self.steps, moving)
             values |= self._meter.finish(self.weights)
 
-            values |= self._same_batch(list(given.values()), inputs, targets, loss, is_last)
+            values |= self._same_batch(list(given.values()), batch_loss, loss)
             if probed is not None:
-                with torch.no_grad():
-                    decrease = probed.losses - self._probe_batch_loss(self.weights)
+                decrease = probed.losses - self._probe_batch_loss(self.weights)
                 promise = self._meter.promise(probed.gradients)
                 values["probe_gain"] = gain(decrease.double().cpu().numpy(), promise)
 
         self.steps[moving] += 1
         return {name: value[rows] for name, value in values.items()}
 
+    @torch.no_grad()
     def _same_batch(
         self,
         gradients: Sequence[Tensor],
-        inputs: Tensor,
-        targets: Tensor,
+        batch_loss: Callable[[Mapping[str, Tensor]], Tensor],
         loss: FloatArray,
-        is_last: bool,
     ) -> dict[str, FloatArray]:
         """Measures what an update did to its own batch, with a second forward pass if asked for."""
-        gains, kept = (
-            is_last and "gain" in self.measured_groups,
-            "same_batch" in self.measured_groups,
-        )
-        if not (gains or kept):
+        kept = "same_batch" in self.measured_groups
+        gains = "gain" in self.measured_groups and self._meter.is_last
+        if not (kept or gains):
             return {}
-        with torch.no_grad():
-            losses = self._batch_loss(self.weights, inputs, targets, None)
-        after = losses.double().cpu().numpy()
+        after = batch_loss(self.weights).double().cpu().numpy()
         after = np.where(np.isfinite(after), after, loss)
         found = {"same_batch_loss": after} if kept else {}
         if gains:
@@ -290,10 +271,10 @@ class PretrainingPlant(Runs):
 
     def _batch_loss(
         self,
-        weights: Mapping[str, Tensor],
         inputs: Tensor,
         targets: Tensor,
-        activations: list[Tensor] | None,
+        weights: Mapping[str, Tensor],
+        activations: list[Tensor] | None = None,
     ) -> Tensor:
         """Returns each run's loss, with the dials of the window and the random numbers of its step.
 

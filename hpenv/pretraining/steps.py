@@ -1,4 +1,4 @@
-"""The parts of an optimizer step: losses with their gradients, and the update of all tensors."""
+"""Parts of an optimizer step: tensors in the panel, gradients, and the update of all tensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hpenv.arrays import IntArray
+from hpenv.control.panel import TensorSite
 from hpenv.optim.rules import Rates, Rule, State
 
 
@@ -22,6 +23,21 @@ class Losses(NamedTuple):
 
     losses: Tensor
     gradients: list[Tensor]
+
+
+def tensor_sites(groups: Mapping[str, str], rules: Mapping[str, Rule]) -> dict[str, TensorSite]:
+    """Returns the place of every tensor in the panel.
+
+    Args:
+        groups: name of a tensor -> its optimizer group.
+        rules: optimizer group -> rule.
+    """
+    return {
+        name: TensorSite(
+            group, rules[group].optimizer, int(name.split(".")[1]) if "." in name else None
+        )
+        for name, group in groups.items()
+    }
 
 
 def loss_and_gradients(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpenv.arrays import FloatArray, IntArray
@@ -31,9 +32,9 @@ class UpdateMeter:
     def __init__(self, in_group: FloatArray, in_layer: FloatArray) -> None:
         self._in_group, self._layout = in_group, FlatLayout(in_group, in_layer)
         self._groups: frozenset[str] = frozenset()
-        self._num_steps: IntArray = np.zeros(0, dtype=np.int64)
-        self._step = 0
-        # Buffers, and the step before which each of them was filled. A window's first is 0.
+        self._ends: list[int] = []  # steps of each run's window
+        self._step = -1
+        # Buffers, and the number of the step that each of them was filled for.
         self._buffers: dict[str, Flat] = {}
         self._filled: dict[str, int] = {}
         self._gradient_squares: FloatArray = np.zeros(0)
@@ -47,23 +48,22 @@ class UpdateMeter:
                 `gain` and `probe_gain` are read here.
             num_steps: steps of each run's window, (N,).
         """
-        self._groups, self._num_steps = frozenset(groups), num_steps
-        self._step, self._filled = 0, {}
+        self._groups, self._ends = frozenset(groups), sorted(set(num_steps.tolist()))
+        self._step, self._filled = -1, {}
 
     @property
     def is_last(self) -> bool:
-        """True if the step is the last of a run's window."""
+        """True if the present step is the last of a run's window."""
         return self._is_among_last(1, self._step)
 
     def _is_among_last(self, count: int, step: int) -> bool:
-        left = self._num_steps - step
-        return bool(((left > 0) & (left <= count)).any())
+        return any(0 < end - step <= count for end in self._ends)
 
     def _is_compared(self, step: int) -> bool:
         return self._is_among_last(NUM_COMPARED_STEPS, step)
 
     def _has(self, name: str) -> bool:
-        """Returns True if a buffer was filled in the step before."""
+        """Returns True if a buffer holds what the present step begins with."""
         return self._filled.get(name) == self._step
 
     def _fill(self, name: str, tensors: Sequence[Tensor]) -> Flat:
@@ -83,12 +83,13 @@ class UpdateMeter:
     def before_update(
         self, gradients: Sequence[Tensor], squares: FloatArray
     ) -> dict[str, FloatArray]:
-        """Returns what is asked for of a step's gradients.
+        """Begins a step. Returns what is asked for of its gradients.
 
         Args:
             gradients: of K tensors, (N, ...) each.
             squares: their squared norms, (N, K).
         """
+        self._step += 1
         found = {}
         if "spread" in self._groups:
             norm = finite(np.sqrt(squares.sum(1)))
@@ -103,13 +104,12 @@ class UpdateMeter:
             return found
 
         gradient = self._fill("gradient", gradients)
-        own_squares = finite(squares @ self._in_group)
+        own_squares = squares @ self._in_group
         if aligns:
             update = self._buffers["update"]
             products = self._layout.products(gradient, update)
-            found["update_alignment"] = -_cosines(
-                products, own_squares, self._update_squares @ self._layout.in_group
-            )
+            squares_of_update = self._update_squares @ self._layout.in_group
+            found["update_alignment"] = -_cosines(products, own_squares, squares_of_update)
         if agrees:
             products = self._layout.products(gradient, self._buffers["last_gradient"])
             found["gradient_agreement"] = _cosines(products, own_squares, self._gradient_squares)
@@ -133,17 +133,16 @@ class UpdateMeter:
             self._filled["weights"] = self._step
 
     def finish(self, weights: Mapping[str, Tensor]) -> dict[str, FloatArray]:
-        """Ends a step. Returns |update| / |weights after it| of groups (N, G) and layers (N, L)."""
+        """Returns |update| / |weights after it| of each optimizer group (N, G) and layer (N, L)."""
         found: dict[str, FloatArray] = {}
         if self._keeps_update():
             after, old = self._fill("update", list(weights.values())), self._buffers["weights"]
-            old.entries.neg_().add_(after.entries)
+            torch.sub(after.entries, old.entries, out=old.entries)
             self._swap("update", "weights")
-            self._update_squares = finite(self._layout.squares(self._buffers["update"]))
+            self._update_squares = self._layout.squares(self._buffers["update"])
             self._filled |= {"update": self._step + 1, "weights": self._step + 1}
             if "updates" in self._groups and self._is_compared(self._step):
-                found = self._ratios(finite(self._layout.squares(self._buffers["weights"])))
-        self._step += 1
+                found = self._ratios(self._layout.squares(self._buffers["weights"]))
         return found
 
     def _ratios(self, squares: FloatArray) -> dict[str, FloatArray]:
@@ -152,8 +151,9 @@ class UpdateMeter:
             ("update_ratio", layout.in_group),
             ("layer_update_ratio", layout.in_layer),
         ):
-            size = np.maximum(squares @ members, 1e-30)
-            found[name] = np.sqrt(self._update_squares @ members / size)
+            with np.errstate(invalid="ignore"):  # of runs that have diverged
+                ratio = self._update_squares @ members / np.maximum(squares @ members, 1e-30)
+            found[name] = np.sqrt(finite(ratio))
         return found
 
     def promise(self, gradients: Sequence[Tensor]) -> FloatArray:
@@ -167,8 +167,9 @@ class UpdateMeter:
 
 def _cosines(products: FloatArray, first: FloatArray, second: FloatArray) -> FloatArray:
     """Returns cosines of products and squared norms, (N, G)."""
-    scale = np.maximum(finite(first) * finite(second), 1e-60)
-    return np.clip(finite(products) / np.sqrt(scale), -1.0, 1.0)
+    with np.errstate(invalid="ignore"):  # of runs that have diverged
+        cosines = products / np.sqrt(np.maximum(first * second, 1e-60))
+    return np.clip(finite(cosines), -1.0, 1.0)
 
 
 def gain(decrease: FloatArray, promise: FloatArray) -> FloatArray:

@@ -147,9 +147,9 @@ def test_agreement_promise_and_spread_by_hand():
     found = meter.before_update([gradient], np.array([[25.0]]))
     assert found == {"mean_gradient_norm": [5.0], "mean_squared_gradient_norm": [25.0]}
     meter.start(weights)
-    assert meter.finish(weights) == {} and meter.is_last
+    assert meter.finish(weights) == {} and not meter.is_last
     found = meter.before_update([torch.tensor([[4.0, 3.0]])], np.array([[25.0]]))
-    assert found["gradient_agreement"] == pytest.approx(24 / 25)
+    assert found["gradient_agreement"] == pytest.approx(24 / 25) and meter.is_last
     meter.start(weights)
     weights["a"] -= 0.1 * gradient
     assert meter.finish(weights) == {}
