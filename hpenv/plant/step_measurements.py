@@ -6,7 +6,7 @@ from hpenv.plant.measurements import Measurement
 
 #: Number of steps at the end of a window at which updates and gradients are compared. A cosine of
 #: two steps is noisy: one of 512 tokens of `nano` scatters by 0.15 about a mean of 0.3.
-NUM_COMPARED_STEPS = 4
+NUM_COMPARED_STEPS = 2
 
 _COMPARED = f"mean over the window's last {NUM_COMPARED_STEPS} steps"
 

@@ -47,9 +47,13 @@ class DistanceMeter:
             start = architecture.init_parameters(self._config, list(self._seeds), tensors[0].device)
             self._start, self._difference = layout.empty(tensors), layout.empty(tensors)
             layout.copy(list(start.values()), self._start)
-            self._sizes = layout.squares(self._start) @ layout.in_group
+            self._sizes = _squares(layout.norms(self._start)) @ layout.in_group
 
         layout.copy(tensors, self._difference)
         self._difference.entries.sub_(self._start.entries)
-        moved = finite(layout.squares(self._difference)) @ layout.in_group
+        moved = finite(_squares(layout.norms(self._difference))) @ layout.in_group
         return np.sqrt(moved / np.maximum(self._sizes, 1e-30))
+
+
+def _squares(norms: Tensor) -> FloatArray:
+    return norms.double().square().cpu().numpy()

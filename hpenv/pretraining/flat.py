@@ -19,14 +19,16 @@ class Flat(NamedTuple):
     Attributes:
         entries: (N, P).
         views: views of `entries` with the shapes of the tensors, in the order of the layout.
-        parts: views of those of each group and layer, (N, n) each.
-        groups: views of those of each optimizer group, (N, n) each.
+        parts: views of the tensors of each group and layer, (N, n) each.
+        rows: views of the tensors of each optimizer group, (N, 1, n) each.
+        columns: the same as (N, n, 1).
     """
 
     entries: Tensor
     views: list[Tensor]
     parts: list[Tensor]
-    groups: list[Tensor]
+    rows: list[Tensor]
+    columns: list[Tensor]
 
 
 class FlatLayout:
@@ -63,26 +65,24 @@ class FlatLayout:
             [entries[:, slice(*pair)] for pair in pairwise(ends[starts].tolist())]
             for starts in (self._parts, self._groups)
         )
-        return Flat(entries, views, parts, groups)
+        rows, columns = [g[:, None] for g in groups], [g[:, :, None] for g in groups]
+        return Flat(entries, views, parts, rows, columns)
 
     def copy(self, tensors: Sequence[Tensor], buffer: Flat) -> None:
         """Copies K tensors into a buffer."""
         torch._foreach_copy_(buffer.views, [tensors[k] for k in self._order])
 
     @staticmethod
-    def squares(buffer: Flat) -> FloatArray:
-        """Returns the squared norms of the tensors of each group and layer, (N, S)."""
-        norms = [torch.linalg.vector_norm(part, dim=1) for part in buffer.parts]
-        return torch.stack(norms, 1).double().square().cpu().numpy()
+    def norms(buffer: Flat) -> Tensor:
+        """Returns the norms of the tensors of each group and layer, (N, S)."""
+        return torch.cat(
+            [torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in buffer.parts], 1
+        )
 
     @staticmethod
-    def products(first: Flat, second: Flat) -> FloatArray:
-        """Returns the inner product of the tensors of each optimizer group, (N, G)."""
-        dots = [
-            torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
-            for a, b in zip(first.groups, second.groups, strict=True)
-        ]
-        return torch.stack(dots, 1).double().cpu().numpy()
+    def products(first: Flat, second: Flat) -> Tensor:
+        """Returns the inner products of the tensors of each optimizer group, (N, G)."""
+        return torch.cat(list(map(torch.bmm, first.rows, second.columns)), 1)[..., 0]
 
 
 def _starts(labels: IntArray) -> IntArray:

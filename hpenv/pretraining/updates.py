@@ -17,6 +17,9 @@ from hpenv.plant.step_measurements import NUM_COMPARED_STEPS
 from hpenv.pretraining.flat import Flat, FlatLayout
 from hpenv.pretraining.measurements import finite
 
+#: Buffer whose cosine with a gradient is measured -> the measurement and its sign.
+_COSINES = {"update": ("update_alignment", -1.0), "last_gradient": ("gradient_agreement", 1.0)}
+
 
 class UpdateMeter:
     """Measures updates and gradients of one window after the other, if asked for.
@@ -31,14 +34,14 @@ class UpdateMeter:
 
     def __init__(self, in_group: FloatArray, in_layer: FloatArray) -> None:
         self._in_group, self._layout = in_group, FlatLayout(in_group, in_layer)
+        self._members = np.hstack([self._layout.in_group, self._layout.in_layer])
         self._groups: frozenset[str] = frozenset()
         self._ends: list[int] = []  # steps of each run's window
         self._step = -1
         # Buffers, and the number of the step that each of them was filled for.
         self._buffers: dict[str, Flat] = {}
         self._filled: dict[str, int] = {}
-        self._gradient_squares: FloatArray = np.zeros(0)
-        self._update_squares: FloatArray = np.zeros(0)
+        self._squares: dict[str, FloatArray] = {}  # squared norms of the buffers' groups, (N, G)
 
     def begin(self, groups: Collection[str], num_steps: IntArray) -> None:
         """Begins a window.
@@ -103,21 +106,30 @@ class UpdateMeter:
         if not (aligns or agrees or keeps):
             return found
 
-        gradient = self._fill("gradient", gradients)
-        own_squares = squares @ self._in_group
-        if aligns:
-            update = self._buffers["update"]
-            products = self._layout.products(gradient, update)
-            squares_of_update = self._update_squares @ self._layout.in_group
-            found["update_alignment"] = -_cosines(products, own_squares, squares_of_update)
-        if agrees:
-            products = self._layout.products(gradient, self._buffers["last_gradient"])
-            found["gradient_agreement"] = _cosines(products, own_squares, self._gradient_squares)
+        gradient, own_squares = self._fill("gradient", gradients), squares @ self._in_group
+        others = ["update"] * aligns + ["last_gradient"] * agrees
+        if others:
+            found |= self._cosines(gradient, own_squares, others)
         if keeps:
             self._swap("gradient", "last_gradient")
-            self._gradient_squares = own_squares
+            self._squares["last_gradient"] = own_squares
             self._filled["last_gradient"] = self._step + 1
         return found
+
+    def _cosines(
+        self, gradient: Flat, squares: FloatArray, others: Sequence[str]
+    ) -> dict[str, FloatArray]:
+        """Returns the cosines of a gradient, of groups of these squares (N, G), and buffers."""
+        products = [self._layout.products(gradient, self._buffers[name]) for name in others]
+        scale = np.concatenate([squares * self._squares[name] for name in others], 1)
+        with np.errstate(invalid="ignore"):  # of runs that have diverged
+            cosines = _array(torch.cat(products, 1)) / np.sqrt(np.maximum(scale, 1e-60))
+
+        found, width = np.clip(finite(cosines), -1.0, 1.0), squares.shape[1]
+        return {
+            _COSINES[name][0]: _COSINES[name][1] * found[:, i * width : (i + 1) * width]
+            for i, name in enumerate(others)
+        }
 
     def _keeps_update(self) -> bool:
         return (
@@ -139,22 +151,25 @@ class UpdateMeter:
             after, old = self._fill("update", list(weights.values())), self._buffers["weights"]
             torch.sub(after.entries, old.entries, out=old.entries)
             self._swap("update", "weights")
-            self._update_squares = self._layout.squares(self._buffers["update"])
             self._filled |= {"update": self._step + 1, "weights": self._step + 1}
-            if "updates" in self._groups and self._is_compared(self._step):
-                found = self._ratios(self._layout.squares(self._buffers["weights"]))
+            found = self._ratios()
         return found
 
-    def _ratios(self, squares: FloatArray) -> dict[str, FloatArray]:
-        layout, found = self._layout, {}
-        for name, members in (
-            ("update_ratio", layout.in_group),
-            ("layer_update_ratio", layout.in_layer),
-        ):
-            with np.errstate(invalid="ignore"):  # of runs that have diverged
-                ratio = self._update_squares @ members / np.maximum(squares @ members, 1e-30)
-            found[name] = np.sqrt(finite(ratio))
-        return found
+    def _ratios(self) -> dict[str, FloatArray]:
+        """Returns the sizes of the last update, if asked for, and keeps its norms."""
+        layout, buffers = self._layout, self._buffers
+        sizes = "updates" in self._groups and self._is_compared(self._step)
+        if not sizes and "alignment" not in self._groups:
+            return {}
+        moved = np.square(_array(layout.norms(buffers["update"])))
+        self._squares["update"] = moved @ layout.in_group
+        if not sizes:
+            return {}
+        squares, G = np.square(_array(layout.norms(buffers["weights"]))), layout.in_group.shape[1]
+        with np.errstate(invalid="ignore"):  # of runs that have diverged
+            ratios = moved @ self._members / np.maximum(squares @ self._members, 1e-30)
+        found = np.sqrt(finite(ratios))
+        return {"update_ratio": found[:, :G], "layer_update_ratio": found[:, G:]}
 
     def promise(self, gradients: Sequence[Tensor]) -> FloatArray:
         """Returns the decrease of a loss that the last update promised, (N,).
@@ -162,14 +177,12 @@ class UpdateMeter:
         It is minus the product of the update and the loss's gradient, (N, ...) per tensor.
         """
         gradient = self._fill("gradient", gradients)
-        return -finite(self._layout.products(gradient, self._buffers["update"])).sum(1)
+        products = self._layout.products(gradient, self._buffers["update"])
+        return -finite(_array(products)).sum(1)
 
 
-def _cosines(products: FloatArray, first: FloatArray, second: FloatArray) -> FloatArray:
-    """Returns cosines of products and squared norms, (N, G)."""
-    with np.errstate(invalid="ignore"):  # of runs that have diverged
-        cosines = products / np.sqrt(np.maximum(first * second, 1e-60))
-    return np.clip(finite(cosines), -1.0, 1.0)
+def _array(values: Tensor) -> FloatArray:
+    return values.double().cpu().numpy()
 
 
 def gain(decrease: FloatArray, promise: FloatArray) -> FloatArray:

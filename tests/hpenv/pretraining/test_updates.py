@@ -52,8 +52,9 @@ def test_sums_of_groups_and_layers_are_those_of_their_tensors():
     buffers = layout.empty(first), layout.empty(first)
     layout.copy(first, buffers[0]), layout.copy(second, buffers[1])
     dots = [(a * b).flatten(1).sum(1).numpy() for a, b in zip(first, second, strict=True)]
-    assert layout.products(*buffers) == pytest.approx(np.stack(dots, 1) @ in_group, rel=1e-5)
-    squares = layout.squares(buffers[1])
+    products = layout.products(*buffers).numpy()
+    assert products == pytest.approx(np.stack(dots, 1) @ in_group, rel=1e-5)
+    squares = layout.norms(buffers[1]).square().numpy()
     assert squares @ layout.in_group == pytest.approx(squares_of(second) @ in_group, rel=1e-5)
     assert squares @ layout.in_layer == pytest.approx(squares_of(second) @ in_layer, rel=1e-5)
 
