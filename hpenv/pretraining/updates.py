@@ -93,11 +93,12 @@ class UpdateMeter:
             squares: their squared norms, (N, K).
         """
         self._step += 1
-        found = {}
+        found: dict[str, FloatArray] = {}
         if "spread" in self._groups:
-            norm = finite(np.sqrt(squares.sum(1)))
-            found["mean_gradient_norm"] = norm
-            found["mean_squared_gradient_norm"] = finite(np.square(norm))
+            norm = np.sqrt(squares.sum(1))
+            if not np.isfinite(norm).all():
+                norm = finite(norm)
+            found = {"mean_gradient_norm": norm, "mean_squared_gradient_norm": np.square(norm)}
 
         compares = self._is_compared(self._step)
         aligns = "alignment" in self._groups and compares and self._has("update")

@@ -6,8 +6,9 @@ import torch
 
 from hpenv.plant.step_measurements import NUM_COMPARED_STEPS
 from hpenv.pretraining.flat import FlatLayout
+from hpenv.pretraining.steps import loss_and_gradients
 from hpenv.pretraining.updates import UpdateMeter, gain
-from tests.hpenv.pretraining.small_plants import advance, make, state_of
+from tests.hpenv.pretraining.small_plants import EVERY_OPTIMIZER, advance, make, state_of
 
 GROUPS = ("embedding", "matrix", "unembedding")
 
@@ -189,16 +190,94 @@ def test_gradients_of_large_batches_agree_more():
     assert (found[1] > found[0]).all()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_muon", "sgd", "schedule_free_adamw_muon"])
+def test_the_gain_on_the_probe_by_hand():
+    """From the loss, its gradient and the weights before and after the last of three steps."""
+    plant, gradients = make(2, base_lr=0.02), {}
+    advance(plant, 2)
+    before = {name: weight.clone() for name, weight in plant.weights.items()}
+    losses, found = loss_and_gradients(plant._probe_batch_loss, before)
+    gradients = dict(zip(before, found, strict=True))
+    advance(plant, 1)
+    decrease = losses - plant._probe_batch_loss(plant.weights)
+    promise = sum(
+        (gradients[n] * (before[n] - w)).flatten(1).sum(1) for n, w in plant.weights.items()
+    )
+    expected = (decrease / promise).numpy()
+    assert (promise > 0).all() and (0 < expected).all()
+
+    measured = make(2, base_lr=0.02)
+    measured.set_measured_groups({"probe_gain"})
+    assert advance(measured, 3)["probe_gain"] == pytest.approx(expected, rel=1e-2)
+    for name, weight in plant.weights.items():
+        assert torch.equal(weight, measured.weights[name])
+
+
+def test_the_gain_on_the_probe_is_one_for_small_rates_and_falls_with_the_rate():
+    found = []
+    for lr in (1e-3, 3.0):
+        plant = make(1, optimizer="sgd", base_lr=lr, batch_tokens=512)
+        plant.set_measured_groups({"probe_gain"})
+        found.append(float(advance(plant, 6)["probe_gain"][0]))
+    assert found[0] == pytest.approx(1.0, abs=0.05)
+    assert found[1] < 0.5
+
+
+def test_the_distance_is_that_from_the_runs_first_weights():
+    """Also after a reset of one row, and after a restore into another plant."""
+    plant = make(2, base_lr=0.02)
+    plant.set_measured_groups({"distance"})
+    start = {name: weight.clone() for name, weight in plant.weights.items()}
+    assert (advance(plant, 0)["start_distance"] == 0).all()
+    window = advance(plant, 3)
+    for index, group in enumerate(plant.panel.groups):
+        names = [name for name, own in plant._groups.items() if own == group]
+        for row in range(2):
+            moved = torch.cat([(plant.weights[n] - start[n])[row].flatten() for n in names])
+            size = torch.cat([start[n][row].flatten() for n in names])
+            expected = float(moved.norm() / size.norm())
+            assert window["start_distance"][row, index] == pytest.approx(expected, rel=1e-5)
+
+    other = make(2, base_lr=0.02)
+    other.set_measured_groups({"distance"})
+    other.restore(plant.snapshot())
+    assert (advance(other, 0)["start_distance"] == window["start_distance"]).all()
+    plant.reset([7], [1])
+    again = advance(plant, 0)["start_distance"]
+    assert (again[0] == window["start_distance"][0]).all() and (again[1] == 0).all()
+
+
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
 def test_measurements_change_no_weight_and_do_not_see_the_base_rate_alone(optimizer):
-    """A tenth of the base rate at ten times the multiplier is the same run."""
-    plain, measured = (make(1, base_lr=lr, optimizer=optimizer) for lr in (2e-3, 2e-4))
+    """A tenth of the base rate at ten times the multiplier is the same run.
+
+    Prodigy and D-Adaptation multiply the base rate by an estimate of their own, and begin at 1.
+    """
+    base = 1.0 if optimizer.startswith(("prodigy", "dadapt")) else 2e-3
+    plain, measured = (make(1, base_lr=lr, optimizer=optimizer) for lr in (base, base / 10))
     measured.panel.positions[:, 0] = 0.5  # 10 of 0.01 to 100
-    groups = {"updates", "alignment", "agreement", "spread", "gain"}
+    groups = {"updates", "alignment", "agreement", "spread", "gain", "probe_gain", "distance"}
     measured.set_measured_groups(groups)
     first, second = advance(plain, 6), advance(measured, 6)
     assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-4)
     plain.set_measured_groups(groups)
     first, second = advance(plain, 6), advance(measured, 6)
-    for name in ("update_ratio", "gradient_agreement", "update_alignment", "mean_gradient_norm"):
+    for name in ("update_ratio", "update_alignment", "start_distance"):
         assert second[name] == pytest.approx(first[name], rel=2e-2, abs=2e-3), name
+    for name in ("gradient_agreement", "mean_gradient_norm", "update_gain", "probe_gain"):
+        assert second[name] == pytest.approx(first[name], rel=2e-2, abs=1e-2), name
+    assert (first["start_distance"] > 0).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_muon", "schedule_free_adamw_muon"])
+def test_the_probe_and_the_distance_see_the_rate_that_the_run_has(optimizer):
+    """A base rate ten times as high without a panel that makes up for it is another number."""
+    found = []
+    for lr in (2e-4, 2e-3):
+        plant = make(1, base_lr=lr, optimizer=optimizer)
+        plant.set_measured_groups({"updates", "distance"})
+        found.append(advance(plant, 6))
+    ratios = found[1]["update_ratio"] / found[0]["update_ratio"]
+    distances = found[1]["start_distance"] / found[0]["start_distance"]
+    is_large = np.array([group != "unembedding" for group in plant.panel.groups])  # from the start
+    for ratio in (ratios[:, is_large], distances):
+        assert (ratio > 5).all() and (ratio < 20).all(), ratio
