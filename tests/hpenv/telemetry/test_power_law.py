@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from hpenv import branching
+from hpenv.envs.jel import make_vector_env
 from hpenv.telemetry.power_law import PowerLaw
 
 
@@ -53,3 +55,31 @@ def test_fewer_than_two_losses_have_no_exponent(losses):
 
 def test_any_losses_have_a_finite_exponent():
     assert np.isfinite(exponents([0.0, 1e300, 0.0, -1.0, 5.0, np.inf]))
+
+
+def test_an_environment_fits_the_losses_of_all_its_steps_and_goes_on_from_a_snapshot():
+    arguments = {"batch_tokens": 64, "sequence_length": 16, "data": "synthetic", "interval": 5}
+    features = ["progress", "loss_exponent", "probe_gain", "start_distance"]
+    env, other = (
+        make_vector_env(2, num_steps=25, observation=features, **arguments) for _ in range(2)
+    )
+    still = np.zeros((2, env.single_action_space.shape[0]), np.float32)
+    seen = [env.reset(seed=3)[0]]
+    losses = []
+    for decision in range(3):
+        if decision == 2:
+            snapshot = branching.snapshot(env)
+        seen.append(env.step(still)[0])
+        losses.append(env.episodes.window.step_losses)
+
+    losses = np.concatenate(losses)
+    steps = np.arange(1.0, 16.0)
+    for row in range(2):
+        y = np.log(losses[:, row])
+        slope, _ = np.polyfit(np.log(steps), y, 1, w=np.sqrt(steps))
+        assert seen[-1][row, 1] == pytest.approx(slope, rel=1e-5)
+    assert (seen[0][:, 1:] == 0).all() and (seen[-1] != seen[-2]).all()
+
+    other.reset(seed=9)
+    branching.restore(other, snapshot)
+    assert (other.step(still)[0] == seen[-1]).all()

@@ -186,6 +186,7 @@ def test_features_are_not_constant(name):
         progress=np.array([0.5, 0.6]),
         positions=np.array([[0.1, 0.2], [0.3, 0.4]]),
         estimates=Estimates(*np.full((4, 2), 0.35)),
+        loss_exponent=np.array([-0.1, 0.2]),
     )
     assert (observe([name], other) != values).all()
 
