@@ -163,7 +163,7 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
             self.num_envs, plant.num_layers, len(cells.groups), plant.measurements
         )
         numbers = (len(cells.names), len(columns.names), num_registers)
-        self.episodes = Episodes.empty(window, *numbers, seed_mode, "step_losses" in groups)
+        self.episodes = Episodes.empty(window, *numbers, seed_mode, seen)
 
     @property
     def steps(self) -> IntArray:

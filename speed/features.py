@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ TRAVELING = (
     "gradient_norm_spread",
     "update_gain",
 )
+#: Further ones: a backward pass over a batch of the probe, a pass over the weights, and sums.
+FURTHER = ("probe_gain", "start_distance", "loss_exponent")
 TRENDS = ("loss_trend", "reward_trend", "loss_variance_ratio", "plateau")
 #: Steps of a decision.
 INTERVAL = 10
@@ -53,10 +56,13 @@ def feature_prices(preset: str, tokens: int, rounds: int) -> dict[str, Any]:
         rounds: alternating rounds of one decision.
 
     Returns:
-        Name of a feature, `all` of TRAVELING or `trends` -> ratio of a window's times.
+        Name of a feature, `all` of TRAVELING or `trends` -> ratio of a window's processor times.
     """
-    sets = {name: (name,) for name in TRAVELING} | {"all": TRAVELING, "trends": TRENDS, "none": ()}
+    sets = {name: (name,) for name in (*TRAVELING, *FURTHER)}
+    sets |= {"all": TRAVELING, "trends": TRENDS, "none": ()}
     envs = {name: _make(preset, tokens, rounds, features) for name, features in sets.items()}
     still = np.zeros((1, 1), np.float32)
-    times = alternate({name: partial(env.step, still) for name, env in envs.items()}, rounds)
+    times = alternate(
+        {name: partial(env.step, still) for name, env in envs.items()}, rounds, process_time
+    )
     return {name: ratio(times, name, "none") for name in sets if name != "none"}

@@ -57,9 +57,9 @@ def attach(
 
     Channels are `lr`, `weight_decay`, `beta1`, `beta2`, `eps` and `momentum`, at the scopes `run`,
     `optimizer` and `group`. The observation may have `progress`, all features of the training loss
-    with its trends, `gradient_norm`, `gradient_norm_spread`, `gradient_agreement`, `momentum_norm`,
-    `update_ratio`, `update_alignment`, `position`, and, with `probe`, those of the probe loss. An
-    action is a position or, as the controller's `mapping` says, a move.
+    with its trends and exponent, `gradient_norm`, `gradient_norm_spread`, `gradient_agreement`,
+    `momentum_norm`, `update_ratio`, `update_alignment`, `position`, and, with `probe`, those of the
+    probe loss. An action is a position or, as the controller's `mapping` says, a move.
 
     One group of the optimizer is one cell of the scope `group`, and one column of a feature per
     group. A cell is named by `group["name"]`, or else by the group's index. A saved policy has
@@ -252,7 +252,7 @@ class Attachment:
                 parameters_of(optimizer),
                 self._keep,
                 getattr(optimizer, "grad_scale", None),
-                self._steps + 1 >= self._next,
+                self._next - self._steps,
             )
 
         if not self._dry_run:

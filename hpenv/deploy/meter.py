@@ -15,50 +15,14 @@ from torch import Tensor
 
 from hpenv.deploy.tensors import Gradients, cosines, kept_gradients, norm, stack, where, wide
 from hpenv.plant.measurements import Measurement, step_losses
+from hpenv.plant.step_measurements import NUM_COMPARED_STEPS, STEP_MEASUREMENTS
 
-#: Measurements of any training loop with a torch optimizer. Those of hpenv's plant of pretraining
-#: with the same name have the same formulas.
+#: Measurements of any training loop with a torch optimizer.
 MEASUREMENTS = (
     Measurement("train_loss", "loss", "mean of the observed losses", over="mean"),
     step_losses("loss"),
     Measurement("probe_loss", "loss", "result of `probe`", group="probe"),
-    Measurement("gradient_norm", "1", "global L2 norm of the gradient at the optimizer's step"),
-    Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),
-    Measurement(
-        "update_ratio",
-        "1",
-        "norm of the group's update / norm of its weights after it",
-        per="group",
-        over="mean",
-        group="updates",
-    ),
-    Measurement(
-        "update_alignment",
-        "1",
-        "cosine of the group's gradient and the opposite of the update before it, 0 at the "
-        "window's first step",
-        per="group",
-        over="mean",
-        group="alignment",
-    ),
-    Measurement(
-        "gradient_agreement",
-        "1",
-        "cosine of the group's gradient and that of the step before, 0 at the window's first step",
-        per="group",
-        over="mean",
-        group="agreement",
-    ),
-    Measurement(
-        "mean_gradient_norm", "1", "global L2 norm of the gradient", over="mean", group="spread"
-    ),
-    Measurement(
-        "mean_squared_gradient_norm",
-        "1",
-        "square of the global L2 norm of the gradient",
-        over="mean",
-        group="spread",
-    ),
+    *STEP_MEASUREMENTS,
 )
 
 #: Measurements that are means over the steps of a window.
@@ -82,7 +46,8 @@ class Meter:
     """Measures the steps of a window, as far as it is asked to.
 
     Update ratio and alignment need a copy of all weights during a step, alignment another one
-    between steps. Agreement needs a copy of all gradients between steps.
+    between steps. Agreement needs a copy of all gradients between steps. They are taken at the last
+    NUM_COMPARED_STEPS steps of a window, and at further ones if a GradScaler skips some of these.
 
     Args:
         wanted: names of measurements.
@@ -98,6 +63,7 @@ class Meter:
         self._gradients: Gradients = []
         self._coming: Gradients = []
         self._last: list[list[Tensor]] = []
+        self._sizes = self._aligns = False
 
     @property
     def pending_loss(self) -> float | None:
@@ -130,7 +96,7 @@ class Meter:
 
     @torch.no_grad()
     def start_step(
-        self, groups: Parameters, keep: Tensor | None, scale: Tensor | None, is_last: bool
+        self, groups: Parameters, keep: Tensor | None, scale: Tensor | None, left: int
     ) -> None:
         """Measures gradients, and keeps the weights before the step.
 
@@ -138,31 +104,37 @@ class Meter:
             groups: parameters of every group.
             keep: 1 for a step that moves the weights, 0 for one that a GradScaler skips. None: 1.
             scale: the gradients are this many times too large. None: 1.
-            is_last: True if this may be the window's last step.
+            left: steps of the window that are left, with this one, unless some are skipped. After
+                the last window: 0 or less.
         """
-        self._held, self._before = {}, []
+        self._held, self._before, self._coming = {}, [], []
+        compares, keeps = (0 < n <= NUM_COMPARED_STEPS for n in (left, left - 1))
         gradients = [[p.grad for p in group] for group in groups]
         spreads = not self._wanted.isdisjoint(SPREAD)
-        if spreads or ("gradient_norm" in self._wanted and (is_last or keep is not None)):
+        if spreads or ("gradient_norm" in self._wanted and (left == 1 or keep is not None)):
             size = norm([g for group in gradients for g in group if g is not None])
             size = size if scale is None else size / scale
             if "gradient_norm" in self._wanted:
                 self._set("gradient_norm", size, keep)
             if spreads:
                 self._held |= dict(zip(SPREAD, (size, size.square()), strict=True))
-        if "update_alignment" in self._wanted and self._last:
+        if "update_alignment" in self._wanted and self._last and compares:
             self._held["update_alignment"] = -cosines(gradients, self._last)
         if "gradient_agreement" in self._wanted:
-            if self._gradients:
+            if self._gradients and compares:
                 self._held["gradient_agreement"] = cosines(gradients, self._gradients)
-            self._coming = kept_gradients(gradients, self._gradients, keep)
-        if self._wanted & {"update_ratio", "update_alignment"}:
+            if keeps or (compares and keep is not None):
+                self._coming = kept_gradients(gradients, self._gradients, keep)
+        self._sizes = "update_ratio" in self._wanted and compares
+        self._aligns = "update_alignment" in self._wanted and (
+            keeps or (compares and keep is not None)
+        )
+        if self._sizes or self._aligns:
             self._before = [[p.detach().clone() for p in group] for group in groups]
 
     @torch.no_grad()
     def finish_step(self, groups: Parameters, keep: Tensor | None) -> None:
         """Measures the update, and adds the step and its losses to the window."""
-        self._add("steps", _number(1.0), keep)
         total, count = self._pending
         if count:
             mean = total / count
@@ -177,17 +149,18 @@ class Meter:
             self._add(name, value, keep)
         self._gradients = self._coming
         if not self._before:
+            self._last = []
             return
 
         updates = [
             [p.detach() - old for p, old in zip(group, olds, strict=True)]
             for group, olds in zip(groups, self._before, strict=True)
         ]
-        if "update_ratio" in self._wanted:
+        if self._sizes:
             moved = stack([norm(group) for group in updates])
             sizes = stack([norm([p.detach() for p in group]) for group in groups])
             self._add("update_ratio", moved / sizes.clamp(min=1e-15), keep)
-        self._before, self._last = [], updates if "update_alignment" in self._wanted else []
+        self._before, self._last = [], updates if self._aligns else []
 
     def read(self, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
         """Returns the window's measurements and begins the next window.
@@ -196,9 +169,12 @@ class Meter:
         finite losses of the steps, (S,).
         """
         sums = {name: value.double().cpu().numpy() for name, value in self._sums.items()}
-        steps = max(float(sums.pop("steps", 0.0)), 1.0)
         losses = float(sums.pop("num_losses", 0.0))
-        found = {name: sums[name] / steps for name in sums if name in MEANS}
+        found = {
+            name: sums[name] / max(float(sums[f"num_{name}"]), 1.0)
+            for name in sums
+            if name in MEANS
+        }
         if "step_losses" in self._wanted:
             step_losses = self._read_losses()
             found["step_losses"] = step_losses[np.isfinite(step_losses)]
@@ -221,11 +197,16 @@ class Meter:
         return stack(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
 
     def _add(self, name: str, value: Tensor, keep: Tensor | None) -> None:
-        """Adds a number to the window. That of a step that is skipped counts as 0."""
+        """Adds a number to the window. That of a step that is skipped counts as 0.
+
+        Of a mean the steps are counted.
+        """
         value = wide(value)
         if keep is not None:
             value = where(keep, value, 0.0)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
+        if name in MEANS:
+            self._add(f"num_{name}", _number(1.0), keep)
 
     def _set(self, name: str, value: Tensor, keep: Tensor | None) -> None:
         """Sets a number of the window, unless the step is skipped."""

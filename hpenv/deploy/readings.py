@@ -47,8 +47,8 @@ class Readings:
         self.names = self._observation.names
         window = Window.empty(1, 0, len(layout.group_names), MEASUREMENTS)
         cells = len(layout.cell_names)
-        estimates = any("step_losses" in FEATURES[name].reads for name in features)
-        self._episodes = Episodes.empty(window, cells, len(self.names), 0, "independent", estimates)
+        seen = [FEATURES[name] for name in features]
+        self._episodes = Episodes.empty(window, cells, len(self.names), 0, "independent", seen)
 
     @property
     def trajectory(self) -> Trajectory:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from hpenv.arrays import FloatArray, IntArray
+from hpenv.arrays import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Measurement:
             per optimizer group, (N, G). `step` for one per step of the window, which are the rows
             of `Window.step_losses`.
         over: `last`: of the window's last step, or of its end. `mean`: mean over its steps.
+        num_steps: steps at the end of a run's window at which it is taken. None: every step.
         group: measurement group. Its measurements cost time and are taken only if a feature or term
             reads one of them. None: always taken.
         in_info: True if infos have it, as `gauges/<name>`.
@@ -38,6 +39,7 @@ class Measurement:
     group: str | None = None
     in_info: bool = False
     privileged: bool = False
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,61 @@ class Window:
         """Returns the window of these arrays. See `arrays`."""
         values = dict(arrays)
         return Window(values.pop("steps"), values.pop("divergence"), values)
+
+
+class WindowSums:
+    """Sums of the measurements of a window's steps.
+
+    A step counts for a run if it moved the run, and if it is one of the steps at the end of that
+    run's window at which the measurement is taken.
+
+    Args:
+        measurements: of the plant.
+        values: name of a measurement -> its value of every row, (N, ...). `add` and `finish` write
+            to them.
+        num_steps: steps of each row's window, (N,).
+    """
+
+    def __init__(
+        self,
+        measurements: Iterable[Measurement],
+        values: dict[str, FloatArray],
+        num_steps: IntArray,
+    ) -> None:
+        self._measurements = {own.name: own for own in measurements}
+        self._values, self._num_steps = values, num_steps
+        means = [own.name for own in self._measurements.values() if own.over == "mean"]
+        self._sums = {name: np.zeros_like(values[name]) for name in means}
+        self._counts = {name: np.zeros(len(num_steps)) for name in means}
+        self._moved = np.zeros(len(num_steps), dtype=bool)
+
+    def add(
+        self, step: int, rows: IntArray, moved: BoolArray, found: dict[str, FloatArray]
+    ) -> None:
+        """Adds a step.
+
+        Args:
+            step: number of the step in the window, from 0.
+            rows: indices of the rows that took it, (M,).
+            moved: True for those that it has moved, (M,).
+            found: name of a measurement -> its value of each of these rows, (M, ...).
+        """
+        self._moved[rows[moved]] = True
+        left = self._num_steps[rows] - step
+        for name, value in found.items():
+            last = self._measurements[name].num_steps
+            counted = moved if last is None else moved & (left <= last)
+            if name in self._sums:
+                self._sums[name][rows[counted]] += value[counted]
+                self._counts[name][rows[counted]] += 1
+            else:
+                self._values[name][rows[counted]] = value[counted]
+
+    def finish(self) -> None:
+        """Writes the means of the rows that have moved. A mean of no step is 0."""
+        for name, total in self._sums.items():
+            mean = (total.T / np.maximum(self._counts[name], 1.0)).T
+            self._values[name][self._moved] = mean[self._moved]
 
 
 def window_measurements(measurements: Iterable[Measurement]) -> tuple[Measurement, ...]:

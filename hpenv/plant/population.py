@@ -21,7 +21,13 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import as_python
 from hpenv.control.panel import Panel
-from hpenv.plant.measurements import Measurement, Window, groups_of, window_measurements
+from hpenv.plant.measurements import (
+    Measurement,
+    Window,
+    WindowSums,
+    groups_of,
+    window_measurements,
+)
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot, check_tensors
 
 #: Largest step count of a run.
@@ -75,8 +81,12 @@ class Runs(ABC):
         """
 
     @abstractmethod
-    def _begin_window(self, num_steps: int) -> None:
-        """Prepares for up to this many calls of `_step` under the present panel."""
+    def _begin_window(self, num_steps: IntArray) -> None:
+        """Prepares for the steps of a window under the present panel.
+
+        Args:
+            num_steps: calls of `_step` that each row will take part in, (N,), unless it diverges.
+        """
 
     @abstractmethod
     def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
@@ -106,30 +116,21 @@ class Runs(ABC):
         """
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         longest = int(goal.max(initial=0))
-        self._begin_window(longest)
+        self._begin_window(goal)
 
         values = self._kept_values()
+        sums = WindowSums(self.measurements, values, goal)
         step_losses = np.full((longest, self.num_rows), np.nan)
-        means = {own.name for own in self.measurements if own.over == "mean"}
-        sums = {name: np.zeros_like(values[name]) for name in means}
-        taken = np.zeros(self.num_rows)
         for step in range(longest):
             rows = np.flatnonzero((goal > step) & (self.divergence == 0))
             if not len(rows):
                 break
             found = self._step(rows)
             moved = self.divergence[rows] == 0
-            taken[rows[moved]] += 1
             step_losses[step, rows[moved]] = found["train_loss"][moved]
-            for name, value in found.items():
-                if name in means:
-                    sums[name][rows[moved]] += value[moved]
-                else:
-                    values[name][rows[moved]] = value[moved]
+            sums.add(step, rows, moved, found)
 
-        trained = taken > 0
-        for name, total in sums.items():
-            values[name][trained] = (total.T / np.maximum(taken, 1.0)).T[trained]
+        sums.finish()
         self._measure_end(values)
         self._window = Window(self.steps.copy(), self.divergence.copy(), values)
         if "step_losses" in self.measured_groups:

@@ -34,7 +34,7 @@ def _check_positive(**values: float) -> None:
 class UpdateRatio:
     """Holds the update-to-weight ratio of every optimizer group, or layer, at a target.
 
-    The ratio is |update| / |weights|, its mean over the last window. At every decision
+    The ratio is |update| / |weights|, its mean over the last steps of a window. At every decision
     log lr <- log lr + gain (log target - log ratio). A constant relative size of updates is the
     equilibrium of AdamW with decay (Kosson et al. 2023, arXiv 2305.17212), and LARS (You et al.
     2017, arXiv 1708.03888) enforces one per layer. The feedback is our choice, and so is the
@@ -119,8 +119,9 @@ class Hypergradient:
     The derivative of a step's loss by the rate of the step before it is -<g, u>, of the gradient g
     and the direction u that the weights were moved in (Baydin et al. 2018, arXiv 1703.04782). Their
     multiplicative form makes it a cosine: log lr <- log lr + rate cos(g, u) at every step. Here a
-    decision applies the sum over its window at once. The update itself stands for u, so that the
-    law is the same for every optimizer. The first step of a window has no update to compare with.
+    decision applies the steps of its window at once, with the mean cosine of the last ones. The
+    update itself stands for u, so that the law is the same for every optimizer. The first step of a
+    window has no update to compare with.
 
     In small batches the cosine is 0.4 at a rate that is far too low, and only -0.03 at one that is
     far too high, since noise drowns it. So `rate` is large, and a decision's move is bounded. Both

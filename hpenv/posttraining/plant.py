@@ -176,7 +176,7 @@ class GRPOPlant(Runs):
         self.quarantine.reset(chosen)
         self.intervention.reset(chosen, seeds)
 
-    def _begin_window(self, num_steps: int) -> None:
+    def _begin_window(self, num_steps: IntArray) -> None:
         """Needs no preparation. See Runs."""
 
     def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
 
 from hpenv.checks import check_count, is_number, set_python_fields
+from hpenv.lm.data import Corpus, require_length
 from hpenv.optim.schedules import Constant, Schedule, check_schedule, setting_description
 
 PerGroup = float | Mapping[str, float]
@@ -88,6 +89,34 @@ class PretrainingConfig:
     def batch_size(self) -> int:
         """Number of sequences in a batch."""
         return self.batch_tokens // self.sequence_length
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Checks that the slices of a corpus are long enough.
+
+        Raises:
+            ValueError: naming the slice and the number of tokens that it must have.
+        """
+        needed = self.batch_tokens + self.sequence_length
+        for part, tokens in (
+            ("train", needed),
+            ("probe", needed),
+            ("validation", self.sequence_length + 1),
+        ):
+            require_length(corpus, part, tokens)
+
+    def check_groups(self, groups: Collection[str]) -> None:
+        """Checks that values per optimizer group are for these groups, which the model has.
+
+        Raises:
+            ValueError: naming the field and the groups.
+        """
+        for name in ("base_lr", "base_weight_decay", "lr_schedule", "weight_decay_schedule"):
+            given = getattr(self, name)
+            if isinstance(given, Mapping) and set(given) != set(groups):
+                raise ValueError(
+                    f"{name} must have one value, or one for each of the groups {sorted(groups)} "
+                    f"of {self.preset!r}; got the groups {sorted(given)}"
+                )
 
     def description(self) -> dict[str, object]:
         """Returns the fields that a snapshot must match, as JSON-able values.

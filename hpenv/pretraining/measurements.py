@@ -10,14 +10,13 @@ from torch import Tensor
 
 from hpenv.arrays import FloatArray
 from hpenv.plant.measurements import Measurement, step_losses
+from hpenv.plant.step_measurements import NUM_COMPARED_STEPS, STEP_MEASUREMENTS
 
 #: Measurements of a pretraining run. Gradients are those before the optimizer.
 MEASUREMENTS = (
     Measurement("train_loss", "nats/token", "training loss", over="mean"),
     step_losses("nats/token"),
     Measurement("probe_loss", "nats/token", "loss on the fixed probe batches", group="probe"),
-    Measurement("gradient_norm", "1", "global L2 norm of the gradient"),
-    Measurement("momentum_norm", "1", "global L2 norm of the first moments", group="momentum"),
     Measurement(
         "same_batch_loss",
         "nats/token",
@@ -54,60 +53,39 @@ MEASUREMENTS = (
         group="activations",
     ),
     Measurement(
-        "update_ratio",
-        "1",
-        "norm of the optimizer group's update / norm of its weights after it",
-        per="group",
-        over="mean",
-        group="updates",
-    ),
-    Measurement(
         "layer_update_ratio",
         "1",
-        "norm of the layer's update / norm of its weights after it",
+        "norm of the layer's update / norm of its weights after it, mean over the window's last "
+        f"{NUM_COMPARED_STEPS} steps",
         per="layer",
         over="mean",
         group="updates",
-    ),
-    Measurement(
-        "update_alignment",
-        "1",
-        "cosine of the optimizer group's gradient and the opposite of the update before it, "
-        "0 at the window's first step",
-        per="group",
-        over="mean",
-        group="alignment",
-    ),
-    Measurement(
-        "gradient_agreement",
-        "1",
-        "cosine of the optimizer group's gradient and that of the step before, 0 at the window's "
-        "first step",
-        per="group",
-        over="mean",
-        group="agreement",
-    ),
-    Measurement(
-        "mean_gradient_norm",
-        "1",
-        "global L2 norm of the gradient",
-        over="mean",
-        group="spread",
-    ),
-    Measurement(
-        "mean_squared_gradient_norm",
-        "1",
-        "square of the global L2 norm of the gradient",
-        over="mean",
-        group="spread",
+        num_steps=NUM_COMPARED_STEPS,
     ),
     Measurement(
         "update_gain",
         "1",
         "decrease of the last batch's loss by its own update / the decrease that its gradient "
-        "promised",
+        "promised: 1 - eta h / 2, of which 0 is the edge of stability, from two losses",
         group="gain",
+        num_steps=1,
     ),
+    Measurement(
+        "probe_gain",
+        "1",
+        "decrease of the loss of one fixed batch of the probe by the window's last update / the "
+        "decrease that the gradient of that loss promised",
+        group="probe_gain",
+        num_steps=1,
+    ),
+    Measurement(
+        "start_distance",
+        "1",
+        "norm of the optimizer group's change since the run began / norm of its initial weights",
+        per="group",
+        group="distance",
+    ),
+    *STEP_MEASUREMENTS,
 )
 
 

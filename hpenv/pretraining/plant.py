@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,15 +19,16 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
-from hpenv.control.panel import Panel, TensorSite
+from hpenv.control.panel import Panel
 from hpenv.lm import architecture, model
-from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus, require_length
+from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus
 from hpenv.optim.optimizers import optimizer_rules, rule_description
 from hpenv.optim.rules import Rates, Rule
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import DROPOUT, step_generator
 from hpenv.pretraining.config import DTYPES, PretrainingConfig, find_device
+from hpenv.pretraining.distances import DistanceMeter
 from hpenv.pretraining.evaluation import Losses, bits_per_byte, compiled_losses, mean_loss
 from hpenv.pretraining.exploration import explore_weights
 from hpenv.pretraining.forward_channels import forward_dials
@@ -38,6 +40,7 @@ from hpenv.pretraining.measurements import (
     momentum_norm,
 )
 from hpenv.pretraining.rates import window_rates
+from hpenv.pretraining.steps import loss_and_gradients, tensor_sites, update_weights
 from hpenv.pretraining.updates import UpdateMeter, gain
 
 #: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
@@ -82,13 +85,7 @@ class PretrainingPlant(Runs):
         self.corpus: Corpus = (
             load_corpus(config.data, config.tokenizer) if corpus is None else corpus
         )
-        needed = config.batch_tokens + config.sequence_length
-        for part, tokens in (
-            ("train", needed),
-            ("probe", needed),
-            ("validation", config.sequence_length + 1),
-        ):
-            require_length(self.corpus, part, tokens)
+        config.check_corpus(self.corpus)
         self.corpus_digest = self.corpus.sha256
 
         self.model_config = architecture.preset(config.preset, self.corpus.vocab_size)
@@ -97,16 +94,9 @@ class PretrainingPlant(Runs):
             name: architecture.parameter_kind(name)
             for name in architecture.parameter_shapes(self.model_config)
         }
-        self._check_groups()
+        config.check_groups(set(self._groups.values()))
 
-        sites = {
-            name: TensorSite(
-                group,
-                self._rules[group].optimizer,
-                int(name.split(".")[1]) if "." in name else None,
-            )
-            for name, group in self._groups.items()
-        }
+        sites = tensor_sites(self._groups, self._rules)
         self._keep(
             Panel(self.channels, sites, num_rows, self.kind), num_rows, self.model_config.n_layer
         )
@@ -123,8 +113,9 @@ class PretrainingPlant(Runs):
 
         self._rates: dict[str, tuple[Tensor, ...]] = {}
         self._window_dials: model.Dials | None = None
-        self._window_step = self._window_steps = 0
-        self._meter = UpdateMeter((), self._in_group, self._in_layer)
+        self._window_step = 0
+        self._meter = UpdateMeter(self._in_group, self._in_layer)
+        self._distance = DistanceMeter(self.model_config, self._in_group, self._in_layer)
 
         self._dtype = DTYPES[config.dtype]
         rope = model.rope_tables(self.model_config, config.sequence_length, self.device)
@@ -151,16 +142,6 @@ class PretrainingPlant(Runs):
     def _rule(self, name: str) -> Rule:
         return self._rules[self._groups[name]]
 
-    def _check_groups(self) -> None:
-        groups = sorted(set(self._groups.values()))
-        for name in ("base_lr", "base_weight_decay", "lr_schedule", "weight_decay_schedule"):
-            given = getattr(self.config, name)
-            if isinstance(given, Mapping) and set(given) != set(groups):
-                raise ValueError(
-                    f"{name} must have one value, or one for each of the groups {groups} of "
-                    f"{self.config.preset!r}; got the groups {sorted(given)}"
-                )
-
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         """Starts new runs in the given rows: new weights, new data order, panel at neutral.
 
@@ -179,18 +160,18 @@ class PretrainingPlant(Runs):
             for slot, value in self._rule(name).init(fresh[name]).items():
                 self.optimizer_state[name][slot][index] = value
 
-    def _begin_window(self, num_steps: int) -> None:
+    def _begin_window(self, num_steps: IntArray) -> None:
         """Reads the panel. See Runs."""
-        steps = self.steps + np.arange(num_steps)[:, None]  # (S, N)
+        steps = self.steps + np.arange(num_steps.max(initial=0))[:, None]  # (S, N)
         self._rates = window_rates(self.config, self.panel, self._members, steps, self.device)
-        self._window_dials, self._window_step, self._window_steps = self._dials(), 0, num_steps
-        self._meter = UpdateMeter(self.measured_groups, self._in_group, self._in_layer)
+        self._window_dials, self._window_step = self._dials(), 0
+        self._meter.begin(self.measured_groups, num_steps)
 
     def _dials(self) -> model.Dials | None:
         return forward_dials(self.panel, self.model_config.logit_softcap, self.device)
 
     def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
-        """Measures probe loss and momentum norm. See Runs."""
+        """Measures probe loss, momentum norm and distance from the start. See Runs."""
         measures_momentum = "momentum" in self.measured_groups
         states = self.optimizer_state.values() if measures_momentum else ()
         momentum = momentum_norm(states, self.num_rows)
@@ -198,7 +179,10 @@ class PretrainingPlant(Runs):
 
         loss = np.where(probed, probe, 0.0)
         self._mark_diverged(rows, self._divergence(loss[rows], momentum[rows]))
-        return {"probe_loss": probe, "momentum_norm": momentum}
+        found = {"probe_loss": probe, "momentum_norm": momentum}
+        if "distance" in self.measured_groups:
+            found["start_distance"] = self._distance.measure(self.weights, self.seeds)
+        return found
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
         """Takes one optimizer step of these rows. See Runs.
@@ -214,24 +198,22 @@ class PretrainingPlant(Runs):
         }
         self._window_step += 1
 
-        inputs, targets = self._batch()
-        leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
+        batch_loss = partial(self._batch_loss, *self._batch())
         activations: list[Tensor] | None = [] if "activations" in self.measured_groups else None
-
-        with torch.enable_grad():
-            losses = self._batch_loss(leaves, inputs, targets, activations)
-            gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        losses, gradients = loss_and_gradients(
+            partial(batch_loss, activations=activations), self.weights
+        )
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
-        loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
+        loss, norm = losses.double().cpu().numpy(), np.sqrt(squares.sum(1))
         self._mark_diverged(rows, self._divergence(loss[rows], norm[rows]))
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
         values |= layer_statistics(squares, maxima, activations, self._in_layer)
-        values |= self._meter.before_update(gradients, norm)
+        values |= self._meter.before_update(gradients, squares)
 
         if moving.any():
-            given = dict(zip(leaves, gradients, strict=True))
+            given = dict(zip(self.weights, gradients, strict=True))
             momenta = {
                 name: s["momentum"] for name, s in self.optimizer_state.items() if "momentum" in s
             }
@@ -240,37 +222,59 @@ class PretrainingPlant(Runs):
                     given, momenta, squares, self.panel, self.seeds, self.steps, moving
                 )
             )
+            probed = None
+            if "probe_gain" in self.measured_groups and self._meter.is_last:
+                probed = loss_and_gradients(self._probe_batch_loss, self.weights)
+
             self._meter.start(self.weights)
             self._update(given, rates, moving)
             explore_weights(self.weights, self.panel, self.seeds, self.steps, moving)
             values |= self._meter.finish(self.weights)
-            values |= self._same_batch(list(given.values()), inputs, targets, loss)
+
+            values |= self._same_batch(list(given.values()), batch_loss, loss)
+            if probed is not None:
+                decrease = probed.losses - self._probe_batch_loss(self.weights)
+                promise = self._meter.promise(probed.gradients)
+                values["probe_gain"] = gain(decrease.double().cpu().numpy(), promise)
 
         self.steps[moving] += 1
         return {name: value[rows] for name, value in values.items()}
 
+    @torch.no_grad()
     def _same_batch(
-        self, gradients: Sequence[Tensor], inputs: Tensor, targets: Tensor, loss: FloatArray
+        self,
+        gradients: Sequence[Tensor],
+        batch_loss: Callable[[Mapping[str, Tensor]], Tensor],
+        loss: FloatArray,
     ) -> dict[str, FloatArray]:
         """Measures what an update did to its own batch, with a second forward pass if asked for."""
-        is_last = self._window_step == self._window_steps
-        promise = self._meter.promise(gradients) if is_last else None
-        kept, found = "same_batch" in self.measured_groups, dict[str, FloatArray]()
-        if kept or promise is not None:
-            with torch.no_grad():
-                losses = self._batch_loss(self.weights, inputs, targets, None)
-            after = losses.double().cpu().numpy()
-            after = np.where(np.isfinite(after), after, loss)
-            found = {"same_batch_loss": after} if kept else {}
-            found |= {} if promise is None else {"update_gain": gain(loss - after, promise)}
+        kept = "same_batch" in self.measured_groups
+        gains = "gain" in self.measured_groups and self._meter.is_last
+        if not (kept or gains):
+            return {}
+        after = batch_loss(self.weights).double().cpu().numpy()
+        after = np.where(np.isfinite(after), after, loss)
+        found = {"same_batch_loss": after} if kept else {}
+        if gains:
+            found["update_gain"] = gain(loss - after, self._meter.promise(gradients))
         return found
+
+    def _probe_batch_loss(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Returns each run's loss on one fixed batch of the probe slice, without dropout, (N,).
+
+        Unlike that of `_probe`, it is a loss of the weights that are trained.
+        """
+        T, tokens = self.config.sequence_length, self._tokens["probe"]
+        starts = batch_starts(len(tokens), 0, 0, self.config.batch_size, T)
+        batch = gather(tokens, np.tile(starts, (self.num_rows, 1)), T)
+        return self._loss_of(self._loss, weights)(*batch)
 
     def _batch_loss(
         self,
-        weights: Mapping[str, Tensor],
         inputs: Tensor,
         targets: Tensor,
-        activations: list[Tensor] | None,
+        weights: Mapping[str, Tensor],
+        activations: list[Tensor] | None = None,
     ) -> Tensor:
         """Returns each run's loss, with the dials of the window and the random numbers of its step.
 
@@ -310,30 +314,20 @@ class PretrainingPlant(Runs):
     def _update(
         self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
     ) -> None:
-        """Applies every rule to all rows, then restores the rows that must not move.
-
-        Groups with the same rule are updated together, since a rule may depend on all its tensors.
-        """
+        """Applies every rule to all rows, then restores the rows that must not move."""
         frozen = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
         state = self._tensors().values() if len(frozen) else ()
         copies = [value[frozen].clone() for value in state]
 
-        for rule in dict.fromkeys(self._rules[group] for group in self._members):
-            groups = [group for group in self._members if self._rules[group] == rule]
-            names: list[str] = []
-            for group in groups:
-                names += [name for name, own in self._groups.items() if own == group]
-            joined = Rates(
-                *map(torch.hstack, zip(*(rates[group] for group in groups), strict=True))
-            )
-            rule.update(
-                [self.weights[name] for name in names],
-                [gradients[name] for name in names],
-                [self.optimizer_state[name] for name in names],
-                joined,
-                self.steps,
-            )
-
+        update_weights(
+            self._rules,
+            self._groups,
+            self.weights,
+            gradients,
+            self.optimizer_state,
+            rates,
+            self.steps,
+        )
         for value, copy in zip(state, copies, strict=True):
             value[frozen] = copy
 
@@ -344,23 +338,20 @@ class PretrainingPlant(Runs):
             tensors |= {f"optimizer/{name}/{slot}": value for slot, value in slots.items()}
         return tensors
 
-    def _loss_of(self, loss: Callable[..., Tensor]) -> Losses:
-        """Returns a loss as a function of inputs and targets, for a measurement.
+    def _evaluation_weights(self) -> Mapping[str, Tensor]:
+        return {
+            name: self._rule(name).evaluation_weights(weight, self.optimizer_state[name])
+            for name, weight in self.weights.items()
+        }
 
-        The weights are the rule's evaluation weights. The forward channels are part of the model
-        and keep the panel's values. Dropout is off.
+    def _loss_of(self, loss: Callable[..., Tensor], weights: Mapping[str, Tensor]) -> Losses:
+        """Returns a loss of some weights as a function of inputs and targets, for a measurement.
+
+        The forward channels are part of the model and keep the panel's values. Dropout is off.
         """
-        weights = self._cast(
-            {
-                name: self._rule(name).evaluation_weights(weight, self.optimizer_state[name])
-                for name, weight in self.weights.items()
-            }
-        )
-        dials, rope = self._dials(), self._rope
+        cast, dials, rope = self._cast(weights), self._dials(), self._rope
         dials = None if dials is None else dials._replace(dropout=None)
-        return lambda inputs, targets: loss(
-            weights, self.model_config, inputs, targets, rope, dials
-        )
+        return lambda inputs, targets: loss(cast, self.model_config, inputs, targets, rope, dials)
 
     @torch.no_grad()
     def _probe(self) -> FloatArray:
@@ -368,7 +359,8 @@ class PretrainingPlant(Runs):
         T, tokens = self.config.sequence_length, self._tokens["probe"]
         count = self.config.num_probe_batches * self.config.batch_size
         starts = batch_starts(len(tokens), 0, 0, count, T)
-        return mean_loss(self._loss_of(model.mean_losses), tokens, starts, T, self.num_rows)
+        losses = self._loss_of(model.mean_losses, self._evaluation_weights())
+        return mean_loss(losses, tokens, starts, T, self.num_rows)
 
     @torch.no_grad()
     def evaluate(self) -> FloatArray:
@@ -381,7 +373,7 @@ class PretrainingPlant(Runs):
         count = min(max(1, self.config.eval_tokens // T), (len(tokens) - 1) // T)
         starts = np.linspace(0, len(tokens) - T - 1, count).astype(np.int64)
         token_bytes = self.corpus.token_bytes.to(self.device)
-        losses = self._loss_of(model.token_losses)
+        losses = self._loss_of(model.token_losses, self._evaluation_weights())
         return bits_per_byte(losses, tokens, starts, T, self.num_rows, token_bytes)
 
     def report(self) -> dict[str, FloatArray]:

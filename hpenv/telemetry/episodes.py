@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from hpenv.plant.measurements import Window
 from hpenv.plant.seeds import SeedStreams
 from hpenv.render import History
 from hpenv.telemetry.estimators import Estimates, Estimation, Estimators
+from hpenv.telemetry.features import Feature
+from hpenv.telemetry.power_law import PowerLaw
 from hpenv.telemetry.reading import Layout, Reading
 from hpenv.telemetry.trajectory import Trajectory
 
@@ -35,6 +37,7 @@ class Episodes:
         window: measurements of the last decision.
         trajectory: the losses so far.
         estimators: exponential means of the losses of all steps. None unless a feature reads them.
+        power_law: sums for the power law of these losses. None unless a feature reads it.
         streams: random streams from which the rows draw the seeds of their runs.
         histories: data of `render()`, one per run.
         begun: True after the first reset.
@@ -50,6 +53,7 @@ class Episodes:
     streams: SeedStreams
     histories: list[History]
     estimators: Estimators | None = None
+    power_law: PowerLaw | None = None
     begun: bool = False
 
     @staticmethod
@@ -59,13 +63,13 @@ class Episodes:
         num_columns: int,
         num_registers: int,
         seed_mode: str,
-        estimates: bool = False,
+        features: Iterable[Feature] = (),
     ) -> Episodes:
         """Returns the state before the first reset, with the window before any measurement.
 
-        `estimates` is True if a feature reads the estimators.
+        The statistics are those that the features read.
         """
-        N = len(window.steps)
+        N, statistics = len(window.steps), {feature.estimates for feature in features}
         return Episodes(
             ended=np.ones(N, dtype=bool),
             initial=np.zeros(N),
@@ -76,7 +80,8 @@ class Episodes:
             trajectory=Trajectory.empty(N),
             streams=SeedStreams(N, seed_mode),
             histories=[History() for _ in range(N)],
-            estimators=Estimators.empty(N) if estimates else None,
+            estimators=Estimators.empty(N) if "trends" in statistics else None,
+            power_law=PowerLaw.empty(N) if "power_law" in statistics else None,
         )
 
     def require_reset(self, purpose: str) -> None:
@@ -97,6 +102,8 @@ class Episodes:
         self.trajectory = self.trajectory.with_reset(rows)
         if self.estimators is not None:
             self.estimators = self.estimators.with_reset(rows)
+        if self.power_law is not None:
+            self.power_law = self.power_law.with_reset(rows)
 
         chosen = np.flatnonzero(rows).tolist()
         for row in chosen:
@@ -142,6 +149,11 @@ class Episodes:
             self.estimators = self.estimators.with_losses(estimation, losses)
             estimates = self.estimators.estimates(estimation)
 
+        exponent = np.zeros(len(moved))
+        if self.power_law is not None:
+            self.power_law = self.power_law.with_losses(previous.steps, window.step_losses)
+            exponent = self.power_law.exponents()
+
         return Reading(
             window=window,
             trajectory=self.trajectory,
@@ -153,6 +165,7 @@ class Episodes:
             previous_positions=self.previous_positions,
             registers=self.registers,
             estimates=estimates,
+            loss_exponent=exponent,
             first=fresh | (previous.steps == 0),
             layout=layout,
         )
@@ -180,6 +193,8 @@ class Episodes:
         parts = {"env": own, "window": self.window.arrays(), "trajectory": vars(self.trajectory)}
         if self.estimators is not None:
             parts["estimators"] = vars(self.estimators)
+        if self.power_law is not None:
+            parts["power_law"] = vars(self.power_law)
         named: Arrays = {}
         for part, values in parts.items():
             named |= {f"{part}/{name}": value for name, value in values.items()}
@@ -197,7 +212,8 @@ class Episodes:
         arrays: Mapping[str, NDArray[Any]], rows: Sequence[Mapping[str, Any]], seed_mode: str
     ) -> Episodes:
         """Returns the state whose `arrays` and `rows` these are. Arrays are copied."""
-        parts: dict[str, Arrays] = {"env": {}, "window": {}, "trajectory": {}, "estimators": {}}
+        names = ("env", "window", "trajectory", "estimators", "power_law")
+        parts: dict[str, Arrays] = {name: {} for name in names}
         for key, value in arrays.items():
             part, name = key.split("/", 1)
             parts[part][name] = value.copy()
@@ -211,5 +227,6 @@ class Episodes:
             streams=streams,
             histories=[History(row["history"]) for row in rows],
             estimators=Estimators(**parts["estimators"]) if parts["estimators"] else None,
+            power_law=PowerLaw(**parts["power_law"]) if parts["power_law"] else None,
             begun=True,
         )

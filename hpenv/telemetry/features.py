@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Feature:
         reads: measurements that the feature reads. A plant without them cannot have the feature.
         columns: function from the layout to the k column suffixes (`layer_saturation/0`). None if
             there is one column.
+        estimates: statistic of all steps so far that the feature reads, `trends` or `power_law`.
+            None: neither.
     """
 
     read: Callable[[Reading], FloatArray]
@@ -38,6 +41,7 @@ class Feature:
     doc: str
     reads: tuple[str, ...] = ()
     columns: Callable[[Layout], Sequence[str]] | None = None
+    estimates: Literal["trends", "power_law"] | None = None
 
 
 def _column(values: FloatArray) -> FloatArray:
@@ -57,7 +61,12 @@ def _same_as(name: str, low: float, high: float, doc: str) -> Feature:
 def _estimate(name: str, low: float, high: float, doc: str) -> Feature:
     """Returns the feature that is a field of `Estimates`, which is of the losses of all steps."""
     return Feature(
-        lambda r: _column(getattr(r.estimates, name)), low, high, doc, reads=("step_losses",)
+        lambda r: _column(getattr(r.estimates, name)),
+        low,
+        high,
+        doc,
+        reads=("step_losses",),
+        estimates="trends",
     )
 
 
@@ -151,6 +160,15 @@ FEATURES: dict[str, Feature] = {
     "plateau": _estimate(
         "plateau", 0.0, 1.0, "score of a flat loss with little variance (AdaptiveRL, 1) [1]"
     ),
+    "loss_exponent": Feature(
+        lambda r: _column(r.loss_exponent),
+        -1.0,
+        1.0,
+        "slope of log training loss over log step, fitted to all steps with their numbers as "
+        "weights [1]",
+        reads=("step_losses",),
+        estimates="power_law",
+    ),
     "probe_loss": Feature(
         lambda r: _column(relative_loss(r.window["probe_loss"], r)),
         0.0,
@@ -225,8 +243,7 @@ FEATURES: dict[str, Feature] = {
         lambda r: _magnitude(r.window["update_ratio"]),
         -1.0,
         1.0,
-        "log10 of the mean norm of an update / that of the weights, of each optimizer group, / 8 "
-        "[1]",
+        "log10 of the norm of an update / that of the weights, of each optimizer group, / 8 [1]",
         reads=("update_ratio",),
         columns=lambda layout: layout.group_names,
     ),
@@ -234,7 +251,7 @@ FEATURES: dict[str, Feature] = {
         lambda r: _magnitude(r.window["layer_update_ratio"]),
         -1.0,
         1.0,
-        "log10 of the mean norm of an update / that of the weights, of each layer, / 8 [1]",
+        "log10 of the norm of an update / that of the weights, of each layer, / 8 [1]",
         reads=("layer_update_ratio",),
         columns=_layers,
     ),
@@ -270,6 +287,23 @@ FEATURES: dict[str, Feature] = {
         "half the decrease of the last batch's loss by its own update / the promised decrease: 0.5 "
         "where the loss is linear, 0 at the edge of stability [1]",
         reads=("update_gain",),
+    ),
+    "probe_gain": Feature(
+        lambda r: _column(r.window["probe_gain"] / 2.0),
+        -1.0,
+        1.0,
+        "half the decrease of the loss on a fixed batch by the last update / the promised decrease "
+        "[1]",
+        reads=("probe_gain",),
+    ),
+    "start_distance": Feature(
+        lambda r: r.window["start_distance"] / (1.0 + r.window["start_distance"]),
+        0.0,
+        1.0,
+        "d / (1 + d), d the change of an optimizer group's weights since the start / the norm of "
+        "the initial weights [1]",
+        reads=("start_distance",),
+        columns=lambda layout: layout.group_names,
     ),
     "registers": Feature(
         lambda r: r.registers,

@@ -53,6 +53,8 @@ class Reading:
         registers: registers after the decision's writes, (N, R) in [-1, 1].
         estimates: trends of the losses of the steps so far. Of `Estimates.empty` unless a feature
             reads them.
+        loss_exponent: exponent of the power law of the losses so far, (N,). 0 unless a feature
+            reads it.
         first: True where the window was the run's first: there is no earlier decision, (N,).
         layout: names and numbers of all these columns.
     """
@@ -67,6 +69,7 @@ class Reading:
     previous_positions: FloatArray
     registers: FloatArray
     estimates: Estimates
+    loss_exponent: FloatArray
     first: BoolArray
     layout: Layout
 

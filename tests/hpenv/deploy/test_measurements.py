@@ -8,6 +8,7 @@ import torch
 import hpenv
 from hpenv.deploy import Rails, attach
 from hpenv.deploy.meter import MEASUREMENTS, SPREAD, Meter
+from hpenv.plant.step_measurements import NUM_COMPARED_STEPS, STEP_MEASUREMENTS
 from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
 from hpenv.pretraining.updates import UpdateMeter
 from hpenv.telemetry.features import FEATURES
@@ -17,10 +18,7 @@ gym.register_envs(hpenv)
 
 
 def test_measurements_are_those_of_pretraining():
-    theirs = {own.name: own for own in OF_PRETRAINING}
-    for own in MEASUREMENTS:
-        other = theirs[own.name]
-        assert (own.per, own.over, own.group) == (other.per, other.over, other.group)
+    assert {*STEP_MEASUREMENTS} == {*MEASUREMENTS} & {*OF_PRETRAINING}
 
 
 def test_updates_are_measured_as_by_the_plant():
@@ -36,7 +34,8 @@ def test_updates_are_measured_as_by_the_plant():
     meter = Meter(names)
     asked = {"updates", "alignment", "agreement", "spread"}
     for window in range(2):
-        plant, found = UpdateMeter(asked, in_group, np.zeros((K, 0))), []
+        plant, found = UpdateMeter(in_group, np.zeros((K, 0))), []
+        plant.begin(asked, np.array([5]))
         for step in range(5):
             opt.zero_grad()
             losses(net, 5 * window + step)[0].backward()
@@ -47,18 +46,31 @@ def test_updates_are_measured_as_by_the_plant():
                 torch.zeros_like(p)[None] if p.grad is None else p.grad[None]
                 for p in net.parameters()
             ]
-            norm = torch.nn.utils.get_total_norm(gradients).double().numpy()
-            values = plant.before_update(gradients, norm[None])
+            norms = torch.stack([g.double().norm() for g in gradients])
+            values = plant.before_update(gradients, norms.square().numpy()[None])
             plant.start(weights)
-            meter.start_step(groups, None, None, False)
+            meter.start_step(groups, None, None, 5 - step)
             opt.step()
             meter.finish_step(groups, None)
             found.append(values | plant.finish(weights))
         measured = meter.read(opt)
         for name in names:
-            expected = np.mean([values[name][0] for values in found], axis=0)
+            expected = np.mean([values[name][0] for values in found if name in values], axis=0)
             assert measured[name] == pytest.approx(expected, rel=1e-4)
             assert np.ptp(expected) > 0 or name in SPREAD
+
+
+def test_weights_and_gradients_are_kept_for_the_compared_steps_alone():
+    net = model()
+    opt, meter = torch.optim.SGD(net.parameters(), lr=0.1), Meter({"update_alignment"})
+    groups, kept = [list(net.parameters())], []
+    for step in range(6):
+        losses(net, step)[0].backward()
+        meter.start_step(groups, None, None, 5 - step)  # the sixth is after the last window
+        kept.append(bool(meter._before))
+        opt.step()
+        meter.finish_step(groups, None)
+    assert kept == [False] * (4 - NUM_COMPARED_STEPS) + [True] * NUM_COMPARED_STEPS + [False] * 2
 
 
 def test_features_by_hand():
@@ -98,7 +110,7 @@ def test_every_feature_that_can_be_had_is_finite_and_within_its_bounds():
         for name, own in FEATURES.items()
         if measured.issuperset(own.reads) and name != "registers"
     ]
-    assert len(names) == 18
+    assert len(names) == 19
     net = model()
     opt = torch.optim.AdamW([{"params": [p]} for p in net.parameters()], lr=0.01)
     controller = Constant(0.1, observation=names, every=2)
@@ -106,7 +118,7 @@ def test_every_feature_that_can_be_had_is_finite_and_within_its_bounds():
     attachment = attach(opt, controller, total_steps=24, probe=lambda: net(inputs).square().mean())
     train(net, opt, attachment=attachment, steps=range(24))
     seen = np.concatenate(controller.seen)
-    assert seen.shape == (STEPS, 15 + 3 * 3) and np.isfinite(seen).all()
+    assert seen.shape == (STEPS, 16 + 3 * 3) and np.isfinite(seen).all()
     assert (seen[3:].std(0)[:-1] > 0).all()  # all move but the position
 
 
@@ -143,9 +155,9 @@ def test_nothing_is_read_between_decisions(monkeypatch):
     groups = [[torch.nn.Parameter(torch.ones(3, 2, device="meta"))]]
     groups[0][0].grad = torch.ones(3, 2, device="meta")
     for keep in (None, torch.ones((), device="meta")):
-        for _ in range(3):
+        for left in (3, 2, 1):
             assert meter.observe(torch.ones((), device="meta"))
-            meter.start_step(groups, keep, torch.ones((), device="meta"), True)
+            meter.start_step(groups, keep, torch.ones((), device="meta"), left)
             meter.finish_step(groups, keep)
     with pytest.raises(NotImplementedError):
         meter.read(torch.optim.SGD(groups[0], lr=0.1))

@@ -286,5 +286,5 @@ def test_a_step_to_the_corner_never_flips_the_sign_of_a_weight():
 
 
 def _rates(plant):
-    plant._begin_window(1)
+    plant._begin_window(np.array([1]))
     return {group: Rates(*(field[0] for field in fields)) for group, fields in plant._rates.items()}

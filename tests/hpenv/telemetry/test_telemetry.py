@@ -47,6 +47,8 @@ def window(**changes):
         "mean_gradient_norm": np.array([3.0, 5.0]),
         "mean_squared_gradient_norm": np.array([10.0, 25.0]),
         "update_gain": np.array([1.0, -2.0]),
+        "probe_gain": np.array([0.5, 3.0]),
+        "start_distance": np.array([[0.0, 1.0], [0.25, 3.0]]),
     }
     values |= {name: np.array([0.01, 0.02]) * (i + 1) for i, name in enumerate(GAUGES)}
     values |= {"steps": np.array([50, 100]), "divergence": np.array([0, 0])}
@@ -75,6 +77,7 @@ def reading(**changes):
         "previous_positions": np.array([[0.0, 0.0], [0.5, 0.5]]),
         "registers": np.array([[0.25, -0.75], [0.0, 1.0]]),
         "estimates": Estimates(*np.array([[0.5, -1.0], [-0.25, 1.0], [0.75, 2.5], [0.1, 0.9]])),
+        "loss_exponent": np.array([-0.25, -3.0]),
         "first": np.array([True, False]),
         "layout": LAYOUT,
     }
@@ -105,6 +108,9 @@ def test_every_feature_by_hand():
         "gradient_agreement": [[0.25, -0.5], [0.0, 1.0]],
         "gradient_norm_spread": [[0.25], [0.0]],  # of 1 / 3
         "update_gain": [[0.5], [-1.0]],
+        "probe_gain": [[0.25], [1.0]],
+        "start_distance": [[0.0, 0.5], [0.2, 0.75]],
+        "loss_exponent": [[-0.25], [-1.0]],
         "registers": [[0.25, -0.75], [0.0, 1.0]],
         "loss_trend": [[0.5], [-1.0]],
         "reward_trend": [[-0.25], [1.0]],
@@ -180,6 +186,7 @@ def test_features_are_not_constant(name):
         progress=np.array([0.5, 0.6]),
         positions=np.array([[0.1, 0.2], [0.3, 0.4]]),
         estimates=Estimates(*np.full((4, 2), 0.35)),
+        loss_exponent=np.array([-0.1, 0.2]),
     )
     assert (observe([name], other) != values).all()
 

@@ -1,0 +1,94 @@
+"""Parts of an optimizer step: tensors in the panel, gradients, and the update of all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hpenv.arrays import IntArray
+from hpenv.control.panel import TensorSite
+from hpenv.optim.rules import Rates, Rule, State
+
+
+class Losses(NamedTuple):
+    """Losses of N runs and their gradients.
+
+    Attributes:
+        losses: loss of each run, (N,).
+        gradients: gradients of the losses by each tensor of the weights, (N, ...) each.
+    """
+
+    losses: Tensor
+    gradients: list[Tensor]
+
+
+def tensor_sites(groups: Mapping[str, str], rules: Mapping[str, Rule]) -> dict[str, TensorSite]:
+    """Returns the place of every tensor in the panel.
+
+    Args:
+        groups: name of a tensor -> its optimizer group.
+        rules: optimizer group -> rule.
+    """
+    return {
+        name: TensorSite(
+            group, rules[group].optimizer, int(name.split(".")[1]) if "." in name else None
+        )
+        for name, group in groups.items()
+    }
+
+
+def loss_and_gradients(
+    loss: Callable[[Mapping[str, Tensor]], Tensor], weights: Mapping[str, Tensor]
+) -> Losses:
+    """Returns a loss of the weights, (N,), and its gradients by them.
+
+    Args:
+        loss: weights -> loss of each run, (N,). A run's loss depends on its own weights alone.
+        weights: name -> (N, ...). They stay as they are.
+    """
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    with torch.enable_grad():
+        losses = loss(leaves)
+        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
+    return Losses(losses.detach(), list(gradients))
+
+
+def update_weights(
+    rules: Mapping[str, Rule],
+    groups: Mapping[str, str],
+    weights: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    states: Mapping[str, State],
+    rates: Mapping[str, Rates],
+    steps: IntArray,
+) -> None:
+    """Applies the update rules to the weights of all runs, in place.
+
+    Groups with the same rule are updated together, since a rule may depend on all its tensors.
+
+    Args:
+        rules: optimizer group -> rule.
+        groups: name of a tensor -> its optimizer group.
+        weights: name -> (N, ...).
+        gradients: name -> (N, ...).
+        states: name -> state of the rule.
+        rates: optimizer group -> rates of its tensors.
+        steps: optimizer steps that each run has taken, (N,).
+    """
+    present = dict.fromkeys(groups.values())
+    for rule in dict.fromkeys(rules[group] for group in present):
+        own = [group for group in present if rules[group] == rule]
+        names: list[str] = []
+        for group in own:
+            names += [name for name, other in groups.items() if other == group]
+        joined = Rates(*map(torch.hstack, zip(*(rates[group] for group in own), strict=True)))
+        rule.update(
+            [weights[name] for name in names],
+            [gradients[name] for name in names],
+            [states[name] for name in names],
+            joined,
+            steps,
+        )
