@@ -26,7 +26,6 @@ run equivalents: decisions that were played over those of a run.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -41,17 +40,15 @@ from hpenv.arrays import FloatArray
 from hpenv.benchmark.command_line import configuration, refusals
 from hpenv.benchmark.controllers import load_controller
 from hpenv.benchmark.environments import make_population, spec_of
-from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.progress import Advance
-from hpenv.control.channels import CHANNELS
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.policies.gaussian_mlp import GaussianMLP
 from hpenv.policies.store import save_policy
 from train_agents import outputs
 from train_agents.hindsight_config import HindsightConfig
-from train_agents.logs import RunLog, keep_lines
-from train_agents.replays import EnvRuns, play_runs
+from train_agents.logs import RunLog, append_line, read_lines
+from train_agents.replays import EnvRuns, controller_positions, play_runs
 from train_agents.trajectories import (
     Dials,
     Improvement,
@@ -158,7 +155,7 @@ class Hindsight:
                 f"searches must be a folder with {wanted} searches; got {len(lines)} in {folder}"
             )
         for line in lines:
-            append(self.folder / "searches.jsonl", line)
+            append_line(self.folder / "searches.jsonl", line)
         return lines
 
     def search_all(self, searches: list[dict[str, Any]], log: RunLog, advance: Advance) -> None:
@@ -169,7 +166,7 @@ class Hindsight:
             start, seed = config.starts[index], config.run_seeds[run]
             found = self.search(start, seed, advance)
             line = {"number": number, "start": start, "seed": seed, **plain(found)}
-            append(self.folder / "searches.jsonl", line)
+            append_line(self.folder / "searches.jsonl", line)
             searches.append(line)
             self.spent += found.num_runs
             metrics = {
@@ -187,23 +184,29 @@ class Hindsight:
         advance: Advance,
     ) -> None:
         """Plays the rounds of every start that are not there yet, and adds them to the list."""
-        num_starts = len(self.config.starts)
-        for number in range(len(rollouts), (self.config.rounds + 1) * num_starts):
-            round_number, index = divmod(number, num_starts)
+        num_starts, done = len(self.config.starts), len(rollouts)
+        for round_number in range(self.config.rounds + 1):
+            first = round_number * num_starts
+            left = [index for index in range(num_starts) if first + index >= done]
+            if not left:
+                continue
             policy, error = None, float("nan")
             if round_number > EXPERT:  # the controller of all earlier rounds
-                policy, error = self.fit(rollouts[: round_number * num_starts])
-            line = {"number": number, **self.rollout(round_number, index, searches, policy)}
-            append(self.folder / "rollouts.jsonl", line)
-            rollouts.append(line)
-            self.spent += line["num_runs"]
-            advance(line["num_runs"], f"round {round_number}")
-            metrics = {
-                f"round/held_out/{index}": float(np.mean(line["held_out"])),
-                f"round/probe/{index}": float(np.mean(line["probe"])),
-                "round/error": error,
-            }
-            log.write(metrics, round(1e3 * self.spent))
+                policy, error = self.fit(rollouts[:first])
+
+            for index in left:
+                found = self.rollout(round_number, index, searches, policy)
+                line = {"number": first + index, **found}
+                append_line(self.folder / "rollouts.jsonl", line)
+                rollouts.append(line)
+                self.spent += line["num_runs"]
+                advance(line["num_runs"], f"round {round_number}")
+                metrics = {
+                    f"round/held_out/{index}": float(np.mean(line["held_out"])),
+                    f"round/probe/{index}": float(np.mean(line["probe"])),
+                    "round/error": error,
+                }
+                log.write(metrics, round(1e3 * self.spent))
 
     def search(self, start: float, seed: int, advance: Advance) -> Improvement:
         """Finds better past actions of one run."""
@@ -221,30 +224,13 @@ class Hindsight:
         )
 
     def first_pass(self, env: TrainLoopVectorEnv, start: float, seed: int) -> FloatArray:
-        """Returns the positions of the first pass after every decision, (D, A).
-
-        A controller of the first pass runs in an env of its own, with the same base rate. The
-        positions of its cells that the search has too are taken over.
-        """
-        positions = np.zeros((env.num_decisions, len(env.action_names)))
+        """Returns the positions of the first pass after every decision, (D, A)."""
         if self.config.first is None:
-            return positions
-
+            return np.zeros((env.num_decisions, len(env.action_names)))
         controller = load_controller(self.config.first)
-        mine = ("channels", "mapping", "max_moves", "estimators")
-        arguments = self.config.arguments(start)
-        theirs = {key: value for key, value in arguments.items() if key not in mine}
-        (row,) = evaluate_controller(
-            controller, self.config.env, theirs | {"interval": env.interval}, [seed]
+        return controller_positions(
+            controller, env, self.config.env, self.config.arguments(start), seed
         )
-        for column, (name, channel) in enumerate(
-            zip(env.action_names, env.plant.panel.channel_names, strict=True)
-        ):
-            if name in row["panel"]:
-                dial = CHANNELS[channel]
-                found = [dial.position(value) for value in row["panel"][name]]
-                positions[: len(found), column] = found
-        return positions
 
     def rollout(
         self,
@@ -302,20 +288,6 @@ def plain(found: Improvement) -> dict[str, Any]:
     for name in ("positions", "actions", "first_actions"):
         values[name] = values[name].tolist()
     return values
-
-
-def append(file: Path, line: Mapping[str, Any]) -> None:
-    """Appends a line of JSON to a file."""
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line) + "\n")
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a file, after dropping a torn last one. Empty without a file."""
-    keep_lines(file, "number", sys.maxsize)
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hpenv.arrays import FloatArray
+from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.branching import copy_rows, fork, restore, snapshot
+from hpenv.control.channels import CHANNELS
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.policies.controller import Controller
 from train_agents.trajectories import Playing, split_decisions
 
 
@@ -106,3 +109,35 @@ def play_runs(
         env.episodes.window["probe_loss"].copy(),
         env.evaluate(),
     )
+
+
+def controller_positions(
+    controller: Controller,
+    env: TrainLoopVectorEnv,
+    env_id: str,
+    arguments: Mapping[str, Any],
+    seed: int,
+) -> FloatArray:
+    """Returns the positions after every decision of a run under a controller, (D, A).
+
+    The controller runs in an env of its own, with its own channels and moves. The positions of
+    those cells that `env` has too are taken over. The others are at neutral.
+
+    Args:
+        controller: the controller.
+        env: the cells and the decisions.
+        env_id: id of the run.
+        arguments: its keyword arguments.
+        seed: its seed.
+    """
+    own = ("channels", "mapping", "max_moves", "estimators")
+    given = {key: value for key, value in arguments.items() if key not in own}
+    (row,) = evaluate_controller(controller, env_id, given | {"interval": env.interval}, [seed])
+
+    positions = np.zeros((env.num_decisions, len(env.action_names)))
+    channels = env.plant.panel.channel_names
+    for column, (name, channel) in enumerate(zip(env.action_names, channels, strict=True)):
+        if name in row["panel"]:
+            found = [CHANNELS[channel].position(value) for value in row["panel"][name]]
+            positions[: len(found), column] = found
+    return positions

@@ -9,8 +9,9 @@ import pytest
 from agents.imitation import ImitationConfig
 from hpenv.benchmark.controllers import load_controller
 from hpenv.benchmark.evaluate import evaluate_controller
-from train_agents.hindsight import Hindsight, main, read_lines
+from train_agents.hindsight import Hindsight, main
 from train_agents.hindsight_config import OBSERVATIONS, HindsightConfig
+from train_agents.logs import read_lines
 
 ADAPTIVE = "TrainLoop-Adaptive-v0"
 TINY = (
