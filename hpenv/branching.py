@@ -142,6 +142,20 @@ def _check_metadata(snapshot: Snapshot, vector: TrainLoopVectorEnv) -> None:
         )
 
 
+def copy_rows(snapshot: Snapshot, row: int, k: int) -> Snapshot:
+    """Returns the snapshot of an environment of k rows, each a copy of one row of another snapshot.
+
+    Args:
+        snapshot: a snapshot of an environment, which does not change.
+        row: index of the row.
+        k: number of copies.
+    """
+    index = torch.full((k,), row)
+    tensors = {name: tensor[index.to(tensor.device)] for name, tensor in snapshot.tensors.items()}
+    rows = [snapshot.metadata["rows"][row]] * k
+    return Snapshot(tensors, snapshot.metadata | {"rows": rows})
+
+
 @with_torch_defaults
 def fork(env: Env, k: int, row: int = 0) -> TrainLoopVectorEnv:
     """Returns a new vector env of k rows, each a copy of one row where it stands.
@@ -170,9 +184,6 @@ def _copy_row(
             f"{vector.num_envs - 1}; got k={k!r} and row={row!r}"
         )
 
-    whole = snapshot(vector)
-    index = torch.full((k,), row)
-    tensors = {name: tensor[index.to(tensor.device)] for name, tensor in whole.tensors.items()}
     copies = TrainLoopVectorEnv(
         vector.plant.spawn(k),
         **vector.arguments,
@@ -180,7 +191,7 @@ def _copy_row(
         render_mode=render_mode,
         evaluate_at_end=evaluate_at_end,
     )
-    restore(copies, Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
+    restore(copies, copy_rows(snapshot(vector), row, k))
     return copies
 
 

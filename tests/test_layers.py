@@ -82,8 +82,9 @@ DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
         "agents.losses",
         "agents.replay",
     ),
+    "agents.thompson": ("agents.base",),
     # All other modules of agents: an agent each. They do not import each other.
-    "agents": ("agents.reinforce",),
+    "agents": ("agents.reinforce", "agents.thompson"),
 }
 
 # train_agents joins everything; its own order is held by the absence of cycles alone.

@@ -153,6 +153,24 @@ def keep_lines(file: Path, key: str, last: int) -> None:
     write_text(file, "".join(kept))
 
 
+def append_line(file: Path, line: Mapping[str, Any]) -> None:
+    """Appends a line of JSON to a file."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
+
+
+def read_lines(file: Path, key: str = "number") -> list[dict[str, Any]]:
+    """Returns the JSON lines of a file, and drops a torn last one. Empty without a file.
+
+    Raises:
+        ValueError: see `keep_lines`.
+    """
+    keep_lines(file, key, sys.maxsize)
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def _summary_writer(folder: Path, resume_at: int, hyperparameters: Mapping[str, Any] | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -12,6 +12,7 @@ from hpenv.posttraining.sandbox import SandboxUnavailable
 from train_agents import train
 
 TRAIN, ONLINE, EVALUATE = "train_agents.train", "train_agents.online", "train_agents.evaluate"
+HINDSIGHT = "train_agents.hindsight"
 STUDENT, BASELINES, BENCHMARKS = "train_agents.make_student", "baselines.run", "speed.run"
 JEL, SIDECAR, PROJECTION = (
     f"train_agents.experiments.{name}" for name in ("jel", "sidecar", "projection")
@@ -22,7 +23,7 @@ EXPERIMENTS, PROBLEMS = (JEL, SIDECAR, PROJECTION), "hpenv.posttraining.grading.
 MISTAKES = [
     *(
         (module, ["--env", "TrainLoop-JLE-v0"], "got 'TrainLoop-JLE-v0'")
-        for module in (TRAIN, ONLINE, EVALUATE)
+        for module in (TRAIN, ONLINE, EVALUATE, HINDSIGHT)
     ),
     *(
         (module, ["--env", "CartPole-v1"], "the id of a TrainLoopVectorEnv")
@@ -48,11 +49,11 @@ MISTAKES = [
     ),
     *(
         (module, ["--out", "file"], "file is no folder")
-        for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)
+        for module in (TRAIN, ONLINE, STUDENT, HINDSIGHT, *EXPERIMENTS)
     ),
     *(
         (module, ["--out", "file/x"], "file is no folder")
-        for module in (TRAIN, ONLINE, STUDENT, *EXPERIMENTS)
+        for module in (TRAIN, ONLINE, STUDENT, HINDSIGHT, *EXPERIMENTS)
     ),
     *(
         (module, ["--out", "/proc/absent"], "can be written")
