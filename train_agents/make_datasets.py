@@ -24,6 +24,7 @@ from hpenv.benchmark.controllers import load_controller
 from hpenv.benchmark.environments import make_population, parse_assignments
 from hpenv.control.channels import CHANNELS
 from hpenv.env import TrainLoopVectorEnv
+from hpenv.integrations.minari import export
 from hpenv.optim.schedules import Constant, Cosine, Schedule, WarmupFlatWarmdown
 from hpenv.policies.controller import Columns, Controller, ControllerSpec
 
@@ -178,8 +179,6 @@ def make_datasets(config: DatasetsConfig, env_kwargs: Mapping[str, Any]) -> list
     Raises:
         ValueError: a teacher does not fit the id, or a data set exists.
     """
-    from hpenv.integrations.minari import export
-
     env = make_population(config.env, 1, env_kwargs)
     made = {name: TEACHERS[name](env, config.peak) for name in config.teachers}
     env.close()

@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 
 try:
+    import uvicorn
     from openenv.core.env_server.http_server import create_fastapi_app
     from openenv.core.env_server.interfaces import Environment
     from openenv.core.env_server.mcp_types import (
@@ -210,8 +211,6 @@ def application(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves an id until it is interrupted."""
-    import uvicorn
-
     parser = argparse.ArgumentParser("hpenv.integrations.openenv", description=__doc__)
     parser.add_argument("--env", default="TrainLoop-JEL-v0", help="a registered id")
     parser.add_argument("--env-kwargs", type=json.loads, default={}, help="arguments, as JSON")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import nn
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def actor_layers(model: BaseAlgorithm) -> tuple[nn.Sequential, nn.Module, torch.
     from stable_baselines3.sac.policies import SACPolicy
     from stable_baselines3.td3.policies import TD3Policy
 
-    space: Any = model.action_space
-    if not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):
+    space = model.action_space
+    in_box = isinstance(space, Box) and bool(np.all(space.low == -1.0) and np.all(space.high == 1))
+    if not in_box:
         raise ValueError(f"the model's actions must be in [-1, 1]; got {space}")
 
     policy: Any = model.policy
