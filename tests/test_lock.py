@@ -34,7 +34,7 @@ INSTALLERS = {
     "hpenv",
 }  # pip comes with the virtual environment; hpenv is installed from the checkout
 
-#: Clients that the lock leaves out (docs/clients.md). Their tests are skipped where they are missing.
+#: Clients that the lock leaves out (docs/clients.md). Their tests are skipped without them.
 CLIENTS = {"nevergrad", "openenv", "optuna", "ray", "sb3_contrib", "uvicorn"}
 
 

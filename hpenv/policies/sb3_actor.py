@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from torch import nn
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.vec_env import VecNormalize
 
 #: Cure for a model that cannot be exported.
 AS_IT_IS = "; score the model as it is, as hpenv.integrations.sb3.SB3Controller(model)"
@@ -33,7 +29,7 @@ class Normalization(NamedTuple):
     clip: float
 
 
-def actor_layers(model: BaseAlgorithm) -> tuple[nn.Sequential, nn.Module, torch.Tensor | None]:
+def actor_layers(model: Any) -> tuple[nn.Sequential, nn.Module, torch.Tensor | None]:
     """Returns hidden layers, head and log_std (None if the mean is squashed) of an actor.
 
     Raises:
@@ -87,7 +83,7 @@ def actor_layers(model: BaseAlgorithm) -> tuple[nn.Sequential, nn.Module, torch.
     return policy.mlp_extractor.policy_net, policy.action_net, policy.log_std
 
 
-def statistics_of(normalizer: VecNormalize | None) -> Normalization | None:
+def statistics_of(normalizer: Any | None) -> Normalization | None:
     """Returns the statistics of the observations, or None if they are not normalized."""
     if normalizer is None or not normalizer.norm_obs:
         return None

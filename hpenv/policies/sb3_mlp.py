@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,10 +15,6 @@ from hpenv.policies.controller import ControllerSpec
 from hpenv.policies.gaussian_mlp import check_sizes
 from hpenv.policies.policy import as_observations
 from hpenv.policies.sb3_actor import AS_IT_IS, Normalization, actor_layers, statistics_of
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.vec_env import VecNormalize
 
 #: Name -> layer between two linear ones.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -151,8 +147,8 @@ class SB3MLP(nn.Module):
     @classmethod
     def from_sb3(
         cls,
-        model: BaseAlgorithm,
-        normalizer: VecNormalize | None = None,
+        model: Any,
+        normalizer: Any | None = None,
         spec: ControllerSpec | None = None,
     ) -> Self:
         """Returns a copy of a model's actor, which acts as `predict(deterministic=True)` does.

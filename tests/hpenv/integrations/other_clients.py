@@ -217,9 +217,7 @@ def openenv(id, arguments, folder):
 
     from hpenv.integrations.openenv import application
 
-    server = uvicorn.Server(
-        uvicorn.Config(application(id, arguments), port=0, log_level="error")
-    )
+    server = uvicorn.Server(uvicorn.Config(application(id, arguments), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

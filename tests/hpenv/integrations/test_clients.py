@@ -8,6 +8,7 @@ from tests import tiny_student
 from tests.hpenv.envs.every_id import IDS, MARKS, PROJECTION
 from tests.hpenv.envs.small_arguments import SMALL
 from tests.hpenv.integrations.clients import CLIENTS
+from tests.paths import ROOT
 
 
 def cases():
@@ -37,3 +38,12 @@ def test_the_client_drives_the_id(name, id, student_folder, tmp_path):
     arguments = SMALL[id] | ({"student": student_folder} if id == PROJECTION else {})
     with tiny_student.few_pairs():
         client.drive(id, arguments, tmp_path)
+
+
+def test_the_page_has_a_row_for_every_client_and_no_empty_cell():
+    lines = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    header, _, *rows = table
+    assert {f"TrainLoop-{name}-v0" for name in header[2:]} == set(IDS)
+    assert [row[0] for row in rows] == list(CLIENTS)
+    assert all(len(row) == len(header) and all(row) for row in rows)
