@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # One thread per test process: more would fight over the cores, and a sum's order would depend on the machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo benchmark benchmark-full projection test test-slow test-newest test-oldest test-processors lock check format bench bench-processors clean
+.PHONY: help setup demo benchmark benchmark-full projection test test-slow test-clients test-newest test-oldest test-processors lock check format bench bench-processors clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -72,6 +72,9 @@ test: setup  ## the default tests, 5 to 9 minutes on two cores
 
 test-slow: setup  ## the tests marked slow, and only those
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m slow
+
+test-clients: setup  ## every installed client of docs/clients.md on every id
+	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m "slow or not slow" tests/hpenv/integrations
 
 # With two threads a process has both cores: more processes would wait for each other at every barrier.
 test-processors: setup  ## the default tests as on older processors, on one thread and on two

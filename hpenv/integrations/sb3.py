@@ -23,10 +23,8 @@ from hpenv.policies.sb3_mlp import SB3MLP
 
 try:
     from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.distributions import DiagGaussianDistribution
     from stable_baselines3.common.env_util import is_wrapped
     from stable_baselines3.common.monitor import Monitor
-    from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.common.vec_env import VecEnv
     from stable_baselines3.common.vec_env.base_vec_env import (
         VecEnvIndices,
@@ -263,40 +261,9 @@ def _equal(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
 def from_sb3(model: BaseAlgorithm) -> SB3MLP:
     """Returns a copy of a model's actor as a policy of hpenv, which is saved without pickle.
 
-    Args:
-        model: PPO or A2C with the default MlpPolicy of tanh layers. A model that was loaded without
-            its env does not know if its observations were normalized.
+    It is `SB3MLP.from_sb3(model)`, whose arguments give statistics and a spec.
 
     Raises:
-        ValueError: for another algorithm or policy, or observations that VecNormalize normalizes.
-
-    Example:
-        >>> save_policy(from_sb3(model), "policy")  # doctest: +SKIP
+        ValueError: for another algorithm, policy, network or action space.
     """
-    actor = model.policy
-    if type(actor) is not ActorCriticPolicy:  # a subclass has another network
-        raise ValueError(
-            f"the policy must be the MlpPolicy of PPO or A2C; got a {type(actor).__name__}"
-        )
-    if type(actor.action_dist) is not DiagGaussianDistribution:
-        name = type(actor.action_dist).__name__
-        raise ValueError(
-            f"the policy's distribution must be a DiagGaussianDistribution; got a {name}"
-        )
-
-    body, head = actor.mlp_extractor.policy_net, actor.action_net
-    others = {type(layer).__name__ for layer in body} - {"Linear", "Tanh"}
-    if others:
-        raise ValueError(
-            f"the actor's hidden layers must be tanh; got {sorted(others)}; give PPO "
-            "policy_kwargs={'activation_fn': nn.Tanh}"
-        )
-
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is not None and normalizer.norm_obs:
-        raise ValueError(
-            "the model's observations must not be normalized, because the statistics of "
-            "VecNormalize are not part of the network; train with VecNormalize(env, norm_obs=False)"
-        )
-
-    return SB3MLP.from_layers(body, head, actor.log_std)
+    return SB3MLP.from_sb3(model)

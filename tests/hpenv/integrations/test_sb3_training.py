@@ -1,21 +1,17 @@
-"""Algorithms of stable-baselines3 train, and their actors are exported."""
+"""Algorithms of stable-baselines3 train."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
-from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecNormalize
-from torch import nn
 
 import hpenv  # noqa: F401  registers the ids
 from hpenv.envs.jel import ID as JEL
-from hpenv.integrations.sb3 import SB3VecEnv, from_sb3
-from hpenv.policies import load_policy, save_policy
-from tests.hpenv.integrations.tracked import make
+from hpenv.integrations.sb3 import SB3VecEnv
 
 
 @pytest.mark.parametrize(
@@ -78,75 +74,6 @@ def test_evaluate_policy_gives_the_returns_of_the_env(normalized, tiny):
     assert rewards[0][0] == pytest.approx(rewards[1][0], rel=1e-4) and rewards[0][1] == rewards[1][
         1
     ] == [3, 3]
-
-
-def trained(env=None, policy="MlpPolicy", algorithm=PPO, **arguments):
-    sizes = {"n_steps": 5} if algorithm is A2C else {"n_steps": 5, "batch_size": 20, "n_epochs": 1}
-    model = algorithm(
-        policy, make() if env is None else env, seed=0, device="cpu", **sizes, **arguments
-    )
-    return model.learn(20)
-
-
-OBSERVATIONS = np.linspace(0, 1, 7, dtype=np.float32)[:, None]
-
-
-@pytest.mark.parametrize("algorithm", [PPO, A2C])
-@pytest.mark.parametrize("net_arch", [[8], {"pi": [6, 5], "vf": [7]}])
-def test_an_exported_actor_acts_as_the_model_does(algorithm, net_arch, tmp_path):
-    arguments = {
-        "learning_rate": 0.05,
-        "policy_kwargs": {"net_arch": net_arch, "activation_fn": nn.Tanh},
-    }
-    model = trained(algorithm=algorithm, **arguments)
-    with torch.no_grad():
-        model.policy.action_net.bias[0] += 2.0  # so that the clip is reached
-    expected, _ = model.predict(OBSERVATIONS, deterministic=True)
-    assert expected.max() == 1.0
-    save_policy(from_sb3(model), tmp_path / "policy")
-    assert np.array_equal(load_policy(tmp_path / "policy").act(OBSERVATIONS), expected)
-
-
-def test_an_exported_actor_is_a_copy():
-    model = trained()
-    policy = from_sb3(model)
-    before = policy.act(OBSERVATIONS)
-    with torch.no_grad():
-        model.policy.action_net.bias += 0.1
-    assert np.array_equal(policy.act(OBSERVATIONS), before)
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (
-            lambda: SAC("MlpPolicy", make(), device="cpu"),
-            "must be the MlpPolicy of PPO or A2C; got a SACPolicy",
-        ),
-        (
-            lambda: trained(policy_kwargs={"activation_fn": nn.ReLU}),
-            r"hidden layers must be tanh; got .*ReLU",
-        ),
-        (
-            lambda: trained(use_sde=True),
-            "must be a DiagGaussianDistribution; got a StateDependentNoiseDistribution",
-        ),
-        (
-            lambda: trained(VecNormalize(make())),
-            "observations must not be normalized, .* norm_obs=False",
-        ),
-    ],
-)
-def test_an_actor_that_cannot_be_exported_is_refused(model, message):
-    with pytest.raises(ValueError, match=message):
-        from_sb3(model())
-
-
-def test_an_actor_under_normalized_rewards_is_exported():
-    model = trained(VecNormalize(make(), norm_obs=False))
-    assert np.array_equal(
-        from_sb3(model).act(OBSERVATIONS), model.predict(OBSERVATIONS, deterministic=True)[0]
-    )
 
 
 @pytest.mark.parametrize(
