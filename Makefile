@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # One thread per test process: more would fight over the cores, and a sum's order would depend on the machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo benchmark benchmark-full projection test test-slow test-clients test-newest test-oldest test-processors lock check format bench bench-processors clean
+.PHONY: help setup demo benchmark benchmark-full projection test test-slow test-clients test-newest test-oldest test-processors lock docs check format bench bench-processors clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -42,6 +42,18 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock, at the newes
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 		--no-emit-package torch --custom-compile-command "make lock" $(EXTRAS:%=--extra %) \
 		-c constraints.txt -o requirements.lock pyproject.toml
+
+# The packages of the extra `docs` stand in a folder of their own, so that .venv is what the lock says.
+DOCS := .venv-docs
+$(DOCS)/.installed: pyproject.toml | $(STAMP)
+	rm -rf $(DOCS)
+	@$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["docs"], sep="\n")' | $(BIN)/python $(PIP) --target $(DOCS) -r /dev/stdin
+	@touch $@
+
+docs: $(DOCS)/.installed  ## the documentation site, in docs/_build/html; every warning is an error
+	PYTHONPATH=$(DOCS) $(ONE_THREAD) $(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build/html
+	@echo "the site is in docs/_build/html/index.html"
 
 demo: setup  ## the main experiment, cut to fit ten minutes on two cores
 	$(BIN)/python -m train_agents.experiments.jel --demo
@@ -121,5 +133,5 @@ bench-processors: setup  ## the main job as with AVX2 alone and with all instruc
 	$(BIN)/python -m speed.processors
 
 clean:  ## remove the virtual environments, caches and builds; runs/ and results/ stay
-	rm -rf .venv .venv-newest .venv-oldest build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest .venv-docs docs/_build docs/generated build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

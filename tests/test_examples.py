@@ -1,5 +1,6 @@
 """The examples run, at tiny sizes."""
 
+import importlib
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -8,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from examples import deploy_nanogpt_loop, own_channel, own_controller, quickstart, sb3_ppo
+from examples import (
+    deploy_nanogpt_loop,
+    deploy_optimizers,
+    own_channel,
+    own_controller,
+    quickstart,
+    sb3_ppo,
+)
 from hpenv.control.channels import CHANNELS, add_channel
 from hpenv.policies import load_policy
 
@@ -76,3 +84,41 @@ def test_a_foreign_loop_logs_the_applied_rate_beside_the_schedulers(tmp_path):
     )  # the scheduler's own
     ratios = np.array(applied) / base
     assert ratios[:10] == pytest.approx(1.0) and ratios[20:].min() > 2.0
+
+
+def rates_grow(attachment):
+    """Returns True if a control law has more than doubled the rate of every group."""
+    assert not attachment.fault
+    last = attachment.history[-1].multipliers["lr"]
+    return all(factor > 2.0 for factor in last)
+
+
+def test_a_list_of_optimizers_has_a_controller_each(tmp_path):
+    loss, attachments = deploy_optimizers.main(tmp_path, num_steps=40, batch_size=2)
+    assert 2.0 < loss < 6.0
+    assert {name: own.steps for name, own in attachments.items()} == {"Muon": 40, "AdamW": 40}
+    assert all(rates_grow(own) for own in attachments.values())
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["controllers"]["Muon"]["steps"] == 40
+
+
+def test_a_trainer_of_transformers_logs_the_applied_rate(tmp_path):
+    pytest.importorskip("accelerate", reason="needs accelerate: pip install 'hpenv[posttraining]'")
+    example = importlib.import_module("examples.deploy_transformers")
+    loss, trainer = example.main(tmp_path, num_steps=40, batch_size=2)
+    assert 2.0 < loss < 6.0
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    ratios = [log["controller/lr_effective/0"] / log["learning_rate"] for log in logs]
+    assert len(ratios) == 2 and max(ratios) > 1.4, ratios
+    assert (tmp_path / "checkpoint-40" / "hpenv_controller.pt").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*treespec")
+def test_a_trainer_of_lightning_logs_the_applied_rate(tmp_path):
+    pytest.importorskip("lightning", reason="needs lightning: pip install 'hpenv[lightning]'")
+    example = importlib.import_module("examples.deploy_lightning")
+    loss, callback = example.main(tmp_path, num_steps=40, batch_size=2)
+    assert 2.0 < loss < 6.0
+    assert rates_grow(callback.attachments["optimizer"])
+    (log,) = tmp_path.rglob("metrics.csv")
+    assert "controller/lr_effective/0" in log.read_text().splitlines()[0]

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpenv.deploy.closures import wrap_closure
 from hpenv.deploy.contract import Contract, Pairs, agree
 from hpenv.deploy.groups import KEYS, Changes, as_floats, current_values
 from hpenv.deploy.meter import Meter, parameters_of
@@ -139,7 +140,7 @@ class Attachment:
         self._keep: Tensor | None = None
         self._steps, self._next = 0, 0
         self._skipped: Tensor | None = None  # steps among `_steps` that a GradScaler skipped
-        self._is_inside, self._is_early = False, False
+        self._is_inside, self._is_early, self._is_prepared = False, False, False
         self._guards = True
         self._guard: weakref.ref[_Call] | None = None
 
@@ -216,13 +217,32 @@ class Attachment:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Multiplies the values. Called before the optimizer's step.
 
-        A step that is still open has raised, or is an outer `step` that calls this one.
+        A step that is still open has raised, or is an outer `step` that calls this one. With a
+        closure the gradients do not exist yet, so the step is prepared after its first evaluation.
+        An optimizer that reads its values before it calls its closure (LBFGS) gets those of a
+        decision one step later.
         """
         self._changes.restore()
-        self._is_inside, self._is_early = True, False
+        self._is_inside, self._is_early, self._is_prepared = True, False, False
         self._keep = _kept(optimizer)
+        given = wrap_closure(
+            args, kwargs, self._changes.restore, lambda: self._attempt(self._resume, optimizer)
+        )
+        self._attempt(self._apply if given else self._prepare, optimizer)
+
+        if not self._guards or not (self._changes or given):
+            return given
+        args, kwargs = given or (args, kwargs)
+        call = _Call(kwargs)
+        self._guard = weakref.ref(call, lambda _: self.restore())
+        return args, call
+
+    def _attempt(
+        self, part: Callable[[torch.optim.Optimizer], None], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Does a part of a step. If it raises, the controller is switched off."""
         try:
-            self._prepare(optimizer)
+            part(optimizer)
         except Exception as error:
             self._changes.restore()
             self._applied = current_values(optimizer.param_groups)
@@ -230,13 +250,19 @@ class Attachment:
                 raise  # whoever runs it has made warnings errors
             self._pilot.fail(error)
 
-        if not (self._changes and self._guards):
-            return None
-        call = _Call(kwargs)
-        self._guard = weakref.ref(call, lambda _: self.restore())
-        return args, call
+    def _apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Multiplies the values by the current multipliers."""
+        self._changes.restore()
+        if not self._dry_run:
+            self._changes.apply(optimizer.param_groups, self._pilot.multipliers)
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
+        """Continues a step after an evaluation of its closure."""
+        (self._apply if self._is_prepared else self._prepare)(optimizer)
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the decision if one is due, measures the gradients, and multiplies the values."""
+        self._is_prepared, self._is_early = True, False
         pilot, groups = self._pilot, optimizer.param_groups
         decision = None
         if not pilot.fault:
@@ -255,8 +281,7 @@ class Attachment:
                 self._next - self._steps,
             )
 
-        if not self._dry_run:
-            self._changes.apply(groups, pilot.multipliers)
+        self._apply(optimizer)
         self._applied = current_values(groups)
         if decision is not None:
             pilot.record(self._steps, decision, as_floats(self._applied))
