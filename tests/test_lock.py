@@ -35,7 +35,7 @@ SYSTEMS = (
     ("linux", "Linux", "aarch64"),
     ("darwin", "Darwin", "arm64"),
 )
-OURS = {"agents", "baselines", "speed", "examples", "hpenv", "tests", "train_agents"}
+OURS = {"agents", "baselines", "docs", "speed", "examples", "hpenv", "tests", "train_agents"}
 INSTALLERS = {
     "pip",
     "hpenv",

@@ -127,7 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with refusals():
         outputs.check_run_folder(config.out, values, MAY_CHANGE, written)
         population = make_population(config.env, config.num_envs, config.env_arguments)
-    outputs.claim(config.out, values, environment_facts(population))
+    outputs.claim(
+        config.out,
+        values,
+        environment_facts(config.env_arguments, population.plant.corpus_digest),
+    )
 
     per_round = population.num_decisions * config.num_envs
     model = _model(config, SB3VecEnv(population), population.num_decisions)

@@ -9,8 +9,8 @@ from hpenv.policies import load_policy
 from train_agents import train_sb3
 
 SMALL = {
-    "num_steps": 4, "interval": 2, "batch_tokens": 32, "sequence_length": 16, "num_probe_batches": 1,
-    "eval_tokens": 256, "data": "synthetic",
+    "num_steps": 4, "interval": 2, "batch_tokens": 32, "sequence_length": 16,
+    "num_probe_batches": 1, "eval_tokens": 256, "data": "synthetic",
 }  # fmt: skip
 
 
