@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from agents.base import Agent
-from baselines.field import FIELD
+from baselines.methods import FIELD
 from baselines.schedules import BASELINES
 from docs.manuals import modules
 from docs.markdown import ROOT, code, codes, docstring_of, table
