@@ -130,7 +130,7 @@ class FakePlant:
             "mean_squared_gradient_norm": self._if("spread", self.losses**2 + before),
             "update_gain": self._if("gain", 1.0 - self.losses / 20),
             "probe_gain": self._if("probe_gain", 1.0 - self.losses / 30),
-            "start_distance": self._if("distance", 1.0 / self.losses[:, None]),
+            "start_distance": self._if("distance", 1.0 / (1.0 + self.losses[:, None])),
             **{own.name: before / 20 for own in GRPO_GAUGES},
             "probe_pass": self._if("probe", self.losses / 20),
             "truth": self.losses.copy(),

@@ -75,10 +75,10 @@ def test_the_exported_policy_acts_like_stable_baselines3s(tmp_path):
     save_policy(agent.policy, tmp_path / "policy")
     for policy in (agent.policy, load_policy(tmp_path / "policy")):
         assert np.array_equal(policy.act(OBSERVATIONS), expected)
-    mean, log_std = agent.policy(torch.from_numpy(OBSERVATIONS))
+    mean, log_std = agent.policy(torch.from_numpy(OBSERVATIONS)), agent.policy.log_std
     normal = agent.model.policy.get_distribution(torch.from_numpy(OBSERVATIONS)).distribution
     assert torch.equal(mean, normal.mean)
-    assert torch.allclose(log_std.exp(), normal.stddev)
+    assert torch.allclose(log_std.exp().expand_as(mean), normal.stddev)
 
 
 def test_the_exported_policy_is_a_copy():

@@ -103,11 +103,12 @@ def test_a_step_that_a_gradscaler_skips_is_not_counted_and_measures_nothing(fuse
                 "progress",
                 "train_loss",
                 "gradient_norm",
-                "update_ratio",
                 "loss_trend",
                 "loss_variance_ratio",
                 "gradient_norm_spread",
-                "gradient_agreement",
+                # A fused step knows on the device alone that it is skipped, and so the host takes
+                # earlier steps for the window's last ones.
+                *([] if fused else ["update_ratio", "gradient_agreement"]),
             ],
             every=3,
         )
