@@ -180,6 +180,7 @@ def _copy_row(
         render_mode=render_mode,
         evaluate_at_end=evaluate_at_end,
     )
+    copies.plant.set_measured_groups(vector.plant.measured_groups)
     restore(copies, Snapshot(tensors, whole.metadata | {"rows": [whole.metadata["rows"][row]] * k}))
     return copies
 

@@ -16,7 +16,7 @@ import torch
 from hpenv import branching
 from hpenv.arrays import FloatArray
 from hpenv.benchmark.environments import columns_of
-from hpenv.benchmark.evaluate import probe_loss
+from hpenv.benchmark.evaluate import probe_loss, readings
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
@@ -102,7 +102,8 @@ class Population:
         self.observations, rewards, terminated, truncated, infos = self.env.step(action)
         stepped = time.perf_counter()
 
-        metrics = teach(self.controller, rewards, alive)
+        measured = readings(self.controller, self.env)
+        metrics = teach(self.controller, rewards, alive, measured)
         self.controller_seconds += acted - start + time.perf_counter() - stepped
         self.env_seconds += stepped - acted
         self.timed += 1

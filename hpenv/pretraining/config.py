@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -83,6 +83,20 @@ class PretrainingConfig:
             raise ValueError(
                 f"unknown device {self.device!r}; expected a device of torch, as 'cpu' or 'cuda'"
             ) from error
+
+    def check_groups(self, groups: Collection[str]) -> None:
+        """Checks that rates that are given per group have the optimizer groups of the model.
+
+        Raises:
+            ValueError: naming the field, and the expected groups.
+        """
+        for name in ("base_lr", "base_weight_decay", "lr_schedule", "weight_decay_schedule"):
+            given = getattr(self, name)
+            if isinstance(given, Mapping) and set(given) != set(groups):
+                raise ValueError(
+                    f"{name} must have one value, or one for each of the groups {sorted(groups)} "
+                    f"of {self.preset!r}; got the groups {sorted(given)}"
+                )
 
     @property
     def batch_size(self) -> int:

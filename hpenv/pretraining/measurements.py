@@ -8,8 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.arrays import FloatArray
+from hpenv.arrays import BoolArray, FloatArray
 from hpenv.plant.measurements import Measurement, step_losses
+
+#: Measurement of the cells' effects -> its memory [steps]. 0: the steps of the window.
+EFFECT_MEMORIES = {
+    "cell_effect": 0,
+    "cell_effect_16": 16,
+    "cell_effect_64": 64,
+    "cell_effect_256": 256,
+}
 
 #: Measurements of a pretraining run. Gradients are those before the optimizer.
 MEASUREMENTS = (
@@ -108,7 +116,37 @@ MEASUREMENTS = (
         "promised",
         group="gain",
     ),
+    *(
+        Measurement(
+            name,
+            "nats/token",
+            "decrease of the probe loss per unit of each cell's position, to first order, over "
+            + (f"the last {memory} steps or so" if memory else "the window"),
+            per="cell",
+            group=name,
+        )
+        for name, memory in EFFECT_MEMORIES.items()
+    ),
 )
+
+
+#: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
+LARGEST_NORM = 1e17
+
+
+def divergence_reasons(loss: FloatArray, norm: FloatArray, limit: float) -> dict[str, BoolArray]:
+    """Returns the reasons for which rows with this loss and norm diverge. See Runs.
+
+    Args:
+        loss: (N,) [nats per token].
+        norm: L2 norm of the gradient, (N,).
+        limit: largest loss [nats per token].
+    """
+    return {
+        "loss_nonfinite": ~np.isfinite(loss),
+        "gradient_nonfinite": ~(norm < LARGEST_NORM),  # also True for NaN
+        "loss_above_limit": loss > limit,
+    }
 
 
 def flat(gradient: Tensor) -> Tensor:
@@ -119,6 +157,12 @@ def flat(gradient: Tensor) -> Tensor:
     if gradient.ndim == 3 and not gradient.is_contiguous():
         gradient = gradient.transpose(1, 2)
     return gradient.flatten(1)
+
+
+def products(first: Sequence[Tensor], second: Sequence[Tensor]) -> FloatArray:
+    """Returns the inner product of two tensors of every run and name, (N, K)."""
+    dots = [(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]
+    return torch.stack(dots, 1).double().cpu().numpy()
 
 
 def squared_norms(gradients: Sequence[Tensor]) -> FloatArray:

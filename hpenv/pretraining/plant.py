@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
-from hpenv.control.panel import Panel, TensorSite
+from hpenv.control.panel import Panel
 from hpenv.lm import architecture, model
 from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus, require_length
 from hpenv.optim.optimizers import optimizer_rules, rule_description
@@ -27,21 +28,26 @@ from hpenv.plant.population import Runs
 from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import DROPOUT, step_generator
 from hpenv.pretraining.config import DTYPES, PretrainingConfig, find_device
-from hpenv.pretraining.evaluation import Losses, bits_per_byte, compiled_losses, mean_loss
+from hpenv.pretraining.effects import CellEffects, decay_fractions
+from hpenv.pretraining.evaluation import (
+    Losses,
+    bits_per_byte,
+    compiled_losses,
+    loss_gradients,
+    mean_loss,
+)
 from hpenv.pretraining.exploration import explore_weights
-from hpenv.pretraining.forward_channels import forward_dials
+from hpenv.pretraining.forward_channels import dial_leaves, forward_dials
 from hpenv.pretraining.gradient_channels import apply_gradient_channels
 from hpenv.pretraining.measurements import (
     MEASUREMENTS,
+    divergence_reasons,
     gradient_sizes,
     layer_statistics,
     momentum_norm,
 )
-from hpenv.pretraining.rates import window_rates
+from hpenv.pretraining.rates import tensor_sites, window_rates
 from hpenv.pretraining.updates import UpdateMeter, gain
-
-#: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
-LARGEST_NORM = 1e17
 
 
 class PretrainingPlant(Runs):
@@ -82,31 +88,21 @@ class PretrainingPlant(Runs):
         self.corpus: Corpus = (
             load_corpus(config.data, config.tokenizer) if corpus is None else corpus
         )
-        needed = config.batch_tokens + config.sequence_length
-        for part, tokens in (
-            ("train", needed),
-            ("probe", needed),
-            ("validation", config.sequence_length + 1),
-        ):
+        one, needed = config.sequence_length + 1, config.batch_tokens + config.sequence_length
+        for part, tokens in (("train", needed), ("probe", needed), ("validation", one)):
             require_length(self.corpus, part, tokens)
         self.corpus_digest = self.corpus.sha256
 
         self.model_config = architecture.preset(config.preset, self.corpus.vocab_size)
+        self._limit = config.divergence_multiple * math.log(self.model_config.vocab_size)
         self._rules = optimizer_rules(config.optimizer)
         self._groups = {
             name: architecture.parameter_kind(name)
             for name in architecture.parameter_shapes(self.model_config)
         }
-        self._check_groups()
+        config.check_groups(set(self._groups.values()))
 
-        sites = {
-            name: TensorSite(
-                group,
-                self._rules[group].optimizer,
-                int(name.split(".")[1]) if "." in name else None,
-            )
-            for name, group in self._groups.items()
-        }
+        sites = tensor_sites(self._groups, self._rules)
         self._keep(
             Panel(self.channels, sites, num_rows, self.kind), num_rows, self.model_config.n_layer
         )
@@ -114,11 +110,8 @@ class PretrainingPlant(Runs):
         self._in_layer = (
             self.panel.layers[:, None] == np.arange(self.model_config.n_layer)
         ).astype(np.float64)  # (K, L)
-        self._members = {
-            group: np.array([k for k, name in enumerate(sites) if self._groups[name] == group])
-            for group in dict.fromkeys(self._groups.values())
-        }
-        groups = np.array([self._groups[name] for name in sites])
+        groups = np.array(list(self._groups.values()))
+        self._members = {group: np.flatnonzero(groups == group) for group in self.panel.groups}
         self._in_group = (groups[:, None] == np.array(self.panel.groups)).astype(np.float64)
 
         self._rates: dict[str, tuple[Tensor, ...]] = {}
@@ -141,6 +134,7 @@ class PretrainingPlant(Runs):
         self.optimizer_state = {
             name: self._rule(name).init(weight) for name, weight in self.weights.items()
         }
+        self._effects = CellEffects(self.panel, self.weights)
 
     def spawn(self, num_rows: int) -> PretrainingPlant:
         """Returns a new plant of the same configuration with another number of rows."""
@@ -150,16 +144,6 @@ class PretrainingPlant(Runs):
 
     def _rule(self, name: str) -> Rule:
         return self._rules[self._groups[name]]
-
-    def _check_groups(self) -> None:
-        groups = sorted(set(self._groups.values()))
-        for name in ("base_lr", "base_weight_decay", "lr_schedule", "weight_decay_schedule"):
-            given = getattr(self.config, name)
-            if isinstance(given, Mapping) and set(given) != set(groups):
-                raise ValueError(
-                    f"{name} must have one value, or one for each of the groups {groups} of "
-                    f"{self.config.preset!r}; got the groups {sorted(given)}"
-                )
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         """Starts new runs in the given rows: new weights, new data order, panel at neutral.
@@ -178,6 +162,8 @@ class PretrainingPlant(Runs):
             weight[index] = fresh[name]
             for slot, value in self._rule(name).init(fresh[name]).items():
                 self.optimizer_state[name][slot][index] = value
+        for trace in self._effects.traces(self.measured_groups).values():
+            trace[index] = 0.0
 
     def _begin_window(self, num_steps: int) -> None:
         """Reads the panel. See Runs."""
@@ -185,6 +171,7 @@ class PretrainingPlant(Runs):
         self._rates = window_rates(self.config, self.panel, self._members, steps, self.device)
         self._window_dials, self._window_step, self._window_steps = self._dials(), 0, num_steps
         self._meter = UpdateMeter(self.measured_groups, self._in_group, self._in_layer)
+        self._effects.begin_window()
 
     def _dials(self) -> model.Dials | None:
         return forward_dials(self.panel, self.model_config.logit_softcap, self.device)
@@ -197,8 +184,19 @@ class PretrainingPlant(Runs):
         probe = self._probe() if probed.any() else np.zeros(self.num_rows)
 
         loss = np.where(probed, probe, 0.0)
-        self._mark_diverged(rows, self._divergence(loss[rows], momentum[rows]))
-        return {"probe_loss": probe, "momentum_norm": momentum}
+        self._mark_diverged(rows, divergence_reasons(loss[rows], momentum[rows], self._limit))
+        return {"probe_loss": probe, "momentum_norm": momentum} | self._cell_effects()
+
+    def _cell_effects(self) -> dict[str, FloatArray]:
+        """Estimates the effects of the cells on the probe loss, if they are measured."""
+        if not (self._window_steps and self._effects.are_measured(self.measured_groups)):
+            return {}
+        weights = {name: w.requires_grad_() for name, w in self._evaluation_weights().items()}
+        leaves, dials = dial_leaves(self.panel, self.model_config.logit_softcap, self.device)
+        losses = self._loss_of(model.token_losses, weights, dials)
+        sequences = self._probe_sequences()
+        gradients = loss_gradients(losses, [*weights.values(), *leaves.values()], *sequences)
+        return self._effects.estimate(self.measured_groups, gradients, list(leaves))
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
         """Takes one optimizer step of these rows. See Runs.
@@ -224,7 +222,7 @@ class PretrainingPlant(Runs):
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
         loss, norm = losses.detach().double().cpu().numpy(), np.sqrt(squares.sum(1))
-        self._mark_diverged(rows, self._divergence(loss[rows], norm[rows]))
+        self._mark_diverged(rows, divergence_reasons(loss[rows], norm[rows], self._limit))
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
         values |= layer_statistics(squares, maxima, activations, self._in_layer)
@@ -241,7 +239,7 @@ class PretrainingPlant(Runs):
                 )
             )
             self._meter.start(self.weights)
-            self._update(given, rates, moving)
+            self._move(given, rates, moving)
             explore_weights(self.weights, self.panel, self.seeds, self.steps, moving)
             values |= self._meter.finish(self.weights)
             values |= self._same_batch(list(given.values()), inputs, targets, loss)
@@ -297,14 +295,16 @@ class PretrainingPlant(Runs):
     def _cast(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: weight.to(self._dtype) for name, weight in weights.items()}
 
-    def _divergence(self, loss: FloatArray, norm: FloatArray) -> dict[str, BoolArray]:
-        """Returns the reasons for which rows with this loss and norm diverge. See Runs."""
-        limit = self.config.divergence_multiple * math.log(self.model_config.vocab_size)
-        return {
-            "loss_nonfinite": ~np.isfinite(loss),
-            "gradient_nonfinite": ~(norm < LARGEST_NORM),  # also True for NaN
-            "loss_above_limit": loss > limit,
-        }
+    def _move(
+        self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
+    ) -> None:
+        """Updates the weights, and adds the change to the traces of the cells' effects."""
+        update = partial(self._update, rates=rates, moving=moving)
+        if not self._effects.are_measured(self.measured_groups):
+            return update(gradients)
+        decay = decay_fractions(rates, self._members, moving)
+        state = self.weights, self._tensors()
+        return self._effects.trace(self.measured_groups, update, gradients, *state, decay, moving)
 
     @torch.no_grad()
     def _update(
@@ -342,33 +342,36 @@ class PretrainingPlant(Runs):
         tensors = {f"weights/{name}": weight for name, weight in self.weights.items()}
         for name, slots in self.optimizer_state.items():
             tensors |= {f"optimizer/{name}/{slot}": value for slot, value in slots.items()}
-        return tensors
+        return tensors | self._effects.traces(self.measured_groups)
 
-    def _loss_of(self, loss: Callable[..., Tensor]) -> Losses:
+    def _evaluation_weights(self) -> dict[str, Tensor]:
+        return {
+            name: self._rule(name).evaluation_weights(weight, self.optimizer_state[name]).detach()
+            for name, weight in self.weights.items()
+        }
+
+    def _loss_of(
+        self, loss: Callable[..., Tensor], weights: Mapping[str, Tensor], dials: model.Dials | None
+    ) -> Losses:
         """Returns a loss as a function of inputs and targets, for a measurement.
 
-        The weights are the rule's evaluation weights. The forward channels are part of the model
-        and keep the panel's values. Dropout is off.
+        The forward channels are part of the model and keep the panel's values. Dropout is off.
         """
-        weights = self._cast(
-            {
-                name: self._rule(name).evaluation_weights(weight, self.optimizer_state[name])
-                for name, weight in self.weights.items()
-            }
-        )
-        dials, rope = self._dials(), self._rope
+        cast, rope = self._cast(weights), self._rope
         dials = None if dials is None else dials._replace(dropout=None)
-        return lambda inputs, targets: loss(
-            weights, self.model_config, inputs, targets, rope, dials
-        )
+        return lambda inputs, targets: loss(cast, self.model_config, inputs, targets, rope, dials)
+
+    def _probe_sequences(self) -> tuple[Tensor, IntArray, int, int]:
+        """Returns the probe slice, its fixed sequences' starts and length, and N."""
+        T, tokens = self.config.sequence_length, self._tokens["probe"]
+        count = self.config.num_probe_batches * self.config.batch_size
+        return tokens, batch_starts(len(tokens), 0, 0, count, T), T, self.num_rows
 
     @torch.no_grad()
     def _probe(self) -> FloatArray:
         """Returns each run's loss on fixed sequences of the probe slice, (N,) [nats per token]."""
-        T, tokens = self.config.sequence_length, self._tokens["probe"]
-        count = self.config.num_probe_batches * self.config.batch_size
-        starts = batch_starts(len(tokens), 0, 0, count, T)
-        return mean_loss(self._loss_of(model.mean_losses), tokens, starts, T, self.num_rows)
+        losses = self._loss_of(model.mean_losses, self._evaluation_weights(), self._dials())
+        return mean_loss(losses, *self._probe_sequences())
 
     @torch.no_grad()
     def evaluate(self) -> FloatArray:
@@ -381,7 +384,7 @@ class PretrainingPlant(Runs):
         count = min(max(1, self.config.eval_tokens // T), (len(tokens) - 1) // T)
         starts = np.linspace(0, len(tokens) - T - 1, count).astype(np.int64)
         token_bytes = self.corpus.token_bytes.to(self.device)
-        losses = self._loss_of(model.token_losses)
+        losses = self._loss_of(model.token_losses, self._evaluation_weights(), self._dials())
         return bits_per_byte(losses, tokens, starts, T, self.num_rows, token_bytes)
 
     def report(self) -> dict[str, FloatArray]:

@@ -1,4 +1,4 @@
-"""Rates of the optimizer: base rate x base schedule x the multiplier of the panel."""
+"""Rates of the optimizer: base rate x base schedule x the multiplier of the panel, and sites."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hpenv.arrays import IntArray
-from hpenv.control.panel import Panel
-from hpenv.optim.rules import Rates
+from hpenv.control.panel import Panel, TensorSite
+from hpenv.optim.rules import Rates, Rule
 from hpenv.pretraining.config import PretrainingConfig
 
 
@@ -50,6 +50,20 @@ def window_rates(
                 field *= table[:, tensors]
         rates[group] = torch.as_tensor(fields).to(device).unbind(0)
     return rates
+
+
+def tensor_sites(groups: Mapping[str, str], rules: Mapping[str, Rule]) -> dict[str, TensorSite]:
+    """Returns group, optimizer and layer of every tensor: name -> its site.
+
+    Args:
+        groups: tensor -> its optimizer group. A tensor of layer i is named `layer.<i>.<matrix>`.
+        rules: group -> its update rule.
+    """
+    sites = {}
+    for name, group in groups.items():
+        layer = int(name.split(".")[1]) if "." in name else None
+        sites[name] = TensorSite(group, rules[group].optimizer, layer)
+    return sites
 
 
 def _of_group(value: Any, group: str) -> Any:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hpenv.arrays import FloatArray
-from hpenv.pretraining.measurements import finite, squared_norms
+from hpenv.pretraining.measurements import finite, products, squared_norms
 
 
 class UpdateMeter:
@@ -65,7 +64,7 @@ class UpdateMeter:
         """
         if not self._gains or not self._last:
             return None
-        return -finite(_products(gradients, self._last)).sum(1)
+        return -finite(products(gradients, self._last)).sum(1)
 
     def _alignment(self, gradients: Sequence[Tensor]) -> dict[str, FloatArray]:
         """Returns the cosine of the last update's opposite and the gradients, (N, G).
@@ -80,9 +79,9 @@ class UpdateMeter:
 
     def _cosines(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> FloatArray:
         """Returns the cosine of two lists of tensors in every optimizer group, (N, G)."""
-        products = _products(first, second) @ self._in_group
+        dots = products(first, second) @ self._in_group
         scale = (squared_norms(first) @ self._in_group) * (squared_norms(second) @ self._in_group)
-        cosines = finite(products) / np.sqrt(np.maximum(finite(scale), 1e-60))
+        cosines = finite(dots) / np.sqrt(np.maximum(finite(scale), 1e-60))
         return np.clip(cosines, -1.0, 1.0)
 
     def start(self, weights: Mapping[str, Tensor]) -> None:
@@ -107,12 +106,6 @@ class UpdateMeter:
             size = np.maximum(finite(norms) @ members, 1e-30)
             found[name] = np.sqrt(moved @ members / size)
         return found
-
-
-def _products(first: Sequence[Tensor], second: Sequence[Tensor]) -> FloatArray:
-    """Returns the inner product of two tensors of every run and name, (N, K)."""
-    dots = [(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]
-    return torch.stack(dots, 1).double().cpu().numpy()
 
 
 def gain(decrease: FloatArray, promise: FloatArray) -> FloatArray:
