@@ -15,6 +15,7 @@ from hpenv.control.panel import Panel, TensorSite
 from hpenv.plant.measurements import Measurement, Window, groups_of
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Snapshot
 from hpenv.posttraining.measurements import GAUGES as GRPO_GAUGES
+from hpenv.pretraining.measurements import EFFECT_MEMORIES
 from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
 
 INITIAL_LOSS = 5.0
@@ -129,6 +130,10 @@ class FakePlant:
             "mean_gradient_norm": self._if("spread", self.losses),
             "mean_squared_gradient_norm": self._if("spread", self.losses**2 + before),
             "update_gain": self._if("gain", 1.0 - self.losses / 20),
+            **{
+                name: self._if(name, self.panel.positions - self.losses[:, None])
+                for name in EFFECT_MEMORIES
+            },
             **{own.name: before / 20 for own in GRPO_GAUGES},
             "probe_pass": self._if("probe", self.losses / 20),
             "truth": self.losses.copy(),
