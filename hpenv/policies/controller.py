@@ -194,9 +194,15 @@ def teach(
     """Gives a controller the rewards of its last decision, if it learns. Returns its metrics.
 
     A controller with `reads` also gets the measurements that it names, (N, A) each.
+
+    Raises:
+        ValueError: the controller reads measurements that are not given.
     """
     learn = getattr(controller, "learn", None)
     if learn is None:
         return {}
+    missing = sorted(set(reads_of(controller)) - set(measured or {}))
+    if missing:
+        raise ValueError(f"measured must have what the controller reads; got nothing of {missing}")
     more = (measured,) if reads_of(controller) else ()
     return learn(rewards, alive, *more) or {}

@@ -94,10 +94,10 @@ def measure_horizons(config: HorizonConfig, corpus: Corpus | None = None) -> Row
     """Measures true and estimated effects. See HorizonConfig.
 
     Returns:
-        A row per state, channel, lag and estimate: `step`, `channel`, `lag`, `estimate`, the
-        numbers of `agreement`, `truth` (root mean square of the true effects), `mean_truth` and
-        `mean_estimate` [nats per token per unit of position], `floor`, and `pairs`. And the raw
-        pairs.
+        A row per channel, lag and estimate, over all states: `steps` (of the first and the last
+        pair), `channel`, `lag`, `estimate`, the numbers of `agreement`, `truth` (root mean square
+        of the true effects), `mean_truth` and `mean_estimate` [nats per token per unit of
+        position], `floor`, and the number of `pairs`. And the raw pairs.
     """
     fields = ("preset", "data", "optimizer", "base_lr", "batch_tokens", "sequence_length")
     given = {name: getattr(config, name) for name in (*fields, "num_probe_batches")}
