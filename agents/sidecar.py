@@ -35,6 +35,11 @@ from agents.reinforce import ReinforceAgent
 from agents.sidecar_config import SidecarConfig
 from hpenv.policies.controller import Columns, ControllerSpec
 
+#: Between two measurements of effects in `SidecarConfig.effects`: the second is subtracted.
+LESS = " - "
+#: In place of a measurement: cells whose effects are short-sighted are left where they are.
+HOLD = "none"
+
 
 class Sidecar:
     """N runs with one network each, which learn while their runs train.
@@ -63,11 +68,15 @@ class Sidecar:
     def reads(self) -> tuple[str, ...]:
         """Measurements of the cells' effects that `learn` reads."""
         config = SidecarConfig() if self.config is None else self.config
-        return tuple(config.effects) if config.attached and config.credit != "reward" else ()
+        if not config.attached or config.credit == "reward":
+            return ()
+        names = (name for pair in config.effects for name in pair.split(LESS) if name != HOLD)
+        return tuple(dict.fromkeys(names))
 
     def reset(self, columns: Columns) -> None:
         """Begins new runs with new networks."""
         self._num_decisions = columns.num_decisions
+        self._is_immediate = np.array(columns.action_immediate, dtype=bool)
         self.agent = ReinforceAgent(
             columns.num_runs,
             len(columns.observation_names),
@@ -110,9 +119,16 @@ class Sidecar:
         """Returns the effects for the part of the run that is left, (1, N, A). 0 of registers."""
         left = self._num_decisions - self.agent.num_decisions
         name = next(name for name, least in self.agent.config.effects.items() if least <= left)
-        effects, action = measured[name], self._decision.action
-        result = np.zeros((1, *action.shape))
-        result[0, :, : effects.shape[1]] = effects
+        result = np.zeros((1, *self._decision.action.shape))
+        if name == HOLD:  # the effect of a dial is not that of its past
+            name, is_held = list(self.agent.config.effects)[-1], ~self._is_immediate
+        else:
+            is_held = np.zeros(len(self._is_immediate), dtype=bool)
+        slow, *fast = (measured[part] for part in name.split(LESS))
+        cells = slice(0, slow.shape[1])
+        result[0, :, cells] = np.where(is_held[cells], 0.0, slow)
+        for part in fast:  # nor does a dial have a memory
+            result[0, :, cells] -= np.where(self._is_immediate[cells], 0.0, part)
         return result
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -67,7 +67,8 @@ class SidecarConfig:
     # of the cells; estimate: the effects alone. See agents.credits
     credit: CreditName = "reward"
     # measurement of the effects -> decisions that must be left of the run for it to be read; the
-    # first that fits is read
+    # first that fits is read. `slow - fast` is a difference of two, in which the latest steps weigh
+    # nothing. `none` leaves all cells but those of the forward pass where they are
     effects: Mapping[str, int] = field(default_factory=lambda: {"cell_effect": 0})
     effect_decay: float = 0.9  # of a cell's exponential mean of past effects (10 decisions)
     max_grad_norm: float | None = None  # L2 norm over a row's weights; None: unbounded

@@ -152,6 +152,8 @@ _EFFECTS: dict[str, Any] = _SURFACE | {"interval": 16}
 #: memory has.
 _SHORT = {"cell_effect": 0}
 _LONG = {"cell_effect_256": 32, "cell_effect_64": 8, "cell_effect": 0}
+#: Rates move in the last third of the run alone, where the horizon is as short as the estimate's.
+_HOLD = {"none": 63, "cell_effect": 0}
 
 
 def _estimated(
@@ -230,8 +232,9 @@ ARMS: tuple[Arm, ...] = (
     ),
     _estimated("credit_estimate", "estimates of 16 steps as the credit", _SHORT),
     _estimated("credit_horizon", "estimates with a memory of 256 steps as the credit", _LONG),
+    _estimated("credit_hold", "estimates as the credit, rates in the last third alone", _HOLD),
     _estimated(
-        *("credit_rates", "the same, a rate per layer alone", _LONG),
+        *("credit_rates", "the same, a rate per layer and no dials", _HOLD),
         env_kwargs=_EFFECTS | {"channels": "layer_lr"},
     ),
     _estimated(
