@@ -111,8 +111,14 @@ class Sidecar:
         """
         _, raw, log_prob = self._decision
         effects = self._effects(measured or {}) if self.reads else None
-        given = (self._observations, raw, log_prob, rewards, alive)
-        rollout = Rollout(*(array[None] for array in given), effects)
+        rollout = Rollout(
+            self._observations[None],
+            raw[None],
+            log_prob[None],
+            rewards[None],
+            alive[None],
+            effects,
+        )
         return self.agent.update(rollout, continues=True)
 
     def _effects(self, measured: Mapping[str, FloatArray]) -> FloatArray:

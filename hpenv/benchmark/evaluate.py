@@ -124,7 +124,11 @@ def measure_reads(controller: object, env: TrainLoopVectorEnv) -> None:
     Raises:
         ValueError: the plant has no such measurement per cell.
     """
-    groups = {own.name: own.group for own in env.plant.measurements if own.per == "cell"}
+    groups = {
+        own.name: own.group
+        for own in env.plant.measurements
+        if own.per == "cell" and own.group is not None
+    }
     unknown = sorted(set(reads_of(controller)) - set(groups))
     if unknown:
         raise ValueError(f"reads must be of {sorted(groups)}; got {unknown}")

@@ -62,7 +62,7 @@ class CellEffects:
 
     def traces(self, groups: Collection[str]) -> dict[str, Tensor]:
         """Returns the traces of measured groups that outlive a window, by a name each."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, memory in EFFECT_MEMORIES.items():
             if name not in groups or not memory:
                 continue

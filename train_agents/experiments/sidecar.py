@@ -167,7 +167,7 @@ def _estimated(
 
 
 _PROBED = _EFFECTS | {"reward": {"progress": 1.0, "divergence": 1.0}}
-_CONTROL = {"credit": "control_variate", "env_kwargs": _PROBED}
+_CONTROL: dict[str, Any] = {"credit": "control_variate", "env_kwargs": _PROBED}
 ARMS: tuple[Arm, ...] = (
     Arm("detached", "default, no Sidecar", "foundational", _SURFACE, _DETACHED),
     Arm("foundational", "Sidecar, foundational surface", "foundational", _SURFACE),
