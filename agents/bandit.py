@@ -115,7 +115,7 @@ class ThompsonSampling:
         ]
 
         first = self._laws[0].spec
-        channels = [name for name, _ in first.channels or ()]
+        channels = [bank[0] for bank in first.channels or ()]
         moves = np.array(
             [[(law.spec.max_moves or {})[name] for name in channels] for law in self._laws]
         )

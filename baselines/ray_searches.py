@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from baselines.sweeps import RandomStrategy
-from baselines.trials import Bounds, Found, Point, Trials, point_at
+from baselines.trials import Bounds, Found, Parts, Point, Trials, point_at
 
 #: Parts of a run under ASHA. Runs are compared after 1, 3 and 9 of them.
 ASHA_PARTS, ASHA_FACTOR = 9, 3
@@ -47,7 +47,7 @@ def search_asha(loss: Trials, start: Point, bounds: Bounds, budget: int, seed: i
     )
     share = len(loss.seeds) / ASHA_PARTS  # of the next part, in whole runs
 
-    class Budget(tune.Stopper):  # type: ignore[misc, name-defined]
+    class Budget(tune.Stopper):  # type: ignore[name-defined]
         """Stops the search before a part that is no longer in the budget."""
 
         def __init__(self) -> None:
@@ -61,7 +61,7 @@ def search_asha(loss: Trials, start: Point, bounds: Bounds, budget: int, seed: i
             return sum(self._spent.values()) + share > budget * len(loss.seeds)
 
     results = _results(_trainable(tune, loss, ASHA_PARTS), configs, scheduler, Budget(), 1, seed)
-    table = [(each["config"]["point"], each["loss"]) for each in results]
+    table: list[tuple[Point, float]] = [(each["config"]["point"], each["loss"]) for each in results]
     whole = [entry for entry, each in zip(table, results, strict=True) if each["is_whole"]]
     facts = {
         "runs": sum(each["spent"] for each in results),
@@ -95,7 +95,7 @@ def search_pbt(loss: Trials, start: Point, bounds: Bounds, budget: int, seed: in
     )
     member = _trainable(tune, loss, len(start), (low, high))
     results = _results(member, configs, scheduler, None, 0, seed)
-    table = [
+    table: list[tuple[Point, float]] = [
         ({f"lr/{i}": center * each for i, each in enumerate(result["lineage"])}, result["loss"])
         for result in results
     ]
@@ -127,10 +127,11 @@ def _trainable(tune: Any, loss: Trials, count: int, bounds: Bounds | None = None
         bounds: of the multiplier of the learning rate. None: there is no multiplier.
     """
 
-    class Trial(tune.Trainable):  # type: ignore[misc, name-defined]
+    class Trial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             torch.set_num_threads(1)
             self._point: Point = {}
+            self._parts: Parts
             self.reset_config(config)
 
         def reset_config(self, config: dict[str, Any]) -> bool:

@@ -58,7 +58,7 @@ def feature_prices(preset: str, tokens: int, rounds: int) -> dict[str, Any]:
     Returns:
         Name of a feature, `all` of TRAVELING or `trends` -> ratio of a window's processor times.
     """
-    sets = {name: (name,) for name in (*TRAVELING, *FURTHER)}
+    sets: dict[str, tuple[str, ...]] = {name: (name,) for name in (*TRAVELING, *FURTHER)}
     sets |= {"all": TRAVELING, "trends": TRENDS, "none": ()}
     envs = {name: _make(preset, tokens, rounds, features) for name, features in sets.items()}
     still = np.zeros((1, 1), np.float32)

@@ -86,9 +86,9 @@ class HindsightConfig:
     @property
     def search(self) -> dict[str, Any]:
         """Returns all that the searches depend on, as JSON."""
-        names = ("env", "starts", "seeds", "first_seed", "first", "num_windows", "steps")
-        names += ("window_steps", "cells")
-        values = {name: getattr(self, name) for name in names}
+        runs = ("env", "starts", "seeds", "first_seed", "first")
+        changes = ("num_windows", "steps", "window_steps", "cells")
+        values = {name: getattr(self, name) for name in (*runs, *changes)}
         return json.loads(json.dumps(values | {"env_kwargs": self.arguments(1.0)}))
 
     @property

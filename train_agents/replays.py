@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpenv.arrays import FloatArray
+from hpenv.arrays import Float32Array, FloatArray
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.branching import copy_rows, fork, restore, snapshot
 from hpenv.control.channels import CHANNELS
@@ -83,7 +83,7 @@ class Rollout(NamedTuple):
 def play_runs(
     env: TrainLoopVectorEnv,
     seeds: Sequence[int],
-    act: Callable[[int, np.ndarray], FloatArray],
+    act: Callable[[int, np.ndarray], Float32Array | FloatArray],
 ) -> Rollout:
     """Plays a run per row.
 

@@ -112,13 +112,11 @@ class Playing(NamedTuple):
 
 
 class Runs(Protocol):
-    """A training run that can be played again from any of its windows.
+    """A training run that can be played again from any of its windows."""
 
-    Attributes:
-        windows: decisions of every window. Together they are all decisions of a run.
-    """
-
-    windows: Sequence[slice]
+    @property
+    def windows(self) -> Sequence[slice]:
+        """Decisions of every window. Together they are all decisions of a run."""
 
     def begin(self) -> Any:
         """Returns the state before the first decision."""

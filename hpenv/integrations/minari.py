@@ -55,7 +55,7 @@ def record_episodes(
         actions = np.clip(controller.act(observations), -1.0, 1.0).astype(np.float32)
         observations, rewards, terminated, truncated, infos = envs.step(actions)
         teach(controller, rewards, alive)
-        for row in np.flatnonzero(alive):
+        for row in np.flatnonzero(alive).tolist():
             _append(
                 buffers[row],
                 observations[row],

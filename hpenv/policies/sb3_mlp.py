@@ -96,6 +96,8 @@ class SB3MLP(nn.Module):
         # None stands in no state_dict.
         self.log_std = nn.Parameter(torch.empty(action_size)) if output == "clip" else None
         of_column = None if normalization is None else torch.zeros(observation_size).double()
+        self.observation_mean: torch.Tensor
+        self.observation_var: torch.Tensor
         self.register_buffer("observation_mean", of_column)
         self.register_buffer("observation_var", None if of_column is None else of_column + 1.0)
 
@@ -214,8 +216,11 @@ class SB3MLP(nn.Module):
             "action_size": self.action_size,
             "hidden_sizes": list(self.hidden_sizes),
         }
-        later = {"activation": (self.activation, "tanh"), "output": (self.output, "clip")}
-        later |= {"normalization": (self.normalization, None)}
+        later: dict[str, tuple[Any, Any]] = {
+            "activation": (self.activation, "tanh"),
+            "output": (self.output, "clip"),
+            "normalization": (self.normalization, None),
+        }
         return sizes | {name: value for name, (value, usual) in later.items() if value != usual}
 
     def tensors(self) -> dict[str, torch.Tensor]:

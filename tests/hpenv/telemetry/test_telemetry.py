@@ -47,7 +47,7 @@ def window(**changes):
         "mean_gradient_norm": np.array([3.0, 5.0]),
         "mean_squared_gradient_norm": np.array([10.0, 25.0]),
         "update_gain": np.array([1.0, -2.0]),
-        "probe_gain": np.array([0.5, 3.0]),
+        "probe_gain": np.array([0.5, -1.0]),
         "start_distance": np.array([[0.0, 1.0], [0.25, 3.0]]),
     }
     values |= {name: np.array([0.01, 0.02]) * (i + 1) for i, name in enumerate(GAUGES)}
@@ -108,7 +108,7 @@ def test_every_feature_by_hand():
         "gradient_agreement": [[0.25, -0.5], [0.0, 1.0]],
         "gradient_norm_spread": [[0.25], [0.0]],  # of 1 / 3
         "update_gain": [[0.5], [-1.0]],
-        "probe_gain": [[0.25], [1.0]],
+        "probe_gain": [[0.25], [-0.5]],
         "start_distance": [[0.0, 0.5], [0.2, 0.75]],
         "loss_exponent": [[-0.25], [-1.0]],
         "registers": [[0.25, -0.75], [0.0, 1.0]],
