@@ -44,6 +44,8 @@ class Rollout(NamedTuple):
         rewards: reward of the window that the decision controlled, (T, N).
         alive: True for decisions that were taken, False after the episode has ended, (T, N) bool.
             Where it is False, the other arrays are never read.
+        effects: estimated effects of the cells, decreases of a loss per unit of position, (T, N,
+            A), for agents that ask for them.
     """
 
     observations: Float32Array
@@ -51,6 +53,7 @@ class Rollout(NamedTuple):
     log_prob: Float32Array
     rewards: FloatArray
     alive: BoolArray
+    effects: FloatArray | None = None
 
 
 class Agent(Protocol):

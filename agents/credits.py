@@ -26,12 +26,15 @@ class Advantages(NamedTuple):
         credits: weighted sums of the rewards that count for a cell, (N, M) [reward].
         baseline: baselines of the credits, (N, M) [reward].
         rms: root mean square of the advantages so far, (N, M) [reward].
+        slopes: with estimated effects one array, the expectation of advantage x noise that is known
+            without a sample, (N, M) [1]. It is added to the policy gradient.
     """
 
     values: FloatArray
     credits: FloatArray
     baseline: FloatArray
     rms: FloatArray
+    slopes: tuple[FloatArray, ...] = ()
 
     def metrics(self, alive: BoolArray) -> dict[str, float]:
         """Returns means over the rows that are alive, (N,) [reward]."""
@@ -40,6 +43,20 @@ class Advantages(NamedTuple):
             "train/baseline": float(self.baseline[alive].mean()),
             "train/advantage_rms": float(self.rms[alive].mean()),
         }
+
+
+class LinearPart(NamedTuple):
+    """The estimated part of the credits of one decision, and the sample that it is a function of.
+
+    Attributes:
+        effects: estimated effects of the cells, (N, M) [reward per unit of position].
+        noise: (raw - mean) / std, (N, M) [1].
+        std: standard deviation, (N, M) [position].
+    """
+
+    effects: FloatArray
+    noise: FloatArray
+    std: FloatArray
 
 
 class CreditStream:
@@ -86,13 +103,31 @@ class CreditStream:
         """Number of decisions whose credit is not complete."""
         return len(self._rewards)
 
-    def push(self, rewards: FloatArray, alive: BoolArray) -> Advantages | None:
+    @property
+    def span(self) -> int:
+        """Number of decisions from a decision to the last reward of its credit."""
+        return self._weights.shape[1] - 1
+
+    @property
+    def bound(self) -> float:
+        """Largest magnitude of an advantage."""
+        return self._config.advantage_clip
+
+    def push(
+        self,
+        rewards: FloatArray,
+        alive: BoolArray,
+        part: LinearPart | None = None,
+        controls: FloatArray | None = None,
+    ) -> Advantages | None:
         """Adds the rewards of the newest decision.
 
         Args:
             rewards: (N,).
             alive: True for runs that took the decision, (N,) bool. The rewards of ended runs are
                 not read, and their means do not change.
+            part: not read. See `estimates.ControlledStream`.
+            controls: numbers that the credits of the decision are reduced by, (N, M) [reward].
 
         Returns:
             Advantages of the decision `delay + horizon - 1` back, 0 for runs that have ended. None
@@ -110,6 +145,8 @@ class CreditStream:
         self._rewards, self._baselines, self._known = waiting[1:], baselines[1:], is_known[1:]
 
         credits = np.where(alive[:, None], (self._weights @ waiting).T, 0.0)  # (N, M)
+        if controls is not None:
+            credits = credits - np.where(alive[:, None], controls, 0.0)
         if self._config.baseline == "population":
             baseline = leave_one_out(credits.T, np.broadcast_to(alive, credits.T.shape)).T
             known = (alive & (alive.sum() > 1))[:, None]

@@ -35,7 +35,8 @@ from agents.base import (
     episode_metrics,
 )
 from agents.cell_networks import kind_metrics, make_networks, outputs_of_cells
-from agents.credits import CreditStream, Evidence
+from agents.credits import Evidence, LinearPart
+from agents.estimates import STREAMS, linear_parts
 from agents.losses import bound_norms, clipped_surrogate, gaussian_log_density, scale_gradient
 from agents.replay import Replay
 from agents.sidecar_config import SidecarConfig
@@ -117,13 +118,13 @@ class ReinforceAgent:
         self._parameters = list(self._cells.parameters())
         self._optimizer = torch.optim.SGD(self._parameters, lr=self.config.learning_rate)
 
-        self._credits = CreditStream(
-            num_rows, outputs_of_cells(self._cells, immediate), self.config
-        )
-        num_outputs = self._cells.output_size
+        outputs = outputs_of_cells(self._cells, immediate)
+        self._credits = STREAMS[self.config.credit](num_rows, outputs, self.config)
+        num_outputs = len(outputs)
         # Of means and of standard deviations.
         self._evidence = Evidence((num_networks, 2, num_outputs), self.config.evidence_decay)
-        self._replay = Replay(num_rows, observation_size, num_outputs, self.config.replay_size)
+        sizes = (num_rows, observation_size, num_outputs, self.config.replay_size)
+        self._replay = Replay(*sizes, has_slopes=self.config.credit != "reward")
         self._num_rows = num_rows
         self._ended = np.zeros(num_rows, dtype=bool)
         self.num_decisions = 0
@@ -230,6 +231,7 @@ class ReinforceAgent:
         difference = np.abs(log_density.sum(-1).numpy().T - recorded)[alive]
         metrics["train/staleness"] = float(difference.mean() / self._cells.output_size)
 
+        parts = linear_parts(rollout, noise, log_std, self._cells.common, self.config.credit)
         last = int(np.flatnonzero(alive.any(axis=1))[-1])
         metrics |= kind_metrics(
             self._cells,
@@ -240,15 +242,15 @@ class ReinforceAgent:
 
         if continues:
             for t in range(last + 1):
-                metrics |= self._take(decisions[:, t], rewards[t], alive[t])
+                metrics |= self._take(decisions[:, t], rewards[t], alive[t], parts[t])
             return metrics
 
         # A decision is credited if it was taken. After the end of a run its rewards are 0.
-        span = self.config.delay + self.config.horizon - 1  # from a decision to its last reward
+        span = self._credits.span  # from a decision to its last reward
         for t in range(last + 1 + span):
             earned = rewards[t] if t <= last else np.zeros(self._num_rows)
             credited = alive[max(t - span, 0)]
-            metrics |= self._take(decisions[:, min(t, last)], earned, credited)
+            metrics |= self._take(decisions[:, min(t, last)], earned, credited, parts[min(t, last)])
         return metrics
 
     def _per_network(self, array: torch.Tensor) -> torch.Tensor:
@@ -256,20 +258,22 @@ class ReinforceAgent:
         return array.reshape(self._cells.num_rows, -1, array.shape[-1])
 
     def _take(
-        self, decision: torch.Tensor, rewards: FloatArray, alive: BoolArray
+        self, decision: torch.Tensor, rewards: FloatArray, alive: BoolArray, part: LinearPart | None
     ) -> dict[str, float]:
         """Adds one decision, and learns from the earlier one whose credit its reward completes."""
         self._replay.add(decision)
         self.num_decisions += 1
-        advantages = self._credits.push(rewards, alive)
+        advantages = self._credits.push(rewards, alive, part)
         if advantages is None:
             return {}
 
         values = torch.from_numpy(advantages.values.astype(np.float32))
-        noise = self._replay.complete(values)
+        slopes = (torch.from_numpy(s.astype(np.float32)) for s in advantages.slopes)
+        noise = self._replay.complete(values, *slopes)
         # Of mean and of log std.
         scores = torch.stack([noise, (noise.square() - 1.0) / math.sqrt(2.0)], dim=1)
         products = (scores * values[:, None]).double().numpy()  # (N, 2, M)
+        products[:, 0] += sum(advantages.slopes)
         per_network = alive.reshape(self._cells.num_rows, -1)  # (G, N / G)
         networks: BoolArray = np.any(per_network, axis=1)
         self._evidence.push(
@@ -283,7 +287,7 @@ class ReinforceAgent:
     def _step(self, alive: BoolArray) -> dict[str, float]:
         """Takes one step on the replay. Networks whose rows have all ended do not change."""
         samples = self._per_network(self._replay.samples())
-        obs, raw, old, advantages = self._replay.parts(samples)
+        obs, raw, old, advantages, *slopes = self._replay.parts(samples)
         mean, log_std = self._cells(obs)
         gates = torch.from_numpy(self._evidence.gates(self.config.evidence)).float()
         gates = gates[:, :, None]  # (G, 2, 1, M)
@@ -294,6 +298,8 @@ class ReinforceAgent:
         objective = clipped_surrogate(
             log_density.flatten(), old.flatten(), advantages.flatten(), self.config.clip_range
         ).view_as(old)
+        for slope in slopes:  # in units of the standard deviation, as advantage x noise
+            objective = objective + slope * mean * torch.exp(-log_std.detach())
         losses = -objective.sum(dim=-1).mean(dim=-1)  # (G,)
 
         self._optimizer.zero_grad()
@@ -316,8 +322,7 @@ class ReinforceAgent:
     def _move(self, alive: BoolArray) -> torch.Tensor:
         """Takes an optimizer step with bounded gradients, of networks that are alive.
 
-        Returns:
-            The norms of the gradients before the bound, (G,).
+        Returns their norms before the bound, (G,).
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norms = bound_norms(gradients, self.config.max_grad_norm)

@@ -26,6 +26,7 @@ is not known which of these differences was the cause. No effect of the gate alo
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -33,6 +34,11 @@ from agents.base import BoolArray, Float32Array, FloatArray, Rollout
 from agents.reinforce import ReinforceAgent
 from agents.sidecar_config import SidecarConfig
 from hpenv.policies.controller import Columns, ControllerSpec
+
+#: Between two measurements of effects in `SidecarConfig.effects`: the second is subtracted.
+LESS = " - "
+#: In place of a measurement: cells whose effects are short-sighted are left where they are.
+HOLD = "none"
 
 
 class Sidecar:
@@ -58,8 +64,19 @@ class Sidecar:
         self.config, self.seed = config, seed
         self.spec = ControllerSpec() if spec is None else spec
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Measurements of the cells' effects that `learn` reads."""
+        config = SidecarConfig() if self.config is None else self.config
+        if not config.attached or config.credit == "reward":
+            return ()
+        names = (name for pair in config.effects for name in pair.split(LESS) if name != HOLD)
+        return tuple(dict.fromkeys(names))
+
     def reset(self, columns: Columns) -> None:
         """Begins new runs with new networks."""
+        self._num_decisions = columns.num_decisions
+        self._is_immediate = np.array(columns.action_immediate, dtype=bool)
         self.agent = ReinforceAgent(
             columns.num_runs,
             len(columns.observation_names),
@@ -79,13 +96,46 @@ class Sidecar:
         """Returns positions without exploration, (N, A), at observations (N, F)."""
         return self.agent.policy.act(observations)
 
-    def learn(self, rewards: FloatArray, alive: BoolArray) -> dict[str, float]:
-        """Learns from the rewards (N,) of the last decision. Returns the agent's metrics."""
+    def learn(
+        self,
+        rewards: FloatArray,
+        alive: BoolArray,
+        measured: Mapping[str, FloatArray] | None = None,
+    ) -> dict[str, float]:
+        """Learns from the rewards (N,) of the last decision. Returns the agent's metrics.
+
+        Args:
+            rewards: (N,).
+            alive: True for runs that took the decision, (N,).
+            measured: the measurements of `reads`, (N, cells of the panel) each.
+        """
         _, raw, log_prob = self._decision
+        effects = self._effects(measured or {}) if self.reads else None
         rollout = Rollout(
-            self._observations[None], raw[None], log_prob[None], rewards[None], alive[None]
+            self._observations[None],
+            raw[None],
+            log_prob[None],
+            rewards[None],
+            alive[None],
+            effects,
         )
         return self.agent.update(rollout, continues=True)
+
+    def _effects(self, measured: Mapping[str, FloatArray]) -> FloatArray:
+        """Returns the effects for the part of the run that is left, (1, N, A). 0 of registers."""
+        left = self._num_decisions - self.agent.num_decisions
+        name = next(name for name, least in self.agent.config.effects.items() if least <= left)
+        result = np.zeros((1, *self._decision.action.shape))
+        if name == HOLD:  # the effect of a dial is not that of its past
+            name, is_held = list(self.agent.config.effects)[-1], ~self._is_immediate
+        else:
+            is_held = np.zeros(len(self._is_immediate), dtype=bool)
+        slow, *fast = (measured[part] for part in name.split(LESS))
+        cells = slice(0, slow.shape[1])
+        result[0, :, cells] = np.where(is_held[cells], 0.0, slow)
+        for part in fast:  # nor does a dial have a memory
+            result[0, :, cells] -= np.where(self._is_immediate[cells], 0.0, part)
+        return result
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything that the next decision depends on to a folder, after `learn`."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 Baseline = Literal["own", "population"]
 BASELINES: tuple[Baseline, ...] = ("own", "population")
+CreditName = Literal["reward", "control_variate", "estimate"]
+CREDITS: tuple[CreditName, ...] = ("reward", "control_variate", "estimate")
 #: Initial standard deviation by kind of cell [position]. One-sided cells have no effect up to 0.1
 #: (hpenv.control.channels). With 0.04, 0.6 % of the samples lie beyond that. The noise of `scale`
 #: alone at 0.1 cost a run of 1000 steps 0.8 % in bits per byte. At 0.03, three seeds could show no
@@ -20,6 +22,12 @@ INITIAL_STD: dict[str, float] = {
     "skip": 0.04,
     "unsafe": 0.1,
     "register": 0.1,
+}
+#: Fields that the configurations of older results do not have -> their defaults.
+LATER_FIELDS: dict[str, Any] = {
+    "credit": "reward",
+    "effects": {"cell_effect": 0},
+    "effect_decay": 0.9,
 }
 
 
@@ -55,7 +63,24 @@ class SidecarConfig:
     update_interval: int = 1  # decisions between updates
     # one more Gaussian per channel, added to all its cells, which learns from all their signals
     common: bool = False
+    # reward: the rewards alone; control_variate: the rewards, less the prediction of past effects
+    # of the cells; estimate: the effects alone. See agents.credits
+    credit: CreditName = "reward"
+    # measurement of the effects -> decisions that must be left of the run for it to be read; the
+    # first that fits is read. `slow - fast` is a difference of two, in which the latest steps weigh
+    # nothing. `none` leaves all cells but those of the forward pass where they are
+    effects: Mapping[str, int] = field(default_factory=lambda: {"cell_effect": 0})
+    effect_decay: float = 0.9  # of a cell's exponential mean of past effects (10 decisions)
     max_grad_norm: float | None = None  # L2 norm over a row's weights; None: unbounded
+
+    def __repr__(self) -> str:
+        """Returns all fields. Those of `LATER_FIELDS` are left out at their defaults.
+
+        The text is the configuration of committed results, which are older than these fields.
+        """
+        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        shown = {k: v for k, v in given.items() if LATER_FIELDS.get(k) != v}
+        return f"SidecarConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.initial_std) - set(INITIAL_STD))
@@ -79,6 +104,13 @@ class SidecarConfig:
 
         if self.baseline not in BASELINES:
             raise ValueError(f"baseline must be one of {list(BASELINES)}; got {self.baseline!r}")
+        if self.credit not in CREDITS:
+            raise ValueError(f"credit must be one of {list(CREDITS)}; got {self.credit!r}")
+        if not self.effects or min(self.effects.values()) > 0:
+            raise ValueError(
+                "effects must have a measurement that is read with 0 decisions left; "
+                f"got {dict(self.effects)}"
+            )
         if not (0.0 < self.learning_rate < math.inf):
             raise ValueError(f"learning_rate must be > 0 and finite; got {self.learning_rate}")
 
@@ -102,7 +134,7 @@ class SidecarConfig:
         if not 0.0 <= self.evidence < math.inf:
             raise ValueError(f"evidence must be >= 0 and finite; got {self.evidence}")
 
-        for name in ("baseline_decay", "scale_decay", "evidence_decay"):
+        for name in ("baseline_decay", "scale_decay", "evidence_decay", "effect_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
 

@@ -191,6 +191,7 @@ def _copy_row(
         render_mode=render_mode,
         evaluate_at_end=evaluate_at_end,
     )
+    copies.plant.set_measured_groups(vector.plant.measured_groups)
     restore(copies, copy_rows(snapshot(vector), row, k))
     return copies
 

@@ -159,9 +159,8 @@ class TrainLoopVectorEnv(gym.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-        window = Window.empty(
-            self.num_envs, plant.num_layers, len(cells.groups), plant.measurements
-        )
+        sizes = (self.num_envs, plant.num_layers, len(cells.groups))
+        window = Window.empty(*sizes, plant.measurements, len(cells.names))
         numbers = (len(cells.names), len(columns.names), num_registers)
         self.episodes = Episodes.empty(window, *numbers, seed_mode, seen)
 

@@ -15,6 +15,7 @@ from hpenv.control.panel import Panel, TensorSite
 from hpenv.plant.measurements import Measurement, Window, groups_of
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Score, Snapshot
 from hpenv.posttraining.measurements import GAUGES as GRPO_GAUGES
+from hpenv.pretraining.measurements import EFFECT_MEMORIES
 from hpenv.pretraining.measurements import MEASUREMENTS as OF_PRETRAINING
 
 INITIAL_LOSS = 5.0
@@ -131,6 +132,10 @@ class FakePlant:
             "update_gain": self._if("gain", 1.0 - self.losses / 20),
             "probe_gain": self._if("probe_gain", 1.0 - self.losses / 30),
             "start_distance": self._if("distance", 1.0 / (1.0 + self.losses[:, None])),
+            **{
+                name: self._if(name, self.panel.positions - self.losses[:, None])
+                for name in EFFECT_MEMORIES
+            },
             **{own.name: before / 20 for own in GRPO_GAUGES},
             "probe_pass": self._if("probe", self.losses / 20),
             "truth": self.losses.copy(),

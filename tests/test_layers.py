@@ -75,10 +75,12 @@ DIRECTLY_BELOW: dict[str, tuple[str, ...]] = {
     "agents.cell_networks": ("hpenv.policies", "agents.sidecar_config"),
     "agents.credits": ("agents.returns", "agents.sidecar_config"),
     "agents.replay": (),
+    "agents.estimates": ("agents.base", "agents.credits"),
     "agents.reinforce": (
         "agents.base",
         "agents.cell_networks",
         "agents.credits",
+        "agents.estimates",
         "agents.losses",
         "agents.replay",
     ),

@@ -16,11 +16,11 @@ import torch
 from hpenv import branching
 from hpenv.arrays import FloatArray
 from hpenv.benchmark.environments import columns_of
-from hpenv.benchmark.evaluate import probe_loss
+from hpenv.benchmark.evaluate import probe_loss, readings
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant import snapshots
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot
-from hpenv.policies.controller import begin, teach
+from hpenv.policies.controller import begin, restore_state, state_of, teach
 
 #: Number of decimals of positions in a trace.
 DECIMALS = 4
@@ -102,7 +102,8 @@ class Population:
         self.observations, rewards, terminated, truncated, infos = self.env.step(action)
         stepped = time.perf_counter()
 
-        metrics = teach(self.controller, rewards, alive)
+        measured = readings(self.controller, self.env)
+        metrics = teach(self.controller, rewards, alive, measured)
         self.controller_seconds += acted - start + time.perf_counter() - stepped
         self.env_seconds += stepped - acted
         self.timed += 1
@@ -165,6 +166,9 @@ class Population:
         snapshots.save(new / "env", branching.snapshot(self.env))
         if hasattr(self.controller, "save"):
             self.controller.save(new / "controller")
+        elif state := state_of(self.controller):
+            arrays = {name: torch.as_tensor(array) for name, array in state.items()}
+            snapshots.save(new / "controller", Snapshot(arrays))
         tensors = {"observations": self.observations, "alive": self.alive, "losses": self.losses}
         tensors |= {"returns": self.returns}
         saved = {name: torch.as_tensor(value.copy()) for name, value in tensors.items()}
@@ -192,6 +196,9 @@ class Population:
 
         if hasattr(self.controller, "load"):
             self.controller.load(folder / "controller")
+        elif state_of(self.controller):
+            state = snapshots.load(folder / "controller").tensors
+            restore_state(self.controller, {name: array.numpy() for name, array in state.items()})
         branching.restore(self.env, env)
         self.observations = program.tensors["observations"].numpy().copy()
         self.alive = program.tensors["alive"].numpy().copy()

@@ -18,7 +18,7 @@ from hpenv.benchmark.environments import columns_of, make_population
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.isolation import torch_defaults
 from hpenv.plant.protocol import DIVERGENCE_REASONS
-from hpenv.policies.controller import Controller, begin, check_controller, teach
+from hpenv.policies.controller import Controller, begin, check_controller, reads_of, teach
 
 
 def evaluate_controller(
@@ -114,7 +114,31 @@ def make_runs(
     check_controller(controller)
     env = make_population(env_id, num_rows, controller.spec.arguments() | dict(env_kwargs))
     controller.spec.check(columns_of(env))
+    measure_reads(controller, env)
     return env
+
+
+def measure_reads(controller: object, env: TrainLoopVectorEnv) -> None:
+    """Makes an env measure what a controller reads next to observations and rewards.
+
+    Raises:
+        ValueError: the plant has no such measurement per cell.
+    """
+    groups = {
+        own.name: own.group
+        for own in env.plant.measurements
+        if own.per == "cell" and own.group is not None
+    }
+    unknown = sorted(set(reads_of(controller)) - set(groups))
+    if unknown:
+        raise ValueError(f"reads must be of {sorted(groups)}; got {unknown}")
+    wanted = {groups[name] for name in reads_of(controller)}
+    env.plant.set_measured_groups(env.plant.measured_groups | wanted)
+
+
+def readings(controller: object, env: TrainLoopVectorEnv) -> dict[str, NDArray[np.float64]]:
+    """Returns what a controller reads of the last decision, (N, A) each."""
+    return {name: env.episodes.window[name] for name in reads_of(controller)}
 
 
 def run_episodes(
@@ -137,7 +161,7 @@ def run_episodes(
     for _ in range(env.num_decisions):
         positions = neutral if controller is None else controller.act(observations)
         observations, rewards, terminated, truncated, infos = env.step(positions)
-        teach(controller, rewards, alive)
+        teach(controller, rewards, alive, readings(controller, env))
         alive = alive & ~(terminated | truncated)
         history.append(infos)
         if heldout_curve:

@@ -110,6 +110,20 @@ class Channel:
 
         return np.clip(values, low, high)
 
+    def slopes(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the derivative of `values` by the position, in units of the value.
+
+        At 0 it is that of the upper half. In its dead zone a one-sided channel has the derivative
+        at the end of the zone, so that an estimate says whether it is worth leaving.
+        """
+        low, high = self.bounds
+        if self.one_sided:
+            far = low if self.neutral == high else high
+            fraction = np.clip((positions - DEAD_ZONE) / (1.0 - DEAD_ZONE), 0.0, 1.0)
+            return self._slope(far, fraction) / (1.0 - DEAD_ZONE)
+        upper, lower = (self._slope(end, np.abs(positions)) for end in (high, low))
+        return np.where(positions >= 0, upper, -lower)
+
     def position(self, value: float) -> float:
         """Returns the position of a value, the inverse of `values`. It is 0 for neutral.
 
@@ -159,3 +173,9 @@ class Channel:
         if self.warp == "log":
             return self._start * np.exp(math.log(end / self._start) * fraction)
         return self.neutral + (end - self.neutral) * fraction
+
+    def _slope(self, end: float, fraction: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the derivative of `_between` by the fraction."""
+        if self.warp == "log":
+            return self._between(end, fraction) * math.log(end / self._start)
+        return np.full_like(fraction, end - self.neutral)

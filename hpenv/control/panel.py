@@ -153,6 +153,11 @@ class Panel:
         return tuple(names)
 
     @property
+    def num_layers(self) -> int:
+        """Number of layers that have tensors."""
+        return len(self._first_of_layer)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Kind of each column's channel."""
         return tuple(dial.kind for dial in self._column_channels())
@@ -238,6 +243,10 @@ class Panel:
         if table is None:
             return None
         return table[:, self._first_of_layer]
+
+    def layer_index(self, bank: ChannelCells) -> IntArray:
+        """Returns the cell of each layer in a channel that moves all layers, (L,)."""
+        return bank.index[self._first_of_layer]
 
     def per_run(self, name: str) -> FloatArray | None:
         """Returns a channel whose only scope is `run`, (N,), or None as for `table`."""

@@ -20,8 +20,8 @@ class Measurement:
         unit: unit of the number.
         doc: meaning.
         per: `run` for one number per run, (N,), `layer` for one per layer, (N, L), `group` for one
-            per optimizer group, (N, G). `step` for one per step of the window, which are the rows
-            of `Window.step_losses`.
+            per optimizer group, (N, G), `cell` for one per cell of the panel, (N, A). `step` for
+            one per step of the window, which are the rows of `Window.step_losses`.
         over: `last`: of the window's last step, or of its end. `mean`: mean over its steps.
         num_steps: steps at the end of a run's window at which it is taken. None: every step.
         group: measurement group. Its measurements cost time and are taken only if a feature or term
@@ -34,7 +34,7 @@ class Measurement:
     name: str
     unit: str
     doc: str
-    per: Literal["run", "layer", "group", "step"] = "run"
+    per: Literal["run", "layer", "group", "cell", "step"] = "run"
     over: Literal["last", "mean"] = "last"
     group: str | None = None
     in_info: bool = False
@@ -52,7 +52,8 @@ class Window:
     Attributes:
         steps: optimizer steps each run has taken, (N,).
         divergence: index into DIVERGENCE_REASONS, (N,).
-        values: name of a measurement -> (N,), (N, L) per layer, or (N, G) per optimizer group.
+        values: name of a measurement -> (N,), (N, L) per layer, (N, G) per optimizer group, or
+            (N, A) per cell.
         step_losses: training losses of the steps of the window, (S, N) in their order. NaN where a
             row took no step. S is 0 unless they are measured. A snapshot does not hold them.
     """
@@ -68,11 +69,15 @@ class Window:
 
     @staticmethod
     def empty(
-        num_rows: int, num_layers: int, num_groups: int, measurements: Sequence[Measurement]
+        num_rows: int,
+        num_layers: int,
+        num_groups: int,
+        measurements: Sequence[Measurement],
+        num_cells: int = 0,
     ) -> Window:
         """Returns the window of runs before any measurement."""
         counts, values = np.zeros(num_rows, dtype=np.int64), {}
-        shapes = {"run": (), "layer": (num_layers,), "group": (num_groups,)}
+        shapes = {"run": (), "layer": (num_layers,), "group": (num_groups,), "cell": (num_cells,)}
         for own in window_measurements(measurements):
             values[own.name] = np.zeros((num_rows, *shapes[own.per]))
         return Window(counts, counts.copy(), values)

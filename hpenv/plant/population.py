@@ -57,7 +57,8 @@ class Runs(ABC):
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
         self.divergence: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.measured_groups = frozenset(groups_of(self.measurements)) & {"probe", "momentum"}
-        self._window = Window.empty(num_rows, num_layers, len(panel.groups), self.measurements)
+        sizes = (num_rows, num_layers, len(panel.groups))
+        self._window = Window.empty(*sizes, self.measurements, len(panel.names))
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:

@@ -124,7 +124,8 @@ class Controller(Protocol):
 
     A controller may have further methods. `reset(columns)` is called before the first decision of
     new runs. `learn(rewards, alive)` is called after each decision with the rewards (N,) of its
-    window, and True for the runs that took it, (N,). `state()` returns all that changes within a
+    window, and True for the runs that took it, (N,), and with the measurements that its
+    attribute `reads` names, if it has one. `state()` returns all that changes within a
     run, as named arrays, and `set_state(arrays)` continues from them. `hpenv.deploy` saves them.
     """
 
@@ -179,7 +180,29 @@ def restore_state(controller: object, arrays: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def teach(controller: object, rewards: FloatArray, alive: BoolArray) -> dict[str, float]:
-    """Gives a controller the rewards of its last decision, if it learns. Returns its metrics."""
+def reads_of(controller: object) -> tuple[str, ...]:
+    """Returns the per-cell measurements that a controller learns from, its attribute `reads`."""
+    return tuple(getattr(controller, "reads", ()))
+
+
+def teach(
+    controller: object,
+    rewards: FloatArray,
+    alive: BoolArray,
+    measured: Mapping[str, FloatArray] | None = None,
+) -> dict[str, float]:
+    """Gives a controller the rewards of its last decision, if it learns. Returns its metrics.
+
+    A controller with `reads` also gets the measurements that it names, (N, A) each.
+
+    Raises:
+        ValueError: the controller reads measurements that are not given.
+    """
     learn = getattr(controller, "learn", None)
-    return (learn(rewards, alive) or {}) if learn is not None else {}
+    if learn is None:
+        return {}
+    missing = sorted(set(reads_of(controller)) - set(measured or {}))
+    if missing:
+        raise ValueError(f"measured must have what the controller reads; got nothing of {missing}")
+    more = (measured,) if reads_of(controller) else ()
+    return learn(rewards, alive, *more) or {}

@@ -7,7 +7,7 @@ it needs are bound to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +49,35 @@ def mean_loss(
     for inputs, targets in _batches(tokens, starts, length, num_rows):
         total += losses(inputs, targets).double().cpu().numpy() * inputs.shape[1]
     return total / len(starts)
+
+
+def loss_gradients(
+    losses: Losses,
+    leaves: Sequence[Tensor],
+    tokens: Tensor,
+    starts: IntArray,
+    length: int,
+    num_rows: int,
+) -> list[Tensor]:
+    """Returns the gradients of each run's mean loss, one per leaf. See `mean_loss`.
+
+    Args:
+        losses: loss of each target, (N, B T) [nats].
+        leaves: weights and dials that the losses depend on, (N, ...) each.
+        tokens: tokens of the slice, (S,).
+        starts: first token of each sequence, (n,).
+        length: of a sequence [tokens].
+        num_rows: N.
+    """
+    total = [torch.zeros_like(leaf) for leaf in leaves]
+    for inputs, targets in _batches(tokens, starts, length, num_rows):
+        with torch.enable_grad():
+            loss = losses(inputs, targets).sum() / (len(starts) * length)
+            found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        for gradient, part in zip(total, found, strict=True):
+            if part is not None:
+                gradient += part
+    return total
 
 
 def bits_per_byte(

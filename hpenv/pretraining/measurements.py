@@ -8,9 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.arrays import FloatArray
+from hpenv.arrays import BoolArray, FloatArray
 from hpenv.plant.measurements import Measurement, step_losses
 from hpenv.plant.step_measurements import NUM_COMPARED_STEPS, STEP_MEASUREMENTS
+
+#: Measurement of the cells' effects -> its memory [steps]. 0: the steps of the window.
+EFFECT_MEMORIES = {
+    "cell_effect": 0,
+    "cell_effect_16": 16,
+    "cell_effect_64": 64,
+    "cell_effect_256": 256,
+}
 
 #: Measurements of a pretraining run. Gradients are those before the optimizer.
 MEASUREMENTS = (
@@ -86,7 +94,37 @@ MEASUREMENTS = (
         group="distance",
     ),
     *STEP_MEASUREMENTS,
+    *(
+        Measurement(
+            name,
+            "nats/token",
+            "decrease of the probe loss per unit of each cell's position, to first order, over "
+            + (f"the last {memory} steps or so" if memory else "the window"),
+            per="cell",
+            group=name,
+        )
+        for name, memory in EFFECT_MEMORIES.items()
+    ),
 )
+
+
+#: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
+LARGEST_NORM = 1e17
+
+
+def divergence_reasons(loss: FloatArray, norm: FloatArray, limit: float) -> dict[str, BoolArray]:
+    """Returns the reasons for which rows with this loss and norm diverge. See Runs.
+
+    Args:
+        loss: (N,) [nats per token].
+        norm: L2 norm of the gradient, (N,).
+        limit: largest loss [nats per token].
+    """
+    return {
+        "loss_nonfinite": ~np.isfinite(loss),
+        "gradient_nonfinite": ~(norm < LARGEST_NORM),  # also True for NaN
+        "loss_above_limit": loss > limit,
+    }
 
 
 def flat(gradient: Tensor) -> Tensor:

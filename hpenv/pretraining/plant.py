@@ -29,22 +29,27 @@ from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import DROPOUT, step_generator
 from hpenv.pretraining.config import DTYPES, PretrainingConfig, find_device
 from hpenv.pretraining.distances import DistanceMeter
+from hpenv.pretraining.effects import CellEffects, decay_fractions
 from hpenv.pretraining.evaluation import Losses, bits_per_byte, compiled_losses, mean_loss
 from hpenv.pretraining.exploration import explore_weights
 from hpenv.pretraining.forward_channels import forward_dials
 from hpenv.pretraining.gradient_channels import apply_gradient_channels
 from hpenv.pretraining.measurements import (
     MEASUREMENTS,
+    divergence_reasons,
     gradient_sizes,
     layer_statistics,
     momentum_norm,
 )
-from hpenv.pretraining.rates import window_rates
-from hpenv.pretraining.steps import loss_and_gradients, tensor_sites, update_weights
+from hpenv.pretraining.rates import rates_of_step, window_rates
+from hpenv.pretraining.steps import (
+    first_moments,
+    loss_and_gradients,
+    tensor_sites,
+    trained_tensors,
+    update_weights,
+)
 from hpenv.pretraining.updates import UpdateMeter, gain
-
-#: A gradient of this norm counts as not finite. Scaled by a hundred, its square is still a float32.
-LARGEST_NORM = 1e17
 
 
 class PretrainingPlant(Runs):
@@ -89,6 +94,7 @@ class PretrainingPlant(Runs):
         self.corpus_digest = self.corpus.sha256
 
         self.model_config = architecture.preset(config.preset, self.corpus.vocab_size)
+        self._limit = config.divergence_multiple * math.log(self.model_config.vocab_size)
         self._rules = optimizer_rules(config.optimizer)
         self._groups = {
             name: architecture.parameter_kind(name)
@@ -104,11 +110,8 @@ class PretrainingPlant(Runs):
         self._in_layer = (
             self.panel.layers[:, None] == np.arange(self.model_config.n_layer)
         ).astype(np.float64)  # (K, L)
-        self._members = {
-            group: np.array([k for k, name in enumerate(sites) if self._groups[name] == group])
-            for group in dict.fromkeys(self._groups.values())
-        }
-        groups = np.array([self._groups[name] for name in sites])
+        groups = np.array(list(self._groups.values()))
+        self._members = {group: np.flatnonzero(groups == group) for group in self.panel.groups}
         self._in_group = (groups[:, None] == np.array(self.panel.groups)).astype(np.float64)
 
         self._rates: dict[str, tuple[Tensor, ...]] = {}
@@ -132,6 +135,7 @@ class PretrainingPlant(Runs):
         self.optimizer_state = {
             name: self._rule(name).init(weight) for name, weight in self.weights.items()
         }
+        self._effects = CellEffects(self.panel, self.weights)
 
     def spawn(self, num_rows: int) -> PretrainingPlant:
         """Returns a new plant of the same configuration with another number of rows."""
@@ -159,6 +163,8 @@ class PretrainingPlant(Runs):
             weight[index] = fresh[name]
             for slot, value in self._rule(name).init(fresh[name]).items():
                 self.optimizer_state[name][slot][index] = value
+        for trace in self._effects.traces(self.measured_groups).values():
+            trace[index] = 0.0
 
     def _begin_window(self, num_steps: IntArray) -> None:
         """Reads the panel. See Runs."""
@@ -166,23 +172,36 @@ class PretrainingPlant(Runs):
         self._rates = window_rates(self.config, self.panel, self._members, steps, self.device)
         self._window_dials, self._window_step = self._dials(), 0
         self._meter.begin(self.measured_groups, num_steps)
+        self._effects.begin_window()
 
     def _dials(self) -> model.Dials | None:
         return forward_dials(self.panel, self.model_config.logit_softcap, self.device)
 
     def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
-        """Measures probe loss, momentum norm and distance from the start. See Runs."""
+        """Measures losses, norms, distances and effects of cells. See Runs."""
         measures_momentum = "momentum" in self.measured_groups
         states = self.optimizer_state.values() if measures_momentum else ()
         momentum = momentum_norm(states, self.num_rows)
         probe = self._probe() if probed.any() else np.zeros(self.num_rows)
 
         loss = np.where(probed, probe, 0.0)
-        self._mark_diverged(rows, self._divergence(loss[rows], momentum[rows]))
+        self._mark_diverged(rows, divergence_reasons(loss[rows], momentum[rows], self._limit))
         found = {"probe_loss": probe, "momentum_norm": momentum}
         if "distance" in self.measured_groups:
             found["start_distance"] = self._distance.measure(self.weights, self.seeds)
-        return found
+        return found | self._cell_effects()
+
+    def _cell_effects(self) -> dict[str, FloatArray]:
+        """Estimates the effects of a window's steps on the probe loss, if they are measured."""
+        if not (self._window_step and self._effects.are_measured(self.measured_groups)):
+            return {}
+        return self._effects.measure(
+            self.measured_groups,
+            partial(self._loss_of, model.token_losses),
+            self._evaluation_weights(),
+            self._probe_sequences(),
+            self.model_config.logit_softcap,
+        )
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
         """Takes one optimizer step of these rows. See Runs.
@@ -192,10 +211,7 @@ class PretrainingPlant(Runs):
         """
         active = np.zeros(self.num_rows, dtype=bool)
         active[rows] = True
-        rates = {
-            group: Rates(*(field[self._window_step] for field in table))
-            for group, table in self._rates.items()
-        }
+        rates = rates_of_step(self._rates, self._window_step)
         self._window_step += 1
 
         batch_loss = partial(self._batch_loss, *self._batch())
@@ -206,7 +222,7 @@ class PretrainingPlant(Runs):
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
         loss, norm = losses.double().cpu().numpy(), np.sqrt(squares.sum(1))
-        self._mark_diverged(rows, self._divergence(loss[rows], norm[rows]))
+        self._mark_diverged(rows, divergence_reasons(loss[rows], norm[rows], self._limit))
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
         values |= layer_statistics(squares, maxima, activations, self._in_layer)
@@ -214,9 +230,7 @@ class PretrainingPlant(Runs):
 
         if moving.any():
             given = dict(zip(self.weights, gradients, strict=True))
-            momenta = {
-                name: s["momentum"] for name, s in self.optimizer_state.items() if "momentum" in s
-            }
+            momenta = first_moments(self.optimizer_state)
             given = dict(
                 apply_gradient_channels(
                     given, momenta, squares, self.panel, self.seeds, self.steps, moving
@@ -267,7 +281,7 @@ class PretrainingPlant(Runs):
         T, tokens = self.config.sequence_length, self._tokens["probe"]
         starts = batch_starts(len(tokens), 0, 0, self.config.batch_size, T)
         batch = gather(tokens, np.tile(starts, (self.num_rows, 1)), T)
-        return self._loss_of(self._loss, weights)(*batch)
+        return self._loss_of(self._loss, weights, self._dials())(*batch)
 
     def _batch_loss(
         self,
@@ -301,42 +315,31 @@ class PretrainingPlant(Runs):
     def _cast(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: weight.to(self._dtype) for name, weight in weights.items()}
 
-    def _divergence(self, loss: FloatArray, norm: FloatArray) -> dict[str, BoolArray]:
-        """Returns the reasons for which rows with this loss and norm diverge. See Runs."""
-        limit = self.config.divergence_multiple * math.log(self.model_config.vocab_size)
-        return {
-            "loss_nonfinite": ~np.isfinite(loss),
-            "gradient_nonfinite": ~(norm < LARGEST_NORM),  # also True for NaN
-            "loss_above_limit": loss > limit,
-        }
-
-    @torch.no_grad()
     def _update(
         self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
     ) -> None:
-        """Applies every rule to all rows, then restores the rows that must not move."""
-        frozen = torch.as_tensor(np.flatnonzero(~moving), device=self.device)
-        state = self._tensors().values() if len(frozen) else ()
-        copies = [value[frozen].clone() for value in state]
-
-        update_weights(
+        """Updates the weights, and adds their change to the traces of the cells' effects."""
+        update = partial(
+            update_weights,
             self._rules,
             self._groups,
             self.weights,
-            gradients,
-            self.optimizer_state,
-            rates,
-            self.steps,
+            states=self.optimizer_state,
+            rates=rates,
+            steps=self.steps,
+            moving=moving,
         )
-        for value, copy in zip(state, copies, strict=True):
-            value[frozen] = copy
+        if not self._effects.are_measured(self.measured_groups):
+            update(gradients)
+        else:
+            decay = decay_fractions(rates, self._members, moving)
+            state = self.weights, trained_tensors(self.weights, self.optimizer_state)
+            self._effects.trace(self.measured_groups, update, gradients, *state, decay, moving)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Returns weights and optimizer state. See Runs."""
-        tensors = {f"weights/{name}": weight for name, weight in self.weights.items()}
-        for name, slots in self.optimizer_state.items():
-            tensors |= {f"optimizer/{name}/{slot}": value for slot, value in slots.items()}
-        return tensors
+        """Returns weights, optimizer state and traces. See Runs."""
+        traces = self._effects.traces(self.measured_groups)
+        return trained_tensors(self.weights, self.optimizer_state) | traces
 
     def _evaluation_weights(self) -> Mapping[str, Tensor]:
         return {
@@ -344,23 +347,28 @@ class PretrainingPlant(Runs):
             for name, weight in self.weights.items()
         }
 
-    def _loss_of(self, loss: Callable[..., Tensor], weights: Mapping[str, Tensor]) -> Losses:
+    def _loss_of(
+        self, loss: Callable[..., Tensor], weights: Mapping[str, Tensor], dials: model.Dials | None
+    ) -> Losses:
         """Returns a loss of some weights as a function of inputs and targets, for a measurement.
 
-        The forward channels are part of the model and keep the panel's values. Dropout is off.
+        The forward channels are part of the model and keep their values. Dropout is off.
         """
-        cast, dials, rope = self._cast(weights), self._dials(), self._rope
+        cast, rope = self._cast(weights), self._rope
         dials = None if dials is None else dials._replace(dropout=None)
         return lambda inputs, targets: loss(cast, self.model_config, inputs, targets, rope, dials)
+
+    def _probe_sequences(self) -> tuple[Tensor, IntArray, int, int]:
+        """Returns the probe slice, its fixed sequences' starts and length, and N."""
+        T, tokens = self.config.sequence_length, self._tokens["probe"]
+        count = self.config.num_probe_batches * self.config.batch_size
+        return tokens, batch_starts(len(tokens), 0, 0, count, T), T, self.num_rows
 
     @torch.no_grad()
     def _probe(self) -> FloatArray:
         """Returns each run's loss on fixed sequences of the probe slice, (N,) [nats per token]."""
-        T, tokens = self.config.sequence_length, self._tokens["probe"]
-        count = self.config.num_probe_batches * self.config.batch_size
-        starts = batch_starts(len(tokens), 0, 0, count, T)
-        losses = self._loss_of(model.mean_losses, self._evaluation_weights())
-        return mean_loss(losses, tokens, starts, T, self.num_rows)
+        losses = self._loss_of(model.mean_losses, self._evaluation_weights(), self._dials())
+        return mean_loss(losses, *self._probe_sequences())
 
     @torch.no_grad()
     def evaluate(self) -> FloatArray:
@@ -373,7 +381,7 @@ class PretrainingPlant(Runs):
         count = min(max(1, self.config.eval_tokens // T), (len(tokens) - 1) // T)
         starts = np.linspace(0, len(tokens) - T - 1, count).astype(np.int64)
         token_bytes = self.corpus.token_bytes.to(self.device)
-        losses = self._loss_of(model.token_losses, self._evaluation_weights())
+        losses = self._loss_of(model.token_losses, self._evaluation_weights(), self._dials())
         return bits_per_byte(losses, tokens, starts, T, self.num_rows, token_bytes)
 
     def report(self) -> dict[str, FloatArray]:

@@ -52,5 +52,15 @@ def window_rates(
     return rates
 
 
+def rates_of_step(rates: Mapping[str, tuple[Tensor, ...]], step: int) -> dict[str, Rates]:
+    """Returns the rates of one step of a window: group -> rates, (N, K) each.
+
+    Args:
+        rates: of the window. See `window_rates`.
+        step: number of the step in the window, from 0.
+    """
+    return {group: Rates(*(field[step] for field in table)) for group, table in rates.items()}
+
+
 def _of_group(value: Any, group: str) -> Any:
     return value[group] if isinstance(value, Mapping) else value

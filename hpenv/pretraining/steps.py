@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hpenv.arrays import IntArray
+from hpenv.arrays import BoolArray, IntArray
 from hpenv.control.panel import TensorSite
 from hpenv.optim.rules import Rates, Rule, State
 
@@ -56,6 +57,27 @@ def loss_and_gradients(
     return Losses(losses.detach(), list(gradients))
 
 
+def first_moments(states: Mapping[str, State]) -> dict[str, Tensor]:
+    """Returns the first moments, of those tensors whose optimizer has one."""
+    return {name: state["momentum"] for name, state in states.items() if "momentum" in state}
+
+
+def trained_tensors(
+    weights: Mapping[str, Tensor], states: Mapping[str, State]
+) -> dict[str, Tensor]:
+    """Returns weights and optimizer state by their names in a snapshot, without copies.
+
+    Args:
+        weights: name -> (N, ...).
+        states: name -> state of the rule.
+    """
+    tensors = {f"weights/{name}": weight for name, weight in weights.items()}
+    for name, slots in states.items():
+        tensors |= {f"optimizer/{name}/{slot}": value for slot, value in slots.items()}
+    return tensors
+
+
+@torch.no_grad()
 def update_weights(
     rules: Mapping[str, Rule],
     groups: Mapping[str, str],
@@ -64,8 +86,9 @@ def update_weights(
     states: Mapping[str, State],
     rates: Mapping[str, Rates],
     steps: IntArray,
+    moving: BoolArray,
 ) -> None:
-    """Applies the update rules to the weights of all runs, in place.
+    """Applies the update rules to all runs, in place, then restores those that must not move.
 
     Groups with the same rule are updated together, since a rule may depend on all its tensors.
 
@@ -77,7 +100,13 @@ def update_weights(
         states: name -> state of the rule.
         rates: optimizer group -> rates of its tensors.
         steps: optimizer steps that each run has taken, (N,).
+        moving: True for the runs that move, (N,).
     """
+    device = next(iter(weights.values())).device
+    frozen = torch.as_tensor(np.flatnonzero(~moving), device=device)
+    tensors = trained_tensors(weights, states).values() if len(frozen) else ()
+    copies = [tensor[frozen].clone() for tensor in tensors]
+
     present = dict.fromkeys(groups.values())
     for rule in dict.fromkeys(rules[group] for group in present):
         own = [group for group in present if rules[group] == rule]
@@ -92,3 +121,6 @@ def update_weights(
             joined,
             steps,
         )
+
+    for tensor, copy in zip(tensors, copies, strict=True):
+        tensor[frozen] = copy

@@ -102,3 +102,22 @@ def test_what_is_no_checkpoint_by_its_name_is_neither_resumed_from_nor_deleted(t
         shutil.copytree(checkpoints(tmp_path, "step")[-1], other)
     assert run_online(tiny(tmp_path), ENV)[0] == whole[0]
     assert all((other / "env" / "state.json").exists() for other in others)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"controller": "hpenv.policies.adaptive_rates:Hypergradient"},
+        {"sidecar": {"credit": "estimate", "effects": {"cell_effect_16": 4, "cell_effect": 0}}},
+        {"sidecar": {"credit": "control_variate", "delay": 0}},
+    ],
+)
+def test_a_law_and_estimated_credits_continue_bitwise(tmp_path, changes):
+    env = ENV if "sidecar" in changes else {**ENV, "interval": 2, "num_registers": 0}
+    rows, extra = run_online(tiny(tmp_path / "whole", **changes), env)
+    with pytest.raises(KeyboardInterrupt):
+        run_online(tiny(tmp_path / "again", **changes), env, stop_at(8))
+    assert checkpoints(tmp_path / "again", "step")
+    again, more = run_online(tiny(tmp_path / "again", **changes), env)
+    assert again == rows and more["trace"] == extra["trace"]
+    assert any(any(row) for row in extra["final_mean"]) or "sidecar" in changes

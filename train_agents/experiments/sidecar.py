@@ -14,6 +14,7 @@ tuning seeds.
     backward       the four backward-pass channels (section 6)
     caps           a cap that binds at the start, and a wrong neutral (sections 6 and 8)
     layer_lr       only a learning rate per layer (section 7)
+    credit         estimated effects of the cells on the probe in place of, or next to, a reward
     weight_decay   a coefficient per tensor on a run five times as long, and its effect on the
                    weights (section 5)
 
@@ -109,6 +110,7 @@ class Arm:
     sidecar: Mapping[str, Any] = field(default_factory=dict)  # its changes of the Sidecar
     #: True: a job per seed, whose rows are all the run of that seed.
     is_grouped: bool = False
+    controller: str | None = None  # in place of a Sidecar; see OnlineConfig
 
 
 _SURFACE = {"channels": "foundational"}
@@ -144,6 +146,28 @@ _OWN_STEP = {"delay": 0}
 #: A credit of two rewards, from the action's decision on, has all terms that answer after
 #: different delays.
 _TWO_STEPS = {"delay": 0, "horizon": 2}
+#: A decision every 16 steps, each with one gradient of the probe.
+_EFFECTS: dict[str, Any] = _SURFACE | {"interval": 16}
+#: Memories of the estimates. An estimate is read while as many decisions are left as twice its
+#: memory has.
+_SHORT = {"cell_effect": 0}
+_LONG = {"cell_effect_256": 32, "cell_effect_64": 8, "cell_effect": 0}
+#: Rates move in the last third of the run alone, where the horizon is as short as the estimate's.
+_HOLD = {"none": 63, "cell_effect": 0}
+
+
+def _estimated(
+    name: str, label: str, effects: Mapping[str, int], *, env_kwargs: Mapping[str, Any] = _EFFECTS,
+    **sidecar: Any,
+) -> Arm:  # fmt: skip
+    """Returns an arm that learns from estimated effects, by default from them alone."""
+    alone = {"credit": "estimate", "learning_rate": 1.0, "evidence": 0.0}
+    credit = sidecar if "credit" in sidecar else alone | sidecar
+    return Arm(name, label, "credit", env_kwargs, _OWN_STEP | {"effects": effects} | credit)
+
+
+_PROBED = _EFFECTS | {"reward": {"progress": 1.0, "divergence": 1.0}}
+_CONTROL: dict[str, Any] = {"credit": "control_variate", "env_kwargs": _PROBED}
 ARMS: tuple[Arm, ...] = (
     Arm("detached", "default, no Sidecar", "foundational", _SURFACE, _DETACHED),
     Arm("foundational", "Sidecar, foundational surface", "foundational", _SURFACE),
@@ -205,6 +229,25 @@ ARMS: tuple[Arm, ...] = (
     Arm(
         *("wrong_neutral", "skipping whose neutral is a probability of 0.6", "caps"),
         *(_with("grad_skip"), _WRONG_NEUTRAL),
+    ),
+    _estimated("credit_estimate", "estimates of 16 steps as the credit", _SHORT),
+    _estimated("credit_horizon", "estimates with a memory of 256 steps as the credit", _LONG),
+    _estimated("credit_hold", "estimates as the credit, rates in the last third alone", _HOLD),
+    _estimated(
+        *("credit_rates", "the same, a rate per layer and no dials", _HOLD),
+        env_kwargs=_EFFECTS | {"channels": "layer_lr"},
+    ),
+    _estimated(
+        *("credit_control", "probe loss change, estimates as control variate", _SHORT), **_CONTROL
+    ),
+    _estimated(
+        *("credit_control_horizon", "the same over 64 steps, memory of 256 steps", _LONG),
+        **_CONTROL | {"horizon": 4},
+    ),
+    Arm(
+        *("hypergradient", "hypergradient descent, a rate per group", "credit"),
+        {"num_registers": 0},
+        controller="hpenv.policies.adaptive_rates:Hypergradient",
     ),
     Arm("long_detached", "default, no Sidecar", "weight_decay", _SURFACE, _DETACHED),
     Arm("long_foundational", "Sidecar, foundational surface", "weight_decay", _SURFACE),
@@ -300,6 +343,7 @@ def _arm_jobs(arm: Arm, config: ExperimentConfig) -> list[Job]:
             seeds=len(seeds),
             first_seed=seed,
             seed_mode="grouped" if arm.is_grouped else "independent",
+            controller=arm.controller,
             sidecar=SidecarConfig(**{"hidden_size": config.hidden_size, **arm.sidecar}),
             eval_interval=config.eval_interval,
             trace_interval=math.ceil(num_steps / config.num_traces),

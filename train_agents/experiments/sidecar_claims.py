@@ -39,6 +39,9 @@ COMPARISONS = {
         ("detached", *_SWEEPS, "foundational"), before=("detached", "foundational")
     ),
     "caps": Comparison(("detached", *_SWEEPS, "cap_dormant"), before=("detached",)),
+    "credit": Comparison(
+        ("detached", *_SWEEPS, "hypergradient"), before=("detached",), after=_SWEEPS
+    ),
     "weight_decay": Comparison(("long_detached", "long_foundational")),
 }
 

@@ -263,3 +263,13 @@ def test_the_position_of_a_value_is_the_inverse_of_values(found):
     assert found.position(found.neutral) == 0.0
     with pytest.raises(ValueError, match=f"{found.name} must be from "):
         found.position(2.0 * found.bounds[1] + 1.0)
+
+
+@pytest.mark.parametrize("dial", CHANNELS.values(), ids=lambda dial: dial.name)
+def test_slopes_are_the_derivatives_of_the_values(dial):
+    positions = np.array([-0.9, -0.31, 0.2, 0.55, 0.95])
+    numeric = (dial.values(positions + 1e-6) - dial.values(positions - 1e-6)) / 2e-6
+    is_moved = (positions > 0.1) if dial.one_sided else np.ones(5, dtype=bool)
+    assert dial.slopes(positions)[is_moved] == pytest.approx(numeric[is_moved], rel=1e-5)
+    # In its dead zone a channel has the slope at the end of the zone.
+    assert dial.one_sided == (dial.slopes(np.array([-0.5])) == dial.slopes(np.array([0.1])))[0]

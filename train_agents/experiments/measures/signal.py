@@ -19,7 +19,8 @@ differ by more.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,8 @@ CREDITS: dict[str, Credit] = {
     "probe loss change": Credit("progress", 0, 1),
     "loss change over 16 steps": Credit("loss_change", 1, 16),
 }
+#: Name of the estimated effect of a step in the rows, and its measurement.
+ESTIMATED, ESTIMATE = "estimated effect on the probe", "cell_effect"
 #: Decisions that a pair is followed for.
 HORIZON = max(credit.delay + credit.horizon for credit in CREDITS.values())
 #: Weights of the env's terms, so that all of them are measured.
@@ -158,18 +161,53 @@ def measure_signal(
             step += 1
 
         together = _explore(env, sigma, num_noise_steps + HORIZON, seed)
-        effects, history = [], []
+        effects, history, estimates = [], [], []
         for number in range(room):
             if number < num_batches:
                 effects.append(_effects(env, cells, sigma))
-            history.append(_step(env, neutral))
+            with _measuring(env):
+                history.append(_step(env, neutral))
+            estimates.append(env.episodes.window[ESTIMATE][0, cells])
             step += 1
         stacked = _stack(effects)  # (batches, cells) each
         rows += _summary(state, env, cells, stacked, _stack(history), together)
+        sizes_of = np.array([sigma[env.action_kinds[column]] for column in cells])
+        rows += estimate_rows(state, env, cells, np.stack(estimates) * sizes_of)
 
     sizes = {"seed": seed, "layers": list(layers), "num_batches": num_batches}
     sizes |= {"num_noise_steps": num_noise_steps, "sigma": dict(sigma)}
     return rows, sizes | {"horizon": HORIZON, "population": POPULATION}
+
+
+@contextmanager
+def _measuring(env: TrainLoopVectorEnv) -> Iterator[None]:
+    """Estimates the effects of the cells during the block."""
+    groups = env.plant.measured_groups
+    env.plant.set_measured_groups(groups | {ESTIMATE})
+    try:
+        yield
+    finally:
+        env.plant.set_measured_groups(groups)
+
+
+def estimate_rows(
+    state: int, env: TrainLoopVectorEnv, cells: Sequence[int], estimates: FloatArray
+) -> list[dict[str, Any]]:
+    """Returns a row per channel: signal and noise of the estimated effects of steps.
+
+    The noise is that of one cell's estimates, (T, cells), over the steps. No sample of a policy is
+    in it.
+    """
+    channels = [env.action_names[column].split("/")[0] for column in cells]
+    rows = []
+    for channel in dict.fromkeys(channels):
+        places = [place for place, name in enumerate(channels) if name == channel]
+        own = estimates[:, places]
+        effect, error = effect_size(own)
+        noise = math.sqrt(float(own.var(0, ddof=1).mean()))
+        immediate = env.action_immediate[cells[places[0]]]
+        rows.append(_row(state, channel, immediate, ESTIMATED, effect, error, noise, len(places)))
+    return rows
 
 
 def _cell_columns(names: Sequence[str], layers: Sequence[int]) -> list[int]:
@@ -265,12 +303,18 @@ def _summary(
         for name, credit in CREDITS.items():
             effect, error = effect_size(effects[name][:, places])
             noise = _noise(alone, together, credit, immediate)
-            is_told = effect > TOLD * error and noise > 0.0
-            row = {
-                "step": state, "channel": channel, "immediate": immediate, "reward": name,
-                "effect": effect, "standard_error": error, "noise": noise, "cells": len(places),
-            }  # fmt: skip
-            row["snr"] = effect / noise if is_told else None
-            row["steps_to_know"] = steps_to_know(effect, noise) if is_told else None
-            rows.append(row)
+            rows.append(_row(state, channel, immediate, name, effect, error, noise, len(places)))
     return rows
+
+
+def _row(
+    state: int, channel: str, immediate: bool, reward: str, effect: float, error: float,
+    noise: float, num_cells: int,
+) -> dict[str, Any]:  # fmt: skip
+    is_told = effect > TOLD * error and noise > 0.0
+    return {
+        "step": state, "channel": channel, "immediate": immediate, "reward": reward,
+        "effect": effect, "standard_error": error, "noise": noise, "cells": num_cells,
+        "snr": effect / noise if is_told else None,
+        "steps_to_know": steps_to_know(effect, noise) if is_told else None,
+    }  # fmt: skip

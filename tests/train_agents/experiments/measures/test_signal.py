@@ -8,6 +8,7 @@ from agents.sidecar_config import SidecarConfig
 from tests.train_agents.experiments.made_up_results import TINY_SIDECAR
 from train_agents.experiments.measures.signal import (
     CREDITS,
+    ESTIMATED,
     Credit,
     credits_of,
     effect_size,
@@ -63,7 +64,7 @@ def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
         "TrainLoop-Cell-v0", arguments, 5, sigma={"scale": 0.5, "skip": 0.05}, **sizes
     )
     found = {(row["channel"], row["reward"]): row for row in rows}
-    for reward in CREDITS:
+    for reward in (*CREDITS, ESTIMATED):
         row = found["dropout", reward]
         assert (
             row["effect"] == row["standard_error"] == 0.0
@@ -74,7 +75,10 @@ def test_a_dial_that_moves_nothing_has_no_effect_and_a_rate_has_one():
         told["effect"] > 2.0 * told["standard_error"]
         and told["snr"] == told["effect"] / told["noise"]
     )
-    assert all(row["cells"] == 1 and row["noise"] > 0.0 for row in rows)
+    assert all(row["cells"] == 1 for row in rows)
+    # The estimate has no noise where it is 0.
+    assert all(row["noise"] > 0.0 for key, row in found.items() if key != ("dropout", ESTIMATED))
+    assert found["lr", ESTIMATED]["noise"] < found["lr", "probe loss change"]["noise"]
     # Rows on the same batches share what a batch does to the loss.
     alone, together = (
         found["lr", name] for name in ("next-step loss change", "the same, less other rows'")
