@@ -36,11 +36,13 @@ def test_small_moves_of_one_step_have_the_effects_that_were_estimated():
     )
     assert now["floor"] < 0.2 * now["truth"]
     assert found["lr", 1, "late"] == now | {"estimate": "late"}
-    assert found["lr", 3, "late"]["slope"] == pytest.approx(1.0, abs=0.35)
+    # Later steps undo some of the change, so that no slope is promised there.
+    late, early = (found["lr", 3, name] for name in ("late", "early"))
+    assert late["truth"] == early["truth"] and late["mean_estimate"] != early["mean_estimate"]
     # The dial has gone back after a step, and its direct effect with it.
     gain = found["feed_forward_gain", 3, "late"]
     assert gain["mean_estimate"] == pytest.approx(0.0, abs=1e-6)
-    assert gain["truth"] < 0.5 * found["feed_forward_gain", 1, "early"]["truth"]
+    assert 0 < gain["truth"] < found["feed_forward_gain", 1, "early"]["truth"]
 
 
 def test_sizes_are_checked():
