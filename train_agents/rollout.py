@@ -155,8 +155,11 @@ def _parts(seeds: list[int], num_rows: int) -> list[list[int]]:
 
 def join_waves(waves: list[Episodes]) -> Episodes:
     """Returns the episodes of all waves, side by side."""
-    columns = zip(*(wave.rollout for wave in waves), strict=True)
-    rollout = Rollout(*(np.concatenate(parts, axis=1) for parts in columns))
+    columns = [
+        [part for part in parts if part is not None]
+        for parts in zip(*(wave.rollout for wave in waves), strict=True)
+    ]
+    rollout = Rollout(*(np.concatenate(parts, axis=1) for parts in columns if parts))
     measured = [wave.probe_losses for wave in waves if wave.probe_losses is not None]
     probes = measured if len(measured) == len(waves) else None
 

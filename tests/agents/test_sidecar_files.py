@@ -192,7 +192,7 @@ def test_bad_rollouts_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         learn(agent, rollout._replace(**change))
     with pytest.raises(ValueError, match="rollout must have 2 rows; got 1"):
-        learn(agent, Rollout(*(array[:, :1] for array in rollout)))
+        learn(agent, Rollout(*(array[:, :1] for array in rollout[:5])))
     with pytest.raises(ValueError, match=r"observations must have . rows, .*; got 3"):
         agent.sample(observations(0, 3))
 

@@ -159,8 +159,8 @@ def test_the_last_decisions_of_an_episode_are_credited_with_the_rewards_that_are
     credited = []
     push = agent._credits.push
 
-    def noted(rewards, alive):
-        advantages = push(rewards, alive)
+    def noted(rewards, alive, part):
+        advantages = push(rewards, alive, part)
         if advantages is not None:
             credited.append(advantages.credits[:, 0])
         return advantages

@@ -2,14 +2,16 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpenv.policies.control_law import AdaptiveRL
 from train_agents.experiments import adaptive, adaptive_report
-from train_agents.experiments.measures import planted, shifted
+from train_agents.experiments.measures import gains, planted, shifted
 
+ROOT = Path(__file__).parents[3]
 TINY = [
     "--num-steps", "40", "--num-evaluation-seeds", "2", "--num-tuning-seeds", "1",
     "--batch-tokens", "32", "--sequence-length", "16", "--eval-tokens", "256",
@@ -108,6 +110,17 @@ def test_ends_of_a_dial_around_the_shift_by_hand():
     rows = [{"panel": {"lr": [1.0] * 10 + [0.5, 2.0] + [3.0] * 8}}]
     found = shifted.around_shift(rows, "lr")
     assert found == {"before": 1.0, "lowest": 0.5, "highest": 2.0, "end": 3.0}
+
+
+def test_rates_and_gains_of_the_arms_are_those_that_the_committed_results_chose():
+    folder = ROOT / "results/adaptive/jobs"
+    chosen = {
+        name: json.loads((folder / f"{name}.json").read_text())["extra"]["chosen"]
+        for name in ("sweep_constant", "gains")
+    }
+    multiple = adaptive.TUNED_LR / adaptive.DEFAULT_LR
+    assert chosen["sweep_constant"] == f"x{multiple:g}"
+    assert chosen["gains"] == gains.name_of(*adaptive.OWN_GAINS)
 
 
 def test_area_and_time_by_hand():
