@@ -21,6 +21,8 @@ GROUPS = ("baselines", "law", "ablations", "starts")
 #: Groups with tables of their own: their runs are of another text or length.
 OTHERS = ("shift", "stability")
 DIALS = ("lr", "momentum", "exploration")
+#: Dials whose values are multipliers.
+MULTIPLIERS = ("lr", "momentum")
 #: Fraction of the run after which the reference's mean probe loss is the target.
 TARGET_AT = 0.5
 
@@ -201,11 +203,11 @@ def losses(groups: tuple[str, ...], data: Data) -> dict[str, figures.Curve]:
 
 
 def dials(data: Data) -> dict[str, dict[str, figures.Curve]]:
-    """Returns the dials over the steps of every arm with the law, a panel per dial."""
+    """Returns the multipliers over the steps of every arm with the law, a panel per dial."""
     panels: dict[str, dict[str, figures.Curve]] = {}
     for arm in data.of_group("law", "starts"):
         rows = data.rows(arm)
-        for name in DIALS:
+        for name in MULTIPLIERS:
             if name in rows[0]["panel"]:
                 steps: FloatArray = np.array(rows[0]["steps"][:-1], dtype=np.float64)
                 traces = np.array([row["panel"][name] for row in rows], dtype=np.float64)
@@ -217,7 +219,7 @@ _draw_losses = partial(figures.curves, xlabel="training step", ylabel="probe los
 FIGURES: dict[str, engine.Figure] = {
     "losses": (partial(losses, ("baselines", "law")), _draw_losses),
     "starts": (partial(losses, ("starts",)), _draw_losses),
-    "dials": (dials, partial(figures.line_panels, ylabel="value", is_ratio=False)),
+    "dials": (dials, partial(figures.line_panels, ylabel="multiplier", is_ratio=True)),
 }
 PARTS: dict[str, engine.Part] = {
     "arms": arm_table,
