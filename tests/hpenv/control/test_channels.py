@@ -272,4 +272,5 @@ def test_slopes_are_the_derivatives_of_the_values(dial):
     is_moved = (positions > 0.1) if dial.one_sided else np.ones(5, dtype=bool)
     assert dial.slopes(positions)[is_moved] == pytest.approx(numeric[is_moved], rel=1e-5)
     # In its dead zone a channel has the slope at the end of the zone.
-    assert dial.one_sided == (dial.slopes(np.array([-0.5])) == dial.slopes(np.array([0.1])))[0]
+    if dial.one_sided:
+        assert dial.slopes(np.array([-0.5])) == dial.slopes(np.array([0.1]))
