@@ -74,7 +74,7 @@ PINS = read_pins("constraints.txt") + read_pins("requirements.lock")
 
 
 def environment(python: str, system: tuple[str, str, str]) -> dict[str, str]:
-    """What markers are evaluated with."""
+    """Returns the environment that markers are evaluated in."""
     platform, name, machine = system
     return {
         "python_version": python,

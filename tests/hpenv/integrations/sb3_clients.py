@@ -65,7 +65,7 @@ def adapter(id, arguments, folder):
 
 
 def normalized(id, arguments, folder):
-    """PPO under VecNormalize with an EvalCallback; statistics saved and loaded."""
+    """PPO under VecNormalize with an EvalCallback, and its statistics on disk."""
     env = VecNormalize(population(id, arguments))
     eval_env = VecNormalize(population(id, arguments, 1), training=False, norm_reward=False)
     callback = EvalCallback(
