@@ -26,6 +26,7 @@ from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.jel import make_vector_env
 from hpenv.lm import architecture
 from speed.cell import sidecar_price, surface_price
+from speed.deploy import attachment_price
 from speed.features import feature_prices
 from speed.operators import newton_schulz_price, operator_shares
 from speed.plain import plain_loop
@@ -243,6 +244,14 @@ def sidecar_share(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def attached_controller(config: BenchmarkConfig) -> dict[str, Any]:
+    """Compares steps of a torch optimizer with a controller to those without, at `jel-73m`.
+
+    The goals are ratios of 1.003 for JEL and 1.03 for a controller that observes every feature.
+    """
+    return attachment_price(config.rounds)
+
+
 def features(config: BenchmarkConfig) -> dict[str, Any]:
     """Compares windows with and without the features that travel.
 
@@ -295,6 +304,7 @@ BENCHMARKS = (
     controller_overhead,
     cell_surface,
     sidecar_share,
+    attached_controller,
     features,
     projection_update,
     sandboxed_program,
