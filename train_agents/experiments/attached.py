@@ -51,7 +51,7 @@ class ExperimentConfig(Sizes):
 
     out: Path = Path("results/attached")
     runs: Path = Path("runs/attached")
-    num_steps: int = 300  # of a run [steps]
+    num_steps: int = 200  # of a run [steps]
     batch_rows: int = 8  # rows of a step
     sequence_length: int = 64  # [tokens]
     eval_rows: int = 64  # rows of the probe; the held-out loss has 4 times as many
