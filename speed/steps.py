@@ -25,7 +25,7 @@ PRODUCTS = frozenset(
 )
 #: A call of another operator is small below this time [us].
 SMALL = 10.0
-NUM_STEPS = 20
+NUM_STEPS = 10
 
 
 def step_profile(num_envs: int, batch_tokens: int) -> dict[str, Any]:
@@ -69,9 +69,7 @@ def step_profile(num_envs: int, batch_tokens: int) -> dict[str, Any]:
     }
 
 
-def _divide(
-    events: Iterable[Any], wall: float
-) -> tuple[dict[str, float], int, dict[str, float]]:
+def _divide(events: Iterable[Any], wall: float) -> tuple[dict[str, float], int, dict[str, float]]:
     """Returns the shares of three kinds of operators, the number of calls, and the largest."""
     shares = dict.fromkeys(("products", "passes", "small calls"), 0.0)
     calls, each = 0, {}
