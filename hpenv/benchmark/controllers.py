@@ -37,6 +37,12 @@ def load_controller(name: str) -> Controller:
 
     place, colon, attribute = name.rpartition(":")
     if not colon or not attribute.isidentifier():
+        if not Path(name).exists():
+            raise ValueError(
+                "a controller must be the folder of a saved policy or of a training run, "
+                "module:Class, file.py:Class, or Algorithm@model.zip of stable-baselines3; there "
+                f"is no {name!r} in {str(Path.cwd())!r}"
+            )
         return load_policy(name)
 
     module = _module(name, place)

@@ -40,12 +40,19 @@ SHOWN_FROM = 0.25
 #: Significant digits of a held-out score in the compact rows.
 DIGITS = 8
 
+#: Words below the table.
+LEGEND = (
+    "Score: 0 is off, 1 is the tuned reference. Beside a mark are the p value before correction and "
+    "the probability of improvement. Overhead of a step is over that of off, with the noise of a "
+    "shared machine; ? is not measured. A rank needs 5 seeds."
+)
+
 Rows = Sequence[Mapping[str, Any]]
 
 
 def markdown_board(board: Board) -> str:
     """Returns the standings as a Markdown table, with the unfinished methods below it."""
-    lines = [standings_markdown(board)]
+    lines = [standings_markdown(board), "", LEGEND]
     if board.unfinished:
         lines += ["", f"Unfinished: {', '.join(board.unfinished)}."]
     return "\n".join(lines)

@@ -72,7 +72,7 @@ class Result:
             lines.append(f"{verdict} (p = {standing.against_off.p_value:.2g} before correction)")
         if standing.diverged:
             lines.append(f"{standing.diverged} of {standing.values.size} runs diverged")
-        lines.append(f"page: {self.page}")
+        lines.append(f"page: {self.page}, table: {self.page.with_suffix('.md')}")
         return "\n".join(lines)
 
 

@@ -92,9 +92,14 @@ def agree(
     check_optimizer(optimizer)
     spec = controller.spec
     check_count("total_steps", total_steps)
+    pairs = _channels(spec, channels)
+    features = _features(spec, observation, probes)
     steps = spec.interval if every is None else every
     if steps is None:
-        raise ValueError("every must be given: the controller names no interval; got None")
+        raise ValueError(
+            "every must be given, as every=10, or the controller's spec must have an interval; "
+            "got None"
+        )
     if not is_count(steps) or steps > total_steps:
         raise ValueError(
             f"every must be a whole number of steps per decision, from 1 to "
@@ -106,8 +111,6 @@ def agree(
             " train a controller without registers"
         )
 
-    pairs = _channels(spec, channels)
-    features = _features(spec, observation, probes)
     panel = lay_out_panel(optimizer, pairs, keys)
     layout = Layout(panel.names, panel.kinds, 0, 0, panel.groups)
     wanted = frozenset(name for feature in features for name in FEATURES[feature].reads)

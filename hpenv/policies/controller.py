@@ -147,8 +147,16 @@ def check_controller(controller: object) -> None:
         raise ValueError(
             "a controller must have `spec`, a hpenv.policies.ControllerSpec, and "
             "`act(observations)`, (N, F) -> positions (N, A) in [-1, 1]; "
-            f"got {type(controller).__name__}"
+            f"got {_described(controller)}"
         )
+
+
+def _described(controller: object) -> str:
+    """Returns the class of an object, and for a class how to make an instance."""
+    if isinstance(controller, type):
+        name = controller.__name__
+        return f"the class {name}, which is no instance; give {name}()"
+    return type(controller).__name__
 
 
 def begin(controller: object, columns: Columns) -> None:

@@ -75,7 +75,7 @@ MISTAKES = [
         (module, ["--report-only", "--out", "absent"], "with results; got none")
         for module in EXPERIMENTS
     ),
-    (EVALUATE, ["--controller", "absent"], "no snapshot at 'absent'"),
+    (EVALUATE, ["--controller", "absent"], "there is no 'absent' in"),
     (EVALUATE, ["--controller", "folder"], "folder must hold a saved policy"),
     (EVALUATE, ["--controller", "absent.py:Own"], "there is no file absent.py"),
     (ONLINE, ["--controller", "json:Own"], "must name a class or function of json"),

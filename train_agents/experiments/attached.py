@@ -35,7 +35,7 @@ from train_agents.experiments.runner import Experiment, Job, Sizes, select_jobs
 WIDTHS = {"small": 64, "4x": 128, "16x": 256}
 NUM_LAYERS = 2
 #: Rates that are tried [1].
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 #: Starts, as multiples of the tuned rate.
 STARTS = {"low": 0.1, "tuned": 1.0, "high": 10.0}
 SCHEDULE = "linear"

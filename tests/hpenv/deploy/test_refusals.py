@@ -8,7 +8,7 @@ import torch
 import hpenv
 from hpenv.benchmark.environments import make_population, spec_of
 from hpenv.deploy import attach
-from hpenv.policies import GaussianMLP, Neutral, ScheduleTable, save_policy
+from hpenv.policies import GaussianMLP, Neutral, ScheduleTable, UpdateRatio, save_policy
 from tests.hpenv.deploy.loops import STEPS, Constant, Recorder, model, train
 
 gym.register_envs(hpenv)
@@ -49,7 +49,7 @@ def test_what_the_optimizer_does_not_have_is_named(controller, text):
         ("channels", ["lr"], r"pairs outside of hpenv.*got \['lr'\]"),
         ("observation", "full", "must be a list of features outside of hpenv.*got 'full'"),
         ("num_registers", 2, "num_registers of the controller must be 0 .* got 2"),
-        ("interval", None, "every must be given"),
+        ("interval", None, "every must be given, as every=10"),
     ],
 )
 def test_a_spec_that_depends_on_an_id_is_refused(field, value, text):
@@ -149,3 +149,16 @@ def test_a_policy_without_names_is_given_its_channels():
     train(net, opt)
     assert [round(s[0]["lr"], 9) for s in opt.seen] == [1.0] * 6 + [0.01] * 6
     assert [round(s[0]["weight_decay"], 9) for s in opt.seen] == [0.1] * 6 + [1.0] * 6
+
+
+def test_a_class_is_refused_with_how_to_make_an_instance():
+    with pytest.raises(ValueError, match=r"the class UpdateRatio.*give UpdateRatio\(\)"):
+        attach(sgd(), UpdateRatio, total_steps=STEPS, every=2)
+
+
+def test_a_feature_is_checked_before_the_interval():
+    controller = Constant(0.0)
+    values = controller.spec.values() | {"observation": ["progress", "train_los"], "interval": None}
+    controller.spec = controller.spec.from_values(values)
+    with pytest.raises(ValueError, match="did you mean 'train_loss'"):
+        attach(sgd(), controller, total_steps=STEPS)
