@@ -48,7 +48,7 @@ def _trainer(rows: int) -> Callable[[], object]:
     pieces = data[: NUM_STEPS * rows * SEQUENCE_LENGTH].view(-1, SEQUENCE_LENGTH)
     dataset = [{"input_ids": piece, "labels": piece} for piece in pieces]
     optimizer = make_optimizer(model, 1e-3)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
