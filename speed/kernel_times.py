@@ -44,7 +44,8 @@ class TorchUpdate:
 
     def __init__(self, arena: AdamWArena) -> None:
         pairs = zip(arena.views["weights"].values(), arena.views["gradients"].values(), strict=True)
-        self._parameters, self._gradients = [], []
+        self._parameters: list[Tensor] = []
+        self._gradients: list[Tensor] = []
         for weight, gradient in pairs:
             parameter = torch.nn.Parameter(weight.clone())
             parameter.grad = gradient.clone()

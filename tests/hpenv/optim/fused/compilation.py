@@ -73,6 +73,7 @@ kernels = {
         "wide_reads": compiled.asm["ptx"].count("ld.global.v4"),
         "wide_writes": compiled.asm["ptx"].count("st.global.v4"),
         "fused": compiled.asm["ptx"].count("fma.rn.f32"),
+        "approximate": compiled.asm["ptx"].count(".approx"),
         "atomics": len(re.findall(r"\b(?:atom|red)\.", compiled.asm["ptx"])),
         "shared": compiled.metadata.shared,
         "local": local_bytes(compiled) if "cubin" in compiled.asm else None,

@@ -1,5 +1,6 @@
 """The Triton kernels without a GPU: interpreted on a CPU, and compiled for a Hopper GPU."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from packaging.version import Version
 
 from tests.paths import ROOT
 
@@ -34,6 +36,8 @@ def run(program, folder, **variables):
 
 @pytest.fixture(scope="module")
 def interpretation(tmp_path_factory):
+    if Version(importlib.metadata.version("triton")) < Version("3.9"):
+        pytest.skip("needs triton 3.9: the interpreter of 3.6 cannot loop to a number it has read")
     return run("interpretation", tmp_path_factory.mktemp("cache"), TRITON_INTERPRET="1")
 
 
@@ -74,10 +78,9 @@ def test_kernels_use_no_atomics_and_do_not_spill(compilation):
         assert facts["local"] in (0, None), name
 
 
-def test_kernels_round_every_product_before_they_add(compilation):
-    assert {
-        name: facts["fused"] for name, facts in compilation["kernels"].items()
-    } == dict.fromkeys(compilation["kernels"], 0)
+def test_kernels_round_to_nearest_and_every_product_before_they_add(compilation):
+    for name, facts in compilation["kernels"].items():
+        assert facts["fused"] == facts["approximate"] == 0, name
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
