@@ -40,6 +40,7 @@ PROGRAMS = {
     "train_agents.experiments.jel": "ExperimentConfig",
     "train_agents.experiments.sidecar": "ExperimentConfig",
     "train_agents.experiments.adaptive": "ExperimentConfig",
+    "train_agents.experiments.attached": "ExperimentConfig",
     "train_agents.experiments.projection": "ExperimentConfig",
     "baselines.run": "RunConfig",
     "baselines.field": "FieldConfig",

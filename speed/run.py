@@ -26,10 +26,13 @@ from hpenv.env import TrainLoopVectorEnv
 from hpenv.envs.jel import make_vector_env
 from hpenv.lm import architecture
 from speed.cell import sidecar_price, surface_price
+from speed.deploy import attachment_price
 from speed.features import feature_prices
 from speed.operators import newton_schulz_price, operator_shares
+from speed.peers import peer_ratios
 from speed.plain import plain_loop
 from speed.posttraining import program_price, update_price
+from speed.steps import step_profile
 from speed.timing import alternate, ratio
 
 #: Number of episodes of a meta-training: 50 updates of 8 (JEL, table 2).
@@ -243,6 +246,14 @@ def sidecar_share(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def attached_controller(config: BenchmarkConfig) -> dict[str, Any]:
+    """Compares steps of a torch optimizer with a controller to those without, at `jel-73m`.
+
+    The goals are ratios of 1.003 for JEL and 1.03 for a controller that observes every feature.
+    """
+    return attachment_price(config.rounds)
+
+
 def features(config: BenchmarkConfig) -> dict[str, Any]:
     """Compares windows with and without the features that travel.
 
@@ -287,6 +298,23 @@ def operators(config: BenchmarkConfig) -> dict[str, Any]:
     return operator_shares()
 
 
+def profiles(config: BenchmarkConfig) -> dict[str, Any]:
+    """Returns where the time of a population's step goes: products, passes, calls and Python."""
+    sizes = (
+        *((num_envs, config.meta_tokens) for num_envs in (1, 8, 32)),
+        *((num_envs, config.deployment_tokens) for num_envs in (1, 8)),
+    )
+    return {f"N = {n}, {tokens} tokens a step": step_profile(n, tokens) for n, tokens in sizes}
+
+
+def peers(config: BenchmarkConfig) -> dict[str, Any]:
+    """Compares steps of a nanoGPT-style loop and of transformers' Trainer to an env's."""
+    return {
+        f"{tokens} tokens a step": peer_ratios(tokens, config.rounds)
+        for tokens in (config.meta_tokens, config.deployment_tokens)
+    }
+
+
 BENCHMARKS = (
     env_overhead,
     population_speedup,
@@ -295,11 +323,14 @@ BENCHMARKS = (
     controller_overhead,
     cell_surface,
     sidecar_share,
+    attached_controller,
     features,
     projection_update,
     sandboxed_program,
     newton_schulz,
     operators,
+    profiles,
+    peers,
 )
 
 
