@@ -185,6 +185,7 @@ def adamw_kernel(
     m = _lerp(m, scaled, new1)
     v = _lerp(v, scaled * scaled, new2)
     after = w * keep - tl.div_rn(m * size, tl.sqrt_rn(v) + eps)
+    after = tl.where(own, after, 0.0)  # without eps, an unused entry would become 0 / 0
 
     tl.store(weights + offsets, after, mask=readable & moves)
     tl.store(momentum + offsets, m, mask=readable & moves)

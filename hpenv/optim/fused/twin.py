@@ -35,9 +35,10 @@ def step_adamw(arena: AdamWArena) -> None:
         new_m = m.lerp(scaled, a1)
         new_v = v.lerp(scaled * scaled, a2)
         new_w = (w * kept).sub_((new_m * size).div_(new_v.sqrt().add_(eps)))
-        _write_statistics(arena.statistics, k, g, w, new_w, moves)
+        update = torch.where(moves, new_w - w, 0.0)
         for old, new in ((w, new_w), (m, new_m), (v, new_v)):
-            old.copy_(torch.where(moves, new, old))
+            torch.where(moves, new, old, out=old)
+        _write_statistics(arena.statistics, k, g, w, update)
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def step_muon(arena: MuonArena, newton_schulz_dtype: str | None = None) -> None:
         scaled = g * _column(factor, k, g)
         buffer = m.lerp(scaled, _column(rates.momentum_complement, k, g))
         d.copy_(scaled.lerp(buffer, _column(rates.momentum, k, g)))
-        m.copy_(torch.where(moves, buffer, m))
+        torch.where(moves, buffer, m, out=m)
 
     orthogonalize_stacks(arena.layout, arena.flat["direction"], newton_schulz_dtype)
 
@@ -66,8 +67,9 @@ def step_muon(arena: MuonArena, newton_schulz_dtype: str | None = None) -> None:
         lr, decay = _column(rates.lr, k, w), _column(rates.weight_decay, k, w)
         new_w = w * (1.0 - lr * decay).clamp_(0.0, 1.0)
         new_w.sub_(d * (lr * arena.shape_factors[k]))
-        _write_statistics(arena.statistics, k, g, w, new_w, moves)
-        w.copy_(torch.where(moves, new_w, w))
+        update = torch.where(moves, new_w - w, 0.0)
+        torch.where(moves, new_w, w, out=w)
+        _write_statistics(arena.statistics, k, g, w, update)
 
 
 def orthogonalize_stacks(layout: Layout, flat: Tensor, dtype: str | None = None) -> None:
@@ -110,7 +112,8 @@ def _column(values: Tensor, k: int, like: Tensor) -> Tensor:
 
 def _sum(first: Tensor, second: Tensor) -> Tensor:
     """Returns the sum of the products of each run, (N, ...) -> (N,) float64."""
-    return _rows(first * second).sum(1, dtype=torch.float64)
+    # torch adds float32 in a tree. A sum in float64 costs a CPU several times as much.
+    return _rows(first * second).sum(1).double()
 
 
 def _rows(values: Tensor) -> Tensor:
@@ -119,11 +122,9 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _write_statistics(
-    statistics: Statistics, k: int, g: Tensor, before: Tensor, after: Tensor, moves: Tensor
+    statistics: Statistics, k: int, g: Tensor, weights: Tensor, update: Tensor
 ) -> None:
-    """Writes the statistics of tensor k, from its gradient and its weights, (N, ...) each."""
-    update = torch.where(moves, after - before, 0.0)
-    weights = torch.where(moves, after, before)
+    """Writes the statistics of tensor k: gradient, weights after it, and update, (N, ...) each."""
     for target, value in zip(statistics, _statistics(g, weights, update), strict=True):
         target[:, k] = value
 
@@ -131,5 +132,8 @@ def _write_statistics(
 def _statistics(g: Tensor, weights: Tensor, update: Tensor) -> Iterator[Tensor]:
     for pair in ((g, g), (weights, weights), (update, update), (weights, update), (g, update)):
         yield _sum(*pair)
-    entries = _rows(g.abs())
-    yield entries.amax(1).double() if entries.shape[1] else entries.sum(1).double()
+    entries = _rows(g)
+    if entries.shape[1]:  # two reductions without a copy
+        yield torch.maximum(entries.amax(1), -entries.amin(1)).double()
+    else:
+        yield entries.sum(1).double()

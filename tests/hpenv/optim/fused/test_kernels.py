@@ -52,6 +52,7 @@ def test_interpreted_kernels_do_what_the_twin_does(interpretation, rule, caps):
     found = interpretation[rule][caps]
     assert max(found["twin"].values()) < 2e-6, found["twin"]
     assert found["twin"].get("beta_products", 0.0) < 1e-15
+    assert found["unused"] == 0.0
     assert found["error"] < 2e-6 and found["statistics_error"] < 1e-5
 
 
