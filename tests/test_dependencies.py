@@ -34,6 +34,10 @@ OPTIONAL = {"torch.utils.tensorboard"}.union(
 )
 
 
+#: Rooms of modules that exist for an optional dependency, and that no other room imports at load.
+FOR_EXTRAS = ("hpenv.integrations", "hpenv.optim.fused.kernels")
+
+
 def is_optional(target: str) -> bool:
     return any(target == name or target.startswith(name + ".") for name in OPTIONAL)
 
@@ -52,7 +56,7 @@ def test_only_optional_dependencies_are_imported_inside_functions(module):
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in FILES if m.startswith("hpenv") and room_of(m) != "hpenv.integrations"]
+    "module", [m for m in FILES if m.startswith("hpenv") and room_of(m) not in FOR_EXTRAS]
 )
 def test_hpenv_loads_with_its_core_dependencies_alone(module):
     allowed = CORE | sys.stdlib_module_names | {"hpenv"}
