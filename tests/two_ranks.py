@@ -1,4 +1,7 @@
-"""Two ranks for tests: the test process, and one that follows it. `python -m tests.two_ranks STORE`."""
+"""Two ranks for tests: the test process, and one that follows it.
+
+The second is started as `python -m tests.two_ranks STORE`.
+"""
 
 import os
 import subprocess
@@ -25,8 +28,8 @@ def _open(rank: int, store: str) -> Ranks:
 
 
 @contextmanager
-def two_ranks(folder):
-    """Yields rank 0 of two."""
+def two_ranks(folder, code=0):
+    """Yields rank 0 of two. The other exits with this code: not 0 if it ends before."""
     store = str(folder / "store")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     follower = subprocess.Popen(
@@ -36,10 +39,11 @@ def two_ranks(folder):
         ranks = _open(0, store)
         try:
             yield ranks
-            ranks.tell("stop")
+            if code == 0:
+                ranks.tell("stop")
         finally:
             dist.destroy_process_group()
-        assert follower.wait(WAIT.total_seconds()) == 0
+        assert follower.wait(WAIT.total_seconds()) == code
     finally:
         follower.kill()
         follower.wait()

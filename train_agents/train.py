@@ -11,7 +11,7 @@ The program writes these files to its folder:
 
 After an interruption, the same command continues from the last update, bitwise. An update's
 episodes are a function of the seed and the update's number. All other state is in the agent's
-checkpoint.
+checkpoint. `torchrun` divides the batches of the runs among processes, see docs/scale_out.md.
 
 Metrics have stable-baselines3's tags and timesteps: decisions, summed over the runs. `inner/...`
 are metrics of the trained models. The line of the last update has `eval/held_out`: the mean
@@ -235,8 +235,8 @@ class Training:
         self.task = config.task(0)
         self.env = make_population(self.task.env_id, config.num_envs, self.task.arguments)
         self.agent = AGENTS[config.agent](config, columns_of(self.env))
-        facts = environment_facts(self.task.arguments, self.env.plant.corpus_digest)
-        facts |= {"processes": ranks.size} if ranks.size > 1 else {}
+        digest = self.env.plant.corpus_digest
+        facts = environment_facts(self.task.arguments, digest, ranks.size)
         divide(self.env.plant, ranks)
         outputs.claim(folder, values, facts)  # last, so that an error leaves no folder
 

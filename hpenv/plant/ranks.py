@@ -78,8 +78,8 @@ class Ranks:
     def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Returns the means over the ranks of tensors of one dtype and device.
 
-        They are summed in one message and then divided, since gloo has no average. All ranks get
-        the same bits. A process alone gets its tensors.
+        They are summed in one message and then divided, because not every version of gloo has an
+        average. All ranks get the same bits. A process alone gets its tensors.
 
         Raises:
             RankError: another rank has ended, or does not answer.

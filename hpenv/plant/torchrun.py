@@ -64,7 +64,7 @@ def open_ranks(cure: str = CURE) -> Iterator[Ranks]:
     roll = Roll(dist.PrefixStore("hpenv/roll", store), rank, size, cure)
 
     def end(*_: object) -> None:
-        roll.end("SIGTERM")
+        roll.end("the program was ended with SIGTERM, while all ranks answered")
 
     previous = signal.signal(signal.SIGTERM, end)
     try:
@@ -131,14 +131,12 @@ class Roll:
         try:
             missing = self.call()
         except RuntimeError:
-            missing, reason = [], f"{reason}; torchrun has ended"
+            missing, reason = [], "torchrun has ended"
         lowest = min(set(range(self._size)) - set(missing))
         if self._rank == lowest:
-            names = ", ".join(f"rank {rank}" for rank in missing) or "no rank"
-            sys.stderr.write(
-                f"error: {names} of {self._size} has ended or does not answer ({reason}); "
-                f"{self._cure}\n"
-            )
+            names = ", ".join(f"rank {rank}" for rank in missing)
+            why = f"{names} of {self._size} has ended or does not answer"
+            sys.stderr.write(f"error: {why if missing else reason}; {self._cure}\n")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

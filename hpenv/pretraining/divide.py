@@ -62,10 +62,10 @@ def _check(plant: PretrainingPlant, size: int) -> None:
     stride = max(1, config.batch_tokens // MEASURED_TOKENS)
     if "activations" in plant.measured_groups and config.batch_tokens // size % stride:
         raise ValueError(
-            f"activations are measured on every {stride}th of a step's {config.batch_tokens} "
-            f"tokens, and cannot be with {size} processes of {config.batch_tokens // size} tokens "
-            "each; leave out the features layer_activation_mean, layer_activation_variance and "
-            "layer_saturation, or start another number of processes"
+            f"the measurement group 'activations' needs a multiple of {stride} tokens in each "
+            f"process; got {config.batch_tokens // size} for {size} processes; leave out the "
+            "features layer_activation_mean, layer_activation_variance and layer_saturation, or "
+            "start another number of processes"
         )
     if config.device not in DEVICES:
         raise ValueError(

@@ -18,7 +18,7 @@ from train_agents.train import TrainConfig, Training, train
 TINY = ("data=synthetic", "batch_tokens=64", "sequence_length=16", "num_steps=6", "interval=2",
         "eval_tokens=64")  # fmt: skip
 #: Longest time from the death of a rank to the end of the program [seconds].
-BOUND = 60
+BOUND = 180
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
