@@ -73,7 +73,7 @@ def _two_ranks() -> Iterator[Ranks]:
 
 
 def _open(rank: int, store: str) -> Ranks:
-    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     return Ranks(rank, 2)
 
 

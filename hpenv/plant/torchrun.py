@@ -19,6 +19,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from hpenv.plant.ranks import ALONE, RankError, Ranks
 
@@ -49,19 +51,19 @@ def open_ranks(cure: str = CURE) -> Iterator[Ranks]:
         yield ALONE
         return
 
-    store, rank, size = next(iter(dist.rendezvous("env://")))
+    store, rank, size = next(iter(rendezvous("env://")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("hpenv/groups", store),
+        store=PrefixStore("hpenv/groups", store),
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=STEP_SECONDS),
     )
     orders = dist.new_group(backend="gloo", timeout=timedelta(seconds=ORDER_SECONDS))
     ranks = Ranks(rank, size, orders)
-    roll = Roll(dist.PrefixStore("hpenv/roll", store), rank, size, cure)
+    roll = Roll(PrefixStore("hpenv/roll", store), rank, size, cure)
 
     def end(*_: object) -> None:
         roll.end("the program was ended with SIGTERM, while all ranks answered")
@@ -89,7 +91,7 @@ def open_ranks(cure: str = CURE) -> Iterator[Ranks]:
 class Roll:
     """Answers the roll in a thread, and calls it."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, cure: str) -> None:
+    def __init__(self, store: Store, rank: int, size: int, cure: str) -> None:
         """Begins to answer.
 
         Args:
