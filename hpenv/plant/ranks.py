@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hpenv.arrays import FloatArray
+from hpenv.plant.protocol import Snapshot
 
 Result = TypeVar("Result")
 
@@ -120,7 +121,7 @@ class Ranks:
             RankError: another rank has ended.
         """
         if self.size > 1 and self.rank == 0:
-            self._exchange([(order, arguments)])
+            self._exchange([(order, tuple(map(_on_cpu, arguments)))])
 
     def hear(self) -> tuple[str, tuple[Any, ...]]:
         """Returns the next order of rank 0 and its arguments, and waits for it.
@@ -136,6 +137,14 @@ class Ranks:
             lambda: dist.broadcast_object_list(message, 0, group=self._orders, device=device)
         )
         return message[0]
+
+
+def _on_cpu(argument: object) -> object:
+    """Returns a snapshot on the CPU, since the GPU that it is on belongs to one rank."""
+    if not isinstance(argument, Snapshot):
+        return argument
+    tensors = {name: tensor.cpu() for name, tensor in argument.tensors.items()}
+    return Snapshot(tensors, argument.metadata)
 
 
 def _communicate(call: Callable[[], Result]) -> Result:

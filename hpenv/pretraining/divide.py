@@ -7,7 +7,7 @@ computed from them. What is not is refused by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -107,10 +107,15 @@ def _advance(plant: PretrainingPlant, positions: FloatArray, num_steps: IntArray
     plant.advance(num_steps)
 
 
+def _measure(plant: PretrainingPlant, groups: Collection[str]) -> None:
+    plant.set_measured_groups(groups)
+    _check(plant, plant.ranks.size)  # groups that were measured when it was divided are not all
+
+
 #: Order of rank 0 -> function of a follower's plant and the arguments.
 ORDERS: dict[str, Callable[..., object]] = {
     "reset": PretrainingPlant.reset,
     "restore": PretrainingPlant.restore,
-    "measure": PretrainingPlant.set_measured_groups,
+    "measure": _measure,
     "advance": _advance,
 }

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpenv.plant.ranks import Ranks
 from tests.paths import ROOT
+from tests.train_agents import short_online
 from tests.two_ranks import two_ranks
+from train_agents.online import begin, finish, run_online
 from train_agents.train import TrainConfig, Training, train
 
 TINY = ("data=synthetic", "batch_tokens=64", "sequence_length=16", "num_steps=6", "interval=2",
@@ -33,10 +36,15 @@ def lines(folder: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_training_in_two_ranks_is_that_of_one_and_continues_in_one(tmp_path):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    with two_ranks(tmp_path_factory.mktemp("ranks")) as opened:
+        yield opened
+
+
+def test_training_in_two_ranks_is_that_of_one_and_continues_in_one(ranks, tmp_path):
     train(tiny(tmp_path / "one"))
-    with two_ranks(tmp_path) as ranks:
-        Training(tiny(tmp_path / "two", num_updates=1), ranks).run()
+    Training(tiny(tmp_path / "two", num_updates=1), ranks).run()
     train(tiny(tmp_path / "two"))
 
     for one, two in zip(
@@ -46,6 +54,23 @@ def test_training_in_two_ranks_is_that_of_one_and_continues_in_one(tmp_path):
             assert np.allclose(two[key], one[key], rtol=0.0, atol=1e-4), key
     facts = json.loads((tmp_path / "two" / "config.json").read_text())["facts"]
     assert facts["processes"] == 2
+
+
+def test_online_runs_in_two_ranks_are_those_of_one(ranks, tmp_path):
+    """The id has every channel of the forward pass, dropout with them, and all gauges."""
+    one, two = (short_online.tiny(tmp_path / name) for name in ("one", "two"))
+    expected, _ = run_online(one, short_online.ENV)
+    found, _ = finish(two, begin(two, short_online.ENV, ranks))
+    for left, right in zip(expected, found, strict=True):
+        assert left["divergence_reason"] is right["divergence_reason"] is None
+        for key in ("bpb_curve", "probe_loss", "train_loss"):
+            assert np.allclose(left[key], right[key], rtol=0.0, atol=1e-4), key
+
+
+def test_an_executor_is_refused_in_several_ranks(tmp_path):
+    with pytest.raises(ValueError, match="executor must be 'inline' in 2 processes"):
+        Training(tiny(tmp_path / "run", executor="processes:2"), Ranks(0, 2))
+    assert not (tmp_path / "run").exists()
 
 
 def command(out: Path, *modules: str) -> subprocess.Popen:
