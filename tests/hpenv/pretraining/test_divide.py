@@ -6,7 +6,7 @@ import torch
 
 from hpenv.env import TrainLoopVectorEnv
 from hpenv.plant.measurements import groups_of
-from hpenv.plant.ranks import ALONE, RankError, Ranks
+from hpenv.plant.ranks import ALONE, Ranks
 from hpenv.pretraining.divide import divide
 from hpenv.pretraining.measurements import MEASUREMENTS
 from tests import fake_plant
@@ -123,13 +123,6 @@ def test_one_rank_divides_nothing():
     assert ALONE.average(tensors)[0] is tensors[0]
 
 
-def test_shares_are_equal_parts_in_the_order_of_the_batch():
-    starts = np.arange(12).reshape(2, 6)
-    shares = [Ranks(rank, 3).share(starts) for rank in range(3)]
-    assert shares[1].tolist() == [[2, 3], [8, 9]]
-    assert np.array_equal(np.concatenate(shares, 1), starts)
-
-
 @pytest.mark.parametrize(
     ("changes", "groups", "message"),
     [
@@ -154,15 +147,3 @@ def test_what_cannot_be_divided_is_refused_by_name(changes, groups, message, mon
 def test_a_plant_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="only runs of pretraining"):
         divide(fake_plant.FakePlant(1), Ranks(0, 2))
-
-
-@pytest.mark.slow
-def test_other_weights_on_one_rank_are_an_error(tmp_path):
-    plant = make()
-    with two_ranks(tmp_path, code=1) as ranks:
-        divide(plant, ranks)
-        advance(plant, 1)
-        other = make(seeds=[5])
-        ranks.tell("restore", other.snapshot())
-        with pytest.raises(RankError, match="must be equal on all ranks, bit for bit"):
-            advance(plant, 1)
