@@ -141,4 +141,4 @@ def main(
 
 
 if __name__ == "__main__":
-    print(f"held-out loss {main(*sys.argv[1:2]):.3f} nats/byte")
+    print(f"held-out loss {main(sys.argv[1] if sys.argv[1:] else None):.3f} nats/byte")

@@ -32,6 +32,7 @@ from speed.operators import newton_schulz_price, operator_shares
 from speed.peers import peer_ratios
 from speed.plain import plain_loop
 from speed.posttraining import program_price, update_price
+from speed.ranks import division_speedup
 from speed.steps import step_profile
 from speed.timing import alternate, ratio
 
@@ -119,6 +120,14 @@ def population_speedup(config: BenchmarkConfig) -> dict[str, Any]:
         {"single": lambda: episodes(one, 8), "population": lambda: episode(eight)}, config.rounds
     )
     return {"8 single runs / population of 8": ratio(times, "single", "population"), "goal": ">= 2"}
+
+
+def two_processes(config: BenchmarkConfig) -> dict[str, Any]:
+    """Compares one run in one process to the same run in two of one thread. The limit is 2."""
+    return {
+        f"{tokens} tokens a step: one process / two": division_speedup(tokens, config.rounds)
+        for tokens in (config.deployment_tokens, 8 * config.deployment_tokens)
+    }
 
 
 def achieved_flops(config: BenchmarkConfig) -> dict[str, Any]:
@@ -318,6 +327,7 @@ def peers(config: BenchmarkConfig) -> dict[str, Any]:
 BENCHMARKS = (
     env_overhead,
     population_speedup,
+    two_processes,
     achieved_flops,
     run_equivalents,
     controller_overhead,

@@ -16,7 +16,8 @@ The program writes these files to its folder:
 
 After an interruption, the same command continues from the last checkpoint, bitwise as if it had
 never stopped. A damaged checkpoint is renamed to `*.damaged`. After the end, the same command does
-not change `result.json`.
+not change `result.json`. `torchrun` divides the batches of the runs among processes, see
+docs/scale_out.md.
 
 Metrics have stable-baselines3's tags and timesteps: decisions, summed over the runs.
 `rollout/ep_rew_mean` and `rollout/ep_len_mean` are those of the runs' only episodes so far.
@@ -47,6 +48,9 @@ from hpenv.benchmark.environments import parse_assignments
 from hpenv.benchmark.evaluate import make_runs
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.results import Rows, write_result
+from hpenv.plant.ranks import ALONE, Ranks
+from hpenv.plant.torchrun import open_ranks
+from hpenv.pretraining.divide import divide, follow
 from train_agents import outputs
 from train_agents.logs import RunLog, keep_lines
 from train_agents.population import DECIMALS, Population
@@ -102,13 +106,18 @@ def run_online(
     return finish(config, begin(config, env_arguments), on_step)
 
 
-def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) -> Population:
+def begin(
+    config: OnlineConfig,
+    env_arguments: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
+) -> Population:
     """Makes the population, checks and claims the folder, and loads its newest checkpoint.
 
     Args:
         config: configuration of the runs.
         env_arguments: keyword arguments of the env that are no texts, in addition to those of
             `config.env_kwargs`.
+        ranks: processes that share the batches of the runs.
 
     Raises:
         ValueError: the configuration is wrong, or the folder holds another run.
@@ -133,8 +142,9 @@ def begin(config: OnlineConfig, env_arguments: Mapping[str, Any] | None = None) 
         else load_controller(config.controller)
     )
     env = make_runs(config.env, arguments, config.seeds, controller)
+    divide(env.plant, ranks)
     population = Population(env, controller, config.row_seeds)
-    facts = environment_facts(arguments, env.plant.corpus_digest)
+    facts = environment_facts(arguments, env.plant.corpus_digest, ranks.size)
     outputs.claim(config.out, values, facts)  # last, so that an error leaves no folder
     outputs.resume(config.out, "step", population.load)
     _keep_lines(config.out, population)
@@ -318,10 +328,18 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains the runs, prints a summary and writes the result."""
+    """Trains the runs, prints a summary and writes the result. A rank above 0 follows rank 0."""
+    with open_ranks() as ranks:
+        if ranks.follows:
+            follow(ranks)
+        else:
+            _run_from_command_line(arguments, ranks)
+
+
+def _run_from_command_line(arguments: Sequence[str] | None, ranks: Ranks) -> None:
     config = configuration(OnlineConfig, "train_agents.online", __doc__, arguments)
     with refusals():
-        population = begin(config)
+        population = begin(config, ranks=ranks)
 
     try:
         rows, extra = finish(config, population)

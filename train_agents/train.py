@@ -11,7 +11,7 @@ The program writes these files to its folder:
 
 After an interruption, the same command continues from the last update, bitwise. An update's
 episodes are a function of the seed and the update's number. All other state is in the agent's
-checkpoint.
+checkpoint. `torchrun` divides the batches of the runs among processes, see docs/scale_out.md.
 
 Metrics have stable-baselines3's tags and timesteps: decisions, summed over the runs. `inner/...`
 are metrics of the trained models. The line of the last update has `eval/held_out`: the mean
@@ -47,8 +47,11 @@ from hpenv.benchmark.evaluate import run_episodes
 from hpenv.benchmark.executors import open_executor
 from hpenv.benchmark.facts import environment_facts
 from hpenv.benchmark.workers import Executor
+from hpenv.plant.ranks import ALONE, Ranks
+from hpenv.plant.torchrun import open_ranks
 from hpenv.policies.controller import Columns
 from hpenv.policies.store import save_policy
+from hpenv.pretraining.divide import divide, follow
 from train_agents import outputs
 from train_agents.logs import RunLog, keep_lines
 from train_agents.rollout import Episodes, collect, collect_on, episode_seeds
@@ -203,12 +206,22 @@ def _rollout_line(update: int, episodes: Episodes) -> dict[str, Any]:
 class Training:
     """A new or continued run of the program, whose configuration and folder have been checked."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         """Makes env and agent, checks and claims the folder, and loads its newest checkpoint.
+
+        Args:
+            config: configuration of the training.
+            ranks: processes that share the batches of the runs.
 
         Raises:
             ValueError: the configuration is wrong, or the folder holds another run.
         """
+        if ranks.size > 1 and config.executor != "inline":
+            raise ValueError(
+                f"executor must be 'inline' in {ranks.size} processes of torchrun; "
+                f"got {config.executor!r}"
+            )
+        self.ranks = ranks
         torch.set_num_threads(config.threads)
         self.config, folder = config, config.out
         values = _json_values(config)
@@ -222,7 +235,9 @@ class Training:
         self.task = config.task(0)
         self.env = make_population(self.task.env_id, config.num_envs, self.task.arguments)
         self.agent = AGENTS[config.agent](config, columns_of(self.env))
-        facts = environment_facts(self.task.arguments, self.env.plant.corpus_digest)
+        digest = self.env.plant.corpus_digest
+        facts = environment_facts(self.task.arguments, digest, ranks.size)
+        divide(self.env.plant, ranks)
         outputs.claim(folder, values, facts)  # last, so that an error leaves no folder
 
         resumed = outputs.resume(folder, "update", self.agent.load)
@@ -246,6 +261,7 @@ class Training:
             self.task = task
             self.env = make_population(task.env_id, self.config.num_envs, task.arguments)
             spec_of(self.env).check(columns)
+            divide(self.env.plant, self.ranks)
 
     def run(self) -> dict[str, float]:
         """Trains to the last update, saves the policy, and returns the last update's metrics."""
@@ -319,10 +335,18 @@ def train(config: TrainConfig) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains a controller and prints the folder of its policy."""
+    """Trains a controller and prints the folder of its policy. A rank above 0 follows rank 0."""
+    with open_ranks() as ranks:
+        if ranks.follows:
+            follow(ranks)
+        else:
+            _train_from_command_line(arguments, ranks)
+
+
+def _train_from_command_line(arguments: Sequence[str] | None, ranks: Ranks) -> None:
     config = configuration(TrainConfig, "train_agents.train", __doc__, arguments)
     with refusals():
-        training = Training(config)
+        training = Training(config, ranks)
     try:
         training.run()
     except KeyboardInterrupt:

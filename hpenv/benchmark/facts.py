@@ -39,7 +39,7 @@ LIMITS = (
 
 
 def environment_facts(
-    env_kwargs: Mapping[str, Any] | None = None, corpus: str | None = None
+    env_kwargs: Mapping[str, Any] | None = None, corpus: str | None = None, processes: int = 1
 ) -> dict[str, Any]:
     """Returns the facts of a measurement, in JSON's types.
 
@@ -50,7 +50,8 @@ def environment_facts(
         - `processor` (its name), `instructions` (the entries of INSTRUCTIONS that it has, None if
           the system does not tell), `cpu_capability` (the instructions of PyTorch's kernels) and
           `limits` (the variables of LIMITS that are set).
-        - `env_kwargs` and the corpus's sha256, as given.
+        - `env_kwargs` and the corpus's sha256, as given, and `processes`, if several share the
+          batches of the runs.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("hpenv", "torch", "numpy", "gymnasium"):
@@ -72,6 +73,8 @@ def environment_facts(
         "command": _command(),
         "corpus": corpus,
     }
+    if processes > 1:
+        facts["processes"] = processes
     if env_kwargs is not None:
         facts["env_kwargs"] = json.loads(json.dumps(dict(env_kwargs), default=_plain))
 

@@ -42,9 +42,9 @@ DIGITS = 8
 
 #: Words below the table.
 LEGEND = (
-    "Score: 0 is off, 1 is the tuned reference. Beside a mark are the p value before correction and "
-    "the probability of improvement. Overhead of a step is over that of off, with the noise of a "
-    "shared machine; ? is not measured. A rank needs 5 seeds."
+    "Score: 0 is off, 1 is the tuned reference. Beside a mark are the p value before correction "
+    "and the probability of improvement. Overhead of a step is over that of off, with the noise of "
+    "a shared machine; ? is not measured. A rank needs 5 seeds."
 )
 
 Rows = Sequence[Mapping[str, Any]]

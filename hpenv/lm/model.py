@@ -51,6 +51,8 @@ class Dials(NamedTuple):
         embedding_gain: multiplier of the normed embedding, (N,).
         logit_softcap: the cap itself, (N,).
         generators: one per run, from which dropout draws.
+        share: index and number of the shares of a batch that is divided. The tokens are those of
+            this share. Dropout and activations are those of the whole batch.
     """
 
     attention_temperature: Tensor | None = None
@@ -62,6 +64,7 @@ class Dials(NamedTuple):
     embedding_gain: Tensor | None = None
     logit_softcap: Tensor | None = None
     generators: Sequence[torch.Generator] = ()
+    share: tuple[int, int] = (0, 1)
 
 
 def rope_tables(
@@ -153,16 +156,16 @@ def hidden_states(
         if config.has_value_embedding(i):
             values = embed(params[layer + "value_embedding"], flat)
         branch = _attention(params, config, i, rms_norm(x), values, (N, B, T), rope, gains, memory)
-        x = x + _apply_dropout(branch, dropout[i], dials.generators)
+        x = x + _apply_dropout(branch, dropout[i], dials.generators, dials.share)
 
         normed = rms_norm(x)
         branch = _feed_forward(params, config, layer, normed, gains["feed_forward_gain"][i])
-        x = x + _apply_dropout(branch, dropout[i], dials.generators)
+        x = x + _apply_dropout(branch, dropout[i], dials.generators, dials.share)
         if (cap := caps[i]) is not None:
             x = _cap_norms(x, cap)
 
         if activations is not None:
-            stride = max(1, B * T // MEASURED_TOKENS)
+            stride = max(1, B * T * dials.share[1] // MEASURED_TOKENS)
             sampled.append((x[:, ::stride].detach(), normed[:, ::stride].detach()))
         if streams is not None:
             streams.append(x)
@@ -212,18 +215,22 @@ def _cap_norms(x: Tensor, cap: Tensor) -> Tensor:
 
 
 def _apply_dropout(
-    x: Tensor, probability: Sequence[float] | None, generators: Sequence[torch.Generator]
+    x: Tensor,
+    probability: Sequence[float] | None,
+    generators: Sequence[torch.Generator],
+    share: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Leaves units out with each run's probability, and scales up the others.
 
-    x (N, M, C), probability (N,).
+    x (N, M, C), probability (N,). A share of a batch has its share of the batch's random numbers.
     """
     if probability is None or not any(probability):
         return x
-    keep = torch.ones(x.shape, dtype=x.dtype)
+    keep, (index, count) = torch.ones(x.shape, dtype=x.dtype), share
     for row, p in enumerate(probability):
         if p > 0:
-            keep[row] = (torch.rand(x.shape[1:], generator=generators[row]) >= p) / (1.0 - p)
+            uniform = torch.rand((count, *x.shape[1:]), generator=generators[row])[index]
+            keep[row] = (uniform >= p) / (1.0 - p)
     return x * keep.to(x.device)
 
 

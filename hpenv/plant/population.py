@@ -29,6 +29,7 @@ from hpenv.plant.measurements import (
     window_measurements,
 )
 from hpenv.plant.protocol import DIVERGENCE_REASONS, Snapshot, check_tensors
+from hpenv.plant.ranks import ALONE, Ranks
 
 #: Largest step count of a run.
 MOST_STEPS = 2**53
@@ -45,6 +46,7 @@ class Runs(ABC):
         seeds: seed of each run, (N,). 0 .. N - 1 before the first reset.
         divergence: index into protocol.DIVERGENCE_REASONS, (N,).
         measured_groups: measurement groups that `advance` measures.
+        ranks: the processes that share the batches. Rank 0 tells the others what it does.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Runs(ABC):
 
     def _keep(self, panel: Panel, num_rows: int, num_layers: int) -> None:
         """Sets the attributes for N runs before their first step."""
+        self.ranks: Ranks = ALONE
         self.panel, self.num_rows, self.num_layers = panel, int(num_rows), num_layers
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.seeds: IntArray = np.arange(num_rows, dtype=np.int64)
@@ -115,6 +118,7 @@ class Runs(ABC):
             window. Before the first step the training loss is the probe loss. Rows that have
             diverged also keep their last probe loss.
         """
+        self.ranks.tell("advance", self.panel.positions, num_steps)
         goal = np.where(self.divergence > 0, 0, np.asarray(num_steps, dtype=np.int64))
         longest = int(goal.max(initial=0))
         self._begin_window(goal)
@@ -188,6 +192,7 @@ class Runs(ABC):
                 f"unknown measurement groups {unknown} of the {self.kind} plant; "
                 f"expected some of {list(known)}"
             )
+        self.ranks.tell("measure", frozenset(groups))
         self.measured_groups = frozenset(groups)
 
     def _begin(self, seeds: Sequence[int], rows: Sequence[int] | None) -> list[int]:
@@ -202,6 +207,7 @@ class Runs(ABC):
                 f"seeds must be {len(chosen)} numbers, one for each row; got {len(seeds)}"
             )
 
+        self.ranks.tell("reset", list(seeds), chosen)
         self.seeds[chosen], self.steps[chosen], self.divergence[chosen] = seeds, 0, 0
         self.panel.positions[chosen] = 0.0
 
@@ -244,6 +250,7 @@ class Runs(ABC):
         """
         self._check(snapshot)
 
+        self.ranks.tell("restore", snapshot)
         tensors = snapshot.tensors
         for name, value in self._tensors().items():
             value.copy_(tensors[name])

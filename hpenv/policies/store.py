@@ -199,8 +199,8 @@ def _load_contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         if folder.exists():
             raise SnapshotError(f"{error}{SAVE_AGAIN}") from error
         raise SnapshotError(
-            f"no snapshot at {str(folder)!r} in {str(Path.cwd())!r}; expected the folder of a saved "
-            "policy, or of a training run"
+            f"no snapshot at {str(folder)!r} in {str(Path.cwd())!r}; expected the folder of a "
+            "saved policy, or of a training run"
         ) from error
 
     expected = {"policy": str, "arguments": dict, "spec": dict}

@@ -37,6 +37,7 @@ from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import ChannelCells, Panel
 from hpenv.lm.model import Dials
 from hpenv.optim.rules import Rates, row_scalars
+from hpenv.plant.ranks import ALONE, Ranks
 from hpenv.pretraining.evaluation import Losses, loss_gradients
 from hpenv.pretraining.forward_channels import dial_leaves
 from hpenv.pretraining.measurements import EFFECT_MEMORIES, finite
@@ -144,6 +145,7 @@ class CellEffects:
         weights: Mapping[str, Tensor],
         sequences: tuple[Tensor, IntArray, int, int],
         logit_softcap: float,
+        ranks: Ranks = ALONE,
     ) -> dict[str, FloatArray]:
         """Returns the measured effects with the gradient of the probe loss. See `estimate`.
 
@@ -153,13 +155,14 @@ class CellEffects:
             weights: name -> (N, ...). They stay as they are.
             sequences: tokens, starts, length and number of rows of the probe. See `mean_loss`.
             logit_softcap: that of the model.
+            ranks: processes that share the sequences, each of which is given its own.
         """
         own = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         device = next(iter(own.values())).device
         leaves, dials = dial_leaves(self._panel, logit_softcap, device)
         losses = losses_of(own, dials)
         gradients = loss_gradients(losses, [*own.values(), *leaves.values()], *sequences)
-        return self.estimate(groups, gradients, list(leaves))
+        return self.estimate(groups, ranks.average(gradients), list(leaves))
 
     def estimate(
         self,

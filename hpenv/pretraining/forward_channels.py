@@ -12,14 +12,22 @@ from hpenv.control.panel import Panel
 from hpenv.lm import model
 
 
-def forward_dials(panel: Panel, logit_softcap: float, device: torch.device) -> model.Dials | None:
+def forward_dials(
+    panel: Panel, logit_softcap: float, device: torch.device, share: tuple[int, int] = (0, 1)
+) -> model.Dials | None:
     """Returns the panel's values for the forward pass, or None if all are at neutral.
 
-    Every field of model.Dials but the last, `generators`, is the name of a channel.
+    Every field of model.Dials but the last two, `generators` and `share`, is the name of a channel.
+
+    Args:
+        panel: values of the cells.
+        logit_softcap: that of the model.
+        device: where the values are needed.
+        share: index and number of the shares of a batch that is divided.
     """
     moved = {
         name: panel.per_layer(name) if "layer" in CHANNELS[name].scopes else panel.per_run(name)
-        for name in model.Dials._fields[:-1]
+        for name in model.Dials._fields[:-2]
     }
 
     cap, softcap = moved["state_norm_cap"], moved["logit_softcap"]
@@ -29,7 +37,8 @@ def forward_dials(panel: Panel, logit_softcap: float, device: torch.device) -> m
     if softcap is not None:
         moved["logit_softcap"] = logit_softcap * softcap
 
-    given: dict[str, Any] = {
+    given: dict[str, Any] = {"share": share} if share != model.NEUTRAL.share else {}
+    given |= {
         name: torch.as_tensor(value, dtype=torch.float32).to(device)
         for name, value in moved.items()
         if value is not None

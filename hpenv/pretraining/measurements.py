@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray
 from hpenv.plant.measurements import Measurement, step_losses
+from hpenv.plant.ranks import ALONE, Ranks
 from hpenv.plant.step_measurements import NUM_COMPARED_STEPS, STEP_MEASUREMENTS
 
 #: Measurement of the cells' effects -> its memory [steps]. 0: the steps of the window.
@@ -180,6 +181,7 @@ def layer_statistics(
     maxima: FloatArray | None,
     activations: Sequence[Tensor] | None,
     in_layer: FloatArray,
+    ranks: Ranks = ALONE,
 ) -> dict[str, FloatArray]:
     """Returns statistics of each layer, (N, L) each, finite.
 
@@ -188,15 +190,27 @@ def layer_statistics(
         maxima: largest magnitudes of the gradients, (N, K), if they are measured.
         activations: those of each layer, (3, N) each, as `model.hidden_states` measures them.
         in_layer: 1 where a tensor belongs to a layer and 0 elsewhere, (K, L).
+        ranks: processes whose activations are those of shares of one batch.
     """
     values = {"layer_gradient_norm": np.sqrt(finite(squares) @ in_layer)}
     if maxima is not None:
         values["layer_gradient_max"] = (finite(maxima)[:, :, None] * in_layer).max(1)
     if activations is not None:
-        stacked = finite(torch.stack(list(activations), -1).double().cpu().numpy())  # (3, N, L)
+        stacked = _pool(torch.stack(list(activations), -1).double().cpu().numpy(), ranks)
+        stacked = finite(stacked)  # (3, N, L)
         names = ("layer_activation_mean", "layer_activation_variance", "layer_saturation")
         values |= dict(zip(names, stacked, strict=True))
     return values
+
+
+def _pool(statistics: FloatArray, ranks: Ranks) -> FloatArray:
+    """Returns mean, variance and saturation, (3, N, L), over all ranks, of those of each rank."""
+    if ranks.size == 1:
+        return statistics
+    mean, variance, saturation = statistics
+    moments = ranks.average_array(np.stack([mean, variance + np.square(mean), saturation]))
+    moments[1] = np.maximum(moments[1] - np.square(moments[0]), 0.0)
+    return moments
 
 
 def momentum_norm(states: Iterable[Mapping[str, Tensor]], num_rows: int) -> FloatArray:

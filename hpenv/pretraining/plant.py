@@ -21,12 +21,13 @@ from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.checks import check_count
 from hpenv.control.panel import Panel
 from hpenv.lm import architecture, model
-from hpenv.lm.data import Corpus, batch_starts, gather, load_corpus
+from hpenv.lm.data import Corpus, load_corpus
 from hpenv.optim.optimizers import optimizer_rules, rule_description
 from hpenv.optim.rules import Rates, Rule
 from hpenv.plant.population import Runs
 from hpenv.plant.protocol import Score
 from hpenv.plant.seeds import DROPOUT, step_generator
+from hpenv.pretraining import batches
 from hpenv.pretraining.config import DTYPES, PretrainingConfig, find_device
 from hpenv.pretraining.distances import DistanceMeter
 from hpenv.pretraining.effects import CellEffects, decay_fractions
@@ -175,10 +176,12 @@ class PretrainingPlant(Runs):
         self._effects.begin_window()
 
     def _dials(self) -> model.Dials | None:
-        return forward_dials(self.panel, self.model_config.logit_softcap, self.device)
+        share = self.ranks.rank, self.ranks.size
+        return forward_dials(self.panel, self.model_config.logit_softcap, self.device, share)
 
     def _end_window(self, rows: IntArray, probed: BoolArray) -> dict[str, FloatArray]:
         """Measures losses, norms, distances and effects of cells. See Runs."""
+        self.ranks.check_equal(list(self.weights.values()))
         measures_momentum = "momentum" in self.measured_groups
         states = self.optimizer_state.values() if measures_momentum else ()
         momentum = momentum_norm(states, self.num_rows)
@@ -201,6 +204,7 @@ class PretrainingPlant(Runs):
             self._evaluation_weights(),
             self._probe_sequences(),
             self.model_config.logit_softcap,
+            self.ranks,
         )
 
     def _step(self, rows: IntArray) -> dict[str, FloatArray]:
@@ -217,7 +221,7 @@ class PretrainingPlant(Runs):
         batch_loss = partial(self._batch_loss, *self._batch())
         activations: list[Tensor] | None = [] if "activations" in self.measured_groups else None
         losses, gradients = loss_and_gradients(
-            partial(batch_loss, activations=activations), self.weights
+            partial(batch_loss, activations=activations), self.weights, self.ranks
         )
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
@@ -225,7 +229,7 @@ class PretrainingPlant(Runs):
         self._mark_diverged(rows, divergence_reasons(loss[rows], norm[rows], self._limit))
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
-        values |= layer_statistics(squares, maxima, activations, self._in_layer)
+        values |= layer_statistics(squares, maxima, activations, self._in_layer, self.ranks)
         values |= self._meter.before_update(gradients, squares)
 
         if moving.any():
@@ -238,7 +242,7 @@ class PretrainingPlant(Runs):
             )
             probed = None
             if "probe_gain" in self.measured_groups and self._meter.is_last:
-                probed = loss_and_gradients(self._probe_batch_loss, self.weights)
+                probed = loss_and_gradients(self._probe_batch_loss, self.weights, self.ranks)
 
             self._meter.start(self.weights)
             self._update(given, rates, moving)
@@ -247,7 +251,8 @@ class PretrainingPlant(Runs):
 
             values |= self._same_batch(list(given.values()), batch_loss, loss)
             if probed is not None:
-                decrease = probed.losses - self._probe_batch_loss(self.weights)
+                (after,) = self.ranks.average([self._probe_batch_loss(self.weights)])
+                decrease = probed.losses - after
                 promise = self._meter.promise(probed.gradients)
                 values["probe_gain"] = gain(decrease.double().cpu().numpy(), promise)
 
@@ -266,7 +271,7 @@ class PretrainingPlant(Runs):
         gains = "gain" in self.measured_groups and self._meter.is_last
         if not (kept or gains):
             return {}
-        after = batch_loss(self.weights).double().cpu().numpy()
+        after = self.ranks.average([batch_loss(self.weights)])[0].double().cpu().numpy()
         after = np.where(np.isfinite(after), after, loss)
         found = {"same_batch_loss": after} if kept else {}
         if gains:
@@ -278,9 +283,7 @@ class PretrainingPlant(Runs):
 
         Unlike that of `_probe`, it is a loss of the weights that are trained.
         """
-        T, tokens = self.config.sequence_length, self._tokens["probe"]
-        starts = batch_starts(len(tokens), 0, 0, self.config.batch_size, T)
-        batch = gather(tokens, np.tile(starts, (self.num_rows, 1)), T)
+        batch = batches.probe_batch(self._tokens["probe"], self.config, self.num_rows, self.ranks)
         return self._loss_of(self._loss, weights, self._dials())(*batch)
 
     def _batch_loss(
@@ -305,12 +308,8 @@ class PretrainingPlant(Runs):
         return self._loss(cast, self.model_config, inputs, targets, self._rope, dials, activations)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        tokens, shape = self._tokens["train"], (self.config.batch_size, self.config.sequence_length)
-        starts = [
-            batch_starts(len(tokens), int(seed), int(step), *shape)
-            for seed, step in zip(self.seeds, self.steps, strict=True)
-        ]
-        return gather(tokens, np.stack(starts), shape[1])
+        tokens = self._tokens["train"]
+        return batches.training_batch(tokens, self.config, self.seeds, self.steps, self.ranks)
 
     def _cast(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: weight.to(self._dtype) for name, weight in weights.items()}
@@ -360,15 +359,15 @@ class PretrainingPlant(Runs):
 
     def _probe_sequences(self) -> tuple[Tensor, IntArray, int, int]:
         """Returns the probe slice, its fixed sequences' starts and length, and N."""
-        T, tokens = self.config.sequence_length, self._tokens["probe"]
-        count = self.config.num_probe_batches * self.config.batch_size
-        return tokens, batch_starts(len(tokens), 0, 0, count, T), T, self.num_rows
+        tokens = self._tokens["probe"]
+        starts = batches.probe_starts(len(tokens), self.config, self.ranks)
+        return tokens, starts, self.config.sequence_length, self.num_rows
 
     @torch.no_grad()
     def _probe(self) -> FloatArray:
         """Returns each run's loss on fixed sequences of the probe slice, (N,) [nats per token]."""
         losses = self._loss_of(model.mean_losses, self._evaluation_weights(), self._dials())
-        return mean_loss(losses, *self._probe_sequences())
+        return self.ranks.average_array(mean_loss(losses, *self._probe_sequences()))
 
     @torch.no_grad()
     def evaluate(self) -> FloatArray:
@@ -378,8 +377,7 @@ class PretrainingPlant(Runs):
         weights of the run are not.
         """
         T, tokens = self.config.sequence_length, self._tokens["validation"]
-        count = min(max(1, self.config.eval_tokens // T), (len(tokens) - 1) // T)
-        starts = np.linspace(0, len(tokens) - T - 1, count).astype(np.int64)
+        starts = batches.held_out_starts(len(tokens), self.config)
         token_bytes = self.corpus.token_bytes.to(self.device)
         losses = self._loss_of(model.token_losses, self._evaluation_weights(), self._dials())
         return bits_per_byte(losses, tokens, starts, T, self.num_rows, token_bytes)

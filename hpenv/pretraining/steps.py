@@ -12,6 +12,7 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, IntArray
 from hpenv.control.panel import TensorSite
 from hpenv.optim.rules import Rates, Rule, State
+from hpenv.plant.ranks import ALONE, Ranks
 
 
 class Losses(NamedTuple):
@@ -42,19 +43,23 @@ def tensor_sites(groups: Mapping[str, str], rules: Mapping[str, Rule]) -> dict[s
 
 
 def loss_and_gradients(
-    loss: Callable[[Mapping[str, Tensor]], Tensor], weights: Mapping[str, Tensor]
+    loss: Callable[[Mapping[str, Tensor]], Tensor],
+    weights: Mapping[str, Tensor],
+    ranks: Ranks = ALONE,
 ) -> Losses:
     """Returns a loss of the weights, (N,), and its gradients by them.
 
     Args:
         loss: weights -> loss of each run, (N,). A run's loss depends on its own weights alone.
         weights: name -> (N, ...). They stay as they are.
+        ranks: processes over which losses and gradients are averaged.
     """
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad():
         losses = loss(leaves)
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
-    return Losses(losses.detach(), list(gradients))
+    mean, *means = ranks.average([losses.detach(), *gradients])
+    return Losses(mean, means)
 
 
 def first_moments(states: Mapping[str, State]) -> dict[str, Tensor]:

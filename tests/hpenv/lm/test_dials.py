@@ -70,7 +70,7 @@ MOVES = {
 
 @pytest.mark.parametrize("name", MOVES)
 def test_a_dial_is_felt_in_its_own_row_alone(name):
-    assert MOVES.keys() | {"generators"} == set(Dials._fields)
+    assert MOVES.keys() | {"generators", "share"} == set(Dials._fields)
     config = CONFIGS["everything"]
     params, batch = random_parameters(config, 2), random_batch(config, 2)
     losses, gradients = losses_and_gradients(params, config, batch, neutral_dials(config, 2))
