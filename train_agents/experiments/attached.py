@@ -34,8 +34,12 @@ from train_agents.experiments.runner import Experiment, Job, Sizes, select_jobs
 #: Width of the smallest model. Twice the width are 4 times as many weights in the blocks.
 WIDTHS = {"small": 64, "4x": 128, "16x": 256}
 NUM_LAYERS = 2
-#: Rates that are tried [1].
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+#: Rates that are tried at every size [1].
+RATES = {
+    "small": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "4x": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "16x": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+}
 #: Starts, as multiples of the tuned rate.
 STARTS = {"low": 0.1, "tuned": 1.0, "high": 10.0}
 SCHEDULE = "linear"
@@ -131,7 +135,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
             tune_trainers,
             config.run_arguments(size)
             | {
-                "rates": RATES,
+                "rates": RATES[size],
                 "tuning_seeds": config.tuning_seeds,
                 "evaluation_seeds": config.evaluation_seeds,
             },
@@ -155,8 +159,8 @@ def late_jobs(config: ExperimentConfig) -> list[Job]:
         if arm.kind != "off":
             arguments |= {"kind": arm.kind, "arguments": law_arguments(arm.kind)}
         jobs.append(Job(arm.name, run_trainers, arguments))
-    sizes = [each for each in config.only if any(job.name.startswith(each) for job in jobs)]
-    return select_jobs(jobs, sizes)
+    asked = [each for each in config.only if any(job.name.startswith(each) for job in jobs)]
+    return select_jobs(jobs, asked) if asked or not config.only else []
 
 
 REPORT = Report(

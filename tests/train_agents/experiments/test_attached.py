@@ -44,6 +44,7 @@ def test_starts_are_multiples_of_the_rate_that_was_found(config):
     assert not {"kind", "arguments"} & set(jobs["small_low_off"])
     few = attached.late_jobs(replace(config, only=("4x", "small_high")))
     assert {job.name.split("_")[1] for job in few} == {"high"}
+    assert attached.late_jobs(replace(config, only=("16x_tuned_off",))) == []
 
 
 def test_the_targets_are_those_of_the_train_instances():
