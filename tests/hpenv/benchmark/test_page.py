@@ -238,7 +238,7 @@ def test_hostile_names_are_text():
     assert tree.tags.count("script") == 2
     assert HOSTILE in tree.text
     assert "alert(1)</script>" not in page.replace("&lt;", "<", 0)
-    assert len(markdown_board(board).splitlines()) == 2 + 3 + 2
+    assert len(markdown_board(board).splitlines()) == 2 + 3 + 2 + 2
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_too_few_seeds_give_no_rank_and_the_reason():
     assert markdown_board(board).splitlines()[2].startswith("| –")
     board, rows = board_and_rows(num_seeds=5)
     assert "There are no ranks" not in html_board(board, rows)
-    assert markdown_board(board).splitlines()[-3].startswith("| 1")
+    assert markdown_board(board).splitlines()[-5].startswith("| 1")
 
 
 def test_curves_are_decoded_to_within_a_pixel():
