@@ -9,7 +9,7 @@ import pytest
 RESULTS = Path("results")
 
 
-@pytest.mark.parametrize("name", ["jel", "sidecar", "projection"])
+@pytest.mark.parametrize("name", ["jel", "sidecar", "projection", "adaptive", "attached"])
 def test_report_only_writes_the_committed_summary_and_page_byte_for_byte(name, tmp_path):
     """A change of the code that reads job files must not change a number."""
     folder = tmp_path / name
