@@ -104,7 +104,7 @@ LAWS: dict[str, Baseline] = {
 #: Method -> the method whose search serves it too.
 SHARED = {"ratio_law_multiplier": "ratio_law"}
 #: Baselines of the field that are searched by default.
-SINGLES = ("constant", "warmdown", "schedule_free")
+SINGLES = ("constant", "warmdown", "schedule_free", "prodigy")
 #: Every method with one point: name -> method.
 TRANSFERS: dict[str, Baseline] = {name: FIELD[name] for name in ONE_COORDINATE} | LAWS
 
