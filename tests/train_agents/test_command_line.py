@@ -168,7 +168,7 @@ def test_an_impossible_number_is_exit_code_2_without_a_traceback(module, argumen
 
 def test_a_defect_while_the_program_works_keeps_its_traceback(monkeypatch):
     class Broken:
-        def __init__(self, config):
+        def __init__(self, config, ranks):
             pass
 
         def run(self):
