@@ -1,7 +1,7 @@
 """Training loops of other make on equal work, for `python -m speed.run`.
 
 The model of all has 2 layers of width 64, over bytes, with AdamW and the same batch. hpenv's has no
-biases and rotary positions. GPT-2's has biases, gains and learned positions, 6 % more parameters.
+biases and rotary positions. GPT-2's has biases, gains and learned positions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from examples.deploy_nanogpt_loop import GPT, batch, text
 from hpenv.envs.jel import make_vector_env
 from speed.operators import decide
 from speed.timing import alternate, ratio
-from train_agents.experiments.measures.trainers import make_model, make_optimizer
+from train_agents.experiments.measures.trainers import make_arguments, make_model, make_optimizer
 
 SEQUENCE_LENGTH = 64
 NUM_STEPS = 40
@@ -52,17 +52,7 @@ def _trainer(rows: int) -> Callable[[], object]:
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                max_steps=NUM_STEPS,
-                per_device_train_batch_size=rows,
-                max_grad_norm=0.0,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=True,
-            )
+            arguments = make_arguments(folder, NUM_STEPS, rows, seed=0)
             pair = (optimizer, scheduler)
             Trainer(model, arguments, train_dataset=dataset, optimizers=pair).train()
 

@@ -1,4 +1,4 @@
-"""What is imported from other people's packages stands in pyproject.toml, by its role."""
+"""Packages that are imported stand in pyproject.toml, by their role."""
 
 import re
 import sys

@@ -64,6 +64,22 @@ def make_optimizer(model: GPT2LMHeadModel, lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(named, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
+def make_arguments(folder: str, num_steps: int, batch_rows: int, seed: int) -> TrainingArguments:
+    """Returns the arguments of a Trainer that does nothing but train, on the CPU."""
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=num_steps,
+        per_device_train_batch_size=batch_rows,
+        max_grad_norm=0.0,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=seed,
+    )
+
+
 @torch.no_grad()
 def evaluate(model: GPT2LMHeadModel, rows: Tensor) -> float:
     """Returns the mean loss of rows of bytes, (R, T + 1) [nats per byte]."""
@@ -129,21 +145,9 @@ def _run(
         callbacks.append(ControllerCallback(controller))
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=num_steps,
-            per_device_train_batch_size=batch_rows,
-            max_grad_norm=0.0,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            seed=seed,
-        )
         trainer = Trainer(
             network,
-            arguments,
+            make_arguments(folder, num_steps, batch_rows, seed),
             train_dataset=data,
             optimizers=(optimizer, scheduler),
             callbacks=callbacks,
