@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -12,10 +13,15 @@ from typing import Any
 
 Advance = Callable[..., None]
 
+#: Time between two lines of progress where stderr is not a terminal [seconds].
+LINE_SECONDS = 30.0
+
 
 @contextmanager
 def progress(total: float, description: str, completed: float = 0) -> Iterator[Advance]:
-    """Shows a progress bar on stderr, or nothing if stderr is not a terminal or rich is missing.
+    """Shows a progress bar on stderr, or a line now and then if that is no terminal.
+
+    A log file gets a line after LINE_SECONDS at the earliest. So does a terminal without rich.
 
     Args:
         total: amount of work, in any unit.
@@ -26,7 +32,7 @@ def progress(total: float, description: str, completed: float = 0) -> Iterator[A
         `advance(amount=1, text="")`: moves the bar, and shows a text after it.
     """
     if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
-        yield lambda amount=1.0, text="": None
+        yield _lines(total, description, completed)
         return
 
     from rich.console import Console
@@ -62,6 +68,22 @@ def progress(total: float, description: str, completed: float = 0) -> Iterator[A
             bar.update(task, advance=amount, text=escape(text))
 
         yield advance
+
+
+def _lines(total: float, description: str, completed: float) -> Advance:
+    """Returns a function that prints a line if the last one is LINE_SECONDS ago."""
+    done, last = completed, time.monotonic()
+
+    def advance(amount: float = 1.0, text: str = "") -> None:
+        nonlocal done, last
+        done += amount
+        if time.monotonic() - last < LINE_SECONDS:
+            return
+        last = time.monotonic()
+        words = f"{description}: {done:g} of {total:g}" + (f", {text}" if text else "")
+        print(words, file=sys.stderr, flush=True)
+
+    return advance
 
 
 def describe(config: Any) -> None:

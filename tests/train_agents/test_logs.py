@@ -3,6 +3,7 @@
 import builtins
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_tensorboard_can_be_left_out(tmp_path, monkeypatch, capsys):
     assert "hpenv[agents]" in capsys.readouterr().err
 
 
-def test_progress_is_silent_where_nobody_looks(tmp_path, capsys):
+def test_a_short_program_without_a_terminal_prints_no_progress(tmp_path, capsys):
     with (
         RunLog(tmp_path, tensorboard=False) as log,
         log.progress(3, "training", completed=1) as advance,
@@ -161,6 +162,16 @@ def test_progress_is_silent_where_nobody_looks(tmp_path, capsys):
         advance()
         advance(1, "return 1.0")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_log_file_gets_a_line_of_progress_now_and_then(monkeypatch, capsys):
+    now = iter([0.0, 10.0, 40.0, 40.0, 50.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    with progress(5, "rows", completed=1) as advance:
+        advance(1, "first")  # 10 s after the start
+        advance(1, "second")  # 40 s
+        advance(2)  # 10 s after that line
+    assert capsys.readouterr() == ("", "rows: 3 of 5, second\n")
 
 
 def test_progress_shows_a_terminal_how_far_it_is(monkeypatch, capsys):
