@@ -198,12 +198,14 @@ def _features(spec: ControllerSpec, given: Sequence[str] | None, probes: bool) -
             f"['progress'], because a name alone depends on the id; got {found!r}"
         )
 
+    if "registers" in found:
+        raise ValueError("observation must not have 'registers' outside of hpenv")
+
     measurements = [own for own in MEASUREMENTS if probes or own.group != "probe"]
+    features = {name: own for name, own in FEATURES.items() if name != "registers"}
     try:
-        check_features(found, measurements)
+        check_features(found, measurements, features)
     except ValueError as error:
         cure = "" if probes else "; features of the probe loss need the argument `probe`"
         raise ValueError(f"the controller cannot observe this optimizer: {error}{cure}") from error
-    if "registers" in found:
-        raise ValueError("observation must not have 'registers' outside of hpenv")
     return tuple(found)

@@ -7,7 +7,7 @@ is an entry of FEATURES. A per-layer feature has one column per layer, named by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -376,12 +376,16 @@ FEATURES: dict[str, Feature] = {
 }
 
 
-def check_features(names: Sequence[str], measurements: Sequence[Measurement]) -> None:
+def check_features(
+    names: Sequence[str],
+    measurements: Sequence[Measurement],
+    features: Mapping[str, Feature] = FEATURES,
+) -> None:
     """Checks that a plant of these measurements has the features, `progress` among them.
 
     Raises:
         ValueError: naming what was given and what is accepted.
     """
-    check_readable("feature", names, FEATURES, measurements)
+    check_readable("feature", names, features, measurements)
     if "progress" not in names:
         raise ValueError(f"features must include 'progress'; got {list(names)}")

@@ -149,6 +149,26 @@ def test_an_environment_shows_what_the_loop_shows():
     assert controller.seen[0][0, moving] == pytest.approx(expected[moving])
 
 
+def test_features_that_travel_do_not_change_with_the_scale_of_the_loss():
+    names = ["progress", "update_ratio", "update_alignment", "gradient_agreement", "loss_exponent"]
+    names += ["gradient_norm_spread"]
+    seen = {}
+    for scale in (1.0, 1000.0):
+        net = model()
+        opt = torch.optim.AdamW(net.parameters(), lr=0.01, eps=1e-12)
+        controller = Constant(0.1, observation=names, every=3)
+        attachment = attach(opt, controller, total_steps=12)
+        for step in range(12):
+            loss = scale * losses(net, step)[0]
+            attachment.observe(loss)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+        seen[scale] = np.concatenate(controller.seen)
+    assert seen[1.0] == pytest.approx(seen[1000.0], abs=1e-5)
+    assert (seen[1.0][1:].std(0) > 1e-4).all()
+
+
 def test_nothing_is_read_between_decisions(monkeypatch):
     """Tensors of the meta device raise if a number is read."""
     meter = Meter(own.name for own in MEASUREMENTS)
