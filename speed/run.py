@@ -72,9 +72,13 @@ class BenchmarkConfig:
 
 
 def make(
-    num_envs: int, config: BenchmarkConfig, batch_tokens: int, num_steps: int | None = None
+    num_envs: int,
+    config: BenchmarkConfig,
+    batch_tokens: int,
+    num_steps: int | None = None,
+    **more: Any,
 ) -> TrainLoopVectorEnv:
-    """Makes a vector env of `num_envs` rows of `nano`."""
+    """Makes a vector env of `num_envs` rows of `nano`, with more arguments of the id."""
     steps = config.num_steps if num_steps is None else num_steps
     return make_vector_env(
         num_envs,
@@ -83,6 +87,7 @@ def make(
         num_steps=steps,
         interval=min(50, steps),
         schedule="none",
+        **more,
     )
 
 
@@ -136,6 +141,18 @@ def population_on_processes(config: BenchmarkConfig) -> dict[str, Any]:
         for n, rounds in ((8, config.rounds), (32, max(3, config.rounds // 2)))
     }
     return found | {"goal": "8: >= 3.4, 32: >= 4"}
+
+
+def compiled_population(config: BenchmarkConfig) -> dict[str, Any]:
+    """Compares a population of 8 to the same with a compiled loss, at meta-training size.
+
+    Compilation is in the first round, which is dropped.
+    """
+    plain, compiled = (make(8, config, config.meta_tokens, compile=each) for each in (False, True))
+    times = alternate(
+        {"plain": lambda: episode(plain), "compiled": lambda: episode(compiled)}, config.rounds
+    )
+    return {"plain / compiled": ratio(times, "plain", "compiled")}
 
 
 def two_processes(config: BenchmarkConfig) -> dict[str, Any]:
@@ -349,6 +366,7 @@ BENCHMARKS = (
     env_overhead,
     population_speedup,
     population_on_processes,
+    compiled_population,
     two_processes,
     achieved_flops,
     run_equivalents,
