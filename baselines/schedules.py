@@ -211,6 +211,17 @@ def nanochat(num_steps: int, preset: str = "nano") -> Baseline:
     )
 
 
+def nanochat_warmdown(num_steps: int, preset: str = "nano") -> Baseline:
+    """Returns nanochat's rates under the paper's base schedule, with Muon as in `hand_tuned`."""
+    return Baseline(
+        "nanochat_warmdown",
+        nanochat_rates(preset) | {"schedule": "warmup_flat_warmdown"},
+        "nanochat at commit 8630d32, its rates alone",
+        "nanochat's per-group rates, 40 % warmdown: what a controller from these rates does at "
+        "neutral",
+    )
+
+
 #: Name -> the baseline at a number of steps (and preset).
 BASELINES: dict[str, Callable[..., Baseline]] = {
     build.__name__: build
@@ -223,6 +234,7 @@ BASELINES: dict[str, Callable[..., Baseline]] = {
         cosine_tuned,
         wsd_tuned,
         nanochat,
+        nanochat_warmdown,
     )
 }
 

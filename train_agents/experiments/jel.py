@@ -8,6 +8,8 @@ loss on separate tuning seeds.
 Arms of controllers, 8 episodes per update:
     paper      the paper's hyperparameters (table 2), independent seeds within a group
     ours       per-optimizer actions, grouped seeds, policy rate 2e-3
+    refined    nanochat's rates, which a rate per group refines, trained on short runs with the
+               deployed batch
     ablations  one change each from `paper` (section 4.4), and stable-baselines3's PPO.
 
 `--demo` is the same on a run a quarter as long, in minutes. Interrupted, the same command goes on
@@ -92,6 +94,10 @@ class Arm:
     agent: str = "jel"
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     jel: JELAgentConfig = field(default_factory=JELAgentConfig)
+    #: Changes of the meta-training runs, and of the number of updates if it is not 0. Both are
+    #: arguments of the job.
+    meta_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    num_updates: int = field(default=0, repr=False)
 
 
 def _penalty(term: str) -> dict[str, Any]:
@@ -101,6 +107,10 @@ def _penalty(term: str) -> dict[str, Any]:
 
 _PER_OPTIMIZER = {"channels": "per_optimizer"}
 _OURS = _PER_OPTIMIZER | {"seed_mode": "grouped"}
+#: Runs of a quarter of the steps, with the deployed batch: the best rates depend on the noise of a
+#: batch more than on the number of steps.
+_SHORT = {"batch_tokens": 512, "num_steps": 140, "interval": 12}
+_NANOCHAT = schedules.nanochat_rates() | {"channels": [["lr", "group"]]}
 #: Groups: `untuned` and `swept` are always run, `transferred` only with rates that were tuned
 #: before (`num_points` 0), `tuned` only without.
 ARMS: tuple[Arm, ...] = (
@@ -115,6 +125,11 @@ ARMS: tuple[Arm, ...] = (
     Arm(
         "baseline_nanochat",
         "nanochat's rates, schedule and Muon, untuned, without its rule for the batch size",
+        "untuned",
+    ),
+    Arm(
+        "baseline_nanochat_warmdown",
+        "nanochat's rates, untuned, with our Muon, warmdown",
         "untuned",
     ),
     Arm("baseline_cosine_tuned", "hand-tuned rates, cosine", "transferred"),
@@ -145,6 +160,15 @@ ARMS: tuple[Arm, ...] = (
         "controller",
         env_kwargs=_OURS,
         jel=JELAgentConfig(learning_rate=2e-3),
+    ),
+    Arm(
+        "refined",
+        "JEL from nanochat's rates (a rate per group, short runs of the deployed batch)",
+        "refined",
+        env_kwargs=_NANOCHAT | {"seed_mode": "grouped"},
+        jel=JELAgentConfig(learning_rate=2e-3, normalize="per_step_std", initial_log_std=-2.0),
+        meta_kwargs=_SHORT,
+        num_updates=25,
     ),
     Arm("search_cma", "CMA-ES over schedules", "search"),
     Arm("search_random_schedule", "random search over schedules", "search"),
@@ -257,11 +281,14 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         budget = {"num_episodes": 8 * config.num_updates, "seed": 0, "log": log}
         return Job(arm.name, search, {"method": which, **budget, **transfer})
 
+    def trained(arm: Arm) -> dict[str, Any]:
+        sizes = {"num_updates": arm.num_updates or config.num_updates, "runs": str(config.runs)}
+        return sizes | transfer | {"meta_kwargs": config.meta_kwargs() | dict(arm.meta_kwargs)}
+
     def controllers(group: str, count: int) -> list[Job]:
-        sizes = {"num_updates": config.num_updates, "runs": str(config.runs)}
         arms = [arm for arm in ARMS if arm.group == group]
         return [
-            Job(f"{arm.name}-{n}", controller, {"arm": arm, "seed": n, **sizes, **transfer})
+            Job(f"{arm.name}-{n}", controller, {"arm": arm, "seed": n, **trained(arm)})
             for n, arm in product(range(count), arms)
         ]
 
@@ -269,6 +296,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     return [
         *(one(arm) for arm in ARMS if arm.group in ("untuned", chosen, "swept")),
         *controllers("controller", config.num_controllers),
+        *([] if config.demo else controllers("refined", config.num_controllers)),
         *(one(arm) for arm in ARMS if arm.group == "search"),
         *controllers("ablation", config.num_ablation_controllers),
     ]
