@@ -43,6 +43,8 @@ INTERVAL = 5
 DECAY = "weight_decay/matrix"
 #: Coordinate of the matrices' rate under AdamW, for instances without Muon.
 ADAMW_MATRIX = "lr/matrix_adamw"
+#: Coordinate of the matrices' update-to-weight ratio under AdamW, whose updates have a lower rank.
+ADAMW_RATIO = "ratio/matrix_adamw"
 
 
 def _group_rates(instance: Instance, point: Point) -> dict[str, Any]:
@@ -61,6 +63,15 @@ def _law(instance: Instance, point: Point) -> UpdateRatio:
         if name.startswith("ratio/")
     }
     return UpdateRatio(targets, warmdown=min(1.0, point["warmdown"]), interval=INTERVAL)
+
+
+def _law_by_optimizer(instance: Instance, point: Point) -> UpdateRatio:
+    """Returns the law with one of two targets of the matrices."""
+    values = dict(point)
+    adamw = values.pop(ADAMW_RATIO)
+    if "muon" not in str(instance.arguments["optimizer"]):
+        values["ratio/matrix"] = adamw
+    return _law(instance, values)
 
 
 def _nothing(instance: Instance, point: Point) -> dict[str, Any]:
@@ -93,6 +104,12 @@ LAWS: dict[str, Baseline] = {
         _RATIOS,
         nanochat_base,
         _law,
+    ),
+    "ratio_law_by_optimizer": Baseline(
+        "the same law with two targets of the matrices, under Muon and under AdamW",
+        _RATIOS | {ADAMW_RATIO: 0.02},
+        nanochat_base,
+        _law_by_optimizer,
     ),
     "ratio_law_multiplier": Baseline(
         "the same law and targets, which multiplies the instance's rates by 0.01 to 100",
