@@ -75,7 +75,8 @@ def population_speedup(config: BenchmarkConfig) -> dict[str, Any]:
 
     The goal is at least 2.
     """
-    eight, one = make(8, config, config.meta_tokens), make(1, config, config.meta_tokens)
+    steps = max(1, config.num_steps // 2)
+    eight, one = (make(n, config, config.meta_tokens, steps) for n in (8, 1))
     times = alternate(
         {"single": lambda: episodes(one, 8), "population": lambda: episode(eight)}, config.rounds
     )
@@ -101,7 +102,10 @@ def compiled_population(config: BenchmarkConfig) -> dict[str, Any]:
 
     Compilation is in the first round, which is dropped.
     """
-    plain, compiled = (make(8, config, config.meta_tokens, compile=each) for each in (False, True))
+    steps = max(1, config.num_steps // 2)
+    plain, compiled = (
+        make(8, config, config.meta_tokens, steps, compile=each) for each in (False, True)
+    )
     times = alternate(
         {"plain": lambda: episode(plain), "compiled": lambda: episode(compiled)}, config.rounds
     )
