@@ -166,7 +166,7 @@ ARMS: tuple[Arm, ...] = (
         "JEL from nanochat's rates (a rate per group, short runs of the deployed batch)",
         "refined",
         env_kwargs=_NANOCHAT | {"seed_mode": "grouped"},
-        jel=JELAgentConfig(learning_rate=2e-3, normalize="per_step_std", initial_log_std=-2.0),
+        jel=JELAgentConfig(normalize="per_step_std", initial_log_std=-2.0),
         meta_kwargs=_SHORT,
         num_updates=25,
     ),
