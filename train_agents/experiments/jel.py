@@ -281,14 +281,14 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
         budget = {"num_episodes": 8 * config.num_updates, "seed": 0, "log": log}
         return Job(arm.name, search, {"method": which, **budget, **transfer})
 
-    def trained(arm: Arm) -> dict[str, Any]:
+    def training_arguments(arm: Arm) -> dict[str, Any]:
         sizes = {"num_updates": arm.num_updates or config.num_updates, "runs": str(config.runs)}
         return sizes | transfer | {"meta_kwargs": config.meta_kwargs() | dict(arm.meta_kwargs)}
 
     def controllers(group: str, count: int) -> list[Job]:
         arms = [arm for arm in ARMS if arm.group == group]
         return [
-            Job(f"{arm.name}-{n}", controller, {"arm": arm, "seed": n, **trained(arm)})
+            Job(f"{arm.name}-{n}", controller, {"arm": arm, "seed": n, **training_arguments(arm)})
             for n, arm in product(range(count), arms)
         ]
 
