@@ -27,6 +27,7 @@ NANOCHAT_LR = {
     "unembedding": 0.004 * math.sqrt(12),
     "matrix": 0.02,
 }
+NANOCHAT_DECAY = {"embedding": 0.0, "unembedding": 0.0, "matrix": 0.2}
 
 
 def flat(t):
@@ -60,7 +61,8 @@ def expected_of(name):
         "hand_tuned": (*tuned(), warmdown),
         "cosine_tuned": (*tuned(), half_cosine),
         "wsd_tuned": (*tuned(), stable_decay),
-        "nanochat": (NANOCHAT_LR, {"embedding": 0.0, "unembedding": 0.0, "matrix": 0.2}, warmdown),
+        "nanochat": (NANOCHAT_LR, NANOCHAT_DECAY, warmdown),
+        "nanochat_warmdown": (NANOCHAT_LR, NANOCHAT_DECAY, warmdown),
     }
     if name in table:
         lr, decay, schedule = table[name]
