@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpenv.envs.jel import make_vector_env
-from speed.operators import decide
+from speed.operators import adamw_env, decide
 from speed.timing import alternate, ratio
 
 #: Examples of a step, of both.
@@ -75,18 +74,8 @@ def _is_installed(name: str) -> bool:
 
 
 def _our_env(interval: int, rounds: int) -> Any:
-    env = make_vector_env(
-        1,
-        optimizer="adamw",
-        batch_tokens=BATCH * SEQUENCE_LENGTH,
-        sequence_length=SEQUENCE_LENGTH,
-        num_steps=NUM_OURS * (rounds + 2),
-        interval=interval,
-        schedule="none",
-        autoreset_mode="DISABLED",
-    )
-    env.reset(seed=0)
-    return env
+    tokens, num_steps = BATCH * SEQUENCE_LENGTH, NUM_OURS * (rounds + 2)
+    return adamw_env(1, tokens, SEQUENCE_LENGTH, interval, num_steps)
 
 
 def _their_env() -> Any:

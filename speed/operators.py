@@ -33,6 +33,32 @@ def decide(env: TrainLoopVectorEnv, num_decisions: int) -> None:
         env.step(np.zeros((env.num_envs, len(env.action_names)), dtype=np.float32))
 
 
+def adamw_env(
+    num_envs: int, tokens: int, sequence_length: int, interval: int, num_steps: int
+) -> TrainLoopVectorEnv:
+    """Makes a population of `nano` with AdamW and no schedule, and begins its runs.
+
+    Args:
+        num_envs: runs of the population, N.
+        tokens: batch of a step of one run [tokens].
+        sequence_length: [tokens].
+        interval: steps per decision [steps].
+        num_steps: of a run [steps].
+    """
+    env = jel.make_vector_env(
+        num_envs,
+        optimizer="adamw",
+        batch_tokens=tokens,
+        sequence_length=sequence_length,
+        num_steps=num_steps,
+        interval=interval,
+        schedule="none",
+        autoreset_mode="DISABLED",
+    )
+    env.reset(seed=0)
+    return env
+
+
 def operator_shares() -> dict[str, Any]:
     """Profiles decisions of each id, after a first decision without the profiler.
 

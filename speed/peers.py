@@ -16,8 +16,7 @@ import torch
 from transformers import Trainer
 
 from examples.deploy_nanogpt_loop import GPT, batch, text
-from hpenv.envs.jel import make_vector_env
-from speed.operators import decide
+from speed.operators import adamw_env, decide
 from speed.timing import alternate, ratio
 from train_agents.experiments.measures.trainers import make_arguments, make_model, make_optimizer
 
@@ -61,17 +60,7 @@ def _trainer(rows: int) -> Callable[[], object]:
 
 def _env(num_envs: int, tokens: int, rounds: int) -> Callable[[], object]:
     """Returns a decision of a population of `nano` with AdamW, of as many steps."""
-    env = make_vector_env(
-        num_envs,
-        optimizer="adamw",
-        batch_tokens=tokens,
-        sequence_length=SEQUENCE_LENGTH,
-        num_steps=NUM_STEPS * (rounds + 2),
-        interval=NUM_STEPS,
-        schedule="none",
-        autoreset_mode="DISABLED",
-    )
-    env.reset(seed=0)
+    env = adamw_env(num_envs, tokens, SEQUENCE_LENGTH, NUM_STEPS, NUM_STEPS * (rounds + 2))
     return partial(decide, env, 1)
 
 
