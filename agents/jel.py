@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from hpenv.policies.store import save_state
 
 # The choices of the command line.
 Normalization = Literal["none", "per_step_std", "batch_std", "grpo"]
+Start = Literal["random", "neutral"]
 Advantages = tuple[FloatArray, FloatArray]  # advantages and weights of the decisions, (T, N) each
 
 
@@ -94,12 +95,17 @@ class JELAgentConfig:
     initial_log_std: float = -0.5  # a standard deviation of 0.61 over raw actions
     log_std_bounds: tuple[float, float] = (-5.0, 2.0)  # smallest and largest log_std
     max_grad_norm: float | None = None  # global L2 norm; None: unbounded
+    # Mean of the first policy: that of a random network (the paper's), whose learning rates are up
+    # to ten times the base's or a tenth, or neutral. Results name it beside the repr.
+    start: Start = field(default="random", repr=False)
 
     def __post_init__(self) -> None:
         if self.normalize not in NORMALIZATIONS:
             raise ValueError(
                 f"normalize must be one of {list(NORMALIZATIONS)}; got {self.normalize!r}"
             )
+        if self.start not in get_args(Start):
+            raise ValueError(f"start must be one of {get_args(Start)}; got {self.start!r}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0; got {self.learning_rate}")
         if not 0.0 <= self.gamma <= 1.0:
@@ -153,6 +159,8 @@ class JELAgent:
             self.config.log_std_bounds,
             weights_seed,
         )
+        if self.config.start == "neutral":
+            self.policy.center()
         self.num_updates = 0
 
         self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate)

@@ -101,6 +101,12 @@ class GaussianMLP(nn.Module):
         self.head.weight[self.action_size :] = 0.0
         self.head.bias[self.action_size :] = self.initial_log_std
 
+    @torch.no_grad()
+    def center(self) -> None:
+        """Sets the mean to 0 at every observation. The body keeps its weights."""
+        self.head.weight[: self.action_size] = 0.0
+        self.head.bias[: self.action_size] = 0.0
+
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns mean and log standard deviation, (..., A) each, at observations (..., F)."""
         mean, log_std = self.head(self.body(obs)).chunk(2, dim=-1)

@@ -165,3 +165,17 @@ def test_a_decision_is_the_tanh_of_a_gaussian_sample():
     assert np.allclose(decision.raw.std(axis=0), math.exp(-0.5), atol=0.02)
     expected = gaussian_log_prob(torch.from_numpy(decision.raw), mean, log_std).detach()
     assert np.array_equal(decision.log_prob, expected)
+
+
+def test_a_neutral_start_is_at_neutral_and_learns():
+    env = TargetTrackingVectorEnv(num_envs=32, noise=0.1)
+    agent = JELAgent(1, 2, dataclasses.replace(FAST, start="neutral"), seed=0)
+    observations = np.linspace(-1.0, 1.0, 5, dtype=np.float32)[:, None]
+    assert (agent.policy.act(observations) == 0.0).all()
+    assert (JELAgent(1, 2, FAST, seed=0).policy.act(observations) != 0.0).all()
+    start = regret(env, agent.policy)
+    env.reset(seed=0)
+    for _ in range(50):
+        agent.update(collect(env, agent))
+    assert start > 0.5
+    assert regret(env, agent.policy) < 0.1

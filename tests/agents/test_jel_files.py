@@ -111,6 +111,7 @@ def test_the_command_line_offers_every_normalization():
         {"num_epochs": 0},
         {"batch_size": 0},
         {"max_grad_norm": 0.0},
+        {"start": "zero"},
     ],
 )
 def test_bad_hyperparameters_are_refused(change):
