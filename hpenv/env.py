@@ -1,7 +1,8 @@
 """The environment: an action sets the panel, the plant trains, features and terms are computed.
 
 N runs are stepped together, and each run is one episode. `hpenv.envs.single.TrainLoopEnv` is the
-same environment with N = 1. `hpenv.branching` takes snapshots, forks and counterfactuals.
+same environment with N = 1. `hpenv.branching` takes snapshots, forks and counterfactuals. The
+module is one class, and longer than usual for that reason.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Aggregates of scores over instances and seeds, their intervals, and comparisons of two methods.
+"""Aggregates of scores over instances and seeds, and their intervals.
 
 A score is (b_base - b) / (b_base - b_ref), clipped to [-1, 1.5]: 0 is the base, 1 the reference,
 and higher is better. The scores of one method are an array (I, S) of I instances and S seeds.
-rliable's arrays are the transpose, (runs, tasks). Two methods are paired: the same place in their
-arrays is the same instance and the same seed.
+rliable's arrays are the transpose, (runs, tasks).
 
 The unit of every interval is the instance: it is for other instances of the same distribution. An
 instance is resampled with all its seeds, because the spread of the instances' means holds the
@@ -18,7 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,19 +33,6 @@ FEWEST_SEEDS = 5
 Statistic = Callable[[FloatArray], Any]
 
 
-class PairedComparison(NamedTuple):
-    """Comparison of method a with method b.
-
-    `p_value` is one-sided, of the hypothesis that a is no better than b. It holds for a pair that
-    was chosen before its scores were seen. Double it where the scores decide which of the two is a,
-    as for neighbors in a sorted table.
-    """
-
-    difference: Interval
-    p_value: float
-    probability_of_improvement: float
-
-
 def check_seeds(num_seeds: int) -> None:
     """Refuses a rank on fewer than FEWEST_SEEDS seeds.
 
@@ -59,7 +45,12 @@ def check_seeds(num_seeds: int) -> None:
         )
 
 
-def _matrix(scores: ArrayLike, name: str = "scores") -> FloatArray:
+def score_matrix(scores: ArrayLike, name: str = "scores") -> FloatArray:
+    """Returns scores as an array (..., I, S).
+
+    Raises:
+        ValueError: they have fewer than two dimensions, are empty, or are not finite.
+    """
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim < 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(
@@ -83,7 +74,7 @@ def interquartile_mean(scores: ArrayLike) -> Any:
     Raises:
         ValueError: scores have fewer than two dimensions, are empty, or are not finite.
     """
-    array = _matrix(scores)
+    array = score_matrix(scores)
     flat = array.reshape(*array.shape[:-2], -1)
     cut = flat.shape[-1] // 4
     kept = flat.shape[-1] - cut
@@ -107,30 +98,7 @@ def optimality_gap(scores: ArrayLike, gamma: float = 1.0) -> Any:
     Raises:
         ValueError: scores have fewer than two dimensions, are empty, or are not finite.
     """
-    return gamma - np.minimum(_matrix(scores), gamma).mean((-1, -2))
-
-
-def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
-    """Returns P(a score of x > a score of y on the same instance), averaged over instances.
-
-    All pairs of seeds are compared, a tie counts one half: the Mann-Whitney U of each instance
-    divided by the number of pairs, as rliable's `probability_of_improvement`.
-
-    Args:
-        x: (I, S).
-        y: (I, S'), of the same instances.
-
-    Raises:
-        ValueError: the instances differ in number, or an array is empty or not finite.
-    """
-    first, second = _matrix(x, "x"), _matrix(y, "y")
-    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
-        raise ValueError(
-            "x and y must have shapes (instances, seeds) with the same instances; got "
-            f"{first.shape} and {second.shape}"
-        )
-    sign = np.sign(first[:, :, None] - second[:, None, :])  # (I, S, S')
-    return float(0.5 + 0.5 * sign.mean())
+    return gamma - np.minimum(score_matrix(scores), gamma).mean((-1, -2))
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> FloatArray:
@@ -148,12 +116,12 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> FloatArray:
     Raises:
         ValueError: scores have fewer than two dimensions, are empty, or are not finite.
     """
-    ordered = np.sort(_matrix(scores), axis=None)
+    ordered = np.sort(score_matrix(scores), axis=None)
     at_most = np.searchsorted(ordered, np.asarray(thresholds, dtype=np.float64), side="right")
     return 1.0 - at_most / ordered.size
 
 
-def _units(scores: FloatArray) -> FloatArray:
+def units_of(scores: FloatArray) -> FloatArray:
     """Returns the scores with one row per unit of resampling: (I, S), of one instance (S, 1)."""
     units = scores.T if scores.ndim == 2 and len(scores) == 1 else scores
     if units.ndim != 2 or len(units) < 2:
@@ -164,7 +132,8 @@ def _units(scores: FloatArray) -> FloatArray:
     return units
 
 
-def _resample(num_units: int, num_resamples: int, seed: int) -> IntArray:
+def resampled_units(num_units: int, num_resamples: int, seed: int) -> IntArray:
+    """Returns the units of every bootstrap sample, (num_resamples, num_units)."""
     return np.random.default_rng(seed).integers(num_units, size=(num_resamples, num_units))
 
 
@@ -242,13 +211,13 @@ def hierarchical_interval(
         Hesterberg 2015, What teachers should know about the bootstrap (the factor, there on the
         probabilities).
     """
-    units = _units(_matrix(scores))
+    units = units_of(score_matrix(scores))
     estimate = float(statistic(units))
-    samples = units[_resample(len(units), num_resamples, seed)]  # (B, U, S)
+    samples = units[resampled_units(len(units), num_resamples, seed)]  # (B, U, S)
     bootstrap = np.asarray(statistic(samples), dtype=np.float64)
 
     influence = _jackknife(statistic, units)
-    tail = _tail(confidence)
+    tail = tail_of(confidence)
     ends = np.quantile(bootstrap, _corrected_levels(bootstrap, estimate, influence, tail))
 
     ratio = special.stdtrit(_freedom(influence), tail) / special.ndtri(tail)
@@ -257,136 +226,12 @@ def hierarchical_interval(
     return Interval(estimate, min(estimate, float(low)), max(estimate, float(high)))
 
 
-def _tail(confidence: float) -> float:
+def tail_of(confidence: float) -> float:
+    """Returns the probability beyond one end of an interval.
+
+    Raises:
+        ValueError: confidence is not in (0, 1).
+    """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1); got {confidence}")
     return 0.5 - confidence / 2.0
-
-
-def paired_comparison(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    seed: int,
-    statistic: Statistic = interquartile_mean,
-    num_resamples: int = 2000,
-    confidence: float = 0.95,
-) -> PairedComparison:
-    """Compares method a with method b on the same instances and seeds.
-
-    The difference is statistic(a) - statistic(b), both of the same resampled instances with all
-    their seeds. Interval and p-value are Student's t with I - 1 degrees of freedom and the
-    bootstrap's standard error times sqrt(I / (I - 1)). So the interval lies above zero exactly if
-    the p-value is below (1 - confidence) / 2. At 20 instances and 10 seeds 95 % intervals cover 95
-    to 97 %. With four instances they are wider than they need to be.
-
-    With one instance, the difference is the mean over seeds of a - b, with Student's t over the
-    seeds, and `statistic` is not used.
-
-    Args:
-        a: (I, S).
-        b: (I, S), in the order of the same instances and seeds.
-        seed: of the resampling.
-        statistic: reduces (..., I, S) to (...), higher is better.
-        num_resamples: number of bootstrap samples.
-        confidence: coverage of the interval of the difference, in (0, 1).
-
-    Raises:
-        ValueError: as `hierarchical_interval`, or the shapes differ.
-
-    References:
-        Davison & Hinkley 1997, section 3.8.
-    """
-    first, second = _matrix(a, "a"), _matrix(b, "b")
-    if first.shape != second.shape:
-        raise ValueError(
-            "a and b must have scores of the same instances and seeds; got shapes "
-            f"{first.shape} and {second.shape}"
-        )
-    x, y = _units(first), _units(second)
-
-    if len(first) == 1:
-        difference = float((x - y).mean())
-        error = float((x - y).std(ddof=1)) / np.sqrt(len(x))
-    else:
-        difference = float(statistic(x) - statistic(y))
-        chosen = _resample(len(x), num_resamples, seed)
-        bootstrap = np.asarray(statistic(x[chosen]) - statistic(y[chosen]), dtype=np.float64)
-        error = float(bootstrap.std() * np.sqrt(len(x) / (len(x) - 1.0)))
-
-    freedom = len(x) - 1
-    half = float(-special.stdtrit(freedom, _tail(confidence))) * error
-    if error > 0.0:
-        p_value = float(special.stdtr(freedom, -difference / error))
-    else:  # every unit has the same difference, most often zero
-        p_value = float(difference <= 0.0)
-    return PairedComparison(
-        Interval(difference, difference - half, difference + half),
-        p_value,
-        probability_of_improvement(first, second),
-    )
-
-
-def holm(p_values: ArrayLike) -> FloatArray:
-    """Returns p-values adjusted for being several.
-
-    Below alpha, they refuse no true hypothesis with probability 1 - alpha at least.
-
-    Args:
-        p_values: (K,), one per comparison, in [0, 1].
-
-    Returns:
-        Adjusted p-values, (K,), in the order given, at most 1.
-
-    Raises:
-        ValueError: the array is not one-dimensional, or a value is not in [0, 1].
-
-    References:
-        Holm 1979, A simple sequentially rejective multiple test procedure.
-    """
-    array = np.asarray(p_values, dtype=np.float64)
-    if array.ndim != 1 or not ((array >= 0.0) & (array <= 1.0)).all():
-        raise ValueError(f"p_values must be one-dimensional and in [0, 1]; got {array.tolist()}")
-    order = np.argsort(array, kind="stable")
-    steps = np.arange(len(array), 0, -1) * array[order]
-    adjusted = np.empty_like(array)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
-
-
-def minimum_detectable_difference(
-    differences: ArrayLike, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """Returns the true mean difference that a one-sided paired t-test finds with a given power.
-
-    It is d sd / sqrt(S), where the noncentral t of noncentrality d and S - 1 degrees of freedom
-    exceeds the critical t with probability `power`. sd is the sample's standard deviation, so the
-    result is as uncertain as that: with 10 seeds, by a quarter.
-
-    Args:
-        differences: paired differences of two methods on one instance, one per seed, (S,).
-        alpha: level of the test, in (0, 0.5].
-        power: probability of detection, in (alpha, 1).
-
-    Returns:
-        The difference, in units of `differences`. Zero if they are all equal.
-
-    Raises:
-        ValueError: there are fewer than two differences, one is not finite, or alpha and power are
-            out of range.
-
-    References:
-        Cohen 1988, Statistical power analysis for the behavioral sciences, chapter 2.
-    """
-    array = np.asarray(differences, dtype=np.float64)
-    if array.ndim != 1 or array.size < 2 or not np.isfinite(array).all():
-        raise ValueError(
-            f"differences must be at least two finite numbers, one per seed; got {array.tolist()}"
-        )
-    if not 0.0 < alpha <= 0.5 or not alpha < power < 1.0:
-        raise ValueError(f"must be 0 < alpha <= 0.5, alpha < power < 1; got {alpha} and {power}")
-
-    freedom = array.size - 1
-    critical = -special.stdtrit(freedom, alpha)
-    noncentrality = special.nctdtrinc(freedom, 1.0 - power, critical)
-    return float(noncentrality * array.std(ddof=1) / np.sqrt(array.size))

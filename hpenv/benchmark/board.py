@@ -17,12 +17,14 @@ import numpy as np
 from hpenv.arrays import FloatArray
 from hpenv.benchmark.aggregates import (
     FEWEST_SEEDS,
-    PairedComparison,
     hierarchical_interval,
-    holm,
     interquartile_mean,
-    minimum_detectable_difference,
     optimality_gap,
+)
+from hpenv.benchmark.comparisons import (
+    PairedComparison,
+    holm,
+    minimum_detectable_difference,
     paired_comparison,
 )
 from hpenv.benchmark.instances import Suite

@@ -1,6 +1,8 @@
 """The page of a board: one HTML file that needs no other file, no network and no script.
 
 The page is a pure function of the board and its rows, so that the same rows give the same bytes.
+
+The module is longer than usual because it has a function for each section.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hpenv.benchmark.aggregates import PairedComparison
 from hpenv.benchmark.board import HIGHEST, LOWEST, Board, Standing
+from hpenv.benchmark.comparisons import PairedComparison
 from hpenv.benchmark.drawings import interval_bar, style_of, swatch
 from hpenv.benchmark.markup import element, plain
 from hpenv.benchmark.methods import OFF

@@ -9,6 +9,8 @@ seed and its step alone.
 The payments of the grader and the true verdicts are kept apart. Gauges and reward terms may read
 the payments and the flags of a weak detector. True rates are `privileged` measurements, which
 reports and infos alone read.
+
+The module is one class, and longer than usual for that reason.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Every run has its own step count. Weights and data order of a row depend on the seed of that row
 alone. A run diverges if its loss or gradient is not finite, or if its loss exceeds a multiple of
 the loss of a uniform guess. A diverged run stops where it is: the optimizer never sees that
-gradient. The other rows do not change.
+gradient. The other rows do not change. The module is one class, and longer than usual for that
+reason.
 """
 
 from __future__ import annotations

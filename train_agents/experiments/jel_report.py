@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from train_agents import figures
+from train_agents import figure_style, figures
 from train_agents.experiments import report as engine
 from train_agents.experiments.report import Cell, Data, number
 from train_agents.experiments.samples import Result
@@ -234,7 +234,7 @@ def _learning(key: str, ylabel: str, *, is_ablation: bool = False) -> engine.Fig
     )
 
 
-def _draw_actions(path: figures.File, found: Mapping[str, Any]) -> None:
+def _draw_actions(path: figure_style.File, found: Mapping[str, Any]) -> None:
     figures.controller_actions(path, **found)
 
 

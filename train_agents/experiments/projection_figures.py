@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpenv.arrays import FloatArray
-from train_agents import figures
+from train_agents import figure_style, figures
 from train_agents.experiments import report as engine
 from train_agents.experiments.projection_arms import (
     ARMS,
@@ -90,13 +90,13 @@ def points(key: str, data: Data) -> list[tuple[str, str, FloatArray]]:
     return [*drawn, ("", "", np.array([rates(name).mean(0) for name in every]))]
 
 
-def draw_points(path: figures.File, shown: Sequence[tuple[str, str, FloatArray]]) -> None:
+def draw_points(path: figure_style.File, shown: Sequence[tuple[str, str, FloatArray]]) -> None:
     """Draws hack rates over pass rates, with the Pareto front of means (the paper's section 6).
 
     Every arm and seed has a point. An arm's mean has a larger one.
     """
     *arms, (_, _, means) = shown
-    figure, axes = figures.canvas(9.0, max(5.0, 0.36 * len(arms)))
+    figure, axes = figure_style.canvas(9.0, max(5.0, 0.36 * len(arms)))
     # After the canvas, which says what to install if matplotlib is missing.
     from matplotlib.patheffects import withStroke
 
@@ -107,7 +107,7 @@ def draw_points(path: figures.File, shown: Sequence[tuple[str, str, FloatArray]]
 
     for number, (label, note, rates) in enumerate(arms):
         marker = MARKERS[number % len(MARKERS)]
-        style = {"color": figures.color_of(number), "marker": marker, "linestyle": ""}
+        style = {"color": figure_style.color_of(number), "marker": marker, "linestyle": ""}
         axes.plot(rates[:, 0], rates[:, 1], **small, **style)
         axes.plot(*rates.mean(0), label=label, **large, **style)
         if note:
@@ -122,8 +122,8 @@ def draw_points(path: figures.File, shown: Sequence[tuple[str, str, FloatArray]]
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -5.0), max(high, 10.0))
     axes.set(xlabel="held-out pass rate without a loophole [%]", ylabel="held-out hack rate [%]")
-    figures.legend_right(figure, axes, "mean; small: one seed")
-    figures.save(figure, path)
+    figure_style.legend_right(figure, axes, "mean; small: one seed")
+    figure_style.save(figure, path)
 
 
 def rate_curves(
@@ -167,9 +167,9 @@ def module_cosines(data: Data) -> dict[str, dict[str, figures.Curve]]:
     return panels
 
 
-def draw_cosines(path: figures.File, rows: Sequence[Row]) -> None:
+def draw_cosines(path: figure_style.File, rows: Sequence[Row]) -> None:
     """Draws histograms of the modules' held-out cosines (the paper's `cos_align_held`)."""
-    figure, every = figures.panel_grid(len(rows), 3, (3.0, 2.4), (0.4, 0.4), sharey=True)
+    figure, every = figure_style.panel_grid(len(rows), 3, (3.0, 2.4), (0.4, 0.4), sharey=True)
     edges = np.linspace(-1.0, 1.0, 21)
 
     for axes, row in zip(every, rows, strict=True):
@@ -177,15 +177,15 @@ def draw_cosines(path: figures.File, rows: Sequence[Row]) -> None:
         # A cosine of 0: the module has no axis.
         median = float(np.mean([np.median(draw[draw != 0.0]) for draw in values.T]))
         weights = np.full(values.size, 1.0 / values.shape[1])
-        axes.hist(values.ravel(), edges, weights=weights, color=figures.COLORS[0])
-        axes.axvline(median, color=figures.COLORS[1], linewidth=1.4)
-        title = figures.wrap_label(row["direction"], 34)
+        axes.hist(values.ravel(), edges, weights=weights, color=figure_style.COLORS[0])
+        axes.axvline(median, color=figure_style.COLORS[1], linewidth=1.4)
+        title = figure_style.wrap_label(row["direction"], 34)
         axes.set_title(f"{title}\nmedian {median:.2f}", fontsize="small")
         axes.tick_params(labelbottom=True)
 
     figure.supxlabel("held-out cosine of a module", fontsize="medium")
     figure.supylabel("modules", fontsize="medium")
-    figures.save(figure, path)
+    figure_style.save(figure, path)
 
 
 _draw = partial(figures.curves, xlabel="update", band="seeds", size=(8.5, 4.4))

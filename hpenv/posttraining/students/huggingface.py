@@ -4,6 +4,8 @@ The model is frozen, and all runs share it. Its linear layers have adapters. The
 run replace the model's for one pass. So runs are computed one after the other, each exactly as if
 it were alone. Prompts and completions are the comments and programs of the tasks. `answers`
 converts them to the format of the model. Tested with models of the Llama and Qwen3 families.
+
+The module is one class, and longer than usual for that reason.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hpenv.benchmark.aggregates import PairedComparison
 from hpenv.benchmark.board import Board, Standing
+from hpenv.benchmark.comparisons import PairedComparison
 from hpenv.benchmark.instances import Instance, Suite
 from hpenv.benchmark.methods import OFF
 from hpenv.benchmark.statistics import Interval

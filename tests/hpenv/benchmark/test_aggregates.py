@@ -10,12 +10,14 @@ from hpenv.benchmark.aggregates import (
     FEWEST_SEEDS,
     check_seeds,
     hierarchical_interval,
-    holm,
     interquartile_mean,
-    minimum_detectable_difference,
     optimality_gap,
-    paired_comparison,
     performance_profile,
+)
+from hpenv.benchmark.comparisons import (
+    holm,
+    minimum_detectable_difference,
+    paired_comparison,
     probability_of_improvement,
 )
 
