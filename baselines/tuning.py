@@ -110,6 +110,11 @@ SEARCHES: dict[str, Search] = {
         _nanochat,
         "nanochat's rates times one factor, its schedules and Muon",
     ),
+    "nanochat_groups": Search(
+        dict(_GROUPS),
+        partial(_per_group, "nanochat"),
+        "per-group rates, nanochat's schedules and Muon",
+    ),
     "schedule_free_sgd": Search(
         {"lr": 1.0, "weight_decay": 0.01, "warmup": 16.0},
         partial(_schedule_free, "sgd"),
