@@ -47,19 +47,28 @@ def _make(preset: str, tokens: int, rounds: int, features: tuple[str, ...]) -> T
     return env
 
 
-def feature_prices(preset: str, tokens: int, rounds: int) -> dict[str, Any]:
+def feature_prices(preset: str, tokens: int, rounds: int, of_all: int) -> dict[str, Any]:
     """Compares a decision of 10 steps that measures features to one that measures none.
 
     Args:
         preset: `nano` or `cell11`.
         tokens: batch of a step [tokens].
-        rounds: alternating rounds of one decision.
+        rounds: alternating rounds of one decision, with single features.
+        of_all: alternating rounds of one decision, with all of TRAVELING.
 
     Returns:
         Name of a feature, `all` of TRAVELING or `trends` -> ratio of a window's processor times.
     """
-    sets: dict[str, tuple[str, ...]] = {name: (name,) for name in (*TRAVELING, *FURTHER)}
-    sets |= {"all": TRAVELING, "trends": TRENDS, "none": ()}
+    single = {name: (name,) for name in (*TRAVELING, *FURTHER)} | {"trends": TRENDS}
+    return _prices(preset, tokens, of_all, {"all": TRAVELING}) | _prices(
+        preset, tokens, rounds, single
+    )
+
+
+def _prices(
+    preset: str, tokens: int, rounds: int, sets: dict[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    sets = sets | {"none": ()}
     envs = {name: _make(preset, tokens, rounds, features) for name, features in sets.items()}
     still = np.zeros((1, 1), np.float32)
     times = alternate(

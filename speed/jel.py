@@ -59,13 +59,14 @@ def episodes(env: TrainLoopVectorEnv, count: int) -> None:
 
 def env_overhead(config: BenchmarkConfig) -> dict[str, Any]:
     """Compares stepping an env to a plain loop. The goal is at most 1.03."""
-    env = make(1, config, config.deployment_tokens)
+    steps = max(1, config.num_steps // 2)
+    env = make(1, config, config.deployment_tokens, steps)
     times = alternate(
         {
             "env": lambda: episode(env),
-            "plain": lambda: plain_loop(config.num_steps, env.interval, config.deployment_tokens),
+            "plain": lambda: plain_loop(steps, env.interval, config.deployment_tokens),
         },
-        config.rounds,
+        config.price_rounds,
     )
     return {"env / plain loop": ratio(times, "env", "plain"), "goal": "<= 1.03"}
 

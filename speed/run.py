@@ -58,7 +58,9 @@ def cell_surface(config: BenchmarkConfig) -> dict[str, Any]:
         ("N = 8", 8, config.meta_tokens),
     )
     return {
-        f"{name}, {tokens} tokens a step": surface_price(config.cell_rounds, tokens, num_envs)
+        f"{name}, {tokens} tokens a step": surface_price(
+            config.cell_rounds, config.price_rounds, tokens, num_envs
+        )
         for name, num_envs, tokens in sizes
     }
 
@@ -87,10 +89,12 @@ def features(config: BenchmarkConfig) -> dict[str, Any]:
     The goals are at most 1.03 at `nano` with 512 tokens, and 1.05 at `cell11`.
     """
     found = {
-        f"{preset}, {tokens} tokens: with / without": feature_prices(preset, tokens, rounds)
-        for preset, tokens, rounds in (
-            ("nano", config.deployment_tokens, config.cell_rounds),
-            ("cell11", config.meta_tokens, config.cell_rounds),
+        f"{preset}, {tokens} tokens: with / without": feature_prices(
+            preset, tokens, config.cell_rounds, config.price_rounds
+        )
+        for preset, tokens in (
+            ("nano", config.deployment_tokens),
+            ("cell11", config.meta_tokens),
         )
     }
     return found | {"goal": "all: <= 1.03 at nano, <= 1.05 at cell11"}

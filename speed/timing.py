@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from scipy import special
+
 
 def seconds(
     function: Callable[[], object], clock: Callable[[], float] = time.perf_counter
@@ -35,6 +37,21 @@ def alternate(
 
 
 def ratio(times: Mapping[str, list[float]], above: str, below: str) -> dict[str, float]:
-    """Returns the median, smallest and largest ratio over the rounds."""
-    ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    """Returns the median ratio over the rounds, its 95 % interval, and the extremes.
+
+    The interval is that of two order statistics. With fewer than nine rounds it is the range.
+    """
+    ratios = sorted(a / b for a, b in zip(times[above], times[below], strict=True))
+    count = len(ratios)
+    # Of a binomial number of ratios below the true median, k or fewer have 2.5 % at most.
+    k = max(
+        (k for k in range(count // 2) if special.bdtr(k, count, 0.5) <= 0.025),
+        default=0,
+    )
+    return {
+        "median": statistics.median(ratios),
+        "low": ratios[k],
+        "high": ratios[count - 1 - k],
+        "min": ratios[0],
+        "max": ratios[-1],
+    }
