@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -129,9 +129,25 @@ def check_rollout(rollout: Rollout, observation_size: int, action_size: int) -> 
         )
 
 
+#: Metadata of a field of a configuration that agents were saved without.
+ADDED = {"is_added": True}
+
+
+def set_fields(config: Any) -> dict[str, Any]:
+    """Returns the fields of a configuration (a dataclass), without an ADDED one at its default.
+
+    An agent that was saved before the field was there is then equal to one made today.
+    """
+    values = {each.name: getattr(config, each.name) for each in fields(config)}
+    for each in fields(config):
+        if each.metadata == ADDED and values[each.name] == each.default:
+            del values[each.name]
+    return values
+
+
 def config_json(config: Any) -> dict[str, Any]:
-    """Returns a configuration (a dataclass) in JSON's types: tuples become lists."""
-    return json.loads(json.dumps(asdict(config)))
+    """Returns the fields of `set_fields` in JSON's types: tuples become lists."""
+    return json.loads(json.dumps(set_fields(config)))
 
 
 def check_identity(metadata: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:

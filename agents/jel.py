@@ -28,6 +28,7 @@ from torch import nn
 
 from agents import returns
 from agents.base import (
+    ADDED,
     BoolArray,
     Decision,
     FloatArray,
@@ -38,6 +39,7 @@ from agents.base import (
     load_agent,
     optimizer_tensors,
     restore_optimizer,
+    set_fields,
 )
 from agents.losses import approximate_kl, clipped_surrogate, gaussian_entropy, gaussian_log_prob
 from hpenv.policies.gaussian_mlp import GaussianMLP
@@ -95,9 +97,14 @@ class JELAgentConfig:
     initial_log_std: float = -0.5  # a standard deviation of 0.61 over raw actions
     log_std_bounds: tuple[float, float] = (-5.0, 2.0)  # smallest and largest log_std
     max_grad_norm: float | None = None  # global L2 norm; None: unbounded
-    # Mean of the first policy: that of a random network (the paper's), whose learning rates are up
-    # to ten times the base's or a tenth, or neutral. Results name it beside the repr.
-    start: Start = field(default="random", repr=False)
+    # Mean of the first policy: `random` is a random network's (the paper's), most often within a
+    # factor of five of the base; `neutral` is 0 at every observation
+    start: Start = field(default="random", metadata=ADDED)
+
+    def __repr__(self) -> str:
+        """Names what `set_fields` does, so that it keys results of earlier versions too."""
+        values = ", ".join(f"{name}={value!r}" for name, value in set_fields(self).items())
+        return f"{type(self).__name__}({values})"
 
     def __post_init__(self) -> None:
         if self.normalize not in NORMALIZATIONS:

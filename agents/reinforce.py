@@ -9,8 +9,8 @@ rows. A shared network decides all rows and learns from them all.
 The ratio's denominator is the density per cell under the weights at the start of `update`, computed
 from the stored observations. Those weights took the decisions: the contract of a Rollout says so,
 and online training (one update per decision) always meets it. `Rollout.log_prob` is a sum over
-cells and cannot be split. An older version's rollout is learned from as if this one had decided.
-`train/staleness` reports the difference. The module is one class, and long for that reason.
+cells and cannot be split. The agent learns from a rollout of an older version as if this one had
+taken the decisions: `train/staleness` reports the difference. The module is long, as one class.
 """
 
 from __future__ import annotations

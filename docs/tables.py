@@ -315,7 +315,7 @@ def prices() -> str:
             facts = found["facts"]
             parts.append(
                 f"## `{file.name}`\n\n{facts['processor']}, commit `{facts['commit'][:7]}`.\n\n"
-                + table(("measure", "ratio", "median", "smallest", "largest"), rows)
+                + table(("measure", "ratio", "median", "95 %", "smallest", "largest"), rows)
             )
     return "\n".join(parts)
 
@@ -325,8 +325,9 @@ def _medians(path: str, value: Any) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, own in value.items() if isinstance(value, dict) else ():
         if isinstance(own, dict) and "median" in own:
-            numbers = [f"{own[key]:.3g}" for key in ("median", "min", "max")]
-            rows.append((path, name, *numbers))
+            median, *ends = (f"{own[key]:.3g}" for key in ("median", "min", "max"))
+            interval = f"{own['low']:.3g} to {own['high']:.3g}" if "low" in own else ""
+            rows.append((path, name, median, interval, *ends))
         elif isinstance(own, dict):
             rows += _medians(f"{path}: {name}", own)
     return rows

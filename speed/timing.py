@@ -39,11 +39,12 @@ def alternate(
 def ratio(times: Mapping[str, list[float]], above: str, below: str) -> dict[str, float]:
     """Returns the median ratio over the rounds, its 95 % interval, and the extremes.
 
-    The interval is that of two order statistics. With fewer than nine rounds it is the range.
+    The interval is that of two order statistics. With six to eight rounds it is the range. With
+    fewer, the range covers less.
     """
     ratios = sorted(a / b for a, b in zip(times[above], times[below], strict=True))
     count = len(ratios)
-    # Of a binomial number of ratios below the true median, k or fewer have 2.5 % at most.
+    # Largest k for which k ratios at most lie below the true median with probability 2.5 % at most.
     k = max(
         (k for k in range(count // 2) if special.bdtr(k, count, 0.5) <= 0.025),
         default=0,

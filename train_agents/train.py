@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, config_json
 from agents.jel import JELAgent, JELAgentConfig
 from agents.ppo import PPOAgent, PPOAgentConfig
 from agents.reinforce import ReinforceAgent
@@ -322,7 +322,8 @@ def _json_values(config: TrainConfig) -> dict[str, Any]:
     values = {key: value for key, value in asdict(config).items() if key not in left_out}
     if not config.suite:
         del values["suite"], values["lr_decades"]
-    return values | {"env_kwargs": config.arguments()}
+    own = {config.agent: config_json(getattr(config, config.agent))}
+    return values | own | {"env_kwargs": config.arguments()}
 
 
 def train(config: TrainConfig) -> dict[str, float]:

@@ -21,8 +21,6 @@ from it continues bit for bit like one that was never interrupted. This does not
 `restore_callback_states_from_checkpoint`, which would replace the callback by another one.
 
 The module is longer than usual because the events of a Trainer share their state.
-
-The module is one class, and longer than usual for that reason.
 """
 
 from __future__ import annotations

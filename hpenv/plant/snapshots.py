@@ -7,8 +7,8 @@
 A snapshot is written to a hidden folder next to its path, flushed to the disk, and renamed. A
 folder cannot be renamed over another, so an older snapshot at the path is first renamed away and
 deleted at the end. If the process dies between the two renames, the older snapshot is found under
-its hidden name. Only one process may use a path at a time. A process that reads while another one
-replaces may be refused, but never gets a mixture. Reading and writing stand together: they agree.
+its hidden name. So there is a valid snapshot at every moment. Only one process may use a path at a
+time. A reader meanwhile may be refused, but never gets a mixture. Writer and reader are both here.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.base import config_json
 from agents.jel import NORMALIZATIONS, JELAgent, JELAgentConfig, Normalization
 from hpenv.policies import load_policy, save_policy
 from tests.agents.small_jel import SMALL, fixed_rollout, weights
@@ -67,6 +68,17 @@ def test_an_agent_of_other_arguments_is_not_loaded(tmp_path):
         JELAgent(1, 2, dataclasses.replace(SMALL, gamma=0.9)).load(tmp_path / "agent")
     with pytest.raises(ValueError, match="action_size"):
         JELAgent(1, 4, SMALL).load(tmp_path / "agent")
+
+
+def test_a_start_at_random_is_left_out_of_what_is_compared(tmp_path):
+    """Agents and results from before the option are those of its default."""
+    assert "start" not in config_json(JELAgentConfig()) and "start" not in repr(JELAgentConfig())
+    neutral = JELAgentConfig(start="neutral")
+    assert config_json(neutral)["start"] == "neutral" and "start='neutral'" in repr(neutral)
+    JELAgent(1, 2, neutral, seed=0).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="must have config"):
+        JELAgent(1, 2, seed=0).load(tmp_path / "agent")
+    JELAgent(1, 2, neutral, seed=1).load(tmp_path / "agent")
 
 
 def test_its_policy_can_be_taken_out_and_acts_identically(tmp_path):

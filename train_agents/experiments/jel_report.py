@@ -25,6 +25,7 @@ DYNAMICS = (
     ("search_cma",),
     ("paper",),
     ("ours",),
+    ("nanochat",),
 )
 #: Reference of differences -> patterns of its arms. The first with a result counts, and of several
 #: arms the one with the lowest probe loss on the tuning seeds.
@@ -32,6 +33,7 @@ REFERENCES = {
     "base": (REFERENCE,),
     "constant": ("baseline_constant",),
     "hand_tuned": ("tuned_hand_tuned", "baseline_hand_tuned"),
+    "nanochat": ("tuned_nanochat_groups", "baseline_nanochat"),
     "schedule_free": ("tuned_schedule_free_*", "sweep_schedule_free_*"),
 }
 
@@ -115,6 +117,7 @@ def main_table(data: Data) -> str:
         ("below its constant rate", below("constant")),
         ("below best schedule-free", below("schedule_free")),
         ("below hand-tuned", below("hand_tuned")),
+        ("below nanochat's run", below("nanochat")),
         (spent, lambda arm: number(summary[arm]["run_equivalents"], ".0f")),
     ]
     return engine.table(sorted(_main(data), key=lambda arm: -summary[arm]["bpb"]), columns)
@@ -218,7 +221,9 @@ def actions(arm: str, data: Data) -> dict[str, Any]:
 def learning(key: str, is_ablation: bool, data: Data) -> dict[str, figures.Curve]:
     """Returns a metric of every update of controllers, by arm."""
     curves = {}
-    for arm in data.of_group("ablation") if is_ablation else _main(data):
+    full = data.of_group("nanochat")  # of other runs, whose returns have another level
+    main = [arm for arm in _main(data) if arm not in full]
+    for arm in data.of_group("ablation") if is_ablation else main:
         trainings = [result["extra"].get("training", []) for result in data.members(arm)]
         histories = [[line.get(key) for line in lines] for lines in trainings]
         if histories[0] and None not in histories[0]:
@@ -257,6 +262,7 @@ FIGURES: dict[str, engine.Figure] = {
     ),
     "figure3_actions_paper": (partial(actions, "paper"), _draw_actions),
     "figure3_actions_ours": (partial(actions, "ours"), _draw_actions),
+    "figure3_actions_nanochat": (partial(actions, "nanochat"), _draw_actions),
     "learning_curves": _learning(*_RETURN),
     "entropy": _learning(*_ENTROPY),
     "learning_curves_ablations": _learning(*_RETURN, is_ablation=True),
