@@ -59,7 +59,8 @@ def feature_prices(preset: str, tokens: int, rounds: int, of_all: int) -> dict[s
     Returns:
         Name of a feature, `all` of TRAVELING or `trends` -> ratio of a window's processor times.
     """
-    single = {name: (name,) for name in (*TRAVELING, *FURTHER)} | {"trends": TRENDS}
+    single: dict[str, tuple[str, ...]] = {name: (name,) for name in (*TRAVELING, *FURTHER)}
+    single |= {"trends": TRENDS}
     return _prices(preset, tokens, of_all, {"all": TRAVELING}) | _prices(
         preset, tokens, rounds, single
     )
