@@ -18,7 +18,7 @@ class BenchmarkConfig:
     meta_tokens: int = 128  # batch of a step in meta-training [tokens]
     deployment_tokens: int = 512  # batch of a step of a deployed run [tokens]
     cell_rounds: int = 15  # alternating rounds of 4 steps of TrainLoop-Cell-v0
-    price_rounds: int = 40  # alternating rounds of what should cost a few percent
+    price_rounds: int = 40  # alternating rounds of prices of a few percent of a short step
     update_rounds: int = 20  # alternating rounds of one update of TrainLoop-GRPOProjection-v0
     threads: tuple[int, ...] = (1, 2)  # torch threads, one pass over the benchmarks for each
     only: tuple[str, ...] = ()  # names of benchmarks; empty: all of them

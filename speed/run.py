@@ -80,7 +80,7 @@ def attached_controller(config: BenchmarkConfig) -> dict[str, Any]:
 
     The goals are ratios of 1.003 for JEL and 1.03 for a controller that observes every feature.
     """
-    return attachment_price(config.price_rounds)
+    return attachment_price(config.rounds)
 
 
 def features(config: BenchmarkConfig) -> dict[str, Any]:
