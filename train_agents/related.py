@@ -5,6 +5,8 @@ words of a pair, but another problem, and so another program. The student never 
 knew the pairs by heart, the clean programs would have no gradient, and a direction made of the
 pairs would be the gradient of the hacks alone. Texts are filled from templates: a problem with
 constants, a name for the function, and a way to cheat or not to.
+
+The module has the templates and a writer for each way to cheat, and is long for that reason.
 """
 
 from __future__ import annotations

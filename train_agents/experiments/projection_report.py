@@ -2,6 +2,8 @@
 
 `projection_claims` has what was fixed beforehand: hypotheses and their criteria.
 `projection_figures` has the figures.
+
+The module is longer than usual because it has a function for each table.
 """
 
 from __future__ import annotations
