@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
+
 import numpy as np
 import torch
 
@@ -11,15 +14,11 @@ from hpenv.optim.optimizers import OPTIMIZERS
 from hpenv.optim.rules import Rates
 
 
-def plain_loop(
-    num_steps: int, interval: int, batch_tokens: int, sequence_length: int = 64
-) -> float:
-    """Trains one `nano` run with AdamW + Muon at constant rates.
+def plain_loop(interval: int, batch_tokens: int, sequence_length: int = 64) -> Iterator[float]:
+    """Trains one `nano` run with AdamW + Muon at constant rates, without end.
 
-    The probe is measured at the start and after each interval.
-
-    Returns:
-        The last probe loss [nats per token].
+    Yields:
+        The probe loss at the start and after each interval [nats per token].
     """
     corpus, config, size = (
         load_corpus(),
@@ -48,8 +47,8 @@ def plain_loop(
     def measure() -> float:
         return float(model.mean_losses(weights, config, *probe, rope)[0])
 
-    loss = measure()
-    for step in range(num_steps):
+    yield measure()
+    for step in count():
         starts = batch_starts(len(corpus.train), 0, step, size, sequence_length)[None]
         inputs, targets = gather(corpus.train, starts, sequence_length)
         leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
@@ -68,7 +67,5 @@ def plain_loop(
                     np.array([step]),
                 )
 
-        if (step + 1) % interval == 0 or step + 1 == num_steps:
-            loss = measure()
-
-    return loss
+        if (step + 1) % interval == 0:
+            yield measure()

@@ -175,12 +175,10 @@ BENCHMARKS = (
 #: Benchmarks that also run with more than one thread. The others have a goal on one thread, or
 #: choose their processes themselves.
 THREADED = (
-    env_overhead,
     population_speedup,
     achieved_flops,
     run_equivalents,
     controller_overhead,
-    cell_surface,
 )
 
 

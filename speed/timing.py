@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping
 
 from scipy import special
 
+#: Rounds end after this time, once there are a few of them. All measures together then take less
+#: than 20 minutes on a slow machine, too.
+LIMIT_SECONDS = 20.0
+LEAST_ROUNDS = 6
+
 
 def seconds(
     function: Callable[[], object], clock: Callable[[], float] = time.perf_counter
@@ -25,12 +30,19 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Returns the times of each function over alternating rounds [s]. A first round is dropped.
 
-    The wall clock is the default. `time.process_time` leaves out what other programs take.
+    Args:
+        functions: name -> function.
+        rounds: largest number of rounds. There are fewer, but LEAST_ROUNDS, after LIMIT_SECONDS.
+        clock: the wall clock is the default. `time.process_time` leaves out what other programs
+            take.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
-    for _ in range(rounds):
+    start = time.monotonic()
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.monotonic() - start > LIMIT_SECONDS:
+            break
         for name, function in functions.items():
             times[name].append(seconds(function, clock))
     return times

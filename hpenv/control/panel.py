@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -217,10 +217,19 @@ class Panel:
         caller may then skip the channel.
         """
         self._refresh()
+        table = self._known_table(name)
+        return None if table is None else table.copy()
+
+    def moves(self, names: Iterable[str]) -> bool:
+        """Returns True if a cell of one of these channels is not at neutral in some run."""
+        self._refresh()
+        return any(self._known_table(name) is not None for name in names)
+
+    def _known_table(self, name: str) -> FloatArray | None:
+        """Returns `table` without a copy, of positions that have been read."""
         if name not in self._tables:
             self._tables[name] = self._table(self._banks_of.get(name, ()))
-        table = self._tables[name]
-        return None if table is None else table.copy()
+        return self._tables[name]
 
     def _table(self, banks: Sequence[ChannelCells]) -> FloatArray | None:
         result: FloatArray | None = None

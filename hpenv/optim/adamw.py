@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hpenv.optim.rules import (
     State,
-    decay_,
+    kept_fractions,
     move_momentum,
-    per_tensor,
     spread,
+    spread_fields,
     trained_weights,
 )
 
@@ -55,10 +55,10 @@ class AdamW:
                 self.eps * rates.eps * root,
                 rates.lr * root / first,
             ],
-            dim=1,
-        )  # (N, 5, K)
+            dim=0,
+        )  # (5, N, K)
 
-        per_tensor = zip(*(spread(scalars[:, i], weights) for i in range(5)), strict=True)
+        per_tensor = zip(*spread_fields(scalars, weights), strict=True)
         for w, g, state, (keep, a1, a2, eps, size) in zip(
             weights, gradients, states, per_tensor, strict=True
         ):
@@ -96,9 +96,11 @@ class SGD:
         """See Rule."""
         moved, _ = move_momentum(self.momentum, 1.0 - self.momentum, rates.momentum)
         momenta = spread(moved, weights)
-        rows = per_tensor(weights, gradients, states, rates)
-        for mu, (w, g, state, lr, wd) in zip(momenta, rows, strict=True):
-            decay_(w, lr, wd)
+        kept = kept_fractions(rates.lr, rates.weight_decay, weights)
+        sizes = spread(rates.lr, weights)
+        rows = zip(weights, gradients, states, momenta, kept, sizes, strict=True)
+        for w, g, state, mu, keep, lr in rows:
+            w.mul_(keep)
             buffer = state["momentum"].mul_(mu).add_(g)
             direction = g.addcmul(buffer, mu) if self.nesterov else buffer
             w.sub_(direction * lr)

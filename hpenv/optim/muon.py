@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpenv.optim.rules import (
     State,
-    decay_,
+    kept_fractions,
     move_momentum,
     per_tensor,
     spread,
@@ -115,9 +115,12 @@ class Muon:
             buffer = state["momentum"].lerp_(g, share)
             directions.append(g.lerp(buffer, mu))
         orthogonal = _orthogonalize_all(directions, JORDAN, dtype=self.newton_schulz_dtype)
-        for w, direction, _, lr, wd in per_tensor(weights, orthogonal, states, rates):
-            decay_(w, lr, wd)
-            w.sub_(direction * (lr * _shape_factor(w)))
+        kept = kept_fractions(rates.lr, rates.weight_decay, weights)
+        dtype, device = weights[0].dtype, weights[0].device
+        factors = torch.tensor([_shape_factor(w) for w in weights], dtype=dtype, device=device)
+        sizes = spread(rates.lr.to(dtype) * factors, weights)
+        for w, direction, keep, size in zip(weights, orthogonal, kept, sizes, strict=True):
+            w.mul_(keep).sub_(direction * size)
 
 
 def _shape_factor(weight: Tensor) -> float:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpenv.optim.rules import State, decay_, row_scalars, spread, trained_weights
+from hpenv.optim.rules import State, kept_fractions, row_scalars, spread, trained_weights
 
 
 def _initial_state(weight: Tensor, d0: float) -> State:
@@ -111,11 +111,11 @@ class Prodigy:
             weights,
             states,
             spread(sizes, weights),
-            spread(rates.weight_decay, weights),
+            kept_fractions(sizes, rates.weight_decay, weights),
             strict=True,
         )
-        for w, state, size, decay in per_tensor:
-            decay_(w, size, decay)
+        for w, state, size, keep in per_tensor:
+            w.mul_(keep)
             root = state["second_moment"].sqrt().add_(_row(new * self.eps, w))
             w.sub_((state["momentum"] * size).div_(root))
 
@@ -175,14 +175,8 @@ class DAdaptAdamW:
         _store(states, new, torch.where(moving, numerator, states[0]["d_numerator"]))
 
         sizes = scales * (size * moving)[:, None]
-        per_tensor = zip(
-            weights,
-            states,
-            spread(sizes, weights),
-            spread(rates.weight_decay, weights),
-            strict=True,
-        )
-        for w, state, own_size, decay in per_tensor:
-            decay_(w, own_size, decay)
+        kept = kept_fractions(sizes, rates.weight_decay, weights)
+        for w, state, keep in zip(weights, states, kept, strict=True):
+            w.mul_(keep)
             step = state["momentum"] / state["second_moment"].sqrt().add_(self.eps)
             w.sub_(step * _row(moving, w))

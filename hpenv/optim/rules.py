@@ -74,14 +74,24 @@ def spread(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
     (N, K) -> K times (N, 1, ...) in the tensors' dtype.
     """
-    columns = values.T.to(like[0].dtype, memory_format=torch.contiguous_format)  # (K, N)
+    return spread_fields(values[None], like)[0]
+
+
+def spread_fields(values: Tensor, like: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Returns several numbers per run and tensor as multipliers of the tensors.
+
+    (F, N, K) -> F times K times (N, 1, ...) in the tensors' dtype.
+    """
+    dtype, layout = like[0].dtype, torch.contiguous_format
+    columns = values.transpose(1, 2).to(dtype, memory_format=layout)  # (F, K, N)
     dimensions = {w.ndim for w in like}
     # One view for all tensors: hundreds of small views cost as much as the update.
     if len(dimensions) == 1:
-        return list(columns.view(*columns.shape, *[1] * (dimensions.pop() - 1)).unbind(0))
+        shaped = columns.view(*columns.shape, *[1] * (dimensions.pop() - 1))
+        return [list(field.unbind(0)) for field in shaped.unbind(0)]
     return [
-        column.view(-1, *[1] * (w.ndim - 1))
-        for column, w in zip(columns.unbind(0), like, strict=True)
+        [c.view(-1, *[1] * (w.ndim - 1)) for c, w in zip(field.unbind(0), like, strict=True)]
+        for field in columns.unbind(0)
     ]
 
 
@@ -96,9 +106,14 @@ def per_tensor(
     return zip(weights, directions, states, lr, decay, strict=True)
 
 
-def decay_(weight: Tensor, lr: Tensor, weight_decay: Tensor) -> None:
-    """Applies decoupled weight decay: w <- w clamp(1 - lr wd, 0, 1)."""
-    weight.mul_((1.0 - lr * weight_decay).clamp_(0.0, 1.0))
+def kept_fractions(lr: Tensor, weight_decay: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the factor of decoupled weight decay, clamp(1 - lr wd, 0, 1).
+
+    It is computed in the tensors' dtype: rates (N, K) -> K times (N, 1, ...).
+    """
+    dtype = like[0].dtype
+    lost = lr.to(dtype) * weight_decay.to(dtype)
+    return spread((1.0 - lost).clamp_(0.0, 1.0), like)
 
 
 class Rule(Protocol):

@@ -173,6 +173,8 @@ class Runs(ABC):
             found: reason of DIVERGENCE_REASONS -> True for the rows that it applies to, (M,).
         """
         for reason, applies in found.items():
+            if not applies.any():
+                continue
             ended = rows[applies & (self.divergence[rows] == 0)]
             self.divergence[ended] = DIVERGENCE_REASONS.index(reason)
 

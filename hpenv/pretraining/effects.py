@@ -36,7 +36,7 @@ from torch import Tensor
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import ChannelCells, Panel
 from hpenv.lm.model import Dials
-from hpenv.optim.rules import Rates, row_scalars
+from hpenv.optim.rules import Rates, Rule, row_scalars
 from hpenv.plant.ranks import ALONE, Ranks
 from hpenv.pretraining.evaluation import Losses, loss_gradients
 from hpenv.pretraining.forward_channels import dial_leaves
@@ -225,11 +225,17 @@ def _sum_by_cell(values: FloatArray, index: IntArray, num_cells: int) -> FloatAr
 
 
 def decay_fractions(
-    rates: Mapping[str, Rates], members: Mapping[str, IntArray], moving: BoolArray
+    rates: Mapping[Rule, Rates], members: Mapping[Rule, IntArray], moving: BoolArray
 ) -> FloatArray:
-    """Returns the fraction of each tensor that decays in a step, (N, K), 0 of frozen rows."""
+    """Returns the fraction of each tensor that decays in a step, (N, K), 0 of frozen rows.
+
+    Args:
+        rates: rule -> rates of its tensors, (N, k) each.
+        members: rule -> indices of its tensors, (k,).
+        moving: True for the runs that move, (N,).
+    """
     found = np.zeros((len(moving), sum(map(len, members.values()))))
-    for group, tensors in members.items():
-        lost = (rates[group].lr * rates[group].weight_decay).clamp(0.0, 1.0)
-        found[:, tensors] = lost.cpu().numpy()
+    for rule, own in rates.items():
+        lost = (own.lr * own.weight_decay).clamp(0.0, 1.0)
+        found[:, members[rule]] = lost.cpu().numpy()
     return np.where(moving[:, None], found, 0.0)

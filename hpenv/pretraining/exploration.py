@@ -54,7 +54,6 @@ def explore_gradients(
     return result
 
 
-@torch.no_grad()
 def explore_weights(
     weights: Mapping[str, Tensor], panel: Panel, seeds: IntArray, steps: IntArray, rows: BoolArray
 ) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpenv.arrays import BoolArray, FloatArray, IntArray
 from hpenv.control.panel import Panel
-from hpenv.optim.rules import row_scalars
+from hpenv.optim.rules import Rates, row_scalars
 from hpenv.plant.seeds import NOISE, ROUTE, step_generator
 from hpenv.pretraining.exploration import explore_gradients
 from hpenv.pretraining.measurements import squared_norms
@@ -48,6 +48,9 @@ def apply_gradient_channels(
     Returns:
         name -> (N, ...). Tensors that no channel moves are the given ones.
     """
+    others = (name for name, _ in panel.banks if name not in Rates._fields)
+    if not panel.moves(others):
+        return gradients
     given, gradients = gradients, _change(gradients, panel)
     if gradients is not given:
         squares = squared_norms(list(gradients.values()))

@@ -48,6 +48,7 @@ from hpenv.pretraining.steps import (
     first_moments,
     loss_and_gradients,
     tensor_sites,
+    tensors_of_rules,
     trained_tensors,
     update_weights,
 )
@@ -113,10 +114,12 @@ class PretrainingPlant(Runs):
             self.panel.layers[:, None] == np.arange(self.model_config.n_layer)
         ).astype(np.float64)  # (K, L)
         groups = np.array(list(self._groups.values()))
-        self._members = {group: np.flatnonzero(groups == group) for group in self.panel.groups}
+        tensors = tensors_of_rules(self._groups, self._rules)
+        self._members = {rule: np.array(list(own.values())) for rule, own in tensors.items()}
+        self._updater = partial(update_weights, {rule: list(own) for rule, own in tensors.items()})
         self._in_group = (groups[:, None] == np.array(self.panel.groups)).astype(np.float64)
 
-        self._rates: dict[str, tuple[Tensor, ...]] = {}
+        self._rates: dict[Rule, Tensor] = {}
         self._window_dials: model.Dials | None = None
         self._window_step = 0
         self._meter = UpdateMeter(self._in_group, self._in_layer)
@@ -171,7 +174,8 @@ class PretrainingPlant(Runs):
     def _begin_window(self, num_steps: IntArray) -> None:
         """Reads the panel. See Runs."""
         steps = self.steps + np.arange(num_steps.max(initial=0))[:, None]  # (S, N)
-        self._rates = window_rates(self.config, self.panel, self._members, steps, self.device)
+        groups, members = list(self._groups.values()), self._members
+        self._rates = window_rates(self.config, self.panel, groups, members, steps, self.device)
         self._window_dials, self._window_step = self._dials(), 0
         self._meter.begin(self.measured_groups, num_steps)
         self._effects.begin_window()
@@ -226,7 +230,8 @@ class PretrainingPlant(Runs):
         )
 
         squares, maxima = gradient_sizes(gradients, "gradient_max" in self.measured_groups)
-        loss, norm = losses.double().cpu().numpy(), np.sqrt(squares.sum(1))
+        loss = losses.cpu().numpy().astype(np.float64)
+        norm = np.sqrt(squares.sum(1))
         self._mark_diverged(rows, divergence_reasons(loss[rows], norm[rows], self._limit))
         moving = active & (self.divergence == 0)
         values = {"train_loss": loss, "gradient_norm": norm}
@@ -235,7 +240,8 @@ class PretrainingPlant(Runs):
 
         if moving.any():
             given = dict(zip(self.weights, gradients, strict=True))
-            momenta = first_moments(self.optimizer_state)
+            blends = self.panel.moves(("momentum_blend",))
+            momenta = first_moments(self.optimizer_state) if blends else {}
             given = dict(
                 apply_gradient_channels(
                     given, momenta, squares, self.panel, self.seeds, self.steps, moving
@@ -257,7 +263,9 @@ class PretrainingPlant(Runs):
                 promise = self._meter.promise(probed.gradients)
                 values["probe_gain"] = gain(decrease.double().cpu().numpy(), promise)
 
-        self.steps[moving] += 1
+        self.steps += moving
+        if len(rows) == self.num_rows:
+            return values
         return {name: value[rows] for name, value in values.items()}
 
     @torch.no_grad()
@@ -313,16 +321,16 @@ class PretrainingPlant(Runs):
         return batches.training_batch(tokens, self.config, self.seeds, self.steps, self.ranks)
 
     def _cast(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self._dtype == torch.float32:
+            return weights
         return {name: weight.to(self._dtype) for name, weight in weights.items()}
 
     def _update(
-        self, gradients: Mapping[str, Tensor], rates: Mapping[str, Rates], moving: BoolArray
+        self, gradients: Mapping[str, Tensor], rates: Mapping[Rule, Rates], moving: BoolArray
     ) -> None:
         """Updates the weights, and adds their change to the traces of the cells' effects."""
         update = partial(
-            update_weights,
-            self._rules,
-            self._groups,
+            self._updater,
             self.weights,
             states=self.optimizer_state,
             rates=rates,

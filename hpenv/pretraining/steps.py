@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -82,50 +82,61 @@ def trained_tensors(
     return tensors
 
 
+def tensors_of_rules(
+    groups: Mapping[str, str], rules: Mapping[str, Rule]
+) -> dict[Rule, dict[str, int]]:
+    """Returns the tensors that each rule updates together: rule -> name of a tensor -> its index.
+
+    Groups with the same rule are updated together, since a rule may depend on all its tensors.
+
+    Args:
+        groups: name of a tensor -> its optimizer group.
+        rules: optimizer group -> rule.
+    """
+    found: dict[Rule, dict[str, int]] = {}
+    for group in dict.fromkeys(groups.values()):
+        own = {name: k for k, (name, other) in enumerate(groups.items()) if other == group}
+        found.setdefault(rules[group], {}).update(own)
+    return found
+
+
 @torch.no_grad()
 def update_weights(
-    rules: Mapping[str, Rule],
-    groups: Mapping[str, str],
+    tensors: Mapping[Rule, Iterable[str]],
     weights: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
     states: Mapping[str, State],
-    rates: Mapping[str, Rates],
+    rates: Mapping[Rule, Rates],
     steps: IntArray,
     moving: BoolArray,
 ) -> None:
     """Applies the update rules to all runs, in place, then restores those that must not move.
 
-    Groups with the same rule are updated together, since a rule may depend on all its tensors.
-
     Args:
-        rules: optimizer group -> rule.
-        groups: name of a tensor -> its optimizer group.
+        tensors: rule -> names of its tensors.
         weights: name -> (N, ...).
         gradients: name -> (N, ...).
         states: name -> state of the rule.
-        rates: optimizer group -> rates of its tensors.
+        rates: rule -> rates of its tensors.
         steps: optimizer steps that each run has taken, (N,).
         moving: True for the runs that move, (N,).
     """
-    device = next(iter(weights.values())).device
-    frozen = torch.as_tensor(np.flatnonzero(~moving), device=device)
-    tensors = trained_tensors(weights, states).values() if len(frozen) else ()
-    copies = [tensor[frozen].clone() for tensor in tensors]
+    kept: list[Tensor] = []
+    if not moving.all():
+        device = next(iter(weights.values())).device
+        frozen = torch.as_tensor(np.flatnonzero(~moving), device=device)
+        kept = list(trained_tensors(weights, states).values())
+        copies = [tensor[frozen].clone() for tensor in kept]
 
-    present = dict.fromkeys(groups.values())
-    for rule in dict.fromkeys(rules[group] for group in present):
-        own = [group for group in present if rules[group] == rule]
-        names: list[str] = []
-        for group in own:
-            names += [name for name, other in groups.items() if other == group]
-        joined = Rates(*map(torch.hstack, zip(*(rates[group] for group in own), strict=True)))
+    for rule, names in tensors.items():
         rule.update(
             [weights[name] for name in names],
             [gradients[name] for name in names],
             [states[name] for name in names],
-            joined,
+            rates[rule],
             steps,
         )
 
-    for tensor, copy in zip(tensors, copies, strict=True):
-        tensor[frozen] = copy
+    if kept:
+        for tensor, copy in zip(kept, copies, strict=True):
+            tensor[frozen] = copy

@@ -95,9 +95,7 @@ class UpdateMeter:
         self._step += 1
         found: dict[str, FloatArray] = {}
         if "spread" in self._groups:
-            norm = np.sqrt(squares.sum(1))
-            if not np.isfinite(norm).all():
-                norm = finite(norm)
+            norm = finite(np.sqrt(squares.sum(1)))
             found = {"mean_gradient_norm": norm, "mean_squared_gradient_norm": np.square(norm)}
 
         compares = self._is_compared(self._step)

@@ -1,7 +1,11 @@
-"""Intervals of ratios of times."""
+"""Rounds, and intervals of ratios of times."""
+
+import math
 
 import numpy as np
+import pytest
 
+from speed import timing
 from speed.timing import ratio
 
 
@@ -20,3 +24,10 @@ def test_the_interval_of_many_rounds_covers_the_true_median_and_leaves_out_extre
     covers = np.mean([each["low"] <= 1.0 <= each["high"] for each in found])
     assert 0.94 < covers < 0.99
     assert all(each["min"] < each["low"] < each["high"] < each["max"] for each in found)
+
+
+@pytest.mark.parametrize(("limit", "rounds"), [(-1.0, timing.LEAST_ROUNDS), (math.inf, 9)])
+def test_rounds_end_at_the_limit_once_there_are_a_few(limit, rounds, monkeypatch):
+    monkeypatch.setattr(timing, "LIMIT_SECONDS", limit)
+    times = timing.alternate({"a": list, "b": list}, 9)
+    assert {name: len(own) for name, own in times.items()} == {"a": rounds, "b": rounds}

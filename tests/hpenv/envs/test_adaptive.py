@@ -95,8 +95,9 @@ def test_a_controller_replaces_the_schedule_or_modulates_it():
         rates[schedule] = []
         for action in actions:
             env.step(action)
-            table = env.unwrapped.plant._rates["matrix"]
-            rates[schedule].append(table[0][:, 0, 0].numpy())
+            plant = env.unwrapped.plant
+            table = plant._rates[plant._rules["matrix"]]  # (20, fields, 1, tensors)
+            rates[schedule].append(table[:, 0, 0, 0].numpy())
     factors = np.repeat([1.2, 1.44, 1.44 * 0.9], 20)
     assert np.concatenate(rates["none"]) == pytest.approx(1e-3 * factors)
     cosine = Cosine(60, warmup_steps=20)(np.arange(60))

@@ -38,7 +38,7 @@ def test_defaults_are_the_papers():
 def test_base_schedules_reach_the_plant(arguments, rates, tiny):
     plant = gym.make(JEL, **tiny, **arguments).unwrapped.plant
     plant._begin_window(np.array([23]))
-    lr = plant._rates["matrix"][0]  # (23, 1, tensors of the group)
+    lr = plant._rates[plant._rules["matrix"]][:, 0]  # (23, 1, tensors of the group)
     assert lr[[0, 22], 0, 0].tolist() == pytest.approx([1e-3 * rate for rate in rates])
 
 
