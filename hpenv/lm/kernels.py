@@ -89,7 +89,7 @@ class _SquaredReLUFeedForward(torch.autograd.Function):
             d_down[n].addmm_(g.T, h * h)
             d_hidden = torch.mm(g, down[n]).mul_(h).mul_(2.0)
             d_up[n].addmm_(d_hidden.T, x[n, tokens])
-            d_x[n, tokens] = torch.mm(d_hidden, up[n])
+            torch.mm(d_hidden, up[n], out=d_x[n, tokens])
 
         return d_x, d_up, d_down
 

@@ -15,6 +15,7 @@ tuning seeds.
     caps           a cap that binds at the start, and a wrong neutral (sections 6 and 8)
     layer_lr       only a learning rate per layer (section 7)
     credit         estimated effects of the cells on the probe in place of, or next to, a reward
+    credit_long    the same on a run five times as long
     weight_decay   a coefficient per tensor on a run five times as long, and its effect on the
                    weights (section 5)
 
@@ -104,7 +105,7 @@ class Arm:
     name: str  # of the job
     label: str  # in tables and figures
     #: Key of `sidecar_report.COMPARISONS`, or `sweeps`. Arms of `rewards` run on the seeds of the
-    #: rewards, arms of `weight_decay` five times as long.
+    #: rewards, arms of `LONG_GROUPS` five times as long.
     group: str
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)  # its changes of the env
     sidecar: Mapping[str, Any] = field(default_factory=dict)  # its changes of the Sidecar
@@ -113,6 +114,7 @@ class Arm:
     controller: str | None = None  # in place of a Sidecar; see OnlineConfig
 
 
+LONG_GROUPS = ("credit_long", "weight_decay")
 _SURFACE = {"channels": "foundational"}
 _DETACHED = {"attached": False}
 
@@ -157,15 +159,20 @@ _HOLD = {"none": 63, "cell_effect": 0}
 
 
 def _estimated(
-    name: str, label: str, effects: Mapping[str, int], *, env_kwargs: Mapping[str, Any] = _EFFECTS,
-    **sidecar: Any,
+    name: str, label: str, effects: Mapping[str, int], *, group: str = "credit",
+    env_kwargs: Mapping[str, Any] = _EFFECTS, **sidecar: Any,
 ) -> Arm:  # fmt: skip
     """Returns an arm that learns from estimated effects, by default from them alone."""
     alone = {"credit": "estimate", "learning_rate": 1.0, "evidence": 0.0}
     credit = sidecar if "credit" in sidecar else alone | sidecar
-    return Arm(name, label, "credit", env_kwargs, _OWN_STEP | {"effects": effects} | credit)
+    return Arm(name, label, group, env_kwargs, _OWN_STEP | {"effects": effects} | credit)
 
 
+#: A rate per layer and no dials.
+_RATES: dict[str, Any] = _EFFECTS | {"channels": "layer_lr"}
+#: The speed at which a rate takes about the whole last third to come down, of 62 decisions or 312.
+#: It was chosen on seeds 2000-2002.
+_SLOW, _SLOW_LONG = 0.3, 0.06
 _PROBED = _EFFECTS | {"reward": {"progress": 1.0, "divergence": 1.0}}
 _CONTROL: dict[str, Any] = {"credit": "control_variate", "env_kwargs": _PROBED}
 ARMS: tuple[Arm, ...] = (
@@ -234,8 +241,12 @@ ARMS: tuple[Arm, ...] = (
     _estimated("credit_horizon", "estimates with a memory of 256 steps as the credit", _LONG),
     _estimated("credit_hold", "estimates as the credit, rates in the last third alone", _HOLD),
     _estimated(
-        *("credit_rates", "the same, a rate per layer and no dials", _HOLD),
-        env_kwargs=_EFFECTS | {"channels": "layer_lr"},
+        *("credit_rates", "the same, a rate per layer and no dials", _HOLD), env_kwargs=_RATES
+    ),
+    _estimated(
+        *("credit_slow", "the same, at 0.3 of the speed", _HOLD),
+        env_kwargs=_RATES,
+        learning_rate=_SLOW,
     ),
     _estimated(
         *("credit_control", "probe loss change, estimates as control variate", _SHORT), **_CONTROL
@@ -248,6 +259,13 @@ ARMS: tuple[Arm, ...] = (
         *("hypergradient", "hypergradient descent, a rate per group", "credit"),
         {"num_registers": 0},
         controller="hpenv.policies.adaptive_rates:Hypergradient",
+    ),
+    _estimated(
+        *("long_credit", "estimates as the credit of rates in the last third, slowly"),
+        {"none": 313, "cell_effect": 0},
+        group="credit_long",
+        env_kwargs=_RATES,
+        learning_rate=_SLOW_LONG,
     ),
     Arm("long_detached", "default, no Sidecar", "weight_decay", _SURFACE, _DETACHED),
     Arm("long_foundational", "Sidecar, foundational surface", "weight_decay", _SURFACE),
@@ -306,7 +324,7 @@ def make_jobs(config: ExperimentConfig) -> list[Job]:
     }
     usual, long = list[Job](), list[Job]()
     for arm in ARMS:
-        (long if arm.group == "weight_decay" else usual).extend(jobs_of(arm))
+        (long if arm.group in LONG_GROUPS else usual).extend(jobs_of(arm))
     return [*usual, Job("signal", signal, measured), *long]
 
 
@@ -329,7 +347,7 @@ def late_jobs(config: ExperimentConfig) -> list[Job]:
 
 
 def _arm_jobs(arm: Arm, config: ExperimentConfig) -> list[Job]:
-    num_steps = config.long_steps if arm.group == "weight_decay" else config.num_steps
+    num_steps = config.long_steps if arm.group in LONG_GROUPS else config.num_steps
     seeds = config.reward_seeds if arm.group == "rewards" else config.evaluation_seeds
     arguments = config.env_arguments(**arm.env_kwargs) | {"num_steps": num_steps}
     if "interval" in arguments:

@@ -42,6 +42,7 @@ COMPARISONS = {
     "credit": Comparison(
         ("detached", *_SWEEPS, "hypergradient"), before=("detached",), after=_SWEEPS
     ),
+    "credit_long": Comparison(("long_detached",), before=("long_detached",)),
     "weight_decay": Comparison(("long_detached", "long_foundational")),
 }
 
