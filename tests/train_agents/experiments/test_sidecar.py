@@ -25,7 +25,8 @@ def test_every_arm_of_the_sidecar_has_a_job_and_the_long_runs_come_last():
     names = [job.name for job in make_sidecar_jobs(SidecarExperiment())]
     assert len(names) == len(set(names))
     assert names[:3] == ["detached", "foundational", "no_learning"]
-    assert names[-4:] == ["signal", "long_detached", "long_foundational", "long_weight_decay"]
+    long = ["long_credit", "long_detached", "long_foundational", "long_weight_decay"]
+    assert names[-5:] == ["signal", *long]
     known = {arm.name for arm in ARMS}
     assert known | {"signal"} == {arm_of(name) for name in names}
     assert {arm.group for arm in ARMS} == {*COMPARISONS, "sweeps"}
