@@ -177,7 +177,6 @@ BENCHMARKS = (
 THREADED = (
     population_speedup,
     achieved_flops,
-    run_equivalents,
     controller_overhead,
 )
 

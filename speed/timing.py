@@ -10,7 +10,7 @@ from scipy import special
 
 #: Rounds end after this time, once there are a few of them. All measures together then take less
 #: than 20 minutes on a slow machine, too.
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 15.0
 LEAST_ROUNDS = 6
 
 
