@@ -18,6 +18,7 @@ from baselines.schedules import (
 from baselines.sweeps import ENV
 from hpenv.benchmark.evaluate import evaluate_controller
 from hpenv.pretraining.plant import PretrainingPlant
+from hpenv.pretraining.steps import tensors_of_rules
 
 GROUPS = ("embedding", "unembedding", "matrix")
 T = 23  # steps of the fixture `tiny`
@@ -102,9 +103,10 @@ def used(monkeypatch):
     update = PretrainingPlant._update
 
     def recording(self, gradients, rates, moving):
-        for group, table in rates.items():
-            members = [name for name, own in self._groups.items() if own == group]
-            for (k, name), row in itertools.product(enumerate(members), np.flatnonzero(moving)):
+        members = tensors_of_rules(self._groups, self._rules)
+        for rule, table in rates.items():
+            names = enumerate(members[rule])
+            for (k, name), row in itertools.product(names, np.flatnonzero(moving)):
                 numbers = (table.lr[row, k].item(), table.weight_decay[row, k].item())
                 record[name, int(row), int(self.steps[row])] = numbers
         update(self, gradients, rates, moving)
