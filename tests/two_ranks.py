@@ -51,5 +51,7 @@ def two_ranks(folder, code=0):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    follow(_open(1, sys.argv[1]))
-    dist.destroy_process_group()
+    try:
+        follow(_open(1, sys.argv[1]))
+    finally:  # also after an error: a process that ends with gloo's threads alive may be aborted
+        dist.destroy_process_group()
