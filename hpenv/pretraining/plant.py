@@ -264,8 +264,6 @@ class PretrainingPlant(Runs):
                 values["probe_gain"] = gain(decrease.double().cpu().numpy(), promise)
 
         self.steps += moving
-        if len(rows) == self.num_rows:
-            return values
         return {name: value[rows] for name, value in values.items()}
 
     @torch.no_grad()
@@ -329,20 +327,14 @@ class PretrainingPlant(Runs):
         self, gradients: Mapping[str, Tensor], rates: Mapping[Rule, Rates], moving: BoolArray
     ) -> None:
         """Updates the weights, and adds their change to the traces of the cells' effects."""
-        update = partial(
-            self._updater,
-            self.weights,
-            states=self.optimizer_state,
-            rates=rates,
-            steps=self.steps,
-            moving=moving,
-        )
+        state = self.weights, self.optimizer_state
+        update = partial(self._updater, *state, rates, self.steps, moving)
         if not self._effects.are_measured(self.measured_groups):
             update(gradients)
         else:
             decay = decay_fractions(rates, self._members, moving)
-            state = self.weights, trained_tensors(self.weights, self.optimizer_state)
-            self._effects.trace(self.measured_groups, update, gradients, *state, decay, moving)
+            moved = self.weights, trained_tensors(*state)
+            self._effects.trace(self.measured_groups, update, gradients, *moved, decay, moving)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Returns weights, optimizer state and traces. See Runs."""

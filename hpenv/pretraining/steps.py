@@ -104,22 +104,22 @@ def tensors_of_rules(
 def update_weights(
     tensors: Mapping[Rule, Iterable[str]],
     weights: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor],
     states: Mapping[str, State],
     rates: Mapping[Rule, Rates],
     steps: IntArray,
     moving: BoolArray,
+    gradients: Mapping[str, Tensor],
 ) -> None:
     """Applies the update rules to all runs, in place, then restores those that must not move.
 
     Args:
         tensors: rule -> names of its tensors.
         weights: name -> (N, ...).
-        gradients: name -> (N, ...).
         states: name -> state of the rule.
         rates: rule -> rates of its tensors.
         steps: optimizer steps that each run has taken, (N,).
         moving: True for the runs that move, (N,).
+        gradients: name -> (N, ...).
     """
     kept: list[Tensor] = []
     if not moving.all():

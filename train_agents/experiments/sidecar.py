@@ -6,7 +6,7 @@ The Sidecar learns during the run that it controls, so nothing is trained before
 population with a row per seed, compared by seed on held-out bits per byte at equal tokens. The
 default configuration was fixed before any reported arm (`DEFAULT`). It is also
 compared with the best constant rate and the best schedule of a sweep, chosen by the probe loss on
-tuning seeds.
+tuning seeds. The module is one table of arms, and longer than usual for that reason.
 
     foundational   attached against detached (section 3), the cost of exploration alone, the sweeps
     rewards        what the Sidecar is rewarded for (sections 4 and 9), on separate seeds
