@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from hpenv.benchmark.results import read_result
-from train_agents.experiments import jel, projection_report, sidecar, sidecar_claims
+from train_agents.experiments import attached, jel, projection_report, sidecar, sidecar_claims
 from train_agents.experiments.projection_claims import curve
 from train_agents.experiments.report import Data
 from train_agents.experiments.samples import Sample, bits_per_byte, samples
@@ -77,7 +77,10 @@ def numbers(text: str) -> list[tuple[float, int]]:
     return [(float(number), len(number.partition(".")[2])) for number in found]
 
 
-REPORTS = {"jel": jel.REPORT, "sidecar": sidecar.REPORT, "projection": projection_report.REPORT}
+REPORTS = {
+    "attached": attached.REPORT, "jel": jel.REPORT, "projection": projection_report.REPORT,
+    "sidecar": sidecar.REPORT,
+}  # fmt: skip
 
 
 @lru_cache
