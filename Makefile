@@ -79,7 +79,7 @@ endef
 projection: setup  ## gradient projection against reward hacking, all arms; hours, goes on where it stopped
 	$(BIN)/python -m train_agents.experiments.projection --num-workers $(WORKERS)
 
-test: setup  ## the default tests, 4 to 10 minutes on two cores
+test: setup  ## the default tests, 4 to 13 minutes on two cores
 	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
 test-slow: setup  ## the tests marked slow, and only those
